@@ -1,0 +1,1 @@
+"""MEASURE: runs a model over a small data set; samples -> probe -> profile."""

@@ -1,0 +1,1 @@
+"""DECIDE: searches the schedule of cuts that loses least at a given cost."""

@@ -1,0 +1,73 @@
+"""Every error tpcal raises on purpose, in one tree. The class decides the exit code of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class TpcalError(Exception):
+    """Base of all deliberate errors; its message is one sentence and says how to go on."""
+
+    exit_code = 1
+
+
+class RunFailed(TpcalError):
+    """A run broke off (out of memory, a failing model); what was done so far is kept."""
+
+
+class UsageError(TpcalError):
+    """Bad input: an option, a file, a data set or a name."""
+
+    exit_code = 2
+
+
+class ProblemsError(TpcalError):
+    """Several problems of one thing, reported together.
+
+    Args:
+        subject: What the problems belong to, e.g. the path of a plan.
+        problems: One sentence each.
+    """
+
+    def __init__(self, subject: str, problems: Iterable[str]) -> None:
+        self.subject = subject
+        self.problems = tuple(problems)
+        lines = [f"{subject}: {p}" for p in self.problems]
+        super().__init__("\n".join(lines))
+
+
+class PlanError(ProblemsError, UsageError):
+    """A plan file that breaks the rules of the format."""
+
+
+class FitError(ProblemsError):
+    """A plan that does not fit the model it is applied to."""
+
+    exit_code = 5
+
+
+class BudgetError(TpcalError):
+    """A budget no plan can reach.
+
+    Args:
+        message: One sentence.
+        reachable: Smallest layer-average keep that can be reached, 0..1.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, reachable: float) -> None:
+        self.reachable = reachable
+        super().__init__(message)
+
+
+class GuardrailError(TpcalError):
+    """The best plan loses more than the caller allows."""
+
+    exit_code = 4
+
+
+class SlowerError(TpcalError):
+    """The plan made the model slower than it is unpruned."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""Published schedules as plan files; `tpcal.load_preset` reads and scales them."""
