@@ -93,10 +93,32 @@ def read_bytes(path: Path, what: str, max_bytes: int) -> bytes:
     return data
 
 
+class Line(dict[str, Any]):
+    """A mapping that `dump_yaml` writes on one line."""
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # our own reader refuses them
+
+
+_Dumper.add_representer(
+    Line,
+    lambda dumper, data: dumper.represent_mapping(
+        "tag:yaml.org,2002:map", data.items(), flow_style=True
+    ),
+)
+
+
 def dump_yaml(data: Any) -> str:
-    """YAML of plain data: keys in the given order, short leaves on one line."""
-    return yaml.safe_dump(
-        data, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+    """YAML of plain data: keys in the given order, leaves and every `Line` on one line."""
+    return yaml.dump(
+        data,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=110,
+        default_flow_style=None,
     )
 
 

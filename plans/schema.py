@@ -1,0 +1,254 @@
+"""The plan: what production executes. Data only; imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tpcal.plans.cost import Cost
+from tpcal.plans.errors import PlanError, UsageError
+from tpcal.plans.files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
+
+SCHEMA = 1
+
+
+def n_keep(keep: float, n_tokens: int) -> int:
+    """Tokens that ``keep`` of ``n_tokens`` original ones leaves: the one rounding used everywhere.
+
+    Half rounds up; a keep above 0 leaves at least one token.
+    """
+    if keep <= 0 or n_tokens <= 0:
+        return 0
+    return min(n_tokens, max(1, math.floor(keep * n_tokens + 0.5)))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Makes a cut per sample: it happens only where the attention measured one layer before is low.
+
+    Source:
+        ToDRE stage 2 (arXiv 2505.18757v2). With a causal mask and the image before the question the
+        visual-to-text mass is always 0, so that half of the paper's rule is inert there.
+    """
+
+    text_to_visual_below: float
+    """Threshold on the attention mass the text gives to visual tokens, 0..1."""
+    visual_to_text_below: float | None = None
+    """Threshold on the mass visual tokens give to text; None leaves it out."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One act of pruning, just before decoder layer ``layer`` (0 = before the decoder)."""
+
+    layer: int
+    keep: float
+    """Fraction of the image's original visual tokens that go on; 0 drops all."""
+    selector: str | None = None
+    """Name of the selector; None where ``keep`` is 0, as there is nothing to choose."""
+    params: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The model a plan or profile was made for. A published schedule knows only ``n_layers``."""
+
+    n_layers: int
+    name: str | None = None
+    revision: str | None = None
+    family: str | None = None
+    architecture: str | None = None
+    fingerprint: str | None = None
+    """sha256 of the structure: two models with one fingerprint can share a plan."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Layer average of keep: asked for and reached."""
+
+    target: float
+    reached: float
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Deviation from the unpruned model per group, in nats of KL(full || pruned) per answer token."""
+
+    predicted: Mapping[str, float] = field(default_factory=dict, hash=False)
+    measured: Mapping[str, float] = field(default_factory=dict, hash=False)
+    flips: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Share of answer tokens whose most likely token changed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cuts for one model and what is known of them."""
+
+    cuts: tuple[Cut, ...] = ()
+    name: str | None = None
+    source: str | None = None
+    """Where a published schedule comes from."""
+    model: ModelIdentity | None = None
+    budget: Budget | None = None
+    loss: Loss | None = None
+    cost: Cost | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def counts(self, n_tokens: int) -> tuple[int, ...]:
+        """Visual tokens left after each cut; conditional cuts are counted as not firing."""
+        counts, alive = [], n_tokens
+        for cut in self.cuts:
+            if cut.condition is None:
+                alive = min(alive, n_keep(cut.keep, n_tokens))
+            counts.append(alive)
+        return tuple(counts)
+
+    def schedule(self, n_tokens: int, n_layers: int) -> list[int]:
+        """[L] visual tokens entering each layer; conditional cuts are counted as not firing."""
+        entering = [n_tokens] * n_layers
+        for cut, count in zip(self.cuts, self.counts(n_tokens), strict=True):
+            entering[cut.layer :] = [count] * (n_layers - cut.layer)
+        return entering
+
+    def scaled(self, n_layers: int) -> Plan:
+        """The same schedule at the same relative depths of a decoder with ``n_layers`` layers.
+
+        A cut inside the decoder stays inside it, and two cuts never share a layer: the later one moves down, or
+        goes where the decoder ends.
+
+        Raises:
+            UsageError: The plan does not say how many layers it was made for.
+        """
+        if self.model is None:
+            raise UsageError("A plan must name model.n_layers to be scaled; got none.")
+        cuts: list[Cut] = []
+        for cut in self.cuts:
+            layer = math.floor(cut.layer * n_layers / self.model.n_layers + 0.5)
+            layer = max(min(layer, n_layers - 1), min(cut.layer, 1))
+            if cuts:
+                layer = max(layer, cuts[-1].layer + 1)
+            if layer < n_layers:
+                cuts.append(replace(cut, layer=layer))
+        return replace(self, cuts=tuple(cuts), model=ModelIdentity(n_layers=n_layers))
+
+
+def load_plan(path: Path | str) -> Plan:
+    """The plan in a YAML file.
+
+    Raises:
+        UsageError: Missing, unreadable, too large or not plain YAML.
+        PlanError: Breaks the rules of the format; names every problem at once.
+    """
+    return plan_from_data(read_yaml(path, "plan"), str(path))
+
+
+def parse_plan(text: str, source: str = "plan") -> Plan:
+    """The plan in a YAML text; errors as `load_plan`."""
+    return plan_from_data(parse_yaml(text, source), source)
+
+
+def save_plan(plan: Plan, path: Path | str) -> None:
+    """Writes the plan atomically; the same plan gives the same bytes."""
+    write_atomic(path, dump_plan(plan))
+
+
+def dump_plan(plan: Plan) -> str:
+    """YAML of a plan, ending with its digest."""
+    data = _plain(plan)
+    data["digest"] = _digest(data)
+    data["cuts"] = [Line(cut) for cut in data.get("cuts", [])]
+    return dump_yaml(data)
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the published schedules that ship with tpcal, sorted."""
+    folder = resources.files("tpcal.plans.presets")
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def load_preset(name: str, n_layers: int | None = None) -> Plan:
+    """A published schedule, at the same relative depths of a decoder with ``n_layers`` layers.
+
+    Args:
+        name: One of `presets`.
+        n_layers: Depth of the model; None keeps the published depth.
+
+    Raises:
+        UsageError: Unknown name.
+    """
+    if name not in presets():
+        raise UsageError(f"No preset is called {name!r}. Known: {', '.join(presets())}.")
+    text = resources.files("tpcal.plans.presets").joinpath(f"{name}.yaml").read_text("utf-8")
+    plan = parse_plan(text, f"preset {name}")
+    return plan if n_layers is None else plan.scaled(n_layers)
+
+
+def plan_from_data(data: Any, source: str) -> Plan:
+    """The plan in parsed YAML data; ``source`` is named in errors.
+
+    Raises:
+        PlanError: Names every problem at once.
+    """
+    from tpcal.plans.rules import Reader, check_cuts, read_cuts, read_record
+
+    reader = Reader()
+    known = ["schema", *(f.name for f in fields(Plan)), "digest"]
+    body = reader.mapping(data, "the plan", known)
+    if body is None:
+        raise PlanError(source, reader.problems)
+    if body.get("schema") != SCHEMA:
+        rule = f"schema must be {SCHEMA} (this version of tpcal reads no other)"
+        raise PlanError(source, [f"{rule}; got {body.get('schema')!r}."])
+    given = body.get("digest")
+    if given is not None and not reader.problems and given != _digest(body):
+        reader.problems.append(
+            "digest must match the content; the file was changed after it was written. "
+            "Delete the digest line to accept the change."
+        )
+    model = read_record(reader, body, "model", ModelIdentity)
+    cuts = read_cuts(reader, body.get("cuts", []))
+    check_cuts(reader, cuts, model.n_layers if model else None)
+    plan = Plan(
+        cuts=tuple(cuts),
+        name=reader.text(body, "name"),
+        source=reader.text(body, "source"),
+        model=model,
+        budget=read_record(reader, body, "budget", Budget),
+        loss=read_record(reader, body, "loss", Loss),
+        cost=read_record(reader, body, "cost", Cost),
+        provenance=reader.plain(body.get("provenance") or {}, "provenance"),
+    )
+    if reader.problems:
+        raise PlanError(source, reader.problems)
+    return plan
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    """Plain data of a plan: empty parts left out, tuples as lists."""
+    data = {"schema": SCHEMA, **asdict(plan)}
+    return {key: _prune(value) for key, value in data.items() if key == "cuts" or _some(value)}
+
+
+def _prune(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _prune(item) for key, item in value.items() if _some(item)}
+    if isinstance(value, list | tuple):
+        return [_prune(item) for item in value]
+    return value
+
+
+def _some(value: Any) -> bool:
+    return value is not None and value != {}
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in data.items() if key != "digest"}
+    canonical = json.dumps(content, sort_keys=True, default=str)
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
