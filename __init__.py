@@ -1,6 +1,7 @@
 """tpcal: calibrate, plan and run visual-token pruning for vision-language models.
 
-Names are loaded when first used, so that ``import tpcal`` needs neither torch nor transformers nor optuna.
+Names are loaded when first used, so that ``import tpcal`` needs neither torch nor transformers nor
+optuna.
 """
 
 from __future__ import annotations

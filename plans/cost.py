@@ -1,4 +1,4 @@
-"""What a plan costs, in exact arithmetic: layer-average keep, FLOPs, KV-cache bytes. Imports no torch."""
+"""What a plan costs, in exact arithmetic: layer-average keep, FLOPs, KV bytes; no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class DecoderShape:
 class Cost:
     """Cost of one prefill of ``n_tokens`` visual and ``n_text`` text tokens, pruned and unpruned.
 
-    Conditional cuts are counted as not firing, so the figures are upper bounds for plans that have some.
+    Conditional cuts are counted as not firing, so the figures are upper bounds for plans that have
+    some.
     """
 
     n_tokens: int
@@ -48,15 +49,15 @@ class Cost:
 
 
 def layer_average_keep(schedule: Sequence[int], n_tokens: int) -> float:
-    """(1/L) sum over layers of visual tokens entering the layer / ``n_tokens``; 1.0 without visual tokens.
+    """Mean over layers of visual tokens entering / ``n_tokens``; 1.0 without visual tokens.
 
     Args:
         schedule: [L] visual tokens entering each layer.
         n_tokens: Visual tokens of the unpruned prompt.
 
     Source:
-        Li et al. 2025 (BTP), arXiv 2505.22038: their "22 %" and "128 tokens" are this average. DART, DivPrune
-        and ToDRE quote the count after their single cut instead.
+        Li et al. 2025 (BTP), arXiv 2505.22038: their "22 %" and "128 tokens" are this average.
+        DART, DivPrune and ToDRE quote the count after their single cut instead.
     """
     if n_tokens == 0:
         return 1.0
@@ -66,9 +67,9 @@ def layer_average_keep(schedule: Sequence[int], n_tokens: int) -> float:
 def layer_flops(shape: DecoderShape, n: int) -> float:
     """FLOPs of one decoder layer over ``n`` tokens, a multiply-add counted as two.
 
-    Projections with grouped queries, the full n x n attention products (a causal kernel may do half of
-    them), and a gated FFN. Norms, softmax, activation and rotary embedding are left out (under 1 % at
-    hidden 4096).
+    Projections with grouped queries, the full n x n attention products (a causal kernel may do
+    half of them), and a gated FFN. Norms, softmax, activation and rotary embedding are left out
+    (under 1 % at hidden 4096).
     """
     query_width = shape.n_heads * shape.head_dim
     kv_width = shape.n_kv_heads * shape.head_dim
@@ -88,8 +89,9 @@ def prefill_flops(shape: DecoderShape, n_tokens: Sequence[int]) -> float:
         ValueError: ``n_tokens`` has another length than the decoder has layers.
 
     Source:
-        4nd^2 + 2n^2d + 3ndm multiply-adds of PyramidDrop (arXiv 2410.17247) and BTP (arXiv 2505.22038), made
-        aware of grouped queries, times two. Checked against torch's FLOP counter in tests/plans/test_cost.py.
+        4nd^2 + 2n^2d + 3ndm multiply-adds of PyramidDrop (arXiv 2410.17247) and BTP (arXiv
+        2505.22038), made aware of grouped queries, times two. Checked against torch's FLOP counter
+        in tests/plans/test_cost.py.
     """
     if len(n_tokens) != shape.n_layers:
         raise ValueError(

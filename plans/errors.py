@@ -1,4 +1,4 @@
-"""Every error tpcal raises on purpose, in one tree. The class decides the exit code of the command line."""
+"""Every error tpcal raises on purpose, in one tree; the class decides the exit code."""
 
 from __future__ import annotations
 

@@ -14,8 +14,11 @@ from tpcal.plans.errors import UsageError
 MAX_YAML_BYTES = 1_000_000
 
 
-class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
-    """Safe loader that refuses aliases (a few lines of them expand to gigabytes) and repeated keys."""
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases (a few lines of them expand to gigabytes) and repeated keys.
+
+    Pure Python, because the C loader composes nodes where no check can be put.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):

@@ -1,4 +1,4 @@
-"""The rules of the plan file: reads plain data into records and collects every problem on the way."""
+"""The rules of the plan file: plain data becomes records, every problem is collected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FRACTIONS = {
 
 
 class Reader:
-    """Checks values one by one and remembers what is wrong instead of stopping at the first problem."""
+    """Checks values one by one and remembers what is wrong instead of stopping."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
@@ -88,7 +88,8 @@ def read_record(
 ) -> Record | None:
     """The frozen dataclass ``record`` under ``body[key]``; None where absent or wrong.
 
-    Its fields' types are the rules: text, whole and other numbers, mappings to numbers, lists of whole numbers.
+    Its fields' types are the rules: text, whole and other numbers, mappings to numbers, lists of
+    whole numbers.
     """
     if body.get(key) is None:
         return None
@@ -170,7 +171,7 @@ def _check_selector(reader: Reader, cut: Cut, path: str) -> None:
 
 
 def check_cuts(reader: Reader, cuts: Sequence[Cut], n_layers: int | None) -> None:
-    """Rules between cuts: layers rise strictly and exist, keeps never rise, conditions have a layer before."""
+    """Rules between cuts: layers rise and exist, keeps never rise, conditions have a layer before."""
     for i, cut in enumerate(cuts):
         path = f"cuts[{i}]"
         if i and cut.layer <= cuts[i - 1].layer:

@@ -30,11 +30,11 @@ def n_keep(keep: float, n_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Condition:
-    """Makes a cut per sample: it happens only where the attention measured one layer before is low.
+    """Makes a cut per sample: only where the attention measured one layer before is low.
 
     Source:
-        ToDRE stage 2 (arXiv 2505.18757v2). With a causal mask and the image before the question the
-        visual-to-text mass is always 0, so that half of the paper's rule is inert there.
+        ToDRE stage 2 (arXiv 2505.18757v2). With a causal mask and the image before the question
+        the visual-to-text mass is always 0, so that half of the paper's rule is inert there.
     """
 
     text_to_visual_below: float
@@ -79,7 +79,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Loss:
-    """Deviation from the unpruned model per group, in nats of KL(full || pruned) per answer token."""
+    """Deviation from the unpruned model per group: KL(full || pruned), nats per answer token."""
 
     predicted: Mapping[str, float] = field(default_factory=dict, hash=False)
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -120,8 +120,8 @@ class Plan:
     def scaled(self, n_layers: int) -> Plan:
         """The same schedule at the same relative depths of a decoder with ``n_layers`` layers.
 
-        A cut inside the decoder stays inside it, and two cuts never share a layer: the later one moves down, or
-        goes where the decoder ends.
+        A cut inside the decoder stays inside it, and two cuts never share a layer: the later one
+        moves down, or goes where the decoder ends.
 
         Raises:
             UsageError: The plan does not say how many layers it was made for.

@@ -1,0 +1,105 @@
+"""Cost arithmetic against published figures, hand computation and torch's own FLOP counter."""
+
+from __future__ import annotations
+
+import pytest
+
+from tpcal.plans.cost import (
+    DecoderShape,
+    kv_bytes,
+    layer_average_keep,
+    plan_cost,
+    prefill_flops,
+)
+from tpcal.plans.schema import Cut, Plan
+
+LLAVA_7B = DecoderShape(
+    n_layers=32,
+    hidden=4096,
+    ffn=11008,
+    n_heads=32,
+    n_kv_heads=32,
+    head_dim=128,
+    vocab=32064,
+    dtype_bytes=2,
+)
+
+
+def _published(*cuts: tuple[int, float], n_layers: int = 32) -> Plan:
+    return Plan(cuts=tuple(Cut(la, k, "attention" if k else None) for la, k in cuts))
+
+
+@pytest.mark.parametrize(
+    ("cuts", "tokens"),
+    [
+        ([(2, 0.5)], 306.0),  # FastV K=2 R=50 %
+        ([(8, 0.5), (16, 0.25), (24, 0.125)], 270.0),  # PyramidDrop
+        ([(16, 0.0)], 288.0),  # VTW K=16
+        ([(3, 0.5), (6, 0.25), (14, 48 / 576), (22, 0.0)], 129.0),  # BTP, released
+        ([(2, 132 / 576)], 159.75),  # DART "128"
+    ],
+)
+def test_layer_averages_of_published_schedules_come_out(
+    cuts: list[tuple[int, float]], tokens: float
+) -> None:
+    schedule = _published(*cuts).schedule(576, 32)
+    assert layer_average_keep(schedule, 576) * 576 == pytest.approx(tokens)
+
+
+def test_btp_tflops_of_its_table_come_out_on_visual_tokens_alone() -> None:
+    # BTP counts multiply-adds of visual tokens only and no output head: 3.82 T unpruned, 0.85 T pruned.
+    head = 2.0 * LLAVA_7B.hidden * LLAVA_7B.vocab
+    released = _published((3, 0.5), (6, 0.25), (14, 48 / 576), (22, 0.0))
+    full = (prefill_flops(LLAVA_7B, [576] * 32) - head) / 2
+    pruned = (prefill_flops(LLAVA_7B, released.schedule(576, 32)) - head) / 2
+    assert full == pytest.approx(3.82e12, rel=0.002)
+    assert pruned == pytest.approx(0.847e12, rel=0.002)
+
+
+def test_kv_bytes_by_hand() -> None:
+    shape = DecoderShape(2, 8, 16, 4, 2, 3, 10, 2)
+    # 2 (K and V) * 2 heads * 3 wide * 2 bytes * (5 + 7 tokens)
+    assert kv_bytes(shape, [5, 7]) == 2 * 2 * 3 * 2 * 12
+
+
+def test_prefill_flops_want_one_count_per_layer() -> None:
+    with pytest.raises(ValueError, match=r"one entry per layer \(32\); got 2"):
+        prefill_flops(LLAVA_7B, [1, 2])
+
+
+def test_prefill_flops_agree_with_torchs_counter() -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=50,
+        attn_implementation="eager",
+    )
+    model = LlamaForCausalLM(config).eval()
+    shape = DecoderShape(3, 32, 48, 4, 2, 8, 50, 4)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.arange(20)[None], logits_to_keep=1, use_cache=False)
+    assert counter.get_total_flops() == prefill_flops(shape, [20] * 3)
+
+
+def test_cost_of_a_plan_by_hand() -> None:
+    shape = DecoderShape(4, 8, 16, 2, 2, 4, 10, 2)
+    plan = Plan(cuts=(Cut(1, 0.5, "attention"), Cut(3, 0.0)))
+    cost = plan_cost(plan, shape, n_tokens=10, n_text=3, layer_ms=[(0, 0.0), (20, 2.0)])
+    assert cost.counts == (5, 0)
+    assert cost.layer_average_keep == pytest.approx((10 + 5 + 5 + 0) / 40)
+    assert cost.kv_bytes == kv_bytes(shape, [13, 8, 8, 3])
+    assert cost.unpruned_kv_bytes == kv_bytes(shape, [13] * 4)
+    assert cost.prefill_ms == pytest.approx((13 + 8 + 8 + 3) / 10)
+    assert cost.unpruned_prefill_ms == pytest.approx(4 * 1.3)
+
+
+def test_a_prompt_without_images_keeps_everything() -> None:
+    assert layer_average_keep([0, 0], 0) == 1.0

@@ -1,0 +1,239 @@
+"""The plan file: round trips, every rule, and files that mean harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tpcal.plans.cost import Cost
+from tpcal.plans.errors import PlanError, UsageError
+from tpcal.plans.schema import (
+    Budget,
+    Condition,
+    Cut,
+    Loss,
+    ModelIdentity,
+    Plan,
+    dump_plan,
+    load_plan,
+    load_preset,
+    n_keep,
+    parse_plan,
+    presets,
+    save_plan,
+)
+
+FULL = Plan(
+    name="light",
+    model=ModelIdentity(
+        8, "embedded", None, "llava", "LlavaForConditionalGeneration", "sha256:00"
+    ),
+    budget=Budget(0.22, 0.2196),
+    cuts=(
+        Cut(1, 0.5, "balanced", {"attention_share": 0.3}),
+        Cut(4, 0.0833, "attention"),
+        Cut(6, 0.0, condition=Condition(0.1)),
+    ),
+    loss=Loss({"reading": 1e-05}, {"reading": 0.02}, {"reading": 0.0}),
+    cost=Cost(144, 12, (72, 12, 12), 0.2196, 1.5e9, 6e9, 10_000, 40_000, 1.25, 4.5),
+    provenance={"tpcal": "0.1.0", "seed": 0, "libraries": {"torch": "2.13.0"}},
+)
+
+
+@pytest.mark.parametrize(
+    ("keep", "n_tokens", "count"),
+    [(0.5, 5, 3), (0.0, 576, 0), (1.0, 576, 576), (0.001, 576, 1), (0.3, 0, 0), (0.0833, 576, 48)],
+)
+def test_keep_becomes_a_count_in_one_way(keep: float, n_tokens: int, count: int) -> None:
+    assert n_keep(keep, n_tokens) == count
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    save_plan(FULL, tmp_path / "plan.yaml")
+    assert load_plan(tmp_path / "plan.yaml") == FULL
+
+
+def test_the_same_plan_gives_the_same_bytes() -> None:
+    assert dump_plan(FULL) == dump_plan(parse_plan(dump_plan(FULL)))
+
+
+def test_cuts_stand_on_one_line_each() -> None:
+    lines = dump_plan(FULL).splitlines()
+    assert "- {layer: 1, keep: 0.5, selector: balanced, params: {attention_share: 0.3}}" in lines
+
+
+def test_counts_never_rise_and_conditions_count_as_not_firing() -> None:
+    assert FULL.counts(144) == (72, 12, 12)
+    assert FULL.schedule(144, 8) == [144, 72, 72, 72, 12, 12, 12, 12]
+
+
+def test_a_changed_plan_is_refused_until_its_digest_is_deleted() -> None:
+    text = dump_plan(FULL).replace("keep: 0.5", "keep: 0.4")
+    with pytest.raises(PlanError, match="digest must match the content.*Delete the digest line"):
+        parse_plan(text)
+    without = "\n".join(line for line in text.splitlines() if not line.startswith("digest"))
+    assert parse_plan(without).cuts[0].keep == 0.4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("schema: 2\ncuts: []", "schema must be 1 .*; got 2"),
+        ("cuts: []", "schema must be 1 .*; got None"),
+        ("[1]", "the plan must be a mapping; got"),
+        ("schema: 1\ncuts: 3", "cuts must be a list of at most 1000 cuts; got 3"),
+        ("schema: 1\nfoo: 1", "the plan keys must be among schema, cuts.*; got 'foo'"),
+        (
+            "schema: 1\ncuts: [{layer: 1, keep: 1.5, selector: grid}]",
+            r"cuts\[0\].keep must be in \[0, 1\]; got 1.5",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: 1, keep: .nan, selector: grid}]",
+            r"cuts\[0\].keep must be a number; got nan",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: -1, keep: 1, selector: grid}]",
+            r"cuts\[0\].layer must be at least 0; got -1",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: 1.5, keep: 1, selector: grid}]",
+            r"cuts\[0\].layer must be an integer; got 1.5",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: yes, keep: 1, selector: grid}]",
+            r"cuts\[0\].layer must be an integer; got True",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: 1, keep: 0.5}]",
+            r"cuts\[0\].selector must be given where keep is above 0",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: 1, keep: 0.5, selector: nrom}]",
+            r"no selector is called 'nrom'. Known: attention",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: 1, keep: 0, selector: grid}]",
+            r"cuts\[0\].selector must be left out where keep is 0",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: 1, keep: 0}, {layer: 1, keep: 0}]",
+            r"cuts\[1\].layer must be above the layer of the cut before it \(1\); got 1",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: 1, keep: 0}, {layer: 2, keep: 0.5, selector: grid}]",
+            r"cuts\[1\].keep must not rise above .* \(0\); got 0.5",
+        ),
+        (
+            "schema: 1\nmodel: {n_layers: 4}\ncuts: [{layer: 4, keep: 0}]",
+            r"cuts\[0\].layer must be below the model's 4 layers; got 4",
+        ),
+        ("schema: 1\nmodel: {name: x}", "model.n_layers must be given"),
+        ("schema: 1\nbudget: {target: 0.2}", "budget.reached must be given"),
+        (
+            "schema: 1\nbudget: {target: 2, reached: 0.1}",
+            r"budget.target must be in \[0, 1\]; got 2",
+        ),
+        (
+            "schema: 1\ncuts: [{layer: 0, keep: 0, condition: {text_to_visual_below: 0.1}}]",
+            "must be at least 1 for a cut with a condition",
+        ),
+        ("schema: 1\nprovenance: {time: 2026-01-01}", "provenance.time must be text"),
+    ],
+)
+def test_every_broken_rule_is_named(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        parse_plan(text)
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    text = "schema: 1\nfoo: 1\ncuts: [{layer: -1, keep: 2, selector: grid}, {layer: 3, keep: 0.5}]"
+    with pytest.raises(PlanError) as caught:
+        parse_plan(text, "bad.yaml")
+    assert len(caught.value.problems) == 4
+    assert all(line.startswith("bad.yaml: ") for line in str(caught.value).splitlines())
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a: !!python/object/apply:os.system [true]",
+            "must be plain YAML; could not determine a con",
+        ),
+        ("a: &x [1]\nb: [*x, *x]", "line 2 must be plain YAML; aliases are not allowed"),
+        ("a: 1\na: 2", "the same key stands twice"),
+        ("a: [1", "must be plain YAML"),
+        ("[" * 5000, "must be plain YAML"),
+        ("a: \x00", "must be plain YAML"),
+    ],
+)
+def test_harmful_yaml_is_one_clear_error(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_plan(text, "plan.yaml")
+
+
+def test_files_that_are_no_plans_are_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    with pytest.raises(UsageError, match="No plan at"):
+        load_plan(path)
+    path.write_text("")
+    with pytest.raises(UsageError, match="must be a plan; got an empty file"):
+        load_plan(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="UTF-8 text; got binary data"):
+        load_plan(path)
+    path.write_bytes(b"a" * 1_000_001)
+    with pytest.raises(UsageError, match="at most 1,000,000 bytes; got a larger file"):
+        load_plan(path)
+    with pytest.raises(UsageError, match="got a folder"):
+        load_plan(tmp_path)
+
+
+def test_writing_keeps_the_old_file_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plan.yaml"
+    save_plan(FULL, path)
+
+    def broken(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(UsageError, match="No space left on device"):
+        save_plan(Plan(), path)
+    monkeypatch.undo()
+    assert load_plan(path) == FULL
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("n_layers", [1, 2, 4, 8, 28, 32, 40, 80])
+def test_presets_scale_to_every_depth(name: str, n_layers: int) -> None:
+    plan = load_preset(name, n_layers)
+    layers = [cut.layer for cut in plan.cuts]
+    assert layers == sorted(set(layers))
+    assert all(0 <= layer < n_layers for layer in layers)
+    assert parse_plan(dump_plan(plan)) == plan
+
+
+def test_a_preset_at_its_own_depth_is_unchanged() -> None:
+    for name in presets():
+        plan = load_preset(name)
+        assert plan.source, name
+        assert plan.model is not None
+        assert load_preset(name, plan.model.n_layers).cuts == plan.cuts
+
+
+def test_cuts_of_a_scaled_schedule_never_share_a_layer() -> None:
+    plan = Plan(
+        model=ModelIdentity(32), cuts=(Cut(2, 0.5, "grid"), Cut(3, 0.2, "grid"), Cut(31, 0))
+    )
+    assert [cut.layer for cut in plan.scaled(8).cuts] == [1, 2, 7]
+    assert [cut.layer for cut in plan.scaled(2).cuts] == [1]
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="No preset is called 'btpp'. Known: btp"):
+        load_preset("btpp")
