@@ -1,0 +1,34 @@
+# make demo | test | check | fix. Everything is installed into .venv at the versions of constraints.txt.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test check fix
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The whole way on the built-in model: measure, decide, run. Writes plan.yaml.
+demo: $(READY)
+	$(BIN)/tpcal calibrate
+	$(BIN)/tpcal plan --budget 0.22
+	$(BIN)/tpcal show plan.yaml
+	$(BIN)/tpcal eval --plan plan.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# mypy finds the package, whose root is this folder, through a link outside of it.
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/link && ln -sfn "$(CURDIR)" $(VENV)/link/tpcal
+	MYPYPATH=$(VENV)/link $(BIN)/mypy
+
+fix: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
