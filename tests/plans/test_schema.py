@@ -237,3 +237,20 @@ def test_cuts_of_a_scaled_schedule_never_share_a_layer() -> None:
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match="No preset is called 'btpp'. Known: btp"):
         load_preset("btpp")
+
+
+@pytest.mark.parametrize(
+    ("name", "n_layers", "average"),
+    [
+        ("btp-llava-released", 32, 129 / 576),
+        ("btp-qwen-released", 28, 0.2723),
+        ("btp-qwen-paper", 28, 0.2991),
+        ("dart-128", 32, 159.75 / 576),
+        ("fastv", 32, 306 / 576),
+        ("pyramiddrop", 32, 270 / 576),
+        ("vtw", 32, 0.5),
+    ],
+)
+def test_presets_cost_what_their_papers_say(name: str, n_layers: int, average: float) -> None:
+    schedule = load_preset(name).schedule(576, n_layers)
+    assert sum(schedule) / (576 * n_layers) == pytest.approx(average, abs=5e-5)
