@@ -1,0 +1,186 @@
+"""Reads attention scores beside the model's own attention kernel.
+
+One function is registered with transformers for all models. It is switched on for single attention modules, by
+giving them a copy of their config; there it computes the few score rows that a cut needs from the real queries and
+keys (after normalisation and rotary embedding) and then calls the kernel the model would have called. No attention
+matrix is ever built.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "tpcal_probe"
+_CHUNK = 2**23  # score entries that exist at one time
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read at one attention module in one forward pass; columns as in `tpcal.plans.stack`."""
+
+    last: Tensor
+    """[B] int64 column of the query whose scores are wanted."""
+    text: tuple[Tensor, Tensor] | None = None
+    """[B, T] columns and validity of the text queries; None leaves the attention mass out."""
+    visual: tuple[Tensor, Tensor] | None = None
+    """[B, N] columns and validity of the visual tokens alive."""
+    visual_queries: bool = False
+    """Measure the visual-to-text mass too, which costs one score row per visual token."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What was read."""
+
+    logits: Tensor
+    """[B, H, m] scores of the last query for the new tokens, before the softmax."""
+    lse: Tensor
+    """[B, H] logsumexp over all keys it sees."""
+    keys: Tensor
+    """[B, Hkv, m, d] keys of the new tokens, after rotary embedding."""
+    text_to_visual: Tensor | None = None
+    """[B] attention mass from text to visual tokens, mean over queries and heads; nan without text or visual."""
+    visual_to_text: Tensor | None = None
+    """[B] the same from visual tokens to text."""
+
+
+class Probe:
+    """One attention module's reader."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.request: Request | None = None
+        self.capture: Capture | None = None
+        self.config = module.config
+
+    def take(self) -> Capture | None:
+        """What was read in this pass, once."""
+        capture, self.capture, self.request = self.capture, None, None
+        return capture
+
+
+@contextmanager
+def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Probe]]:
+    """Readers on attention modules, by layer; afterwards the modules are as before."""
+    probes: dict[int, Probe] = {}
+    try:
+        for layer, module in modules.items():
+            probes[layer] = Probe(module)
+            config = copy.copy(module.config)
+            config._attn_implementation_internal = NAME
+            config._tpcal_probe = probes[layer]
+            module.config = config
+        yield probes
+    finally:
+        for layer, probe in probes.items():
+            modules[layer].config = probe.config  # type: ignore[assignment]
+
+
+def probe_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention output of the module's own kernel; fills the probe where it has a request."""
+    probe: Probe = module.config._tpcal_probe
+    if probe.request is not None:
+        probe.capture = read(query, key, attention_mask, scaling, probe.request)
+        probe.request = None
+    kernel = _kernel(module, probe.config._attn_implementation)
+    return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+AttentionInterface.register(NAME, probe_attention)
+
+
+def read(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, request: Request
+) -> Capture:
+    """Scores and masses of one attention call.
+
+    Args:
+        query: [B, H, m, d].
+        key: [B, Hkv, K, d], the new tokens last.
+        mask: [1 or B, 1, m, K] bool or additive; None means causal.
+        scaling: Factor of the products, usually 1/sqrt(d).
+        request: What is wanted.
+    """
+    n_new = query.shape[2]
+    logits = _score_rows(query, key, mask, scaling, request.last[:, None])[:, :, 0]  # [B, H, K]
+    t2v = v2t = None
+    if request.text is not None and request.visual is not None:
+        t2v = _mass(query, key, mask, scaling, request.text, request.visual)
+        v2t = torch.zeros_like(t2v)
+        if request.visual_queries:
+            v2t = _mass(query, key, mask, scaling, request.visual, request.text)
+    return Capture(logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:], t2v, v2t)
+
+
+def _score_rows(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, columns: Tensor
+) -> Tensor:
+    """[B, H, R, K] masked scores of the query columns [B, R], in float32 or wider."""
+    n_rows, n_heads, n_new, width = query.shape
+    n_kv, n_keys = key.shape[1:3]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    at = columns[:, None, :, None].expand(-1, n_heads, -1, width)
+    rows = query.gather(2, at).to(dtype) * scaling
+    rows = rows.view(n_rows, n_kv, -1, width)  # query heads of a key head are neighbours
+    scores = rows @ key.to(dtype).transpose(2, 3)
+    scores = scores.view(n_rows, n_heads, -1, n_keys)
+    if mask is None:
+        place = torch.arange(n_keys, device=key.device)
+        sees = place <= columns[:, :, None] + (n_keys - n_new)  # [B, R, K]
+        return scores.masked_fill(~sees[:, None], -torch.inf)
+    index = torch.arange(n_rows, device=key.device)[:, None]
+    bias = mask.expand(n_rows, *mask.shape[1:])[:, 0][index, columns][:, None]  # [B, 1, R, K]
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~bias, -torch.inf)
+    return scores.masked_fill(bias <= torch.finfo(mask.dtype).min, -torch.inf) + bias.to(dtype)
+
+
+def _mass(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    sources: tuple[Tensor, Tensor],
+    targets: tuple[Tensor, Tensor],
+) -> Tensor:
+    """[B] softmax mass from source to target tokens, mean over heads and sources; nan where one side is empty.
+
+    Source:
+        ToDRE (arXiv 2505.18757v2), the two ratios of stage 2: their denominators are the numbers of
+        query tokens, as the softmax rows sum to one.
+    """
+    columns, valid = sources
+    n_keys, n_new = key.shape[2], query.shape[2]
+    is_target = torch.zeros(key.shape[0], n_keys, dtype=torch.bool, device=key.device)
+    is_target.scatter_(1, targets[0] + (n_keys - n_new), targets[1])
+    total = torch.zeros(query.shape[0], device=key.device)
+    step = max(1, _CHUNK // (query.shape[0] * query.shape[1] * n_keys))
+    for start in range(0, columns.shape[1], step):
+        part = slice(start, start + step)
+        weights = _score_rows(query, key, mask, scaling, columns[:, part]).softmax(dim=-1)
+        mass = (weights * is_target[:, None, None, :]).sum(dim=-1).mean(dim=1)  # [B, R]
+        total += mass.masked_fill(~valid[:, part], 0).sum(dim=1).to(total.dtype)
+    empty = (valid.sum(dim=1) == 0) | (targets[1].sum(dim=1) == 0)
+    return (total / valid.sum(dim=1)).masked_fill(empty, torch.nan)
+
+
+def _kernel(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

@@ -1,0 +1,293 @@
+"""Carries out a plan on a stock model: `apply(model, plan)`. The only file that hooks a model.
+
+The model's own code never learns that tokens left. Its cache reports the tokens seen, so positions, masks and
+`generate` stay right; every decoder layer receives the model's own mask, rotary tables and per-token arguments
+gathered to the tokens that are still there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor, nn
+
+from tpcal.plans import stack
+from tpcal.plans.attention import Probe, probing
+from tpcal.plans.cache import check_cache, kv_bytes
+from tpcal.plans.errors import FitError, UsageError
+from tpcal.plans.families import find, identity
+from tpcal.plans.families.base import Family
+from tpcal.plans.forward import CutRecord, ForwardPass, prepare
+from tpcal.plans.rules import Reader, check_cuts
+from tpcal.plans.schema import Plan
+from tpcal.plans.selectors import create
+
+__all__ = ["Handle", "Report", "apply", "check", "is_applied", "kv_bytes"]
+
+_LOG = logging.getLogger(__name__)
+_KERNELS = ("sdpa", "eager")
+_APPLIED: WeakSet[nn.Module] = WeakSet()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the last prefill did."""
+
+    cuts: tuple[CutRecord, ...]
+    """In order; ``.kept`` names the visual tokens that stayed, ``.text_to_visual`` the mass of a conditional cut."""
+    lengths: tuple[int, ...]
+    """[L] tokens each layer got, filler of ragged rows included."""
+    n_visual: tuple[int, ...]
+    """Visual tokens of each row before the first cut."""
+
+
+def check(plan: Plan, model: nn.Module) -> list[str]:
+    """Why the plan does not fit the model, one sentence each; empty where it fits."""
+    return _identity_problems(plan, model) + _problems(plan, model)
+
+
+def apply(model: nn.Module, plan: Plan, *, check: bool = True) -> Handle:
+    """Carries out the plan in every forward pass of the model until the handle is removed.
+
+    Args:
+        model: A model in evaluation mode.
+        plan: The cuts.
+        check: Refuse a plan that was made for a model of another structure.
+
+    Raises:
+        FitError: The plan does not fit; names every problem.
+        UsageError: A plan is applied to this model already.
+    """
+    problems = _identity_problems(plan, model) if check else []
+    problems += _problems(plan, model)
+    if problems:
+        raise FitError(plan.name or "The plan", problems)
+    return Handle(model, plan)
+
+
+def is_applied(model: nn.Module) -> bool:
+    """Whether a plan is applied to this model now."""
+    return find(model).decoder(model) in _APPLIED
+
+
+class Handle:
+    """A plan at work on a model. Leaving its context, or `remove`, restores the model."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self.plan = plan
+        self.last: Report | None = None
+        """What the last prefill did; None before the first."""
+        self._model = model
+        self._family: Family = find(model)
+        self._cuts = prepare(plan.cuts)
+        self._inputs: Mapping[str, Any] = {}
+        self._pass: ForwardPass | None = None
+        self._probes: Mapping[int, Probe] = {}
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            self._attach(undo)
+            self._undo = undo.pop_all()
+
+    def remove(self) -> None:
+        """Restores the model; a second call does nothing."""
+        self._undo.close()
+        self._inputs, self._pass = {}, None
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def _attach(self, undo: ExitStack) -> None:
+        model, family = self._model, self._family
+        decoder, layers = family.decoder(model), family.layers(model)
+        if decoder in _APPLIED:
+            raise UsageError(
+                "Only one plan can be applied to a model at a time; remove the first (handle.remove())."
+            )
+        _APPLIED.add(decoder)
+        undo.callback(_APPLIED.discard, decoder)
+        before = [at - 1 for at, cut in self._cuts.items() if cut.reads_attention]
+        modules = {at: family.attention(layers[at]) for at in before}
+        self._probes = undo.enter_context(probing(modules))
+        base = family.base(model)
+        hooks = [
+            base.register_forward_pre_hook(self._before_base, with_kwargs=True),
+            base.register_forward_hook(self._after_base, always_call=True),
+            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            decoder.register_forward_hook(self._after_decoder, always_call=True),
+        ]
+        for at, layer in enumerate(layers):
+            hooks.append(layer.register_forward_pre_hook(self._layer_hook(at), with_kwargs=True))
+        for hook in hooks:
+            undo.callback(hook.remove)
+        _refuse_chunks(model, undo)
+
+    def _before_base(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._inputs = {"input_ids": args[0], **kwargs} if args else kwargs
+
+    def _after_base(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._inputs = {}
+
+    def _before_decoder(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if module.training:
+            raise UsageError(
+                "The model must be in evaluation mode to run a plan; call model.eval()."
+            )
+        ids, embeds = self._inputs.get("input_ids"), self._inputs.get("inputs_embeds")
+        length = _length(kwargs, ids, embeds)
+        prompt = None if length == 1 else self._read_prompt(ids, embeds)
+        self._pass = ForwardPass(
+            self._cuts,
+            prompt,
+            length,
+            final_norm=self._family.final_norm(self._model),
+            probes=self._probes,
+        )
+
+    def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
+        run, self._pass = self._pass, None
+        if run is None or output is None:  # None: the forward failed
+            return None
+        if run.length > 1:
+            n_visual = run.prompt.n_visual if run.prompt else ()
+            self.last = Report(tuple(run.records), tuple(run.lengths), n_visual)
+        if run.survivors.places is None:
+            return None
+        if isinstance(output, tuple):
+            return (run.full_length(output[0]), *output[1:])
+        output.last_hidden_state = run.full_length(output.last_hidden_state)
+        return output
+
+    def _layer_hook(self, at: int) -> Callable[..., Any]:
+        def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            run = self._pass
+            if run is None or run.leaves_alone(at, kwargs):
+                return None
+            if at == 0 and run.cuts:
+                check_cache(kwargs.get("past_key_values"))
+            if args:
+                hidden, kwargs = run.before_layer(at, args[0], kwargs)
+                return (hidden, *args[1:]), kwargs
+            hidden, kwargs = run.before_layer(at, kwargs["hidden_states"], kwargs)
+            return args, {**kwargs, "hidden_states": hidden}
+
+        return before_layer
+
+    def _read_prompt(self, ids: Tensor | None, embeds: Tensor | None) -> stack.Prompt | None:
+        if ids is None and embeds is None:
+            return None  # the decoder was called by itself
+        visual = self._family.visual_mask(self._model, ids, embeds)
+        mask = self._inputs.get("attention_mask")
+        prompt = stack.read_prompt(visual, mask if _is_flat(mask) else None)
+        if max(prompt.n_visual) == 0:
+            if ids is None:
+                _LOG.warning("No visual token was found in inputs_embeds, so nothing is pruned.")
+            return None
+        grids = self._family.grids(self._model, prompt.n_visual, self._inputs)
+        return replace(prompt, grids=grids)
+
+
+def _identity_problems(plan: Plan, model: nn.Module) -> list[str]:
+    if plan.model is None:
+        return []
+    try:
+        mine = identity(model)
+    except UsageError:
+        return []  # named by _problems
+    problems = []
+    for field in ("n_layers", "family", "architecture", "fingerprint"):
+        made_for, got = getattr(plan.model, field), getattr(mine, field)
+        if made_for is not None and made_for != got:
+            problems.append(
+                f"model.{field} must be {got}, as this model has; got {made_for}. Calibrate this model, or "
+                "pass check=False."
+            )
+    return problems
+
+
+def _problems(plan: Plan, model: nn.Module) -> list[str]:
+    try:
+        family = find(model)
+    except UsageError as error:
+        return [str(error)]
+    reader = Reader()
+    check_cuts(reader, plan.cuts, len(family.layers(model)))
+    problems = [*reader.problems, *family.problems(model)]
+    for i, cut in enumerate(plan.cuts):
+        if cut.selector is None:
+            if cut.keep > 0:
+                problems.append(f"cuts[{i}].selector must be given where keep is above 0.")
+            continue
+        try:
+            selector = create(cut.selector, cut.params)
+        except UsageError as error:
+            problems.append(f"cuts[{i}].selector: {error}")
+            continue
+        if cut.layer < selector.min_layer:
+            problems.append(
+                f"cuts[{i}].layer must be at least {selector.min_layer} for {cut.selector}, which reads the "
+                f"attention of the layer before; got {cut.layer}."
+            )
+    return problems + _model_problems(model)
+
+
+def _model_problems(model: nn.Module) -> list[str]:
+    problems = []
+    text = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+    kernel = text._attn_implementation
+    if kernel not in _KERNELS:
+        problems.append(
+            f"The attention implementation must be {' or '.join(_KERNELS)}; got {kernel}. Load the model with "
+            'attn_implementation="sdpa".'
+        )
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        problems.append("The model must be on one device; got a device_map over several.")
+    return problems
+
+
+def _refuse_chunks(model: nn.Module, undo: ExitStack) -> None:
+    """Chunked prefill would choose tokens before the question is read; `generate` gives no other sign of it."""
+    prefill = getattr(model, "_prefill", None)
+    if prefill is None or "_prefill" in vars(model):
+        return
+
+    def whole_prefill(input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if generation_config.prefill_chunk_size is not None:
+            raise UsageError(
+                "prefill_chunk_size must be None to run a plan, as the whole prompt decides which visual "
+                f"tokens stay; got {generation_config.prefill_chunk_size}."
+            )
+        return prefill(input_ids, generation_config, *args, **kwargs)
+
+    model._prefill = whole_prefill  # type: ignore[assignment]
+    undo.callback(delattr, model, "_prefill")
+
+
+def _length(kwargs: Mapping[str, Any], ids: Tensor | None, embeds: Tensor | None) -> int:
+    given = kwargs.get("inputs_embeds")
+    given = given if given is not None else kwargs.get("input_ids")
+    for tensor in (given, ids, embeds):
+        if tensor is not None:
+            return tensor.shape[1]
+    raise UsageError("The decoder must be called with input_ids or inputs_embeds by keyword.")
+
+
+def _is_flat(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.ndim == 2

@@ -1,0 +1,93 @@
+"""What the executor asks about an architecture. A family file holds only what differs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tpcal.plans.stack import Grid
+
+
+class Family(ABC):
+    """Finds the parts of one kind of model; the defaults follow transformers' own conventions."""
+
+    name: ClassVar[str]
+    architectures: ClassVar[tuple[str, ...]]
+    """Class names of the models it serves."""
+
+    def base(self, model: nn.Module) -> nn.Module:
+        """The module that receives token ids and images and calls the decoder."""
+        return model.base_model  # type: ignore[return-value]
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The stack of decoder layers, with its final norm."""
+        decoder = model.get_decoder()  # type: ignore[operator]
+        while not hasattr(decoder, "layers"):
+            decoder = decoder.get_decoder()
+        return decoder
+
+    def layers(self, model: nn.Module) -> nn.ModuleList:
+        """The decoder layers in order."""
+        return self.decoder(model).layers  # type: ignore[return-value]
+
+    def final_norm(self, model: nn.Module) -> nn.Module:
+        """The norm between the last layer and the head."""
+        return self.decoder(model).norm  # type: ignore[return-value]
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The softmax attention module of a layer."""
+        return layer.self_attn  # type: ignore[return-value]
+
+    def logits(self, model: nn.Module, states: Tensor) -> Tensor:
+        """[..., V] from normed states [..., D]."""
+        return model.get_output_embeddings()(states)  # type: ignore[operator]
+
+    def visual_mask(self, model: nn.Module, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+        """[B, S] True where a token stands for a part of an image.
+
+        Args:
+            model: The model.
+            ids: [B, S] token ids.
+            embeds: [B, S, D] where there are no ids; a token is visual where its embedding is the placeholder's.
+        """
+        token = model.config.image_token_id  # type: ignore[union-attr]
+        if ids is not None:
+            return ids == token
+        assert embeds is not None
+        placeholder = torch.tensor(token, device=embeds.device)
+        return (embeds == model.get_input_embeddings()(placeholder)).all(dim=-1)  # type: ignore[operator]
+
+    @abstractmethod
+    def grids(
+        self, model: nn.Module, n_visual: Sequence[int], inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Grid, ...], ...]:
+        """The images of each row, in order.
+
+        Args:
+            model: The model.
+            n_visual: Visual tokens of each row.
+            inputs: What the base model was called with.
+
+        Raises:
+            UsageError: The tokens of a row are not those of whole images.
+        """
+
+    def problems(self, model: nn.Module) -> list[str]:
+        """Why this very model cannot be served; empty where it can."""
+        return []
+
+
+def square_grid(side: int, n_extra: int = 0) -> Grid:
+    """A side x side grid in reading order; ``n_extra`` class tokens come first and get their own column."""
+    place = torch.arange(side * side)
+    extra = torch.arange(n_extra)
+    return Grid(
+        torch.cat([extra, place // side]),
+        torch.cat([torch.full_like(extra, side), place % side]),
+        side,
+        side + (n_extra > 0),
+    )

@@ -1,0 +1,51 @@
+"""LLaVA-1.5: one square grid per image, placeholders of one id, a plain causal decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from tpcal.plans.errors import UsageError
+from tpcal.plans.families.base import Family, square_grid
+from tpcal.plans.stack import Grid
+
+
+class Llava(Family):
+    """Liu et al. 2023, arXiv 2310.03744; `LlavaForConditionalGeneration` with a tower of fixed image size."""
+
+    name = "llava"
+    architectures = ("LlavaForConditionalGeneration",)
+
+    def grids(
+        self, model: nn.Module, n_visual: Sequence[int], inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Grid, ...], ...]:
+        """Every image of a row has the grid of the vision tower, with a class token or without."""
+        vision = model.config.vision_config  # type: ignore[union-attr]
+        side = vision.image_size // vision.patch_size
+        return tuple((_image(side, n),) * (n // _n_tokens(side, n)) for n in n_visual)
+
+    def problems(self, model: nn.Module) -> list[str]:
+        """Pixtral towers have images of any size, which this family does not know."""
+        kind = model.config.vision_config.model_type  # type: ignore[union-attr]
+        if kind == "pixtral":
+            return [f"The vision tower must have one image size; got {kind!r}."]
+        return []
+
+
+FAMILY = Llava()
+
+
+def _n_tokens(side: int, n_visual: int) -> int:
+    for n in (side * side, side * side + 1):
+        if n_visual % n == 0:
+            return n
+    raise UsageError(
+        f"The visual tokens of a prompt must be whole images of {side * side} tokens (or one more, with a "
+        f"class token); got {n_visual}."
+    )
+
+
+def _image(side: int, n_visual: int) -> Grid:
+    return square_grid(side, _n_tokens(side, n_visual) - side * side)

@@ -1,0 +1,253 @@
+"""One forward pass under a plan: makes the cuts and hands every layer its arguments. Executor and calibration share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcal.plans import stack
+from tpcal.plans.attention import Capture, Probe
+from tpcal.plans.cache import Held, PrunedKV, cache_layer
+from tpcal.plans.schema import Condition, Cut, n_keep
+from tpcal.plans.selectors import create
+from tpcal.plans.selectors.base import Selector, Tokens
+
+
+@dataclass(frozen=True)
+class PreparedCut:
+    """A cut with its selector made."""
+
+    cut: Cut
+    selector: Selector | None
+    reads_attention: bool
+    """The attention of the layer before is needed."""
+
+
+def prepare(cuts: Sequence[Cut]) -> dict[int, PreparedCut]:
+    """The cuts by layer.
+
+    Raises:
+        UsageError: Unknown selector or parameter.
+    """
+    prepared = {}
+    for cut in cuts:
+        selector = None if cut.selector is None else create(cut.selector, cut.params)
+        needs = frozenset() if selector is None else selector.needs
+        reads = bool(needs & {"scores", "keys"}) or cut.condition is not None
+        prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0)
+    return prepared
+
+
+@dataclass(frozen=True)
+class CutRecord:
+    """What one cut did."""
+
+    layer: int
+    index: Tensor
+    """[B, N] int64 original ranks of the visual tokens that were alive before; -1 on filler."""
+    stays: Tensor
+    """[B, N] bool."""
+    text_to_visual: Tensor | None = None
+    """[B] attention mass measured for a conditional cut."""
+    visual_to_text: Tensor | None = None
+
+    @property
+    def kept(self) -> tuple[tuple[int, ...], ...]:
+        """Original ranks of the visual tokens kept in each row, ascending."""
+        return tuple(
+            tuple(rank[stay].tolist()) for rank, stay in zip(self.index, self.stays, strict=True)
+        )
+
+
+class ForwardPass:
+    """The state of one forward pass.
+
+    Args:
+        cuts: By layer, from `prepare`.
+        prompt: With its grids; None where no visual token is in this pass.
+        length: Tokens of the pass, S.
+        final_norm: The decoder's last norm.
+        probes: Readers of the attention modules before cuts, by layer.
+        captures: What was read at layers that do not run in this pass, by layer.
+    """
+
+    def __init__(
+        self,
+        cuts: Mapping[int, PreparedCut],
+        prompt: stack.Prompt | None,
+        length: int,
+        *,
+        final_norm: Callable[[Tensor], Tensor] | None = None,
+        probes: Mapping[int, Probe] | None = None,
+        captures: Mapping[int, Capture] | None = None,
+    ) -> None:
+        self.cuts = cuts if prompt is not None else {}
+        self.prompt = prompt
+        self.length = length
+        self.survivors = stack.Survivors(None, None, prompt.n_visual if prompt else ())
+        self.records: list[CutRecord] = []
+        self.lengths: list[int] = []
+        self._final_norm = final_norm
+        self._probes = probes or {}
+        self._captures = dict(captures or {})
+        self._gatherer = stack.Gatherer()
+        self._fresh: dict[int, Held] = {}
+
+    def leaves_alone(self, layer: int, arguments: Mapping[str, Any]) -> bool:
+        """Whether a decode step can take its arguments as they are: the fast path."""
+        if self.length != 1 or self.survivors.places is not None:
+            return False
+        cache = arguments.get("past_key_values")
+        kv = None if cache is None or len(cache.layers) <= layer else cache.layers[layer]
+        if not isinstance(kv, PrunedKV):
+            return True
+        return arguments.get("attention_mask") is None and kv.held.valid is None
+
+    def before_layer(
+        self, layer: int, hidden: Tensor, arguments: Mapping[str, Any]
+    ) -> tuple[Tensor, Mapping[str, Any]]:
+        """States and keyword arguments for decoder layer ``layer``.
+
+        Args:
+            layer: Number of the layer that runs next.
+            hidden: [B, m, D] output of the layer before.
+            arguments: As the model passes them, for all S tokens.
+        """
+        if layer in self.cuts:
+            hidden = self._cut(self.cuts[layer], hidden)
+        if self.prompt is not None:
+            self.lengths.append(hidden.shape[1])
+            self._ask(layer)
+        kv = cache_layer(arguments.get("past_key_values"), layer)
+        if self.survivors.places is None and not isinstance(kv, PrunedKV):
+            return hidden, arguments
+        held = self._held_before(kv, hidden)
+        if self.survivors.places is None:
+            held = held.extended(self.length)
+        else:
+            if kv is not None and not isinstance(kv, PrunedKV):
+                kv = PrunedKV.of(kv, held)
+                arguments["past_key_values"].layers[layer] = kv
+            held = held.joined(self.survivors.places, self.survivors.valid, self.length)
+        if isinstance(kv, PrunedKV):
+            kv.incoming = held
+        return hidden, self._gatherer.arguments(arguments, self.survivors, held, self.length)
+
+    def full_length(self, states: Tensor) -> Tensor:
+        """[B, S, D] with zeros where tokens left."""
+        return stack.scattered(states, self.survivors, self.length)
+
+    def _held_before(self, kv: Any, hidden: Tensor) -> Held:
+        if isinstance(kv, PrunedKV) and kv.held.n_seen:
+            return kv.held
+        n_seen = 0 if kv is None else kv.get_seq_length()
+        if n_seen not in self._fresh:
+            self._fresh[n_seen] = Held.everything(hidden.shape[0], n_seen, hidden.device)
+        return self._fresh[n_seen]
+
+    def _ask(self, layer: int) -> None:
+        """Tells the probe of this layer what the cut after it needs."""
+        after = self.cuts.get(layer + 1)
+        if after is None or not after.reads_attention or layer not in self._probes:
+            return
+        condition = after.cut.condition
+        both = condition is not None and condition.visual_to_text_below is not None
+        wanted = stack.attention_request(
+            self._prompt, self.survivors, mass=condition is not None, visual_queries=both
+        )
+        self._probes[layer].request = wanted
+
+    def _cut(self, prepared: PreparedCut, hidden: Tensor) -> Tensor:
+        prompt, before, cut = self._prompt, self.survivors, prepared.cut
+        capture = self._capture(cut.layer - 1) if prepared.reads_attention else None
+        alive = before.n_visual
+        n_left = tuple(
+            min(n_keep(cut.keep, n), a) for n, a in zip(prompt.n_visual, alive, strict=True)
+        )
+        if cut.condition is not None:
+            fires = _fires(cut.condition, capture)
+            n_left = tuple(n if f else a for n, a, f in zip(n_left, alive, fires, strict=True))
+        columns, valid = stack.columns_of(before.take(prompt.visual), max(alive))
+        index = stack.ranks(prompt, before, columns, valid)
+        stays = valid
+        if n_left != alive:
+            wanted = torch.tensor(n_left, device=hidden.device)
+            if prepared.selector is None:
+                stays = valid & (wanted > 0)[:, None]
+            else:
+                tokens = self._tokens(prepared, hidden, capture, columns, valid, index)
+                stays = prepared.selector.select(tokens, wanted)
+            self.survivors, order = stack.narrowed(prompt, before, columns, stays, n_left)
+            hidden = stack.take_columns(hidden, order)
+        masses = (None, None)
+        if cut.condition is not None and capture is not None:
+            masses = capture.text_to_visual, capture.visual_to_text
+        self.records.append(CutRecord(cut.layer, index, stays, *masses))
+        return hidden
+
+    def _tokens(
+        self,
+        prepared: PreparedCut,
+        hidden: Tensor,
+        capture: Capture | None,
+        columns: Tensor,
+        valid: Tensor,
+        index: Tensor,
+    ) -> Tokens:
+        assert prepared.selector is not None
+        prompt, needs = self._prompt, prepared.selector.needs
+        image, row, col, shape = stack.grid_places(prompt, index)
+        text: tuple[Tensor, Tensor] | None = None
+        if "text" in needs:
+            text = stack.columns_of(self.survivors.take(prompt.text), prompt.n_query_text)
+        keys = None if capture is None or "keys" not in needs else stack.flat_keys(capture.keys)
+        scores = capture if "scores" in needs else None
+        return Tokens(
+            layer=prepared.cut.layer,
+            hidden=stack.take_columns(hidden, columns),
+            valid=valid,
+            index=index,
+            image=image,
+            n_original=torch.tensor(prompt.n_visual, device=hidden.device),
+            grid_row=row,
+            grid_col=col,
+            grid_shape=shape,
+            logits=None if scores is None else _by_token(scores.logits, columns),
+            lse=None if scores is None else scores.lse,
+            keys=None if keys is None else stack.take_columns(keys, columns),
+            text_hidden=None if text is None else stack.take_columns(hidden, text[0]),
+            text_valid=None if text is None else text[1],
+            text_keys=None if text is None or keys is None else stack.take_columns(keys, text[0]),
+            final_norm=self._final_norm if "norm" in needs else None,
+        )
+
+    def _capture(self, layer: int) -> Capture:
+        capture = self._captures.get(layer)
+        if capture is None:
+            capture = self._probes[layer].take()
+        assert capture is not None, f"nothing was read at layer {layer}"
+        return capture
+
+    @property
+    def _prompt(self) -> stack.Prompt:
+        assert self.prompt is not None
+        return self.prompt
+
+
+def _fires(condition: Condition, capture: Capture | None) -> list[bool]:
+    """Per row; never where there is nothing to measure (no visual token, or no text after one)."""
+    assert capture is not None
+    assert capture.text_to_visual is not None
+    fires = capture.text_to_visual < condition.text_to_visual_below
+    if condition.visual_to_text_below is not None:
+        assert capture.visual_to_text is not None
+        fires &= capture.visual_to_text < condition.visual_to_text_below
+    return fires.tolist()
+
+
+def _by_token(scores: Tensor, columns: Tensor) -> Tensor:
+    return scores.gather(2, columns[:, None].expand(-1, scores.shape[1], -1))
