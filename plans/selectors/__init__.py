@@ -1,0 +1,77 @@
+"""The selectors: every file beside this one, ``base`` apart, is a selector of that name.
+
+Listing names imports nothing; a selector's own file (and torch) is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+from tpcal.plans.errors import UsageError
+
+if TYPE_CHECKING:
+    from tpcal.plans.selectors.base import Selector
+
+__all__ = ["create", "min_layer", "names", "needs", "parameters"]
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Names of all selectors, sorted; neither torch nor a selector is imported."""
+    return tuple(sorted(module.name for module in iter_modules(__path__) if module.name != "base"))
+
+
+def create(name: str, params: Mapping[str, Any] | None = None) -> Selector:
+    """The selector of that name with these parameters.
+
+    Args:
+        name: One of ``names()``.
+        params: Values for its parameters; the others keep their defaults.
+
+    Raises:
+        UsageError: The name or a parameter is unknown, or a value breaks its parameter's rule.
+    """
+    kind = _kind(name)
+    known = [f.name for f in fields(kind)]
+    unknown = [key for key in params or {} if key not in known]
+    if unknown:
+        listed = f"Known: {', '.join(known)}" if known else "It has none"
+        raise UsageError("\n".join(f"{name} has no parameter {k!r}. {listed}." for k in unknown))
+    return kind(**(params or {}))
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """Parameter names of a selector and their defaults, in the order of its file."""
+    return {f.name: f.default for f in fields(_kind(name))}
+
+
+def needs(name: str, params: Mapping[str, Any] | None = None) -> frozenset[str]:
+    """What the selector must find in ``Tokens``: some of scores, keys, text, norm."""
+    return create(name, params).needs
+
+
+def min_layer(name: str, params: Mapping[str, Any] | None = None) -> int:
+    """Lowest layer the selector can cut at: 1 where it needs attention, otherwise 0."""
+    return create(name, params).min_layer
+
+
+def _kind(name: str) -> type[Selector]:
+    if name not in names():
+        raise UsageError(f"No selector is called {name!r}. Known: {', '.join(names())}.")
+    from tpcal.plans.selectors.base import Selector
+
+    module = import_module(f"{__name__}.{name}")
+    found = [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, Selector)
+        and kind.__module__ == module.__name__
+    ]
+    assert len(found) == 1, f"{module.__name__} must define one selector"
+    return found[0]

@@ -1,0 +1,228 @@
+"""What a selector may look at, what it must return, and the steps several selectors share.
+
+Every function works on a whole batch and treats each row as if it were alone: filler and company
+never change a row's result. Scores are float32 (float64 stays float64), ties go to the lowest index.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tpcal.plans.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The visual tokens still alive at a cut, and all that may be known about them.
+
+    What a selector did not ask for through ``needs`` may be None. Filler stands at the right.
+    """
+
+    layer: int
+    """Decoder layer the cut stands before; 0 is before the decoder."""
+    hidden: Tensor
+    """[B, N, D] states entering that layer."""
+    valid: Tensor
+    """[B, N] bool, False on filler."""
+    index: Tensor
+    """[B, N] int64, rank among the row's original visual tokens, ascending; -1 on filler."""
+    image: Tensor
+    """[B, N] int64, which image of the row; -1 on filler."""
+    n_original: Tensor
+    """[B] int64, original visual tokens of the row."""
+    grid_row: Tensor
+    """[B, N] int64, row in the image's token grid; -1 on filler."""
+    grid_col: Tensor
+    """[B, N] int64, column; newline-like tokens have a column of their own; -1 on filler."""
+    grid_shape: Tensor
+    """[B, N, 2] int64, rows and columns of the token's image."""
+    logits: Tensor | None = None
+    """[B, H, N] last prompt token's q·k/sqrt(d), after RoPE, at layer - 1."""
+    lse: Tensor | None = None
+    """[B, H] logsumexp of that query over all keys it sees."""
+    keys: Tensor | None = None
+    """[B, N, E] post-RoPE keys of layer - 1, KV heads flattened; None at layer 0."""
+    text_hidden: Tensor | None = None
+    """[B, T, D] states of the prompt's text tokens after the first visual token."""
+    text_valid: Tensor | None = None
+    """[B, T] bool, False on filler."""
+    text_keys: Tensor | None = None
+    """[B, T, E] their keys; None at layer 0."""
+    final_norm: Callable[[Tensor], Tensor] | None = None
+    """The decoder's last norm."""
+
+
+@dataclass(frozen=True)
+class Selector(ABC):
+    """Chooses which visual tokens go on. Its fields are the parameters a plan may set.
+
+    Declare fields with ``fraction``, ``number``, ``whole`` or ``choice``: they carry the rule that
+    is checked when a selector is made.
+    """
+
+    required: ClassVar[frozenset[str]] = frozenset()
+    """What it always needs, of scores, keys, text, norm."""
+
+    def __post_init__(self) -> None:
+        owner = type(self).__module__.rpartition(".")[2]
+        problems = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if "rule" in f.metadata and not f.metadata["holds"](value):
+                problems.append(f"{owner}.{f.name} must {f.metadata['rule']}; got {value!r}.")
+        if problems:
+            raise UsageError("\n".join(problems))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be in ``Tokens``, of scores, keys, text, norm."""
+        return self.required
+
+    @property
+    def min_layer(self) -> int:
+        """Lowest layer it can cut at: attention exists only after a layer has run."""
+        return int("scores" in self.needs)
+
+    @abstractmethod
+    def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
+        """[B, N] bool: exactly ``min(n_keep, valid tokens)`` True in each row, never on filler.
+
+        Args:
+            tokens: The candidates.
+            n_keep: [B] int64.
+        """
+
+
+@dataclass(frozen=True)
+class ScoredSelector(Selector):
+    """A selector that keeps the tokens of the highest score."""
+
+    @abstractmethod
+    def score(self, tokens: Tokens) -> Tensor:
+        """[B, N] scores; what stands on filler does not matter."""
+
+    def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
+        return top_mask(self.score(tokens), tokens.valid, n_keep)
+
+
+def choice(default: str, *others: str) -> Any:
+    """A parameter that is one of a few words."""
+    options = (default, *others)
+    return parameter(
+        default, f"be one of {', '.join(options)}", lambda v: isinstance(v, str) and v in options
+    )
+
+
+def fraction(default: float) -> Any:
+    """A parameter in [0, 1]."""
+    return parameter(default, "be in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)
+
+
+def number(default: float, *, low: float) -> Any:
+    """A finite parameter of at least ``low``."""
+    return parameter(default, f"be at least {low:g}", lambda v: _is_number(v) and v >= low)
+
+
+def whole(default: int, *, low: int) -> Any:
+    """A parameter that is an integer of at least ``low``."""
+    return parameter(
+        default, f"be an integer of at least {low}", lambda v: type(v) is int and v >= low
+    )
+
+
+def parameter(default: Any, rule: str, holds: Callable[[Any], bool]) -> Any:
+    """A parameter with a rule of its own; ``rule`` completes "must …"."""
+    return field(default=default, metadata={"rule": rule, "holds": holds})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+
+
+def scored(result: Tensor, like: Tensor) -> Tensor:
+    """The result in the dtype that scores of ``like`` have: float64 stays, the rest is float32.
+
+    Sums over D are made in float64 and rounded here. Sums of another shape add up in another order,
+    and so filler would otherwise decide between near-duplicates of half precision.
+    """
+    return result if like.dtype == torch.float64 else result.float()
+
+
+def unit(x: Tensor) -> Tensor:
+    """[..., D] float64 rows of length 1; rows that are zero or not finite become zero."""
+    x = x.double()
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
+    return (x / length).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def ranks(scores: Tensor, valid: Tensor, group: Tensor | None = None) -> Tensor:
+    """[B, N] rank of each token by falling score, within its group where groups are given.
+
+    Rank 0 is the highest score; equal scores rank by index; NaN ranks last; filler ranks behind
+    everything.
+
+    Args:
+        scores: [B, N] floating or integer.
+        valid: [B, N] bool.
+        group: [B, N] int64, e.g. the image of each token.
+    """
+    if scores.dtype.is_floating_point:
+        least = torch.finfo(scores.dtype).min
+        scores = scores.nan_to_num(nan=least, neginf=least) + 0.0  # -0.0 and 0.0 are a tie
+    group = torch.zeros_like(valid, dtype=torch.int64) if group is None else group
+    group = group.masked_fill(~valid, torch.iinfo(torch.int64).max)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    order = order.gather(-1, group.gather(-1, order).argsort(dim=-1, stable=True))
+    grouped = group.gather(-1, order)
+    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    starts = torch.ones_like(grouped, dtype=torch.bool)
+    starts[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
+    start = torch.where(starts, place, 0).cummax(dim=-1).values if place.numel() else place
+    in_group = torch.empty_like(order).scatter_(-1, order, place - start)
+    return in_group.masked_fill(~valid, torch.iinfo(torch.int64).max)
+
+
+def top_mask(scores: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
+    """[B, N] bool: the ``n_keep`` highest scores of each row; ties go to the lowest index."""
+    return (ranks(scores, valid) < within(n_keep, valid)[:, None]) & valid
+
+
+def order_mask(order: Tensor, n_tokens: int) -> Tensor:
+    """[B, N] bool from picks [B, K] in the order they were made; -1 is no pick."""
+    mask = torch.zeros(order.shape[0], n_tokens + 1, dtype=torch.bool, device=order.device)
+    return mask.scatter_(-1, order.masked_fill(order < 0, n_tokens), True)[:, :n_tokens]
+
+
+def within(n_keep: Tensor, valid: Tensor) -> Tensor:
+    """[B] int64: ``n_keep`` where the row has so many tokens, otherwise all it has."""
+    return torch.minimum(n_keep.to(valid.device), valid.sum(-1)).clamp(min=0)
+
+
+def image_counts(image: Tensor, valid: Tensor) -> Tensor:
+    """[B, M] int64: tokens of each image; M is the most images a row has, at least 1."""
+    n_images = max(1, int(image.max()) + 1) if image.numel() else 1
+    counts = image.new_zeros(image.shape[0], n_images)
+    return counts.scatter_add_(-1, image.clamp(min=0), valid.long())
+
+
+def image_quotas(image: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
+    """[B, M] int64: each image's share of the row's ``n_keep``, in proportion to its tokens.
+
+    Sums to ``min(n_keep, valid tokens)``; largest remainders first, ties to the first image. Where
+    ``n_keep`` allows it every image keeps at least one token.
+    """
+    counts, n_keep = image_counts(image, valid), within(n_keep, valid)[:, None]
+    alive = (counts > 0).long()
+    least = torch.where(n_keep >= alive.sum(-1, keepdim=True), alive, 0)
+    rest, weights = n_keep - least.sum(-1, keepdim=True), counts - least
+    total = weights.sum(-1, keepdim=True).clamp(min=1)
+    share, remainder = rest * weights // total, rest * weights % total
+    left = rest - share.sum(-1, keepdim=True)
+    return least + share + (ranks(remainder, torch.ones_like(remainder).bool()) < left)
