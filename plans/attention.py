@@ -1,9 +1,9 @@
 """Reads attention scores beside the model's own attention kernel.
 
-One function is registered with transformers for all models. It is switched on for single attention modules, by
-giving them a copy of their config; there it computes the few score rows that a cut needs from the real queries and
-keys (after normalisation and rotary embedding) and then calls the kernel the model would have called. No attention
-matrix is ever built.
+One function is registered with transformers for all models. It is switched on for single attention
+modules, by giving them a copy of their config; there it computes the few score rows that a cut
+needs from the real queries and keys (after normalisation and rotary embedding) and then calls the
+kernel the model would have called. No attention matrix is ever built.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHUNK = 2**23  # score entries that exist at one time
 
 @dataclass(frozen=True)
 class Request:
-    """What to read at one attention module in one forward pass; columns as in `tpcal.plans.stack`."""
+    """What to read at one attention module in one pass; columns as in `tpcal.plans.stack`."""
 
     last: Tensor
     """[B] int64 column of the query whose scores are wanted."""
@@ -49,7 +49,7 @@ class Capture:
     keys: Tensor
     """[B, Hkv, m, d] keys of the new tokens, after rotary embedding."""
     text_to_visual: Tensor | None = None
-    """[B] attention mass from text to visual tokens, mean over queries and heads; nan without text or visual."""
+    """[B] mass from text to visual tokens, mean over queries and heads; nan without either."""
     visual_to_text: Tensor | None = None
     """[B] the same from visual tokens to text."""
 
@@ -160,11 +160,11 @@ def _mass(
     sources: tuple[Tensor, Tensor],
     targets: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """[B] softmax mass from source to target tokens, mean over heads and sources; nan where one side is empty.
+    """[B] softmax mass from source to target tokens, mean over heads and sources; nan where empty.
 
     Source:
-        ToDRE (arXiv 2505.18757v2), the two ratios of stage 2: their denominators are the numbers of
-        query tokens, as the softmax rows sum to one.
+        ToDRE (arXiv 2505.18757v2), the two ratios of stage 2: their denominators are the numbers
+        of query tokens, as the softmax rows sum to one.
     """
     columns, valid = sources
     n_keys, n_new = key.shape[2], query.shape[2]

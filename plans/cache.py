@@ -1,7 +1,7 @@
-"""KV-cache layers that know logical positions: they report the tokens SEEN and hold the tokens KEPT.
+"""KV-cache layers that know logical positions: they report tokens SEEN and hold tokens KEPT.
 
-The model sizes its masks, positions and second turns from the lengths a cache layer reports. A pruned layer
-therefore answers with the logical length, while its K and V are physically shorter.
+The model sizes its masks, positions and second turns from the lengths a cache layer reports. A
+pruned layer therefore answers with the logical length, while its K and V are physically shorter.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tpcal.plans.errors import UsageError
 
 
 class Held:
-    """Which logical positions a cache layer holds. Immutable and shared by all layers between two cuts.
+    """Which logical positions a cache layer holds; immutable, shared by the layers of a stage.
 
-    The columns are ``index`` followed by ``n_tail`` consecutive positions ending at ``n_seen``: text that was
-    appended later costs no tensor work until a mask asks for it.
+    The columns are ``index`` followed by ``n_tail`` consecutive positions ending at ``n_seen``:
+    text that was appended later costs no tensor work until a mask asks for it.
 
     Args:
         index: [B, K] int64 logical positions, ascending; any value on filler.
@@ -100,8 +100,8 @@ class Held:
         """Without the last ``n_gone`` logical positions.
 
         Returns:
-            The rest, and [B, K'] int64 columns to gather from K and V; None where the last ``n_gone`` columns
-            simply go.
+            The rest, and [B, K'] int64 columns to gather from K and V; None where the last
+            ``n_gone`` columns simply go.
         """
         n_seen = self.n_seen - n_gone
         if n_gone <= self.n_tail:
@@ -120,8 +120,9 @@ class Held:
 class PrunedKV(DynamicLayer):
     """A dynamic cache layer that holds only the tokens that reached its decoder layer.
 
-    ``incoming`` is set by the executor before a decoder layer runs; without it the new tokens are taken as they
-    come, so a conversation goes on after the executor was removed (unpadded prompts only).
+    ``incoming`` is set by the executor before a decoder layer runs; without it the new tokens are
+    taken as they come, so a conversation goes on after the executor was removed (unpadded prompts
+    only).
     """
 
     held: Held
@@ -217,7 +218,7 @@ def check_cache(cache: Cache | None) -> None:
 
 
 def kv_bytes(cache: Cache) -> list[int]:
-    """[L] bytes of K and V that each layer holds, all rows together, filler of ragged rows included."""
+    """[L] bytes of K and V that each layer holds for all rows, filler of ragged rows included."""
     return [
         0 if layer.keys is None else layer.keys.nbytes + layer.values.nbytes
         for layer in cache.layers
@@ -225,7 +226,7 @@ def kv_bytes(cache: Cache) -> list[int]:
 
 
 def right_aligned(stays: Tensor, n_columns: int) -> Tensor:
-    """[B, n_columns] places of the True entries of ``stays`` [B, N] in ascending order, filler on the left."""
+    """[B, n_columns] places where ``stays`` [B, N] is True, ascending, filler on the left."""
     order = stays.to(torch.uint8).argsort(dim=1, stable=True)
     return order[:, order.shape[1] - n_columns :]
 

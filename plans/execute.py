@@ -1,8 +1,8 @@
 """Carries out a plan on a stock model: `apply(model, plan)`. The only file that hooks a model.
 
-The model's own code never learns that tokens left. Its cache reports the tokens seen, so positions, masks and
-`generate` stay right; every decoder layer receives the model's own mask, rotary tables and per-token arguments
-gathered to the tokens that are still there.
+The model's own code never learns that tokens left. Its cache reports the tokens seen, so
+positions, masks and `generate` stay right; every decoder layer receives the model's own mask,
+rotary tables and per-token arguments gathered to the tokens that are still there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Report:
     """What the last prefill did."""
 
     cuts: tuple[CutRecord, ...]
-    """In order; ``.kept`` names the visual tokens that stayed, ``.text_to_visual`` the mass of a conditional cut."""
+    """In order; ``.kept`` are the tokens that stayed, ``.text_to_visual`` the mass measured."""
     lengths: tuple[int, ...]
     """[L] tokens each layer got, filler of ragged rows included."""
     n_visual: tuple[int, ...]
@@ -115,7 +115,7 @@ class Handle:
         decoder, layers = family.decoder(model), family.layers(model)
         if decoder in _APPLIED:
             raise UsageError(
-                "Only one plan can be applied to a model at a time; remove the first (handle.remove())."
+                "Only one plan can be applied to a model at a time; call remove() on the first."
             )
         _APPLIED.add(decoder)
         undo.callback(_APPLIED.discard, decoder)
@@ -216,8 +216,8 @@ def _identity_problems(plan: Plan, model: nn.Module) -> list[str]:
         made_for, got = getattr(plan.model, field), getattr(mine, field)
         if made_for is not None and made_for != got:
             problems.append(
-                f"model.{field} must be {got}, as this model has; got {made_for}. Calibrate this model, or "
-                "pass check=False."
+                f"model.{field} must be {got}, as this model has; got {made_for}. "
+                "Calibrate this model, or pass check=False."
             )
     return problems
 
@@ -242,8 +242,8 @@ def _problems(plan: Plan, model: nn.Module) -> list[str]:
             continue
         if cut.layer < selector.min_layer:
             problems.append(
-                f"cuts[{i}].layer must be at least {selector.min_layer} for {cut.selector}, which reads the "
-                f"attention of the layer before; got {cut.layer}."
+                f"cuts[{i}].layer must be at least {selector.min_layer} for {cut.selector}, which "
+                f"reads the attention of the layer before; got {cut.layer}."
             )
     return problems + _model_problems(model)
 
@@ -254,8 +254,8 @@ def _model_problems(model: nn.Module) -> list[str]:
     kernel = text._attn_implementation
     if kernel not in _KERNELS:
         problems.append(
-            f"The attention implementation must be {' or '.join(_KERNELS)}; got {kernel}. Load the model with "
-            'attn_implementation="sdpa".'
+            f"The attention implementation must be {' or '.join(_KERNELS)}; got {kernel}. "
+            'Load the model with attn_implementation="sdpa".'
         )
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         problems.append("The model must be on one device; got a device_map over several.")
@@ -263,7 +263,7 @@ def _model_problems(model: nn.Module) -> list[str]:
 
 
 def _refuse_chunks(model: nn.Module, undo: ExitStack) -> None:
-    """Chunked prefill would choose tokens before the question is read; `generate` gives no other sign of it."""
+    """Chunked prefill would choose tokens before the question is read; nothing else shows it."""
     prefill = getattr(model, "_prefill", None)
     if prefill is None or "_prefill" in vars(model):
         return
@@ -271,8 +271,8 @@ def _refuse_chunks(model: nn.Module, undo: ExitStack) -> None:
     def whole_prefill(input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
         if generation_config.prefill_chunk_size is not None:
             raise UsageError(
-                "prefill_chunk_size must be None to run a plan, as the whole prompt decides which visual "
-                f"tokens stay; got {generation_config.prefill_chunk_size}."
+                "prefill_chunk_size must be None to run a plan, as the whole prompt decides which "
+                f"visual tokens stay; got {generation_config.prefill_chunk_size}."
             )
         return prefill(input_ids, generation_config, *args, **kwargs)
 

@@ -1,4 +1,7 @@
-"""One forward pass under a plan: makes the cuts and hands every layer its arguments. Executor and calibration share it."""
+"""One forward pass under a plan: makes the cuts and hands every layer its arguments.
+
+Executor and calibration share it, so calibration makes the very cuts of production.
+"""
 
 from __future__ import annotations
 

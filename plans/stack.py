@@ -1,8 +1,9 @@
-"""Pure functions that gather a layer call's arguments to the surviving tokens, shared by executor and calibration.
+"""Pure functions that gather a layer call's arguments to the surviving tokens.
 
-Coordinates: a *place* counts the tokens of one forward pass as the model sees them (0..S-1); a *column* counts the
-tokens a layer physically gets. Before the first cut both are the same. Survivors are right-aligned: rows with fewer
-tokens carry filler on the left, so that the last column is the last token of every row.
+Coordinates: a *place* counts the tokens of one forward pass as the model sees them (0..S-1); a
+*column* counts the tokens a layer physically gets. Before the first cut both are the same.
+Survivors are right-aligned: rows with fewer tokens carry filler on the left, so that the last
+column is the last token of every row.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Grid:
     row: Tensor
     """[n] int64."""
     col: Tensor
-    """[n] int64; tokens outside the grid (newlines, class tokens) have a column of their own at the end."""
+    """[n] int64; newlines and class tokens have a last column of their own."""
     n_rows: int
     n_cols: int
 
@@ -54,7 +55,7 @@ class Prompt:
     n_query_text: int
     """Most ``text`` tokens of a row."""
     text_before_visual: bool
-    """A ``text`` token stands before a visual one somewhere, so visual tokens can attend to text."""
+    """A ``text`` token stands before a visual one, so that visual tokens can attend to text."""
 
     @property
     def n_rows(self) -> int:
@@ -72,11 +73,14 @@ def read_prompt(
 
     Args:
         visual: [B, S] bool.
-        mask: [B, >= S] 2-D attention mask, 0 on padding, for all tokens seen so far; None without padding.
-        prompt_length: [B] real tokens up to the end of the prompt; None where everything is prompt.
+        mask: [B, >= S] 2-D attention mask, 0 on padding, for all tokens seen so far; None without
+            padding.
+        prompt_length: [B] real tokens up to the end of the prompt; None where everything is
+            prompt.
 
     Raises:
-        UsageError: A row has no token, or its prompt ends with a visual token, so no text can ask for it.
+        UsageError: A row has no token, or its prompt ends with a visual token, so no text can ask
+            for it.
     """
     real = torch.ones_like(visual) if mask is None else mask[:, -visual.shape[1] :].bool()
     visual = visual & real
@@ -115,7 +119,7 @@ class Survivors:
     """The tokens of a forward pass that are still there."""
 
     places: Tensor | None
-    """[B, m] int64 place of each column, ascending within the valid ones; None before the first cut."""
+    """[B, m] int64 place of each column, ascending where valid; None before the first cut."""
     valid: Tensor | None
     """[B, m] False on filler; None where there is none."""
     n_visual: tuple[int, ...]
@@ -148,7 +152,7 @@ def ranks(prompt: Prompt, survivors: Survivors, columns: Tensor, valid: Tensor) 
 
 
 def grid_places(prompt: Prompt, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image, grid row, grid column [B, N] and grid shape [B, N, 2] of original ranks [B, N]; -1 on filler."""
+    """Image, grid row, column [B, N] and grid shape [B, N, 2] of ranks [B, N]; -1 on filler."""
     n_most = max(prompt.n_visual)
     table = torch.full((prompt.n_rows, n_most, 5), -1, dtype=torch.int64)
     for b, grids in enumerate(prompt.grids):
@@ -178,7 +182,8 @@ def attention_request(
         prompt: The pass.
         survivors: Tokens the module sees.
         mass: Measure the attention mass between text and visual tokens.
-        visual_queries: Measure it in both directions (zero without work where no text precedes a visual token).
+        visual_queries: Measure it in both directions (zero without work where no text precedes a
+            visual token).
     """
     last = prompt.last
     if survivors.places is not None:  # the last token never leaves
@@ -241,7 +246,7 @@ def scattered(states: Tensor, survivors: Survivors, length: int) -> Tensor:
 
 
 class Gatherer:
-    """Gathers the arguments of layer calls; the same tensor is gathered once for all layers of a stage."""
+    """Gathers the arguments of layer calls, each tensor once for all layers of a stage."""
 
     def __init__(self) -> None:
         self._memo: dict[tuple[int, ...], tuple[Any, ...]] = {}
@@ -252,7 +257,8 @@ class Gatherer:
         """The keyword arguments of a layer call, gathered to the surviving tokens.
 
         Args:
-            arguments: As the model passes them. Every tensor of shape [1 or B, S, ...] goes by token.
+            arguments: As the model passes them. Every tensor of shape [1 or B, S, ...] goes by
+                token.
             survivors: Queries of the call.
             held: Keys of the call, the new ones included.
             length: S.

@@ -55,7 +55,7 @@ def find(model: nn.Module) -> Family:
 def identity(
     model: nn.Module, name: str | None = None, revision: str | None = None
 ) -> ModelIdentity:
-    """What a plan remembers of a model; weights play no part in the fingerprint, widths and depth do."""
+    """What a plan remembers of a model; the fingerprint is of widths and depth, not weights."""
     family = find(model)
     text = _text_config(model)
     structure = {key: getattr(text, key, None) for key in _STRUCTURE}

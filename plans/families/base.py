@@ -52,7 +52,8 @@ class Family(ABC):
         Args:
             model: The model.
             ids: [B, S] token ids.
-            embeds: [B, S, D] where there are no ids; a token is visual where its embedding is the placeholder's.
+            embeds: [B, S, D] where there are no ids; a token is visual where its embedding is the
+                placeholder's.
         """
         token = model.config.image_token_id  # type: ignore[union-attr]
         if ids is not None:
@@ -82,7 +83,7 @@ class Family(ABC):
 
 
 def square_grid(side: int, n_extra: int = 0) -> Grid:
-    """A side x side grid in reading order; ``n_extra`` class tokens come first and get their own column."""
+    """A side x side grid in reading order; ``n_extra`` class tokens before it have a last column."""
     place = torch.arange(side * side)
     extra = torch.arange(n_extra)
     return Grid(

@@ -13,7 +13,7 @@ from tpcal.plans.stack import Grid
 
 
 class Llava(Family):
-    """Liu et al. 2023, arXiv 2310.03744; `LlavaForConditionalGeneration` with a tower of fixed image size."""
+    """`LlavaForConditionalGeneration` with one image size (Liu et al. 2023, arXiv 2310.03744)."""
 
     name = "llava"
     architectures = ("LlavaForConditionalGeneration",)
@@ -42,8 +42,8 @@ def _n_tokens(side: int, n_visual: int) -> int:
         if n_visual % n == 0:
             return n
     raise UsageError(
-        f"The visual tokens of a prompt must be whole images of {side * side} tokens (or one more, with a "
-        f"class token); got {n_visual}."
+        f"The visual tokens of a prompt must be whole images of {side * side} tokens (or one "
+        f"more, with a class token); got {n_visual}."
     )
 
 

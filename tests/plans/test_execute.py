@@ -105,7 +105,9 @@ def test_prefill_and_decode_equal_the_mask_based_reference(model, plan):
     text = (inputs["input_ids"] != IMAGE) & inputs["attention_mask"].bool()
     assert (prefill - wanted[:, :length])[text].abs().max() <= CLOSE
     unpruned = model(**inputs, position_ids=positions_of(inputs["attention_mask"])).logits
-    if any(row != tuple(range(n)) for row, n in zip(cuts[-1].kept, handle.last.n_visual)):
+    if any(
+        row != tuple(range(n)) for row, n in zip(cuts[-1].kept, handle.last.n_visual, strict=True)
+    ):
         assert (prefill - unpruned)[text].abs().max() > 1000 * CLOSE  # the test sees the plan
 
 
