@@ -60,7 +60,7 @@ class Probe:
     def __init__(self, module: nn.Module) -> None:
         self.request: Request | None = None
         self.capture: Capture | None = None
-        self.config = module.config
+        self.config: Any = module.config
 
     def take(self) -> Capture | None:
         """What was read in this pass, once."""
@@ -75,14 +75,14 @@ def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Probe]]:
     try:
         for layer, module in modules.items():
             probes[layer] = Probe(module)
-            config = copy.copy(module.config)
+            config = copy.copy(probes[layer].config)
             config._attn_implementation_internal = NAME
             config._tpcal_probe = probes[layer]
             module.config = config
         yield probes
     finally:
         for layer, probe in probes.items():
-            modules[layer].config = probe.config  # type: ignore[assignment]
+            modules[layer].config = probe.config
 
 
 def probe_attention(
@@ -95,7 +95,7 @@ def probe_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention output of the module's own kernel; fills the probe where it has a request."""
-    probe: Probe = module.config._tpcal_probe
+    probe: Probe = module.config._tpcal_probe  # type: ignore[union-attr, assignment]
     if probe.request is not None:
         probe.capture = read(query, key, attention_mask, scaling, probe.request)
         probe.request = None

@@ -126,6 +126,8 @@ class PrunedKV(DynamicLayer):
     """
 
     held: Held
+    keys: Tensor
+    values: Tensor
     incoming: Held | None = None
 
     @classmethod

@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakSet
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tpcal.plans import stack
 from tpcal.plans.attention import Probe, probing
@@ -47,12 +48,12 @@ class Report:
     """Visual tokens of each row before the first cut."""
 
 
-def check(plan: Plan, model: nn.Module) -> list[str]:
+def check(plan: Plan, model: PreTrainedModel) -> list[str]:
     """Why the plan does not fit the model, one sentence each; empty where it fits."""
     return _identity_problems(plan, model) + _problems(plan, model)
 
 
-def apply(model: nn.Module, plan: Plan, *, check: bool = True) -> Handle:
+def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Handle:
     """Carries out the plan in every forward pass of the model until the handle is removed.
 
     Args:
@@ -71,7 +72,7 @@ def apply(model: nn.Module, plan: Plan, *, check: bool = True) -> Handle:
     return Handle(model, plan)
 
 
-def is_applied(model: nn.Module) -> bool:
+def is_applied(model: PreTrainedModel) -> bool:
     """Whether a plan is applied to this model now."""
     return find(model).decoder(model) in _APPLIED
 
@@ -79,7 +80,7 @@ def is_applied(model: nn.Module) -> bool:
 class Handle:
     """A plan at work on a model. Leaving its context, or `remove`, restores the model."""
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
         self.plan = plan
         self.last: Report | None = None
         """What the last prefill did; None before the first."""
@@ -183,10 +184,10 @@ class Handle:
             if at == 0 and run.cuts:
                 check_cache(kwargs.get("past_key_values"))
             if args:
-                hidden, kwargs = run.before_layer(at, args[0], kwargs)
-                return (hidden, *args[1:]), kwargs
-            hidden, kwargs = run.before_layer(at, kwargs["hidden_states"], kwargs)
-            return args, {**kwargs, "hidden_states": hidden}
+                hidden, gathered = run.before_layer(at, args[0], kwargs)
+                return (hidden, *args[1:]), gathered
+            hidden, gathered = run.before_layer(at, kwargs["hidden_states"], kwargs)
+            return args, {**gathered, "hidden_states": hidden}
 
         return before_layer
 
@@ -204,7 +205,7 @@ class Handle:
         return replace(prompt, grids=grids)
 
 
-def _identity_problems(plan: Plan, model: nn.Module) -> list[str]:
+def _identity_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
     if plan.model is None:
         return []
     try:
@@ -222,7 +223,7 @@ def _identity_problems(plan: Plan, model: nn.Module) -> list[str]:
     return problems
 
 
-def _problems(plan: Plan, model: nn.Module) -> list[str]:
+def _problems(plan: Plan, model: PreTrainedModel) -> list[str]:
     try:
         family = find(model)
     except UsageError as error:
@@ -248,9 +249,9 @@ def _problems(plan: Plan, model: nn.Module) -> list[str]:
     return problems + _model_problems(model)
 
 
-def _model_problems(model: nn.Module) -> list[str]:
+def _model_problems(model: PreTrainedModel) -> list[str]:
     problems = []
-    text = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+    text = model.config.get_text_config(decoder=True)
     kernel = text._attn_implementation
     if kernel not in _KERNELS:
         problems.append(
@@ -262,7 +263,7 @@ def _model_problems(model: nn.Module) -> list[str]:
     return problems
 
 
-def _refuse_chunks(model: nn.Module, undo: ExitStack) -> None:
+def _refuse_chunks(model: PreTrainedModel, undo: ExitStack) -> None:
     """Chunked prefill would choose tokens before the question is read; nothing else shows it."""
     prefill = getattr(model, "_prefill", None)
     if prefill is None or "_prefill" in vars(model):
@@ -276,7 +277,7 @@ def _refuse_chunks(model: nn.Module, undo: ExitStack) -> None:
             )
         return prefill(input_ids, generation_config, *args, **kwargs)
 
-    model._prefill = whole_prefill  # type: ignore[assignment]
+    model._prefill = whole_prefill
     undo.callback(delattr, model, "_prefill")
 
 

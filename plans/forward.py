@@ -186,10 +186,10 @@ class ForwardPass:
                 stays = prepared.selector.select(tokens, wanted)
             self.survivors, order = stack.narrowed(prompt, before, columns, stays, n_left)
             hidden = stack.take_columns(hidden, order)
-        masses = (None, None)
+        t2v = v2t = None
         if cut.condition is not None and capture is not None:
-            masses = capture.text_to_visual, capture.visual_to_text
-        self.records.append(CutRecord(cut.layer, index, stays, *masses))
+            t2v, v2t = capture.text_to_visual, capture.visual_to_text
+        self.records.append(CutRecord(cut.layer, index, stays, t2v, v2t))
         return hidden
 
     def _tokens(

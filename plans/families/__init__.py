@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
@@ -37,7 +37,7 @@ def families() -> dict[str, Family]:
     return {family.name: family for family in found}
 
 
-def find(model: nn.Module) -> Family:
+def find(model: PreTrainedModel) -> Family:
     """The family that serves this model.
 
     Raises:
@@ -53,7 +53,7 @@ def find(model: nn.Module) -> Family:
 
 
 def identity(
-    model: nn.Module, name: str | None = None, revision: str | None = None
+    model: PreTrainedModel, name: str | None = None, revision: str | None = None
 ) -> ModelIdentity:
     """What a plan remembers of a model; the fingerprint is of widths and depth, not weights."""
     family = find(model)
@@ -71,7 +71,7 @@ def identity(
     )
 
 
-def decoder_shape(model: nn.Module) -> DecoderShape:
+def decoder_shape(model: PreTrainedModel) -> DecoderShape:
     """Widths of the model's decoder."""
     text = _text_config(model)
     n_heads = text.num_attention_heads
@@ -87,5 +87,5 @@ def decoder_shape(model: nn.Module) -> DecoderShape:
     )
 
 
-def _text_config(model: nn.Module) -> Any:
-    return model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+def _text_config(model: PreTrainedModel) -> Any:
+    return model.config.get_text_config(decoder=True)

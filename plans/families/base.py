@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tpcal.plans.stack import Grid
 
@@ -19,22 +20,22 @@ class Family(ABC):
     architectures: ClassVar[tuple[str, ...]]
     """Class names of the models it serves."""
 
-    def base(self, model: nn.Module) -> nn.Module:
+    def base(self, model: PreTrainedModel) -> nn.Module:
         """The module that receives token ids and images and calls the decoder."""
-        return model.base_model  # type: ignore[return-value]
+        return model.base_model
 
-    def decoder(self, model: nn.Module) -> nn.Module:
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
         """The stack of decoder layers, with its final norm."""
-        decoder = model.get_decoder()  # type: ignore[operator]
+        decoder = model.get_decoder()
         while not hasattr(decoder, "layers"):
             decoder = decoder.get_decoder()
         return decoder
 
-    def layers(self, model: nn.Module) -> nn.ModuleList:
+    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         """The decoder layers in order."""
         return self.decoder(model).layers  # type: ignore[return-value]
 
-    def final_norm(self, model: nn.Module) -> nn.Module:
+    def final_norm(self, model: PreTrainedModel) -> nn.Module:
         """The norm between the last layer and the head."""
         return self.decoder(model).norm  # type: ignore[return-value]
 
@@ -42,11 +43,13 @@ class Family(ABC):
         """The softmax attention module of a layer."""
         return layer.self_attn  # type: ignore[return-value]
 
-    def logits(self, model: nn.Module, states: Tensor) -> Tensor:
+    def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
         """[..., V] from normed states [..., D]."""
-        return model.get_output_embeddings()(states)  # type: ignore[operator]
+        return model.get_output_embeddings()(states)
 
-    def visual_mask(self, model: nn.Module, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+    def visual_mask(
+        self, model: PreTrainedModel, ids: Tensor | None, embeds: Tensor | None
+    ) -> Tensor:
         """[B, S] True where a token stands for a part of an image.
 
         Args:
@@ -55,16 +58,16 @@ class Family(ABC):
             embeds: [B, S, D] where there are no ids; a token is visual where its embedding is the
                 placeholder's.
         """
-        token = model.config.image_token_id  # type: ignore[union-attr]
+        token = model.config.image_token_id
         if ids is not None:
             return ids == token
         assert embeds is not None
         placeholder = torch.tensor(token, device=embeds.device)
-        return (embeds == model.get_input_embeddings()(placeholder)).all(dim=-1)  # type: ignore[operator]
+        return (embeds == model.get_input_embeddings()(placeholder)).all(dim=-1)
 
     @abstractmethod
     def grids(
-        self, model: nn.Module, n_visual: Sequence[int], inputs: Mapping[str, Any]
+        self, model: PreTrainedModel, n_visual: Sequence[int], inputs: Mapping[str, Any]
     ) -> tuple[tuple[Grid, ...], ...]:
         """The images of each row, in order.
 
@@ -77,13 +80,13 @@ class Family(ABC):
             UsageError: The tokens of a row are not those of whole images.
         """
 
-    def problems(self, model: nn.Module) -> list[str]:
+    def problems(self, model: PreTrainedModel) -> list[str]:
         """Why this very model cannot be served; empty where it can."""
         return []
 
 
 def square_grid(side: int, n_extra: int = 0) -> Grid:
-    """A side x side grid in reading order; ``n_extra`` class tokens before it have a last column."""
+    """A side x side grid in reading order; ``n_extra`` class tokens get a last column."""
     place = torch.arange(side * side)
     extra = torch.arange(n_extra)
     return Grid(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families.base import Family, square_grid
@@ -19,16 +19,16 @@ class Llava(Family):
     architectures = ("LlavaForConditionalGeneration",)
 
     def grids(
-        self, model: nn.Module, n_visual: Sequence[int], inputs: Mapping[str, Any]
+        self, model: PreTrainedModel, n_visual: Sequence[int], inputs: Mapping[str, Any]
     ) -> tuple[tuple[Grid, ...], ...]:
         """Every image of a row has the grid of the vision tower, with a class token or without."""
-        vision = model.config.vision_config  # type: ignore[union-attr]
+        vision = model.config.vision_config
         side = vision.image_size // vision.patch_size
         return tuple((_image(side, n),) * (n // _n_tokens(side, n)) for n in n_visual)
 
-    def problems(self, model: nn.Module) -> list[str]:
+    def problems(self, model: PreTrainedModel) -> list[str]:
         """Pixtral towers have images of any size, which this family does not know."""
-        kind = model.config.vision_config.model_type  # type: ignore[union-attr]
+        kind = model.config.vision_config.model_type
         if kind == "pixtral":
             return [f"The vision tower must have one image size; got {kind!r}."]
         return []
