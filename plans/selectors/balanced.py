@@ -117,7 +117,7 @@ def rebalanced(
 
 
 def spatial(tokens: Tokens, n_picks: Tensor, distance: str) -> Tensor:
-    """[B, K] picks in order, farthest-first over the token grid, from the first token (BTP eq. 11).
+    """[B, K] picks in order: farthest-first over the token grid from the first token (BTP eq. 11).
 
     Tokens of different images are farther apart than any two of one image, so that every image is
     visited before one is visited twice. Distances are integers: ties are exact.

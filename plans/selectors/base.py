@@ -1,7 +1,8 @@
 """What a selector may look at, what it must return, and the steps several selectors share.
 
 Every function works on a whole batch and treats each row as if it were alone: filler and company
-never change a row's result. Scores are float32 (float64 stays float64), ties go to the lowest index.
+never change a row's result. Scores are float32 (float64 stays float64); ties go to the lowest
+index.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ def _is_number(value: Any) -> bool:
 def scored(result: Tensor, like: Tensor) -> Tensor:
     """The result in the dtype that scores of ``like`` have: float64 stays, the rest is float32.
 
-    Sums over D are made in float64 and rounded here. Sums of another shape add up in another order,
-    and so filler would otherwise decide between near-duplicates of half precision.
+    Sums over D are made in float64 and rounded here. Sums of another shape add up in another
+    order, and so filler would otherwise decide between near-duplicates of half precision.
     """
     return result if like.dtype == torch.float64 else result.float()
 

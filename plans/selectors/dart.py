@@ -97,7 +97,7 @@ def image_pivots(tokens: Tokens, n_pivots: Tensor) -> Tensor:
     rank = ranks(norm, valid, image)
     most = int(n_pivots.max())
     slot = torch.where(rank < n_pivots.gather(-1, image), image * most + rank, -1)
-    return _placed(slot, n_pivots.shape[-1] * most).unflatten(-1, (-1, most))
+    return _placed(slot, n_pivots.shape[-1] * most).view(*n_pivots.shape, most)
 
 
 def text_pivots(tokens: Tokens, n_pivots: int) -> Tensor:
@@ -160,6 +160,7 @@ def _set_order(pivots: Tensor, texts: Tensor, tokens: Tokens, image_start: int) 
             places = [p for p in own if p >= 0] + [n + p for p in text if p >= 0]
             columns = [i for i, p in enumerate(own + text) if p >= 0]
             at = dict(zip([image_start + p for p in places], columns, strict=True))
-            turn = [at[position] for position in set(list(at))]
+            positions = list(at)  # a set made of a list, as there: made of a dict it differs
+            turn = [at[position] for position in set(positions)]
             turns.append(turn + [-1] * (n_columns - len(turn)))
     return torch.tensor(turns, device=pivots.device).view(*pivots.shape[:2], n_columns)

@@ -32,7 +32,7 @@ def _is_pivot(value: Any) -> bool:
 class Diversity(Selector):
     """Picks one token after the other, each unlike those picked before, by cosine distance.
 
-    Needs:   hidden states only
+    Needs:   nothing but the hidden states
     Cost:    O(B N^2 D) for all pairs, then a loop of K steps of O(B N)
     Source:  max_min: Alvar et al. 2025, arXiv 2503.02175 (DivPrune), picked tokens masked; also
              BTP's mmdp, Li et al. 2025, arXiv 2505.22038. max_sum: ToDRE, arXiv 2505.18757 v2,
@@ -41,7 +41,7 @@ class Diversity(Selector):
     """
 
     rule: str = choice("max_min", "max_sum")
-    """Next is the token whose nearest picked one is farthest, or whose summed distance is largest."""
+    """Next is the token farthest from its nearest picked one, or from all picked ones together."""
     pivot: str | int = parameter(
         "farthest", f"be one of {', '.join(_PIVOTS)} or an original index", _is_pivot
     )
@@ -50,6 +50,8 @@ class Diversity(Selector):
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         valid, n_keep = tokens.valid, within(n_keep, tokens.valid)
+        if not valid.any():
+            return torch.zeros_like(valid)
         cosines = Cosines(tokens.hidden)
         if self.rule == "max_min":
             order = max_min(cosines, valid, n_keep)

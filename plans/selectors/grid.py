@@ -15,8 +15,8 @@ class Grid(Selector):
     """Walks each image along a Hilbert curve and keeps tokens at equal steps.
 
     The curve visits neighbours one after the other, so equal steps along it are even in both
-    directions for any count, also among the survivors of an earlier cut. Images share ``n_keep`` in
-    proportion to their tokens.
+    directions for any count, also among the survivors of an earlier cut. Images share ``n_keep``
+    in proportion to their tokens.
 
     Needs:   nothing
     Cost:    O(B N log N)
