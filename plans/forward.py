@@ -144,6 +144,15 @@ class ForwardPass:
         """[B, S, D] with zeros where tokens left."""
         return stack.scattered(states, self.survivors, self.length)
 
+    def alive(self) -> Tensor:
+        """[B, S] bool, the tokens still there; all real ones before the first cut."""
+        real, places = self._prompt.real, self.survivors.places
+        if places is None:
+            return real
+        valid = self.survivors.valid
+        stays = torch.ones_like(places, dtype=torch.bool) if valid is None else valid
+        return torch.zeros_like(real).scatter(1, places, stays)
+
     def _held_before(self, kv: Any, hidden: Tensor) -> Held:
         if isinstance(kv, PrunedKV) and kv.held.n_seen:
             return kv.held

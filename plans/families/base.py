@@ -65,6 +65,13 @@ class Family(ABC):
         placeholder = torch.tensor(token, device=embeds.device)
         return (embeds == model.get_input_embeddings()(placeholder)).all(dim=-1)
 
+    def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs with the position ids that `generate` gives a padded prompt."""
+        mask = inputs.get("attention_mask")
+        if mask is None or "position_ids" in inputs:
+            return dict(inputs)
+        return {**inputs, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
+
     @abstractmethod
     def grids(
         self, model: PreTrainedModel, n_visual: Sequence[int], inputs: Mapping[str, Any]
