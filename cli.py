@@ -1,0 +1,414 @@
+"""The command line: parse, one library call, print. Commands import heavy libraries late."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tpcal import __version__, options, terminal
+from tpcal.options import DataChoice, Listed, ModelChoice
+from tpcal.plans.errors import FitError, UsageError
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.models import Loaded
+    from tpcal.calibrate.profile import Profile
+    from tpcal.plans.schema import Plan
+
+OUT = Path("tpcal-out")
+PRESET = "preset:"
+PRESET_DEPTH = 32
+Arguments = tuple[str, ...]
+
+
+def main() -> None:
+    """Entry point of the `tpcal` program."""
+    terminal.survive_encodings()
+    terminal.be_quiet(os.environ)
+    cli(prog_name="tpcal")
+
+
+@click.group(
+    cls=terminal.Commands,
+    resumable=("calibrate", "plan"),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="tpcal", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Make a vision-language model cheaper by dropping visual tokens where it costs least.
+
+    \b
+    Examples:
+      tpcal calibrate                     measure the built-in model
+      tpcal plan --budget 0.22            choose the cuts, write plan.yaml
+      tpcal eval --plan plan.yaml         accuracy with and without the plan
+      tpcal run --plan plan.yaml --image cat.jpg "What is this?"
+
+    The budget is the layer average of keep: the share of an image's visual tokens that
+    enters a decoder layer, averaged over the layers. The unpruned model has 1.
+
+    \b
+    Exit codes:
+      0 ok                        4 the plan loses too much
+      1 the run failed            5 the plan does not fit the model
+      2 bad input                 6 slower than unpruned
+      3 budget out of reach     130 interrupted
+    """
+
+
+@cli.command(short_help="Measure what each layer loses when tokens are dropped.")
+@options.model_options
+@options.data_options
+@click.option(
+    "--selectors",
+    type=Listed(options.selector),
+    metavar="A,B",
+    help="Selectors to probe; 'tpcal selectors' lists them.  [default: the common ones]",
+)
+@click.option(
+    "--keeps",
+    type=Listed(options.keep),
+    metavar="K,K",
+    help="Keeps to probe; 0 drops all tokens.  [default: a grid with 0]",
+)
+@click.option(
+    "--layers",
+    type=Listed(options.layer, ranges=True),
+    metavar="L,L-L",
+    help="Decoder layers to cut before.  [default: all]",
+)
+@options.batch_size_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=OUT,
+    show_default=True,
+    help="Folder that collects profiles.",
+)
+def calibrate(
+    model: ModelChoice, data: DataChoice, out: Path, batch_size: int, **grid: Any
+) -> None:
+    """Measure what each decoder layer loses when visual tokens are dropped before it.
+
+    Writes a profile into --out. Interrupt it at any time: the same command continues.
+
+    \b
+    Examples:
+      tpcal calibrate
+      tpcal calibrate --samples 32 --layers 0-3,6 --keeps 0.5,0.25,0
+      tpcal calibrate --model llava-1.5-7b --data questions.jsonl \\
+          --samples 64 --device cuda --dtype bfloat16
+    """
+    from tpcal import render
+    from tpcal.calibrate import probe
+
+    with terminal.progress() as report:
+        report(0, 0, "loading the model")
+        loaded = model.load()
+        report(0, 0, "loading the samples")
+        samples = data.load("calibration")
+        profile = probe.calibrate(
+            loaded, samples, out, batch_size=batch_size, seed=data.seed, progress=report, **grid
+        )
+    terminal.console().print(render.profile_summary(profile))
+
+
+@cli.command(short_help="Choose the cuts for a budget and write them as a plan.")
+@click.option(
+    "--budget",
+    required=True,
+    callback=options.budget,
+    metavar="B",
+    help="Layer-average keep, above 0 and at most 1.",
+)
+@click.option(
+    "--profile",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Profile to plan from.  [default: the newest in tpcal-out]",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("plan.yaml"),
+    show_default=True,
+    help="File to write.",
+)
+@click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Plans to try.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Stop after S seconds.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
+@click.option("--max-cuts", type=click.IntRange(min=1), metavar="N", help="Most cuts in a plan.")
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(min=0),
+    metavar="NATS",
+    help="Exit with 4 where the worst group loses more; nothing is written.",
+)
+@click.option("--no-measure", is_flag=True, help="Predict only; the model is not loaded.")
+@click.option("--data", metavar="DATA", help="Where the profile's samples are now, if they moved.")
+@options.model_options
+@options.batch_size_option
+@click.option("--storage", metavar="URL", help="Optuna storage to share or resume a study.")
+def plan(**values: Any) -> None:
+    """Choose the cuts that lose least in the worst group, at the cost you name.
+
+    Needs a profile from 'tpcal calibrate'. Candidates are measured by running the model on
+    the profile's samples; with --no-measure, the profile's prediction decides.
+
+    \b
+    Examples:
+      tpcal plan --budget 0.22
+      tpcal plan --budget 0.1 --no-measure -o light.yaml
+      tpcal plan --budget 0.3 --max-loss 0.05 --trials 200 --timeout 600
+    """
+    raise NotImplementedError
+
+
+@cli.command(short_help="Check a plan file, and whether it fits a model.")
+@click.argument("file", metavar="PLAN")
+@options.model_options
+def check(file: str, model: ModelChoice) -> None:
+    """Check a plan file; with --model, also whether it fits that model.
+
+    Reports all problems at once. Exits with 2 for a broken file, 5 for another model.
+
+    \b
+    Examples:
+      tpcal check plan.yaml
+      tpcal check plan.yaml --model llava-1.5-7b
+    """
+    from tpcal import render
+
+    found = read_plan(file)
+    screen = terminal.console()
+    if model.name is None:
+        screen.print(render.check_view(found, file, None))
+        return
+    from tpcal.plans.execute import check as problems_of
+
+    with terminal.progress() as report:
+        report(0, 0, "loading the model")
+        loaded = model.load()
+    problems = problems_of(found, loaded.model)
+    if problems:
+        raise FitError(file, problems)
+    screen.print(render.check_view(found, file, loaded.name))
+
+
+@cli.command(short_help="Draw a plan or a profile in the terminal.")
+@click.argument("what", metavar="PLAN|PROFILE")
+@click.option(
+    "--layers",
+    "depth",
+    type=click.IntRange(min=1),
+    default=PRESET_DEPTH,
+    show_default=True,
+    help="Decoder layers to scale a preset to.",
+)
+@click.option(
+    "--measure",
+    type=click.Choice(["kl", "local", "flips"]),
+    default="kl",
+    show_default=True,
+    help="Of a profile: loss, change of the layer, or answers changed.",
+)
+@click.option("--group", help="Of a profile: one group of samples only.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(min=0),
+    default=0.01,
+    show_default=True,
+    metavar="NATS",
+    help="Of a profile: loss that counts as safe.",
+)
+def show(what: str, depth: int, measure: str, group: str | None, threshold: float) -> None:
+    """Draw a plan's schedule, cost and loss, or what a profile found.
+
+    \b
+    Examples:
+      tpcal show plan.yaml
+      tpcal show preset:pyramiddrop --layers 28
+      tpcal show tpcal-out --group reading
+    """
+    from tpcal import render
+
+    screen = terminal.console()
+    if Path(what).is_dir() or what.endswith("profile.yaml"):
+        screen.print(_profile_view(Path(what), measure, group, threshold))
+        return
+    found = read_plan(what, depth)
+    screen.print(render.plan_view(found, title=what, n_layers=depth))
+
+
+@cli.command(name="eval", short_help="Accuracy with and without a plan, per group.")
+@click.option(
+    "--plan",
+    "file",
+    metavar="PLAN",
+    help="Plan file or preset:NAME; without it, the unpruned model only.",
+)
+@options.model_options
+@options.data_options
+@options.batch_size_option
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Longest answer.",
+)
+def evaluate(
+    file: str | None, model: ModelChoice, data: DataChoice, batch_size: int, max_new_tokens: int
+) -> None:
+    """Compare the answers with the right ones, with and without a plan.
+
+    The built-in questions used here are none that calibration has seen.
+
+    \b
+    Examples:
+      tpcal eval --plan plan.yaml
+      tpcal eval --plan preset:fastv --samples 200
+      tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
+    """
+    from tpcal import render
+    from tpcal.calibrate.evaluate import evaluate as run_both
+
+    with terminal.progress() as report:
+        found, loaded = _plan_and_model(file, model, report)
+        report(0, 0, "loading the samples")
+        samples = data.load("eval")
+        evaluation = run_both(
+            loaded,
+            samples,
+            found,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=report,
+        )
+    title = f"{file or 'unpruned'} on {samples.name}"
+    terminal.console().print(render.evaluation_view(evaluation, title=title))
+
+
+@cli.command(short_help="Answer a question about an image, with a plan.")
+@click.argument("question")
+@click.option("--image", "images", multiple=True, metavar="FILE", help="Image; may be repeated.")
+@click.option("--plan", "file", metavar="PLAN", help="Plan file or preset:NAME.")
+@options.model_options
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Longest answer.",
+)
+def run(
+    question: str, images: Arguments, file: str | None, model: ModelChoice, max_new_tokens: int
+) -> None:
+    """Answer one question about one or more images, and say what the plan saved.
+
+    \b
+    Examples:
+      tpcal run --plan plan.yaml --image cat.jpg "What is this?"
+      tpcal run --image a.png --image b.png "What is different?"
+    """
+    raise NotImplementedError
+
+
+@cli.command(short_help="List the published schedules.")
+def presets() -> None:
+    """List the published schedules that ship with tpcal.
+
+    \b
+    Example:
+      tpcal presets
+      tpcal show preset:fastv
+    """
+    from tpcal import render
+    from tpcal.plans.schema import load_preset
+    from tpcal.plans.schema import presets as names
+
+    terminal.console().print(render.preset_table({name: load_preset(name) for name in names()}))
+
+
+@cli.command(short_help="List the selectors and their parameters.")
+def selectors() -> None:
+    """List the ways to choose which tokens stay, and their parameters.
+
+    \b
+    Example:
+      tpcal selectors
+    """
+    from tpcal import render
+    from tpcal.plans.selectors import names
+
+    terminal.console().print(render.selector_table(names()))
+
+
+def read_plan(name: str, n_layers: int | None = None) -> Plan:
+    """The plan in a file, or the published schedule called `preset:NAME`.
+
+    Args:
+        name: Path or preset.
+        n_layers: Depth that a preset is scaled to.
+    """
+    from tpcal.plans.schema import load_plan, load_preset
+
+    if name.startswith(PRESET):
+        return load_preset(name.removeprefix(PRESET), n_layers)
+    return load_plan(name)
+
+
+def _plan_and_model(
+    file: str | None, model: ModelChoice, report: terminal.Progress
+) -> tuple[Plan | None, Loaded]:
+    """The plan, checked against the model it is for or that is asked for."""
+    found = read_plan(file) if file else None
+    made_for = found.model if found else None
+    if made_for is not None:
+        model = model.or_else(made_for.name, made_for.revision)
+    report(0, 0, "loading the model")
+    loaded = model.load()
+    if file is None or found is None:
+        return None, loaded
+    if file.startswith(PRESET):
+        found = read_plan(file, loaded.shape.n_layers)
+    from tpcal.plans.execute import check as problems_of
+
+    problems = problems_of(found, loaded.model)
+    if problems:
+        raise FitError(file, problems)
+    return found, loaded
+
+
+def _profile_view(path: Path, measure: str, group: str | None, threshold: float) -> Any:
+    from tpcal import render
+
+    folder, profile = read_profile(path)
+    if group is not None and group not in profile.groups:
+        known = ", ".join(profile.groups)
+        raise UsageError(f"No group is called {group!r} in {folder}. Known: {known}.")
+    return render.profile_view(
+        profile, title=str(folder), measure=measure, group=group, threshold=threshold
+    )
+
+
+def read_profile(path: Path | None) -> tuple[Path, Profile]:
+    """A profile and its folder: the folder itself, or the newest profile below it."""
+    from tpcal.calibrate import profile as profiles
+
+    path = path or OUT
+    if path.name == "profile.yaml":
+        path = path.parent
+    folder = path if (path / "profile.yaml").exists() else profiles.newest(path)
+    return folder, profiles.load(folder)
+
+
+if __name__ == "__main__":
+    main()

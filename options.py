@@ -1,0 +1,249 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.models import Loaded
+    from tpcal.calibrate.samples import Samples
+
+Command = Callable[..., None]
+MAX_LISTED = 10_000
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What --model and its companions ask for; no name means the plan or profile decides."""
+
+    name: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    def or_else(self, name: str | None, revision: str | None) -> ModelChoice:
+        """The same choice, with the model of a plan or profile where none was named."""
+        if self.name is not None or name is None:
+            return self
+        return replace(self, name=name, revision=self.revision or revision)
+
+    def load(self) -> Loaded:
+        """The model; the embedded one where none is named."""
+        from tpcal.calibrate import models
+
+        return models.load(
+            self.name or "embedded",
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """What --data and its companions ask for."""
+
+    data: str | None = None
+    split: str | None = None
+    samples: int | None = None
+    seed: int = 0
+    image_column: str | None = None
+    question_column: str | None = None
+    answer_column: str | None = None
+    group_column: str | None = None
+
+    def load(self, split: str) -> Samples:
+        """The samples; ``split`` is taken where none is named."""
+        from tpcal.calibrate import samples
+
+        columns = samples.Columns(
+            image=self.image_column,
+            question=self.question_column,
+            answer=self.answer_column,
+            group=self.group_column,
+        )
+        return samples.load_samples(
+            self.data,
+            n=self.samples,
+            seed=self.seed,
+            split=self.split or split,
+            columns=columns,
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """Plain data for provenance, from which `DataChoice.restored` makes the same choice."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def restored(cls, record: Mapping[str, Any]) -> DataChoice:
+        """The choice that was recorded."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in known})
+
+
+class Listed(click.ParamType):
+    """`a,b,c`, each item read by ``item``, each once; with ``ranges`` also `0-3,6`."""
+
+    name = "list"
+
+    def __init__(self, item: Callable[[str], Any], *, ranges: bool = False) -> None:
+        self.item = item
+        self.ranges = ranges
+
+    def convert(self, value: Any, param: Any, ctx: click.Context | None) -> tuple[Any, ...]:
+        """The items in the order given."""
+        if isinstance(value, tuple):
+            return value
+        items: list[Any] = []
+        for word in filter(None, (w.strip() for w in value.split(","))):
+            try:
+                items += self._read(word)
+            except (ValueError, OverflowError) as error:
+                self.fail(f"{word!r}: {error}", param, ctx)
+        if not items:
+            self.fail("the list must name something; got an empty one", param, ctx)
+        return tuple(dict.fromkeys(items))
+
+    def _read(self, word: str) -> Sequence[Any]:
+        first, dash, last = word.partition("-")
+        if self.ranges and dash and first:
+            span = range(self.item(first), self.item(last) + 1)
+            if not 0 < len(span) <= MAX_LISTED:
+                raise ValueError("a range must rise")
+            return span
+        return [self.item(word)]
+
+
+def layer(word: str) -> int:
+    """A layer number."""
+    if not word.isdecimal():
+        raise ValueError("a layer must be a whole number of 0 or more, or a range like 4-8")
+    return int(word)
+
+
+def keep(word: str) -> float:
+    """A keep, 0..1."""
+    number = _number(word)
+    if not 0 <= number < 1:
+        raise ValueError("a keep must be at least 0 and below 1")
+    return number
+
+
+def selector(word: str) -> str:
+    """The name of a selector there is."""
+    from tpcal.plans.selectors import names
+
+    if word not in names():
+        raise ValueError(f"no selector is called that; known: {', '.join(names())}")
+    return word
+
+
+def budget(_ctx: click.Context, _option: click.Parameter, value: str) -> float:
+    """Callback of --budget: a number above 0 and at most 1."""
+    number = _number(value)
+    if not 0 < number <= 1:
+        rule = "must be above 0 and at most 1, the share of visual tokens an average layer sees"
+        raise click.BadParameter(f"{rule}; got {value}")
+    return number
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
+
+
+def model_options(command: Command) -> Command:
+    """Adds the options that choose a model; the command receives ``model``."""
+    options = [
+        click.option(
+            "--model",
+            "name",
+            metavar="NAME",
+            help="Alias (llava-1.5-7b), Hub id (org/name@revision), local folder, or 'embedded'.",
+        ),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub."),
+        click.option(
+            "--device", default="auto", show_default=True, metavar="DEV", help="cpu, cuda, cuda:1."
+        ),
+        click.option(
+            "--dtype",
+            default="auto",
+            show_default=True,
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            help="Precision of the weights.",
+        ),
+        click.option(
+            "--trust-remote-code", is_flag=True, help="Run Python code that comes with the model."
+        ),
+    ]
+    return _gather(ModelChoice, "model", options, command)
+
+
+def data_options(command: Command) -> Command:
+    """Adds the options that choose samples; the command receives ``data``."""
+    options = [
+        click.option(
+            "--data",
+            metavar="DATA",
+            help="Hub id, folder, .parquet, .json or .jsonl; the built-in scenes if left out.",
+        ),
+        click.option(
+            "--split",
+            metavar="NAME",
+            help="'calibration', 'eval', or a split of the data set by name.",
+        ),
+        click.option(
+            "--samples", type=click.IntRange(min=1), metavar="N", help="How many samples to draw."
+        ),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Seed of the sampling."
+        ),
+    ]
+    options += [
+        click.option(f"--{name}-column", metavar="NAME", help=f"Column of the {what}.")
+        for name, what in [
+            ("image", "image or images"),
+            ("question", "question"),
+            ("answer", "answer; optional"),
+            ("group", "group a sample counts to; optional"),
+        ]
+    ]
+    return _gather(DataChoice, "data", options, command)
+
+
+def batch_size_option(command: Command) -> Command:
+    """Adds --batch-size."""
+    option = click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="Samples per run of the model.",
+    )
+    return option(command)
+
+
+def _gather(
+    record: type, name: str, options: Sequence[Callable[[Command], Command]], command: Command
+) -> Command:
+    """Adds the options to the command and hands their values over as one ``record``."""
+
+    @functools.wraps(command)
+    def parsed(**values: Any) -> None:
+        own = {f.name: values.pop(f.name) for f in fields(record)}
+        command(**{name: record(**own)}, **values)
+
+    for option in reversed(options):
+        parsed = option(parsed)
+    return parsed

@@ -1,0 +1,262 @@
+"""The terminal: consoles, progress, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from tpcal.plans.errors import TpcalError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Progress = Callable[[int, int, str], None]
+
+_QUIET = {
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+_PLAIN = {
+    **dict.fromkeys("▏▎▍▌", "."),
+    **dict.fromkeys("▋▊▉█", "#"),
+    **dict(zip("▁▂▃▄▅▆▇", "_..--==", strict=True)),
+    **{"─": "-", "━": "-", "·": "-", "–": "-", "−": "-", "→": "->", "◂": "<", "±": "+/-"},
+    **{"×": "x", "…": "...", "✓": "ok", "≤": "<=", "≥": ">="},
+}
+
+
+class Interrupted(TpcalError):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
+class Commands(click.Group):
+    """Commands that end every failure with one line on stderr and an exit code.
+
+    Args:
+        resumable: Names of the commands that continue where they were interrupted.
+    """
+
+    def __init__(self, *args: Any, resumable: Sequence[str] = (), **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self._resumable = resumable
+        self._debug = False
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of their work."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; an interruption says whether anything is kept."""
+        self._debug |= bool(ctx.params.get("debug"))
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            resumes = ctx.invoked_subcommand in self._resumable
+            then = "run the same command again to continue" if resumes else "nothing was written"
+            raise Interrupted(f"Interrupted; {then}.") from None
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """As click's, but with our way of ending."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        self._debug = bool(os.environ.get("TPCAL_DEBUG"))
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except Exception as error:
+            self._fail(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            _leave_pipe()
+        if self._debug:
+            import traceback
+
+            traceback.print_exception(error)
+        lines, code = explain(error)
+        for line in lines:
+            click.echo(f"tpcal: {line}", err=True)
+        sys.exit(code)
+
+
+def _leave_pipe() -> NoReturn:
+    """Ends quietly: the reader of our output (head, less) has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+
+
+def explain(error: Exception) -> tuple[list[str], int]:
+    """What to tell the user about an error, line by line, and the exit code."""
+    if isinstance(error, Interrupted | click.Abort):
+        return [str(error) or "Interrupted."], Interrupted.exit_code
+    if isinstance(error, TpcalError):
+        return [f"error: {line}" for line in str(error).splitlines()], error.exit_code
+    if isinstance(error, click.ClickException):
+        return [f"error: {_click_message(error)}"], error.exit_code
+    if is_out_of_memory(error):
+        way_out = "a smaller --batch-size, --dtype bfloat16 or another --device"
+        return [f"error: Out of memory; use {way_out}. Finished work is kept."], 1
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return [f"error: {where}{error.strerror}."], 1
+    first = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+    text = f"{type(error).__name__}: {first}. 'tpcal --debug …' shows where it happened."
+    return [f"error: {text}"], 1
+
+
+def _click_message(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return f"{message}."
+    end = "" if message.endswith("?") else "."
+    return f"{message}{end} '{context.command_path} --help' shows the options."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for Python's, CUDA's and torch's CPU allocator's ways of saying it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def be_quiet(environ: dict[str, str] | os._Environ[str]) -> None:
+    """Silences the libraries below, unless the user has set their switches himself."""
+    for name, value in _QUIET.items():
+        environ.setdefault(name, value)
+    if os.environ.get("TPCAL_DEBUG"):
+        return
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", module=r"tpcal(\.|$)")
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: IO[str] | None = None,
+    line: str | None = None,
+) -> None:
+    click.echo(f"tpcal: warning: {message}", err=True)
+
+
+def survive_encodings() -> None:
+    """Charts come out in ASCII where stdout or stderr cannot hold them."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        text = error.object[error.start : error.end]
+        return "".join(_PLAIN.get(char, "?") for char in text), error.end
+
+    codecs.register_error("tpcal", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="tpcal")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console: no colours where there is no terminal or NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A callback that draws (done, total, what) on stderr; total 0 means unknown.
+
+    A terminal gets one bar with the time left, a log file one line every ten seconds.
+    """
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield _Log()
+        return
+    from rich import progress as rich_progress
+
+    columns: Sequence[rich_progress.ProgressColumn] = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(bar_width=None),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("left"),
+        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    bar = rich_progress.Progress(*columns, console=screen, transient=True, expand=True)
+    with bar:
+        yield _Bar(bar)
+
+
+class _Bar:
+    """Shows one task at a time; a falling count or another total starts the next one."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._task: Any = None
+        self._last = (0, 0)
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self._task is None or total != self._last[1] or done < self._last[0]:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(what, total=total or None, completed=done)
+        else:
+            self._bar.update(self._task, description=what, completed=done)
+        self._last = (done, total)
+
+
+class _Log:
+    """Writes a plain line when the work changes its name, and then every ten seconds."""
+
+    every_s = 10.0
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        if what == self._what and now < self._next:
+            return
+        if what != self._what and self._what and now < self._next - self.every_s + 1.0:
+            return
+        self._what, self._next = what, now + self.every_s
+        click.echo(f"{what} {done}/{total}" if total else f"{what} …", err=True)
+
+
+def short_command(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> str:
+    """The command line as typed, for provenance: this folder and home are not spelled out."""
+    import shlex
+
+    places = [(os.getcwd() + os.sep, ""), (environ.get("HOME", "") + os.sep, "~/")]
+    return shlex.join(["tpcal", *(_shorten(word, places) for word in arguments)])
+
+
+def _shorten(word: str, places: Sequence[tuple[str, str]]) -> str:
+    option, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    for place, short in places:
+        if len(place) > 1 and value.startswith(place):
+            return f"{option}{sign}{short}{value[len(place) :]}"
+    return word

@@ -1,0 +1,355 @@
+"""The command line: what it prints, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from tpcal import __version__
+from tpcal.cli import cli
+from tpcal.options import Listed, layer
+from tpcal.plans.cost import DecoderShape, plan_cost
+from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
+from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan, save_plan
+from tpcal.terminal import Commands, short_command
+
+COMMANDS = ("calibrate", "plan", "check", "show", "eval", "run", "presets", "selectors")
+HEAVY = "torch transformers optuna datasets rich numpy scipy PIL".split()
+Tpcal = Callable[..., Result]
+GOOD = """
+schema: 1
+model: {n_layers: 8}
+cuts:
+  - {layer: 2, keep: 0.5, selector: grid}
+  - {layer: 5, keep: 0}
+"""
+
+
+@pytest.fixture
+def tpcal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tpcal:
+    """Runs a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("TPCAL_DEBUG", raising=False)
+    return lambda *args: CliRunner().invoke(cli, args, prog_name="tpcal")
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """A plan with everything a search writes."""
+    bare = Plan(
+        cuts=(Cut(2, 0.5, "attention"), Cut(4, 0.0833, "grid"), Cut(6, 0)),
+        model=ModelIdentity(8, "tiny", None, "llava", "Llava", "sha256:1"),
+    )
+    shape = DecoderShape(8, 64, 128, 4, 2, 16, 100, 4)
+    return Plan(
+        cuts=bare.cuts,
+        model=bare.model,
+        budget=Budget(0.4, 0.3958),
+        loss=Loss({"colour": 0.01, "reading": 0.2}, {"colour": 0.3, "reading": 0.1}),
+        cost=plan_cost(bare, shape, 144, 20, [(20, 1.0), (164, 3.0)]),
+        provenance={"command": "tpcal plan --budget 0.4"},
+    )
+
+
+def _is_one_line(text: str) -> bool:
+    return text.startswith("tpcal: ") and text.count("\n") == 1 and text.endswith(".\n")
+
+
+def _process(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "COLUMNS": "80", **environ}
+    return subprocess.run(
+        [sys.executable, "-m", "tpcal", *args], capture_output=True, text=True, env=env, timeout=60
+    )
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys; from tpcal.cli import cli\n"
+        f"try: cli({[command] if command else []!r} + ['--help'])\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        f"found = [m for m in {HEAVY} if m in sys.modules]; assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_teaches_by_example_and_fits_80_columns(tpcal: Tpcal, command: str) -> None:
+    result = tpcal(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.stdout
+    assert f"  tpcal {command}" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_every_command_is_listed_in_the_order_of_work() -> None:
+    assert tuple(cli.commands) == COMMANDS
+
+
+def test_version(tpcal: Tpcal) -> None:
+    assert tpcal("--version").stdout == f"tpcal {__version__}\n"
+
+
+def test_no_command_shows_the_help(tpcal: Tpcal) -> None:
+    result = tpcal()
+    assert result.exit_code == 2
+    assert "Usage: tpcal" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["plan"], "Missing option '--budget'"),
+        (["plan", "--budgte", "1"], "Did you mean '--budget'"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["plan", "--budget", "0"], "above 0 and at most 1, the share"),
+        (["plan", "--budget", "1.5"], "got 1.5"),
+        (["plan", "--budget", "nan"], "got nan"),
+        (["plan", "--budget", "lots"], "got lots"),
+        (["calibrate", "--selectors", "grid,nrom"], "no selector is called that; known:"),
+        (["calibrate", "--keeps", "0.5,1.5"], "'1.5': a keep must be at least 0 and below 1"),
+        (["calibrate", "--keeps", "nan"], "'nan': a keep must be"),
+        (["calibrate", "--layers", "-1"], "'-1': a layer must be a whole number"),
+        (["calibrate", "--layers", "5-2"], "'5-2': a range must rise"),
+        (["calibrate", "--layers", "0-999999999999999"], "a range"),
+        (["calibrate", "--layers", ","], "the list must name something"),
+        (["calibrate", "--samples", "0"], "0 is not in the range"),
+        (["calibrate", "--dtype", "int8"], "'int8' is not one of"),
+        (["run"], "Missing argument 'QUESTION'"),
+    ],
+)
+def test_wrong_options_are_one_line_and_exit_2(tpcal: Tpcal, args: list[str], said: str) -> None:
+    result = tpcal(*args)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert _is_one_line(result.stderr), result.stderr
+    assert "--help' shows the options." in result.stderr
+
+
+def test_lists_take_ranges_and_forget_repetitions() -> None:
+    assert Listed(layer, ranges=True).convert("0, 4-6,5,2", None, None) == (0, 4, 5, 6, 2)
+
+
+def test_check_accepts_a_plan(tpcal: Tpcal, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(GOOD)
+    result = tpcal("check", "plan.yaml")
+    assert (result.exit_code, result.stdout) == (0, "✓ plan.yaml is a well-formed plan: 2 cuts.\n")
+
+
+def test_check_names_all_problems_one_a_line(tpcal: Tpcal, tmp_path: Path) -> None:
+    bad = GOOD.replace("keep: 0.5, selector: grid", "keep: 1.5, selector: nrom")
+    (tmp_path / "plan.yaml").write_text(bad.replace("layer: 5", "layer: 8") + "extra: 1\n")
+    result = tpcal("check", "plan.yaml")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 3
+    assert all(line.startswith("tpcal: error: plan.yaml: ") for line in result.stderr.splitlines())
+
+
+BAD_PLANS = {
+    "empty": ("", "got an empty file"),
+    "binary": (b"\x00\xff\xfe\x80", "UTF-8"),
+    "not yaml": ("cuts: [", "plain YAML"),
+    "a list": ("- 1\n", "must be a mapping"),
+    "python tag": ("!!python/object/apply:os.system ['true']", "plain YAML"),
+    "bomb": ("a: &a [1]\nb: [*a, *a]\n", "aliases are not allowed"),
+    "deep": ("[" * 5000, "plain YAML"),
+    "huge": ("#" * 2_000_000, "must be at most"),
+    "other schema": ("schema: 99\n", "schema must be 1"),
+    "keep rises": (GOOD.replace("keep: 0}", "keep: 0.9, selector: grid}"), "must not rise"),
+    "layer out of range": (GOOD.replace("layer: 5", "layer: 8"), "below the model's 8 layers"),
+    "layers fall": (GOOD.replace("layer: 5", "layer: 1"), "above the layer of the cut before"),
+    "unknown selector": (GOOD.replace("grid", "nrom"), "no selector is called 'nrom'. Known:"),
+    "not a number": (GOOD.replace("0.5", ".nan"), "cuts[0].keep must be a number"),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "show", "eval --plan", "run hello --image x --plan"])
+@pytest.mark.parametrize("kind", BAD_PLANS)
+def test_bad_plans_end_with_one_line(
+    tpcal: Tpcal, tmp_path: Path, kind: str, command: str
+) -> None:
+    content, said = BAD_PLANS[kind]
+    (tmp_path / "bad.yaml").write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
+    result = tpcal(*command.split(), "bad.yaml")
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert _is_one_line(result.stderr), result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["check", "show", "eval --plan"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("absent.yaml", "No plan at absent.yaml"),
+        ("preset:nonsense", "No preset is called 'nonsense'. Known: btp-"),
+    ],
+)
+def test_missing_plans_end_with_one_line(tpcal: Tpcal, command: str, name: str, said: str) -> None:
+    result = tpcal(*command.split(), name)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert _is_one_line(result.stderr), result.stderr
+
+
+def test_show_draws_a_bar_per_layer_and_the_cost(tpcal: Tpcal, tmp_path: Path, plan: Plan) -> None:
+    save_plan(plan, tmp_path / "plan.yaml")
+    out = tpcal("show", "plan.yaml").stdout
+    assert "plan.yaml · for tiny · 8 layers · 3 cuts" in out
+    rows = [line.split() for line in out.splitlines() if line.lstrip()[:1].isdigit()]
+    assert [row[:2] for row in rows] == [
+        [str(i), str(n)] for i, n in enumerate([144, 144, 72, 72, 12, 12, 0, 0])
+    ]
+    assert [len(row[2]) if len(row) > 2 and "█" in row[2] else 0 for row in rows][:4] == [
+        28,
+        28,
+        14,
+        14,
+    ]
+    assert "keep 0.5 by attention" in out
+    assert "drop all" in out
+    for part in ("layer-average keep (budget 0.4)", "0.3958", "72 → 12 → 0", "prefill FLOPs"):
+        assert part in out
+    assert "KV cache" in out
+    assert "ms" in out
+    assert "Made by: tpcal plan --budget 0.4" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_show_marks_the_worst_measured_group(tpcal: Tpcal, tmp_path: Path, plan: Plan) -> None:
+    save_plan(plan, tmp_path / "plan.yaml")
+    lines = tpcal("show", "plan.yaml").stdout.splitlines()
+    worst = [line.split()[0] for line in lines if "worst" in line]
+    assert worst == ["colour"]  # predicted best, measured worst
+
+
+def test_show_scales_a_preset_and_joins_many_layers(tpcal: Tpcal) -> None:
+    short = tpcal("show", "preset:vtw", "--layers", "8").stdout
+    long = tpcal("show", "preset:vtw", "--layers", "60").stdout
+    assert "Layer-average keep 0.5000" in short
+    assert "30–59" in long
+
+
+def test_presets_lists_depth_and_average_keep(tpcal: Tpcal) -> None:
+    lines = tpcal("presets").stdout.splitlines()
+    fastv = next(line.split() for line in lines if line.startswith("fastv "))
+    assert fastv == ["fastv", "32", "0.5312", "2:0.5"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_selectors_lists_what_they_keep(tpcal: Tpcal) -> None:
+    out = tpcal("selectors").stdout
+    assert "evenly spread" in out
+    assert "seed 0" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BudgetError("Too small.", 0.1), 3),
+        (GuardrailError("Loses too much."), 4),
+        (FitError("plan.yaml", ["made for 8 layers.", "another family."]), 5),
+        (SlowerError("Slower."), 6),
+        (MemoryError(), 1),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"), 1),
+        (PermissionError(13, "Permission denied", "plan.yaml"), 1),
+        (ZeroDivisionError("division by zero"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_error_has_its_exit_code_and_no_traceback(error: BaseException, code: int) -> None:
+    group = _group_that_raises(error)
+    result = CliRunner().invoke(group, ["fail"])
+    assert result.exit_code == code
+    assert "Traceback" not in result.output
+    assert all(line.startswith("tpcal: ") for line in result.stderr.splitlines())
+
+
+def test_out_of_memory_says_what_to_do() -> None:
+    result = CliRunner().invoke(_group_that_raises(MemoryError()), ["fail"])
+    assert "use a smaller --batch-size" in result.stderr
+
+
+def test_an_interruption_says_whether_anything_is_kept() -> None:
+    resumable = _group_that_raises(KeyboardInterrupt(), resumable=["fail"])
+    kept = CliRunner().invoke(resumable, ["fail"]).stderr
+    lost = CliRunner().invoke(_group_that_raises(KeyboardInterrupt()), ["fail"]).stderr
+    assert kept == "tpcal: Interrupted; run the same command again to continue.\n"
+    assert lost == "tpcal: Interrupted; nothing was written.\n"
+
+
+def test_the_traceback_is_one_switch_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPCAL_DEBUG", "1")
+    result = CliRunner().invoke(_group_that_raises(ZeroDivisionError("x")), ["fail"])
+    assert "Traceback" in result.stderr
+    assert result.exit_code == 1
+
+
+def _group_that_raises(error: BaseException, resumable: list[str] | None = None) -> Commands:
+    @click.group(cls=Commands, resumable=resumable or [])
+    def group() -> None:
+        pass
+
+    @group.command()
+    def fail() -> None:
+        raise error
+
+    assert isinstance(group, Commands)
+    return group
+
+
+def test_provenance_names_no_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", f"--profile={tmp_path}/out/a b", "-o", "/home/me/x.yaml", "--budget", "0.2"]
+    shown = short_command(words, {"HOME": "/home/me"})
+    assert shown == "tpcal plan '--profile=out/a b' -o '~/x.yaml' --budget 0.2"
+
+
+def test_colours_are_for_terminals_only() -> None:
+    done = _process("show", "preset:fastv")
+    assert "\x1b" not in done.stdout
+    assert "\x1b" in _process("show", "preset:fastv", FORCE_COLOR="1").stdout
+    plain = _process("show", "preset:fastv", FORCE_COLOR="1", NO_COLOR="1").stdout
+    assert "\x1b[36m" not in plain
+
+
+def test_charts_survive_an_ascii_terminal() -> None:
+    done = _process("show", "preset:fastv", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "#####" in done.stdout
+    assert done.stdout.isascii()
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tpcal", "presets"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_sigint_ends_with_130() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from tpcal import cli\n"
+        "cli.read_plan = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.argv = ['tpcal', 'check', 'x']\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr == "tpcal: Interrupted; nothing was written.\n"
