@@ -187,7 +187,7 @@ class Tape:
             return self._run(run, start, first, positions)
 
     def attention_mass(self, layer: int) -> tuple[Tensor, Tensor]:
-        """[B] attention mass at ``layer`` from text to visual tokens, and [B] back; nan without them.
+        """[B] attention mass at ``layer`` from text to visual tokens, [B] back; nan without them.
 
         A conditional cut before layer l looks at layer l - 1.
 
