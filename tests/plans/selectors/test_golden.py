@@ -147,7 +147,7 @@ def test_btp_qwen_stages_keep_these_one_after_the_other():
 
 def dart_tokens() -> Tokens:
     states = features(86, 16)
-    keys = states * wave(1.9, 86)[:, None]
+    keys = states * (1 + wave(1.9, 86))[:, None]
     image, text = slice(SYSTEM, SYSTEM + 64), slice(SYSTEM + 64, 86)
     return tokens(
         8,

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tpcal.plans.selectors import create
+from tpcal.plans.selectors.diversity import Cosines, first_token, max_min, max_sum
+
+
+def test_asked_for_piece_by_piece_the_cosines_are_the_same(make_row, monkeypatch):
+    x = make_row([(9, 9)], dtype=torch.bfloat16).hidden
+    among = torch.arange(81)[None] % 3 == 0
+    whole = Cosines(x)
+    monkeypatch.setattr(Cosines, "WHOLE", 40)
+    pieces = Cosines(x)
+    assert pieces._all is None
+    assert torch.equal(pieces.to(torch.tensor([5])), whole.to(torch.tensor([5])))
+    assert torch.equal(pieces.highest(among), whole.highest(among))
+
+
+def test_max_min_is_the_textbook_loop(make_row):
+    row = make_row([(6, 7)], dtype=torch.float64)
+    unit = torch.nn.functional.normalize(row.hidden[0], dim=-1)
+    distance = 1 - unit @ unit.T
+    first = int(distance.fill_diagonal_(9).amin(1).argmax())
+    picks = [first]
+    while len(picks) < 11:
+        nearest = distance[picks].amin(0)
+        nearest[picks] = -1
+        picks.append(int(nearest.argmax()))
+    order = max_min(Cosines(row.hidden), row.valid, torch.tensor([11]))
+    assert order[0].tolist() == picks
+
+
+def test_max_sum_is_the_textbook_loop(make_row):
+    row = make_row([(6, 7)], dtype=torch.float64)
+    unit = torch.nn.functional.normalize(row.hidden[0], dim=-1)
+    picks = [4]
+    while len(picks) < 11:
+        total = (unit @ unit[picks].T).sum(1)
+        total[picks] = 99
+        picks.append(int(total.argmin()))
+    order = max_sum(Cosines(row.hidden), torch.tensor([4]), row.valid, torch.tensor([11]))
+    assert order[0].tolist() == picks
+
+
+def test_max_min_takes_one_of_each_cluster(make_row):
+    row = make_row([(4, 5)])
+    centres = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    hidden = centres.repeat(4, 1) + 1e-3 * row.hidden[0]
+    mask = create("diversity").select(replace(row, hidden=hidden[None]), torch.tensor([5]))
+    assert sorted(i % 5 for i in mask[0].nonzero()[:, 0].tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("pivot", "place"), [("first", 0), ("norm", 3), ("farthest", 2), ("centre", 1), (4, 1), (9, 3), (0, 0)]
+)  # fmt: skip
+def test_the_first_token_is_the_one_named(pivot, place, make_row):
+    hidden = torch.tensor([[[1.0, 0.5], [1.0, -0.15], [0.0, -1.0], [5.0, -0.5]]])
+    row = replace(make_row([(2, 2)]), hidden=hidden, index=torch.tensor([[1, 3, 6, 8]]))
+    assert first_token(row, pivot).tolist() == [place]
