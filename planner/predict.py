@@ -1,0 +1,217 @@
+"""What a plan will lose, predicted from single cuts.
+
+    D(plan) = sum_i [d(l_i, k_i) - d(l_i, k_{i-1})]
+
+d(l, k) is the deviation that a single cut before layer l to keep k was measured to cause, k_0 = 1
+and d(l, 1) = 0: the tokens between k_{i-1} and k_i leave at l_i. Exact for a single probed cut.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import isotonic_regression
+
+from tpcal.planner.space import Limits, Option
+from tpcal.plans.errors import UsageError
+from tpcal.plans.schema import Cut, n_keep
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.profile import Profile
+
+Measure = Literal["kl", "local", "flips"]
+Floats = NDArray[np.float64]
+
+
+class Tables:
+    """d(l, k) of one measure for every selector, group, layer and token count.
+
+    The last entry of the selector axis stands for drop-all, which chooses nothing: at count 0 it
+    holds d(l, 0), elsewhere the smallest of all selectors.
+
+    Attributes:
+        first: [S + 1, G, L, N + 1] through the probed values, for the first cut of a plan.
+        later: [S + 1, G, L, N + 1] never rising with the count, for the cuts after it. A plan's
+            later terms are differences of two measured values; where noise makes more tokens look
+            worse, a difference would be negative, and a search would collect such gifts.
+            Isotonic regression removes them at the source, so every term is >= 0.
+
+    Source:
+        Between probed keeps: monotone cubic interpolation (Fritsch and Butland 1984), which does
+        not overshoot. Between probed layers: linear, and 0 where the decoder ends.
+    """
+
+    def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
+        n, n_layers, groups = profile.n_tokens, profile.shape.n_layers, profile.groups
+        values = np.stack([profile.mean(measure, g) for g in groups], axis=1).astype(np.float64)
+        values = np.maximum(values, 0.0)  # a KL below 0 is rounding of its float32 sum
+        *curves, drop = _layer_curves(profile, options, values)
+        zero = drop.get(0)
+        shape = (len(options) + 1, len(groups), n_layers, n + 1)
+        self.first, self.later = np.zeros(shape), np.zeros(shape)
+        for s, curve in enumerate(curves):
+            rows = curve if zero is None else {0: zero, **curve}
+            counts = sorted(rows)
+            points = np.stack([rows[k] for k in counts])  # [K, L, G]
+            for layer in range(n_layers):
+                at = points[:, layer]
+                falling = np.stack([_falling(column) for column in at.T], axis=1)
+                self.first[s, :, layer] = _through(counts, at, n)
+                self.later[s, :, layer] = _through(counts, falling, n)
+        for table in (self.first, self.later):
+            table[-1] = table[:-1].min(axis=0)
+        if zero is not None:
+            self.first[-1, :, :, 0] = zero.T
+            self.later[-1, :, :, 0] = np.maximum(zero.T, self.later[-1, :, :, 1])
+
+
+class Predictor:
+    """Loss of any plan, from a profile alone.
+
+    Args:
+        profile: What calibration measured.
+
+    Raises:
+        UsageError: The profile holds no cut that leaves tokens.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.groups: tuple[str, ...] = tuple(profile.groups)
+        self.options = probed_options(profile)
+        if not self.options:
+            raise UsageError("The profile must hold probes with keep > 0; got none. Calibrate.")
+        self.limits = _limits(profile, self.options)
+        self.tables = cache(lambda measure: Tables(profile, self.options, measure))
+
+    def loss(self, cuts: Sequence[Cut]) -> dict[str, float]:
+        """Nats of KL(full || pruned) per group."""
+        return self._by_group(cuts, "kl")
+
+    def flips(self, cuts: Sequence[Cut]) -> dict[str, float]:
+        """Share of answer tokens whose most likely token changes, per group, at most 1."""
+        return {g: min(1.0, v) for g, v in self._by_group(cuts, "flips").items()}
+
+    def local(self, cuts: Sequence[Cut]) -> dict[str, float]:
+        """Relative distance of the states right after each cut, added up, per group."""
+        return self._by_group(cuts, "local")
+
+    def losses(self, cuts: Sequence[Cut], measure: Measure = "kl") -> Floats:
+        """[G] the prediction in the order of ``groups``; conditional cuts count as not firing."""
+        tables, n = self.tables(measure), self.limits.n_tokens
+        total, before = np.zeros(len(self.groups)), n
+        for cut in cuts:
+            count = min(before, n_keep(cut.keep, n))
+            if cut.condition is not None or count == before:
+                continue
+            s = self.index(cut.selector, cut.params)
+            if before == n:
+                total += tables.first[s, :, cut.layer, count]
+            else:
+                at = tables.later[s, :, cut.layer]
+                total += np.maximum(at[:, count] - at[:, before], 0.0)
+            before = count
+        return total
+
+    def index(self, selector: str | None, params: Mapping[str, Any]) -> int:
+        """Where a selector stands in the tables: itself, or the probed one most like it.
+
+        A selector that was not probed is taken for the best of the probed ones.
+        """
+        if selector is None:
+            return len(self.options)
+        alike = [i for i, o in enumerate(self.options) if o.selector == selector]
+        if not alike:
+            return len(self.options)
+        return min(alike, key=lambda i: _distance(self.options[i].params, params))
+
+    def _by_group(self, cuts: Sequence[Cut], measure: Measure) -> dict[str, float]:
+        return dict(zip(self.groups, self.losses(cuts, measure).tolist(), strict=True))
+
+
+def probed_options(profile: Profile) -> tuple[Option, ...]:
+    """The selectors of a profile in order of appearance, each with its first probed layer."""
+    first: dict[str, Option] = {}
+    for probe in profile.probes:
+        if probe.selector is None or n_keep(probe.keep, profile.n_tokens) == 0:
+            continue
+        key = _key(probe.selector, probe.params)
+        option = first.get(key)
+        if option is None or probe.layer < option.first_layer:
+            first[key] = Option(probe.selector, dict(probe.params), probe.layer)
+    return tuple(first.values())
+
+
+def _key(selector: str, params: Mapping[str, Any]) -> str:
+    return json.dumps([selector, dict(params)], sort_keys=True, default=str)
+
+
+def _distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    far = 0.0
+    for name in {*a, *b}:
+        x, y = a.get(name), b.get(name)
+        if isinstance(x, int | float) and isinstance(y, int | float):
+            far += abs(x - y) / (1.0 + abs(x - y))
+        elif x != y:
+            far += 1.0
+    return far
+
+
+def _limits(profile: Profile, options: Sequence[Option]) -> Limits:
+    n = profile.n_tokens
+    earliest = min(options, key=lambda o: o.first_layer)
+    drops = [p.layer for p in profile.probes if n_keep(p.keep, n) == 0]
+    return Limits(
+        n_tokens=n,
+        n_layers=profile.shape.n_layers,
+        min_count=min(n_keep(p.keep, n) for p in profile.probes if p.keep > 0),
+        first_layer=earliest.first_layer,
+        first_drop=max(1, min(drops)) if drops else None,
+        default=earliest,
+    )
+
+
+def _layer_curves(
+    profile: Profile, options: Sequence[Option], values: Floats
+) -> list[dict[int, Floats]]:
+    """Per option, and last for drop-all: count -> [L, G]; flat before the first probed layer."""
+    keys = [_key(o.selector, o.params) for o in options]
+    found: list[dict[int, dict[int, list[Floats]]]] = [{} for _ in (*options, None)]
+    for row, probe in zip(values, profile.probes, strict=True):
+        count = n_keep(probe.keep, profile.n_tokens)
+        place = keys.index(_key(probe.selector, probe.params)) if count and probe.selector else -1
+        found[place].setdefault(count, {}).setdefault(probe.layer, []).append(row)
+    n_layers = profile.shape.n_layers
+    return [{c: _along_layers(at, n_layers) for c, at in option.items()} for option in found]
+
+
+def _along_layers(at: Mapping[int, Sequence[Floats]], n_layers: int) -> Floats:
+    layers = sorted(at)
+    known = np.array([np.mean(at[layer], axis=0) for layer in layers])
+    layers.append(n_layers)
+    known = np.concatenate([known, np.zeros_like(known[:1])])  # a cut after the last layer
+    wanted = np.arange(n_layers)
+    return np.stack([np.interp(wanted, layers, column) for column in known.T], axis=1)
+
+
+def _falling(column: Floats) -> Floats:
+    return np.asarray(isotonic_regression(column, increasing=False).x)
+
+
+def _through(counts: Sequence[int], points: Floats, n: int) -> Floats:
+    """[G, N + 1] through ``points`` [K, G] at ``counts`` and 0 at N; flat below the first."""
+    if counts[-1] < n:
+        counts = [*counts, n]
+        points = np.concatenate([points, np.zeros_like(points[:1])])
+    else:
+        points = np.concatenate([points[:-1], np.zeros_like(points[:1])])
+    at = np.clip(np.arange(n + 1), counts[0], n)
+    if len(counts) == 1:
+        return np.zeros((points.shape[1], n + 1))
+    return np.maximum(PchipInterpolator(counts, points, axis=0)(at).T, 0.0)

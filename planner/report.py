@@ -1,0 +1,74 @@
+"""A finished plan: cuts with model, budget, loss, cost and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import tpcal
+from tpcal.planner.predict import Predictor
+from tpcal.planner.space import spent
+from tpcal.plans.cost import plan_cost
+from tpcal.plans.schema import Budget, Cut, Loss, Plan
+
+LIBRARIES = ("numpy", "optuna", "scipy", "torch", "transformers")
+
+
+def finished_plan(
+    predictor: Predictor,
+    target: float,
+    cuts: Sequence[Cut],
+    facts: Mapping[str, Any],
+    *,
+    measured: Mapping[str, float] | None = None,
+    flips: Mapping[str, float] | None = None,
+) -> Plan:
+    """The plan to be written to a file.
+
+    Args:
+        predictor: Supplies predicted loss, model and cost.
+        target: Budget that was asked for.
+        cuts: What the search chose.
+        facts: Provenance of the search: seed, sampler, study, command; None is left out.
+        measured: Nats per group, where the model was run.
+        flips: Share of changed answer tokens per group, where the model was run.
+    """
+    profile, limits = predictor.profile, predictor.limits
+    full = limits.n_tokens * limits.n_layers
+    reached = spent(cuts, limits.n_tokens, limits.n_layers) / full if full else 1.0
+    plan = Plan(
+        cuts=tuple(cuts),
+        model=profile.model,
+        budget=Budget(target, round(reached, 6)),
+        loss=Loss(_rounded(predictor.loss(cuts)), _rounded(measured), _rounded(flips)),
+        provenance=_provenance(predictor, facts),
+    )
+    cost = plan_cost(plan, profile.shape, profile.n_tokens, profile.n_text, profile.layer_ms)
+    return replace(plan, cost=cost)
+
+
+def _provenance(predictor: Predictor, facts: Mapping[str, Any]) -> dict[str, Any]:
+    data = predictor.profile.provenance.get("data")
+    found = {
+        "tpcal": tpcal.__version__,
+        "libraries": {name: v for name in LIBRARIES if (v := _version(name))},
+        "profile": predictor.profile.digest,
+        "data": data,
+        **facts,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _rounded(values: Mapping[str, float] | None) -> dict[str, float]:
+    return {group: round(value, 6) for group, value in (values or {}).items()}

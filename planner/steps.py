@@ -1,0 +1,70 @@
+"""Putting a plan on the budget within what was probed, and the plans one step away from it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tpcal.planner.predict import Predictor
+from tpcal.planner.space import project
+from tpcal.plans.schema import Cut
+
+
+def fill(predictor: Predictor, cuts: Sequence[Cut], target: float) -> tuple[Cut, ...]:
+    """The cuts on the budget, each at a layer where its selector was probed."""
+    limits = predictor.limits
+    cuts = project(cuts, target, limits.n_tokens, limits.n_layers, limits=limits)
+    return tuple(_placed(predictor, cut) for cut in cuts)
+
+
+def _placed(predictor: Predictor, cut: Cut) -> Cut:
+    if cut.selector is None or cut.layer >= first_layer(predictor, cut.selector, cut.params):
+        return cut
+    default = predictor.limits.default
+    return replace(cut, selector=default.selector, params=default.params)
+
+
+def first_layer(predictor: Predictor, selector: str, params: Mapping[str, Any]) -> int:
+    """Earliest layer a selector may cut at: where it was probed, or what it needs to work."""
+    s = predictor.index(selector, params)
+    if s < len(predictor.options):
+        return predictor.options[s].first_layer
+    from tpcal.plans.selectors import min_layer  # loads torch, which prediction alone never needs
+
+    return max(predictor.limits.first_layer, min_layer(selector, params))
+
+
+def neighbours(
+    predictor: Predictor, cuts: Sequence[Cut], target: float, max_cuts: int
+) -> list[tuple[Cut, ...]]:
+    """Plans one step away, on the same budget: a layer, a keep, a selector or a cut changes."""
+    limits, options = predictor.limits, predictor.options
+    steps: list[list[Cut]] = []
+    for i, cut in enumerate(cuts):
+        rest = [*cuts[:i], *cuts[i + 1 :]]
+        for layer in (cut.layer - 2, cut.layer - 1, cut.layer + 1, cut.layer + 2):
+            if 0 <= layer < limits.n_layers and all(layer != c.layer for c in rest):
+                steps.append([*rest, replace(cut, layer=layer)])
+        steps.append(rest)
+        if cut.selector is None:
+            continue
+        for factor in (0.5, 0.8, 0.93, 1.07, 1.25, 2.0):
+            keep = min(1.0, cut.keep * factor)
+            steps.append([*rest, replace(cut, keep=keep)])
+        for option in options:
+            other = replace(cut, selector=option.selector, params=option.params)
+            if other != cut and cut.layer >= option.first_layer:
+                steps.append([*rest, other])
+    kept = [cut for cut in cuts if cut.selector is not None]
+    if len(cuts) < max_cuts:
+        for a, b in itertools.pairwise([*cuts, Cut(limits.n_layers, 0.0)]):
+            if a.selector is not None and b.layer - a.layer > 1:
+                middle = (a.layer + b.layer) // 2
+                steps.append([*cuts, replace(a, layer=middle, keep=a.keep * 0.7)])
+        if len(kept) == len(cuts) and limits.first_drop is not None:
+            steps.append([*cuts, Cut(limits.n_layers - 1, 0.0)])
+    found = dict.fromkeys(fill(predictor, step, target) for step in steps)
+    found.pop(tuple(cuts), None)
+    return [plan for plan in found if len(plan) <= max_cuts]
