@@ -23,7 +23,7 @@ class Held:
     text that was appended later costs no tensor work until a mask asks for it.
 
     Args:
-        index: [B, K] int64 logical positions, ascending; any value on filler.
+        index: [B, K] int64 logical positions, ascending; any seen position on filler.
         valid: [B, K] False on filler, which stands on the left; None where there is none.
         n_seen: Logical length: tokens the layer has seen.
         n_tail: Consecutive positions after ``index``.
@@ -114,7 +114,8 @@ class Held:
         n_held = int(n_row.max())
         columns = right_aligned(stays, n_held)
         valid = None if bool((n_row == n_held).all()) else stays.gather(1, columns)
-        return Held(self.positions().gather(1, columns), valid, n_seen, 0), columns
+        index = self.positions().gather(1, columns).clamp(max=max(n_seen - 1, 0))
+        return Held(index, valid, n_seen, 0), columns
 
 
 class PrunedKV(DynamicLayer):

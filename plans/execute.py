@@ -38,7 +38,7 @@ _APPLIED: WeakSet[nn.Module] = WeakSet()
 
 @dataclass(frozen=True)
 class Report:
-    """What the last prefill did."""
+    """What a prefill did."""
 
     cuts: tuple[CutRecord, ...]
     """In order; ``.kept`` are the tokens that stayed, ``.text_to_visual`` the mass measured."""
@@ -83,12 +83,13 @@ class Handle:
     def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
         self.plan = plan
         self.last: Report | None = None
-        """What the last prefill did; None before the first."""
+        """What the last pass that began a sequence or saw an image did; None before the first."""
         self._model = model
         self._family: Family = find(model)
         self._cuts = prepare(plan.cuts)
         self._inputs: Mapping[str, Any] = {}
         self._pass: ForwardPass | None = None
+        self._starts = True
         self._probes: Mapping[int, Probe] = {}
         self._undo = ExitStack()
         with ExitStack() as undo:
@@ -154,6 +155,8 @@ class Handle:
         ids, embeds = self._inputs.get("input_ids"), self._inputs.get("inputs_embeds")
         length = _length(kwargs, ids, embeds)
         prompt = None if length == 1 else self._read_prompt(ids, embeds)
+        cache = kwargs.get("past_key_values")
+        self._starts = cache is None or cache.get_seq_length() == 0
         self._pass = ForwardPass(
             self._cuts,
             prompt,
@@ -166,7 +169,7 @@ class Handle:
         run, self._pass = self._pass, None
         if run is None or output is None:  # None: the forward failed
             return None
-        if run.length > 1:
+        if run.prompt is not None or self._starts:
             n_visual = run.prompt.n_visual if run.prompt else ()
             self.last = Report(tuple(run.records), tuple(run.lengths), n_visual)
         if run.survivors.places is None:

@@ -1,0 +1,353 @@
+"""`generate` in all its forms, several turns on one cache, and what must be refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, rows_alone, tiny_llava
+from reference import hidden_from, hiding, positions_of
+from transformers import DynamicCache, QuantizedCache, StaticCache
+
+from tpcal.plans.cache import PrunedKV
+from tpcal.plans.errors import FitError, UsageError
+from tpcal.plans.execute import apply, check, kv_bytes
+from tpcal.plans.families import find, identity
+from tpcal.plans.schema import Condition, Cut, ModelIdentity, Plan
+
+CLOSE = 1e-5
+FIRST = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
+PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
+EARLY = Plan((Cut(0, 0.4, "random"), Cut(3, 0.1, "attention")))
+PLANS = {"inside": PLAN, "from layer 0": EARLY}
+STEPS = {"max_new_tokens": 6, "do_sample": False}
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def model(request):
+    return tiny_llava(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+class Turns:
+    """Feeds chunks to a model with one cache, and remembers what the mask-based reference needs."""
+
+    def __init__(self, model):
+        self.model = model
+        self.cache = DynamicCache(config=model.config)
+        self.real = self.embeds = self.hidden = None
+
+    def feed(self, inputs, handle=None):
+        """Logits of the new tokens under the plan; ``handle`` where they hold images."""
+        start = self.cache.get_seq_length()
+        ids = inputs["input_ids"]
+        real = inputs["attention_mask"]
+        self.real = torch.cat([self.real, real], dim=1) if start else real
+
+        def before_decoder(module, args, kwargs):
+            new = kwargs["inputs_embeds"]
+            self.embeds = torch.cat([self.embeds, new], dim=1) if start else new
+
+        decoder = find(self.model).decoder(self.model)
+        hook = decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
+        logits = self.model(
+            **{**inputs, "attention_mask": self.real},
+            position_ids=positions_of(self.real)[:, start:],
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+        hook.remove()
+        cuts = [(c.layer, c.kept) for c in handle.last.cuts] if handle else []
+        hidden = hidden_from(ids, cuts, N_LAYERS)
+        self.hidden = torch.cat([self.hidden, hidden], dim=2) if start else hidden
+        return logits
+
+    def crop(self, n):
+        self.cache.crop(-n)
+        self.real, self.embeds = self.real[:, :-n], self.embeds[:, :-n]
+        self.hidden = self.hidden[..., :-n]
+
+    def wanted(self):
+        """Logits of everything fed, with the dropped tokens hidden."""
+        with hiding(find(self.model).layers(self.model), self.hidden, self.real.bool()):
+            states = find(self.model).decoder(self.model)(
+                inputs_embeds=self.embeds,
+                attention_mask=self.real,
+                position_ids=positions_of(self.real),
+                use_cache=False,
+            )
+        return self.model.lm_head(states.last_hidden_state)
+
+
+def close_at_text(logits, wanted, inputs):
+    text = (inputs["input_ids"] != IMAGE) & inputs["attention_mask"].bool()
+    wanted = wanted[:, -logits.shape[1] :]
+    return float((logits - wanted)[text].abs().max()) <= CLOSE
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_text_turn_on_a_kept_cache_equals_the_reference(model, plan):
+    first = batch(FIRST)
+    second = batch([[7, 8, 9], [11], [12, 13, 14, 15]])  # padded in the middle
+    word = batch([[20], [21], [22]])
+    with apply(model, plan) as handle:
+        turns = Turns(model)
+        turns.feed(first, handle)
+        logits = [turns.feed(part) for part in (second, word, word)]
+        assert turns.cache.get_seq_length() == turns.real.shape[1]
+        assert turns.cache.layers[-1].keys.shape[2] < turns.cache.layers[0].keys.shape[2] or (
+            plan is EARLY
+        )
+    wanted = turns.wanted()
+    assert close_at_text(logits[0], wanted[:, :-2], second)
+    assert close_at_text(torch.cat(logits[1:], 1), wanted, batch([[1, 1]] * 3))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_turn_with_a_new_image_equals_the_reference(model, plan):
+    prompts = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1)]
+    first = batch(prompts)
+    second = batch([prompt(0, 6, seed=4), prompt(2, 0, 1, seed=5)], seed=9)
+    word = batch([[20], [21]])
+    with apply(model, plan) as handle:
+        turns = Turns(model)
+        turns.feed(first, handle)
+        logits = turns.feed(second, handle)
+        assert handle.last.n_visual == (N_IMAGE, N_IMAGE)
+        next_logits = turns.feed(word)
+    wanted = turns.wanted()
+    assert close_at_text(logits, wanted[:, :-1], second)
+    assert close_at_text(next_logits, wanted, word)
+
+
+@pytest.mark.parametrize("n_gone", [2, 5, 12, 30])
+def test_decoding_after_a_crop_equals_the_reference(model, n_gone):
+    first = batch([prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1)])
+    words = batch([[7, 8, 9], [10, 11, 12]])
+    for plan in PLANS.values():
+        with apply(model, plan) as handle:
+            turns = Turns(model)
+            turns.feed(first, handle)
+            turns.feed(words)
+            turns.crop(n_gone)
+            assert turns.cache.get_seq_length() == turns.real.shape[1]
+            logits = torch.cat([turns.feed(batch([[30], [31]])) for _ in range(3)], 1)
+        wanted = turns.wanted()
+        assert float((logits - wanted[:, -3:]).abs().max()) <= CLOSE
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_generate_goes_on_with_a_kept_cache(model, plan):
+    first = rows_alone(batch(FIRST))[1]
+    with apply(model, plan) as handle:
+        out = model.generate(**first, **STEPS, return_dict_in_generate=True)
+        reply = torch.tensor([[9, 8, 7]])
+        ids = torch.cat([out.sequences, reply], dim=1)
+        more = model.generate(
+            input_ids=ids,
+            past_key_values=out.past_key_values,
+            attention_mask=ids.new_ones(ids.shape),
+            **STEPS,
+        )
+        cuts = handle.last.cuts
+    sequence = more[:, :-1]
+    hidden = hidden_from(sequence, [(c.layer, c.kept) for c in cuts], N_LAYERS)
+    with hiding(find(model).layers(model), hidden, torch.ones_like(sequence).bool()):
+        full = {"input_ids": sequence, "pixel_values": first["pixel_values"]}
+        logits = model(**full, use_cache=False).logits
+    assert torch.equal(logits[:, -6:].argmax(-1), more[:, -6:])
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_beams_of_a_batch_equal_the_beams_of_its_rows(model, plan):
+    inputs = batch(FIRST)
+    options = {**STEPS, "num_beams": 3, "num_return_sequences": 2}
+    unpruned = model.generate(**inputs, **options)[:, -6:]
+    with apply(model, plan):
+        together = model.generate(**inputs, **options)[:, -6:].view(3, 2, 6)
+        for row, alone in enumerate(rows_alone(inputs)):
+            single = model.generate(**alone, **options)[:, -6:]
+            assert torch.equal(single, together[row])
+    assert not torch.equal(unpruned.view(3, 2, 6), together)
+
+
+def test_beam_search_with_a_plan_equals_beam_search_without_a_cache(model):
+    plan = Plan(
+        (Cut(2, 0.5, "grid"), Cut(6, 0.0))
+    )  # chosen without attention: the same every step
+    inputs = batch(FIRST)
+    with apply(model, plan):
+        cached = model.generate(**inputs, **STEPS, num_beams=3)
+        assert torch.equal(cached, model.generate(**inputs, **STEPS, num_beams=3, use_cache=False))
+
+
+def test_sampling_and_return_sequences_follow_the_seed(model):
+    inputs = batch(FIRST)
+    options = {"max_new_tokens": 6, "do_sample": True, "num_return_sequences": 3}
+    with apply(model, PLAN):
+        torch.manual_seed(1)
+        one = model.generate(**inputs, **options)
+        torch.manual_seed(1)
+        two = model.generate(**inputs, **options)
+    assert one.shape[0] == 9
+    assert torch.equal(one, two)
+
+
+def test_prompt_lookup_gives_the_tokens_of_greedy_search(model):
+    inputs = rows_alone(batch([prompt(6, 0, 2)]))[0]
+    inputs["input_ids"][0, -2:] = inputs["input_ids"][
+        0, 2:4
+    ]  # something to look up, no placeholder
+    with apply(
+        model, Plan((Cut(2, 0.5, "grid"), Cut(6, 0.0)))
+    ):  # a draft is part of the first pass
+        greedy = model.generate(**inputs, **STEPS)
+        looked_up = model.generate(**inputs, **STEPS, prompt_lookup_num_tokens=2)
+    assert torch.equal(greedy, looked_up)
+
+
+def test_a_cache_made_without_a_config_is_pruned_too(model):
+    inputs = rows_alone(batch(FIRST))[0]
+    with apply(model, PLAN):
+        wanted = model(**inputs, use_cache=True).past_key_values
+        cache = DynamicCache()
+        model(**inputs, past_key_values=cache, use_cache=True)
+    assert kv_bytes(cache) == kv_bytes(wanted)
+    assert isinstance(cache.layers[2], PrunedKV)
+
+
+def test_embeddings_of_placeholders_are_recognised(model):
+    inputs = rows_alone(batch(FIRST))[1]
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    given = {"inputs_embeds": embeds, "pixel_values": inputs["pixel_values"]}
+    with apply(model, PLAN) as handle:
+        wanted = model(**inputs).logits
+        kept = [cut.kept for cut in handle.last.cuts]
+        assert torch.equal(model(**given).logits, wanted)
+        assert [cut.kept for cut in handle.last.cuts] == kept
+
+
+def test_a_conversation_goes_on_after_the_handle_was_removed(model):
+    inputs = rows_alone(batch(FIRST))[1]
+    token = torch.tensor([[9]])
+    if model.config.text_config._attn_implementation != "sdpa":
+        pytest.skip("eager attention always gets a mask, of the unpruned length")
+    with apply(model, PLAN):
+        cache = model(**inputs, use_cache=True).past_key_values
+        wanted = model(input_ids=token, past_key_values=cache).logits
+        cache.crop(-1)
+    assert torch.equal(model(input_ids=token, past_key_values=cache).logits, wanted)
+
+
+@pytest.mark.parametrize("implementation", ["static", StaticCache, QuantizedCache])
+def test_caches_of_one_length_are_refused_with_a_way_out(model, implementation):
+    inputs = batch(FIRST)
+    if implementation == "static":
+        options = {"cache_implementation": "static"}
+    elif implementation is StaticCache:
+        options = {"past_key_values": StaticCache(config=model.config, max_cache_len=100)}
+    else:
+        quantized = DynamicCache(config=model.config)
+        quantized.layers[3] = type("QuantizedLayer", (type(quantized.layers[3]),), {})()
+        options = {"past_key_values": quantized}
+    with apply(model, PLAN), pytest.raises(UsageError, match="must be a DynamicCache.*Leave out"):
+        model.generate(**inputs, **STEPS, **options)
+
+
+def test_chunked_prefill_is_refused(model):
+    inputs = batch(FIRST)
+    with apply(model, PLAN), pytest.raises(UsageError, match="prefill_chunk_size must be None"):
+        model.generate(**inputs, **STEPS, prefill_chunk_size=10)
+    assert "_prefill" not in vars(model)
+
+
+def test_a_prompt_that_ends_with_an_image_is_refused(model):
+    inputs = batch([prompt(3, 0)])
+    with apply(model, PLAN), pytest.raises(UsageError, match="must end with a text token"):
+        model(**inputs)
+
+
+def test_a_model_that_trains_is_refused(model):
+    with apply(model, PLAN):
+        model.train()
+        try:
+            with pytest.raises(UsageError, match="evaluation mode"):
+                model(**batch(FIRST))
+        finally:
+            model.eval()
+
+
+def test_a_second_plan_on_one_model_is_refused(model):
+    with apply(model, PLAN):
+        with pytest.raises(UsageError, match="Only one plan"):
+            apply(model, EARLY)
+        model(**batch(FIRST))
+    with apply(model, EARLY):
+        pass
+
+
+def test_all_problems_of_a_plan_are_named_at_once(model):
+    plan = Plan(
+        (
+            Cut(0, 0.5, "attention"),
+            Cut(2, 0.6, "nrom"),
+            Cut(2, 0.5, "random", {"sed": 1}),
+            Cut(99, 0.0),
+        ),
+        model=ModelIdentity(n_layers=32, family="qwen", fingerprint="sha256:0"),
+    )
+    problems = check(plan, model)
+    for words in (
+        "model.n_layers must be 8, as this model has; got 32",
+        "model.family must be llava",
+        "model.fingerprint must be",
+        "cuts[0].layer must be at least 1 for attention",
+        "cuts[1].selector: No selector is called 'nrom'",
+        "cuts[1].keep must not rise",
+        "cuts[2].layer must be above",
+        "cuts[2].selector: random has no parameter 'sed'",
+        "cuts[3].layer must be below the model's 8 layers; got 99",
+    ):
+        assert sum(words in p for p in problems) == 1, words
+    with pytest.raises(FitError) as error:
+        apply(model, plan)
+    assert list(error.value.problems) == problems
+    assert error.value.exit_code == 5
+
+
+def test_a_condition_before_the_decoder_does_not_fit(model):
+    plan = Plan((Cut(0, 0.0, condition=Condition(0.1)),))
+    assert any("at least 1 for a cut with a condition" in p for p in check(plan, model))
+
+
+def test_a_plan_for_another_structure_is_applied_when_told_to(model):
+    plan = Plan((Cut(2, 0.0),), model=ModelIdentity(n_layers=9, fingerprint="sha256:0"))
+    with pytest.raises(FitError, match="Calibrate this model, or pass check=False"):
+        apply(model, plan)
+    with apply(model, plan, check=False):
+        model(**batch(FIRST))
+    with pytest.raises(FitError, match="below the model's 8 layers"):
+        apply(model, Plan((Cut(8, 0.0),)), check=False)
+
+
+def test_a_plan_fits_the_model_it_was_made_for(model):
+    assert check(Plan(PLAN.cuts, model=identity(model, "tiny", "main")), model) == []
+
+
+def test_other_attention_kernels_do_not_fit(model):
+    text = model.config.text_config
+    before = text._attn_implementation_internal
+    text._attn_implementation_internal = "flash_attention_2"
+    try:
+        assert any("must be sdpa or eager; got flash" in p for p in check(PLAN, model))
+    finally:
+        text._attn_implementation_internal = before
+
+
+def test_an_unknown_architecture_does_not_fit():
+    with pytest.raises(FitError, match=r"Linear has no family\. Families: llava"):
+        apply(torch.nn.Linear(2, 2), PLAN)
