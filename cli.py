@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from tpcal.options import DataChoice, Listed, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 
 if TYPE_CHECKING:
+    from tpcal.calibrate.measure import Measurer
     from tpcal.calibrate.models import Loaded
     from tpcal.calibrate.profile import Profile
     from tpcal.plans.schema import Plan
@@ -80,7 +82,7 @@ def cli(debug: bool) -> None:
     metavar="L,L-L",
     help="Decoder layers to cut before.  [default: all]",
 )
-@options.batch_size_option
+@options.batch_size_option(16)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -103,17 +105,26 @@ def calibrate(
           --samples 64 --device cuda --dtype bfloat16
     """
     from tpcal import render
-    from tpcal.calibrate import probe
 
     with terminal.progress() as report:
-        report(0, 0, "loading the model")
+        report(0, 0, "Loading the model")
+        from tpcal.calibrate import probe, profile
+
         loaded = model.load()
-        report(0, 0, "loading the samples")
+        report(0, 0, "Loading the samples")
         samples = data.load("calibration")
-        profile = probe.calibrate(
-            loaded, samples, out, batch_size=batch_size, seed=data.seed, progress=report, **grid
+        facts = {"command": terminal.command(), "samples": data.recorded()}
+        found = probe.calibrate(
+            loaded,
+            samples,
+            out,
+            batch_size=batch_size,
+            seed=data.seed,
+            progress=report,
+            provenance=facts,
+            **grid,
         )
-    terminal.console().print(render.profile_summary(profile))
+    terminal.console().print(render.profile_summary(found, profile.newest(out)))
 
 
 @cli.command(short_help="Choose the cuts for a budget and write them as a plan.")
@@ -139,10 +150,24 @@ def calibrate(
     help="File to write.",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
-@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Plans to try.")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    metavar="N",
+    help="Plans to measure.",
+)
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Stop after S seconds.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
-@click.option("--max-cuts", type=click.IntRange(min=1), metavar="N", help="Most cuts in a plan.")
+@click.option(
+    "--max-cuts",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Most cuts in a plan.",
+)
 @click.option(
     "--max-loss",
     type=click.FloatRange(min=0),
@@ -152,13 +177,30 @@ def calibrate(
 @click.option("--no-measure", is_flag=True, help="Predict only; the model is not loaded.")
 @click.option("--data", metavar="DATA", help="Where the profile's samples are now, if they moved.")
 @options.model_options
-@options.batch_size_option
-@click.option("--storage", metavar="URL", help="Optuna storage to share or resume a study.")
-def plan(**values: Any) -> None:
+@options.batch_size_option(16)
+@click.option(
+    "--storage",
+    metavar="URL",
+    help="Optuna journal file or database URL that keeps the search.  [default: in the profile]",
+)
+def plan(
+    folder: Path | None,
+    output: Path,
+    force: bool,
+    timeout: float | None,
+    no_measure: bool,
+    data: str | None,
+    model: ModelChoice,
+    batch_size: int,
+    storage: str | None,
+    trials: int,
+    **limits: Any,
+) -> None:
     """Choose the cuts that lose least in the worst group, at the cost you name.
 
     Needs a profile from 'tpcal calibrate'. Candidates are measured by running the model on
-    the profile's samples; with --no-measure, the profile's prediction decides.
+    the profile's samples; with --no-measure, the profile's prediction decides. Interrupt it
+    at any time: the same command continues.
 
     \b
     Examples:
@@ -166,7 +208,33 @@ def plan(**values: Any) -> None:
       tpcal plan --budget 0.1 --no-measure -o light.yaml
       tpcal plan --budget 0.3 --max-loss 0.05 --trials 200 --timeout 600
     """
-    raise NotImplementedError
+    from tpcal import render
+
+    _refuse_to_overwrite(output, force)
+    folder, profile = read_profile(folder)
+    with terminal.progress() as report:
+        measurer = None
+        if not no_measure:
+            report(0, 0, "Loading the model")
+            measurer = _measurer(profile, folder, model, data, batch_size)
+        from tpcal.planner.search import search
+
+        report(0, 0, "Planning")
+        found = search(
+            profile,
+            measurer=measurer,
+            n_trials=trials,
+            timeout=timeout,
+            storage=storage or folder / "study.journal",
+            command=terminal.command(),
+            progress=report,
+            **limits,
+        ).plan
+    from tpcal.plans.schema import save_plan
+
+    save_plan(found, output)
+    terminal.console().print(render.plan_view(found, title=str(output)))
+    terminal.console().print(render.next_steps(str(output)))
 
 
 @cli.command(short_help="Check a plan file, and whether it fits a model.")
@@ -192,7 +260,7 @@ def check(file: str, model: ModelChoice) -> None:
     from tpcal.plans.execute import check as problems_of
 
     with terminal.progress() as report:
-        report(0, 0, "loading the model")
+        report(0, 0, "Loading the model")
         loaded = model.load()
     problems = problems_of(found, loaded.model)
     if problems:
@@ -254,7 +322,7 @@ def show(what: str, depth: int, measure: str, group: str | None, threshold: floa
 )
 @options.model_options
 @options.data_options
-@options.batch_size_option
+@options.batch_size_option(32)
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
@@ -277,11 +345,12 @@ def evaluate(
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
     """
     from tpcal import render
-    from tpcal.calibrate.evaluate import evaluate as run_both
 
     with terminal.progress() as report:
         found, loaded = _plan_and_model(file, model, report)
-        report(0, 0, "loading the samples")
+        from tpcal.calibrate.evaluate import evaluate as run_both
+
+        report(0, 0, "Loading the samples")
         samples = data.load("eval")
         evaluation = run_both(
             loaded,
@@ -318,7 +387,15 @@ def run(
       tpcal run --plan plan.yaml --image cat.jpg "What is this?"
       tpcal run --image a.png --image b.png "What is different?"
     """
-    raise NotImplementedError
+    from tpcal import render
+
+    with terminal.progress() as report:
+        found, loaded = _plan_and_model(file, model, report)
+        from tpcal.calibrate.answer import answer
+
+        report(0, 0, "Answering")
+        said = answer(loaded, question, images, found, max_new_tokens=max_new_tokens)
+    terminal.console().print(render.answer_view(said))
 
 
 @cli.command(short_help="List the published schedules.")
@@ -373,7 +450,7 @@ def _plan_and_model(
     made_for = found.model if found else None
     if made_for is not None:
         model = model.or_else(made_for.name, made_for.revision)
-    report(0, 0, "loading the model")
+    report(0, 0, "Loading the model")
     loaded = model.load()
     if file is None or found is None:
         return None, loaded
@@ -385,6 +462,39 @@ def _plan_and_model(
     if problems:
         raise FitError(file, problems)
     return found, loaded
+
+
+def _measurer(
+    profile: Profile, folder: Path, model: ModelChoice, data: str | None, batch_size: int
+) -> Measurer:
+    """Runs the profile's model on the profile's samples."""
+    from tpcal.calibrate.measure import Measurer
+
+    made_for = profile.model
+    loaded = model.or_else(made_for.name, made_for.revision).load()
+    if loaded.identity.fingerprint != made_for.fingerprint:
+        problem = f"made for {made_for.name}, whose structure differs from {loaded.name}'s."
+        raise FitError(str(folder), [problem])
+    choice = DataChoice.restored(profile.provenance.get("samples", {}))
+    samples = replace(choice, data=data or choice.data).load("calibration")
+    if samples.fingerprint != profile.provenance["data"]["fingerprint"]:
+        raise UsageError(
+            f"{folder} was measured on other samples than {samples.name} gives now. Name the data "
+            "set with --data, calibrate again, or plan with --no-measure."
+        )
+    return Measurer(loaded, samples, batch_size=batch_size)
+
+
+def _refuse_to_overwrite(path: Path, force: bool) -> None:
+    from tpcal.plans.schema import load_plan
+
+    if force or not path.exists():
+        return
+    try:
+        load_plan(path)
+    except UsageError:
+        way_out = "Name another file with --output, or add --force"
+        raise UsageError(f"{path} exists and is not a plan. {way_out}.") from None
 
 
 def _profile_view(path: Path, measure: str, group: str | None, threshold: float) -> Any:

@@ -222,16 +222,16 @@ def data_options(command: Command) -> Command:
     return _gather(DataChoice, "data", options, command)
 
 
-def batch_size_option(command: Command) -> Command:
+def batch_size_option(default: int) -> Callable[[Command], Command]:
     """Adds --batch-size."""
-    option = click.option(
+    return click.option(
         "--batch-size",
         type=click.IntRange(min=1),
-        default=8,
+        default=default,
         show_default=True,
+        metavar="N",
         help="Samples per run of the model.",
     )
-    return option(command)
 
 
 def _gather(
@@ -244,6 +244,7 @@ def _gather(
         own = {f.name: values.pop(f.name) for f in fields(record)}
         command(**{name: record(**own)}, **values)
 
+    result: Command = parsed
     for option in reversed(options):
-        parsed = option(parsed)
-    return parsed
+        result = option(result)
+    return result

@@ -14,7 +14,8 @@ from rich.text import Text
 from tpcal.plans.schema import Condition, Cut, Loss, Plan
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.evaluate import Evaluation
+    from tpcal.calibrate.answer import Answer
+    from tpcal.calibrate.evaluate import Evaluation, Row, Share
     from tpcal.calibrate.profile import Profile
     from tpcal.plans.cost import Cost
 
@@ -359,22 +360,67 @@ def _times(profile: Profile) -> list[RenderableType]:
 
 
 def evaluation_view(evaluation: Evaluation, *, title: str) -> RenderableType:
-    """Accuracy per group unpruned and with the plan, and the paired difference."""
-    table = _table(
-        "group", _Right("n"), _Right("unpruned"), _Right("with plan"), _Right("difference")
-    )
-    rows = list(evaluation.rows())
-    for i, row in enumerate(rows):
-        overall = i == len(rows) - 1
-        if overall and len(rows) > 1:
+    """Accuracy per group unpruned and with the plan, and the paired difference.
+
+    Where no sample has a right answer, how often both models give the same one.
+    """
+    rows = evaluation.rows()
+    overall = rows[-1]
+    shown = {
+        "unpruned": overall.unpruned is not None,
+        "plan": overall.plan is not None,
+        "difference": overall.difference is not None,
+        "agreement": overall.unpruned is None and overall.agreement is not None,
+    }
+    names = [name for name, is_there in shown.items() if is_there]
+    titles = {"plan": "with plan", "agreement": "same answer"}
+    table = _table("group", _Right("n"), *(_Right(titles.get(name, name)) for name in names))
+    worst = _worst_row(rows[:-1])
+    for row in rows if len(rows) > 2 else rows[-1:]:
+        if row is overall and len(rows) > 2:
             table.add_section()
-        table.add_row(*_evaluation_cells(row), style=_TITLE if overall else "")
-    note = Text("95 % intervals in brackets; the difference is paired.", style=_QUIET)
-    return Group(heading(title), table, note)
+        style = _TITLE if row is overall else _WORST if row is worst else ""
+        cells = [interval(getattr(row, name), signed=name == "difference") for name in names]
+        table.add_row(row.group, str(row.n), *cells, style=style)
+    return Group(heading(title), table, Text(_verdict(overall), _QUIET))
 
 
-def _evaluation_cells(row: Any) -> list[str]:
-    raise NotImplementedError
+def _worst_row(rows: Sequence[Row]) -> Row | None:
+    losing = [row for row in rows if row.difference is not None and row.difference.value < 0]
+    return min(losing, key=lambda row: row.difference.value if row.difference else 0, default=None)
+
+
+def _verdict(overall: Row) -> str:
+    note = "95 % intervals in brackets"
+    if overall.unpruned is None or overall.plan is None or not overall.unpruned.value:
+        return f"{note}."
+    kept = 100 * overall.plan.value / overall.unpruned.value
+    return f"{note}, difference paired. The plan keeps {kept:.1f} % of the accuracy."
+
+
+def interval(part: Share | None, *, signed: bool = False) -> str:
+    """`93.1 [90.2, 95.4] %`."""
+    if part is None:
+        return "–"
+    sign = "+" if signed else ""
+    low, value, high = (100 * x for x in (part.low, part.value, part.high))
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}] %"
+
+
+def answer_view(answer: Answer) -> RenderableType:
+    """The answer, then the tokens that were kept and the memory."""
+    lines: list[RenderableType] = [Text(answer.text or "(no answer)"), Text()]
+    kept = ", ".join(f"{n} from layer {layer}" for layer, n in answer.counts)
+    lines.append(Text(f"visual tokens  {answer.n_tokens}{', ' + kept if kept else ''}", _QUIET))
+    saved = percent(1 - answer.kv_bytes / answer.unpruned_kv_bytes)
+    sizes = f"{binary(answer.kv_bytes)}, unpruned {binary(answer.unpruned_kv_bytes)}"
+    lines.append(Text(f"KV cache       {sizes}, saved {saved}", _QUIET))
+    return Group(*lines)
+
+
+def next_steps(output: str) -> Text:
+    """What a fresh plan is good for."""
+    return Text(f"Next: tpcal eval --plan {output}, or in Python: tpcal.apply(model, plan)")
 
 
 def bar(part: float, width: int = BAR_WIDTH) -> str:

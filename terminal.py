@@ -72,13 +72,19 @@ class Commands(click.Group):
             then = "run the same command again to continue" if resumes else "nothing was written"
             raise Interrupted(f"Interrupted; {then}.") from None
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """As click's, but with our way of ending."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, prog_name, standalone_mode=False, **extra)
         self._debug = bool(os.environ.get("TPCAL_DEBUG"))
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(error.exit_code)
@@ -126,6 +132,7 @@ def explain(error: Exception) -> tuple[list[str], int]:
 
 def _click_message(error: click.ClickException) -> str:
     message = " ".join(error.format_message().split()).rstrip(".")
+    message = message.replace("(Did you mean", "Did you mean").replace("?)", "?")
     context = getattr(error, "ctx", None)
     if context is None:
         return f"{message}."
@@ -244,6 +251,11 @@ class _Log:
             return
         self._what, self._next = what, now + self.every_s
         click.echo(f"{what} {done}/{total}" if total else f"{what} …", err=True)
+
+
+def command() -> str:
+    """The command line of this process, for provenance."""
+    return short_command(sys.argv[1:])
 
 
 def short_command(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> str:

@@ -22,7 +22,7 @@ from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan, save_plan
 from tpcal.terminal import Commands, short_command
 
 COMMANDS = ("calibrate", "plan", "check", "show", "eval", "run", "presets", "selectors")
-HEAVY = "torch transformers optuna datasets rich numpy scipy PIL".split()
+HEAVY = ["torch", "transformers", "optuna", "datasets", "rich", "numpy", "scipy", "PIL"]
 Tpcal = Callable[..., Result]
 GOOD = """
 schema: 1
@@ -110,7 +110,7 @@ def test_no_command_shows_the_help(tpcal: Tpcal) -> None:
     ("args", "said"),
     [
         (["plan"], "Missing option '--budget'"),
-        (["plan", "--budgte", "1"], "Did you mean '--budget'"),
+        (["plan", "--budgte", "1"], "Did you mean one of: '--budget'"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["plan", "--budget", "0"], "above 0 and at most 1, the share"),
         (["plan", "--budget", "1.5"], "got 1.5"),
@@ -173,8 +173,15 @@ BAD_PLANS = {
 }
 
 
-@pytest.mark.parametrize("command", ["check", "show", "eval --plan", "run hello --image x --plan"])
-@pytest.mark.parametrize("kind", BAD_PLANS)
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        *(("check", kind) for kind in BAD_PLANS),
+        ("show", "unknown selector"),
+        ("eval --plan", "bomb"),
+        ("run hello --image x --plan", "python tag"),
+    ],
+)
 def test_bad_plans_end_with_one_line(
     tpcal: Tpcal, tmp_path: Path, kind: str, command: str
 ) -> None:
