@@ -158,9 +158,9 @@ def scored(result: Tensor, like: Tensor) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """[..., D] float64 rows of length 1; rows that are zero or not finite become zero."""
-    x = x.double()
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
-    return (x / length).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    x = x.to(torch.float64, copy=True)  # one copy, changed in place: it is the largest tensor here
+    x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8))
+    return x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def ranks(scores: Tensor, valid: Tensor, group: Tensor | None = None) -> Tensor:

@@ -82,7 +82,7 @@ def _marked(pivots: Tensor, valid: Tensor) -> Tensor:
 
 def l1_norm(x: Tensor) -> Tensor:
     """[...] sum of absolute values over the last dimension."""
-    return scored(torch.linalg.vector_norm(x.double(), ord=1, dim=-1), x)
+    return scored(torch.linalg.vector_norm(x, ord=1, dim=-1, dtype=torch.float64), x)
 
 
 def image_pivots(tokens: Tokens, n_pivots: Tensor) -> Tensor:

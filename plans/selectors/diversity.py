@@ -70,12 +70,14 @@ class Cosines:
     """
 
     WHOLE: ClassVar[int] = 4096
+    CHUNK: ClassVar[int] = 1 << 20  # pairs looked at in one step
 
     def __init__(self, x: Tensor) -> None:
-        self._unit, self._like = unit(x), x
-        self._step = max(1, self.WHOLE**2 // max(1, x.shape[1]))
-        whole = x.shape[1] <= self.WHOLE
-        self._all = self._rows(slice(None)) if whole else None  # [B, N, N]
+        self._unit, self._like, self._all = unit(x), x, None
+        self._step = max(1, self.CHUNK // max(1, x.shape[1]))
+        if x.shape[1] <= self.WHOLE:
+            self._all = self._rows(slice(None))  # [B, N, N]
+            self._unit = x.new_empty(0)  # not needed any more, and larger
 
     def to(self, pick: Tensor) -> Tensor:
         """[B, N] cosine of every token to token ``pick`` [B] of its row."""
@@ -186,7 +188,7 @@ def first_token(tokens: Tokens, pivot: str | int) -> Tensor:
     elif pivot == "first":
         score = -tokens.index.double()
     elif pivot == "norm":
-        score = scored(torch.linalg.vector_norm(hidden.double(), dim=-1), hidden)
+        score = scored(torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float64), hidden)
     else:
         units = unit(hidden) * valid[..., None]
         to_mean = (units @ unit(units.sum(1))[..., None])[..., 0]

@@ -42,7 +42,7 @@ def chosen(name, params, tokens, n_keep):
 
 
 @NAMED
-@pytest.mark.parametrize("n_keep", [0, 1, 2, 5, 9, 14, 15, 16, 500])
+@pytest.mark.parametrize("n_keep", [0, 1, 5, 15, 500])
 def test_every_row_keeps_exactly_its_count_and_never_filler(name, params, n_keep, rows, stack):
     tokens = stack(rows, garbage=float("nan"), extra=2)
     mask = chosen(name, params, tokens, [n_keep] * len(rows))

@@ -14,6 +14,7 @@ def test_asked_for_piece_by_piece_the_cosines_are_the_same(make_row, monkeypatch
     among = torch.arange(81)[None] % 3 == 0
     whole = Cosines(x)
     monkeypatch.setattr(Cosines, "WHOLE", 40)
+    monkeypatch.setattr(Cosines, "CHUNK", 1000)
     pieces = Cosines(x)
     assert pieces._all is None
     assert torch.equal(pieces.to(torch.tensor([5])), whole.to(torch.tensor([5])))
