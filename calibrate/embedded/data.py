@@ -1,4 +1,4 @@
-"""Training scenes rendered once into memory-mapped arrays, and batches drawn from them by step number."""
+"""Training scenes, rendered once into memory-mapped arrays; batches drawn by step number."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FREQUENCIES = {
     **{"relation": 2.0, "nearest": 1.5, "count": 1.4, "compare": 1.4, "where": 1.2},
     **{"background": 0.4, "size": 0.7, "digit": 0.8, "letter": 0.8},
 }
-"""How often a group's questions are taken when a scene offers more than are packed; 1 where not named."""
+"""Weight of a group's questions when a scene offers more than are packed; 1 where not named."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with Q questions each; S tokens per question, ``"</s>"`` included, padded at the end."""
+    """Images with Q questions each, of S tokens with answer and ``</s>``, padded at the end."""
 
     pixels: Tensor  # [B, 3, 96, 96] as the processor makes them
     labels: Tensor  # [B, N, labels] int64
@@ -111,7 +111,7 @@ class SceneCache:
 
 
 def _draw_questions(groups: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """[B, n] slots, without repetition, by Gumbel keys weighted with ``FREQUENCIES``; empty slots last."""
+    """[B, n] slots drawn without repetition, weighted by ``FREQUENCIES``; empty slots last."""
     weights = np.full(256, -np.inf)
     weights[: len(GROUPS)] = [np.log(FREQUENCIES.get(g, 1.0)) for g in GROUPS]
     keys = weights[groups] + rng.gumbel(size=groups.shape)

@@ -1,4 +1,4 @@
-"""Writes a checkpoint as the shipped folder: half precision, names that transformers and vLLM both load."""
+"""Writes a checkpoint as the shipped folder, with names that transformers and vLLM both load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PUBLISHED = (
 
 
 def export(checkpoint: Path, sizes: Sizes, folder: Path) -> None:
-    """Writes weights in bfloat16, configs, tokenizer, processor and chat template to ``folder``."""
+    """Writes bfloat16 weights, configs, tokenizer, processor and chat template to ``folder``."""
     state = torch.load(checkpoint, weights_only=True)
     model = new_model(sizes, seed=0)
     prefix = "model."
@@ -32,6 +32,7 @@ def export(checkpoint: Path, sizes: Sizes, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {published_name(k): v.contiguous() for k, v in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     model.config.architectures = ["LlavaForConditionalGeneration"]
     model.config.dtype = torch.bfloat16
     model.config.save_pretrained(folder)
@@ -53,5 +54,3 @@ def published_name(name: str) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     raise ValueError(f"a parameter must belong to tower, projector or decoder; got {name!r}.")
-
-

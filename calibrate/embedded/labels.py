@@ -28,8 +28,10 @@ LABELS: dict[str, int] = {
     "place": 4,
     "background": len(BACKGROUNDS),
 }
-"""Labels and their numbers of classes. Class 0 is "nothing here", except for the background. ``place`` counts a sign's
-characters from 1."""
+"""Labels and their numbers of classes.
+
+Class 0 is "nothing here", except for the background. ``place`` counts a sign's characters from 1.
+"""
 
 _COVER = 0.2
 """A thing is a patch's label if it covers at least this share of the patch."""

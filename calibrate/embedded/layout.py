@@ -1,7 +1,8 @@
 """What a scene holds and where: drawn from a seed, not yet painted.
 
-A scene is a 3 x 3 board of 32-pixel cells. A thing stays well inside its cell, so that "where", "left of" and "at" have one
-answer and never a borderline one; no two shapes of a scene share colour and shape, so that "the red circle" is one thing.
+A scene is a 3 x 3 board of 32-pixel cells. A thing stays well inside its cell, so that "where",
+"left of" and "at" have one answer and never a borderline one; no two shapes of a scene share
+colour and shape, so that "the red circle" is one thing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The embedded model before training: an ordinary Hugging Face LLaVA, its word-level tokenizer and its processor."""
+"""The embedded model before training: a Hugging Face LLaVA, its tokenizer, its processor."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _config(sizes: Sizes) -> LlavaConfig:
 
 
 def _initialise(model: LlavaForConditionalGeneration) -> None:
-    """1/sqrt(fan in), half of it where a branch ends: Hugging Face's 0.02 is too small at this width."""
+    """1/sqrt(fan in), half of it where a branch ends; the usual 0.02 is too small here."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             last = name.endswith(("o_proj", "down_proj", "out_proj", "fc2"))
@@ -134,7 +134,7 @@ def _initialise(model: LlavaForConditionalGeneration) -> None:
 
 
 def _positions(width: int, n_patches: int) -> torch.Tensor:
-    """[1 + n_patches, width] start of the position embedding: sines and cosines of row and column."""
+    """[1 + n_patches, width] sines and cosines of row and column, to start the embedding."""
     grid = math.isqrt(n_patches)
     turns = torch.exp(torch.linspace(math.log(0.15), math.log(3.0), width // 4))
     waves = torch.arange(grid).float()[:, None] * turns  # [grid, width / 4]
@@ -146,7 +146,7 @@ def _positions(width: int, n_patches: int) -> torch.Tensor:
 
 
 def scale_projector(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> None:
-    """Makes the projected visual tokens' standard deviation 0.7, near that of the word embeddings."""
+    """Gives projected visual tokens a standard deviation of 0.7, near the word embeddings'."""
     with torch.no_grad():
         projector = model.model.multi_modal_projector
         features = model.model.vision_tower(pixel_values=pixel_values).last_hidden_state[:, 1:]

@@ -1,4 +1,4 @@
-"""Muon for a small model: matrices of one shape are orthogonalised together, in one batched product."""
+"""Muon for a small model: matrices of one shape are orthogonalised together."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class BatchedMuon(torch.optim.Optimizer):
     """Momentum, then the nearest half-orthogonal matrix as the step.
 
-    ``torch.optim.Muon`` does the same one matrix at a time, which on a CPU costs more than the model's own backward
-    pass at these widths.
+    ``torch.optim.Muon`` does the same one matrix at a time; batched, it is far fewer operations.
 
-    Source: Jordan et al., "Muon", 2024 (kellerjordan.github.io/posts/muon), quintic Newton-Schulz, five rounds, Nesterov
-        momentum; step scaled by 0.2 sqrt(longer side) after Liu et al., arXiv 2502.16982, section 2.2.
+    Source: Jordan et al., "Muon", 2024 (kellerjordan.github.io/posts/muon): quintic Newton-Schulz,
+        five rounds, Nesterov momentum. Step scaled by 0.2 sqrt(longer side) after Liu et al.,
+        arXiv 2502.16982, section 2.2.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 

@@ -1,8 +1,10 @@
-"""Training forward: many questions behind one image, through the Hugging Face modules' own parameters.
+"""Training forward: many questions behind one image, through the Hugging Face modules' own
+parameters.
 
-The prompt's start (``<s> USER:`` and the image) is run once per image; every question attends to it and to itself only, at
-the positions it would have alone. Plain matrix products in the autocast type: about twice as fast as fused attention on a
-CPU at these sizes. A test holds that the logits equal those of the ordinary forward.
+The prompt's start (``<s> USER:`` and the image) is run once per image; every question attends to
+it and to itself only, at the positions it would have alone. Plain matrix products in the autocast
+type: about twice as fast as fused attention on a CPU at these sizes. A test holds that the logits
+equal those of the ordinary forward.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from transformers import LlavaForConditionalGeneration
 
 @dataclass
 class _Streams:
-    """Hidden states and rotary tables of the shared start (P tokens) and of the questions (Q of S tokens)."""
+    """Hidden states and rotary tables of the shared start (P) and of Q questions (S each)."""
 
     start: Tensor  # [B, P, D]
     questions: Tensor  # [B, Q * S, D]
@@ -60,9 +62,7 @@ def packed_logits(
 def _layer(layer: nn.Module, streams: _Streams, *, last: bool) -> None:
     """One decoder layer on both streams; the last one's output for the start is not needed."""
     attention = layer.self_attn
-    weight = torch.cat(
-        (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-    )
+    weight = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
     start = _heads(layer, weight, streams.start, streams.rotary_start)
     questions = _heads(layer, weight, streams.questions, streams.rotary_questions)
     if not last:
@@ -109,7 +109,7 @@ def _causal(n: int, like: Tensor) -> Tensor:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Softmax in the scores' own type: autocast would lift it to float32, which costs more than the products."""
+    """In the scores' own type: autocast's float32 would cost more than the products."""
     with torch.autocast(scores.device.type, enabled=False):
         return torch.softmax(scores, dim=-1)
 
@@ -121,6 +121,6 @@ def _finish(layer: nn.Module, hidden: Tensor, mixed: Tensor) -> Tensor:
 
 
 def visual_tokens(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
-    """[B, N, D] projected visual tokens of [B, 3, 96, 96] pixels, as the ordinary forward makes them."""
+    """[B, N, D] projected visual tokens of [B, 3, 96, 96] pixels, as in the ordinary forward."""
     features = model.model.vision_tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
     return model.model.multi_modal_projector(features)

@@ -44,7 +44,9 @@ class Question:
 def ask(layout: Layout, rng: np.random.Generator) -> tuple[Question, ...]:
     """Every group's questions that the layout allows, in the order of ``GROUPS``."""
     return tuple(
-        Question(text, answer, group) for group in GROUPS for text, answer in _ASK[group](layout, rng)
+        Question(text, answer, group)
+        for group in GROUPS
+        for text, answer in _ASK[group](layout, rng)
     )
 
 
@@ -161,7 +163,7 @@ def _where(layout: Layout, rng: np.random.Generator) -> Pairs:
 
 
 def _relation(layout: Layout, rng: np.random.Generator) -> Pairs:
-    """Two shapes of one row or of one column; the side is drawn first, so that all are as frequent."""
+    """Two shapes of one row or column; the side is drawn first, so that all are as frequent."""
     sides: dict[str, list[tuple[Shape, Shape]]] = {}
     for one in layout.shapes:
         for other in layout.shapes:
@@ -195,7 +197,9 @@ def _nearest(layout: Layout, rng: np.random.Generator) -> Pairs:
     n_asked = 0
     for shape in _some(rng, layout.shapes, len(layout.shapes)):
         others = sorted(
-            (math.hypot(s.x - shape.x, s.y - shape.y), s.shape) for s in layout.shapes if s is not shape
+            (math.hypot(s.x - shape.x, s.y - shape.y), s.shape)
+            for s in layout.shapes
+            if s is not shape
         )
         clear = len(others) > 1 and others[1][0] >= NEAREST_MARGIN * others[0][0]
         if clear and n_asked < 2:

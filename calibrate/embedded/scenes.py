@@ -62,7 +62,8 @@ def paint_scene(seed: int, layout: Layout) -> Image.Image:
 def samples(split: str, n: int, *, seed: int = 0) -> list[EmbeddedSample]:
     """``n`` samples, each of its own scene, as evenly over ``GROUPS`` as ``n`` allows.
 
-    Samples come in turns of one per group, so that the first m of n samples are those of a call with m.
+    Samples come in turns of one per group, so that the first m of n samples are those of a call
+    with m.
 
     Args:
         split: One of ``SPLITS``; no scene is in two splits.

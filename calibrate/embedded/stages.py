@@ -54,7 +54,9 @@ class Plan:
 class TowerStage(nn.Module):
     """Vision tower with one throw-away linear head per patch label."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, plan: Plan, data: TrainingSet) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, plan: Plan, data: TrainingSet
+    ) -> None:
         super().__init__()
         self.plan, self.data = plan, data
         self.tower = model.model.vision_tower
@@ -69,9 +71,7 @@ class TowerStage(nn.Module):
     def loss(self, step: int) -> Tensor:
         """Mean cross-entropy over patches and labels; empty patches weigh less."""
         share = self.plan.easy_share(step)
-        batch = self.data.batch(
-            step, self.plan.n_images, 1, easy_share=share, seed=self.plan.seed
-        )
+        batch = self.data.batch(step, self.plan.n_images, 1, easy_share=share, seed=self.plan.seed)
         return self._loss(batch)
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -107,14 +107,14 @@ class TowerStage(nn.Module):
 class LanguageStage(nn.Module):
     """The whole model on packed questions; the tower is frozen until the last part."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, plan: Plan, data: TrainingSet) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, plan: Plan, data: TrainingSet
+    ) -> None:
         super().__init__()
         self.plan, self.data, self.model = plan, data, model
         tower = set(model.model.vision_tower.parameters())
         late = [
-            p
-            for n, p in model.model.vision_tower.named_parameters()
-            if "post_layernorm" not in n
+            p for n, p in model.model.vision_tower.named_parameters() if "post_layernorm" not in n
         ]
         rest = [p for p in model.parameters() if p not in tower]
         own = [model.get_input_embeddings().weight, model.lm_head.weight]
@@ -144,11 +144,9 @@ class LanguageStage(nn.Module):
         return packed_logits(self.model, visual, start_ids(), batch.tokens)
 
     def set_rate(self, step: int) -> None:
-        """Sets the optimisers' rates for the step; the tower's is 0.3 of the others', and 0 while frozen."""
+        """Sets the optimisers' rates; the tower's is 0.3 of the others', and 0 while frozen."""
         _set_rates(self.optimisers, self.plan, step)
-        _set_rates(
-            self.late_optimisers, self.plan, step, 0.3 if self.plan.is_joint(step) else 0.0
-        )
+        _set_rates(self.late_optimisers, self.plan, step, 0.3 if self.plan.is_joint(step) else 0.0)
 
     @torch.no_grad()
     def accuracies(self, n_images: int) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """Trains the embedded model: ``python -m tpcal.calibrate.embedded.train all --out <folder>``.
 
-Stages, each a command of its own: ``data`` renders the scenes, ``tower`` trains the vision tower on patch labels,
-``language`` trains the model on questions, ``export`` writes the shipped folder from the latest checkpoint, ``all`` does
-them in turn. A killed run goes on from its last checkpoint when started again. Batches depend on seed and step alone, so
-a resumed run sees what an uninterrupted one sees.
+Stages, each a command of its own: ``data`` renders the scenes, ``tower`` trains the vision tower
+on patch labels, ``language`` trains the model on questions, ``export`` writes the shipped folder
+from the latest checkpoint, ``all`` does them in turn. A killed run goes on from its last
+checkpoint when started again. Batches depend on seed and step alone, so a resumed run sees what an
+uninterrupted one sees.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ def main(arguments: list[str] | None = None) -> None:
         export(options.out / "language.pt", sizes_of(options), options.weights)
         return
     data = TrainingSet(
-        options.out / "scenes", options.scenes, options.easy_scenes, options.held_out, options.patch
+        options.out / "scenes",
+        options.scenes,
+        options.easy_scenes,
+        options.held_out,
+        options.patch,
     )
     if options.stage in ("tower", "all"):
         train_tower(options, data)
@@ -118,7 +123,9 @@ def _train(
             seconds = (time.monotonic() - started) / (step - since)
             mean = sum(losses) / len(losses)
             losses.clear()
-            log.info("step %d of %d: loss %.4f, %.3f s a step", step, stage.plan.steps, mean, seconds)
+            log.info(
+                "step %d of %d: loss %.4f, %.3f s a step", step, stage.plan.steps, mean, seconds
+            )
         if step % options.evaluate_every == 0 or at_end:
             _report(stage, step, options.held_out)
         if step % options.save_every == 0 or at_end:

@@ -1,0 +1,99 @@
+"""The shipped model: loads, answers, and depends on its image."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tpcal.calibrate.embedded import FOLDER, GROUPS, samples
+from tpcal.calibrate.embedded.answers import Drop, Examinee, by_group
+from tpcal.calibrate.embedded.scenes import EmbeddedSample
+
+
+@pytest.fixture(scope="module")
+def examinee() -> Examinee:
+    return Examinee(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[EmbeddedSample]:
+    return samples("eval", 20 * len(GROUPS))
+
+
+def test_the_folder_is_small() -> None:
+    assert sum(f.stat().st_size for f in FOLDER.iterdir()) <= 10 * 2**20
+
+
+def test_it_loads_by_the_auto_classes_with_every_weight_and_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, info = AutoModelForImageTextToText.from_pretrained(FOLDER, output_loading_info=True)
+        processor = AutoProcessor.from_pretrained(FOLDER)
+    assert not any(info.values())
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert model.dtype == torch.bfloat16
+    assert type(processor).__name__ == "LlavaProcessor"
+
+
+def test_its_names_are_those_of_the_published_llava_checkpoints() -> None:
+    with safe_open(FOLDER / "model.safetensors", "pt") as weights:
+        heads = {".".join(name.split(".")[:2]) for name in weights.keys()}  # noqa: SIM118
+    assert heads == {
+        "language_model.model",
+        "language_model.lm_head",
+        "vision_tower.vision_model",
+        "multi_modal_projector.linear_1",
+        "multi_modal_projector.linear_2",
+    }
+
+
+def test_generation_answers_held_out_questions(
+    examinee: Examinee, asked: list[EmbeddedSample]
+) -> None:
+    right = 0
+    for first in range(0, len(asked), 70):
+        part = asked[first : first + 70]
+        inputs = examinee.processor(
+            images=[s.image for s in part],
+            text=[examinee.prompt(s.question) for s in part],
+            padding=True,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            ids = examinee.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        replies = examinee.processor.batch_decode(ids, skip_special_tokens=True)
+        right += sum(r.strip() == s.answer for r, s in zip(replies, part, strict=True))
+    assert right / len(asked) >= 0.90
+
+
+def test_counting_and_reading_are_far_above_chance(
+    examinee: Examinee, asked: list[EmbeddedSample]
+) -> None:
+    groups = by_group(asked, examinee.right(asked))
+    assert groups["count"] > 0.6
+    assert min(groups["digit"], groups["letter"], groups["sign"]) > 0.8
+
+
+def test_without_its_image_it_falls_to_the_floor(
+    examinee: Examinee, asked: list[EmbeddedSample]
+) -> None:
+    right = examinee.right(asked, Drop(layer=0, n_keep=0))
+    assert sum(right) / len(asked) < 0.35
+
+
+def test_random_pruning_before_the_decoder_hurts(
+    examinee: Examinee, asked: list[EmbeddedSample]
+) -> None:
+    full, few = (sum(examinee.right(asked, d)) for d in (None, Drop(layer=0, n_keep=32)))
+    assert few < full - 0.05 * len(asked)
+
+
+def test_keeping_every_token_changes_nothing(
+    examinee: Examinee, asked: list[EmbeddedSample]
+) -> None:
+    few = asked[:28]
+    assert examinee.right(few) == examinee.right(few, Drop(layer=0, n_keep=144))
