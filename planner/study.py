@@ -97,9 +97,12 @@ def _mend(path: Path) -> None:
     try:
         with path.open("rb+") as file:
             content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
+            whole = content[: content.rfind(b"\n") + 1]
+            file.truncate(len(whole))
     finally:
         lock.release()
+    for line in whole.splitlines()[-1:]:  # Optuna notices a bad last line only after adding to it
+        json.loads(line)
 
 
 def open_study(storage: BaseStorage, name: str, sampler: BaseSampler) -> Study:

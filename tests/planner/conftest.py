@@ -68,7 +68,9 @@ class World:
         kl = (kl * rng.lognormal(0, noise, kl.shape)).astype(np.float32)
         masses = np.zeros((self.n_samples, self.n_layers), np.float32)
         return Profile(
-            model=ModelIdentity(self.n_layers, name="world", family="llava", fingerprint="sha256:0"),
+            model=ModelIdentity(
+                self.n_layers, name="world", family="llava", fingerprint="sha256:0"
+            ),
             shape=DecoderShape(self.n_layers, 64, 128, 4, 4, 16, 100, 4),
             n_tokens=self.n_tokens,
             n_text=10,
