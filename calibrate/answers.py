@@ -1,0 +1,38 @@
+"""Whether an answer is right: exact match after the normalisation that VQA uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+ARTICLES = frozenset(("a", "an", "the"))
+NUMBERS: Mapping[str, str] = {
+    **{"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"},
+    **{"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"},
+}
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+_POINT_OF_NUMBER = re.compile(r"(?<!\d)\.|\.(?!\d)")
+_APOSTROPHE = re.compile(r"['’`]")
+_OTHER = re.compile(r"[^\w.\s]|_")
+
+
+def normalise(answer: str) -> str:
+    """The answer without case, punctuation, articles and extra blanks, numbers in digits.
+
+    Points inside numbers stay, apostrophes close up (``isn't`` is ``isnt``), other marks part
+    words.
+
+    Source:
+        Antol et al. 2015 (VQA, arXiv 1505.00468), evaluation. Written anew; theirs also restores
+        the apostrophes of contractions, and drops marks in some places instead of parting there.
+    """
+    text = _THOUSANDS.sub("", answer.casefold())
+    text = _OTHER.sub(" ", _APOSTROPHE.sub("", text))
+    words = _POINT_OF_NUMBER.sub(" ", text).split()
+    kept = [NUMBERS.get(word, word) for word in words if word not in ARTICLES]
+    return " ".join(kept or words)
+
+
+def is_right(given: str, expected: str) -> bool:
+    """Whether the two answers are the same after `normalise`."""
+    return normalise(given) == normalise(expected)

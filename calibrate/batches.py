@@ -1,0 +1,184 @@
+"""Samples as model inputs: prompts for generation, teacher-forced batches for measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcal.calibrate.samples import Sample
+
+MAX_ANSWER_TOKENS = 32
+"""Answer tokens a loss is averaged over; longer answers are cut off there."""
+OWN_ANSWER_TOKENS = 16
+"""Length of the model's own answer, where the data has none."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A teacher-forced batch: prompt and answer of every sample, padded on the right.
+
+    A answer tokens give A + 1 distributions: one before each of them and one after the last, where
+    the model should stop.
+    """
+
+    inputs: Mapping[str, Tensor]
+    """What the model takes; ``input_ids`` and ``attention_mask`` are [B, S]."""
+    prompt_length: Tensor  # [B] real tokens up to the end of the prompt
+    positions: Tensor  # [B, A + 1] where the answer's next-token distributions stand
+    valid: Tensor  # [B, A + 1] bool, False on filler
+
+    def to(self, device: torch.device | str) -> Encoded:
+        """The same on another device."""
+        moved = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Encoded(
+            moved,
+            self.prompt_length.to(device),
+            self.positions.to(device),
+            self.valid.to(device),
+        )
+
+
+def encode(processor: Any, samples: Sequence[Sample], model: Any) -> Encoded:
+    """Teacher-forced inputs on the model's device.
+
+    Args:
+        processor: The model's processor.
+        samples: B samples; for one without an answer the model's own greedy answer is used.
+        model: The model.
+    """
+    texts = [prompt_text(processor, sample) for sample in samples]
+    prompts = prompt_inputs(processor, samples, model, texts)
+    answers = [
+        None if s.answer is None else _answer_ids(processor.tokenizer, text, s.answer)
+        for s, text in zip(samples, texts, strict=True)
+    ]
+    if None in answers:
+        own = generate_ids(model, processor, prompts, OWN_ANSWER_TOKENS)
+        answers = [a if a is not None else o for a, o in zip(answers, own, strict=True)]
+    filled = [ids or [] for ids in answers]
+    return _teacher_forced(prompts, filled, _pad_id(processor))
+
+
+def prompt_text(processor: Any, sample: Sample) -> str:
+    """The prompt with image placeholders, in the model's chat format where it has one.
+
+    A processor without a chat template gets LLaVA-1.5's form.
+    """
+    n_images = len(sample.images)
+    if _has_template(processor):
+        content = [*([{"type": "image"}] * n_images), {"type": "text", "text": sample.question}]
+        message = [{"role": "user", "content": content}]
+        return processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    token = getattr(processor, "image_token", "<image>")
+    return f"USER: {f'{token} ' * n_images}{sample.question} ASSISTANT:"
+
+
+def prompt_inputs(
+    processor: Any,
+    samples: Sequence[Sample],
+    model: Any,
+    texts: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """Left-padded inputs for ``generate``, on the model's device and in its precision."""
+    if texts is None:
+        texts = [prompt_text(processor, sample) for sample in samples]
+    images: Any = [list(sample.images) for sample in samples]
+    if not all(images):  # nested lists with empty rows are refused by most processors
+        images = [image for row in images for image in row] or None
+    bos = processor.tokenizer.bos_token
+    inputs = processor(
+        images=images,
+        text=list(texts),
+        padding=True,
+        padding_side="left",
+        add_special_tokens=not (bos and texts[0].startswith(bos)),
+        return_tensors="pt",
+    )
+    return dict(inputs.to(model.device, dtype=model.dtype))
+
+
+def generate_ids(
+    model: Any, processor: Any, prompts: Mapping[str, Tensor], max_new_tokens: int
+) -> list[list[int]]:
+    """Greedy answers as token ids, up to the first end-of-text token, which is left out."""
+    with torch.inference_mode():
+        out = model.generate(
+            **prompts,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=_pad_id(processor),
+        )
+    ends = _end_ids(model, processor)
+    rows = out[:, prompts["input_ids"].shape[1] :].tolist()
+    return [_until(row, ends) for row in rows]
+
+
+def _until(row: list[int], ends: frozenset[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+    return row[:stop]
+
+
+def _end_ids(model: Any, processor: Any) -> frozenset[int]:
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return frozenset(e for e in [*ends, processor.tokenizer.eos_token_id] if e is not None)
+
+
+def _pad_id(processor: Any) -> int:
+    pad = processor.tokenizer.pad_token_id
+    return 0 if pad is None else pad
+
+
+def _has_template(processor: Any) -> bool:
+    own = getattr(processor, "chat_template", None)
+    return bool(own or getattr(processor.tokenizer, "chat_template", None))
+
+
+def _answer_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
+    """Token ids of the answer as they follow the prompt.
+
+    A tokenizer may merge across the border; then the answer is tokenized by itself.
+    """
+    special = any(prompt.endswith(token) for token in tokenizer.all_special_tokens)
+    gap = "" if prompt[-1:].isspace() or special else " "
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(f"{prompt}{gap}{answer}", add_special_tokens=False)["input_ids"]
+    if whole[: len(before)] == before:
+        ids = whole[len(before) :]
+    else:
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return list(ids[:MAX_ANSWER_TOKENS])
+
+
+def _teacher_forced(
+    prompts: Mapping[str, Tensor], answers: Sequence[Sequence[int]], pad_id: int
+) -> Encoded:
+    """Prompts followed by answers, moved to the left end of each row."""
+    mask = prompts["attention_mask"].bool()
+    lengths = mask.sum(dim=1)
+    n_prompt = lengths.tolist()
+    n_answer = [len(ids) for ids in answers]
+    width = max(p + a for p, a in zip(n_prompt, n_answer, strict=True))
+    inputs = {}
+    for name, tensor in prompts.items():
+        if tensor.shape != mask.shape:
+            inputs[name] = tensor  # pixels, grids
+            continue
+        rows = tensor.new_full((len(answers), width), pad_id if name == "input_ids" else 0)
+        for row, real, old, ids in zip(rows, mask, tensor, answers, strict=True):
+            end = int(real.sum())
+            row[:end] = old[real]
+            if name == "input_ids":
+                row[end : end + len(ids)] = torch.tensor(ids, dtype=row.dtype)
+            elif name == "attention_mask":
+                row[end : end + len(ids)] = 1
+        inputs[name] = rows  # token types of answers stay 0: text
+    steps = torch.arange(max(n_answer) + 1, device=mask.device)
+    counts = torch.tensor(n_answer, device=mask.device)[:, None]
+    positions = lengths[:, None] - 1 + torch.minimum(steps, counts)
+    return Encoded(inputs, lengths, positions, steps <= counts)

@@ -1,0 +1,64 @@
+"""How far a pruned run is from the unpruned one: of one layer's output, and of the answer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """[B, A, V] natural logs in float32, whatever the model's precision."""
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def answer_deviation(full: Tensor, pruned: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Global deviation of each row: KL(full || pruned) and the share of changed argmax tokens.
+
+    Args:
+        full: [B, A, V] log-probabilities of the unpruned run.
+        pruned: [B, A, V] those of the pruned run.
+        valid: [B, A] which of the A distributions belong to the row's answer.
+
+    Returns:
+        [B] nats and [B] shares, means over the row's answer positions.
+
+    Source:
+        The final-output form of BTP's global objective (arXiv 2505.22038, eq. 6 sums layer outputs
+        instead). All of the answer's positions, because the first one alone misses the failures of
+        VTW (arXiv 2405.05803) on longer answers.
+    """
+    kl = (full.exp() * (full - pruned)).sum(dim=-1).clamp_min(0)  # rounding can go below 0
+    flips = (full.argmax(dim=-1) != pruned.argmax(dim=-1)).float()
+    return _row_mean(kl, valid), _row_mean(flips, valid)
+
+
+def local_deviation(pruned: Tensor, full: Tensor, where: Tensor) -> Tensor:
+    """[B] relative L2 distance of a layer's output, mean over the positions ``where``.
+
+    Args:
+        pruned: [B, S, D] output of the layer with fewer tokens.
+        full: [B, S, D] its output with all.
+        where: [B, S] positions that are in both runs and can differ. A row without any gets 0.
+
+    Source:
+        BTP's local objective (arXiv 2505.22038, eq. 5), whose distance is left open there.
+    """
+    reference = full.float()
+    distance = torch.linalg.vector_norm(pruned.float() - reference, dim=-1)
+    size = torch.linalg.vector_norm(reference, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return _row_mean(distance / size, where)
+
+
+def text_after_images(text: Tensor, visual: Tensor) -> Tensor:
+    """[B, S] text positions after the row's first visual token: those a cut can change.
+
+    Args:
+        text: [B, S] real text tokens.
+        visual: [B, S] visual tokens.
+    """
+    return text & (visual.int().cumsum(dim=1) > 0)
+
+
+def _row_mean(values: Tensor, valid: Tensor) -> Tensor:
+    kept = values.masked_fill(~valid, 0.0)  # filler may hold inf or nan
+    return kept.sum(dim=1) / valid.sum(dim=1).clamp_min(1)

@@ -1,0 +1,265 @@
+"""The profile: what calibration found, as arrays beside readable YAML; no pixels, no text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.errors import UsageError
+from tpcal.plans.files import Line, dump_yaml, read_bytes, read_yaml, write_atomic
+from tpcal.plans.schema import ModelIdentity
+
+SCHEMA = 1
+PROFILE, ARRAYS, TIMING = "profile.yaml", "arrays.safetensors", "timing.yaml"
+MEASURES = ("kl", "local", "flips")
+MASSES = ("turns", "text_to_visual", "visual_to_text")
+MAX_YAML_BYTES = 4_000_000
+MAX_ARRAY_BYTES = 4_000_000_000
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A single cut that was tried."""
+
+    layer: int
+    keep: float
+    selector: str | None = None
+    """None where ``keep`` is 0."""
+    params: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What calibration found, for n samples, P probes and L layers."""
+
+    model: ModelIdentity
+    shape: DecoderShape
+    n_tokens: int
+    """Mean visual tokens of a sample, rounded."""
+    n_text: int
+    """Mean text tokens of a prompt, rounded."""
+    groups: tuple[str, ...]
+    sample_group: Array  # [n] int64, index into groups
+    probes: tuple[Probe, ...]
+    local: Array  # [n, P] float32, relative L2 distance of the cut layer's output
+    kl: Array  # [n, P] float32, nats per answer token
+    flips: Array  # [n, P] float32, share of answer tokens whose argmax changed
+    turns: Array  # [n, L] float32, share of visual tokens a layer turns (BTP)
+    text_to_visual: Array  # [n, L] float32, attention mass (ToDRE)
+    visual_to_text: Array  # [n, L] float32, attention mass (ToDRE)
+    layer_ms: tuple[tuple[int, float], ...] = ()
+    """(tokens, milliseconds of one decoder layer), measured; empty where it was not."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all but the times, which differ from run to run."""
+        return _digest(_plain(self, _pack(self)))
+
+    def mean(self, measure: str, group: str | None = None) -> Array:
+        """[P] means over the samples of a group, or over all.
+
+        Args:
+            measure: ``kl``, ``local`` or ``flips``.
+            group: One of ``groups``.
+
+        Raises:
+            UsageError: Unknown measure or group.
+        """
+        if measure not in MEASURES:
+            raise UsageError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}.")
+        values: Array = getattr(self, measure)
+        if group is not None:
+            if group not in self.groups:
+                raise UsageError(
+                    f"No group is called {group!r} in this profile. It has: "
+                    f"{', '.join(self.groups)}."
+                )
+            values = values[self.sample_group == self.groups.index(group)]
+        return values.mean(axis=0, dtype=np.float64)
+
+
+def save(profile: Profile, folder: Path | str) -> None:
+    """Writes the profile; `profile.yaml` comes last, so a folder that has it is complete.
+
+    The same profile gives the same bytes, apart from ``timing.yaml``.
+    """
+    folder = Path(folder)
+    packed = _pack(profile)
+    data = _plain(profile, packed)
+    write_timing(folder, profile.layer_ms)
+    write_atomic(folder / ARRAYS, packed)
+    write_atomic(folder / PROFILE, dump_yaml({**data, "digest": _digest(data)}))
+
+
+def write_timing(folder: Path, layer_ms: tuple[tuple[int, float], ...]) -> None:
+    """Writes the measured layer times."""
+    rows = [Line(n_tokens=n, ms=round(ms, 6)) for n, ms in layer_ms]
+    write_atomic(folder / TIMING, dump_yaml({"layer_ms": rows}))
+
+
+def load(folder: Path | str) -> Profile:
+    """The profile in a folder.
+
+    Raises:
+        UsageError: Missing, unfinished, corrupt, changed or from another version; says what to do.
+    """
+    folder = Path(folder)
+    if folder.is_file() and folder.name == PROFILE:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UsageError(f"No profile at {folder}. Make one with: tpcal calibrate.")
+    if not (folder / PROFILE).exists():
+        state = "an unfinished one" if (folder / "parts").is_dir() else "none"
+        raise UsageError(
+            f"{folder} must hold a finished profile; got {state}. Run the tpcal calibrate command "
+            "again; it continues."
+        )
+    data = read_yaml(folder / PROFILE, "profile", MAX_YAML_BYTES)
+    _check_header(data, folder)
+    packed = read_bytes(folder / ARRAYS, "array file of the profile", MAX_ARRAY_BYTES)
+    if _sha256(packed) != data["arrays"]:
+        raise _corrupt(folder, f"{ARRAYS} is not the file that belongs to it")
+    try:
+        return _restore(data, packed, _read_timing(folder))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _corrupt(folder, str(error)) from error
+
+
+def newest(out: Path | str) -> Path:
+    """The folder of the newest finished profile in ``out``, which may itself be one.
+
+    Raises:
+        UsageError: There is none.
+    """
+    out = Path(out)
+    if (out / PROFILE).exists():
+        return out
+    found = sorted(out.glob(f"*/{PROFILE}"), key=lambda path: (path.stat().st_mtime, path))
+    if found:
+        return found[-1].parent
+    if any(out.glob("*/parts")):
+        raise UsageError(
+            f"{out} holds only an unfinished profile. Run the tpcal calibrate command again; it "
+            "continues."
+        )
+    raise UsageError(f"No profile in {out}. Make one with: tpcal calibrate.")
+
+
+def _check_header(data: Any, folder: Path) -> None:
+    if not isinstance(data, dict) or "arrays" not in data:
+        raise _corrupt(folder, f"{PROFILE} must be a mapping with arrays")
+    if data.get("schema") != SCHEMA:
+        raise UsageError(
+            f"{folder / PROFILE}: schema must be {SCHEMA} (this version of tpcal reads no other); "
+            f"got {data.get('schema')!r}. Calibrate again."
+        )
+    body = {key: value for key, value in data.items() if key != "digest"}
+    if data.get("digest") != _digest(body):
+        raise _corrupt(folder, f"{PROFILE} was changed after it was written")
+
+
+def _corrupt(folder: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"The profile in {folder} is damaged: {reason}. Delete the folder and calibrate again."
+    )
+
+
+def _plain(profile: Profile, packed: bytes) -> dict[str, Any]:
+    """Plain data of all but the arrays, which are present as their hash."""
+    probes = [
+        Line({k: v for k, v in asdict(p).items() if v or k != "params"}) for p in profile.probes
+    ]
+    return {
+        "schema": SCHEMA,
+        "model": {k: v for k, v in asdict(profile.model).items() if v is not None},
+        "shape": asdict(profile.shape),
+        "n_tokens": profile.n_tokens,
+        "n_text": profile.n_text,
+        "groups": list(profile.groups),
+        "n_samples": len(profile.sample_group),
+        "provenance": dict(profile.provenance),
+        "probes": probes,
+        "arrays": _sha256(packed),
+    }
+
+
+def _restore(
+    data: Mapping[str, Any], packed: bytes, layer_ms: tuple[tuple[int, float], ...]
+) -> Profile:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as unpack
+
+    try:
+        arrays = unpack(packed)
+    except SafetensorError as error:
+        raise ValueError(f"{ARRAYS}: {error}") from error
+    profile = Profile(
+        model=ModelIdentity(**data["model"]),
+        shape=DecoderShape(**data["shape"]),
+        n_tokens=data["n_tokens"],
+        n_text=data["n_text"],
+        groups=tuple(data["groups"]),
+        probes=tuple(Probe(**probe) for probe in data["probes"]),
+        layer_ms=layer_ms,
+        provenance=data["provenance"],
+        **{name: arrays[name] for name in ("sample_group", *MEASURES, *MASSES)},
+    )
+    _check_arrays(profile)
+    return profile
+
+
+def _check_arrays(profile: Profile) -> None:
+    n, n_groups = len(profile.sample_group), len(profile.groups)
+    shapes = {name: (n, len(profile.probes)) for name in MEASURES}
+    shapes |= dict.fromkeys(MASSES, (n, profile.model.n_layers))
+    for name, shape in shapes.items():
+        array = getattr(profile, name)
+        if array.shape != shape or not np.isfinite(array).all():
+            raise ValueError(f"{name} must be {shape} finite numbers; got shape {array.shape}")
+    if n and not (0 <= profile.sample_group.min() <= profile.sample_group.max() < n_groups):
+        raise ValueError("sample_group must number the groups")
+
+
+def _pack(profile: Profile) -> bytes:
+    from safetensors.numpy import save as pack
+
+    names = (*MEASURES, *MASSES)
+    arrays = {k: np.ascontiguousarray(getattr(profile, k), np.float32) for k in names}
+    arrays["sample_group"] = np.ascontiguousarray(profile.sample_group, np.int64)
+    return pack(arrays)
+
+
+def _read_timing(folder: Path) -> tuple[tuple[int, float], ...]:
+    """The layer times; none where the file is missing, as a profile is of use without them."""
+    if not (folder / TIMING).exists():
+        return ()
+    try:
+        rows = read_yaml(folder / TIMING, "timing file")["layer_ms"]
+        times = tuple((int(row["n_tokens"]), float(row["ms"])) for row in rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{folder / TIMING} is damaged. Delete it; plans then say no ms."
+        ) from error
+    if not all(n >= 0 and ms >= 0 and math.isfinite(ms) for n, ms in times):
+        raise UsageError(f"{folder / TIMING} is damaged. Delete it; plans then say no ms.")
+    return times
+
+
+def _sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return _sha256(json.dumps(data, sort_keys=True).encode())

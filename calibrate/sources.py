@@ -1,0 +1,211 @@
+"""Data sets as tables of raw rows, loaded by `datasets`: Hub ids, folders and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpcal.calibrate import hub
+from tpcal.plans.errors import UsageError
+
+FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "calibration": ("calibration", "train", "training"),
+    "eval": ("eval", "test", "testing", "validation", "valid", "val", "dev"),
+}
+"""Splits looked for, in this order, when a role is asked for instead of a split's own name."""
+MIN_SHUFFLE = 1_000
+"""Rows of a streamed Hub data set among which samples are drawn."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Raw rows of one split, not yet drawn from."""
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+    columns: tuple[str, ...]
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names of the classes of columns that hold class numbers."""
+    folder: Path | None = None
+    """Where relative image paths start."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def load_table(data: str, *, split: str, n: int | None, seed: int) -> Table:
+    """The rows of a data set.
+
+    Args:
+        data: A .jsonl, .json, .parquet or .csv file; a folder (with one such file, as saved by
+            `datasets`, or an image folder with metadata); or a Hub id ``org/name``,
+            ``org/name:config``, ``org/name@revision``.
+        split: A split's name, or one of `ROLES`; a data set with one split has that one.
+        n: A Hub data set is streamed and only about this many rows are fetched; None fetches all.
+        seed: Draws the streamed rows.
+
+    Raises:
+        UsageError: Missing, unreadable or empty, or no such split.
+    """
+    path = Path(data).expanduser()
+    if path.is_file():
+        return _file(path, split)
+    if path.is_dir():
+        return _folder(path, split)
+    looks_local = path.is_absolute() or data.startswith((".", "~")) or path.suffix in FORMATS
+    if looks_local or data.count("/") != 1:
+        raise UsageError(
+            f"No data at {data}. Give a .jsonl, .json, .parquet or .csv file, a folder, or a Hub "
+            "id (org/name)."
+        )
+    return _hub(data, split, n, seed)
+
+
+def order(n_rows: int, split: str, seed: int) -> np.ndarray:
+    """[n_rows] row numbers in the order in which samples are drawn.
+
+    The role ``eval`` draws from the other end, so that calibration and evaluation stay apart on
+    data with a single split as long as the two do not need more rows than there are.
+    """
+    drawn = np.random.default_rng(seed).permutation(n_rows)
+    return drawn[::-1] if split == "eval" else drawn
+
+
+def _file(path: Path, split: str) -> Table:
+    import datasets
+
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise UsageError(
+            f"{path} must be a {', '.join(FORMATS)} file; got {path.suffix or 'no suffix'}."
+        )
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path} must hold samples; got an empty file.")
+    if path.suffix.lower() == ".jsonl":
+        _check_lines(path)
+    with _explained(str(path)):
+        loaded = datasets.load_dataset(kind, data_files=str(path), split="train")
+    return _table(path.name, loaded, path.parent)
+
+
+def _check_lines(path: Path) -> None:
+    """Names the first line that is not a JSON object; `datasets` only says that some is not."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip() and not _is_object(line):
+                raise UsageError(f"{path} line {number} must be a JSON object.")
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _folder(path: Path, split: str) -> Table:
+    import datasets
+
+    files = sorted(
+        f for f in path.iterdir() if f.suffix.lower() in FORMATS and f.stem != "metadata"
+    )
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        with _explained(str(path)):
+            return _pick(path.name, datasets.load_from_disk(str(path)), split, path)
+    if len(files) == 1:
+        return _file(files[0], split)
+    if not any(path.iterdir()):
+        raise UsageError(f"{path} must hold samples; got an empty folder.")
+    with _explained(str(path)):
+        loaded = datasets.load_dataset(str(path))
+    return _pick(path.name, loaded, split, path)
+
+
+def _hub(data: str, split: str, n: int | None, seed: int) -> Table:
+    import datasets
+    from huggingface_hub import constants
+
+    if not hub.reachable() and not constants.is_offline_mode():
+        raise UsageError(
+            f"Data set {data} is wanted from the Hugging Face Hub, which cannot be reached. Way "
+            "out: pass a local folder or a .jsonl, .json, .parquet or .csv file."
+        )
+    name, revision = hub.split_revision(data)
+    name, _, config = name.partition(":")
+    with _explained(data):
+        loaded = datasets.load_dataset(
+            name, config or None, revision=revision, streaming=n is not None
+        )
+        table = _pick(data, loaded, split, None, n, seed)
+    return table
+
+
+def _pick(
+    name: str,
+    loaded: Any,
+    split: str,
+    folder: Path | None,
+    n: int | None = None,
+    seed: int = 0,
+) -> Table:
+    """The wanted split of what `datasets` returned."""
+    if not isinstance(loaded, dict):
+        return _table(name, loaded, folder, n, seed)
+    wanted = ROLES.get(split, (split,))
+    found = [s for s in wanted if s in loaded] or (list(loaded) if len(loaded) == 1 else [])
+    if not found or (split not in ROLES and split not in loaded):
+        raise UsageError(f"{name} has no split {split!r}. It has: {', '.join(map(str, loaded))}.")
+    return _table(name, loaded[found[0]], folder, n, seed)
+
+
+def _table(
+    name: str, loaded: Any, folder: Path | None, n: int | None = None, seed: int = 0
+) -> Table:
+    """A split with its images left encoded, so that each can be decoded, and blamed, by itself."""
+    import datasets
+
+    features = loaded.features or {}
+    labels = {}
+    for column, feature in features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            labels[column] = tuple(feature.names)
+        elif isinstance(feature, datasets.Image):
+            loaded = loaded.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            raw = datasets.List(datasets.Image(decode=False))
+            loaded = loaded.cast_column(column, raw)
+    if isinstance(loaded, datasets.IterableDataset):
+        assert n is not None
+        drawn = loaded.shuffle(seed=seed, buffer_size=max(MIN_SHUFFLE, n))
+        loaded = list(drawn.take(n))
+    if not len(loaded):
+        raise UsageError(f"{name} must hold samples; got none.")
+    columns = tuple(features) or tuple(loaded[0])
+    return Table(name, loaded, columns, labels, folder)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Keeps `datasets` quiet and turns its errors into one line."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    except (OSError, ValueError, DatasetGenerationError, NotImplementedError) as error:
+        cause = error.__cause__ or error
+        first = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+        shown = first if len(first) <= 200 else f"{first[:200]}…"
+        raise UsageError(f"{name} cannot be loaded as a data set: {shown}.") from error
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from tpcal.calibrate.grid import DEFAULT_KEEPS, MAX_DEFAULT_LAYERS, default_layers, probes
+from tpcal.plans import selectors
+from tpcal.plans.errors import UsageError
+
+
+def test_the_default_grid_tries_everything_that_can_be_tried() -> None:
+    grid = probes(8)
+    drops = [p for p in grid if p.keep == 0]
+    assert [p.layer for p in drops] == list(range(8))
+    assert all(p.selector is None for p in drops)
+    tried = {(p.layer, p.keep, p.selector) for p in grid if p.keep > 0}
+    for name in selectors.names():
+        for layer in range(8):
+            for keep in DEFAULT_KEEPS[:-1]:
+                assert ((layer, keep, name) in tried) == (layer >= selectors.min_layer(name))
+    assert len(tried) + len(drops) == len(grid)
+
+
+def test_the_order_does_not_depend_on_the_order_of_the_wishes() -> None:
+    one = probes(8, selectors=["random", "grid"], keeps=[0, 0.5], layers=[3, 1])
+    other = probes(8, selectors=["grid", "random", "grid"], keeps=[0.5, 0], layers=[1, 3, 3])
+    assert one == other
+    assert [(p.layer, p.keep, p.selector) for p in one][:3] == [
+        (1, 0.5, "grid"),
+        (1, 0.5, "random"),
+        (1, 0.0, None),
+    ]
+
+
+def test_deep_decoders_are_probed_at_evenly_spaced_layers() -> None:
+    assert default_layers(8) == list(range(8))
+    assert default_layers(32) == list(range(0, 32, 2))
+    assert len(default_layers(28)) == MAX_DEFAULT_LAYERS
+    assert default_layers(28)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"selectors": ["nrom"]}, "No selector is called 'nrom'"),
+        ({"keeps": [1.0]}, r"keeps must be in \[0, 1\); got 1"),
+        ({"keeps": [-0.1]}, "keeps must be"),
+        ({"keeps": [math.nan]}, "keeps must be"),
+        ({"layers": [8]}, "layers must be below the model's 8 layers; got 8"),
+        ({"layers": [-1]}, "layers must be"),
+        ({"layers": []}, "must hold a cut"),
+        ({"keeps": []}, "must hold a cut"),
+        ({"layers": [0], "keeps": [0.5], "selectors": ["attention"]}, "start at layer 1"),
+    ],
+)
+def test_bad_wishes_are_refused(wish: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        probes(8, **wish)
