@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -45,7 +46,15 @@ def export(checkpoint: Path, sizes: Sizes, folder: Path) -> None:
         pad_token_id=text.pad_token_id,
     ).save_pretrained(folder)
     new_processor(sizes).save_pretrained(folder)
+    _name_tokenizer(folder / "tokenizer_config.json")
     log.info("%s: written from step %d", folder, state["step"])
+
+
+def _name_tokenizer(path: Path) -> None:
+    """Names the tokenizer's class as releases before transformers 5 do; both know that name."""
+    config = json.loads(path.read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def published_name(name: str) -> str:
