@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,7 +120,7 @@ def _draw_questions(groups: np.ndarray, n: int, rng: np.random.Generator) -> np.
 
 
 def encode(
-    questions: Iterable[Question], tokenizer: object
+    questions: Iterable[Question], tokenizer: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens and answer marks [MAX_QUESTIONS, MAX_TOKENS], groups [MAX_QUESTIONS], all uint8."""
     tokens = np.zeros((MAX_QUESTIONS, MAX_TOKENS), dtype=np.uint8)
@@ -135,8 +136,8 @@ def encode(
     return tokens, answer, groups
 
 
-def _ids(tokenizer: object, text: str) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert VOCABULARY.index("<unk>") not in ids, text
     return ids
 

@@ -20,7 +20,7 @@ from tpcal.calibrate.embedded.questions import GROUPS
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """Length, batch and rates of one stage; ``seed`` draws the batches."""
 
     steps: int
@@ -55,10 +55,10 @@ class TowerStage(nn.Module):
     """Vision tower with one throw-away linear head per patch label."""
 
     def __init__(
-        self, model: LlavaForConditionalGeneration, plan: Plan, data: TrainingSet
+        self, model: LlavaForConditionalGeneration, schedule: Schedule, data: TrainingSet
     ) -> None:
         super().__init__()
-        self.plan, self.data = plan, data
+        self.schedule, self.data = schedule, data
         self.tower = model.model.vision_tower
         width = self.tower.config.hidden_size
         self.norm = nn.LayerNorm(width)
@@ -66,12 +66,14 @@ class TowerStage(nn.Module):
         # The last norm serves the pooled output only, which LLaVA never reads.
         tower = [p for n, p in self.tower.named_parameters() if "post_layernorm" not in n]
         own = [*self.norm.parameters(), *self.heads.parameters()]
-        self.optimisers = _optimisers(tower, own, plan)
+        self.optimisers = _optimisers(tower, own, schedule)
 
     def loss(self, step: int) -> Tensor:
         """Mean cross-entropy over patches and labels; empty patches weigh less."""
-        share = self.plan.easy_share(step)
-        batch = self.data.batch(step, self.plan.n_images, 1, easy_share=share, seed=self.plan.seed)
+        share = self.schedule.easy_share(step)
+        batch = self.data.batch(
+            step, self.schedule.n_images, 1, easy_share=share, seed=self.schedule.seed
+        )
         return self._loss(batch)
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -90,7 +92,7 @@ class TowerStage(nn.Module):
 
     def set_rate(self, step: int) -> None:
         """Sets the optimisers' rates for the step."""
-        _set_rates(self.optimisers, self.plan, step)
+        _set_rates(self.optimisers, self.schedule, step)
 
     @torch.no_grad()
     def accuracies(self, n_images: int) -> dict[str, float]:
@@ -108,10 +110,10 @@ class LanguageStage(nn.Module):
     """The whole model on packed questions; the tower is frozen until the last part."""
 
     def __init__(
-        self, model: LlavaForConditionalGeneration, plan: Plan, data: TrainingSet
+        self, model: LlavaForConditionalGeneration, schedule: Schedule, data: TrainingSet
     ) -> None:
         super().__init__()
-        self.plan, self.data, self.model = plan, data, model
+        self.schedule, self.data, self.model = schedule, data, model
         tower = set(model.model.vision_tower.parameters())
         late = [
             p for n, p in model.model.vision_tower.named_parameters() if "post_layernorm" not in n
@@ -119,20 +121,20 @@ class LanguageStage(nn.Module):
         rest = [p for p in model.parameters() if p not in tower]
         own = [model.get_input_embeddings().weight, model.lm_head.weight]
         own_ids = {id(p) for p in own}
-        self.optimisers = _optimisers([p for p in rest if id(p) not in own_ids], own, plan)
-        self.late_optimisers = _optimisers(late, [], plan)
+        self.optimisers = _optimisers([p for p in rest if id(p) not in own_ids], own, schedule)
+        self.late_optimisers = _optimisers(late, [], schedule)
 
     def loss(self, step: int) -> Tensor:
         """Mean cross-entropy over the answers' tokens."""
-        plan = self.plan
+        schedule = self.schedule
         batch = self.data.batch(
             step,
-            plan.n_images,
-            plan.n_questions,
-            easy_share=plan.easy_share(step),
-            seed=plan.seed,
+            schedule.n_images,
+            schedule.n_questions,
+            easy_share=schedule.easy_share(step),
+            seed=schedule.seed,
         )
-        logits = self._logits(batch, joint=plan.is_joint(step))
+        logits = self._logits(batch, joint=schedule.is_joint(step))
         wanted = batch.answer[..., 1:]
         return F.cross_entropy(logits[:, :, :-1][wanted].float(), batch.tokens[..., 1:][wanted])
 
@@ -145,8 +147,10 @@ class LanguageStage(nn.Module):
 
     def set_rate(self, step: int) -> None:
         """Sets the optimisers' rates; the tower's is 0.3 of the others', and 0 while frozen."""
-        _set_rates(self.optimisers, self.plan, step)
-        _set_rates(self.late_optimisers, self.plan, step, 0.3 if self.plan.is_joint(step) else 0.0)
+        _set_rates(self.optimisers, self.schedule, step)
+        _set_rates(
+            self.late_optimisers, self.schedule, step, 0.3 if self.schedule.is_joint(step) else 0.0
+        )
 
     @torch.no_grad()
     def accuracies(self, n_images: int) -> dict[str, float]:
@@ -174,20 +178,20 @@ def visual_std(model: LlavaForConditionalGeneration, batch: Batch) -> float:
 
 
 def _optimisers(
-    params: list[nn.Parameter], own: list[nn.Parameter], plan: Plan
+    params: list[nn.Parameter], own: list[nn.Parameter], schedule: Schedule
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of ``params``; AdamW for everything else and for ``own``."""
     matrices = [p for p in params if p.ndim == 2]
     others = [p for p in params if p.ndim != 2] + own
     return [
-        BatchedMuon(matrices, lr=plan.muon_rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=plan.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        BatchedMuon(matrices, lr=schedule.muon_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=schedule.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
 def _set_rates(
-    optimisers: list[torch.optim.Optimizer], plan: Plan, step: int, factor: float = 1.0
+    optimisers: list[torch.optim.Optimizer], schedule: Schedule, step: int, factor: float = 1.0
 ) -> None:
-    for optimiser, full in zip(optimisers, (plan.muon_rate, plan.adam_rate), strict=True):
+    for optimiser, full in zip(optimisers, (schedule.muon_rate, schedule.adam_rate), strict=True):
         for group in optimiser.param_groups:
-            group["lr"] = full * plan.rate(step) * factor
+            group["lr"] = full * schedule.rate(step) * factor

@@ -21,7 +21,7 @@ from torch import nn
 from tpcal.calibrate.embedded.data import TrainingSet
 from tpcal.calibrate.embedded.export import export
 from tpcal.calibrate.embedded.model import Sizes, new_model, scale_projector
-from tpcal.calibrate.embedded.stages import LanguageStage, Plan, TowerStage
+from tpcal.calibrate.embedded.stages import LanguageStage, Schedule, TowerStage
 
 log = logging.getLogger("tpcal.calibrate.embedded.train")
 WEIGHTS = Path(__file__).parent / "weights"
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--easy-scenes", type=int, default=20_000)
     result.add_argument("--tower-steps", type=int, default=3_000)
     result.add_argument("--tower-images", type=int, default=24)
-    result.add_argument("--steps", type=int, default=5_500, help="steps on questions")
+    result.add_argument("--steps", type=int, default=5_200, help="steps on questions")
     result.add_argument("--images", type=int, default=16)
     result.add_argument("--muon-rate", type=float, default=1.5e-3)
     result.add_argument("--adam-rate", type=float, default=1e-3)
@@ -81,14 +81,14 @@ def main(arguments: list[str] | None = None) -> None:
 def train_tower(options: argparse.Namespace, data: TrainingSet) -> None:
     """Trains the tower into ``tower.pt``."""
     model = new_model(sizes_of(options), options.seed)
-    plan = Plan(
+    schedule = Schedule(
         steps=options.tower_steps,
         n_images=options.tower_images,
         muon_rate=options.muon_rate,
         adam_rate=options.adam_rate,
         seed=options.seed,
     )
-    _train(TowerStage(model, plan, data), options, options.out / "tower.pt")
+    _train(TowerStage(model, schedule, data), options, options.out / "tower.pt")
 
 
 def train_language(options: argparse.Namespace, data: TrainingSet) -> None:
@@ -97,7 +97,7 @@ def train_language(options: argparse.Namespace, data: TrainingSet) -> None:
     state = torch.load(options.out / "tower.pt", weights_only=True)["module"]
     tower = {k.removeprefix("tower."): v for k, v in state.items() if k.startswith("tower.")}
     model.model.vision_tower.load_state_dict(tower)
-    plan = Plan(
+    schedule = Schedule(
         steps=options.steps,
         n_images=options.images,
         muon_rate=options.muon_rate,
@@ -105,26 +105,30 @@ def train_language(options: argparse.Namespace, data: TrainingSet) -> None:
         seed=options.seed,
     )
     scale_projector(model, data.batch(0, 32, 1, easy_share=0.0, seed=options.seed).pixels)
-    _train(LanguageStage(model, plan, data), options, options.out / "language.pt")
+    _train(LanguageStage(model, schedule, data), options, options.out / "language.pt")
 
 
 def _train(
     stage: TowerStage | LanguageStage, options: argparse.Namespace, checkpoint: Path
 ) -> None:
-    """Steps from the checkpoint, if there is one, to the plan's end."""
+    """Steps from the checkpoint, if there is one, to the schedule's end."""
     step = _load(stage, checkpoint)
     started, since = time.monotonic(), step
     losses: list[float] = []
-    while step < stage.plan.steps:
+    while step < stage.schedule.steps:
         losses.append(_step(stage, step))
         step += 1
-        at_end = step == stage.plan.steps
+        at_end = step == stage.schedule.steps
         if step % 50 == 0:
             seconds = (time.monotonic() - started) / (step - since)
             mean = sum(losses) / len(losses)
             losses.clear()
             log.info(
-                "step %d of %d: loss %.4f, %.3f s a step", step, stage.plan.steps, mean, seconds
+                "step %d of %d: loss %.4f, %.3f s a step",
+                step,
+                stage.schedule.steps,
+                mean,
+                seconds,
             )
         if step % options.evaluate_every == 0 or at_end:
             _report(stage, step, options.held_out)
