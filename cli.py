@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 OUT = Path("tpcal-out")
 PRESET = "preset:"
-PRESET_DEPTH = 32
 Arguments = tuple[str, ...]
 
 
@@ -274,9 +273,8 @@ def check(file: str, model: ModelChoice) -> None:
     "--layers",
     "depth",
     type=click.IntRange(min=1),
-    default=PRESET_DEPTH,
-    show_default=True,
-    help="Decoder layers to scale a preset to.",
+    metavar="N",
+    help="Decoder layers to scale a preset to.  [default: as published]",
 )
 @click.option(
     "--measure",
@@ -294,7 +292,7 @@ def check(file: str, model: ModelChoice) -> None:
     metavar="NATS",
     help="Of a profile: loss that counts as safe.",
 )
-def show(what: str, depth: int, measure: str, group: str | None, threshold: float) -> None:
+def show(what: str, depth: int | None, measure: str, group: str | None, threshold: float) -> None:
     """Draw a plan's schedule, cost and loss, or what a profile found.
 
     \b

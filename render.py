@@ -195,8 +195,9 @@ def footer(plan: Plan) -> list[RenderableType]:
 def profile_summary(profile: Profile, folder: object) -> RenderableType:
     """What a finished calibration says: where the profile is, and what to do next."""
     return Group(
-        heading(f"✓ {folder}: {_facts(profile)}."),
-        Text(f"Next: tpcal plan --budget 0.22, or look first: tpcal show {folder}"),
+        heading(f"✓ {folder}"),
+        Text(f"  {_facts(profile)}"),
+        Text(f"Next: tpcal plan --budget 0.22\n      tpcal show {folder}"),
     )
 
 
@@ -322,15 +323,16 @@ def drop_all_table(profile: Profile, threshold: float) -> Table:
     table = _table("group", _Right("from layer"), "loss of dropping all, first to last layer")
     curves = {g: drop_all_curve(profile, g) for g in profile.groups}
     top = max((max(curve.values(), default=0.0) for curve in curves.values()), default=0.0)
-    depths = {g: safe_depth(curve, threshold) for g, curve in curves.items()}
-    last = profile.model.n_layers
+    none = profile.model.n_layers
+    depths = {g: none if (d := safe_depth(c, threshold)) is None else d for g, c in curves.items()}
+    deepest = max(depths.values(), default=none)
     for group, curve in curves.items():
-        depth = depths[group]
-        style = _WORST if (depth or last) == max(d or last for d in depths.values()) else ""
+        marked = depths[group] == deepest and len(set(depths.values())) > 1
         values = [curve[layer] for layer in sorted(curve)]
-        span = f"  {nats(values[0])} → {nats(values[-1])}" if values else "not probed"
-        shown = "none" if depth is None else str(depth)
-        table.add_row(group, shown, sparkline(values, top) + span, style=style)
+        span = f"{nats(values[0])} → {nats(values[-1])}" if values else "not probed"
+        shown = "none" if depths[group] == none else str(depths[group])
+        line = f"{sparkline(values, top)}  {span}{'  ◂ latest' * marked}".strip()
+        table.add_row(group, shown, line, style=_WORST if marked else "")
     return table
 
 
@@ -420,7 +422,7 @@ def answer_view(answer: Answer) -> RenderableType:
 
 def next_steps(output: str) -> Text:
     """What a fresh plan is good for."""
-    return Text(f"Next: tpcal eval --plan {output}, or in Python: tpcal.apply(model, plan)")
+    return Text(f"\nNext: tpcal eval --plan {output}")
 
 
 def bar(part: float, width: int = BAR_WIDTH) -> str:

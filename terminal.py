@@ -83,8 +83,10 @@ class Commands(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
         self._debug = bool(os.environ.get("TPCAL_DEBUG"))
+        words = list(sys.argv[1:] if args is None else args)
+        extra["obj"] = short_command(words)
         try:
-            code = super().main(args, prog_name, standalone_mode=False, **extra)
+            code = super().main(words, prog_name, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(error.exit_code)
@@ -254,8 +256,8 @@ class _Log:
 
 
 def command() -> str:
-    """The command line of this process, for provenance."""
-    return short_command(sys.argv[1:])
+    """The command line that is being carried out, for provenance."""
+    return str(click.get_current_context().obj)
 
 
 def short_command(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -10,15 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console, RenderableType
 
-from tpcal import __version__
+from tpcal import __version__, render
+from tpcal.calibrate.evaluate import Evaluation
+from tpcal.calibrate.profile import Probe, Profile, save
 from tpcal.cli import cli
 from tpcal.options import Listed, layer
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
-from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan, save_plan
+from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan, load_plan, save_plan
 from tpcal.terminal import Commands, short_command
 
 COMMANDS = ("calibrate", "plan", "check", "show", "eval", "run", "presets", "selectors")
@@ -247,6 +252,191 @@ def test_show_scales_a_preset_and_joins_many_layers(tpcal: Tpcal) -> None:
     long = tpcal("show", "preset:vtw", "--layers", "60").stdout
     assert "Layer-average keep 0.5000" in short
     assert "30–59" in long
+
+
+def _profile(folder: Path) -> None:
+    """Two groups: colour looks at layers below 2, reading at layers below 4."""
+    probes = [Probe(layer, keep, "grid") for layer in range(6) for keep in (0.5, 0.1)]
+    probes += [Probe(layer, 0.5, "random") for layer in range(6)]
+    probes += [Probe(layer, 0.0) for layer in range(6)]
+    depth = np.array([2, 4, 2, 4])
+    need = np.array([[max(d - p.layer, 0) for p in probes] for d in depth], np.float32)
+    worse = np.array([1 + (p.selector == "random") - p.keep for p in probes], np.float32)
+    layers = np.ones((4, 6), np.float32)
+    profile = Profile(
+        model=ModelIdentity(6, "tiny", None, "llava", "Llava", "sha256:1"),
+        shape=DecoderShape(6, 64, 128, 4, 2, 16, 100, 4),
+        n_tokens=144,
+        n_text=20,
+        groups=("colour", "reading"),
+        sample_group=np.array([0, 1, 0, 1]),
+        probes=tuple(probes),
+        local=need * worse / 10,
+        kl=need * worse,
+        flips=need * worse / 8,
+        turns=layers * 0.25,
+        text_to_visual=layers * 0.5,
+        visual_to_text=layers * 0,
+        layer_ms=((20, 1.0), (164, 3.0)),
+    )
+    save(profile, folder)
+
+
+def test_show_says_from_where_a_group_needs_no_image(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    out = tpcal("show", "tpcal-out").stdout
+    assert "tpcal-out/tiny-1 · tiny · 6 layers" in out
+    assert "4 samples, 2 groups, 24 probes, 144 visual and 20 text tokens" in out
+    rows = {words[0]: words for line in out.splitlines() if (words := line.split())}
+    assert rows["colour"][1] == "2"
+    assert rows["reading"][1] == "4"
+    assert rows["0"] == ["0", "1.5000", "2.7000", "3.0000", "25", "%", "50", "%", "0", "%"]
+    assert "█" in rows["reading"][2]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_show_narrows_a_profile_to_a_group(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "p")
+    out = tpcal("show", "p", "--group", "reading", "--measure", "flips").stdout
+    assert "answers changed, best selector, reading" in out
+    wrong = tpcal("show", "p", "--group", "smell")
+    assert wrong.exit_code == 2
+    assert "No group is called 'smell'" in wrong.stderr
+    assert "colour, reading" in wrong.stderr
+
+
+def test_plan_predicts_without_the_model(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal("plan", "--budget", "0.4", "--no-measure")
+    assert result.exit_code == 0, result.stderr
+    assert "Next: tpcal eval --plan plan.yaml" in result.stdout
+    plan = load_plan(tmp_path / "plan.yaml")
+    assert plan.budget is not None
+    assert plan.budget.reached == pytest.approx(0.4, abs=1 / 144)
+    assert tpcal("check", "plan.yaml").exit_code == 0
+
+
+def test_a_budget_out_of_reach_exits_3_and_names_the_least(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal("plan", "--budget", "0.000001", "--no-measure")
+    assert result.exit_code == 3
+    assert "must be at least 0.0" in result.stderr
+    assert _is_one_line(result.stderr)
+    assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_a_plan_that_loses_too_much_exits_4_and_is_not_written(
+    tpcal: Tpcal, tmp_path: Path
+) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal("plan", "--budget", "0.1", "--no-measure", "--max-loss", "0.000001")
+    assert result.exit_code == 4
+    assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_plan_overwrites_plans_but_nothing_else(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    command = ("plan", "--budget", "0.4", "--no-measure")
+    (tmp_path / "plan.yaml").write_text("shopping: [milk]\n")
+    refused = tpcal(*command)
+    assert refused.exit_code == 2
+    assert "plan.yaml exists and is not a plan. Name another file" in refused.stderr
+    assert (tmp_path / "plan.yaml").read_text() == "shopping: [milk]\n"
+    assert tpcal(*command, "--force").exit_code == 0
+    assert tpcal(*command).exit_code == 0
+
+
+def _damage_arrays(folder: Path) -> None:
+    (folder / "arrays.safetensors").write_bytes(b"x")
+
+
+def _cut_short(folder: Path) -> None:
+    text = (folder / "profile.yaml").read_text()
+    (folder / "profile.yaml").write_text(text[: len(text) // 2])
+
+
+def _empty(folder: Path) -> None:
+    (folder / "profile.yaml").write_text("")
+
+
+@pytest.mark.parametrize("command", ["show tpcal-out", "plan --budget 0.4 --no-measure"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_damage_arrays, "is damaged: arrays.safetensors"),
+        (_cut_short, "profile.yaml"),
+        (_empty, "got an empty file"),
+    ],
+)
+def test_damaged_profiles_end_with_one_line(
+    tpcal: Tpcal, tmp_path: Path, command: str, damage: Callable[[Path], None], said: str
+) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    damage(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal(*command.split())
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert _is_one_line(result.stderr), result.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["plan", "--budget", "0.4"],
+        ["plan", "--budget", "0.4", "--profile", "nowhere"],
+        ["show", "tpcal-out/profile.yaml"],
+    ],
+)
+def test_no_profile_says_how_to_make_one(tpcal: Tpcal, args: list[str]) -> None:
+    result = tpcal(*args)
+    assert result.exit_code == 2
+    assert "Make one with: tpcal calibrate." in result.stderr
+    assert _is_one_line(result.stderr), result.stderr
+
+
+def _printed(view: RenderableType) -> str:
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(view)
+    assert isinstance(screen.file, io.StringIO)
+    return screen.file.getvalue()
+
+
+def _evaluation(answered: bool = True, plan: bool = True) -> Evaluation:
+    after = np.array([True] * 7 + [False] * 13)
+    before = np.array([True] * 10 + [False] * 10)
+    return Evaluation(
+        groups=("colour", "reading"),
+        sample_group=np.array([0] * 5 + [1] * 15),
+        answered=np.full(20, answered),
+        correct_unpruned=before & answered,
+        correct_plan=after & answered if plan else None,
+        agree=before == after if plan else None,
+        answers_unpruned=("x",) * 20,
+        answers_plan=("x",) * 20 if plan else None,
+    )
+
+
+def test_an_evaluation_shows_intervals_and_the_worst_group() -> None:
+    out = _printed(render.evaluation_view(_evaluation(), title="plan.yaml on embedded"))
+    rows = {words[0]: line for line in out.splitlines() if (words := line.split())}
+    assert "100.0 [56.6, 100.0] %" in rows["colour"]
+    assert "-20.0 [" in rows["reading"]
+    assert "50.0 [29.9, 70.1] %" in rows["overall"]
+    assert "The plan keeps 70.0 % of the accuracy." in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_an_evaluation_without_answers_shows_agreement() -> None:
+    out = _printed(render.evaluation_view(_evaluation(answered=False), title="x"))
+    assert "same answer" in out
+    assert "unpruned" not in out
+    assert "85.0 [" in out
+
+
+def test_an_evaluation_without_a_plan_shows_the_model_alone() -> None:
+    out = _printed(render.evaluation_view(_evaluation(plan=False), title="x"))
+    assert "50.0 [29.9, 70.1] %" in out
+    assert "with plan" not in out
 
 
 def test_presets_lists_depth_and_average_keep(tpcal: Tpcal) -> None:

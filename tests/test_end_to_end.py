@@ -1,0 +1,246 @@
+"""The whole way as a user goes it, on a small random model: calibrate, plan, check, eval, run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from tpcal.calibrate.embedded.export import export
+from tpcal.calibrate.embedded.model import Sizes, new_model
+from tpcal.calibrate.profile import load, newest
+from tpcal.cli import cli
+from tpcal.plans.schema import Cut, ModelIdentity, Plan, load_plan, save_plan
+
+SIZES = Sizes(
+    tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=32, heads=2, patch=16
+)
+Tpcal = Callable[..., Result]
+CALIBRATE = [
+    "calibrate",
+    "--model",
+    "./tiny",
+    "--samples",
+    "4",
+    "--selectors",
+    "attention,grid",
+    "--keeps",
+    "0.5,0",
+]
+
+
+def _model(folder: Path, sizes: Sizes) -> None:
+    state = new_model(sizes, seed=0).state_dict()
+    checkpoint = folder.parent / "checkpoint.pt"
+    torch.save({"step": 0, "module": {f"model.{k}": v for k, v in state.items()}}, checkpoint)
+    export(checkpoint, sizes, folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its profile, a plan from it, images and a data set."""
+    folder = tmp_path_factory.mktemp("work")
+    _model(folder / "tiny", SIZES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        calibrated = CliRunner().invoke(cli, CALIBRATE)
+        assert calibrated.exit_code == 0, calibrated.output
+        planned = CliRunner().invoke(cli, ["plan", "--budget", "0.4", "--trials", "2"])
+        assert planned.exit_code == 0, planned.output
+    for name in ("red", "blue"):
+        Image.new("RGB", (40, 30), name).save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrest is missing")
+    return folder
+
+
+@pytest.fixture
+def tpcal(made: Path, monkeypatch: pytest.MonkeyPatch) -> Tpcal:
+    """Runs a command line in that folder."""
+    monkeypatch.chdir(made)
+    monkeypatch.setenv("COLUMNS", "80")
+    return lambda *args: CliRunner().invoke(cli, args, prog_name="tpcal")
+
+
+def _is_one_error(result: Result) -> bool:
+    errors = [line for line in result.stderr.splitlines() if not line.endswith("…")]
+    return len(errors) == 1 and errors[0].startswith("tpcal: error: ")
+
+
+def test_the_plan_meets_the_budget_and_says_where_it_comes_from(made: Path) -> None:
+    plan = load_plan(made / "plan.yaml")
+    assert plan.budget is not None
+    assert plan.cost is not None
+    assert plan.loss is not None
+    assert plan.model is not None
+    assert abs(plan.budget.reached - 0.4) <= 1 / plan.cost.n_tokens
+    assert set(plan.loss.measured) == set(load(newest(made / "tpcal-out")).groups)
+    assert plan.model.family == "llava"
+    assert plan.provenance["command"] == "tpcal plan --budget 0.4 --trials 2"
+    assert plan.provenance["profile"] == load(newest(made / "tpcal-out")).digest
+    assert str(made) not in (made / "plan.yaml").read_text()
+
+
+def test_a_finished_calibration_is_not_done_again(tpcal: Tpcal, made: Path) -> None:
+    before = (newest(made / "tpcal-out") / "arrays.safetensors").stat().st_mtime_ns
+    result = tpcal(*CALIBRATE)
+    assert result.exit_code == 0
+    assert "Next: tpcal plan --budget" in result.stdout
+    assert (newest(made / "tpcal-out") / "arrays.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_finished_search_is_not_done_again(tpcal: Tpcal, made: Path) -> None:
+    args = ("plan", "--budget", "0.4", "--trials", "2", "-o", "again.yaml")
+    assert tpcal(*args).exit_code == 0
+    assert load_plan(made / "again.yaml").cuts == load_plan(made / "plan.yaml").cuts
+
+
+def test_the_plan_fits_its_model(tpcal: Tpcal) -> None:
+    result = tpcal("check", "plan.yaml", "--model", "./tiny")
+    assert result.exit_code == 0, result.output
+    assert "✓ plan.yaml is a plan that fits ./tiny" in result.stdout
+
+
+def test_eval_compares_both_models_on_the_plans_own_model(tpcal: Tpcal) -> None:
+    result = tpcal("eval", "--plan", "plan.yaml", "--samples", "9")
+    assert result.exit_code == 0, result.output
+    assert "plan.yaml on embedded" in result.stdout
+    for part in ("unpruned", "with plan", "difference", "overall", "95 % intervals"):
+        assert part in result.stdout
+
+
+def test_eval_takes_a_preset(tpcal: Tpcal) -> None:
+    args = ("eval", "--plan", "preset:pyramiddrop", "--model", "./tiny", "--samples", "2")
+    result = tpcal(*args)
+    assert result.exit_code == 0, result.output
+
+
+def test_run_answers_and_says_what_was_kept(tpcal: Tpcal, made: Path) -> None:
+    cuts = (Cut(1, 0.5, "attention"), Cut(3, 0))
+    save_plan(Plan(cuts=cuts, model=load_plan(made / "plan.yaml").model), made / "two.yaml")
+    images = ("--image", "red.png", "--image", "blue.png")
+    result = tpcal("run", "--plan", "two.yaml", *images, "what colour ?")
+    assert result.exit_code == 0, result.output
+    assert "visual tokens  72, 36 from layer 1, 0 from layer 3" in result.stdout
+    assert "saved" in result.stdout
+
+
+def test_run_works_unpruned_and_without_images(tpcal: Tpcal) -> None:
+    result = tpcal("run", "--model", "./tiny", "--max-new-tokens", "2", "what colour ?")
+    assert result.exit_code == 0, result.output
+    assert "saved 0 %" in result.stdout
+
+
+def test_a_plan_for_another_model_exits_5(tpcal: Tpcal, made: Path) -> None:
+    plan = load_plan(made / "plan.yaml")
+    assert plan.model is not None
+    save_plan(
+        replace(plan, model=replace(plan.model, fingerprint="sha256:0")), made / "other.yaml"
+    )
+    for args in (
+        ("check", "other.yaml", "--model", "./tiny"),
+        ("eval", "--plan", "other.yaml"),
+        ("run", "--plan", "other.yaml", "hello"),
+    ):
+        result = tpcal(*args)
+        assert result.exit_code == 5, result.output
+        assert "model.fingerprint" in result.stderr
+        assert _is_one_error(result), result.stderr
+
+
+def test_a_plan_for_more_layers_exits_5_with_every_problem(tpcal: Tpcal, made: Path) -> None:
+    cuts = (Cut(0, 0.5, "attention"), Cut(7, 0))
+    save_plan(Plan(cuts=cuts, model=ModelIdentity(8)), made / "deep.yaml")
+    result = tpcal("check", "deep.yaml", "--model", "./tiny")
+    assert result.exit_code == 5
+    for problem in ("model.n_layers", "cuts[0].layer must be at least 1", "below the model's 4"):
+        assert problem in result.stderr
+
+
+def test_a_profile_is_not_planned_with_another_model(tpcal: Tpcal, made: Path) -> None:
+    _model(made / "wider", replace(SIZES, ffn=64))
+    result = tpcal("plan", "--budget", "0.4", "--model", "./wider", "-o", "x.yaml")
+    assert result.exit_code == 5, result.output
+    assert _is_one_error(result), result.stderr
+
+
+def test_a_profile_is_not_planned_with_other_samples(tpcal: Tpcal, made: Path) -> None:
+    _data(made / "other.jsonl", [{"image": "red.png", "question": "what ?"}])
+    result = tpcal("plan", "--budget", "0.4", "--data", "other.jsonl", "-o", "x.yaml")
+    assert result.exit_code == 2, result.output
+    assert "was measured on other samples" in result.stderr
+    assert not (made / "x.yaml").exists()
+
+
+def _data(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+BAD_DATA = {
+    "missing": (None, "data.jsonl"),
+    "empty": ([], "data.jsonl"),
+    "without an image column": ([{"x": "red.png", "question": "?"}], "no image column"),
+    "without a question": ([{"image": "red.png", "y": "?"}], "no question column"),
+    "a missing image": ([{"image": "gone.png", "question": "?"}], "no image at"),
+    "a broken image": ([{"image": "broken.png", "question": "?"}], "image"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_DATA)
+def test_bad_data_ends_with_one_line(tpcal: Tpcal, made: Path, kind: str) -> None:
+    rows, said = BAD_DATA[kind]
+    (made / "data.jsonl").unlink(missing_ok=True)
+    if rows is not None:
+        _data(made / "data.jsonl", rows)
+    result = tpcal("calibrate", "--model", "./tiny", "--data", "data.jsonl", "--out", "no")
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert _is_one_error(result), result.stderr
+    assert not list((made / "no").glob("*/profile.yaml"))
+
+
+def test_an_unknown_column_is_answered_with_those_there_are(tpcal: Tpcal, made: Path) -> None:
+    _data(made / "data.jsonl", [{"image": "red.png", "question": "what ?"}])
+    args = ("--model", "./tiny", "--data", "data.jsonl", "--answer-column", "reply")
+    result = tpcal("eval", *args)
+    assert result.exit_code == 2
+    assert "no column 'reply'. It has these columns: image, question" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("image", "said"), [("gone.png", "no image at gone.png"), ("broken.png", "broken.png")]
+)
+def test_bad_images_end_with_one_line(tpcal: Tpcal, image: str, said: str) -> None:
+    result = tpcal("run", "--plan", "plan.yaml", "--image", image, "what ?")
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert _is_one_error(result), result.stderr
+
+
+def test_a_layer_the_model_does_not_have_is_refused(tpcal: Tpcal) -> None:
+    result = tpcal("calibrate", "--model", "./tiny", "--samples", "2", "--layers", "2-9")
+    assert result.exit_code == 2
+    assert "below the model's 4 layers" in result.stderr
+
+
+def test_models_that_cannot_be_used_end_with_one_line(tpcal: Tpcal, made: Path) -> None:
+    shutil.copytree(made / "tiny", made / "text", dirs_exist_ok=True)
+    (made / "text" / "config.json").write_text('{"model_type": "llama", "vocab_size": 9}')
+    (made / "hollow").mkdir(exist_ok=True)
+    said = {
+        "./text": "must be a vision-language model",
+        "./hollow": "holds no config.json",
+        "./gone": "No model folder at ./gone",
+        "embeded": "Did you mean embedded",
+    }
+    for name, part in said.items():
+        result = tpcal("run", "--model", name, "what ?")
+        assert result.exit_code == 2, result.output
+        assert part in result.stderr
+        assert _is_one_error(result), result.stderr
