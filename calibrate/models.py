@@ -248,9 +248,11 @@ def _model(
 @contextmanager
 def _explained(place: _Place, file: str) -> Iterator[None]:
     """Turns what transformers and the Hub raise into one line with the way out."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         if place.is_folder:
             shown = f"{reason[:200]}…" if len(reason) > 200 else reason
