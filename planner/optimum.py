@@ -248,7 +248,7 @@ def seeds(
     if len(predictor.options) > 1:
         for s in range(len(predictor.options)):
             plans.append(Solver(predictor, target, max_cuts, (s,)).optimum())
+    plans.extend(near[:6])
     if len(one_hot) > 1:
         plans.extend(solver.optimum(weights) for weights in one_hot)
-    plans.extend(near[:6])
     return list(dict.fromkeys(fill(predictor, plan, target) for plan in plans))

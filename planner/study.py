@@ -69,7 +69,7 @@ def open_storage(storage: Path | str | None) -> BaseStorage:
         raise UsageError(
             f"storage must be a writable file; got {path}: {error.strerror}."
         ) from None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):  # Optuna asserts
         raise UsageError(
             f"storage must be an Optuna journal; got {path}, which is damaged. Delete it to start "
             "the search again."
