@@ -43,7 +43,7 @@ class Report:
     cuts: tuple[CutRecord, ...]
     """In order; ``.kept`` are the tokens that stayed, ``.text_to_visual`` the mass measured."""
     lengths: tuple[int, ...]
-    """[L] tokens each layer got, filler of ragged rows included."""
+    """[L] tokens each layer got, filler of ragged rows included; empty without an image."""
     n_visual: tuple[int, ...]
     """Visual tokens of each row before the first cut."""
 

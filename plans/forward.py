@@ -99,6 +99,9 @@ class ForwardPass:
         self._captures = dict(captures or {})
         self._gatherer = stack.Gatherer()
         self._fresh: dict[int, Held] = {}
+        self._grid_table: Tensor | None = None
+        for probe in self._probes.values():
+            probe.take()  # what a failed pass may have left
 
     def leaves_alone(self, layer: int, arguments: Mapping[str, Any]) -> bool:
         """Whether a decode step can take its arguments as they are: the fast path."""
@@ -212,7 +215,9 @@ class ForwardPass:
     ) -> Tokens:
         assert prepared.selector is not None
         prompt, needs = self._prompt, prepared.selector.needs
-        image, row, col, shape = stack.grid_places(prompt, index)
+        if self._grid_table is None:
+            self._grid_table = stack.grid_table(prompt).to(hidden.device)
+        image, row, col, shape = stack.grid_places(self._grid_table, index)
         text: tuple[Tensor, Tensor] | None = None
         if "text" in needs:
             text = stack.columns_of(self.survivors.take(prompt.text), prompt.n_query_text)

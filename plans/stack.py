@@ -151,10 +151,9 @@ def ranks(prompt: Prompt, survivors: Survivors, columns: Tensor, valid: Tensor) 
     return rank.gather(1, columns).masked_fill(~valid, -1)
 
 
-def grid_places(prompt: Prompt, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image, grid row, column [B, N] and grid shape [B, N, 2] of ranks [B, N]; -1 on filler."""
-    n_most = max(prompt.n_visual)
-    table = torch.full((prompt.n_rows, n_most, 5), -1, dtype=torch.int64)
+def grid_table(prompt: Prompt) -> Tensor:
+    """[B, N0, 5] image, grid row, column and shape of every original rank, on the CPU."""
+    table = torch.full((prompt.n_rows, max(prompt.n_visual), 5), -1, dtype=torch.int64)
     for b, grids in enumerate(prompt.grids):
         start = 0
         for number, grid in enumerate(grids):
@@ -162,8 +161,12 @@ def grid_places(prompt: Prompt, index: Tensor) -> tuple[Tensor, Tensor, Tensor, 
             part[:, 0], part[:, 1], part[:, 2] = number, grid.row, grid.col
             part[:, 3], part[:, 4] = grid.n_rows, grid.n_cols
             start += len(grid.row)
-    table = table.to(index.device)
-    rows = torch.arange(prompt.n_rows, device=index.device)[:, None]
+    return table
+
+
+def grid_places(table: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, grid row, column [B, N] and grid shape [B, N, 2] of ranks [B, N]; -1 on filler."""
+    rows = torch.arange(index.shape[0], device=index.device)[:, None]
     found = table[rows, index.clamp(min=0)].masked_fill((index < 0)[..., None], -1)
     return found[..., 0], found[..., 1], found[..., 2], found[..., 3:]
 

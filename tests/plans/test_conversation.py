@@ -162,6 +162,29 @@ def test_generate_goes_on_with_a_kept_cache(model, plan):
     assert torch.equal(logits[:, -6:].argmax(-1), more[:, -6:])
 
 
+def test_generate_takes_a_new_image_in_a_second_turn(model):
+    first = rows_alone(batch(FIRST))[0]
+    second = batch([prompt(0, 6, seed=4)], seed=9)
+    with apply(model, PLAN) as handle:
+        out = model.generate(**first, **STEPS, return_dict_in_generate=True)
+        ids = torch.cat([out.sequences, second["input_ids"]], dim=1)
+        more = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=second["pixel_values"],
+            past_key_values=out.past_key_values,
+            **STEPS,
+        )
+        assert handle.last.n_visual == (N_IMAGE,)
+        assert handle.last.lengths == (24, 24, 16, 16, 12, 12, 8, 8)
+        turns = Turns(model)
+        turns.feed(first, handle=None)
+        turns.feed(batch([out.sequences[0, first["input_ids"].shape[1] :].tolist()]))
+        turns.feed(second)
+        logits = [turns.feed(batch([[token]]))[:, -1] for token in more[0, -6:-1].tolist()]
+    assert torch.equal(torch.cat(logits).argmax(-1), more[0, -5:])
+
+
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_beams_of_a_batch_equal_the_beams_of_its_rows(model, plan):
     inputs = batch(FIRST)

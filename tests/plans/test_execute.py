@@ -330,10 +330,12 @@ def test_a_failing_forward_leaves_a_usable_handle_and_a_restorable_model(model, 
 
     with apply(model, PLANS["attention"]):
         wanted = model(**inputs).logits
-        hook = layer.mlp.register_forward_pre_hook(fail)
-        with pytest.raises(RuntimeError, match="layer failed"):
-            model(**inputs)
-        hook.remove()
+        for part in (layer.self_attn, layer.self_attn.q_proj, layer.mlp):
+            hook = part.register_forward_pre_hook(fail)
+            with pytest.raises(RuntimeError, match="layer failed"):
+                model(**inputs)
+            hook.remove()
+            model(input_ids=torch.tensor([[9]]))  # another length than the pass that failed
         assert torch.equal(model(**inputs).logits, wanted)
     hook = layer.mlp.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="layer failed"), apply(model, PLANS["attention"]):
