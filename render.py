@@ -375,7 +375,7 @@ def evaluation_view(evaluation: Evaluation, *, title: str) -> RenderableType:
         "agreement": overall.unpruned is None and overall.agreement is not None,
     }
     names = [name for name, is_there in shown.items() if is_there]
-    titles = {"plan": "with plan", "agreement": "same answer"}
+    titles = {"unpruned": "unpruned %", "plan": "with plan %", "agreement": "same answer %"}
     table = _table("group", _Right("n"), *(_Right(titles.get(name, name)) for name in names))
     worst = _worst_row(rows[:-1])
     for row in rows if len(rows) > 2 else rows[-1:]:
@@ -384,7 +384,7 @@ def evaluation_view(evaluation: Evaluation, *, title: str) -> RenderableType:
         style = _TITLE if row is overall else _WORST if row is worst else ""
         cells = [interval(getattr(row, name), signed=name == "difference") for name in names]
         table.add_row(row.group, str(row.n), *cells, style=style)
-    return Group(heading(title), table, Text(_verdict(overall), _QUIET))
+    return Group(heading(title), table, *_verdict(overall))
 
 
 def _worst_row(rows: Sequence[Row]) -> Row | None:
@@ -392,21 +392,22 @@ def _worst_row(rows: Sequence[Row]) -> Row | None:
     return min(losing, key=lambda row: row.difference.value if row.difference else 0, default=None)
 
 
-def _verdict(overall: Row) -> str:
-    note = "95 % intervals in brackets"
+def _verdict(overall: Row) -> list[Text]:
+    note = Text("In brackets: 95 % intervals; those of the difference are paired.", _QUIET)
     if overall.unpruned is None or overall.plan is None or not overall.unpruned.value:
-        return f"{note}."
+        return [note]
     kept = 100 * overall.plan.value / overall.unpruned.value
-    return f"{note}, difference paired. The plan keeps {kept:.1f} % of the accuracy."
+    return [note, Text(f"\nThe plan keeps {kept:.1f} % of the accuracy.")]
 
 
 def interval(part: Share | None, *, signed: bool = False) -> str:
-    """`93.1 [90.2, 95.4] %`."""
+    """`93.1 [90.2, 95.4]` in percent; a wide interval comes without decimals."""
     if part is None:
         return "–"
-    sign = "+" if signed else ""
-    low, value, high = (100 * x for x in (part.low, part.value, part.high))
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}] %"
+    digits = 1 if part.high - part.low < 0.2 else 0
+    form = f"{'+' if signed else ''}.{digits}f"
+    bounds = ", ".join(format(100 * bound, form) for bound in (part.low, part.high))
+    return f"{100 * part.value:{'+' if signed else ''}.1f} [{bounds}]"
 
 
 def answer_view(answer: Answer) -> RenderableType:

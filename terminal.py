@@ -247,12 +247,10 @@ class _Log:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()
-        if what == self._what and now < self._next:
-            return
-        if what != self._what and self._what and now < self._next - self.every_s + 1.0:
+        if not done or (what == self._what and now < self._next):
             return
         self._what, self._next = what, now + self.every_s
-        click.echo(f"{what} {done}/{total}" if total else f"{what} …", err=True)
+        click.echo(f"{what} {done}/{total}", err=True)
 
 
 def command() -> str:
