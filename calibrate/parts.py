@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tpcal.calibrate.profile import SETTINGS
 from tpcal.plans.errors import UsageError
 from tpcal.plans.files import write_atomic
 
 Arrays = Mapping[str, NDArray[Any]]
-SETTINGS = "settings.json"
 
 
 class Parts:

@@ -20,6 +20,8 @@ from tpcal.plans.schema import ModelIdentity
 
 SCHEMA = 1
 PROFILE, ARRAYS, TIMING = "profile.yaml", "arrays.safetensors", "timing.yaml"
+SETTINGS = "settings.json"
+"""What the results depend on; written first, so that it marks an unfinished profile."""
 MEASURES = ("kl", "local", "flips")
 MASSES = ("turns", "text_to_visual", "visual_to_text")
 MAX_YAML_BYTES = 4_000_000
@@ -121,7 +123,7 @@ def load(folder: Path | str) -> Profile:
     if not folder.is_dir():
         raise UsageError(f"No profile at {folder}. Make one with: tpcal calibrate.")
     if not (folder / PROFILE).exists():
-        state = "an unfinished one" if (folder / "parts").is_dir() else "none"
+        state = "an unfinished one" if (folder / SETTINGS).exists() else "none"
         raise UsageError(
             f"{folder} must hold a finished profile; got {state}. Run the tpcal calibrate command "
             "again; it continues."
@@ -149,7 +151,7 @@ def newest(out: Path | str) -> Path:
     found = sorted(out.glob(f"*/{PROFILE}"), key=lambda path: (path.stat().st_mtime, path))
     if found:
         return found[-1].parent
-    if any(out.glob("*/parts")):
+    if any(out.glob(f"*/{SETTINGS}")):
         raise UsageError(
             f"{out} holds only an unfinished profile. Run the tpcal calibrate command again; it "
             "continues."

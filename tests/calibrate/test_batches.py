@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tpcal.calibrate.answers import is_right, normalise
 from tpcal.calibrate.batches import encode, generate_ids, prompt_inputs, prompt_text
 from tpcal.calibrate.deviation import (

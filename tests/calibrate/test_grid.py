@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from tpcal.calibrate.grid import DEFAULT_KEEPS, MAX_DEFAULT_LAYERS, default_layers, probes
 from tpcal.plans import selectors
 from tpcal.plans.errors import UsageError

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tpcal.calibrate import models, probe, profile
+from tpcal.calibrate.batches import encode
+from tpcal.calibrate.models import Loaded
+from tpcal.calibrate.profile import MASSES, MEASURES
+from tpcal.calibrate.samples import Sample, Samples, load_samples
+from tpcal.plans.errors import RunFailed, UsageError
+from tpcal.plans.execute import apply
+from tpcal.plans.schema import Cut, Plan
+
+GRID: dict[str, Any] = {
+    "selectors": ["attention", "grid", "random"],
+    "keeps": [0.5, 0.25, 0],
+    "batch_size": 2,
+}
+FILES = (profile.PROFILE, profile.ARRAYS)
+
+
+@pytest.fixture(scope="module")
+def made(
+    loaded: Loaded, scenes: Samples, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[profile.Profile, Path]:
+    """The profile of an undisturbed run, and its folder."""
+    out = tmp_path_factory.mktemp("out")
+    return probe.calibrate(loaded, scenes, out, **GRID), profile.newest(out)
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+def test_a_profile_has_a_figure_for_everything(made: tuple[profile.Profile, Path]) -> None:
+    found, _ = made
+    assert found.n_tokens == 16
+    assert found.n_text > 5
+    assert len(found.probes) == 4 * 2 * 3 - 2 + 4  # attention cannot cut at layer 0
+    for name in MEASURES:
+        assert getattr(found, name).shape == (6, len(found.probes))
+    for name in MASSES:
+        array = getattr(found, name)
+        assert array.shape == (6, 4)
+        assert (array >= 0).all()
+        assert (array <= 1).all()
+    assert (found.kl >= 0).all()
+    assert found.kl.max() > 0
+    assert (found.local[:, [p.keep == 0 for p in found.probes]] > 0).all()
+    assert (found.visual_to_text == 0).all()  # causal, images first
+    assert len(found.layer_ms) > 3
+    assert found.provenance["data"]["split"] == "calibration"
+
+
+def test_a_probe_is_what_the_executor_does(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path]
+) -> None:
+    found, _ = made
+    at = next(
+        i for i, p in enumerate(found.probes) if (p.layer, p.keep, p.selector) == (2, 0.5, "grid")
+    )
+    sample = Sample("x", scenes[0].images, scenes[0].question, "")
+    prompt = encode(loaded.processor, [sample], loaded.model)
+    with torch.inference_mode():
+        full = loaded.model(**prompt.inputs).logits[0, -1].log_softmax(-1)
+        with apply(loaded.model, Plan(cuts=(Cut(2, 0.5, "grid"),))):
+            pruned = loaded.model(**prompt.inputs).logits[0, -1].log_softmax(-1)
+    expected = float((full.exp() * (full - pruned)).sum())
+    alone = probe._measure(loaded, Samples.of([sample]), [0], found.probes)["kl"][0, at]
+    assert alone == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_same_run_again_is_done_at_once(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path]
+) -> None:
+    found, folder = made
+    reports: list[tuple[int, int, str]] = []
+    again = probe.calibrate(
+        loaded, scenes, folder.parent, **GRID, progress=lambda *report: reports.append(report)
+    )
+    assert again.digest == found.digest
+    np.testing.assert_allclose(again.layer_ms, found.layer_ms, atol=1e-5)
+    assert not reports
+
+
+def test_stopping_after_any_batch_changes_nothing(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    def stop_at(n: int) -> Any:
+        def progress(done: int, total: int, what: str) -> None:
+            if done == n:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for n in (0, 2, 4, 6):
+        with pytest.raises(KeyboardInterrupt):
+            probe.calibrate(loaded, scenes, tmp_path, **GRID, progress=stop_at(n))
+        with pytest.raises(UsageError, match="unfinished"):
+            profile.newest(tmp_path)
+    probe.calibrate(loaded, scenes, tmp_path, **GRID)
+    assert same_bytes(profile.newest(tmp_path), made[1])
+    assert not (profile.newest(tmp_path) / "parts").exists()
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from tpcal.calibrate import models, probe
+from tpcal.calibrate.samples import load_samples
+loaded = models.load(sys.argv[1], device="cpu")
+probe.calibrate(loaded, load_samples(n=6), sys.argv[2], selectors=["attention", "grid", "random"],
+                keeps=[0.5, 0.25, 0], batch_size=2, progress=lambda *report: print(*report, flush=True))
+"""
+
+
+@pytest.mark.timeout(900)  # two processes that load everything
+def test_killing_it_and_starting_again_gives_the_same_bytes(
+    model_folder: Path, made: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(model_folder), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("2 6"):
+                time.sleep(0.02)  # into the next batch
+                child.send_signal(signal.SIGKILL)
+                break
+        assert child.wait() == -signal.SIGKILL
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not done.stdout.startswith("0 6"), "it began anew"
+    assert same_bytes(profile.newest(tmp_path), made[1])
+
+
+def test_a_damaged_part_is_measured_again(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probe.calibrate(loaded, scenes, tmp_path, **GRID, progress=stop)
+    part = sorted(tmp_path.glob("*/parts/*"))[0]
+    part.write_bytes(part.read_bytes()[:100])
+    probe.calibrate(loaded, scenes, tmp_path, **GRID)
+    assert same_bytes(profile.newest(tmp_path), made[1])
+
+
+def test_other_settings_get_another_folder(
+    loaded: Loaded, made: tuple[profile.Profile, Path]
+) -> None:
+    _, folder = made
+    wish = {**GRID, "keeps": [0.5]}
+    probe.calibrate(loaded, load_samples(n=2), folder.parent, **wish)
+    assert len(list(folder.parent.iterdir())) == 2
+    assert profile.newest(folder.parent) != folder
+
+
+def test_a_folder_of_other_settings_is_refused(
+    loaded: Loaded, scenes: Samples, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        probe.calibrate(loaded, scenes, tmp_path, **GRID, progress=_interrupt)
+    settings = next(tmp_path.glob("*/settings.json"))
+    settings.write_text(settings.read_text().replace("0.93", "0.5"))
+    with pytest.raises(UsageError, match="made with other settings"):
+        probe.calibrate(loaded, scenes, tmp_path, **GRID)
+
+
+def _interrupt(done: int, total: int, what: str) -> None:
+    raise KeyboardInterrupt
+
+
+def test_running_out_of_memory_keeps_what_is_done(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    def full(done: int, total: int, what: str) -> None:
+        if done == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RunFailed, match=r"out of memory.*is kept.*smaller --batch-size"):
+        probe.calibrate(loaded, scenes, tmp_path, **GRID, progress=full)
+    started: list[int] = []
+    smaller = {**GRID, "batch_size": 1}
+    found = probe.calibrate(
+        loaded,
+        scenes,
+        tmp_path,
+        **smaller,
+        progress=lambda done, total, what: started.append(done),
+    )
+    assert started[0] == 4
+    np.testing.assert_allclose(found.kl, made[0].kl, atol=1e-5)
+
+
+def test_samples_without_images_are_refused(loaded: Loaded, tmp_path: Path) -> None:
+    samples = Samples.of([Sample("x7", (), "Is there a circle?", "yes")])
+    with pytest.raises(UsageError, match="must have images; got none in sample x7"):
+        probe.calibrate(loaded, samples, tmp_path, **GRID)
+
+
+def test_numbers_that_are_not_finite_are_told(
+    model_folder: Path, scenes: Samples, tmp_path: Path
+) -> None:
+    broken = models.load(str(model_folder), device="cpu")
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(torch.inf)
+    with pytest.raises(RunFailed, match="finite"):
+        probe.calibrate(broken, scenes, tmp_path, **GRID)
+
+
+def test_the_results_do_not_depend_on_the_company(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path]
+) -> None:
+    found, _ = made
+    alone = probe._measure(loaded, scenes, [3], found.probes)
+    np.testing.assert_allclose(alone["kl"][0], found.kl[3], atol=1e-5)
+    np.testing.assert_allclose(alone["local"][0], found.local[3], atol=1e-5)
