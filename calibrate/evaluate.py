@@ -150,7 +150,7 @@ def answers(
 ) -> tuple[str, ...]:
     """[n] greedy answers, with the plan or without; errors as `evaluate`."""
     given: list[str] = []
-    tokenizer: Any = loaded.processor.tokenizer  # type: ignore[attr-defined]
+    tokenizer: Any = loaded.processor.tokenizer
     applied = nullcontext() if plan is None else apply(loaded.model, plan)
     with memory_guard("Evaluation", "Use a smaller --batch-size."), applied:
         for start in range(0, len(samples), batch_size):
