@@ -171,7 +171,7 @@ def _check_selector(reader: Reader, cut: Cut, path: str) -> None:
 
 
 def check_cuts(reader: Reader, cuts: Sequence[Cut], n_layers: int | None) -> None:
-    """Rules between cuts: layers rise and exist, keeps never rise, conditions have a layer before."""
+    """Rules between cuts: layers rise and exist, keeps never rise, conditions are inside."""
     for i, cut in enumerate(cuts):
         path = f"cuts[{i}]"
         if i and cut.layer <= cuts[i - 1].layer:

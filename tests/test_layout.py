@@ -88,7 +88,7 @@ def test_nothing_is_called_utils() -> None:
     ],
 )
 def test_plans_can_be_read_without_torch(statement: str) -> None:
-    heavy = "torch transformers optuna datasets numpy rich".split()
+    heavy = ["torch", "transformers", "optuna", "datasets", "numpy", "rich"]
     code = f"{statement}\nimport sys\nprint(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -7,7 +7,7 @@ import multiprocessing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,9 +69,9 @@ class SceneCache:
             "groups": (self.n, MAX_QUESTIONS),
         }
 
-    def _open(self, mode: str) -> dict[str, np.memmap]:
+    def _open(self, mode: Literal["r", "r+", "w+"]) -> dict[str, np.memmap]:
         shapes = self._shapes().items()
-        return {k: np.memmap(self.folder / k, np.uint8, mode, shape=s) for k, s in shapes}
+        return {k: np.memmap(self.folder / k, np.uint8, mode=mode, shape=s) for k, s in shapes}
 
     def _render(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -62,11 +62,11 @@ def patch_labels(layout: Layout, patch: int) -> np.ndarray:
             rows.append(row)
     things = _dominant(np.asarray(canvas), len(rows), patch)
     grid = SIDE // patch
-    for (row, column), thing in centres.items():
-        things[row, column] = thing
+    for centre, thing in centres.items():
+        things[centre] = thing
     labels = np.stack(rows)[things]  # [grid, grid, labels]
-    for row, column in centres:
-        labels[row, column, 6] = 1
+    for centre in centres:
+        labels[(*centre, 6)] = 1
     labels[..., 8] = BACKGROUNDS.index(layout.background)
     return labels.reshape(grid * grid, len(LABELS))
 

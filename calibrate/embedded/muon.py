@@ -49,6 +49,7 @@ class BatchedMuon(torch.optim.Optimizer):
             state = self.state[p]
             if "buffer" not in state:
                 state["buffer"] = torch.zeros_like(p)
+            assert p.grad is not None
             state["buffer"].lerp_(p.grad, 1 - momentum)
             pushes.append(p.grad.lerp(state["buffer"], momentum))
         updates = orthogonalise(torch.stack(pushes))

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 
 @dataclass
@@ -59,7 +60,7 @@ def packed_logits(
     return logits.unflatten(1, (n_questions, length))
 
 
-def _layer(layer: nn.Module, streams: _Streams, *, last: bool) -> None:
+def _layer(layer: LlamaDecoderLayer, streams: _Streams, *, last: bool) -> None:
     """One decoder layer on both streams; the last one's output for the start is not needed."""
     attention = layer.self_attn
     weight = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
@@ -72,7 +73,7 @@ def _layer(layer: nn.Module, streams: _Streams, *, last: bool) -> None:
 
 
 def _heads(
-    layer: nn.Module, weight: Tensor, hidden: Tensor, rotary: tuple[Tensor, Tensor]
+    layer: LlamaDecoderLayer, weight: Tensor, hidden: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries, rotated keys, values, each [B, heads, tokens, head]."""
     mixed = F.linear(layer.input_layernorm(hidden), weight)
@@ -114,7 +115,7 @@ def _softmax(scores: Tensor) -> Tensor:
         return torch.softmax(scores, dim=-1)
 
 
-def _finish(layer: nn.Module, hidden: Tensor, mixed: Tensor) -> Tensor:
+def _finish(layer: LlamaDecoderLayer, hidden: Tensor, mixed: Tensor) -> Tensor:
     """Output projection, residual and feed-forward."""
     hidden = hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
