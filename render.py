@@ -401,13 +401,13 @@ def _verdict(overall: Row) -> list[Text]:
 
 
 def interval(part: Share | None, *, signed: bool = False) -> str:
-    """`93.1 [90.2, 95.4]` in percent; a wide interval comes without decimals."""
+    """`93.1 [91.2, 94.9]` in percent; a wide interval comes without decimals."""
     if part is None:
         return "–"
-    digits = 1 if part.high - part.low < 0.2 else 0
+    digits = 1 if part.high - part.low < 0.05 else 0
     form = f"{'+' if signed else ''}.{digits}f"
     bounds = ", ".join(format(100 * bound, form) for bound in (part.low, part.high))
-    return f"{100 * part.value:{'+' if signed else ''}.1f} [{bounds}]"
+    return f"{100 * part.value:{form}} [{bounds}]"
 
 
 def answer_view(answer: Answer) -> RenderableType:

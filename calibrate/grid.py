@@ -8,7 +8,7 @@ from tpcal.calibrate.profile import Probe
 from tpcal.plans import selectors as registry
 from tpcal.plans.errors import UsageError
 
-DEFAULT_KEEPS = (0.75, 0.5, 0.25, 0.1, 0.05, 0.0)
+DEFAULT_KEEPS = (0.5, 0.25, 0.1, 0.05, 0.0)
 MAX_DEFAULT_LAYERS = 16
 """A deeper decoder is probed at this many evenly spaced layers unless layers are named."""
 

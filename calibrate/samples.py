@@ -25,7 +25,7 @@ from tpcal.plans.errors import UsageError
 __all__ = ["Columns", "Sample", "Samples", "load_samples"]
 
 EMBEDDED = "embedded"
-DEFAULT_N: Mapping[str, int] = {"calibration": 196, "eval": 700}
+DEFAULT_N: Mapping[str, int] = {"calibration": 392, "eval": 700}
 """Samples drawn where no number is given, per split."""
 
 

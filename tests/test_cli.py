@@ -419,9 +419,9 @@ def _evaluation(answered: bool = True, plan: bool = True) -> Evaluation:
 def test_an_evaluation_shows_intervals_and_the_worst_group() -> None:
     out = _printed(render.evaluation_view(_evaluation(), title="plan.yaml on embedded"))
     rows = {words[0]: line for line in out.splitlines() if (words := line.split())}
-    assert "100.0 [57, 100]" in rows["colour"]
-    assert "-20.0 [" in rows["reading"]
-    assert "50.0 [30, 70]" in rows["overall"]
+    assert "100 [57, 100]" in rows["colour"]
+    assert "-20 [" in rows["reading"]
+    assert " 50 [30, 70]" in rows["overall"]
     assert "The plan keeps 70.0 % of the accuracy." in out
     assert max(map(len, out.splitlines())) <= 80
 
@@ -430,12 +430,12 @@ def test_an_evaluation_without_answers_shows_agreement() -> None:
     out = _printed(render.evaluation_view(_evaluation(answered=False), title="x"))
     assert "same answer" in out
     assert "unpruned" not in out
-    assert "85.0 [" in out
+    assert " 85 [" in out
 
 
 def test_an_evaluation_without_a_plan_shows_the_model_alone() -> None:
     out = _printed(render.evaluation_view(_evaluation(plan=False), title="x"))
-    assert "50.0 [30, 70]" in out
+    assert " 50 [30, 70]" in out
     assert "with plan" not in out
 
 
