@@ -292,7 +292,17 @@ def check(file: str, model: ModelChoice) -> None:
     metavar="NATS",
     help="Of a profile: loss that counts as safe.",
 )
-def show(what: str, depth: int | None, measure: str, group: str | None, threshold: float) -> None:
+@click.option(
+    "--svg", type=click.Path(dir_okay=False), metavar="FILE", help="Draw into a picture."
+)
+def show(
+    what: str,
+    depth: int | None,
+    measure: str,
+    group: str | None,
+    threshold: float,
+    svg: str | None,
+) -> None:
     """Draw a plan's schedule, cost and loss, or what a profile found.
 
     \b
@@ -300,15 +310,20 @@ def show(what: str, depth: int | None, measure: str, group: str | None, threshol
       tpcal show plan.yaml
       tpcal show preset:pyramiddrop --layers 28
       tpcal show tpcal-out --group reading
+      tpcal show plan.yaml --svg plan.svg
     """
     from tpcal import render
 
-    screen = terminal.console()
     if Path(what).is_dir() or what.endswith("profile.yaml"):
-        screen.print(_profile_view(Path(what), measure, group, threshold))
-        return
-    found = read_plan(what, depth)
-    screen.print(render.plan_view(found, title=what, n_layers=depth))
+        view = _profile_view(Path(what), measure, group, threshold)
+    else:
+        view = render.plan_view(read_plan(what, depth), title=what, n_layers=depth)
+    if svg is None:
+        terminal.console().print(view)
+    else:
+        from tpcal.plans.files import write_atomic
+
+        write_atomic(svg, terminal.picture(view, title=f"tpcal show {what}"))
 
 
 @cli.command(name="eval", short_help="Accuracy with and without a plan, per group.")

@@ -17,7 +17,7 @@ import click
 from tpcal.plans.errors import TpcalError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 Progress = Callable[[int, int, str], None]
 
@@ -192,6 +192,17 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def picture(view: RenderableType, title: str) -> str:
+    """SVG of what a terminal would show."""
+    import io
+
+    from rich.console import Console
+
+    screen = Console(record=True, width=84, file=io.StringIO(), highlight=False, markup=False)
+    screen.print(view)
+    return screen.export_svg(title=title)
 
 
 @contextmanager

@@ -550,3 +550,11 @@ def test_sigint_ends_with_130() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGINT
     assert done.stderr == "tpcal: Interrupted; nothing was written.\n"
+
+
+def test_show_draws_into_a_picture(tpcal: Tpcal, tmp_path: Path) -> None:
+    picture = tmp_path / "plan.svg"
+    assert tpcal("show", "preset:fastv", "--layers", "8", "--svg", str(picture)).stdout == ""
+    text = picture.read_text()
+    assert text.startswith("<svg")
+    assert "attention" in text
