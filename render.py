@@ -259,7 +259,8 @@ def profile_view(
         Text(_facts(profile), style=_QUIET),
         Text(),
         heading(
-            f"One cut before a layer: {names[measure]}, best selector, {group or 'all groups'}"
+            f"One cut before a layer, by keep: {names[measure]}, best selector, "
+            f"{group or 'all groups'}"
         ),
         deviation_table(profile, measure, group),
         Text(),
@@ -284,8 +285,8 @@ def deviation_table(profile: Profile, measure: str, group: str | None) -> Table:
     cells = best_by_cut(profile, measure, group)
     keeps = sorted({keep for _, keep in cells}, reverse=True)
     show_keeps = _spread(keeps, 5)
-    extra = ["turned", "text→img", "img→text"]
-    columns = [_Right("drop all" if keep == 0 else f"keep {keep:.3g}") for keep in show_keeps]
+    extra = ["turned", "txt→img", "img→txt"]
+    columns = [_Right(f"{keep:.3g}") for keep in show_keeps]
     table = _table(_Right("layer"), *columns, *map(_Right, extra))
     form = percent if measure == "flips" else nats
     masses = [profile.turns, profile.text_to_visual, profile.visual_to_text]

@@ -557,4 +557,5 @@ def test_show_draws_into_a_picture(tpcal: Tpcal, tmp_path: Path) -> None:
     assert tpcal("show", "preset:fastv", "--layers", "8", "--svg", str(picture)).stdout == ""
     text = picture.read_text()
     assert text.startswith("<svg")
+    assert "https://" not in text.replace("https://www.textualize.io", "")
     assert "attention" in text
