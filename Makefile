@@ -1,11 +1,11 @@
-# make demo | test | check | fix. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | check | fix | docs. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check fix
+.PHONY: demo test check fix docs
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,3 +32,6 @@ check: $(READY)
 fix: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
