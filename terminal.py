@@ -221,8 +221,7 @@ def progress() -> Iterator[Progress]:
     columns: Sequence[rich_progress.ProgressColumn] = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(bar_width=None),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn("left"),
+        rich_progress.TextColumn("{task.fields[state]}"),
         rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
     )
     bar = rich_progress.Progress(*columns, console=screen, transient=True, expand=True)
@@ -239,12 +238,13 @@ class _Bar:
         self._last = (0, 0)
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        state = f"{done}/{total}, left" if total else ""
         if self._task is None or total != self._last[1] or done < self._last[0]:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(what, total=total or None, completed=done)
+            self._task = self._bar.add_task(what, total=total or None, completed=done, state=state)
         else:
-            self._bar.update(self._task, description=what, completed=done)
+            self._bar.update(self._task, description=what, completed=done, state=state)
         self._last = (done, total)
 
 

@@ -89,7 +89,7 @@ def calibrate(
     with memory_guard("Calibration", advice), torch.inference_mode():
         _run(loaded, samples, tried, parts, batch_size, progress or _silent)
         if progress:
-            progress(len(samples), len(samples), "Timing layers")
+            progress(0, 0, "Timing layers")
         found, _ = parts.read()
         kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
         kept["data"] = {**samples.recipe, **kept["data"]}
