@@ -383,7 +383,8 @@ def evaluation_view(evaluation: Evaluation, *, title: str) -> RenderableType:
         if row is overall and len(rows) > 2:
             table.add_section()
         style = _TITLE if row is overall else _WORST if row is worst else ""
-        cells = [interval(getattr(row, name), signed=name == "difference") for name in names]
+        fine = row is overall and row.n >= 500  # fewer samples do not support a decimal
+        cells = [interval(getattr(row, name), name == "difference", int(fine)) for name in names]
         table.add_row(row.group, str(row.n), *cells, style=style)
     return Group(heading(title), table, *_verdict(overall))
 
@@ -401,11 +402,10 @@ def _verdict(overall: Row) -> list[Text]:
     return [note, Text(f"\nThe plan keeps {kept:.1f} % of the accuracy.")]
 
 
-def interval(part: Share | None, *, signed: bool = False) -> str:
-    """`93.1 [91.2, 94.9]` in percent; a wide interval comes without decimals."""
+def interval(part: Share | None, signed: bool, digits: int) -> str:
+    """`93 [91, 95]` in percent."""
     if part is None:
         return "–"
-    digits = 1 if part.high - part.low < 0.05 else 0
     form = f"{'+' if signed else ''}.{digits}f"
     bounds = ", ".join(format(100 * bound, form) for bound in (part.low, part.high))
     return f"{100 * part.value:{form}} [{bounds}]"
@@ -503,5 +503,10 @@ def _table(*titles: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=_QUIET)
     for title in titles:
         right = isinstance(title, _Right)
-        table.add_column(title, justify="right" if right else "left", no_wrap=right)
+        table.add_column(
+            title,
+            justify="right" if right else "left",
+            no_wrap=right,
+            min_width=len(title),
+        )
     return table

@@ -426,6 +426,25 @@ def test_an_evaluation_shows_intervals_and_the_worst_group() -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_a_large_evaluation_keeps_its_groups_names_whole() -> None:
+    n = 1400
+    right = np.arange(n) % 8 > 0
+    evaluation = Evaluation(
+        groups=("background", "where"),
+        sample_group=np.arange(n) % 2,
+        answered=np.full(n, True),
+        correct_unpruned=np.full(n, True),
+        correct_plan=right,
+        agree=right,
+        answers_unpruned=("x",) * n,
+        answers_plan=("x",) * n,
+    )
+    lines = _printed(render.evaluation_view(evaluation, title="plan.yaml")).splitlines()
+    assert any(line.startswith("background") for line in lines)
+    assert any(line.startswith("overall") and "-12.5 [" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
 def test_an_evaluation_without_answers_shows_agreement() -> None:
     out = _printed(render.evaluation_view(_evaluation(answered=False), title="x"))
     assert "same answer" in out
