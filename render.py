@@ -378,6 +378,7 @@ def evaluation_view(evaluation: Evaluation, *, title: str) -> RenderableType:
     names = [name for name, is_there in shown.items() if is_there]
     titles = {"unpruned": "unpruned %", "plan": "with plan %", "agreement": "same answer %"}
     table = _table("group", _Right("n"), *(_Right(titles.get(name, name)) for name in names))
+    table.collapse_padding = True  # or 80 columns would not hold the widest figures
     worst = _worst_row(rows[:-1])
     for row in rows if len(rows) > 2 else rows[-1:]:
         if row is overall and len(rows) > 2:
