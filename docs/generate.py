@@ -13,15 +13,17 @@ CLI = Path(__file__).parent / "cli.md"
 
 def cli_page() -> str:
     """Markdown with the help of every command, 80 columns wide."""
-    parts = ["# The command line\n\nGenerated from `--help` by `make docs`.\n"]
-    parts.append(_section(cli, "tpcal"))
-    parts += [_section(command, f"tpcal {name}") for name, command in cli.commands.items()]
-    return "\n".join(parts)
+    settings = {**cli.context_settings, "terminal_width": 80, "max_content_width": 80}
+    root = click.Context(cli, info_name="tpcal", **settings)
+    contexts = [root]
+    contexts += [click.Context(c, parent=root, info_name=n) for n, c in cli.commands.items()]
+    title = "# The command line\n\nGenerated from `--help` by `make docs`.\n"
+    return "\n".join([title, *map(_section, contexts)])
 
 
-def _section(command: click.Command, name: str) -> str:
-    context = click.Context(command, info_name=name, terminal_width=80, max_content_width=80)
-    return f"## {name}\n\n```text\n{command.get_help(context)}\n```\n"
+def _section(context: click.Context) -> str:
+    text = context.command.get_help(context)
+    return f"## {context.command_path}\n\n```text\n{text}\n```\n"
 
 
 if __name__ == "__main__":
