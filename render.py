@@ -504,10 +504,5 @@ def _table(*titles: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=_QUIET)
     for title in titles:
         right = isinstance(title, _Right)
-        table.add_column(
-            title,
-            justify="right" if right else "left",
-            no_wrap=right,
-            min_width=len(title),
-        )
+        table.add_column(title, justify="right" if right else "left", no_wrap=right)
     return table
