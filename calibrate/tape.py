@@ -7,9 +7,10 @@ does.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from tpcal.plans.attention import Capture, Probe, probing
 from tpcal.plans.errors import UsageError
 from tpcal.plans.execute import is_applied
 from tpcal.plans.families import find
-from tpcal.plans.forward import CutRecord, ForwardPass, prepare
+from tpcal.plans.forward import CutRecord, ForwardPass, prepare, shared_layers, with_grids
 from tpcal.plans.schema import Cut
 
 
@@ -39,6 +40,14 @@ class Replayed:
     """What each cut did."""
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What the model called a decoder layer with, beside the states."""
+
+    positional: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+
 class Tape:
     """A recorded pass. Make one with `Tape.record`.
 
@@ -50,7 +59,8 @@ class Tape:
         model: PreTrainedModel,
         prompt: stack.Prompt,
         states: Mapping[int, Tensor],
-        arguments: Sequence[Mapping[str, Any]],
+        calls: Sequence[_Call],
+        decoder_inputs: Mapping[str, Any],
         captures: Mapping[int, Capture],
     ) -> None:
         self._model = model
@@ -58,7 +68,8 @@ class Tape:
         self._layers = self._family.layers(model)
         self._prompt = prompt
         self._states = states
-        self._arguments = arguments
+        self._calls = calls
+        self._decoder_inputs = decoder_inputs
         self._captures = captures
 
     @classmethod
@@ -91,7 +102,8 @@ class Tape:
         family = find(model)
         layers = family.layers(model)
         states: dict[int, Tensor] = {}
-        arguments: list[Mapping[str, Any]] = []
+        calls: list[_Call] = []
+        decoder_inputs: dict[str, Any] = {}
         captures: dict[int, Capture] = {}
         with ExitStack() as undo:
             probes: Mapping[int, Probe] = {}
@@ -106,14 +118,22 @@ class Tape:
                     probe.request = wanted
 
             def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                at = len(arguments)
+                at = len(calls)
                 if every_layer or at == 0:
                     states[at] = args[0] if args else kwargs["hidden_states"]
-                arguments.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
+                named = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+                calls.append(_Call(args[1:], named))
 
             def after(module: Any, args: tuple[Any, ...], output: Any) -> None:
                 states[len(layers)] = output[0] if isinstance(output, tuple) else output
 
+            def before_decoder(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+                decoder_inputs.update(kwargs)
+
+            hook = family.decoder(model).register_forward_pre_hook(
+                before_decoder, with_kwargs=True
+            )
+            undo.callback(hook.remove)
             for layer in layers:
                 hook = layer.register_forward_pre_hook(before, with_kwargs=True)
                 undo.callback(hook.remove)
@@ -123,7 +143,7 @@ class Tape:
                 capture = probe.take()
                 assert capture is not None
                 captures[at] = capture
-        return cls(model, prompt, states, arguments, captures)
+        return cls(model, prompt, states, calls, decoder_inputs, captures)
 
     @property
     def n_layers(self) -> int:
@@ -181,6 +201,7 @@ class Tape:
                 self._prompt if max(self._prompt.n_visual) else None,
                 self._prompt.visual.shape[1],
                 final_norm=self._family.final_norm(self._model),
+                shared=shared_layers(self._family, self._model),
                 probes=probes,
                 captures=captures,
             )
@@ -222,10 +243,21 @@ class Tape:
     def _run(self, run: ForwardPass, start: int, first: int, positions: Tensor) -> Replayed:
         hidden = self._states[start]
         first_output = kept = torch.empty(0)
+        stores: dict[
+            int, Any
+        ] = {}  # layers may write into a store they share; the tape's own stays
         for at in range(start, self.n_layers):
-            hidden, arguments = run.before_layer(at, hidden, self._arguments[at])
-            output = self._layers[at](hidden, **arguments)
+            call = self._calls[at]
+            named: Mapping[str, Any] = {
+                key: stores.setdefault(id(value), copy.copy(value))
+                if isinstance(value, dict)
+                else value
+                for key, value in call.named.items()
+            }
+            hidden, named, positional = run.before_layer(at, hidden, named, call.positional)
+            output = self._layers[at](hidden, *positional, **named)
             hidden = output[0] if isinstance(output, tuple) else output
+            hidden = self._family.between(self._model, at, hidden, self._decoder_inputs, run)
             if at == first:
                 first_output = run.full_length(hidden)
                 kept = self._prompt.real if run.prompt is None else run.alive()
@@ -244,4 +276,4 @@ def _read_prompt(
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
     prompt = stack.read_prompt(visual, inputs.get("attention_mask"), prompt_length)
-    return replace(prompt, grids=family.grids(model, prompt.n_visual, inputs))
+    return with_grids(family, model, prompt, inputs)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from tpcal.plans.errors import UsageError
 
@@ -37,10 +37,10 @@ class Held:
         self._memo: dict[Any, tuple[Any, Any]] = {}
 
     @classmethod
-    def everything(cls, n_rows: int, n_seen: int, device: torch.device) -> Held:
-        """All of the first ``n_seen`` positions."""
+    def recent(cls, n_rows: int, n_seen: int, n_held: int, device: torch.device) -> Held:
+        """The last ``n_held`` of the first ``n_seen`` positions: what an unpruned layer holds."""
         empty = torch.empty(n_rows, 0, dtype=torch.int64, device=device)
-        return cls(empty, None, n_seen, n_seen)
+        return cls(empty, None, n_seen, n_held)
 
     @property
     def n_held(self) -> int:
@@ -87,6 +87,28 @@ class Held:
             self._memo[key] = columns, after
         return self._memo[key][1]
 
+    def within(self, window: int) -> Held:
+        """Without leading columns that no later query sees through a window of so many positions.
+
+        A later query sees the last ``window - 1`` positions and itself. Columns stay as long as
+        one row needs them, and as long as finding out would cost a transfer from the device: masks
+        hide what is out of sight.
+        """
+        n_recent = window - 1
+        if self.n_tail >= n_recent:
+            return Held(self.index[:, :0], None, self.n_seen, n_recent)
+        if self.n_tail or not self.index.shape[1]:
+            return self
+        if ("within", window) not in self._memo:
+            sees = self.index >= self.n_seen - n_recent
+            if self.valid is not None:
+                sees &= self.valid
+            n_gone = int((~sees).long().cumprod(dim=1).sum(dim=1).min())
+            valid = None if self.valid is None else self.valid[:, n_gone:]
+            rest = Held(self.index[:, n_gone:], valid, self.n_seen, 0)
+            self._memo["within", window] = None, rest
+        return self._memo["within", window][1]
+
     def selected(self, rows: Tensor) -> Held:
         """With the batch rows ``rows`` [B'] int64, in that order."""
         key = "selected", id(rows)
@@ -131,23 +153,20 @@ class PrunedKV(DynamicLayer):
     values: Tensor
     incoming: Held | None = None
 
-    @classmethod
-    def of(cls, layer: DynamicLayer, held: Held) -> PrunedKV:
-        """A layer with the same K and V as ``layer``, which holds ``held``."""
-        pruned = cls()
-        pruned.__dict__.update(layer.__dict__)
-        pruned.held = held
-        return pruned
-
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """K and V with the new columns appended."""
-        states = super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        states = (
+            torch.cat([self.keys, key_states], dim=-2),
+            torch.cat([self.values, value_states], dim=-2),
+        )
         held, self.incoming = self.incoming, None
         if held is None or held.n_held != states[0].shape[-2]:  # left by a pass that failed
             held = self.held.extended(key_states.shape[-2])
-        self.held = held
+        self._hold(held, *states)
         return states
 
     def get_seq_length(self) -> int:
@@ -157,22 +176,23 @@ class PrunedKV(DynamicLayer):
     def reset(self) -> None:
         """Forgets everything, as before the first prefill."""
         super().reset()
-        self.held = Held.everything(0, 0, self.held.index.device)
+        self.held = Held.recent(0, 0, 0, self.held.index.device)
         self.incoming = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last ``-tokens_to_remove`` logical tokens, kept or not."""
-        if tokens_to_remove >= 0 or not self.is_initialized:
-            super().crop(tokens_to_remove)
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove must be at most 0; got {tokens_to_remove}.")
+        if tokens_to_remove == 0 or not self.is_initialized:
             return
-        self.held, columns = self.held.cropped(min(-tokens_to_remove, self.held.n_seen))
+        held, columns = self.held.cropped(min(-tokens_to_remove, self.held.n_seen))
         if columns is None:
-            n = self.held.n_held
-            self.keys, self.values = self.keys[..., :n, :], self.values[..., :n, :]
+            n = held.n_held
+            self._hold(held, self.keys[..., :n, :], self.values[..., :n, :])
             return
         at = columns[:, None, :, None]
-        self.keys = torch.take_along_dim(self.keys, at, dim=2)
-        self.values = torch.take_along_dim(self.values, at, dim=2)
+        keys = torch.take_along_dim(self.keys, at, dim=2)
+        self._hold(held, keys, torch.take_along_dim(self.values, at, dim=2))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Takes the batch rows ``beam_idx``."""
@@ -189,6 +209,76 @@ class PrunedKV(DynamicLayer):
         """Takes the batch rows ``indices``."""
         super().batch_select_indices(indices)
         self.held = self.held.selected(indices)
+
+    def _hold(self, held: Held, keys: Tensor, values: Tensor) -> None:
+        self.held, self.keys, self.values = held, keys, values
+
+
+class PrunedSlidingKV(PrunedKV, DynamicSlidingWindowLayer):
+    """The same for a layer that looks back through a window of logical positions."""
+
+    def get_max_length(self) -> int:
+        """The window."""
+        return self.sliding_window
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and first position of the keys the model makes its mask for."""
+        return DynamicSlidingWindowLayer.get_mask_sizes(self, query_length)
+
+    def reset(self) -> None:
+        """Forgets everything, as before the first prefill."""
+        super().reset()
+        self.cumulative_length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last ``-tokens_to_remove`` logical tokens, and what left the window.
+
+        Raises:
+            RuntimeError: Tokens that would come back into the window are gone already, because
+                ``activate_past_recording`` was not called.
+        """
+        if tokens_to_remove and not self.record_past and self.held.n_seen >= self.sliding_window:
+            raise RuntimeError(
+                "A full sliding window can be cropped only after activate_past_recording()."
+            )
+        super().crop(tokens_to_remove)
+        if self.is_initialized:
+            self._narrow()
+
+    def _hold(self, held: Held, keys: Tensor, values: Tensor) -> None:
+        super()._hold(held, keys, values)
+        self.cumulative_length = held.n_seen
+        if not self.record_past:
+            self._narrow()
+
+    def _narrow(self) -> None:
+        held = self.held.within(self.sliding_window)
+        n = held.n_held
+        if n < self.held.n_held:
+            start = self.held.n_held - n
+            self.held = held
+            self.keys, self.values = self.keys[..., start:, :], self.values[..., start:, :]
+
+
+_PRUNED: dict[type, type[PrunedKV]] = {
+    DynamicLayer: PrunedKV,
+    DynamicSlidingWindowLayer: PrunedSlidingKV,
+}
+_KNOWN = {*_PRUNED, *_PRUNED.values(), DummyLayer}
+
+
+def pruned(layer: DynamicLayer, held: Held) -> PrunedKV:
+    """A layer with the same K and V as ``layer``, which holds ``held``."""
+    made = _PRUNED[type(layer)].__new__(_PRUNED[type(layer)])
+    made.__dict__.update(layer.__dict__)
+    made.held = held
+    return made
+
+
+def n_physical(layer: Any) -> int:
+    """Columns of K and V that a cache layer holds."""
+    keys = getattr(layer, "keys", None)
+    return 0 if keys is None or keys.ndim < 4 else keys.shape[-2]
 
 
 def cache_layer(cache: Cache | None, layer: int) -> DynamicLayer | None:
@@ -211,7 +301,7 @@ def check_cache(cache: Cache | None) -> None:
         return
     made = cache.layer_class_to_replicate
     kinds = {type(layer) for layer in cache.layers} | ({made} if made is not None else set())
-    unknown = sorted(kind.__name__ for kind in kinds if kind not in (DynamicLayer, PrunedKV))
+    unknown = sorted(kind.__name__ for kind in kinds if kind not in _KNOWN)
     if unknown or getattr(cache, "offloading", False):
         got = ", ".join(unknown) or "an offloaded cache"
         raise UsageError(

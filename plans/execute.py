@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import isnan
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -24,16 +25,34 @@ from tpcal.plans.cache import check_cache, kv_bytes
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.families import find, identity
 from tpcal.plans.families.base import Family
-from tpcal.plans.forward import CutRecord, ForwardPass, prepare
+from tpcal.plans.forward import CutRecord, ForwardPass, prepare, shared_layers, with_grids
 from tpcal.plans.rules import Reader, check_cuts
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create
 
-__all__ = ["Handle", "Report", "apply", "check", "is_applied", "kv_bytes"]
+__all__ = ["Handle", "Patch", "Report", "apply", "check", "is_applied", "kv_bytes"]
 
 _LOG = logging.getLogger(__name__)
 _KERNELS = ("sdpa", "eager")
 _APPLIED: WeakSet[nn.Module] = WeakSet()
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Where a visual token stands in its image."""
+
+    token: int
+    """Rank among the prompt's original visual tokens."""
+    image: int
+    """Which image or video of the prompt, from 0."""
+    time: int
+    """Step of a video; 0 in an image."""
+    row: int
+    """Row in the token grid of its view."""
+    col: int
+    box: tuple[float, float, float, float] | None
+    """x0, y0, x1, y1 in fractions of the image as the vision tower saw it, after the processor's
+    resizing and cropping; None for tokens that cover no pixels. Times width and height: pixels."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,28 @@ class Report:
     """[L] tokens each layer got, filler of ragged rows included; empty without an image."""
     n_visual: tuple[int, ...]
     """Visual tokens of each row before the first cut."""
+    grids: tuple[tuple[stack.Grid, ...], ...] = ()
+    """The views of each row's images."""
+
+    def patches(self, cut: int, row: int = 0) -> tuple[Patch, ...]:
+        """The visual tokens that a prompt kept at a cut, as places in its images.
+
+        Args:
+            cut: Which cut, from 0.
+            row: Which prompt of the batch.
+        """
+        places = [
+            (grid, *place)
+            for grid in self.grids[row]
+            for place in zip(
+                grid.row.tolist(), grid.col.tolist(), grid.boxes().tolist(), strict=True
+            )
+        ]
+        return tuple(
+            Patch(token, grid.image, grid.time, at, col, None if isnan(box[0]) else tuple(box))
+            for token in self.cuts[cut].kept[row]
+            for grid, at, col, box in [places[token]]
+        )
 
 
 def check(plan: Plan, model: PreTrainedModel) -> list[str]:
@@ -87,6 +128,7 @@ class Handle:
         self._model = model
         self._family: Family = find(model)
         self._cuts = prepare(plan.cuts)
+        self._shared = shared_layers(self._family, model)
         self._inputs: Mapping[str, Any] = {}
         self._pass: ForwardPass | None = None
         self._starts = True
@@ -135,6 +177,7 @@ class Handle:
             hooks.append(layer.register_forward_pre_hook(self._layer_hook(at), with_kwargs=True))
         for hook in hooks:
             undo.callback(hook.remove)
+        family.attach(model, lambda: self._pass, undo)
         _refuse_chunks(model, undo)
 
     def _before_base(
@@ -162,6 +205,7 @@ class Handle:
             prompt,
             length,
             final_norm=self._family.final_norm(self._model),
+            shared=self._shared,
             probes=self._probes,
         )
 
@@ -171,7 +215,8 @@ class Handle:
             return None
         if run.prompt is not None or self._starts:
             n_visual = run.prompt.n_visual if run.prompt else ()
-            self.last = Report(tuple(run.records), tuple(run.lengths), n_visual)
+            grids = run.prompt.grids if run.prompt else ()
+            self.last = Report(tuple(run.records), tuple(run.lengths), n_visual, grids)
         if run.survivors.places is None:
             return None
         if isinstance(output, tuple):
@@ -186,10 +231,10 @@ class Handle:
                 return None
             if at == 0 and run.cuts:
                 check_cache(kwargs.get("past_key_values"))
+            hidden, *others = args or (kwargs["hidden_states"],)
+            hidden, gathered, rest = run.before_layer(at, hidden, kwargs, tuple(others))
             if args:
-                hidden, gathered = run.before_layer(at, args[0], kwargs)
-                return (hidden, *args[1:]), gathered
-            hidden, gathered = run.before_layer(at, kwargs["hidden_states"], kwargs)
+                return (hidden, *rest), gathered
             return args, {**gathered, "hidden_states": hidden}
 
         return before_layer
@@ -204,8 +249,7 @@ class Handle:
             if ids is None:
                 _LOG.warning("No visual token was found in inputs_embeds, so nothing is pruned.")
             return None
-        grids = self._family.grids(self._model, prompt.n_visual, self._inputs)
-        return replace(prompt, grids=grids)
+        return with_grids(self._family, self._model, prompt, self._inputs)
 
 
 def _identity_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
@@ -234,7 +278,13 @@ def _problems(plan: Plan, model: PreTrainedModel) -> list[str]:
     reader = Reader()
     check_cuts(reader, plan.cuts, len(family.layers(model)))
     problems = [*reader.problems, *family.problems(model)]
+    allowed = family.cut_layers(model)
     for i, cut in enumerate(plan.cuts):
+        if cut.layer not in allowed and cut.layer < len(family.layers(model)):
+            problems.append(
+                f"cuts[{i}].layer must be in {allowed.start}..{allowed.stop - 1} for "
+                f"{type(model).__name__}; got {cut.layer}."
+            )
         if cut.selector is None:
             if cut.keep > 0:
                 problems.append(f"cuts[{i}].selector must be given where keep is above 0.")

@@ -6,15 +6,18 @@ Executor and calibration share it, so calibration makes the very cuts of product
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tpcal.plans import stack
 from tpcal.plans.attention import Capture, Probe
-from tpcal.plans.cache import Held, PrunedKV, cache_layer
+from tpcal.plans.cache import Held, PrunedKV, cache_layer, n_physical, pruned
+from tpcal.plans.errors import UsageError
+from tpcal.plans.families.base import Family
 from tpcal.plans.schema import Condition, Cut, n_keep
 from tpcal.plans.selectors import create
 from tpcal.plans.selectors.base import Selector, Tokens
@@ -74,6 +77,7 @@ class ForwardPass:
         prompt: With its grids; None where no visual token is in this pass.
         length: Tokens of the pass, S.
         final_norm: The decoder's last norm.
+        shared: Layers that read the keys and values of an earlier layer, and that layer.
         probes: Readers of the attention modules before cuts, by layer.
         captures: What was read at layers that do not run in this pass, by layer.
     """
@@ -85,6 +89,7 @@ class ForwardPass:
         length: int,
         *,
         final_norm: Callable[[Tensor], Tensor] | None = None,
+        shared: Mapping[int, int] | None = None,
         probes: Mapping[int, Probe] | None = None,
         captures: Mapping[int, Capture] | None = None,
     ) -> None:
@@ -95,10 +100,13 @@ class ForwardPass:
         self.records: list[CutRecord] = []
         self.lengths: list[int] = []
         self._final_norm = final_norm
+        self._shared = shared or {}
+        self._sources = frozenset(self._shared.values())
         self._probes = probes or {}
         self._captures = dict(captures or {})
         self._gatherer = stack.Gatherer()
-        self._fresh: dict[int, Held] = {}
+        self._plain: dict[tuple[int, int], Held] = {}
+        self._held: dict[int, Held] = {}
         self._grid_table: Tensor | None = None
         for probe in self._probes.values():
             probe.take()  # what a failed pass may have left
@@ -108,40 +116,38 @@ class ForwardPass:
         if self.length != 1 or self.survivors.places is not None:
             return False
         cache = arguments.get("past_key_values")
-        kv = None if cache is None or len(cache.layers) <= layer else cache.layers[layer]
+        source = self._shared.get(layer, layer)
+        kv = None if cache is None or len(cache.layers) <= source else cache.layers[source]
         if not isinstance(kv, PrunedKV):
             return True
         return arguments.get("attention_mask") is None and kv.held.valid is None
 
     def before_layer(
-        self, layer: int, hidden: Tensor, arguments: Mapping[str, Any]
-    ) -> tuple[Tensor, Mapping[str, Any]]:
-        """States and keyword arguments for decoder layer ``layer``.
+        self,
+        layer: int,
+        hidden: Tensor,
+        arguments: Mapping[str, Any],
+        positional: tuple[Any, ...] = (),
+    ) -> tuple[Tensor, Mapping[str, Any], tuple[Any, ...]]:
+        """States, keyword and further positional arguments for decoder layer ``layer``.
 
         Args:
             layer: Number of the layer that runs next.
             hidden: [B, m, D] output of the layer before.
             arguments: As the model passes them, for all S tokens.
+            positional: Those behind the states, likewise.
         """
+        self._follow(hidden.shape[1])
         if layer in self.cuts:
             hidden = self._cut(self.cuts[layer], hidden)
         if self.prompt is not None:
             self.lengths.append(hidden.shape[1])
             self._ask(layer)
-        kv = cache_layer(arguments.get("past_key_values"), layer)
-        if self.survivors.places is None and not isinstance(kv, PrunedKV):
-            return hidden, arguments
-        held = self._held_before(kv, hidden)
-        if self.survivors.places is None:
-            held = held.extended(self.length)
-        else:
-            if kv is not None and not isinstance(kv, PrunedKV):
-                kv = PrunedKV.of(kv, held)
-                arguments["past_key_values"].layers[layer] = kv
-            held = held.joined(self.survivors.places, self.survivors.valid, self.length)
-        if isinstance(kv, PrunedKV):
-            kv.incoming = held
-        return hidden, self._gatherer.arguments(arguments, self.survivors, held, self.length)
+        held = self._keys(layer, hidden, arguments.get("past_key_values"))
+        if held is None:
+            return hidden, arguments, positional
+        gathered = self._gatherer.arguments(arguments, self.survivors, held, self.length)
+        return hidden, gathered, self._gatherer.values(positional, self.survivors, self.length)
 
     def full_length(self, states: Tensor) -> Tensor:
         """[B, S, D] with zeros where tokens left."""
@@ -156,13 +162,50 @@ class ForwardPass:
         stays = torch.ones_like(places, dtype=torch.bool) if valid is None else valid
         return torch.zeros_like(real).scatter(1, places, stays)
 
-    def _held_before(self, kv: Any, hidden: Tensor) -> Held:
-        if isinstance(kv, PrunedKV) and kv.held.n_seen:
-            return kv.held
+    def _follow(self, n_columns: int) -> None:
+        """Takes note where the decoder itself goes on with its last tokens only (Gemma 4)."""
+        places = self.survivors.places
+        if n_columns < (self.length if places is None else places.shape[1]):
+            self.length, self.cuts = n_columns, {}
+            self.survivors = stack.Survivors(None, None, (0,) * len(self.survivors.n_visual))
+
+    def _keys(self, layer: int, hidden: Tensor, cache: Any) -> Held | None:
+        """The keys the layer will see, new ones included; None where nothing must be gathered."""
+        source = self._shared.get(layer, layer)
+        kv = cache_layer(cache, source)
+        if source != layer:
+            return self._shared_keys(source, hidden, kv)
+        places = self.survivors.places
+        before = kv.held if isinstance(kv, PrunedKV) and kv.held.n_seen else None
+        if places is None and not isinstance(kv, PrunedKV):
+            if layer in self._sources:
+                self._held[layer] = self._unpruned(kv, hidden).extended(self.length)
+            return None
+        before = before or self._unpruned(kv, hidden)
+        if places is None:
+            held = before.extended(self.length)
+        else:
+            if kv is not None and not isinstance(kv, PrunedKV):
+                kv = cache.layers[layer] = pruned(kv, before)
+            held = before.joined(places, self.survivors.valid, self.length)
+        if isinstance(kv, PrunedKV):
+            kv.incoming = held
+        self._held[layer] = held
+        return held
+
+    def _shared_keys(self, source: int, hidden: Tensor, kv: Any) -> Held | None:
+        held = self._held.get(source)
+        if self.survivors.places is None and not isinstance(kv, PrunedKV):
+            return held if held is not None and held.index.shape[1] else None
+        return held or self._unpruned(None, hidden).extended(self.length)
+
+    def _unpruned(self, kv: Any, hidden: Tensor) -> Held:
+        """What a cache layer holds that was never pruned."""
         n_seen = 0 if kv is None else kv.get_seq_length()
-        if n_seen not in self._fresh:
-            self._fresh[n_seen] = Held.everything(hidden.shape[0], n_seen, hidden.device)
-        return self._fresh[n_seen]
+        key = n_seen, n_physical(kv)
+        if key not in self._plain:
+            self._plain[key] = Held.recent(hidden.shape[0], *key, hidden.device)
+        return self._plain[key]
 
     def _ask(self, layer: int) -> None:
         """Tells the probe of this layer what the cut after it needs."""
@@ -253,6 +296,31 @@ class ForwardPass:
     def _prompt(self) -> stack.Prompt:
         assert self.prompt is not None
         return self.prompt
+
+
+def with_grids(
+    family: Family, model: PreTrainedModel, prompt: stack.Prompt, inputs: Mapping[str, Any]
+) -> stack.Prompt:
+    """The prompt with the views of its images.
+
+    Raises:
+        UsageError: The prompt's visual tokens are not those of the images it came with.
+    """
+    grids = family.grids(model, prompt, inputs)
+    counts = tuple(sum(len(grid.row) for grid in row) for row in grids)
+    if counts != prompt.n_visual:
+        raise UsageError(
+            f"The visual tokens of each prompt must be those of its images, {list(counts)} by "
+            f"their sizes; got {list(prompt.n_visual)}. Pass the processor's output unchanged."
+        )
+    mixed = prompt.text_before_visual or family.bidirectional
+    return replace(prompt, grids=grids, text_before_visual=mixed)
+
+
+def shared_layers(family: Family, model: PreTrainedModel) -> dict[int, int]:
+    """Layers that read the keys and values of an earlier layer, and that layer."""
+    sources = {at: family.key_source(model, at) for at in range(len(family.layers(model)))}
+    return {at: source for at, source in sources.items() if source != at}
 
 
 def _fires(condition: Condition, capture: Capture | None) -> list[bool]:

@@ -24,14 +24,33 @@ _SPECIAL = ("attention_mask", "past_key_values", "hidden_states")
 
 @dataclass(frozen=True)
 class Grid:
-    """Places of one image's visual tokens in its token grid."""
+    """Places of one view's visual tokens: an image, its tiled part, or one step of a video."""
 
     row: Tensor
     """[n] int64."""
     col: Tensor
-    """[n] int64; newlines and class tokens have a last column of their own."""
+    """[n] int64; tokens without area (newline, class) stand in the extra columns."""
     n_rows: int
     n_cols: int
+    """Extra columns included."""
+    n_extra_cols: int = 0
+    """Last columns, of tokens that cover no pixels."""
+    image: int = 0
+    """Which image or video of the prompt this is a view of, in order of appearance."""
+    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """x0, y0, x1, y1: the part of the image that the cells cover, in fractions of its sides."""
+    time: int = 0
+    """Step of a video."""
+
+    def boxes(self) -> Tensor:
+        """[n, 4] x0, y0, x1, y1 of each token in fractions of the image; nan without area."""
+        n_cols = self.n_cols - self.n_extra_cols
+        x0, y0, x1, y1 = self.region
+        cell = torch.stack((self.col, self.row), dim=-1).double()  # [n, 2]
+        size = torch.tensor([(x1 - x0) / n_cols, (y1 - y0) / self.n_rows]).double()
+        corner = torch.tensor([x0, y0]).double() + cell * size
+        boxes = torch.cat((corner, corner + size), dim=-1)
+        return boxes.masked_fill((self.col >= n_cols)[:, None], torch.nan)
 
 
 @dataclass(frozen=True)
@@ -278,6 +297,12 @@ class Gatherer:
         gathered["attention_mask"] = self._memo[key][0]
         return gathered
 
+    def values(
+        self, values: tuple[Any, ...], survivors: Survivors, length: int
+    ) -> tuple[Any, ...]:
+        """Further positional arguments of the call, gathered likewise."""
+        return tuple(self._value(value, survivors, length) for value in values)
+
     def _value(self, value: Any, survivors: Survivors, length: int) -> Any:
         if survivors.places is None:
             return value
@@ -299,7 +324,8 @@ def layer_mask(
     """The model's own attention mask, gathered to (surviving queries) x (keys the layer holds).
 
     Args:
-        mask: [1 or B, 1, S, past + S] bool or additive; None where causal order is all there is.
+        mask: [1 or B, 1, S, M] bool or additive, for the last M positions seen; None where causal
+            order is all there is. Keys before those positions are out of a sliding window.
         survivors: Queries.
         held: Keys, the new ones included.
         length: S.
@@ -322,7 +348,13 @@ def layer_mask(
     else:
         rows = torch.arange(n_rows, device=positions.device)[:, None, None]
         gathered = mask.expand(n_rows, *mask.shape[1:])[:, 0]
-        gathered = gathered[rows, places[:, :, None], positions[:, None, :]]  # [B, m, K]
+        columns = positions - (held.n_seen - mask.shape[-1])
+        gathered = gathered[
+            rows, places[:, :, None], columns.clamp(min=0)[:, None, :]
+        ]  # [B, m, K]
+        if held.n_seen > mask.shape[-1]:
+            in_sight = columns >= 0
+            key_valid = in_sight if key_valid is None else key_valid & in_sight
     if key_valid is not None:
         hidden = 0 if gathered.dtype == torch.bool else torch.finfo(gathered.dtype).min
         gathered = gathered.masked_fill(~key_valid[:, None, :], hidden)

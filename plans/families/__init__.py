@@ -38,7 +38,7 @@ def families() -> dict[str, Family]:
 
 
 def find(model: PreTrainedModel) -> Family:
-    """The family that serves this model.
+    """The family that serves this model; the generic one where it has none of its own.
 
     Raises:
         UsageError: None does.
@@ -47,9 +47,27 @@ def find(model: PreTrainedModel) -> Family:
     for family in families().values():
         if kind in family.architectures:
             return family
+    generic = families()["generic"]
+    reason = _refused(model, generic)
+    if reason is None:
+        return generic
     raise UsageError(
-        f"{kind} has no family. Families: {', '.join(families())}. Add plans/families/<name>.py."
+        f"{kind} has no family. {reason} Families: {', '.join(families())}. "
+        "Add plans/families/<name>.py (docs/families.md)."
     )
+
+
+def _refused(model: PreTrainedModel, generic: Family) -> str | None:
+    """Why not even the generic family serves this model."""
+    try:
+        layers = generic.layers(model)
+    except (AttributeError, NotImplementedError):
+        return "It has no decoder with layers that get_decoder() finds."
+    if not len(layers):
+        return "Its decoder has no layers."
+    if not generic.visual_ids(model):
+        return "Its config names no image token, so no visual tokens stand in its prompts."
+    return None
 
 
 def identity(
@@ -73,18 +91,7 @@ def identity(
 
 def decoder_shape(model: PreTrainedModel) -> DecoderShape:
     """Widths of the model's decoder."""
-    text = _text_config(model)
-    n_heads = text.num_attention_heads
-    return DecoderShape(
-        n_layers=len(find(model).layers(model)),
-        hidden=text.hidden_size,
-        ffn=text.intermediate_size,
-        n_heads=n_heads,
-        n_kv_heads=getattr(text, "num_key_value_heads", None) or n_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // n_heads,
-        vocab=text.vocab_size,
-        dtype_bytes=next(model.parameters()).element_size(),
-    )
+    return find(model).shape(model)
 
 
 def _text_config(model: PreTrainedModel) -> Any:

@@ -1,24 +1,38 @@
-"""What the executor asks about an architecture. A family file holds only what differs."""
+"""What the executor asks about an architecture. A family file holds only what differs.
+
+The defaults follow transformers' own conventions: `get_decoder`, `image_token_id`, `.layers`,
+`.norm`, `self_attn`. They serve any model that keeps to them (families/generic.py).
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tpcal.plans.stack import Grid
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.errors import UsageError
+from tpcal.plans.stack import Grid, Prompt
+
+if TYPE_CHECKING:
+    from tpcal.plans.forward import ForwardPass
+
+_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
-class Family(ABC):
-    """Finds the parts of one kind of model; the defaults follow transformers' own conventions."""
+class Family:
+    """Finds the parts of one kind of model."""
 
     name: ClassVar[str]
-    architectures: ClassVar[tuple[str, ...]]
+    architectures: ClassVar[tuple[str, ...]] = ()
     """Class names of the models it serves."""
+    bidirectional: ClassVar[bool] = False
+    """Visual tokens may attend to text behind them."""
 
     def base(self, model: PreTrainedModel) -> nn.Module:
         """The module that receives token ids and images and calls the decoder."""
@@ -47,6 +61,19 @@ class Family(ABC):
         """[..., V] from normed states [..., D]."""
         return model.get_output_embeddings()(states)
 
+    def key_source(self, model: PreTrainedModel, layer: int) -> int:
+        """The layer whose keys and values this layer reads; usually its own."""
+        return layer
+
+    def cut_layers(self, model: PreTrainedModel) -> range:
+        """Layers that a cut may stand before."""
+        return range(len(self.layers(model)))
+
+    def visual_ids(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """Token ids that stand for parts of images and videos."""
+        found = (getattr(model.config, name, None) for name in _TOKENS)
+        return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
+
     def visual_mask(
         self, model: PreTrainedModel, ids: Tensor | None, embeds: Tensor | None
     ) -> Tensor:
@@ -58,12 +85,15 @@ class Family(ABC):
             embeds: [B, S, D] where there are no ids; a token is visual where its embedding is the
                 placeholder's.
         """
-        token = model.config.image_token_id
+        tokens = self.visual_ids(model)
         if ids is not None:
-            return ids == token
-        assert embeds is not None
-        placeholder = torch.tensor(token, device=embeds.device)
-        return (embeds == model.get_input_embeddings()(placeholder)).all(dim=-1)
+            found = [ids == token for token in tokens]
+        else:
+            assert embeds is not None
+            table = model.get_input_embeddings()
+            held = torch.tensor(tokens, device=embeds.device)
+            found = [(embeds == placeholder).all(dim=-1) for placeholder in table(held)]
+        return torch.stack(found).any(dim=0)
 
     def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs with the position ids that `generate` gives a padded prompt."""
@@ -72,33 +102,127 @@ class Family(ABC):
             return dict(inputs)
         return {**inputs, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
 
-    @abstractmethod
     def grids(
-        self, model: PreTrainedModel, n_visual: Sequence[int], inputs: Mapping[str, Any]
+        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
     ) -> tuple[tuple[Grid, ...], ...]:
-        """The images of each row, in order.
+        """The views of each row's images, in the order of its visual tokens.
+
+        The default takes every unbroken run of visual tokens for one image: a square where the
+        count is one, otherwise a single row.
 
         Args:
             model: The model.
-            n_visual: Visual tokens of each row.
+            prompt: Without grids.
             inputs: What the base model was called with.
 
         Raises:
             UsageError: The tokens of a row are not those of whole images.
         """
+        return tuple(
+            tuple(run_grid(n, image) for image, n in enumerate(lengths))
+            for lengths in run_lengths(prompt.visual)
+        )
+
+    def attach(
+        self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack
+    ) -> None:
+        """Does what else is needed while a plan is applied; ``undo`` takes it back.
+
+        Args:
+            model: The model.
+            current: The pass that runs now; None between passes.
+            undo: Closed when the plan is removed.
+        """
+
+    def between(
+        self,
+        model: PreTrainedModel,
+        layer: int,
+        hidden: Tensor,
+        inputs: Mapping[str, Any],
+        run: ForwardPass,
+    ) -> Tensor:
+        """What the decoder itself makes of the output of ``layer`` before it calls the next one.
+
+        Args:
+            model: The model.
+            layer: The layer that ran.
+            hidden: [B, m, D] its output.
+            inputs: What the decoder was called with.
+            run: The pass, with its survivors.
+        """
+        return hidden
 
     def problems(self, model: PreTrainedModel) -> list[str]:
         """Why this very model cannot be served; empty where it can."""
         return []
 
+    def shape(self, model: PreTrainedModel) -> DecoderShape:
+        """Widths of the decoder."""
+        text = model.config.get_text_config(decoder=True)
+        n_heads = text.num_attention_heads
+        return DecoderShape(
+            n_layers=len(self.layers(model)),
+            hidden=text.hidden_size,
+            ffn=text.intermediate_size,
+            n_heads=n_heads,
+            n_kv_heads=getattr(text, "num_key_value_heads", None) or n_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // n_heads,
+            vocab=text.vocab_size,
+            dtype_bytes=next(model.parameters()).element_size(),
+        )
 
-def square_grid(side: int, n_extra: int = 0) -> Grid:
+
+def run_lengths(visual: Tensor) -> list[list[int]]:
+    """Lengths of the unbroken runs of visual tokens in each row of [B, S] bool."""
+    edges = torch.nn.functional.pad(visual.to(torch.int8), (1, 1)).diff(dim=1).cpu()  # [B, S + 1]
+    return [((row == -1).nonzero() - (row == 1).nonzero())[:, 0].tolist() for row in edges]
+
+
+def run_grid(n: int, image: int = 0) -> Grid:
+    """A view of n tokens of which nothing is known but their order."""
+    side = math.isqrt(n)
+    return rect_grid(side, side, image=image) if side * side == n else rect_grid(1, n, image=image)
+
+
+def rect_grid(
+    n_rows: int,
+    n_cols: int,
+    *,
+    image: int = 0,
+    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+    time: int = 0,
+) -> Grid:
+    """A grid in reading order."""
+    place = torch.arange(n_rows * n_cols)
+    return Grid(
+        place // n_cols, place % n_cols, n_rows, n_cols, image=image, region=region, time=time
+    )
+
+
+def square_grid(side: int, n_extra: int = 0, image: int = 0) -> Grid:
     """A side x side grid in reading order; ``n_extra`` class tokens get a last column."""
     place = torch.arange(side * side)
     extra = torch.arange(n_extra)
+    has_extra = int(n_extra > 0)
     return Grid(
         torch.cat([extra, place // side]),
         torch.cat([torch.full_like(extra, side), place % side]),
         side,
-        side + (n_extra > 0),
+        side + has_extra,
+        n_extra_cols=has_extra,
+        image=image,
     )
+
+
+def whole_images(n_visual: int, n_image: int, what: str) -> int:
+    """How many images of ``n_image`` tokens a row holds.
+
+    Raises:
+        UsageError: Not a whole number.
+    """
+    if n_visual % n_image:
+        raise UsageError(
+            f"The visual tokens of a prompt must be {what} of {n_image} tokens; got {n_visual}."
+        )
+    return n_visual // n_image

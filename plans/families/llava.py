@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families.base import Family, square_grid
-from tpcal.plans.stack import Grid
+from tpcal.plans.stack import Grid, Prompt
 
 
 class Llava(Family):
@@ -19,12 +19,12 @@ class Llava(Family):
     architectures = ("LlavaForConditionalGeneration",)
 
     def grids(
-        self, model: PreTrainedModel, n_visual: Sequence[int], inputs: Mapping[str, Any]
+        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
     ) -> tuple[tuple[Grid, ...], ...]:
         """Every image of a row has the grid of the vision tower, with a class token or without."""
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size
-        return tuple((_image(side, n),) * (n // _n_tokens(side, n)) for n in n_visual)
+        return tuple(_images(side, n) for n in prompt.n_visual)
 
     def problems(self, model: PreTrainedModel) -> list[str]:
         """Pixtral towers have images of any size, which this family does not know."""
@@ -47,5 +47,6 @@ def _n_tokens(side: int, n_visual: int) -> int:
     )
 
 
-def _image(side: int, n_visual: int) -> Grid:
-    return square_grid(side, _n_tokens(side, n_visual) - side * side)
+def _images(side: int, n_visual: int) -> tuple[Grid, ...]:
+    n = _n_tokens(side, n_visual)
+    return tuple(square_grid(side, n - side * side, image) for image in range(n_visual // n))

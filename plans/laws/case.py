@@ -1,4 +1,4 @@
-"""A model with prompts to try the laws on, and how its prompts become a padded batch."""
+"""A model with prompts to try the laws on, and how its prompts become batches and conversations."""
 
 from __future__ import annotations
 
@@ -30,10 +30,49 @@ class Case:
     a prompt without them gets zeros."""
     positions: Callable[[Inputs], Tensor] | None = None
     """Position ids of a batch, as the model numbers them; None: each prompt's tokens from 0."""
+    appended: Mapping[str, int] = field(default_factory=dict)
+    """Values of token-like inputs at tokens that follow the prompt, where they are not 0."""
 
     def batch(self, rows: Sequence[Inputs], side: str = "left") -> dict[str, Tensor]:
         """The prompts as one batch, padded on ``side``."""
         return collate(rows, side, self.pad_id, self.per_row)
+
+    def numbered(self, inputs: Inputs) -> Tensor:
+        """Position ids [B, S], or what the model takes instead, of a batch."""
+        if self.positions is not None:
+            return self.positions(inputs)
+        return (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+
+    def extended(self, inputs: Inputs, tokens: Tensor) -> dict[str, Tensor]:
+        """The batch with text tokens [B, n] after every prompt."""
+        longer = dict(inputs)
+        for name in token_like([inputs]):
+            new = torch.full_like(tokens, self.appended.get(name, 0))
+            longer[name] = torch.cat([inputs[name], new.to(inputs[name].dtype)], dim=1)
+        longer["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)
+        longer["attention_mask"] = torch.cat(
+            [inputs["attention_mask"], torch.ones_like(tokens)], dim=1
+        )
+        return longer
+
+    def followed(self, first: Inputs, second: Inputs) -> dict[str, Tensor]:
+        """One prompt, or a padded batch of one, after another."""
+        alike = token_like([first, second])
+        joined = {}
+        for name in dict.fromkeys([*first, *second]):
+            parts = [row[name] for row in (first, second) if name in row]
+            joined[name] = _joined(parts, dim=1 if name in {*alike, *self.per_row} else 0)
+        return joined
+
+    def padded(self, row: Inputs, length: int, side: str = "left") -> dict[str, Tensor]:
+        """One prompt with padding."""
+        alike = token_like([row])
+        return {
+            name: _padded(value, length, side, self.pad_id if name == "input_ids" else 0)
+            if name in alike
+            else value
+            for name, value in row.items()
+        }
 
 
 def collate(
@@ -51,9 +90,10 @@ def collate(
         per_row: Inputs whose first dimension is the prompt.
     """
     length = max(row["input_ids"].shape[1] for row in rows)
+    alike = token_like(rows)
     batch = {}
     for name in dict.fromkeys(name for row in rows for name in row):
-        if all(name in row and row[name].shape == row["input_ids"].shape for row in rows):
+        if name in alike:
             filler = pad_id if name == "input_ids" else 0
             batch[name] = torch.cat([_padded(row[name], length, side, filler) for row in rows])
             continue
@@ -65,17 +105,30 @@ def collate(
     return batch
 
 
+def token_like(rows: Sequence[Inputs]) -> set[str]:
+    """Names of the inputs that have one number per token in every prompt."""
+    return {
+        name
+        for name in rows[0]
+        if all(name in row and row[name].shape == row["input_ids"].shape for row in rows)
+    }
+
+
 def _padded(tokens: Tensor, length: int, side: str, filler: int) -> Tensor:
     n = length - tokens.shape[1]
     return torch.nn.functional.pad(tokens, (n, 0) if side == "left" else (0, n), value=filler)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    sizes = [max(p.shape[d] for p in parts) for d in range(1, parts[0].ndim)]
-    ends = [[n - p.shape[d] for d, n in enumerate(sizes, 1)] for p in parts]
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """The tensors joined along ``dim``, the smaller padded with zeros at their other ends."""
+    sizes = [max(part.shape[d] for part in parts) for d in range(parts[0].ndim)]
+    ends = [
+        [0 if d == dim else n - part.shape[d] for d, n in enumerate(sizes)] for part in parts
+    ]
     return torch.cat(
         [
-            torch.nn.functional.pad(p, [n for end in reversed(gaps) for n in (0, end)])
-            for p, gaps in zip(parts, ends, strict=True)
-        ]
+            torch.nn.functional.pad(part, [n for end in reversed(gaps) for n in (0, end)])
+            for part, gaps in zip(parts, ends, strict=True)
+        ],
+        dim=dim,
     )

@@ -58,6 +58,12 @@ class Tokens:
     """[B, T, E] their keys; None at layer 0."""
     final_norm: Callable[[Tensor], Tensor] | None = None
     """The decoder's last norm."""
+    vision_scores: Tensor | None = None
+    """[B, N] how much the vision tower attends to a token's patches; -inf on tokens without any."""
+    vision_keys: Tensor | None = None
+    """[B, N, E] mean keys of its patches there, heads averaged; zeros on tokens without any."""
+    covers: Tensor | None = None
+    """[B, N] bool, False on tokens that cover no pixels (newline, class); None where all do."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Selector(ABC):
     """
 
     required: ClassVar[frozenset[str]] = frozenset()
-    """What it always needs, of scores, keys, text, norm."""
+    """What it always needs, of scores, keys, text, norm, vision."""
 
     def __post_init__(self) -> None:
         owner = type(self).__module__.rpartition(".")[2]
@@ -83,7 +89,7 @@ class Selector(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be in ``Tokens``, of scores, keys, text, norm."""
+        """What must be in ``Tokens``, of scores, keys, text, norm, vision."""
         return self.required
 
     @property
@@ -99,6 +105,18 @@ class Selector(ABC):
             tokens: The candidates.
             n_keep: [B] int64.
         """
+
+    def merged(self, tokens: Tokens, stays: Tensor) -> Tensor | None:
+        """[B, N, D] states of the tokens that stay, others do not matter; None: as they are.
+
+        A token that stays keeps its position, and the layers before keep its keys and values;
+        only its state from here on is another. Where nothing leaves, nothing may change.
+
+        Args:
+            tokens: What ``select`` saw.
+            stays: [B, N] bool, what it chose.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -227,3 +245,31 @@ def image_quotas(image: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
     share, remainder = rest * weights // total, rest * weights % total
     left = rest - share.sum(-1, keepdim=True)
     return least + share + (ranks(remainder, torch.ones_like(remainder).bool()) < left)
+
+
+def mean_states(states: Tensor, into: Tensor, stays: Tensor) -> Tensor:
+    """[B, N, D] mean of each staying token and those that leave into it; the others unchanged.
+
+    Sums are float32 (float64 stays float64), in an order that does not depend on chance.
+
+    Args:
+        states: [B, N, D].
+        into: [B, N] int64 place of the token that takes this one in; -1 where none does.
+        stays: [B, N] bool.
+    """
+    n_stay = int(stays.sum(-1).max()) if stays.numel() else 0
+    place = (~stays).to(torch.uint8).argsort(dim=-1, stable=True)[:, :n_stay]  # [B, K]
+    leaves = ~stays & (into >= 0)
+    joins = (into[:, None] == place[..., None]) & leaves[:, None]  # [B, K, N]
+    wide = torch.promote_types(states.dtype, torch.float32)
+    own = take(states, place)
+    total = own.to(wide) + joins.to(wide) @ states.to(wide).masked_fill(~leaves[..., None], 0)
+    count = joins.sum(-1, keepdim=True)
+    mean = torch.where(count > 0, (total / (count + 1)).to(states.dtype), own)
+    at = place[..., None].expand(-1, -1, states.shape[-1])
+    return states.scatter(1, at, mean)
+
+
+def take(states: Tensor, place: Tensor) -> Tensor:
+    """[B, K, D] rows of [B, N, D] at the places [B, K]."""
+    return states.gather(1, place[..., None].expand(-1, -1, states.shape[-1]))

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from tpcal.plans.cache import Held, PrunedKV, cache_layer, check_cache, kv_bytes, right_aligned
+from tpcal.plans.cache import Held, cache_layer, check_cache, kv_bytes, pruned, right_aligned
 from tpcal.plans.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -22,13 +22,13 @@ def ragged():
     """Row 0 holds 0, 4, 5 and row 1 holds 0, 2, 4, 5 of six positions; filler is on the left."""
     columns = torch.tensor([[3, 0, 4, 5], [0, 2, 4, 5]])
     valid = torch.tensor([[False, True, True, True], [True, True, True, True]])
-    return Held.everything(2, 0, CPU).joined(columns, valid, 6)
+    return Held.recent(2, 0, 0, CPU).joined(columns, valid, 6)
 
 
 def layer_with(held):
-    layer = PrunedKV.of(DynamicLayer(), held)
+    layer = pruned(DynamicLayer(), held)
     states = numbered(held.positions())
-    layer.held = Held.everything(2, 0, CPU)
+    layer.held = Held.recent(2, 0, 0, CPU)
     layer.incoming = held
     layer.update(states, states)
     return layer
