@@ -67,7 +67,8 @@ def cli(debug: bool) -> None:
     "--selectors",
     type=Listed(options.selector),
     metavar="A,B",
-    help="Selectors to probe; 'tpcal selectors' lists them.  [default: the common ones]",
+    help="Selectors to probe; 'tpcal selectors' lists them.  [default: attention, balanced, "
+    "dart, diversity, grid, random]",
 )
 @click.option(
     "--keeps",

@@ -9,6 +9,8 @@ from tpcal.plans import selectors as registry
 from tpcal.plans.errors import UsageError
 
 DEFAULT_KEEPS = (0.5, 0.25, 0.1, 0.05, 0.0)
+DEFAULT_SELECTORS = ("attention", "balanced", "dart", "diversity", "grid", "random")
+"""One of each kind, and the two that look at nothing; every further one is as much work again."""
 MAX_DEFAULT_LAYERS = 16
 """A deeper decoder is probed at this many evenly spaced layers unless layers are named."""
 
@@ -19,6 +21,7 @@ def probes(
     selectors: Sequence[str] | None = None,
     keeps: Sequence[float] | None = None,
     layers: Sequence[int] | None = None,
+    allowed: range | None = None,
 ) -> tuple[Probe, ...]:
     """The grid, in a fixed order: layers rising, keeps falling, selectors by name.
 
@@ -27,18 +30,20 @@ def probes(
 
     Args:
         n_layers: Depth of the decoder.
-        selectors: Names; None for all there are.
+        selectors: Names; None for `DEFAULT_SELECTORS`.
+        allowed: Layers a cut may stand before; None for all.
         keeps: Each in [0, 1); None for `DEFAULT_KEEPS`.
         layers: None for all, or for `MAX_DEFAULT_LAYERS` evenly spaced ones of a deeper decoder.
 
     Raises:
         UsageError: Unknown selector, or a keep or layer out of range, or an empty grid.
     """
-    names = sorted(set(registry.names() if selectors is None else selectors))
+    names = sorted(set(DEFAULT_SELECTORS if selectors is None else selectors))
     first_layer = {name: registry.min_layer(name) for name in names}
     falling = sorted(set(DEFAULT_KEEPS if keeps is None else keeps), reverse=True)
-    rising = sorted(set(default_layers(n_layers) if layers is None else layers))
-    _check(falling, rising, n_layers)
+    allowed = range(n_layers) if allowed is None else allowed
+    rising = sorted(set(default_layers(allowed) if layers is None else layers))
+    _check(falling, rising, allowed)
     grid: list[Probe] = []
     for layer in rising:
         for keep in falling:
@@ -54,16 +59,19 @@ def probes(
     return tuple(grid)
 
 
-def default_layers(n_layers: int) -> list[int]:
-    """All layers of a shallow decoder, evenly spaced ones from 0 on of a deep one."""
-    n = min(n_layers, MAX_DEFAULT_LAYERS)
-    return [i * n_layers // n for i in range(n)]
+def default_layers(allowed: range) -> list[int]:
+    """All layers of a shallow decoder, evenly spaced ones from the first on of a deep one."""
+    n = min(len(allowed), MAX_DEFAULT_LAYERS)
+    return [allowed[i * len(allowed) // n] for i in range(n)]
 
 
-def _check(keeps: Sequence[float], layers: Sequence[int], n_layers: int) -> None:
+def _check(keeps: Sequence[float], layers: Sequence[int], allowed: range) -> None:
     for keep in keeps:
         if not 0 <= keep < 1:
             raise UsageError(f"keeps must be in [0, 1); got {keep}.")
     for layer in layers:
-        if not 0 <= layer < n_layers:
-            raise UsageError(f"layers must be below the model's {n_layers} layers; got {layer}.")
+        if layer not in allowed:
+            raise UsageError(
+                f"layers must be in {allowed.start}..{allowed.stop - 1} for this model; "
+                f"got {layer}."
+            )

@@ -32,6 +32,7 @@ from tpcal.calibrate.parts import Parts
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe, Profile
 from tpcal.calibrate.samples import Samples
 from tpcal.calibrate.tape import Tape
+from tpcal.plans import families
 from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.schema import Cut
 
@@ -78,7 +79,13 @@ def calibrate(
         UsageError: A bad grid, samples without images, or a folder that holds something else.
         RunFailed: Out of memory, or the model returns numbers that are not finite.
     """
-    tried = grid.probes(loaded.identity.n_layers, selectors=selectors, keeps=keeps, layers=layers)
+    tried = grid.probes(
+        loaded.identity.n_layers,
+        selectors=selectors,
+        keeps=keeps,
+        layers=layers,
+        allowed=families.find(loaded.model).cut_layers(loaded.model),
+    )
     settings = _settings(loaded, samples, tried, seed)
     folder = Path(out) / _folder_name(loaded.name, settings)
     if (folder / profiles.PROFILE).exists():

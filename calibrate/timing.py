@@ -20,7 +20,8 @@ def layer_ms(
 ) -> tuple[tuple[int, float], ...]:
     """(tokens, milliseconds) of one decoder layer, batch size 1, no cache.
 
-    The whole decoder is timed and divided by its layers, so its last norm and its masks are in.
+    The whole decoder is timed and divided by its layers, so its embedding, last norm and masks are
+    in.
     Medians of interleaved repeats, because a machine's speed drifts.
 
     Args:
@@ -30,17 +31,17 @@ def layer_ms(
     """
     family = find(model)
     decoder = family.decoder(model)
-    width = model.get_input_embeddings().weight.shape[1]
+    n_words = model.get_input_embeddings().weight.shape[0]
     inputs = {
-        n: torch.randn(1, n, width, device=model.device, dtype=model.dtype) * 0.02
+        n: (torch.arange(n, device=model.device) % n_words)[None]
         for n in sorted({max(1, n) for n in counts})
     }
     times: dict[int, list[float]] = {n: [] for n in inputs}
     with torch.inference_mode():
         for repeat in range(n_repeats + 1):
-            for n, embeds in inputs.items():
+            for n, ids in inputs.items():
                 started = _now(model.device)
-                decoder(inputs_embeds=embeds, use_cache=False)
+                decoder(input_ids=ids, use_cache=False)
                 if repeat:
                     times[n].append((_now(model.device) - started) * 1000)
     n_layers = len(family.layers(model))

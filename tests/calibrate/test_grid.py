@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from tpcal.calibrate.grid import DEFAULT_KEEPS, MAX_DEFAULT_LAYERS, default_layers, probes
+from tpcal.calibrate.grid import (
+    DEFAULT_KEEPS,
+    DEFAULT_SELECTORS,
+    MAX_DEFAULT_LAYERS,
+    default_layers,
+    probes,
+)
 from tpcal.plans import selectors
 from tpcal.plans.errors import UsageError
 
@@ -15,11 +21,20 @@ def test_the_default_grid_tries_everything_that_can_be_tried() -> None:
     assert [p.layer for p in drops] == list(range(8))
     assert all(p.selector is None for p in drops)
     tried = {(p.layer, p.keep, p.selector) for p in grid if p.keep > 0}
-    for name in selectors.names():
+    assert set(DEFAULT_SELECTORS) <= set(selectors.names())
+    for name in DEFAULT_SELECTORS:
         for layer in range(8):
             for keep in DEFAULT_KEEPS[:-1]:
                 assert ((layer, keep, name) in tried) == (layer >= selectors.min_layer(name))
     assert len(tried) + len(drops) == len(grid)
+
+
+def test_layers_where_no_cut_may_stand_are_left_out() -> None:
+    allowed = range(2, 6)
+    assert default_layers(allowed) == [2, 3, 4, 5]
+    assert {p.layer for p in probes(8, allowed=allowed)} == set(allowed)
+    with pytest.raises(UsageError, match=r"layers must be in 2\.\.5 for this model; got 1"):
+        probes(8, layers=[1], allowed=allowed)
 
 
 def test_the_order_does_not_depend_on_the_order_of_the_wishes() -> None:
@@ -34,10 +49,10 @@ def test_the_order_does_not_depend_on_the_order_of_the_wishes() -> None:
 
 
 def test_deep_decoders_are_probed_at_evenly_spaced_layers() -> None:
-    assert default_layers(8) == list(range(8))
-    assert default_layers(32) == list(range(0, 32, 2))
-    assert len(default_layers(28)) == MAX_DEFAULT_LAYERS
-    assert default_layers(28)[0] == 0
+    assert default_layers(range(8)) == list(range(8))
+    assert default_layers(range(32)) == list(range(0, 32, 2))
+    assert len(default_layers(range(28))) == MAX_DEFAULT_LAYERS
+    assert default_layers(range(28))[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -47,7 +62,7 @@ def test_deep_decoders_are_probed_at_evenly_spaced_layers() -> None:
         ({"keeps": [1.0]}, r"keeps must be in \[0, 1\); got 1"),
         ({"keeps": [-0.1]}, "keeps must be"),
         ({"keeps": [math.nan]}, "keeps must be"),
-        ({"layers": [8]}, "layers must be below the model's 8 layers; got 8"),
+        ({"layers": [8]}, "layers must be in 0..7 for this model; got 8"),
         ({"layers": [-1]}, "layers must be"),
         ({"layers": []}, "must hold a cut"),
         ({"keeps": []}, "must hold a cut"),
