@@ -19,7 +19,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tpcal.plans import stack
+from tpcal.plans import encoded, stack
 from tpcal.plans.attention import Probe, probing
 from tpcal.plans.cache import check_cache, kv_bytes
 from tpcal.plans.errors import FitError, UsageError
@@ -177,6 +177,7 @@ class Handle:
             hooks.append(layer.register_forward_pre_hook(self._layer_hook(at), with_kwargs=True))
         for hook in hooks:
             undo.callback(hook.remove)
+        encoded.remember(base, undo)
         family.attach(model, lambda: self._pass, undo)
         _refuse_chunks(model, undo)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans import stack
+from tpcal.plans import encoded, stack
 from tpcal.plans.attention import Capture, Probe
 from tpcal.plans.cache import Held, PrunedKV, cache_layer, n_physical, pruned
 from tpcal.plans.errors import UsageError
@@ -306,7 +306,8 @@ def with_grids(
     Raises:
         UsageError: The prompt's visual tokens are not those of the images it came with.
     """
-    grids = family.grids(model, prompt, inputs)
+    given = {name: value for name, value in inputs.items() if value is not None}
+    grids = family.grids(model, prompt, {**encoded.arguments(inputs), **given})
     counts = tuple(sum(len(grid.row) for grid in row) for row in grids)
     if counts != prompt.n_visual:
         raise UsageError(

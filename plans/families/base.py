@@ -113,7 +113,8 @@ class Family:
         Args:
             model: The model.
             prompt: Without grids.
-            inputs: What the base model was called with.
+            inputs: What the base model was called with, without None. Where images were encoded
+                before, what they were encoded with is among it (plans/encoded.py).
 
         Raises:
             UsageError: The tokens of a row are not those of whole images.

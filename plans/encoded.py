@@ -1,0 +1,78 @@
+"""What images and videos were encoded with, kept until the prefill asks for their places.
+
+`generate` encodes before the prefill and passes on the features alone; the sizes and grids of the
+images are gone by then. So every image's features carry them along, also where `generate` repeats
+images for beams.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MARK = "_tpcal_encoded_with"
+
+
+def remember(base: nn.Module, undo: ExitStack) -> None:
+    """Lets the features that ``base`` makes of images and videos carry what they were made with.
+
+    Args:
+        base: The module with `get_image_features` and `get_video_features`.
+        undo: Takes it back when closed.
+    """
+    for name in ("get_image_features", "get_video_features"):
+        encode = getattr(base, name, None)
+        if encode is None or name in vars(base):
+            continue
+        setattr(base, name, _marking(encode))
+        undo.callback(delattr, base, name)
+
+
+def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the images and videos in ``mm_encoder_outputs`` were encoded with; one row for each.
+
+    Args:
+        inputs: What the base model was called with.
+    """
+    found: dict[str, Any] = {}
+    for output in (inputs.get("mm_encoder_outputs") or {}).values():
+        marks = [getattr(feature, _MARK, None) for feature in _features(output)]
+        known = [mark for mark in marks if mark is not None]
+        if known and len(known) == len(marks):
+            found |= {name: torch.stack([mark[name] for mark in known]) for name in known[0]}
+    return found
+
+
+def _marking(encode: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(encode)
+
+    @wraps(encode)  # generate reads the signature to know what to pass
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        output = encode(*args, **kwargs)
+        features = _features(output)
+        given = signature.bind(*args, **kwargs).arguments
+        known = {name: value for name, value in given.items() if _describes(name, value, features)}
+        for at, feature in enumerate(features):
+            setattr(feature, _MARK, {name: torch.as_tensor(v[at]) for name, v in known.items()})
+        return output
+
+    return marked
+
+
+def _features(output: Any) -> Sequence[Tensor]:
+    """The features of each image where they come apart; a stack of equal ones has one shape."""
+    features = getattr(output, "pooler_output", None)
+    return features if isinstance(features, list | tuple) else ()
+
+
+def _describes(name: str, value: Any, features: Sequence[Tensor]) -> bool:
+    """Whether an argument has one small row for each image."""
+    if "pixel" in name or not isinstance(value, Tensor | list | tuple):
+        return False
+    return len(value) == len(features) > 0
