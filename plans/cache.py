@@ -256,8 +256,10 @@ class PrunedSlidingKV(PrunedKV, DynamicSlidingWindowLayer):
         n = held.n_held
         if n < self.held.n_held:
             start = self.held.n_held - n
-            self.held = held
-            self.keys, self.values = self.keys[..., start:, :], self.values[..., start:, :]
+            keys, values = self.keys[..., start:, :], self.values[..., start:, :]
+            if start > 1:  # a view would keep the whole prompt's states in memory
+                keys, values = keys.clone(), values.clone()
+            self.held, self.keys, self.values = held, keys, values
 
 
 _PRUNED: dict[type, type[PrunedKV]] = {

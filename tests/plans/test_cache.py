@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tpcal.plans.cache import Held, cache_layer, check_cache, kv_bytes, pruned, right_aligned
 from tpcal.plans.errors import UsageError
@@ -139,3 +139,60 @@ def test_offloaded_caches_are_refused():
     cache.offloading = True
     with pytest.raises(UsageError, match="got an offloaded cache"):
         check_cache(cache)
+
+
+def sliding(window, *, recording=False):
+    """A layer with a window of logical positions that was fed the prompt of `ragged`."""
+    layer = pruned(DynamicSlidingWindowLayer(sliding_window=window), Held.recent(2, 0, 0, CPU))
+    if recording:
+        layer.activate_past_recording()
+    layer.incoming = ragged()
+    states = numbered(ragged().positions())
+    returned = layer.update(states, states)[0]
+    assert returned.shape[2] == 4  # the queries of the prompt see all of it, under their mask
+    return layer
+
+
+def feed(layer, n):
+    for _ in range(n):
+        new = torch.full((2, 1, 1, 1), float(layer.get_seq_length()))
+        layer.update(new, new)
+    return layer
+
+
+def test_a_window_is_of_logical_positions():
+    layer = sliding(3)  # the next query, at 6, sees 4 and 5 of both rows
+    assert layer.held.positions().tolist() == [[4, 5], [4, 5]]
+    assert layer.keys[:, 0, :, 0].tolist() == [[4, 5], [4, 5]]
+    assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes
+    assert (layer.get_seq_length(), layer.cumulative_length) == (6, 6)
+    assert layer.is_sliding
+
+
+def test_a_column_stays_while_one_row_sees_it():
+    layer = sliding(5)  # sees 2, 3, 4, 5: row 0 holds 4, 5 of them and row 1 holds 2, 4, 5
+    assert layer.held.positions()[1].tolist() == [2, 4, 5]
+    assert layer.held.positions()[0].tolist()[1:] == [4, 5]
+
+
+@pytest.mark.parametrize("window", [3, 5, 8])
+def test_a_window_of_text_alone_is_as_the_unpruned_layer(window):
+    layer = feed(sliding(window), 10)
+    plain = feed(DynamicSlidingWindowLayer(sliding_window=window), 16)
+    assert torch.equal(layer.keys, plain.keys)
+    assert layer.get_mask_sizes(1) == plain.get_mask_sizes(1)
+    assert layer.get_mask_sizes(4) == plain.get_mask_sizes(4)
+    assert layer.held.valid is None
+
+
+def test_a_full_window_can_be_cropped_only_where_the_past_is_recorded():
+    layer = feed(sliding(3), 2)
+    with pytest.raises(RuntimeError, match="activate_past_recording"):
+        layer.crop(-1)
+    layer = feed(sliding(3, recording=True), 2)
+    layer.crop(-3)  # back to 5 tokens: the next query, at 5, sees 3 and 4, and 4 is held
+    assert layer.get_seq_length() == layer.cumulative_length == 5
+    mask = layer.held.mask()
+    mask = torch.ones_like(layer.held.positions(), dtype=torch.bool) if mask is None else mask
+    assert [4] == layer.keys[0, 0, :, 0][mask[0]].tolist()
+    assert [4] == layer.held.positions()[0][mask[0]].tolist()
