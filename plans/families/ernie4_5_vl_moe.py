@@ -1,0 +1,30 @@
+"""ERNIE-4.5-VL: experts of their own for visual tokens; two frames make one step of a video."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.views import AnySize
+
+
+class Ernie45VL(AnySize):
+    """ERNIE team, Baidu 2025 (technical report). Tokens around an image go to its experts too."""
+
+    name = "ernie4_5_vl_moe"
+    architectures = (
+        "Ernie4_5_VLMoeForConditionalGeneration",
+        "Ernie4_5_VL_MoeForConditionalGeneration",
+    )
+
+    def shape(self, model: PreTrainedModel) -> DecoderShape:
+        """Widths of the decoder; of experts, those a visual token visits, which cuts save."""
+        text = model.config.get_text_config(decoder=True)
+        of_text, of_images = text.moe_intermediate_size
+        ffn = text.moe_k * of_images + text.moe_num_shared_experts * of_text
+        return replace(super().shape(model), ffn=ffn)
+
+
+FAMILY = Ernie45VL()

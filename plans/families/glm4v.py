@@ -1,0 +1,33 @@
+"""GLM-4.1V and its successors: frames of a video are image tokens with time stamps between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.views import AnySize
+
+
+class Glm4v(AnySize):
+    """GLM-V team 2025 (arXiv 2507.01006). GLM-4.5V has experts, GLM-OCR a smaller decoder."""
+
+    name = "glm4v"
+    architectures = (
+        "Glm4vForConditionalGeneration",
+        "Glm4vMoeForConditionalGeneration",
+        "Glm46VForConditionalGeneration",
+        "GlmOcrForConditionalGeneration",
+    )
+
+    def shape(self, model: PreTrainedModel) -> DecoderShape:
+        """Widths of the decoder; of experts, those a token visits, without the dense layers."""
+        shape, text = super().shape(model), model.config.get_text_config(decoder=True)
+        if not hasattr(text, "moe_intermediate_size"):
+            return shape
+        n_experts = text.num_experts_per_tok + text.n_shared_experts
+        return replace(shape, ffn=n_experts * text.moe_intermediate_size)
+
+
+FAMILY = Glm4v()

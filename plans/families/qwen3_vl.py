@@ -1,0 +1,86 @@
+"""Qwen3-VL: DeepStack adds vision features after the first layers; time stamps between frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.stack import Survivors
+from tpcal.plans.views import AnySize
+
+if TYPE_CHECKING:
+    from tpcal.plans.forward import ForwardPass
+
+
+class Qwen3VL(AnySize):
+    """Bai et al. 2025 (arXiv 2511.21631); DeepStack is Meng et al. 2024 (arXiv 2406.04334)."""
+
+    name = "qwen3_vl"
+    architectures = (
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3VLMoeForConditionalGeneration",
+    )
+
+    def attach(
+        self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack
+    ) -> None:
+        """Gives every surviving token its own DeepStack features."""
+        decoder: Any = self.decoder(model)
+        add_to_all = decoder._deepstack_process
+
+        def add_to_survivors(hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
+            run = current()
+            if run is None or run.survivors.places is None:
+                return add_to_all(hidden, visual, features)
+            return deepstack(hidden, visual, features, run.survivors)
+
+        decoder._deepstack_process = add_to_survivors
+        undo.callback(delattr, decoder, "_deepstack_process")
+
+    def between(
+        self,
+        model: PreTrainedModel,
+        layer: int,
+        hidden: Tensor,
+        inputs: Mapping[str, Any],
+        run: ForwardPass,
+    ) -> Tensor:
+        """The states with the DeepStack features that belong behind this layer."""
+        features = inputs.get("deepstack_visual_embeds")
+        if features is None or layer >= len(features):
+            return hidden
+        return deepstack(hidden, inputs["visual_pos_masks"], features[layer], run.survivors)
+
+    def shape(self, model: PreTrainedModel) -> DecoderShape:
+        """Widths of the decoder; of experts, as many as a token visits."""
+        shape, text = super().shape(model), model.config.get_text_config(decoder=True)
+        if not hasattr(text, "moe_intermediate_size"):
+            return shape
+        return replace(shape, ffn=text.num_experts_per_tok * text.moe_intermediate_size)
+
+
+FAMILY = Qwen3VL()
+
+
+def deepstack(hidden: Tensor, visual: Tensor, features: Tensor, survivors: Survivors) -> Tensor:
+    """[B, m, D] the states with each visual token's features added.
+
+    Args:
+        hidden: [B, m, D] states of the survivors.
+        visual: [B, S] bool, by place.
+        features: [n, D] of all visual tokens, row after row of the batch.
+        survivors: Which tokens the columns are.
+    """
+    number = visual.flatten().cumsum(0).view_as(visual) - 1  # of a visual token in the batch
+    if survivors.places is not None:
+        number = number.gather(1, survivors.places)
+    at = survivors.take(visual).to(hidden.device)
+    hidden = hidden.clone()
+    hidden[at] = hidden[at] + features[number[at].to(features.device)].to(hidden)
+    return hidden

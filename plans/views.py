@@ -1,0 +1,136 @@
+"""Images and videos of any size: their views from patch grids, or from the positions of M-RoPE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tpcal.plans.families.base import Family, rect_grid, run_grid
+from tpcal.plans.stack import Grid, Prompt
+
+IMAGE, VIDEO = 1, 2
+"""Kinds of visual tokens, as in ``mm_token_type_ids``."""
+
+Size = tuple[int, int, int]
+"""Steps, rows and columns of tokens."""
+Views = tuple[tuple[Grid, ...], ...]
+
+
+class AnySize(Family):
+    """Base of the families whose inputs tell the (time, height, width) of images in patches."""
+
+    def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs: the model numbers padded prompts itself."""
+        return dict(inputs)
+
+    def grids(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Views:
+        """One view per image and per step of a video.
+
+        Where the patch grids are not those of this pass (a later turn that comes with the grids of
+        the whole conversation, features encoded elsewhere), the rotary positions tell the sizes.
+        """
+        kinds = self.kinds(model, prompt, inputs)
+        views = by_size(prompt, kinds, self.sizes(model, inputs))
+        if tuple(sum(len(grid.row) for grid in row) for row in views) == prompt.n_visual:
+            return views
+        positions = inputs.get("position_ids")
+        if positions is None or positions.ndim < 3:
+            return super().grids(model, prompt, inputs)
+        return by_position(prompt, positions)
+
+    def kinds(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Tensor:
+        """[B, S] ``IMAGE`` or ``VIDEO`` at visual tokens."""
+        types, ids = inputs.get("mm_token_type_ids"), inputs.get("input_ids")
+        if types is not None:
+            return types
+        if ids is None:
+            return prompt.visual * IMAGE
+        return torch.where(ids == model.config.video_token_id, VIDEO, IMAGE)
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:
+        """For each kind, sizes in tokens of all images or videos of the batch, in order."""
+        vision: Any = model.config.vision_config
+        merge, merge_steps = vision.spatial_merge_size, getattr(vision, "temporal_merge_size", 1)
+        sizes = {}
+        if "image_grid_thw" in inputs:
+            grid = inputs["image_grid_thw"].tolist()
+            sizes[IMAGE] = [(t, h // merge, w // merge) for t, h, w in grid]
+        if "video_grid_thw" in inputs:
+            grid = inputs["video_grid_thw"].tolist()
+            sizes[VIDEO] = [(t // merge_steps, h // merge, w // merge) for t, h, w in grid]
+        return sizes
+
+
+def by_size(prompt: Prompt, kinds: Tensor, sizes: Mapping[int, Sequence[Size]]) -> Views:
+    """The views of each row from the sizes of all images and videos.
+
+    Args:
+        prompt: Without grids.
+        kinds: [B, S] ``IMAGE`` or ``VIDEO`` at visual tokens.
+        sizes: For each kind, row after row of the batch.
+
+    Returns:
+        One view per image and per step of a video; with fewer or more tokens than a row has where
+        the sizes are not those of this batch.
+    """
+    if len(sizes) == 1:
+        of_rows = [list(sizes) * n for n in prompt.n_visual]
+    else:
+        of_rows = [
+            row[seen].tolist() for row, seen in zip(kinds.cpu(), prompt.visual.cpu(), strict=True)
+        ]
+    left = {kind: iter(given) for kind, given in sizes.items()}
+    return tuple(_row_by_size(kinds_of_row, left) for kinds_of_row in of_rows)
+
+
+def _row_by_size(kinds: Sequence[int], left: Mapping[int, Iterator[Size]]) -> tuple[Grid, ...]:
+    grids: list[Grid] = []
+    done = image = 0
+    while done < len(kinds):
+        size = next(left.get(kinds[done], iter(())), None)
+        if size is None:
+            break
+        steps, n_rows, n_cols = size
+        grids += [rect_grid(n_rows, n_cols, image=image, time=time) for time in range(steps)]
+        done += steps * n_rows * n_cols
+        image += 1
+    return tuple(grids)
+
+
+def by_position(prompt: Prompt, positions: Tensor) -> Views:
+    """The views of each row from the rotary positions of its visual tokens.
+
+    An unbroken run of visual tokens is an image or a video; a step of it ends where row and column
+    go back.
+
+    Args:
+        prompt: Without grids.
+        positions: [3 or more, B, S] position ids; the last two are row and column.
+    """
+    rows: list[list[Grid]] = [[] for _ in prompt.n_visual]
+    for row, starts_run, n, n_rows, n_cols in _steps(prompt, positions):
+        grids = rows[row]
+        image = grids[-1].image + int(starts_run) if grids else 0
+        time = 0 if starts_run else grids[-1].time + 1
+        whole = n == n_rows * n_cols
+        grids.append(
+            rect_grid(n_rows, n_cols, image=image, time=time) if whole else run_grid(n, image)
+        )
+    return tuple(tuple(grids) for grids in rows)
+
+
+def _steps(prompt: Prompt, positions: Tensor) -> list[list[int]]:
+    """Row of the batch, whether it starts a run, tokens, rows and columns of every step."""
+    row, place = prompt.visual.nonzero(as_tuple=True)
+    h, w = positions[-2:, row, place].long()
+    goes_on = (h.diff() > 0) | ((h.diff() == 0) & (w.diff() > 0))  # in reading order
+    run = torch.nn.functional.pad((row.diff() != 0) | (place.diff() != 1), (1, 0), value=True)
+    first = (run | torch.nn.functional.pad(~goes_on, (1, 0), value=True)).nonzero()[:, 0]
+    last = torch.cat([first[1:], first.new_tensor([len(row)])]) - 1
+    shape = (h[last] - h[first] + 1, w[last] - w[first] + 1)
+    found = (row[first], run[first].long(), last - first + 1, *shape)
+    return torch.stack(found, dim=1).tolist()
