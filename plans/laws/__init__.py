@@ -1,5 +1,11 @@
-"""The laws every family must keep, as code: try them on a new family or on a loaded model."""
+"""The laws every family must keep, as code: try them on a new family or on a loaded model.
+
+for verdict in run(Case("my model", model, rows)):
+    print(verdict.law.name, verdict.holds, verdict.detail)
+"""
 
 from tpcal.plans.laws.case import Case, collate
+from tpcal.plans.laws.suite import LAWS, run
+from tpcal.plans.laws.verdict import Law, Verdict
 
-__all__ = ["Case", "collate"]
+__all__ = ["LAWS", "Case", "Law", "Verdict", "collate", "run"]

@@ -122,9 +122,7 @@ def _padded(tokens: Tensor, length: int, side: str, filler: int) -> Tensor:
 def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The tensors joined along ``dim``, the smaller padded with zeros at their other ends."""
     sizes = [max(part.shape[d] for part in parts) for d in range(parts[0].ndim)]
-    ends = [
-        [0 if d == dim else n - part.shape[d] for d, n in enumerate(sizes)] for part in parts
-    ]
+    ends = [[0 if d == dim else n - part.shape[d] for d, n in enumerate(sizes)] for part in parts]
     return torch.cat(
         [
             torch.nn.functional.pad(part, [n for end in reversed(gaps) for n in (0, end)])

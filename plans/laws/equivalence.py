@@ -1,0 +1,153 @@
+"""Laws about logits: a pruned run equals the mask-based reference and its own recomputation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpcal.plans.execute import apply
+from tpcal.plans.laws.case import Inputs
+from tpcal.plans.laws.trial import N_STEPS, Trial, distance
+from tpcal.plans.laws.verdict import Broken, Inapplicable
+from tpcal.plans.schema import Cut, Plan
+
+_SEEN = 10.0  # times the allowed difference: an effect that cannot be rounding
+
+
+def reference(trial: Trial) -> str:
+    """A pruned prefill and decode equal the model with the same tokens hidden by its masks."""
+    found = []
+    for name in trial.plans:
+        run = trial.pruned(name, "left")
+        wanted = trial.reference(trial.left, run.report)
+        found.append(_compared(trial, run.logits, wanted, f"plan {name}"))
+        _require_effect(trial, run.logits, name)
+    return f"{len(found)} plans, prefill and {N_STEPS} steps: {trial.within(found)}"
+
+
+def recompute(trial: Trial) -> str:
+    """Decoding on the pruned cache equals running the whole text again under the same plan."""
+    run = trial.pruned("content", "left")  # chosen by place, so the longer text keeps the same
+    whole = trial.case.extended(trial.left, trial.words(len(trial.left["input_ids"])))
+    with apply(trial.model, trial.plans["content"], check=False):
+        position_ids = trial.case.numbered(whole)
+        again = trial.model(**whole, position_ids=position_ids, use_cache=False).logits
+    return trial.within([_compared(trial, run.logits, again, "decoding")])
+
+
+def drop_all(trial: Trial) -> str:
+    """All visual tokens can leave before the first layer, in the middle or before the last."""
+    found, layers = [], []
+    for at in (0, trial.n_layers // 2, trial.n_layers - 1):
+        if not trial.fits(Cut(at, 0.0)):
+            continue
+        layers.append(at)
+        with apply(trial.model, Plan((Cut(at, 0.0),))) as handle:
+            run = trial.forward(trial.left, n_steps=2)
+            report = handle.last
+        assert report is not None
+        if any(map(len, report.cuts[0].kept)):
+            raise Broken(f"before layer {at} something stayed")
+        wanted = trial.reference(trial.left, report, n_steps=2)
+        found.append(_compared(trial, run.logits, wanted, f"before layer {at}"))
+    if not found:
+        raise Inapplicable("the model cannot be cut before these layers")
+    return f"before layers {layers}: {trial.within(found)}"
+
+
+def positions(trial: Trial) -> str:
+    """After a cut every token keeps the rotary tables of its original position."""
+    inputs = trial.left
+    with _calls(trial) as wanted:
+        trial.forward(inputs, n_steps=1)
+    if not any(map(_tables, wanted)):
+        raise Inapplicable("the layers are called without position tables")
+    with apply(trial.model, trial.plans["content"], check=False) as handle, _calls(trial) as got:
+        trial.forward(inputs, n_steps=1)
+    assert handle.last is not None
+    n_compared = 0
+    for at, (full, call) in enumerate(zip(wanted, got, strict=True)):
+        layer = at % trial.n_layers
+        places = None if at >= trial.n_layers else _places(trial, inputs, handle.last.cuts, layer)
+        for one, two in zip(_tables(full), _tables(call), strict=True):
+            n_compared += _same_places(one, two, places, layer)
+    return f"{n_compared} table rows of {trial.n_layers} layers equal bit by bit"
+
+
+def _compared(trial: Trial, logits: Tensor, wanted: Tensor, what: str) -> float:
+    found = distance(trial.at_text(trial.left, logits), trial.at_text(trial.left, wanted))
+    return trial.require_close(found, what)
+
+
+def _require_effect(trial: Trial, logits: Tensor, plan: str) -> None:
+    """Nothing would be shown by a plan whose effect is as small as rounding."""
+    unpruned = trial.unpruned("left").logits
+    effect = distance(trial.at_text(trial.left, logits), trial.at_text(trial.left, unpruned))
+    if effect > _SEEN * trial.allowed:
+        return
+    finding = f"plan {plan} changes logits by {effect:.1e} only, so equality shows nothing"
+    raise Broken(finding) if trial.is_exact else Inapplicable(finding)
+
+
+@contextmanager
+def _calls(trial: Trial) -> Iterator[list[dict[str, Any]]]:
+    """The keyword arguments each layer call receives, in order."""
+    calls: list[dict[str, Any]] = []
+
+    def before_layer(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        calls.append(kwargs)
+
+    hooks = [
+        layer.register_forward_pre_hook(before_layer, with_kwargs=True)
+        for layer in trial.family.layers(trial.model)
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tables(call: dict[str, Any]) -> list[Tensor]:
+    """The position tables of a layer call; its position ids where it gets no tables."""
+    given = call.get("position_embeddings")
+    if given is None:
+        given = call.get("position_ids")
+    return list(_flat(given))
+
+
+def _flat(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _flat(item)
+
+
+def _places(trial: Trial, inputs: Inputs, cuts: Sequence[Any], layer: int) -> list[Tensor] | None:
+    """Places of each row's tokens that reach the layer, from the kept ranks; None before cuts."""
+    done = [cut for cut in cuts if cut.layer <= layer]
+    if not done:
+        return None
+    visual, stays = trial.visual(inputs), trial.text(inputs)
+    for row, ranks in enumerate(done[-1].kept):
+        stays[row, visual[row].nonzero()[list(ranks), 0]] = True
+    return [row.nonzero()[:, 0] for row in stays]
+
+
+def _same_places(full: Tensor, got: Tensor, places: list[Tensor] | None, layer: int) -> int:
+    """How many rows of a table were compared; the tokens of a row stand at the right."""
+    if places is None:
+        if not torch.equal(full, got):
+            raise Broken(f"layer {layer}: the tables before a cut or of a decode step differ")
+        return full.shape[1]
+    for row, kept in enumerate(places):
+        wanted = full[min(row, len(full) - 1), kept]
+        here = got[min(row, len(got) - 1), got.shape[1] - len(kept) :]
+        if not torch.equal(wanted, here):
+            raise Broken(f"layer {layer}, row {row}: not the tables of the tokens kept")
+    return sum(map(len, places))

@@ -1,0 +1,124 @@
+"""Laws about generate: beams, samples and drafts find what they find on the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcal.plans.execute import Report, apply
+from tpcal.plans.laws.case import Inputs
+from tpcal.plans.laws.reference import hidden_tokens, hiding
+from tpcal.plans.laws.trial import Trial
+from tpcal.plans.laws.verdict import Broken, Inapplicable
+
+_N_ROWS = 3
+_BEAMS = {"num_beams": 3, "num_return_sequences": 2}
+_SAMPLES = {"do_sample": True, "top_k": 0, "num_return_sequences": 2}
+
+
+def greedy(trial: Trial) -> str:
+    """generate gives the tokens of the reference, in a padded batch and for each row alone."""
+    inputs = _some(trial)
+    tokens, report = _generated(trial, inputs)
+    n_alone = 0
+    for row in range(_N_ROWS):
+        alone, _ = _generated(trial, trial.case.rows[row])
+        if not torch.equal(alone[0], tokens[row]):
+            raise Broken(
+                f"row {row} alone gives {alone[0].tolist()}, in the batch {tokens[row].tolist()}"
+            )
+        n_alone += 1
+    return _equal_to_reference(trial, inputs, tokens, report, {}) + f", and {n_alone} rows alone"
+
+
+def beams(trial: Trial) -> str:
+    """Beam search finds the sequences of beam search on the reference."""
+    inputs = _some(trial)
+    return _equal_to_reference(trial, inputs, *_generated(trial, inputs, **_BEAMS), _BEAMS)
+
+
+def samples(trial: Trial) -> str:
+    """With the same seed, several samples of each prompt are those of the reference."""
+    inputs = _some(trial)
+    return _equal_to_reference(trial, inputs, *_generated(trial, inputs, **_SAMPLES), _SAMPLES)
+
+
+def drafts(trial: Trial) -> str:
+    """Prompt lookup, which crops the cache after wrong drafts, gives the tokens of greedy search."""
+    _exact(trial)
+    words = trial.words(1, 6)
+    prompt = trial.case.rows[trial.with_images[0]]
+    inputs = trial.case.extended(prompt, torch.cat([words, words[:, :2]], dim=1))
+    n = 6
+    try:
+        wanted = trial.generate(inputs, n)
+        stock = trial.generate(inputs, n, prompt_lookup_num_tokens=2)
+    except Exception as error:
+        line = str(error).partition("\n")[0]
+        reason = f"the unpruned model cannot: {type(error).__name__}: {line}"
+        raise Inapplicable(reason) from error
+    if not torch.equal(wanted, stock):
+        raise Inapplicable("the unpruned model's own drafts give other tokens")
+    with apply(trial.model, trial.plans["content"], check=False):
+        greedy = trial.generate(inputs, n)
+        drafted = trial.generate(inputs, n, prompt_lookup_num_tokens=2)
+    if not torch.equal(greedy, drafted):
+        raise Broken(f"greedy {greedy[0, -n:].tolist()}, with drafts {drafted[0, -n:].tolist()}")
+    return f"{n} tokens equal"
+
+
+def _equal_to_reference(
+    trial: Trial, inputs: Inputs, tokens: Tensor, report: Report, options: dict[str, Any]
+) -> str:
+    """Compares with the same search on the masked model, which has no cache."""
+    visual = trial.visual(inputs)
+    n_copies = max(1, len(report.cuts[0].kept) // len(visual))
+    hidden = hidden_tokens(visual.repeat_interleave(n_copies, 0), report.cuts, trial.n_layers)
+    with hiding(trial.model, hidden):
+        wanted = _tokens(trial, inputs, use_cache=False, **options)
+    if not torch.equal(tokens, wanted):
+        raise Broken(f"found {tokens.tolist()}, the reference {wanted.tolist()}")
+    return f"{len(tokens)} sequences of {tokens.shape[1]} tokens equal the reference"
+
+
+def _generated(trial: Trial, inputs: Inputs, **options: Any) -> tuple[Tensor, Report]:
+    """Tokens under the plan that chooses by place, where the unpruned model can do the same."""
+    _exact(trial)
+    trial.maskable()
+    _require_stock(trial, inputs, options)
+    with apply(trial.model, trial.plans["content"], check=False) as handle:
+        tokens = _tokens(trial, inputs, **options)
+    assert handle.last is not None
+    return tokens, handle.last
+
+
+def _require_stock(trial: Trial, inputs: Inputs, options: dict[str, Any]) -> None:
+    try:
+        cached = _tokens(trial, inputs, **options)
+        whole = _tokens(trial, inputs, use_cache=False, **options)
+    except Exception as error:
+        line = str(error).partition("\n")[0]
+        reason = f"the unpruned model cannot: {type(error).__name__}: {line}"
+        raise Inapplicable(reason) from error
+    if not torch.equal(cached, whole):
+        raise Inapplicable("the unpruned model gives other tokens without a cache")
+
+
+def _tokens(trial: Trial, inputs: Inputs, **options: Any) -> Tensor:
+    """[B', n] new tokens, always from the same seed."""
+    device = trial.model.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        sequences = trial.generate(inputs, **options)
+    return sequences[:, inputs["input_ids"].shape[1] :]
+
+
+def _some(trial: Trial) -> dict[str, Tensor]:
+    return trial.case.batch(trial.case.rows[:_N_ROWS])
+
+
+def _exact(trial: Trial) -> None:
+    if not trial.is_exact:
+        raise Inapplicable("a near tie of two tokens can turn in this precision or on this device")

@@ -1,0 +1,98 @@
+"""The reference the executor is held to: the unpruned model, with dropped tokens hidden by masks.
+
+It runs without a cache and computes every token in every layer. Only the attention mask that the
+model passes to a layer is changed, so sliding windows, chunks, prefixes and blocks that see both
+ways stay what the model makes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tpcal.plans.families import find
+from tpcal.plans.forward import CutRecord
+
+
+def hidden_tokens(visual: Tensor, cuts: Sequence[CutRecord], n_layers: int) -> Tensor:
+    """[L, B, S] True where a token was dropped before it reached the layer.
+
+    Args:
+        visual: [B, S] True at visual tokens.
+        cuts: What was kept, in order.
+        n_layers: L.
+    """
+    hidden = torch.zeros(n_layers, *visual.shape, dtype=torch.bool, device=visual.device)
+    for cut in cuts:
+        for row, ranks in enumerate(cut.kept):
+            gone = visual[row].clone()
+            gone[visual[row].nonzero()[list(ranks), 0]] = False
+            hidden[cut.layer :, row] |= gone
+    return hidden
+
+
+@contextmanager
+def hiding(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
+    """The model with tokens hidden from the queries of later layers.
+
+    Args:
+        model: The model; no plan may be applied.
+        hidden: [L, B, S]. Tokens behind S are hidden from no layer; where a batch has a multiple
+            of B rows, each row stands for that many neighbours (beams).
+    """
+    family = find(model)
+    hooks = [
+        layer.register_forward_pre_hook(
+            _hook(hidden[family.key_source(model, at)]), with_kwargs=True
+        )
+        for at, layer in enumerate(family.layers(model))
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(hidden: Tensor) -> Any:
+    def before_layer(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        states = args[0] if args else kwargs["hidden_states"]
+        mask = hide(kwargs.get("attention_mask"), hidden, states)
+        return args, {**kwargs, "attention_mask": mask}
+
+    return before_layer
+
+
+def hide(mask: Tensor | None, hidden: Tensor, states: Tensor) -> Tensor:
+    """The layer's own mask, in which no token but the hidden one itself sees a hidden token.
+
+    Args:
+        mask: [1 or B, 1, Q, S] bool or additive; None means causal.
+        hidden: [B', S'] as in `hiding`.
+        states: [B, Q, D] what the layer was called with.
+
+    Returns:
+        [B, 1, Q, S] of the mask's kind; every query sees itself, as a softmax over nothing is not
+        a number.
+    """
+    n_rows, n_queries = states.shape[:2]
+    if mask is None:
+        causal = torch.ones(n_queries, n_queries, dtype=torch.bool, device=states.device).tril()
+        mask = torch.where(causal, 0.0, torch.finfo(states.dtype).min).to(states.dtype)[None, None]
+    if mask.ndim != 4:
+        raise NotImplementedError(
+            f"A layer's mask must have 4 dimensions to hide tokens; got {mask.ndim}."
+        )
+    n_keys = mask.shape[-1]
+    gone = hidden.repeat_interleave(n_rows // hidden.shape[0], dim=0)
+    gone = torch.nn.functional.pad(gone, (0, n_keys - gone.shape[1]))[:, None, None]
+    place = torch.arange(n_keys, device=mask.device)
+    own = place == place[n_keys - n_queries :, None]  # [Q, S]
+    if mask.dtype == torch.bool:
+        return mask & ~gone | own
+    return mask.masked_fill(gone, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)

@@ -1,0 +1,54 @@
+"""All laws, and how to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from tpcal.plans.laws import batches, choice, equivalence, generation, identity, memory, turns
+from tpcal.plans.laws.case import Case
+from tpcal.plans.laws.trial import Trial
+from tpcal.plans.laws.verdict import Law, Verdict
+from tpcal.plans.schema import Plan
+
+LAWS = (
+    Law("keep all", identity.keep_all),
+    Law("text only", identity.text_only),
+    Law("reference", equivalence.reference),
+    Law("recompute", equivalence.recompute),
+    Law("drop all", equivalence.drop_all),
+    Law("positions", equivalence.positions),
+    Law("rows alone", batches.rows_alone),
+    Law("kv cache", memory.kv_lengths),
+    Law("same choice", choice.same_choice),
+    Law("patches", choice.patches),
+    Law("half precision", choice.near_duplicates),
+    Law("text turn", turns.text_turn),
+    Law("image turn", turns.image_turn),
+    Law("crop", turns.crop),
+    Law("greedy", generation.greedy),
+    Law("beams", generation.beams),
+    Law("samples", generation.samples),
+    Law("drafts", generation.drafts),
+    Law("removed", identity.removed),
+    Law("failed", identity.failed),
+    Law("nested", identity.nested),
+    Law("training", identity.training),
+    Law("threads", batches.threads),
+)
+"""In the order to read them."""
+
+
+def run(case: Case, laws: Sequence[Law] = LAWS, plan: Plan | None = None) -> Iterator[Verdict]:
+    """The verdict of each law, as soon as it is there.
+
+    Args:
+        case: A model in evaluation mode with no plan applied, and prompts for it.
+        laws: Some of `LAWS`.
+        plan: A plan to try beside the suite's own.
+    """
+    trial = Trial(case, plan)
+    for law in laws:
+        with torch.no_grad():
+            yield law.judge(trial)

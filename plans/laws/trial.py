@@ -1,0 +1,269 @@
+"""A case under trial: runs it with and without plans, each run once for all laws."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from tpcal.plans.execute import Report, apply, check
+from tpcal.plans.families import find
+from tpcal.plans.laws.case import Case, Inputs
+from tpcal.plans.laws.reference import hidden_tokens, hiding
+from tpcal.plans.laws.verdict import Broken, Inapplicable
+from tpcal.plans.schema import Cut, Plan
+
+N_STEPS = 4
+"""Decode steps after a prefill."""
+CLOSE = 1e-5
+"""Largest difference in float32, of logits with a standard deviation of 1."""
+_NOISE = 4.0  # half precision and GPUs: times the difference that batching alone makes
+_LARGE = 2**31  # bytes of weights that are copied without asking
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prefill and `N_STEPS` decode steps."""
+
+    logits: Tensor
+    """[B, S + N_STEPS, V]."""
+    cache: Cache
+    report: Report | None
+    """None without a plan."""
+
+    @property
+    def kept(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Original ranks kept by each cut in each row."""
+        assert self.report is not None
+        return tuple(cut.kept for cut in self.report.cuts)
+
+
+class Trial:
+    """A case, the plans that suit its model, and what runs of them gave.
+
+    Args:
+        case: The model and its prompts.
+        plan: A plan to try beside the suite's own.
+    """
+
+    def __init__(self, case: Case, plan: Plan | None = None) -> None:
+        self.case = case
+        self.model = case.model
+        self.family = find(case.model)
+        self.n_layers = len(self.family.layers(case.model))
+        self.given = plan
+        self._runs: dict[tuple[str, str], Run] = {}
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """Plans to compare logits with, by name: chosen by content, by attention, and early ones."""
+        free = [at for at in range(self.n_layers) if self.fits(Cut(at, 0.0))]
+        scored = [at for at in free if self.fits(Cut(at, 0.5, "attention"))]
+        one, two, three = _spread([at for at in free if at > 0])
+        plans = {
+            "content": Plan((Cut(one, 0.5, "random"), Cut(two, 0.25, "grid"), Cut(three, 0.0)))
+        }
+        if len(scored) >= 3:
+            one, two, three = _spread(scored)
+            cuts = (Cut(one, 0.5, "attention"), Cut(two, 0.25, "attention"), Cut(three, 0.0))
+            plans["attention"] = Plan(cuts)
+        if 0 in free:
+            second = (Cut(scored[0], 0.2, "attention"),) if scored else ()
+            plans["early"] = Plan((Cut(0, 0.4, "random"), *second))
+        if self.given is not None:
+            plans["given"] = self.given
+        return plans
+
+    def fits(self, cut: Cut) -> bool:
+        """Whether the model can be cut there in that way."""
+        return not check(Plan((cut,)), self.model)
+
+    @cached_property
+    def left(self) -> dict[str, Tensor]:
+        """All prompts, padded on the left."""
+        return self.case.batch(self.case.rows, "left")
+
+    @cached_property
+    def right(self) -> dict[str, Tensor]:
+        """All prompts, padded on the right."""
+        return self.case.batch(self.case.rows, "right")
+
+    def inputs(self, name: str) -> Inputs:
+        """``left``, ``right``, or a row by its number."""
+        return getattr(self, name) if name in ("left", "right") else self.case.rows[int(name)]
+
+    @cached_property
+    def n_visual(self) -> list[int]:
+        """Visual tokens of each prompt."""
+        return [int(self.visual(row).sum()) for row in self.case.rows]
+
+    @property
+    def with_images(self) -> list[int]:
+        """Numbers of the prompts that have an image."""
+        return [at for at, n in enumerate(self.n_visual) if n]
+
+    def visual(self, inputs: Inputs) -> Tensor:
+        """[B, S] True at visual tokens."""
+        found = self.family.visual_mask(self.model, inputs["input_ids"], None)
+        return found & inputs["attention_mask"].bool()
+
+    def text(self, inputs: Inputs) -> Tensor:
+        """[B, S] True at text, False at visual tokens and padding."""
+        return inputs["attention_mask"].bool() & ~self.visual(inputs)
+
+    def words(self, n_rows: int, n: int = N_STEPS, start: int = 0) -> Tensor:
+        """[B, n] text tokens, the same in every row: the text of the prompt without images."""
+        row = self.case.rows[self.n_visual.index(0)]["input_ids"][0, 1:]
+        at = torch.arange(start, start + n, device=row.device) % len(row)
+        return row[at].expand(n_rows, -1)
+
+    def pruned(self, plan: str, inputs: str) -> Run:
+        """Prefill and decode under one of `plans`."""
+        if (plan, inputs) not in self._runs:
+            with apply(self.model, self.plans[plan], check=False) as handle:
+                run = self.forward(self.inputs(inputs))
+                self._runs[plan, inputs] = Run(run.logits, run.cache, handle.last)
+        return self._runs[plan, inputs]
+
+    def unpruned(self, inputs: str) -> Run:
+        """Prefill and decode of the model as it is."""
+        if ("", inputs) not in self._runs:
+            self._runs["", inputs] = self.forward(self.inputs(inputs))
+        return self._runs["", inputs]
+
+    def forward(self, inputs: Inputs, n_steps: int = N_STEPS) -> Run:
+        """Prefill and decode steps that are fed `words`."""
+        out = self.model(**inputs, position_ids=self.case.numbered(inputs), use_cache=True)
+        logits, cache = [out.logits], out.past_key_values
+        so_far = inputs
+        for step in range(n_steps):
+            word = self.words(len(inputs["input_ids"]), 1, step)
+            so_far = self.case.extended(so_far, word)
+            logits.append(self.step(word, so_far, cache))
+        return Run(torch.cat(logits, dim=1), cache, None)
+
+    def step(self, tokens: Tensor, so_far: Inputs, cache: Cache) -> Tensor:
+        """Logits of text tokens [B, n], which are the end of ``so_far``, on a kept cache."""
+        return self.model(
+            input_ids=tokens,
+            attention_mask=so_far["attention_mask"],
+            position_ids=self.case.numbered(so_far)[..., -tokens.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+
+    def reference(self, inputs: Inputs, report: Report | None, n_steps: int = N_STEPS) -> Tensor:
+        """[B, S + n_steps, V] of the model with the dropped tokens hidden, words appended."""
+        self.maskable()
+        whole = self.case.extended(inputs, self.words(len(inputs["input_ids"]), n_steps))
+        cuts = report.cuts if report else ()
+        hidden = hidden_tokens(self.visual(whole), cuts, self.n_layers)
+        return self.masked(whole, hidden)
+
+    def masked(self, inputs: Inputs, hidden: Tensor) -> Tensor:
+        """[B, S, V] of the model with tokens [L, B, S] hidden, without a cache."""
+        with hiding(self.model, hidden):
+            position_ids = self.case.numbered(inputs)
+            return self.model(**inputs, position_ids=position_ids, use_cache=False).logits
+
+    def maskable(self) -> None:
+        """Refuses models in which a mask cannot stand for a dropped token."""
+        config = self.model.config.get_text_config(decoder=True)
+        kinds = getattr(config, "layer_types", None) or ()
+        odd = sorted({kind for kind in kinds if "attention" not in kind or "linear" in kind})
+        if odd:
+            raise Inapplicable(
+                f"no mask can hide a token from {' and '.join(odd)} layers, which read the "
+                "sequence itself"
+            )
+
+    @cached_property
+    def allowed(self) -> float:
+        """Largest difference of logits that counts as none."""
+        text = self.text(self.left)
+        logits = self.unpruned("left").logits[:, : text.shape[1]][text].float()
+        exact = CLOSE * max(1.0, float(logits.std()))
+        return exact if self.is_exact else max(exact, _NOISE * self.noise)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether sums come out the same however they are batched, up to `CLOSE`."""
+        weight = next(self.model.parameters())
+        return weight.dtype == torch.float32 and weight.device.type == "cpu"
+
+    @cached_property
+    def noise(self) -> float:
+        """Largest difference between the unpruned model's rows in a batch and alone."""
+        together = self.unpruned("left").logits
+        return max(
+            self.row_difference(row, together, self.unpruned(str(row)).logits)
+            for row in range(len(self.case.rows))
+        )
+
+    def row_difference(
+        self, row: int, together: Tensor, alone: Tensor, side: str = "left"
+    ) -> float:
+        """Between a row of a batch and the row alone, at text and decode steps."""
+        real = _with_steps(self.inputs(side)["attention_mask"][row].bool(), together.shape[1])
+        text = _with_steps(self.text(self.case.rows[row])[0], alone.shape[1])
+        return distance(together[row][real][text], alone[0][text])
+
+    def at_text(self, inputs: Inputs, logits: Tensor) -> Tensor:
+        """[n, V] rows of logits at text of the prompts and at all steps after them."""
+        return logits[_with_steps(self.text(inputs), logits.shape[1])]
+
+    def require_close(self, found: float, what: str) -> float:
+        """The difference itself, where it counts as none."""
+        if not found <= self.allowed:  # also where it is not a number
+            raise Broken(f"{what}: largest difference {found:.1e} (allowed {self.allowed:.1e})")
+        return found
+
+    def within(self, found: Sequence[float]) -> str:
+        """What to say of differences that count as none."""
+        return f"largest difference {max(found):.1e} (allowed {self.allowed:.1e})"
+
+    def copied(self) -> PreTrainedModel:
+        """A second model with the same weights, where memory allows."""
+        n_bytes = sum(weight.nbytes for weight in self.model.parameters())
+        if n_bytes > _LARGE:
+            raise Inapplicable(f"a second copy of the model would take {n_bytes / 2**30:.0f} GiB")
+        return copy.deepcopy(self.model)
+
+    def generate(self, inputs: Inputs, n_tokens: int = N_STEPS, **options: Any) -> Any:
+        """What `generate` gives, greedily unless told otherwise, without placeholder tokens."""
+        fixed: Mapping[str, Any] = {
+            "max_new_tokens": n_tokens,
+            "min_new_tokens": n_tokens,
+            "do_sample": False,
+            "suppress_tokens": list(self.family.visual_ids(self.model)),
+            "pad_token_id": self.case.pad_id,
+        }
+        return self.model.generate(**inputs, **{**fixed, **options})
+
+
+def distance(one: Tensor, two: Tensor) -> float:
+    """Largest difference; nan where there is one in either, 0 between nothing and nothing."""
+    if one.shape != two.shape:
+        raise Broken(f"shapes differ: {tuple(one.shape)} and {tuple(two.shape)}")
+    return float((one.float() - two.float()).abs().max()) if one.numel() else 0.0
+
+
+def _spread(layers: Sequence[int]) -> tuple[int, int, int]:
+    """Three layers at a quarter, half and three quarters."""
+    n = len(layers)
+    if n < 3:
+        raise Inapplicable(f"the suite's plans need three layers to cut before; the model has {n}")
+    one = min(n // 4, n - 3)
+    two = max(n // 2, one + 1) if n > 3 else 1
+    return layers[one], layers[two], layers[max(3 * n // 4, two + 1)]
+
+
+def _with_steps(mask: Tensor, length: int) -> Tensor:
+    """The mask with True behind its end, up to ``length``."""
+    return torch.nn.functional.pad(mask, (0, length - mask.shape[-1]), value=True)

@@ -1,0 +1,179 @@
+"""Laws about conversations: later turns on a kept cache, and a cache that is cropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpcal.plans.execute import Handle, apply
+from tpcal.plans.laws.case import Inputs, token_like
+from tpcal.plans.laws.reference import hidden_tokens
+from tpcal.plans.laws.trial import Trial, distance
+from tpcal.plans.laws.verdict import Inapplicable
+from tpcal.plans.schema import Plan
+
+_N_WORDS = 3
+
+
+class Conversation:
+    """Feeds turns to a model with one cache, and remembers what the reference needs."""
+
+    def __init__(self, trial: Trial, handle: Handle | None = None) -> None:
+        self._trial = trial
+        self._handle = handle
+        self._rows: list[Inputs] = []
+        self._hidden: Tensor | None = None
+        self.cache: Any = None
+
+    def say(self, rows: Sequence[Inputs]) -> Tensor:
+        """Logits [B, S, V] of one more turn of every prompt; the turns are padded on the left."""
+        trial = self._trial
+        turn = trial.case.batch(rows, "left")
+        length = turn["input_ids"].shape[1]
+        padded = [trial.case.padded(row, length) for row in rows]
+        if self._rows:
+            padded = [trial.case.followed(*pair) for pair in zip(self._rows, padded, strict=True)]
+        self._rows = padded
+        whole = trial.case.batch(self._rows)
+        visual = trial.visual(turn)
+        if self.cache is not None and not visual.any():
+            logits = trial.step(turn["input_ids"], whole, self.cache)
+        else:
+            logits = self._feed(turn, whole)
+        self._remember(visual)
+        return logits
+
+    def forget(self, n_tokens: int) -> None:
+        """Crops the last tokens, which are text."""
+        self.cache.crop(-n_tokens)
+        self._rows = [
+            {
+                name: value[:, :-n_tokens] if name in token_like([row]) else value
+                for name, value in row.items()
+            }
+            for row in self._rows
+        ]
+        if self._hidden is not None:
+            self._hidden = self._hidden[..., :-n_tokens]
+
+    def wanted(self) -> Tensor:
+        """[B, S, V] of everything said, with the dropped tokens hidden and without a cache."""
+        assert self._hidden is not None
+        return self._trial.masked(self._trial.case.batch(self._rows), self._hidden)
+
+    def difference(self, logits: Tensor) -> float:
+        """Between the logits of the last tokens and the reference, at text."""
+        whole = self._trial.case.batch(self._rows)
+        n = logits.shape[1]
+        text = self._trial.text(whole)[:, -n:]
+        return distance(logits[text], self.wanted()[:, -n:][text])
+
+    def _feed(self, turn: Inputs, whole: Inputs) -> Tensor:
+        n = turn["input_ids"].shape[1]
+        out = self._trial.model(
+            **{**turn, "attention_mask": whole["attention_mask"]},
+            position_ids=self._trial.case.numbered(whole)[..., -n:],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = out.past_key_values
+        return out.logits
+
+    def _remember(self, visual: Tensor) -> None:
+        last = self._handle.last if self._handle is not None else None
+        cuts = last.cuts if last is not None and visual.any() else ()
+        hidden = hidden_tokens(visual, cuts, self._trial.n_layers)
+        before = self._hidden
+        self._hidden = hidden if before is None else torch.cat([before, hidden], dim=2)
+
+
+def text_turn(trial: Trial) -> str:
+    """A second turn of text on the pruned cache equals the reference of the whole conversation."""
+
+    def talk(conversation: Conversation) -> list[Tensor]:
+        conversation.say(trial.case.rows)
+        lengths = range(1, len(trial.case.rows) + 1)  # so that there is padding in the middle
+        turns = [[_said(trial, n) for n in lengths], [_said(trial, 1)] * len(lengths)]
+        return [conversation.say(turn) for turn in turns]
+
+    return _judged(trial, talk)
+
+
+def image_turn(trial: Trial) -> str:
+    """A second turn with new images on the pruned cache equals the reference."""
+    rows = trial.case.rows
+
+    def talk(conversation: Conversation) -> list[Tensor]:
+        conversation.say(rows)
+        return [conversation.say([*rows[1:], rows[0]]), conversation.say(_word(trial))]
+
+    return _judged(trial, talk)
+
+
+def crop(trial: Trial) -> str:
+    """A cropped cache goes on as if the last tokens had never been."""
+
+    def talk(conversation: Conversation) -> list[Tensor]:
+        conversation.say(trial.case.rows)
+        _record(conversation.cache)
+        conversation.say([_said(trial, _N_WORDS)] * len(trial.case.rows))
+        conversation.forget(_N_WORDS - 1)
+        conversation.say(_word(trial))
+        conversation.forget(_N_WORDS - 1)
+        return [conversation.say(_word(trial)), conversation.say(_word(trial))]
+
+    return _judged(trial, talk)
+
+
+def _judged(trial: Trial, talk: Callable[[Conversation], list[Tensor]]) -> str:
+    """The conversation under two plans, where the model without a plan can hold it."""
+    trial.maskable()
+    try:
+        found = _difference(Conversation(trial), talk)
+    except Exception as error:
+        raise Inapplicable(f"the unpruned model cannot: {_line(error)}") from error
+    if not found <= trial.allowed:
+        raise Inapplicable(
+            f"the unpruned model's own turn differs by {found:.1e} from running all at once"
+        )
+    plans = [trial.plans[name] for name in ("attention", "early") if name in trial.plans]
+    differences = [_pruned(trial, plan, talk) for plan in plans or [trial.plans["content"]]]
+    return trial.within(differences)
+
+
+def _pruned(trial: Trial, plan: Plan, talk: Callable[[Conversation], list[Tensor]]) -> float:
+    with apply(trial.model, plan, check=False) as handle:
+        conversation = Conversation(trial, handle)
+        logits = torch.cat(talk(conversation), dim=1)
+    return trial.require_close(conversation.difference(logits), "the turn")  # without the plan
+
+
+def _difference(conversation: Conversation, talk: Callable[[Conversation], list[Tensor]]) -> float:
+    return conversation.difference(torch.cat(talk(conversation), dim=1))
+
+
+def _said(trial: Trial, n: int) -> dict[str, Tensor]:
+    """A turn of n words."""
+    words = trial.words(1, n)
+    row = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+    for name in token_like(trial.case.rows) - set(row):
+        row[name] = torch.full_like(words, trial.case.appended.get(name, 0))
+    return row
+
+
+def _word(trial: Trial) -> list[dict[str, Tensor]]:
+    return [_said(trial, 1)] * len(trial.case.rows)
+
+
+def _record(cache: Any) -> None:
+    """Lets sliding windows be cropped."""
+    record = getattr(cache, "activate_past_recording", None)
+    if record is not None:
+        record()
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
