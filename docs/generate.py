@@ -1,14 +1,19 @@
-"""Writes docs/cli.md from the commands' own --help: `make docs`."""
+"""Writes what docs/ says of commands and families from the commands and families: `make docs`."""
 
 from __future__ import annotations
 
+import re
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 import click
 
 from tpcal.cli import cli
 
-CLI = Path(__file__).parent / "cli.md"
+DOCS = Path(__file__).parent
+CLI = DOCS / "cli.md"
+FAMILIES = DOCS / "families.md"
 
 
 def cli_page() -> str:
@@ -21,10 +26,41 @@ def cli_page() -> str:
     return "\n".join([title, *map(_section, contexts)])
 
 
+def families_page() -> str:
+    """docs/families.md with its table made anew."""
+    page = FAMILIES.read_text(encoding="utf-8")
+    pattern = r"(<!-- generated [^>]*-->\n).*(<!-- end -->)"
+    return re.sub(pattern, lambda m: m[1] + _families_table() + m[2], page, flags=re.DOTALL)
+
+
 def _section(context: click.Context) -> str:
     text = context.command.get_help(context)
     return f"## {context.command_path}\n\n```text\n{text}\n```\n"
 
 
+def _families_table() -> str:
+    """A row per family: what it serves, what it knows, and the tiny models it is tried on."""
+    sys.path.insert(0, str(DOCS.parent / "tests"))
+    import tiny
+
+    from tpcal.plans.families import families, find
+
+    cases = defaultdict(list)
+    for name in tiny.names():
+        case = tiny.case(name, "eager")  # which every model has
+        cases[find(case.model).name].append(case)
+    lines = ["| family | models | what it is for | video | tried on |", "|---|---|---|---|---|"]
+    for name, family in families().items():
+        tried = cases[name]
+        served = family.architectures or sorted({type(case.model).__name__ for case in tried})
+        models = ", ".join(kind.removesuffix("ForConditionalGeneration") for kind in served)
+        about = (sys.modules[type(family).__module__].__doc__ or "").splitlines()[0]
+        video = "yes" if any(case.videos for case in tried) else "–"
+        names = ", ".join(f"`{case.name}`" for case in tried)
+        lines.append(f"| `{name}` | {models} | {about} | {video} | {names} |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
     CLI.write_text(cli_page(), encoding="utf-8")
+    FAMILIES.write_text(families_page(), encoding="utf-8")
