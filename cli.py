@@ -158,7 +158,7 @@ def calibrate(
     metavar="N",
     help="Plans to measure.",
 )
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Stop after S seconds.")
+@click.option("--timeout", type=options.Finite(min=0), metavar="S", help="Stop after S seconds.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
 @click.option(
     "--max-cuts",
@@ -170,7 +170,7 @@ def calibrate(
 )
 @click.option(
     "--max-loss",
-    type=click.FloatRange(min=0),
+    type=options.Finite(min=0),
     metavar="NATS",
     help="Exit with 4 where the worst group loses more; nothing is written.",
 )
@@ -287,7 +287,7 @@ def check(file: str, model: ModelChoice) -> None:
 @click.option("--group", help="Of a profile: one group of samples only.")
 @click.option(
     "--threshold",
-    type=click.FloatRange(min=0),
+    type=options.Finite(min=0),
     default=0.01,
     show_default=True,
     metavar="NATS",

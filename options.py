@@ -156,6 +156,18 @@ def budget(_ctx: click.Context, _option: click.Parameter, value: str) -> float:
     return number
 
 
+class Finite(click.FloatRange):
+    """A number in a range; click's own type lets ``nan`` through, which no comparison stops."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return float(number)
+
+
 def _number(word: str) -> float:
     try:
         return float(word)

@@ -305,6 +305,14 @@ def test_show_narrows_a_profile_to_a_group(tpcal: Tpcal, tmp_path: Path) -> None
     assert "colour, reading" in wrong.stderr
 
 
+@pytest.mark.parametrize("option", ["--timeout", "--max-loss"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_limits_are_finite_numbers(tpcal: Tpcal, option: str, value: str) -> None:
+    result = tpcal("plan", "--budget", "0.22", option, value)
+    assert result.exit_code == 2
+    assert value in result.stderr
+
+
 def test_plan_predicts_without_the_model(tpcal: Tpcal, tmp_path: Path) -> None:
     _profile(tmp_path / "tpcal-out" / "tiny-1")
     result = tpcal("plan", "--budget", "0.4", "--no-measure")
