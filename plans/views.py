@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,27 +21,18 @@ Size = tuple[int, int, int]
 Views = tuple[tuple[Grid, ...], ...]
 
 
-class AnySize(Family):
-    """Base of the families whose inputs tell the (time, height, width) of images in patches."""
-
-    def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs: the model numbers padded prompts itself."""
-        return dict(inputs)
+class InOrder(Family):
+    """Base of the families whose inputs tell the views of all images and videos, in order."""
 
     def grids(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Views:
-        """One view per image and per step of a video.
+        """The views of each row's images, numbered in the order of their tokens.
 
-        Where the patch grids are not those of this pass (a later turn that comes with the grids of
-        the whole conversation, features encoded elsewhere), the rotary positions tell the sizes.
+        Where they do not fit the prompt, because features come from elsewhere, its unbroken runs
+        of visual tokens are the images.
         """
-        kinds = self.kinds(model, prompt, inputs)
-        views = by_size(prompt, kinds, self.sizes(model, inputs))
-        if tuple(sum(len(grid.row) for grid in row) for row in views) == prompt.n_visual:
-            return views
-        positions = inputs.get("position_ids")
-        if positions is None or positions.ndim < 3:
-            return super().grids(model, prompt, inputs)
-        return by_position(prompt, positions)
+        views = in_order(prompt, self.kinds(model, prompt, inputs), self.views(model, inputs))
+        fit = tuple(sum(len(grid.row) for grid in row) for row in views) == prompt.n_visual
+        return views if fit else self.unlisted(model, prompt, inputs)
 
     def kinds(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Tensor:
         """[B, S] ``IMAGE`` or ``VIDEO`` at visual tokens."""
@@ -49,7 +41,41 @@ class AnySize(Family):
             return types
         if ids is None:
             return prompt.visual * IMAGE
-        return torch.where(ids == model.config.video_token_id, VIDEO, IMAGE)
+        return torch.where(ids == getattr(model.config, "video_token_id", -1), VIDEO, IMAGE)
+
+    def views(
+        self, model: PreTrainedModel, inputs: Mapping[str, Any]
+    ) -> dict[int, list[tuple[Grid, ...]]]:
+        """For each kind, the views of all images or videos of the batch, in order."""
+        raise NotImplementedError
+
+    def unlisted(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Views:
+        """The views of each row where the inputs do not tell them."""
+        return super().grids(model, prompt, inputs)
+
+
+class AnySize(InOrder):
+    """Base of the families whose inputs tell the (time, height, width) of images in patches."""
+
+    def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs: the model numbers padded prompts itself."""
+        return dict(inputs)
+
+    def views(
+        self, model: PreTrainedModel, inputs: Mapping[str, Any]
+    ) -> dict[int, list[tuple[Grid, ...]]]:
+        """One view per image and per step of a video."""
+        sizes = self.sizes(model, inputs)
+        return {kind: [steps_of(size) for size in given] for kind, given in sizes.items()}
+
+    def unlisted(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Views:
+        """Views by the rotary positions, which tell the sizes where the patch grids are not those
+        of this pass: a later turn comes with the grids of the whole conversation.
+        """
+        positions = inputs.get("position_ids")
+        if positions is None or positions.ndim < 3:
+            return super().unlisted(model, prompt, inputs)
+        return by_position(prompt, positions)
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:
         """For each kind, sizes in tokens of all images or videos of the batch, in order."""
@@ -65,40 +91,45 @@ class AnySize(Family):
         return sizes
 
 
-def by_size(prompt: Prompt, kinds: Tensor, sizes: Mapping[int, Sequence[Size]]) -> Views:
-    """The views of each row from the sizes of all images and videos.
+def in_order(
+    prompt: Prompt, kinds: Tensor, views: Mapping[int, Sequence[tuple[Grid, ...]]]
+) -> Views:
+    """The views of each row from those of all images and videos, which are numbered here.
 
     Args:
         prompt: Without grids.
         kinds: [B, S] ``IMAGE`` or ``VIDEO`` at visual tokens.
-        sizes: For each kind, row after row of the batch.
-
-    Returns:
-        One view per image and per step of a video; with fewer or more tokens than a row has where
-        the sizes are not those of this batch.
+        views: For each kind, row after row of the batch.
     """
-    if len(sizes) == 1:
-        of_rows = [list(sizes) * n for n in prompt.n_visual]
+    if len(views) == 1:
+        of_rows = [list(views) * n for n in prompt.n_visual]
     else:
         of_rows = [
             row[seen].tolist() for row, seen in zip(kinds.cpu(), prompt.visual.cpu(), strict=True)
         ]
-    left = {kind: iter(given) for kind, given in sizes.items()}
-    return tuple(_row_by_size(kinds_of_row, left) for kinds_of_row in of_rows)
+    left = {kind: iter(given) for kind, given in views.items()}
+    return tuple(_row_in_order(kinds_of_row, left) for kinds_of_row in of_rows)
 
 
-def _row_by_size(kinds: Sequence[int], left: Mapping[int, Iterator[Size]]) -> tuple[Grid, ...]:
+def _row_in_order(
+    kinds: Sequence[int], left: Mapping[int, Iterator[tuple[Grid, ...]]]
+) -> tuple[Grid, ...]:
     grids: list[Grid] = []
     done = image = 0
     while done < len(kinds):
-        size = next(left.get(kinds[done], iter(())), None)
-        if size is None:
+        views = next(left.get(kinds[done], iter(())), None)
+        if views is None:
             break
-        steps, n_rows, n_cols = size
-        grids += [rect_grid(n_rows, n_cols, image=image, time=time) for time in range(steps)]
-        done += steps * n_rows * n_cols
+        grids += [replace(view, image=image) for view in views]
+        done += sum(len(view.row) for view in views)
         image += 1
     return tuple(grids)
+
+
+def steps_of(size: Size) -> tuple[Grid, ...]:
+    """One view per step of an image or video, in reading order."""
+    steps, n_rows, n_cols = size
+    return tuple(rect_grid(n_rows, n_cols, time=time) for time in range(steps))
 
 
 def by_position(prompt: Prompt, positions: Tensor) -> Views:

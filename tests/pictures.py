@@ -123,7 +123,7 @@ def in_rows(images: Inputs, patch: int) -> list[list[int]]:
     ids = []
     for height, width in images["image_sizes"].tolist():
         row = [*[IMAGE] * (width // patch), BREAK]
-        ids.append([*row * (height // patch)][:-1] + [END])
+        ids.append([*(row * (height // patch))[:-1], END])
     return ids
 
 

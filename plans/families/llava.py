@@ -1,40 +1,60 @@
-"""LLaVA-1.5: one square grid per image, placeholders of one id, a plain causal decoder."""
+"""LLaVA-1.5 and VipLLaVA: one square grid per image; Pixtral in LLaVA's class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.families import mistral3
 from tpcal.plans.families.base import Family, square_grid
 from tpcal.plans.stack import Grid, Prompt
+from tpcal.plans.vision import Tower, tower_of
 
 
 class Llava(Family):
-    """`LlavaForConditionalGeneration` with one image size (Liu et al. 2023, arXiv 2310.03744)."""
+    """Liu et al. 2023 (arXiv 2310.03744), Cai et al. 2023 (arXiv 2312.00784)."""
 
     name = "llava"
-    architectures = ("LlavaForConditionalGeneration",)
+    architectures = ("LlavaForConditionalGeneration", "VipLlavaForConditionalGeneration")
 
     def grids(
         self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
     ) -> tuple[tuple[Grid, ...], ...]:
-        """Every image of a row has the grid of the vision tower, with a class token or without."""
+        """Every image of a row has the grid of the vision tower, with a class token or without.
+
+        Pixtral's tower takes images of any size.
+        """
         vision = model.config.vision_config
+        if _is_pixtral(model):
+            return mistral3.FAMILY.grids(model, prompt, inputs)
         side = vision.image_size // vision.patch_size
         return tuple(_images(side, n) for n in prompt.n_visual)
 
-    def problems(self, model: PreTrainedModel) -> list[str]:
-        """Pixtral towers have images of any size, which this family does not know."""
-        kind = model.config.vision_config.model_type
-        if kind == "pixtral":
-            return [f"The vision tower must have one image size; got {kind!r}."]
-        return []
+    def tower(self, model: PreTrainedModel) -> Tower | None:
+        """CLIP has a class token, SigLIP has none; Pixtral's is not offered."""
+        if _is_pixtral(model):
+            return None
+        return tower_of(model.base_model.vision_tower, model.config.vision_feature_layer)
+
+    def by_visual_token(
+        self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """Patches are visual tokens; "default" leaves the tower's first token out."""
+        mine = getattr(model.config, "vision_feature_select_strategy", "default")  # not VipLLaVA's
+        whole = (inputs.get("vision_feature_select_strategy") or mine) != "default"
+        return torch.cat([images if whole else images[:, 1:] for images in patches]).flatten(0, 1)
 
 
 FAMILY = Llava()
+
+
+def _is_pixtral(model: PreTrainedModel) -> bool:
+    return model.config.vision_config.model_type == "pixtral"
 
 
 def _n_tokens(side: int, n_visual: int) -> int:

@@ -100,14 +100,3 @@ def test_the_shape_of_the_decoder(model):
     assert (shape.n_heads, shape.n_kv_heads, shape.head_dim) == (4, 2, 16)
     assert (shape.vocab, shape.dtype_bytes) == (97, 4)
     assert decoder_shape(tiny_llava(dtype=torch.bfloat16)).dtype_bytes == 2
-
-
-def test_a_tower_with_images_of_any_size_is_refused(model):
-    vision = model.config.vision_config
-    kind = vision.model_type
-    vision.model_type = "pixtral"
-    try:
-        assert "one image size" in find(model).problems(model)[0]
-    finally:
-        vision.model_type = kind
-    assert find(model).problems(model) == []

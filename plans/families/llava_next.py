@@ -1,0 +1,93 @@
+"""LLaVA-NeXT and LLaVA-NeXT-Video: an overview of each image and its tiles without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import select_best_resolution
+
+from tpcal.plans.families.base import rect_grid
+from tpcal.plans.stack import Grid
+from tpcal.plans.views import IMAGE, VIDEO, InOrder, steps_of
+
+
+class LlavaNext(InOrder):
+    """Liu et al. 2024, "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge" (blog).
+
+    The tiles of an image lie side by side in one view. Its outermost cells may reach beyond the
+    image by less than a cell, as padding leaves in whole cells.
+    """
+
+    name = "llava_next"
+    architectures = ("LlavaNextForConditionalGeneration", "LlavaNextVideoForConditionalGeneration")
+
+    def views(
+        self, model: PreTrainedModel, inputs: Mapping[str, Any]
+    ) -> dict[int, list[tuple[Grid, ...]]]:
+        """An image is its overview and its tiles; a video has one view per frame."""
+        side = tower_side(model)
+        sizes = inputs.get("image_sizes")
+        pictures = [] if sizes is None else torch.as_tensor(sizes).tolist()
+        tiles = [tiled_shape(model, side, size) for size in pictures]
+        images: list[tuple[Grid, ...]] = [
+            (rect_grid(side, side), with_newlines(*shape)) for shape in tiles
+        ]
+        pooled = side // getattr(model.config, "spatial_pool_stride", 1)
+        videos = [steps_of((n, pooled, pooled)) for n in n_frames(inputs, pooled * pooled)]
+        return {kind: views for kind, views in ((IMAGE, images), (VIDEO, videos)) if views}
+
+
+FAMILY = LlavaNext()
+
+
+def tower_side(model: PreTrainedModel) -> int:
+    """Tokens along one side of a picture that the tower sees."""
+    vision: Any = model.config.vision_config
+    return vision.image_size // vision.patch_size
+
+
+def tiled_shape(model: PreTrainedModel, side: int, size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of tokens of an image's tiles, without the padding.
+
+    Args:
+        model: The model.
+        side: Tokens along one side of a tile.
+        size: Height and width of the image in pixels.
+    """
+    height, width = size
+    tile = model.config.vision_config.image_size
+    best = select_best_resolution(tuple(size), model.config.image_grid_pinpoints)
+    n_rows, n_cols = (side * (length // tile) for length in best)
+    if width / height > n_cols / n_rows:
+        return n_rows - _padding(n_rows, height * (n_cols / width)), n_cols
+    return n_rows, n_cols - _padding(n_cols, width * (n_rows / height))
+
+
+def with_newlines(n_rows: int, n_cols: int) -> Grid:
+    """A view in reading order with a token behind every row."""
+    place = torch.arange(n_rows * (n_cols + 1))
+    return Grid(place // (n_cols + 1), place % (n_cols + 1), n_rows, n_cols + 1, n_extra_cols=1)
+
+
+def n_frames(inputs: Mapping[str, Any], n_per_frame: int, n_extra: int = 0) -> list[int]:
+    """Frames of each video of the batch.
+
+    Args:
+        inputs: Of the base model.
+        n_per_frame: Tokens of a frame.
+        n_extra: Further tokens of a video.
+    """
+    pixels = inputs.get("pixel_values_videos")
+    if pixels is not None:
+        return [pixels.shape[1]] * pixels.shape[0]
+    encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
+    features = () if encoded is None else encoded.pooler_output
+    return [(len(video) - n_extra) // n_per_frame for video in features]
+
+
+def _padding(n: int, content: float) -> int:
+    """Cells that leave, as many on both sides, where so many of n hold the image."""
+    return (n - int(round(content, 7))) // 2 * 2

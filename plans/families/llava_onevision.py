@@ -1,0 +1,78 @@
+"""LLaVA-OneVision: tiles shrunk to a limit; several images and videos without tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tpcal.plans.families.base import rect_grid
+from tpcal.plans.families.llava_next import n_frames, tiled_shape, tower_side, with_newlines
+from tpcal.plans.stack import Grid
+from tpcal.plans.views import IMAGE, VIDEO, InOrder, steps_of
+
+_SLACK = 1.1
+"""Tiles shrink where their sides are this many times too long."""
+
+
+class LlavaOnevision(InOrder):
+    """Li et al. 2024 (arXiv 2408.03326), as transformers packs it."""
+
+    name = "llava_onevision"
+    architectures = ("LlavaOnevisionForConditionalGeneration",)
+
+    def views(
+        self, model: PreTrainedModel, inputs: Mapping[str, Any]
+    ) -> dict[int, list[tuple[Grid, ...]]]:
+        """Overview and tiles of an only image; otherwise one view per image and frame."""
+        side = tower_side(model)
+        sizes = inputs.get("image_sizes")
+        pictures = [] if sizes is None else torch.as_tensor(sizes).tolist()
+        pairs = zip(pictures, _are_tiled(inputs, len(pictures), side * side), strict=True)
+        images: list[tuple[Grid, ...]] = [
+            (rect_grid(side, side), with_newlines(*_shrunk(model, side, size)))
+            if tiled
+            else (_with_end(rect_grid(side, side)),)
+            for size, tiled in pairs
+        ]
+        pooled = math.ceil(side / 2)
+        lengths = n_frames(inputs, pooled * pooled, n_extra=1)
+        videos = [_ended(steps_of((n, pooled, pooled))) for n in lengths]
+        return {kind: views for kind, views in ((IMAGE, images), (VIDEO, videos)) if views}
+
+
+FAMILY = LlavaOnevision()
+
+
+def _are_tiled(inputs: Mapping[str, Any], n_images: int, n_tower: int) -> list[bool]:
+    """Whether each image is; those of a prompt with several are not."""
+    encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
+    if encoded is not None:
+        return [len(features) != n_tower + 1 for features in encoded.pooler_output]
+    counts = inputs.get("batch_num_images")
+    if counts is None:
+        return [True] * n_images
+    return [n == 1 for n in torch.as_tensor(counts).tolist() for _ in range(n)]
+
+
+def _shrunk(model: PreTrainedModel, side: int, size: list[int]) -> tuple[int, int]:
+    """Rows and columns of the tiles, of which there may be no more than the config says."""
+    n_rows, n_cols = tiled_shape(model, side, size)
+    most = int(model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
+    ratio = math.sqrt(n_rows * n_cols / (most * side**2))
+    return (int(n_rows // ratio), int(n_cols // ratio)) if ratio > _SLACK else (n_rows, n_cols)
+
+
+def _with_end(view: Grid) -> Grid:
+    """The view with one more token, which covers nothing, in a column of its own."""
+    row = torch.cat([view.row, view.row[-1:]])
+    col = torch.cat([view.col, torch.tensor([view.n_cols])])
+    return replace(view, row=row, col=col, n_cols=view.n_cols + 1, n_extra_cols=1)
+
+
+def _ended(frames: tuple[Grid, ...]) -> tuple[Grid, ...]:
+    return (*frames[:-1], _with_end(frames[-1]))

@@ -1,0 +1,40 @@
+"""Mistral 3, LightOnOCR and other models with Pixtral's tower: one view per image, of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tpcal.plans.stack import Grid
+from tpcal.plans.views import IMAGE, InOrder, steps_of
+
+
+class Mistral3(InOrder):
+    """Agrawal et al. 2024 (arXiv 2410.07073) for the tower.
+
+    The tokens that the processor puts behind every row of an image are text to the model, and
+    never pruned.
+    """
+
+    name = "mistral3"
+    architectures = ("Mistral3ForConditionalGeneration", "LightOnOcrForConditionalGeneration")
+
+    def views(
+        self, model: PreTrainedModel, inputs: Mapping[str, Any]
+    ) -> dict[int, list[tuple[Grid, ...]]]:
+        """Whole cells of patches; a rest at the right or lower edge makes none."""
+        sizes = inputs.get("image_sizes")
+        if sizes is None:
+            return {}
+        config: Any = model.config
+        cell = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
+        pictures = torch.as_tensor(sizes).tolist()
+        return {
+            IMAGE: [steps_of((1, height // cell, width // cell)) for height, width in pictures]
+        }
+
+
+FAMILY = Mistral3()

@@ -1,0 +1,64 @@
+"""Video-LLaVA: one square grid per image and per frame of a video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tpcal.plans.families.base import Family, rect_grid, square_grid
+from tpcal.plans.families.llava_next import tower_side
+from tpcal.plans.stack import Grid, Prompt
+
+_VIDEO = 2
+
+
+class VideoLlava(Family):
+    """Lin et al. 2023 (arXiv 2311.10122).
+
+    Frames keep the tower's class token, images lose it. An unbroken run of video tokens is one
+    video: encoded frames do not tell where a video ends.
+    """
+
+    name = "video_llava"
+    architectures = ("VideoLlavaForConditionalGeneration",)
+
+    def grids(
+        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Grid, ...], ...]:
+        """One view per image and per frame."""
+        side = tower_side(model)
+        kinds = prompt.visual.long()
+        ids = inputs.get("input_ids")
+        if ids is not None:
+            kinds = kinds.masked_fill(prompt.visual & (ids == model.config.video_token_id), _VIDEO)
+        return tuple(
+            tuple(
+                replace(view, image=image)
+                for image, views in enumerate(_pictures(row, side))
+                for view in views
+            )
+            for row in kinds.cpu()
+        )
+
+
+FAMILY = VideoLlava()
+
+
+def _pictures(kinds: Tensor, side: int) -> Iterator[tuple[Grid, ...]]:
+    """The views of every image and video of a row.
+
+    Args:
+        kinds: [S] 0 at text, 1 at images, 2 at videos.
+        side: Tokens along one side of an image.
+    """
+    frame = square_grid(side, n_extra=1)
+    for kind, n in zip(*torch.unique_consecutive(kinds, return_counts=True), strict=True):
+        if kind == _VIDEO:
+            yield tuple(replace(frame, time=time) for time in range(int(n) // len(frame.row)))
+        elif kind:
+            yield from [(rect_grid(side, side),)] * (int(n) // side**2)
