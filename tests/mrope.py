@@ -26,21 +26,6 @@ WORD = 16
 VOCAB = 120
 PATCH, MERGE = 4, 2
 
-TEXT: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCAB,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
-    "bos_token_id": BOS,
-    "eos_token_id": None,
-    "pad_token_id": PAD,
-    "initializer_range": 0.15,
-}
-"""Text part of every config."""
-
 Part = int | tuple[int, int] | tuple[int, int, int]
 """Words, an image of (rows, columns) tokens, or a video of (steps, rows, columns) tokens."""
 
@@ -122,6 +107,24 @@ class Writer:
         if self.merge_sizes:
             inputs["video_merge_sizes"] = torch.full((len(sizes),), MERGE)
         return inputs
+
+
+def text(**changes: Any) -> dict[str, Any]:
+    """Text part of a config, made anew as configs change the dictionaries they get."""
+    made = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCAB,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        "bos_token_id": BOS,
+        "eos_token_id": None,
+        "pad_token_id": PAD,
+        "initializer_range": 0.15,
+    }
+    return {**made, **changes}
 
 
 def case(name: str, kind: type[Any], config: Any, attn: str, writer: Writer) -> Case:

@@ -34,7 +34,7 @@ def build(attn: str) -> Case:
             "patch_size": mrope.PATCH,
             "initializer_range": 0.1,
         },
-        text_config={**mrope.TEXT, **experts, "tie_word_embeddings": False},
+        text_config=mrope.text(tie_word_embeddings=False, **experts),
         tie_word_embeddings=False,
         image_token_id=mrope.IMAGE,
         video_token_id=mrope.VIDEO,

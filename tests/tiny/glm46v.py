@@ -12,7 +12,7 @@ from tpcal.plans.laws import Case
 def build(attn: str) -> Case:
     config = Glm46VConfig(
         vision_config={"model_type": "glm4v_vision", **VISION},
-        text_config=Glm4vTextConfig(**mrope.TEXT),
+        text_config=Glm4vTextConfig(**mrope.text()),
         **TOKENS,
     )
     return mrope.case("glm46v", Glm46VForConditionalGeneration, config, attn, writer())

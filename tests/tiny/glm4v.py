@@ -31,7 +31,7 @@ TOKENS = {
 
 
 def build(attn: str) -> Case:
-    config = Glm4vConfig(vision_config=VISION, text_config=mrope.TEXT, **TOKENS)
+    config = Glm4vConfig(vision_config=VISION, text_config=mrope.text(), **TOKENS)
     return mrope.case("glm4v", Glm4vForConditionalGeneration, config, attn, writer())
 
 

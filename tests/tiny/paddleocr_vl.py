@@ -23,7 +23,7 @@ def build(attn: str) -> Case:
             "image_size": 8 * mrope.PATCH,
             "patch_size": mrope.PATCH,
         },
-        text_config={**mrope.TEXT, "head_dim": 16, "tie_word_embeddings": False},
+        text_config=mrope.text(head_dim=16, tie_word_embeddings=False),
         tie_word_embeddings=False,
         image_token_id=mrope.IMAGE,
         video_token_id=mrope.VIDEO,

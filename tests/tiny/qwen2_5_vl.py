@@ -25,7 +25,7 @@ def build(attn: str) -> Case:
             "fullatt_block_indexes": [1],
             "initializer_range": 0.1,
         },
-        text_config=mrope.TEXT,
+        text_config=mrope.text(),
         image_token_id=mrope.IMAGE,
         video_token_id=mrope.VIDEO,
         vision_start_token_id=mrope.START,

@@ -20,7 +20,7 @@ def build(attn: str) -> Case:
             "patch_size": mrope.PATCH,
             "initializer_range": 0.1,
         },
-        text_config=mrope.TEXT,
+        text_config=mrope.text(),
         image_token_id=mrope.IMAGE,
         video_token_id=mrope.VIDEO,
         vision_start_token_id=mrope.START,

@@ -24,7 +24,7 @@ VISION = {
 def build(attn: str) -> Case:
     config = Qwen3VLConfig(
         vision_config=VISION,
-        text_config={**mrope.TEXT, "head_dim": 16},
+        text_config=mrope.text(head_dim=16),
         image_token_id=mrope.IMAGE,
         video_token_id=mrope.VIDEO,
         vision_start_token_id=mrope.START,

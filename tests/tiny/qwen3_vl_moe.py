@@ -14,7 +14,7 @@ def build(attn: str) -> Case:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
     config = Qwen3VLMoeConfig(
         vision_config=VISION,
-        text_config={**mrope.TEXT, "head_dim": 16, **experts},
+        text_config=mrope.text(head_dim=16, **experts),
         image_token_id=mrope.IMAGE,
         video_token_id=mrope.VIDEO,
         vision_start_token_id=mrope.START,

@@ -16,7 +16,7 @@ from tpcal.plans.laws import Case
 
 
 def build(attn: str) -> Case:
-    text = {**mrope.TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    text = mrope.text(rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     config = VideoLlama3Config(
         vision_config={
             "hidden_size": 32,
