@@ -8,21 +8,28 @@ does.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans import stack
+from tpcal.plans import stack, vision
 from tpcal.plans.attention import Capture, Probe, probing
 from tpcal.plans.errors import UsageError
 from tpcal.plans.execute import is_applied
 from tpcal.plans.families import find
-from tpcal.plans.forward import CutRecord, ForwardPass, prepare, shared_layers, with_grids
+from tpcal.plans.forward import (
+    CutRecord,
+    ForwardPass,
+    PreparedCut,
+    prepare,
+    shared_layers,
+    with_grids,
+)
 from tpcal.plans.schema import Cut
 
 
@@ -107,6 +114,9 @@ class Tape:
         captures: dict[int, Capture] = {}
         with ExitStack() as undo:
             probes: Mapping[int, Probe] = {}
+            seen = None
+            if max(prompt.n_visual) and vision.problem(family, model) is None:
+                seen = undo.enter_context(vision.reading(family, model))
             if every_layer and max(prompt.n_visual):
                 modules = {at: family.attention(layer) for at, layer in enumerate(layers)}
                 probes = undo.enter_context(probing(modules))
@@ -139,6 +149,8 @@ class Tape:
                 undo.callback(hook.remove)
             undo.callback(layers[-1].register_forward_hook(after).remove)
             family.base(model)(**family.numbered(inputs), use_cache=False)
+            if seen is not None:
+                prompt = replace(prompt, vision=seen.of(prompt, inputs))
             for at, probe in probes.items():
                 capture = probe.take()
                 assert capture is not None
@@ -186,10 +198,12 @@ class Tape:
 
         Raises:
             ValueError: No cut, or a layer the model has not.
+            UsageError: A selector needs the vision tower's attention, which cannot be read.
         """
         prepared = prepare(cuts)
         if not prepared or max(prepared) >= self.n_layers:
             raise ValueError(f"cuts must be at layers below {self.n_layers}; got {list(cuts)}.")
+        self._check_vision(prepared.values())
         first = min(prepared)
         start = first if first in self._states else 0
         asked = [at - 1 for at, cut in prepared.items() if cut.reads_attention and at > start]
@@ -239,6 +253,14 @@ class Tape:
         turned = torch.cosine_similarity(before, after, dim=-1) < tau
         visual = self._prompt.visual
         return (turned & visual).sum(dim=1) / visual.sum(dim=1)
+
+    def _check_vision(self, cuts: Iterable[PreparedCut]) -> None:
+        if self._prompt.vision is not None or not max(self._prompt.n_visual):
+            return
+        for prepared in cuts:
+            if "vision" in prepared.needs:
+                unread = vision.problem(self._family, self._model)
+                raise UsageError(f"The selector {prepared.cut.selector} {unread}")
 
     def _run(self, run: ForwardPass, start: int, first: int, positions: Tensor) -> Replayed:
         hidden = self._states[start]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "tpcal_probe"
-_CHUNK = 2**23  # score entries that exist at one time
+CHUNK = 2**23  # score entries that exist at one time
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,28 @@ class Probe:
 @contextmanager
 def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Probe]]:
     """Readers on attention modules, by layer; afterwards the modules are as before."""
-    probes: dict[int, Probe] = {}
-    try:
+    probes = {layer: Probe(module) for layer, module in modules.items()}
+    with ExitStack() as undo:
         for layer, module in modules.items():
-            probes[layer] = Probe(module)
-            config = copy.copy(probes[layer].config)
-            config._attn_implementation_internal = NAME
-            config._tpcal_probe = probes[layer]
-            module.config = config
+            undo.enter_context(switched(module, NAME, probes[layer]))
         yield probes
+
+
+@contextmanager
+def switched(module: nn.Module, name: str, reader: Any) -> Iterator[None]:
+    """An attention module that calls the function registered as ``name``.
+
+    The function finds ``reader`` in the module's config, which is a copy made for this module.
+    """
+    config = module.config
+    copied: Any = copy.copy(config)
+    copied._attn_implementation_internal = name
+    copied._tpcal_reader = reader
+    module.config = copied
+    try:
+        yield
     finally:
-        for layer, probe in probes.items():
-            modules[layer].config = probe.config
+        module.config = config
 
 
 def probe_attention(
@@ -95,11 +105,11 @@ def probe_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention output of the module's own kernel; fills the probe where it has a request."""
-    probe: Probe = module.config._tpcal_probe  # type: ignore[union-attr, assignment]
+    probe: Probe = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
     if probe.request is not None:
         probe.capture = read(query, key, attention_mask, scaling, probe.request)
         probe.request = None
-    kernel = _kernel(module, probe.config._attn_implementation)
+    kernel = kernel_of(module, probe.config._attn_implementation)
     return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
@@ -119,7 +129,7 @@ def read(
         request: What is wanted.
     """
     n_new = query.shape[2]
-    logits = _score_rows(query, key, mask, scaling, request.last[:, None])[:, :, 0]  # [B, H, K]
+    logits = score_rows(query, key, mask, scaling, request.last[:, None])[:, :, 0]  # [B, H, K]
     t2v = v2t = None
     if request.text is not None and request.visual is not None:
         t2v = _mass(query, key, mask, scaling, request.text, request.visual)
@@ -129,7 +139,7 @@ def read(
     return Capture(logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:], t2v, v2t)
 
 
-def _score_rows(
+def score_rows(
     query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, columns: Tensor
 ) -> Tensor:
     """[B, H, R, K] masked scores of the query columns [B, R], in float32 or wider."""
@@ -171,16 +181,16 @@ def _mass(
     is_target = torch.zeros(key.shape[0], n_keys, dtype=torch.bool, device=key.device)
     is_target.scatter_(1, targets[0] + (n_keys - n_new), targets[1])
     total = torch.zeros(query.shape[0], device=key.device)
-    step = max(1, _CHUNK // (query.shape[0] * query.shape[1] * n_keys))
+    step = max(1, CHUNK // (query.shape[0] * query.shape[1] * n_keys))
     for start in range(0, columns.shape[1], step):
         part = slice(start, start + step)
-        weights = _score_rows(query, key, mask, scaling, columns[:, part]).softmax(dim=-1)
+        weights = score_rows(query, key, mask, scaling, columns[:, part]).softmax(dim=-1)
         mass = (weights * is_target[:, None, None, :]).sum(dim=-1).mean(dim=1)  # [B, R]
         total += mass.masked_fill(~valid[:, part], 0).sum(dim=1).to(total.dtype)
     empty = (valid.sum(dim=1) == 0) | (targets[1].sum(dim=1) == 0)
     return (total / valid.sum(dim=1)).masked_fill(empty, torch.nan)
 
 
-def _kernel(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def kernel_of(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

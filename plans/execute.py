@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tpcal.plans import encoded, stack
+from tpcal.plans import encoded, stack, vision
 from tpcal.plans.attention import Probe, probing
 from tpcal.plans.cache import check_cache, kv_bytes
 from tpcal.plans.errors import FitError, UsageError
@@ -133,6 +133,7 @@ class Handle:
         self._pass: ForwardPass | None = None
         self._starts = True
         self._probes: Mapping[int, Probe] = {}
+        self._vision: vision.Vision | None = None
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._attach(undo)
@@ -178,6 +179,8 @@ class Handle:
         for hook in hooks:
             undo.callback(hook.remove)
         encoded.remember(base, undo)
+        if any("vision" in cut.needs for cut in self._cuts.values()):
+            self._vision = undo.enter_context(vision.reading(family, model))
         family.attach(model, lambda: self._pass, undo)
         _refuse_chunks(model, undo)
 
@@ -250,7 +253,10 @@ class Handle:
             if ids is None:
                 _LOG.warning("No visual token was found in inputs_embeds, so nothing is pruned.")
             return None
-        return with_grids(self._family, self._model, prompt, self._inputs)
+        prompt = with_grids(self._family, self._model, prompt, self._inputs)
+        if self._vision is None:
+            return prompt
+        return replace(prompt, vision=self._vision.of(prompt, self._inputs))
 
 
 def _identity_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
@@ -295,6 +301,9 @@ def _problems(plan: Plan, model: PreTrainedModel) -> list[str]:
         except UsageError as error:
             problems.append(f"cuts[{i}].selector: {error}")
             continue
+        unread = vision.problem(family, model) if "vision" in selector.needs else None
+        if unread is not None:
+            problems.append(f"cuts[{i}].selector: {cut.selector} {unread}")
         if cut.layer < selector.min_layer:
             problems.append(
                 f"cuts[{i}].layer must be at least {selector.min_layer} for {cut.selector}, which "

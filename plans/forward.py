@@ -32,6 +32,11 @@ class PreparedCut:
     reads_attention: bool
     """The attention of the layer before is needed."""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the selector needs."""
+        return frozenset() if self.selector is None else self.selector.needs
+
 
 def prepare(cuts: Sequence[Cut]) -> dict[int, PreparedCut]:
     """The cuts by layer.
@@ -231,7 +236,7 @@ class ForwardPass:
             n_left = tuple(n if f else a for n, a, f in zip(n_left, alive, fires, strict=True))
         columns, valid = stack.columns_of(before.take(prompt.visual), max(alive))
         index = stack.ranks(prompt, before, columns, valid)
-        stays = valid
+        stays, merged = valid, None
         if n_left != alive:
             wanted = torch.tensor(n_left, device=hidden.device)
             if prepared.selector is None:
@@ -239,8 +244,12 @@ class ForwardPass:
             else:
                 tokens = self._tokens(prepared, hidden, capture, columns, valid, index)
                 stays = prepared.selector.select(tokens, wanted)
+                merged = prepared.selector.merged(tokens, stays)
             self.survivors, order = stack.narrowed(prompt, before, columns, stays, n_left)
             hidden = stack.take_columns(hidden, order)
+            if merged is not None:
+                visual = self.survivors.take(prompt.visual)
+                hidden = stack.with_states(hidden, visual, merged, stays, max(n_left))
         t2v = v2t = None
         if cut.condition is not None and capture is not None:
             t2v, v2t = capture.text_to_visual, capture.visual_to_text
@@ -256,11 +265,14 @@ class ForwardPass:
         valid: Tensor,
         index: Tensor,
     ) -> Tokens:
-        assert prepared.selector is not None
-        prompt, needs = self._prompt, prepared.selector.needs
+        prompt, needs = self._prompt, prepared.needs
         if self._grid_table is None:
             self._grid_table = stack.grid_table(prompt).to(hidden.device)
-        image, row, col, shape = stack.grid_places(self._grid_table, index)
+        place = stack.by_rank(self._grid_table, index)
+        vision: Tensor | None = None
+        if "vision" in needs:
+            assert prompt.vision is not None, "the vision tower was not read"
+            vision = stack.by_rank(prompt.vision, index, 0)
         text: tuple[Tensor, Tensor] | None = None
         if "text" in needs:
             text = stack.columns_of(self.survivors.take(prompt.text), prompt.n_query_text)
@@ -271,11 +283,11 @@ class ForwardPass:
             hidden=stack.take_columns(hidden, columns),
             valid=valid,
             index=index,
-            image=image,
+            image=place[..., 0],
             n_original=torch.tensor(prompt.n_visual, device=hidden.device),
-            grid_row=row,
-            grid_col=col,
-            grid_shape=shape,
+            grid_row=place[..., 1],
+            grid_col=place[..., 2],
+            grid_shape=place[..., 3:5],
             logits=None if scores is None else _by_token(scores.logits, columns),
             lse=None if scores is None else scores.lse,
             keys=None if keys is None else stack.take_columns(keys, columns),
@@ -283,6 +295,9 @@ class ForwardPass:
             text_valid=None if text is None else text[1],
             text_keys=None if text is None or keys is None else stack.take_columns(keys, text[0]),
             final_norm=self._final_norm if "norm" in needs else None,
+            vision_scores=None if vision is None else vision[..., 0],
+            vision_keys=None if vision is None else vision[..., 1:],
+            covers=place[..., 5] > 0,
         )
 
     def _capture(self, layer: int) -> Capture:

@@ -75,6 +75,9 @@ class Prompt:
     """Most ``text`` tokens of a row."""
     text_before_visual: bool
     """A ``text`` token stands before a visual one, so that visual tokens can attend to text."""
+    vision: Tensor | None = None
+    """[B, N, 1 + E] what the vision tower showed of each visual token, by rank; see
+    tpcal.plans.vision. None where no selector needs it."""
 
     @property
     def n_rows(self) -> int:
@@ -171,23 +174,23 @@ def ranks(prompt: Prompt, survivors: Survivors, columns: Tensor, valid: Tensor) 
 
 
 def grid_table(prompt: Prompt) -> Tensor:
-    """[B, N0, 5] image, grid row, column and shape of every original rank, on the CPU."""
-    table = torch.full((prompt.n_rows, max(prompt.n_visual), 5), -1, dtype=torch.int64)
+    """[B, N0, 6] view, grid row, column, shape and cover of every rank, on the CPU."""
+    table = torch.full((prompt.n_rows, max(prompt.n_visual), 6), -1, dtype=torch.int64)
     for b, grids in enumerate(prompt.grids):
         start = 0
         for number, grid in enumerate(grids):
             part = table[b, start : start + len(grid.row)]
             part[:, 0], part[:, 1], part[:, 2] = number, grid.row, grid.col
             part[:, 3], part[:, 4] = grid.n_rows, grid.n_cols
+            part[:, 5] = grid.col < grid.n_cols - grid.n_extra_cols
             start += len(grid.row)
     return table
 
 
-def grid_places(table: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image, grid row, column [B, N] and grid shape [B, N, 2] of ranks [B, N]; -1 on filler."""
+def by_rank(table: Tensor, index: Tensor, filler: float = -1) -> Tensor:
+    """[B, N, C] rows of a table [B, N0, C] at the ranks [B, N]; ``filler`` where they are -1."""
     rows = torch.arange(index.shape[0], device=index.device)[:, None]
-    found = table[rows, index.clamp(min=0)].masked_fill((index < 0)[..., None], -1)
-    return found[..., 0], found[..., 1], found[..., 2], found[..., 3:]
+    return table[rows, index.clamp(min=0)].masked_fill((index < 0)[..., None], filler)
 
 
 def flat_keys(keys: Tensor) -> Tensor:
@@ -253,6 +256,24 @@ def take_columns(states: Tensor, columns: Tensor) -> Tensor:
         return states.index_select(1, columns[0])
     states = states.expand(columns.shape[0], *states.shape[1:])
     return states[torch.arange(columns.shape[0], device=columns.device)[:, None], columns]
+
+
+def with_states(
+    hidden: Tensor, visual: Tensor, states: Tensor, stays: Tensor, n_columns: int
+) -> Tensor:
+    """[B, m, D] states in which those of the visual tokens are others.
+
+    Args:
+        hidden: [B, m, D].
+        visual: [B, m] bool, its visual columns.
+        states: [B, N, D] of more tokens.
+        stays: [B, N] bool, which of these the visual columns hold, in the same order.
+        n_columns: Most visual tokens of a row.
+    """
+    columns, valid = columns_of(visual, n_columns)
+    taken = take_columns(states, columns_of(stays, n_columns)[0])
+    taken = torch.where(valid[..., None], taken, take_columns(hidden, columns))
+    return hidden.scatter(1, columns[..., None].expand(-1, -1, hidden.shape[2]), taken)
 
 
 def scattered(states: Tensor, survivors: Survivors, length: int) -> Tensor:

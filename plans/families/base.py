@@ -7,7 +7,7 @@ The defaults follow transformers' own conventions: `get_decoder`, `image_token_i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,7 @@ from tpcal.plans.stack import Grid, Prompt
 
 if TYPE_CHECKING:
     from tpcal.plans.forward import ForwardPass
+    from tpcal.plans.vision import Tower
 
 _TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
@@ -153,6 +154,28 @@ class Family:
             run: The pass, with its survivors.
         """
         return hidden
+
+    def tower(self, model: PreTrainedModel) -> Tower | None:
+        """Where the vision tower is read for selectors that need it; None: not offered.
+
+        To be offered, every visual token must come from a set group of patches.
+        """
+        return None
+
+    def by_visual_token(
+        self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """[n, C] values of the visual tokens, in order, from values of the tower's tokens.
+
+        The first value is a score, the others are averaged: where several patches make one token
+        all are means; a token without patches has -inf and zeros.
+
+        Args:
+            model: The model.
+            patches: [images, P, C] of each attention call of the tower.
+            inputs: What the encoder was called with.
+        """
+        raise NotImplementedError
 
     def problems(self, model: PreTrainedModel) -> list[str]:
         """Why this very model cannot be served; empty where it can."""

@@ -59,9 +59,9 @@ class Tokens:
     final_norm: Callable[[Tensor], Tensor] | None = None
     """The decoder's last norm."""
     vision_scores: Tensor | None = None
-    """[B, N] how much the vision tower attends to a token's patches; -inf on tokens without any."""
+    """[B, N] how much the vision tower attends to a token's patches; -inf where it has none."""
     vision_keys: Tensor | None = None
-    """[B, N, E] mean keys of its patches there, heads averaged; zeros on tokens without any."""
+    """[B, N, E] mean keys of its patches there, heads averaged; zeros where it has none."""
     covers: Tensor | None = None
     """[B, N] bool, False on tokens that cover no pixels (newline, class); None where all do."""
 
@@ -247,27 +247,31 @@ def image_quotas(image: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
     return least + share + (ranks(remainder, torch.ones_like(remainder).bool()) < left)
 
 
-def mean_states(states: Tensor, into: Tensor, stays: Tensor) -> Tensor:
-    """[B, N, D] mean of each staying token and those that leave into it; the others unchanged.
+def mean_states(states: Tensor, into: Tensor) -> Tensor:
+    """[B, N, D] mean of the tokens that go into each place; unchanged where none or one does.
 
-    Sums are float32 (float64 stays float64), in an order that does not depend on chance.
+    Sums are float32 (float64 stays float64), one after the other by rising index, so that neither
+    company nor chance changes a bit.
 
     Args:
         states: [B, N, D].
-        into: [B, N] int64 place of the token that takes this one in; -1 where none does.
-        stays: [B, N] bool.
+        into: [B, N] int64 place of the token that takes this one in, its own where it stays; -1
+            where it leaves without a trace.
     """
-    n_stay = int(stays.sum(-1).max()) if stays.numel() else 0
-    place = (~stays).to(torch.uint8).argsort(dim=-1, stable=True)[:, :n_stay]  # [B, K]
-    leaves = ~stays & (into >= 0)
-    joins = (into[:, None] == place[..., None]) & leaves[:, None]  # [B, K, N]
+    n_rows, n_tokens = into.shape
     wide = torch.promote_types(states.dtype, torch.float32)
-    own = take(states, place)
-    total = own.to(wide) + joins.to(wide) @ states.to(wide).masked_fill(~leaves[..., None], 0)
-    count = joins.sum(-1, keepdim=True)
-    mean = torch.where(count > 0, (total / (count + 1)).to(states.dtype), own)
-    at = place[..., None].expand(-1, -1, states.shape[-1])
-    return states.scatter(1, at, mean)
+    target = into.masked_fill(into < 0, n_tokens)
+    target = target + (n_tokens + 1) * torch.arange(n_rows, device=into.device)[:, None]
+    target = target.flatten()
+    order = target.argsort(stable=True)
+    count = target.new_zeros(n_rows * (n_tokens + 1))
+    count.scatter_add_(0, target, torch.ones_like(target))
+    total = torch.segment_reduce(
+        states.flatten(0, 1)[order].to(wide), "sum", lengths=count, axis=0, unsafe=True
+    )
+    mean = (total / count[:, None]).view(n_rows, n_tokens + 1, -1)[:, :n_tokens]
+    several = count.view(n_rows, n_tokens + 1)[:, :n_tokens, None] > 1
+    return torch.where(several, mean.to(states.dtype), states)
 
 
 def take(states: Tensor, place: Tensor) -> Tensor:

@@ -11,9 +11,13 @@ from tpcal.plans.selectors.base import Tokens
 
 D, H, E, T = 16, 3, 8, 7
 Shape = tuple[int, int]
-PER_TOKEN = ("hidden", "valid", "index", "image", "grid_row", "grid_col", "grid_shape", "keys")
+PER_TOKEN = (
+    *("hidden", "valid", "index", "image", "grid_row", "grid_col", "grid_shape", "keys"),
+    *("vision_scores", "vision_keys", "covers"),
+)
 FILLER = {
     "valid": False,
+    "covers": False,
     "index": -1,
     "image": -1,
     "grid_row": -1,
@@ -25,7 +29,10 @@ FILLER = {
 def _row(
     images: Sequence[Shape], seed: int, dtype: torch.dtype, n_text: int, spread: float
 ) -> Tokens:
-    """One row with the tokens of some images; ``spread`` 0 makes all of them nearly equal."""
+    """One row with the tokens of some images; ``spread`` 0 makes all of them nearly equal.
+
+    The last column of images with at least 4 columns is made of newlines, which cover no pixels.
+    """
     g = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int, scale: float = 1.0) -> Tensor:
@@ -39,6 +46,7 @@ def _row(
     base = noise(1, D)
     hidden = base + noise(n, D, scale=spread) if spread else base + noise(n, D, scale=1e-4)
     logits = noise(H, n)
+    covers = (place[..., 2] < place[..., 4] - 1) | (place[..., 4] < 4)
     return Tokens(
         layer=2,
         hidden=hidden,
@@ -55,6 +63,9 @@ def _row(
         text_hidden=noise(n_text, D),
         text_valid=torch.ones(1, n_text, dtype=torch.bool),
         text_keys=noise(n_text, E),
+        vision_scores=noise(n).abs().masked_fill(~covers, -torch.inf),
+        vision_keys=noise(n, 6).masked_fill(~covers[..., None], 0),
+        covers=covers,
         final_norm=lambda x: 2 * x * x.double().pow(2).mean(-1, keepdim=True).rsqrt().to(x.dtype),
     )
 

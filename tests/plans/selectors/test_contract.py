@@ -23,6 +23,8 @@ VARIANTS = [
     ("balanced", {"attention_share": 0.1, "over_selection": 1.2, "boundary": "none"}),
     ("balanced", {"attention_share": 0.6, "spatial_share": 0.6, "diversity_share": 0.6}),
     ("balanced", {"attention_share": 0.0, "spatial_share": 0.5, "distance": "euclidean"}),
+    ("visionzip", {"contextual_share": 0.6}),
+    ("vispruner", {"important_share": 0.0, "step": 3}),
     ("dart", {"visit": "original"}),
     ("dart", {"image_pivots": 1, "text_pivots": 0}),
 ]
@@ -106,6 +108,8 @@ def test_tokens_that_are_all_equal_are_still_distinct(name, params, make_row):
         row,
         hidden=torch.ones_like(row.hidden),
         keys=torch.ones_like(row.keys),
+        vision_scores=torch.ones_like(row.vision_scores),
+        vision_keys=torch.ones_like(row.vision_keys),
         logits=torch.zeros_like(row.logits),
     )
     assert chosen(name, params, same, [40]).sum() == 40
@@ -115,7 +119,8 @@ def test_tokens_that_are_all_equal_are_still_distinct(name, params, make_row):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_numbers_gone_wrong_do_not_change_the_count(name, params, value, make_row):
     row = make_row([(6, 6)])
-    broken = {f: getattr(row, f).clone() for f in ("hidden", "keys", "logits")}
+    broken = {f: getattr(row, f).clone() for f in ("hidden", "keys", "logits", "vision_keys")}
+    broken["vision_scores"] = row.vision_scores.clone()
     for tensor in broken.values():
         tensor[..., 3:9] = value
     assert chosen(name, params, replace(row, **broken), [20]).sum() == 20
@@ -145,6 +150,7 @@ def test_a_selector_gets_by_with_what_it_says_it_needs(name, params, make_row):
         "keys": ("keys", "text_keys"),
         "text": ("text_hidden", "text_valid", "text_keys"),
         "norm": ("final_norm",),
+        "vision": ("vision_scores", "vision_keys"),
     }
     assert wanted <= fields.keys()
     unasked = {f: None for need, fs in fields.items() if need not in wanted for f in fs}
@@ -180,5 +186,59 @@ def survivors(tokens: Tokens, mask: torch.Tensor) -> Tokens:
         return x.gather(1, index)
 
     per_token = ("hidden", "index", "image", "grid_row", "grid_col", "grid_shape", "keys")
+    per_token += ("vision_scores", "vision_keys", "covers")
     new = {name: moved(getattr(tokens, name)) for name in per_token}
     return replace(tokens, **new, valid=mask.gather(1, order), logits=moved(tokens.logits.mT).mT)
+
+
+MERGING = [(name, params) for name, params in VARIANTS if name in ("visionzip", "pooling")]
+MERGES = pytest.mark.parametrize(("name", "params"), MERGING)
+
+
+def test_every_other_selector_leaves_the_states_alone(rows, stack):
+    tokens = stack(rows)
+    for name in {name for name, _ in VARIANTS} - {name for name, _ in MERGING}:
+        assert create(name).merged(tokens, tokens.valid) is None
+
+
+def merged(name, params, tokens, n_keep):
+    """States, and which tokens stay."""
+    selector = create(name, params)
+    stays = selector.select(tokens, torch.as_tensor(n_keep))
+    return selector.merged(tokens, stays), stays
+
+
+@MERGES
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_merged_states_are_those_of_the_row_alone(name, params, dtype, make_row, stack):
+    rows = [
+        make_row(images, seed, dtype=dtype, n_text=seed + 1) for seed, images in enumerate(IMAGES)
+    ]
+    n_keep = [7, 11, 1, 2, 17, 13]
+    for garbage, extra in ((7.0, 0), (float("nan"), 9), (float("inf"), 1)):
+        states, stays = merged(name, params, stack(rows, garbage, extra), n_keep)
+        assert states.dtype == dtype
+        for i, (row, n) in enumerate(zip(rows, n_keep, strict=True)):
+            if row.valid.any():
+                alone, chosen_alone = merged(name, params, row, [n])
+                assert torch.equal(states[i][stays[i]], alone[chosen_alone])
+    assert any((states - stack(rows, 0.0, extra).hidden)[stays].abs().amax(-1) > 0.1)
+
+
+@MERGES
+def test_where_nothing_leaves_no_state_changes_a_bit(name, params, rows, stack):
+    tokens = stack(rows)
+    states, _ = merged(name, params, tokens, tokens.n_original)
+    assert torch.equal(states[tokens.valid], tokens.hidden[tokens.valid])
+    nothing, _ = merged(name, params, tokens, [0] * len(rows))
+    assert nothing is None
+
+
+@MERGES
+def test_merged_states_lie_among_those_they_are_made_of(name, params, rows, stack):
+    tokens = stack(rows)
+    states, stays = merged(name, params, tokens, [5] * len(rows))
+    for row, kept, valid, made in zip(tokens.hidden, stays, tokens.valid, states, strict=True):
+        if valid.any():
+            assert (made[kept] <= row[valid].amax(0) + 1e-6).all()
+            assert (made[kept] >= row[valid].amin(0) - 1e-6).all()

@@ -10,7 +10,10 @@ from tpcal.plans.selectors import create, min_layer, names, needs, parameters
 
 
 def test_the_directory_is_the_registry():
-    assert names() == ("attention", "balanced", "dart", "diversity", "grid", "random")
+    assert names() == (
+        *("attention", "balanced", "dart", "diversity", "grid", "pooling", "random"),
+        *("visionzip", "vispruner"),
+    )
 
 
 def test_listing_the_names_does_not_import_torch():

@@ -1,0 +1,104 @@
+"""vispruner: keep what the vision tower attends to, and of the rest what is least repeated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tpcal.plans.selectors.base import (
+    Selector,
+    Tokens,
+    fraction,
+    image_counts,
+    image_quotas,
+    ranks,
+    scored,
+    take,
+    unit,
+    whole,
+)
+
+
+@dataclass(frozen=True)
+class Vispruner(Selector):
+    """Important tokens by the vision tower's attention, then repeats are removed from the rest.
+
+    Each image has its share of ``n_keep``. The rest, by falling attention, is split into every
+    first and every second token; the ``step`` tokens of the first part that are most like one of
+    the second leave; and so on until the count is reached. Of equals the more attended stays.
+    Tokens without patches (newlines) leave first.
+
+    Needs:   vision, hidden states
+    Cost:    O(B N^2 D) for all pairs of an image, then (N - K) / step rounds of O(B N^2 / 4)
+    Source:  Zhang et al. 2024, arXiv 2412.01818 (VisPruner), there on the vision tower's output
+             and before the decoder; ours compares the states at the cut. The released code orders
+             the tokens anew after each round; ours keep their order by attention.
+    """
+
+    required: ClassVar[frozenset[str]] = frozenset({"vision"})
+
+    important_share: float = fraction(0.5)
+    """Share of an image's tokens picked by attention, rounded down."""
+    step: int = whole(8, low=1)
+    """Most tokens removed in one round."""
+
+    def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
+        scores, valid = tokens.vision_scores, tokens.valid
+        assert scores is not None, "vision was not provided"
+        if not valid.any():
+            return torch.zeros_like(valid)
+        image = tokens.image.clamp(min=0)
+        quota = image_quotas(image, valid, n_keep)  # [B, M]
+        n_important = (self.important_share * quota.double()).floor().long()
+        place = ranks(scores, valid, image) - n_important.gather(-1, image)  # among the rest
+        important = valid & (place < 0)
+        n_seen = image_counts(image, valid & (scores != -torch.inf)) - n_important
+        n_rest = torch.maximum(n_seen, quota - n_important)
+        rest = valid & (place >= 0) & (place < n_rest.gather(-1, image))
+        most = int(n_rest.max())
+        slot = torch.where(rest, image * most + place, 0)
+        states = _by_image(tokens.hidden, slot, rest, (*n_rest.shape, most))  # [B M, R, D]
+        units = unit(states)
+        cosines = scored(units @ units.mT, states)
+        stays = distinct(cosines, n_rest.flatten(), (quota - n_important).flatten(), self.step)
+        return important | (rest & stays.view(len(valid), -1).gather(-1, slot))
+
+
+def distinct(cosines: Tensor, n_tokens: Tensor, n_keep: Tensor, step: int) -> Tensor:
+    """[G, R] bool: ``n_keep`` tokens of each group that are left when repeats are removed.
+
+    Args:
+        cosines: [G, R, R] between the tokens of a group, the most important first.
+        n_tokens: [G] int64 tokens of each group; the other columns are filler.
+        n_keep: [G] int64, at most n_tokens.
+        step: Most tokens removed in one round.
+    """
+    group = torch.arange(len(cosines), device=cosines.device)[:, None, None]
+    left = torch.arange(cosines.shape[-1], device=cosines.device).expand(cosines.shape[:2])
+    while bool((n_tokens > n_keep).any()):
+        alive = torch.arange(left.shape[-1], device=left.device) < n_tokens[:, None]
+        first, second = left[:, ::2], left[:, 1::2]
+        alike = cosines[group, first[:, :, None], second[:, None, :]]
+        alike = alike.masked_fill(~alive[:, None, 1::2], -torch.inf)
+        closest = alike.amax(-1) if second.shape[-1] else alike.new_zeros(first.shape)
+        n_out = torch.minimum(n_tokens - n_keep, alive[:, ::2].sum(-1)).clamp(max=step)
+        turn = ranks(closest.flip(-1), alive[:, ::2].flip(-1)).flip(-1)  # of equals the last goes
+        alive[:, ::2] &= turn >= n_out[:, None]
+        n_tokens = n_tokens - n_out
+        order = (~alive).to(torch.uint8).argsort(dim=-1, stable=True)
+        left = left.gather(-1, order[:, : int(n_tokens.max())])
+    stays = torch.arange(left.shape[-1], device=left.device) < n_tokens[:, None]
+    return torch.zeros(cosines.shape[:2], dtype=torch.bool, device=left.device).scatter(
+        -1, left, stays
+    )
+
+
+def _by_image(states: Tensor, slot: Tensor, taken: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    n_rows, n_images, n_tokens = shape
+    place = torch.arange(slot.shape[-1], device=slot.device).expand_as(slot)
+    table = slot.new_zeros(n_rows, n_images * n_tokens + 1)
+    table.scatter_(-1, slot.masked_fill(~taken, n_images * n_tokens), place)
+    return take(states, table[:, :-1]).view(n_rows * n_images, n_tokens, -1)
