@@ -1,4 +1,4 @@
-"""A model with prompts to try the laws on, and how its prompts become batches and conversations."""
+"""A model with prompts to try the laws on, and how prompts become batches and conversations."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def removed(trial: Trial) -> str:
 
 
 def failed(trial: Trial) -> str:
-    """An error inside a forward leaves a handle that still works and a model that can be restored."""
+    """An error inside a forward leaves a working handle, and a model that can be restored."""
     state = snapshot(trial.model)
     layers = trial.family.layers(trial.model)
     plan = _scored(trial)
@@ -114,16 +114,16 @@ def training(trial: Trial) -> str:
         for with_checkpoints in (False, True) if checkpoints else (False,):
             model.train()
             if with_checkpoints:
-                model.gradient_checkpointing_enable()
+                model.activation_checkpointing_enable()
             with apply(model, trial.plans["content"], check=False):
                 message = _refusal(lambda: model(**_inputs(trial)))
             if "evaluation mode" not in message:
                 raise Broken(f"the error does not say why: {message}")
     finally:
-        if checkpoints:
-            model.gradient_checkpointing_disable()
         for module, mode in modes.items():
             module.training = mode
+        if checkpoints:
+            model.activation_checkpointing_disable()
     return message
 
 

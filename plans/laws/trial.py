@@ -62,8 +62,11 @@ class Trial:
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
-        """Plans to compare logits with, by name: chosen by content, by attention, and early ones."""
+        """Plans to compare logits with: chosen by place, by attention, and early ones."""
         free = [at for at in range(self.n_layers) if self.fits(Cut(at, 0.0))]
+        if len(free) < 3:
+            problems = check(Plan((Cut(self.n_layers - 1, 0.0),)), self.model)
+            raise Broken(f"only layers {free} can be cut before: {' '.join(problems)}")
         scored = [at for at in free if self.fits(Cut(at, 0.5, "attention"))]
         one, two, three = _spread([at for at in free if at > 0])
         plans = {
@@ -200,23 +203,30 @@ class Trial:
     @cached_property
     def noise(self) -> float:
         """Largest difference between the unpruned model's rows in a batch and alone."""
-        together = self.unpruned("left").logits
+        return self.unpruned_noise("left")
+
+    def unpruned_noise(self, side: str, n_steps: int = N_STEPS) -> float:
+        """The same for batches padded on ``side``."""
+        together = self.unpruned(side)
         return max(
-            self.row_difference(row, together, self.unpruned(str(row)).logits)
+            self.row_difference(row, side, together, self.unpruned(str(row)), n_steps)
             for row in range(len(self.case.rows))
         )
 
     def row_difference(
-        self, row: int, together: Tensor, alone: Tensor, side: str = "left"
+        self, row: int, side: str, together: Run, alone: Run, n_steps: int = N_STEPS
     ) -> float:
-        """Between a row of a batch and the row alone, at text and decode steps."""
-        real = _with_steps(self.inputs(side)["attention_mask"][row].bool(), together.shape[1])
-        text = _with_steps(self.text(self.case.rows[row])[0], alone.shape[1])
-        return distance(together[row][real][text], alone[0][text])
+        """Between a row of a batch and the row alone, at text and the first decode steps."""
+        real = _with_steps(self.inputs(side)["attention_mask"][row].bool(), n_steps)
+        text = _with_steps(self.text(self.case.rows[row])[0], n_steps)
+        return distance(
+            together.logits[row, : len(real)][real][text], alone.logits[0, : len(text)][text]
+        )
 
     def at_text(self, inputs: Inputs, logits: Tensor) -> Tensor:
         """[n, V] rows of logits at text of the prompts and at all steps after them."""
-        return logits[_with_steps(self.text(inputs), logits.shape[1])]
+        text = self.text(inputs)
+        return logits[_with_steps(text, logits.shape[1] - text.shape[1])]
 
     def require_close(self, found: float, what: str) -> float:
         """The difference itself, where it counts as none."""
@@ -255,15 +265,13 @@ def distance(one: Tensor, two: Tensor) -> float:
 
 
 def _spread(layers: Sequence[int]) -> tuple[int, int, int]:
-    """Three layers at a quarter, half and three quarters."""
+    """Three layers at a quarter, half and three quarters of at least three."""
     n = len(layers)
-    if n < 3:
-        raise Inapplicable(f"the suite's plans need three layers to cut before; the model has {n}")
     one = min(n // 4, n - 3)
-    two = max(n // 2, one + 1) if n > 3 else 1
+    two = min(max(n // 2, one + 1), n - 2)
     return layers[one], layers[two], layers[max(3 * n // 4, two + 1)]
 
 
-def _with_steps(mask: Tensor, length: int) -> Tensor:
-    """The mask with True behind its end, up to ``length``."""
-    return torch.nn.functional.pad(mask, (0, length - mask.shape[-1]), value=True)
+def _with_steps(mask: Tensor, n_steps: int) -> Tensor:
+    """The mask [..., S] with True for decode steps behind it."""
+    return torch.nn.functional.pad(mask, (0, n_steps), value=True)

@@ -33,10 +33,10 @@ class Conversation:
         trial = self._trial
         turn = trial.case.batch(rows, "left")
         length = turn["input_ids"].shape[1]
-        padded = [trial.case.padded(row, length) for row in rows]
+        padded: Sequence[Inputs] = [trial.case.padded(row, length) for row in rows]
         if self._rows:
             padded = [trial.case.followed(*pair) for pair in zip(self._rows, padded, strict=True)]
-        self._rows = padded
+        self._rows = list(padded)
         whole = trial.case.batch(self._rows)
         visual = trial.visual(turn)
         if self.cache is not None and not visual.any():
@@ -119,10 +119,9 @@ def crop(trial: Trial) -> str:
     def talk(conversation: Conversation) -> list[Tensor]:
         conversation.say(trial.case.rows)
         _record(conversation.cache)
-        conversation.say([_said(trial, _N_WORDS)] * len(trial.case.rows))
-        conversation.forget(_N_WORDS - 1)
-        conversation.say(_word(trial))
-        conversation.forget(_N_WORDS - 1)
+        for n_said, n_gone in ((_N_WORDS, _N_WORDS - 1), (1, 1)):
+            conversation.say([_said(trial, n_said)] * len(trial.case.rows))
+            conversation.forget(n_gone)
         return [conversation.say(_word(trial)), conversation.say(_word(trial))]
 
     return _judged(trial, talk)
