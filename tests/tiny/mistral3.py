@@ -19,7 +19,7 @@ MERGED = 2 * PATCH
 def build(attn: str) -> Case:
     config = Mistral3Config(
         vision_config=PixtralVisionConfig(**TOWER | {"image_size": 64}, head_dim=16),
-        text_config=MistralConfig(**TEXT, sliding_window=20),
+        text_config=MistralConfig(**TEXT | {"initializer_range": 0.12}, sliding_window=20),
         image_token_index=IMAGE,
         spatial_merge_size=2,
     )
