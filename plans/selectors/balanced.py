@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tpcal.plans.cosine import Distances
 from tpcal.plans.selectors.attention import attention_scores
 from tpcal.plans.selectors.base import (
     Selector,
@@ -18,7 +19,9 @@ from tpcal.plans.selectors.base import (
     ranks,
     within,
 )
-from tpcal.plans.selectors.diversity import Cosines, farthest_first, max_min
+from tpcal.plans.selectors.diversity import farthest_first, max_min, row_starts
+
+_APART = 1 << 20  # distance between tokens of different images, more than any within one
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,20 @@ class Balanced(Selector):
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         valid, n_keep = tokens.valid, within(n_keep, tokens.valid)
-        chosen, cosines = torch.zeros_like(valid), None
+        chosen, distances = torch.zeros_like(valid), None
         if self.attention_share > 0:
             chosen = admit(chosen, self._by_attention(tokens, n_keep), n_keep)
         if self.diversity_share > 0:
-            cosines = Cosines(tokens.hidden)
-            order = max_min(cosines, valid, _share(self.diversity_share, n_keep))
+            distances = Distances(tokens.hidden, valid)
+            order = max_min(distances, valid, _share(self.diversity_share, n_keep))
             chosen = admit(chosen, order, n_keep)
         if self.spatial_share > 0:
             order = spatial(tokens, _share(self.spatial_share, n_keep), self.distance)
             chosen = admit(chosen, order, n_keep)
         missing = n_keep - chosen.sum(-1)
         if missing.any():
-            order = max_min(cosines or Cosines(tokens.hidden), valid, missing, chosen)
+            distances = distances or Distances(tokens.hidden, valid)
+            order = max_min(distances, valid, missing, chosen)
             chosen = admit(chosen, order, n_keep)
         return chosen
 
@@ -120,17 +124,19 @@ def spatial(tokens: Tokens, n_picks: Tensor, distance: str) -> Tensor:
     """[B, K] picks in order: farthest-first over the token grid from the first token (BTP eq. 11).
 
     Tokens of different images are farther apart than any two of one image, so that every image is
-    visited before one is visited twice. Distances are integers: ties are exact.
+    visited before one is visited twice. Distances are integers or their roots: ties are exact.
     """
     if not tokens.valid.any():
         return n_picks.new_empty(len(n_picks), 0)
-    places = torch.stack((tokens.grid_row, tokens.grid_col), dim=-1)  # [B, N, 2]
+    away = 2 * _APART * tokens.image  # as if the images lay side by side, far apart
+    places = torch.stack((tokens.grid_row, tokens.grid_col + away), dim=-1).double()  # [B, N, 2]
+    flat, start = places.flatten(0, 1), row_starts(tokens.valid)
+    power = 1.0 if distance == "manhattan" else 2.0
 
     def distance_to(pick: Tensor) -> Tensor:
-        gap = (places - places.gather(1, pick[:, None, None].expand(-1, 1, 2))).abs()
-        far = (gap if distance == "manhattan" else gap * gap).sum(-1).double()
-        same = tokens.image == tokens.image.gather(1, pick[:, None])
-        return far.masked_fill(~same, torch.finfo(far.dtype).max)
+        here = flat.index_select(0, pick + start)[:, None]
+        far = torch.cdist(places, here, p=power, compute_mode="donot_use_mm_for_euclid_dist")
+        return far[..., 0].clamp_(max=_APART)
 
     first = torch.zeros_like(tokens.valid, dtype=torch.float64)
     nearest = torch.full_like(first, torch.inf)

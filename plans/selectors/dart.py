@@ -8,16 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.selectors.base import (
-    Selector,
-    Tokens,
-    choice,
-    image_quotas,
-    ranks,
-    scored,
-    unit,
-    whole,
-)
+from tpcal.plans.cosine import directions, distances, real_places
+from tpcal.plans.selectors.base import Selector, Tokens, choice, image_quotas, ranks, whole
+
+_BLOCK = 64  # tokens whose states are looked at together: as many as stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -57,14 +51,14 @@ class Dart(Selector):
         texts = text_pivots(tokens, self.text_pivots)  # [B, P']
         turn = visit_order(pivots, texts, tokens, self.visit, self.image_start)  # [B, M, P + P']
         per_token = turn.gather(1, image[..., None].expand(-1, -1, turn.shape[-1]))
-        cosine = cosines_to(tokens, pivots, texts).gather(-1, per_token.clamp(min=0))
+        far = distances_to(tokens, pivots, texts).gather(-1, per_token.clamp(min=0))
         chosen = _marked(pivots, tokens.valid)
         n_left = quota - (pivots >= 0).sum(-1)
         n_turns = (turn >= 0).sum(-1)
         for step in range(turn.shape[-1]):
             n_now = _ceil_div(n_left, n_turns - step)  # [B, M]
             pool = tokens.valid & ~chosen
-            taken = ranks(-cosine[..., step], pool, image) < n_now.gather(-1, image)
+            taken = ranks(far[..., step], pool, image) < n_now.gather(-1, image)
             chosen, n_left = chosen | (taken & pool), n_left - n_now
         return chosen
 
@@ -80,9 +74,14 @@ def _marked(pivots: Tensor, valid: Tensor) -> Tensor:
     return marks.scatter_(-1, places, True)[:, :n_tokens]
 
 
-def l1_norm(x: Tensor) -> Tensor:
-    """[...] sum of absolute values over the last dimension."""
-    return scored(torch.linalg.vector_norm(x, ord=1, dim=-1, dtype=torch.float64), x)
+def l1_norms(states: Tensor, valid: Tensor) -> Tensor:
+    """[B, N] float32 (float64 stays) sums of absolute values of ``states`` [B, N, E]."""
+    wide = torch.promote_types(states.dtype, torch.float32)
+    result = torch.zeros_like(valid, dtype=wide)
+    for out, at, row in zip(result, real_places(valid), states, strict=True):
+        parts = row[at].split(_BLOCK)
+        out[at] = torch.cat([part.to(wide, copy=True).abs_().sum(-1) for part in parts])
+    return result
 
 
 def image_pivots(tokens: Tokens, n_pivots: Tensor) -> Tensor:
@@ -93,8 +92,8 @@ def image_pivots(tokens: Tokens, n_pivots: Tensor) -> Tensor:
         n_pivots: [B, M] int64.
     """
     image, valid = tokens.image.clamp(min=0), tokens.valid
-    norm = l1_norm(tokens.hidden if tokens.keys is None else tokens.keys)
-    rank = ranks(norm, valid, image)
+    norms = l1_norms(tokens.hidden if tokens.keys is None else tokens.keys, valid)
+    rank = ranks(norms, valid, image)
     most = int(n_pivots.max())
     slot = torch.where(rank < n_pivots.gather(-1, image), image * most + rank, -1)
     return _placed(slot, n_pivots.shape[-1] * most).view(*n_pivots.shape, most)
@@ -105,7 +104,7 @@ def text_pivots(tokens: Tokens, n_pivots: int) -> Tensor:
     states = tokens.text_hidden if tokens.text_keys is None else tokens.text_keys
     if states is None or tokens.text_valid is None:
         return tokens.image.new_empty(len(tokens.image), 0)
-    rank = ranks(l1_norm(states), tokens.text_valid)
+    rank = ranks(l1_norms(states, tokens.text_valid), tokens.text_valid)
     n_pivots = min(n_pivots, rank.shape[-1])
     return _placed(torch.where(rank < n_pivots, rank, -1), n_pivots)
 
@@ -116,32 +115,43 @@ def _placed(slot: Tensor, n_slots: int) -> Tensor:
     return table.scatter_(-1, slot.masked_fill(slot < 0, n_slots), places)[:, :n_slots]
 
 
-def cosines_to(tokens: Tokens, pivots: Tensor, texts: Tensor) -> Tensor:
-    """[B, N, P + P'] cosine of each token to its image's pivots and to the text pivots.
+def distances_to(tokens: Tokens, pivots: Tensor, texts: Tensor) -> Tensor:
+    """[B, N, P + P'] cosine distance of each token to its image's pivots and to the text pivots.
 
     States go through the decoder's last norm first.
     """
+    places = torch.cat((pivots.flatten(1), texts), dim=-1)  # [B, M P + P']
+    wide = torch.promote_types(tokens.hidden.dtype, torch.float32)
+    result = tokens.hidden.new_zeros(*tokens.valid.shape, places.shape[-1], dtype=wide)
+    for b, at in enumerate(real_places(tokens.valid)):
+        columns = (places[b] >= 0).nonzero()[:, 0]
+        result[b, :, columns] = _row_distances(tokens, b, at, pivots[b], texts[b])
+    image, n_pivots = tokens.image.clamp(min=0), pivots.shape[-1]
+    own = image[..., None] * n_pivots + torch.arange(n_pivots, device=image.device)
+    return torch.cat((result.gather(-1, own), result[..., pivots[0].numel() :]), dim=-1)
+
+
+def _row_distances(
+    tokens: Tokens, b: int, at: slice | Tensor, pivots: Tensor, texts: Tensor
+) -> Tensor:
+    """[N, P] of one row to its real pivots, text last; nothing on filler."""
     norm = tokens.final_norm or (lambda x: x)
-    state = unit(norm(tokens.hidden))
-    image = tokens.image.clamp(min=0)
-    among = state @ _rows(state, pivots.flatten(1)).mT  # [B, N, M P]
-    own = image[..., None] * pivots.shape[-1] + torch.arange(pivots.shape[-1], device=image.device)
-    columns = [among.gather(-1, own)]
-    if texts.shape[-1]:
+    row, wide = tokens.hidden[b], torch.promote_types(tokens.hidden.dtype, torch.float32)
+    chosen = [norm(row[pivots[pivots >= 0]])]
+    if (texts >= 0).any():
         assert tokens.text_hidden is not None
-        columns.append(state @ _rows(unit(norm(tokens.text_hidden)), texts).mT)
-    return scored(torch.cat(columns, dim=-1), tokens.hidden)
-
-
-def _rows(table: Tensor, places: Tensor) -> Tensor:
-    index = places.clamp(min=0)[..., None].expand(-1, -1, table.shape[-1])
-    return table.gather(1, index)
+        chosen.append(norm(tokens.text_hidden[b][texts[texts >= 0]]))
+    to = directions(torch.cat(chosen).to(wide))
+    parts = [distances(directions(norm(part).to(wide)), to) for part in row[at].split(_BLOCK)]
+    result = parts[0].new_zeros(len(row), len(to.lengths))
+    result[at] = torch.cat(parts)
+    return result
 
 
 def visit_order(
     pivots: Tensor, texts: Tensor, tokens: Tokens, visit: str, image_start: int
 ) -> Tensor:
-    """[B, M, P + P'] columns of ``cosines_to`` in the order they are visited; -1 at the end."""
+    """[B, M, P + P'] columns of ``distances_to`` in the order they are visited; -1 at the end."""
     texts = texts[:, None].expand(-1, pivots.shape[1], -1)
     both = torch.cat((pivots, texts), dim=-1)
     if visit == "original":

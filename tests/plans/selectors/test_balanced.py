@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tpcal.plans.cosine import Distances
 from tpcal.plans.selectors import create
 from tpcal.plans.selectors.balanced import admit, spatial
-from tpcal.plans.selectors.diversity import Cosines, max_min
+from tpcal.plans.selectors.diversity import max_min
 
 LLAVA = [
     {"attention_share": 0.3, "over_selection": 3.7, "diversity_share": 0.3, "spatial_share": 0.5},
@@ -36,14 +37,14 @@ def test_released_llava_stages_are_these_unions_filled_up(
     n_keep, n_fresh, n_attention, n_over, n_spatial, params, make_row
 ):
     row = make_row([(24, 24)], dtype=torch.float64)
-    cosines = Cosines(row.hidden)
+    distances = Distances(row.hidden, row.valid)
     scores = row.logits.mean(1)[0].tolist()
-    union = set(max_min(cosines, row.valid, torch.tensor([n_fresh]))[0].tolist())
+    union = set(max_min(distances, row.valid, torch.tensor([n_fresh]))[0].tolist())
     union |= set(attn_pick(scores, n_attention, n_over, n_keep))
     union |= set(spatial(row, torch.tensor([n_spatial]), "manhattan")[0].tolist())
     seeds = torch.zeros(1, 576, dtype=torch.bool)
     seeds[0, list(union)] = True
-    fill = max_min(cosines, row.valid, torch.tensor([n_keep - len(union)]), seeds)[0].tolist()
+    fill = max_min(distances, row.valid, torch.tensor([n_keep - len(union)]), seeds)[0].tolist()
     mask = kept(row, n_keep, boundary="count", score="raw", **params)
     assert mask.nonzero()[:, 0].tolist() == sorted(union | set(fill))
 

@@ -5,20 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tpcal.plans.cosine import Distances
 from tpcal.plans.selectors import create
-from tpcal.plans.selectors.diversity import Cosines, first_token, max_min, max_sum
-
-
-def test_asked_for_piece_by_piece_the_cosines_are_the_same(make_row, monkeypatch):
-    x = make_row([(9, 9)], dtype=torch.bfloat16).hidden
-    among = torch.arange(81)[None] % 3 == 0
-    whole = Cosines(x)
-    monkeypatch.setattr(Cosines, "WHOLE", 40)
-    monkeypatch.setattr(Cosines, "CHUNK", 1000)
-    pieces = Cosines(x)
-    assert pieces._all is None
-    assert torch.equal(pieces.to(torch.tensor([5])), whole.to(torch.tensor([5])))
-    assert torch.equal(pieces.highest(among), whole.highest(among))
+from tpcal.plans.selectors.diversity import first_token, max_min, max_sum
 
 
 def test_max_min_is_the_textbook_loop(make_row):
@@ -31,7 +20,7 @@ def test_max_min_is_the_textbook_loop(make_row):
         nearest = distance[picks].amin(0)
         nearest[picks] = -1
         picks.append(int(nearest.argmax()))
-    order = max_min(Cosines(row.hidden), row.valid, torch.tensor([11]))
+    order = max_min(Distances(row.hidden, row.valid), row.valid, torch.tensor([11]))
     assert order[0].tolist() == picks
 
 
@@ -43,7 +32,9 @@ def test_max_sum_is_the_textbook_loop(make_row):
         total = (unit @ unit[picks].T).sum(1)
         total[picks] = 99
         picks.append(int(total.argmin()))
-    order = max_sum(Cosines(row.hidden), torch.tensor([4]), row.valid, torch.tensor([11]))
+    order = max_sum(
+        Distances(row.hidden, row.valid), torch.tensor([4]), row.valid, torch.tensor([11])
+    )
     assert order[0].tolist() == picks
 
 
@@ -61,4 +52,4 @@ def test_max_min_takes_one_of_each_cluster(make_row):
 def test_the_first_token_is_the_one_named(pivot, place, make_row):
     hidden = torch.tensor([[[1.0, 0.5], [1.0, -0.15], [0.0, -1.0], [5.0, -0.5]]])
     row = replace(make_row([(2, 2)]), hidden=hidden, index=torch.tensor([[1, 3, 6, 8]]))
-    assert first_token(row, pivot).tolist() == [place]
+    assert first_token(row, pivot, Distances(hidden, row.valid)).tolist() == [place]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tpcal.plans.cosine import Distances
 from tpcal.plans.selectors import create
 from tpcal.plans.selectors.balanced import rebalanced, spatial
 from tpcal.plans.selectors.base import Tokens, order_mask
 from tpcal.plans.selectors.dart import image_pivots, text_pivots, visit_order
-from tpcal.plans.selectors.diversity import Cosines, max_min, max_sum
+from tpcal.plans.selectors.diversity import max_min, max_sum
 
 SYSTEM = 10  # tokens before the image, in the two whole-prompt cases
 
@@ -50,6 +51,10 @@ def tokens(h: int, w: int, hidden: Tensor | None = None, **extra: Tensor) -> Tok
     )
 
 
+def pairs() -> Distances:
+    return Distances(features(64, 16)[None], everything(64))
+
+
 def everything(n: int) -> Tensor:
     return torch.ones(1, n, dtype=torch.bool)
 
@@ -66,12 +71,12 @@ MAX_MIN = [8, 15, 10, 54, 59, 11, 52, 30, 49, 44, 7, 0, 4, 38, 46, 60]
 
 
 def test_btp_mmdp_picks_in_this_order():
-    order = max_min(Cosines(features(64, 16)[None]), everything(64), count(12))
+    order = max_min(pairs(), everything(64), count(12))
     assert order[0].tolist() == MAX_MIN[:12]
 
 
 def test_divprune_picks_in_this_order_at_a_quarter():
-    order = max_min(Cosines(features(64, 16)[None]), everything(64), count(round(0.25 * 64)))
+    order = max_min(pairs(), everything(64), count(round(0.25 * 64)))
     assert order[0].tolist() == MAX_MIN
     seen = tokens(8, 8, features(64, 16))
     assert kept("diversity", {"rule": "max_min"}, seen, 16) == sorted(MAX_MIN)
@@ -79,13 +84,13 @@ def test_divprune_picks_in_this_order_at_a_quarter():
 
 def test_seeded_btp_mmdp_picks_in_this_order():
     seeds = order_mask(torch.tensor([[0, 5]]), 64)
-    order = max_min(Cosines(features(64, 16)[None]), everything(64), count(6), seeds)
+    order = max_min(pairs(), everything(64), count(6), seeds)
     assert order[0].tolist() == [17, 20, 61, 49, 51, 48]
 
 
 def test_todre_stage_1_picks_in_this_order():
     picks = [7, 0, 47, 5, 2, 58, 30, 14, 11, 9, 16, 23]
-    order = max_sum(Cosines(features(64, 16)[None]), count(7), everything(64), count(12))
+    order = max_sum(pairs(), count(7), everything(64), count(12))
     assert order[0].tolist() == picks
     seen = tokens(8, 8, features(64, 16))
     assert kept("diversity", {"rule": "max_sum", "pivot": 7}, seen, 12) == sorted(picks)
