@@ -32,7 +32,7 @@ TEXT: dict[str, Any] = {
     "bos_token_id": BOS,
     "eos_token_id": None,
     "pad_token_id": PAD,
-    "initializer_range": 0.15,
+    "initializer_range": 0.1,
 }
 """Text part of every config."""
 

@@ -1,0 +1,39 @@
+"""DeepSeek-VL and Janus: every image is one square of tokens, and two may stand side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tpcal.plans.families.base import Family, square_grid, whole_images
+from tpcal.plans.stack import Grid, Prompt
+
+
+class DeepseekVL(Family):
+    """Lu et al. 2024 (arXiv 2403.05525), Wu et al. 2024 (arXiv 2410.13848).
+
+    Janus draws images with other embeddings and no image tokens; nothing is pruned there.
+    """
+
+    name = "deepseek_vl"
+    architectures = (
+        "DeepseekVLForConditionalGeneration",
+        "DeepseekVLHybridForConditionalGeneration",
+        "JanusForConditionalGeneration",
+    )
+
+    def grids(
+        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Grid, ...], ...]:
+        """The patches of the vision tower are the visual tokens."""
+        vision = model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return tuple(
+            tuple(square_grid(side, image=i) for i in range(whole_images(n, side**2, "images")))
+            for n in prompt.n_visual
+        )
+
+
+FAMILY = DeepseekVL()

@@ -1,0 +1,44 @@
+"""Idefics2 and Aria: a resampler's queries ask the whole image, so no token has a place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.families.base import Family, run_lengths
+from tpcal.plans.stack import Grid, Prompt
+from tpcal.plans.tiles import unplaced_view
+
+
+class Resampled(Family):
+    """Laurençon et al. 2024 (arXiv 2405.02246), Li et al. 2024 (arXiv 2410.05993).
+
+    Resampled tokens stand in the prompt and are pruned like others, but selectors that look at
+    places see a line, and reports name no patches.
+    """
+
+    name = "resampled"
+    architectures = ("AriaForConditionalGeneration", "Idefics2ForConditionalGeneration")
+
+    def grids(
+        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Grid, ...], ...]:
+        """Every run of tokens is a view without places."""
+        return tuple(
+            tuple(unplaced_view(n, image) for image, n in enumerate(lengths))
+            for lengths in run_lengths(prompt.visual)
+        )
+
+    def shape(self, model: PreTrainedModel) -> DecoderShape:
+        """Widths of the decoder; of Aria's experts, those that a token visits."""
+        shape, text = super().shape(model), model.config.get_text_config(decoder=True)
+        if not hasattr(text, "moe_topk"):
+            return shape
+        return replace(shape, ffn=shape.ffn * (text.moe_topk + text.moe_num_shared_experts))
+
+
+FAMILY = Resampled()
