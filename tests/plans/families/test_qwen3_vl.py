@@ -1,0 +1,147 @@
+"""Qwen3-VL: DeepStack features follow the tokens that stay; frames apart are one video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from mrope import IMAGE, VIDEO
+from tiny import case
+from torch import Tensor
+
+from tpcal.plans import stack
+from tpcal.plans.execute import apply
+from tpcal.plans.families import find
+from tpcal.plans.families.qwen3_vl import deepstack
+from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.stack import Survivors
+
+NAMES = ["qwen3_vl", "qwen3_vl_moe"]
+N_DEEP = 3
+"""DeepStack adds features after this many layers."""
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+class Recorder:
+    """Outputs and inputs of the first layers, before the executor cuts anything there."""
+
+    def __init__(self, model: Any) -> None:
+        self.given: dict[int, Tensor] = {}
+        self.made: dict[int, Tensor] = {}
+        self._hooks = []
+        for at, layer in enumerate(find(model).layers(model)):
+            given = lambda _, args, at=at: self.given.__setitem__(at, args[0])  # noqa: E731
+            made = lambda _, args, out, at=at: self.made.__setitem__(at, out)  # noqa: E731
+            self._hooks.append(layer.register_forward_pre_hook(given))
+            self._hooks.append(layer.register_forward_hook(made))
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def columns(ids: Tensor, real: Tensor, kept: Sequence[int]) -> list[int | None]:
+    """What stands in each column of a row after a cut: a visual token's rank, or None for text."""
+    found: list[int | None] = []
+    rank = 0
+    for token in ids[real.bool()].tolist():
+        if token not in (IMAGE, VIDEO):
+            found.append(None)
+            continue
+        if rank in kept:
+            found.append(rank)
+        rank += 1
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cut_layer", [0, 1, 2, 3])
+def test_each_token_that_stays_gets_its_own_features(name, cut_layer):
+    tiny = case(name, "sdpa")
+    model, inputs = tiny.model, tiny.batch(tiny.rows)
+    with Recorder(model) as seen, apply(model, Plan((Cut(cut_layer, 0.5, "random"),))) as handle:
+        model(**inputs)
+        assert handle.last is not None
+        kept = handle.last.cuts[0].kept
+        n_visual = handle.last.n_visual
+    assert [len(row) for row in kept] == [8, 11, 0, 9]
+    images = model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+    first = [sum(n_visual[:row]) for row in range(4)]
+    for layer in range(N_DEEP):
+        features = torch.cat(images.deepstack_features[layer])
+        added = seen.given[layer + 1] - seen.made[layer]
+        assert added.shape[1] == (37 if layer < cut_layer else 37 - 11)
+        for row in range(4):
+            ranks = range(n_visual[row]) if layer < cut_layer else kept[row]
+            stands = columns(inputs["input_ids"][row], inputs["attention_mask"][row], ranks)
+            for column, rank in enumerate(reversed(stands), start=1):
+                wanted = torch.zeros(64) if rank is None else features[first[row] + rank]
+                got = added[row, -column]
+                torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+            filler = added[row, : added.shape[1] - len(stands)]
+            assert not filler.any()
+    assert torch.equal(seen.given[N_DEEP + 1], seen.made[N_DEEP])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_added_once_every_visual_token_left(name):
+    tiny = case(name, "sdpa")
+    with Recorder(tiny.model) as seen, apply(tiny.model, Plan((Cut(1, 0.0),))):
+        tiny.model(**tiny.batch(tiny.rows))
+    assert not torch.equal(seen.given[1], seen.made[0])
+    assert torch.equal(seen.given[2], seen.made[1])
+    assert torch.equal(seen.given[3], seen.made[2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_removed_plan_leaves_the_decoder_its_own_deepstack(name):
+    tiny = case(name, "sdpa")
+    decoder = tiny.model.model.language_model
+    with apply(tiny.model, Plan((Cut(2, 0.5, "grid"),))):
+        assert "_deepstack_process" in vars(decoder)
+    assert "_deepstack_process" not in vars(decoder)
+
+
+def test_features_are_dealt_by_hand():
+    """Row 0: text, a, b, text; row 1: c, text, text, d. Kept: b; and c, d with no filler."""
+    visual = torch.tensor([[False, True, True, False], [True, False, False, True]])
+    features = torch.tensor([[1.0], [2.0], [3.0], [4.0]])  # a, b, c, d
+    hidden = torch.full((2, 4, 1), 10.0)
+    full = deepstack(hidden, visual, features, Survivors(None, None, (2, 2)))
+    assert full[..., 0].tolist() == [[10, 11, 12, 10], [13, 10, 10, 14]]
+    places = torch.tensor([[1, 0, 2, 3], [0, 1, 2, 3]])  # a is filler
+    valid = torch.tensor([[False, True, True, True], [True] * 4])
+    cut = deepstack(hidden, visual, features, Survivors(places, valid, (1, 2)))
+    assert cut[..., 0].tolist() == [[10, 10, 12, 10], [13, 10, 10, 14]]
+    assert hidden.eq(10).all()  # not changed in place
+
+
+@pytest.mark.parametrize("name", [*NAMES, "glm4v", "glm4v_moe", "glm46v"])
+def test_frames_between_time_stamps_are_steps_of_one_video(name):
+    tiny = case(name, "sdpa")
+    family = find(tiny.model)
+    row = tiny.videos[0]  # three frames of 2 x 4 tokens, each with a time stamp before it
+    prompt = stack.read_prompt(family.visual_mask(tiny.model, row["input_ids"], None), None)
+    (grids,) = family.grids(tiny.model, prompt, row)
+    assert [(g.image, g.time, g.n_rows, g.n_cols) for g in grids] == [
+        (0, 0, 2, 4),
+        (0, 1, 2, 4),
+        (0, 2, 2, 4),
+    ]
+    with apply(tiny.model, Plan((Cut(2, 0.5, "random"),))) as handle:
+        tiny.model.generate(**row, max_new_tokens=2, do_sample=False, pad_token_id=0)
+        assert handle.last is not None
+        assert [(g.image, g.time) for g in handle.last.grids[0]] == [(0, 0), (0, 1), (0, 2)]
+        patch = handle.last.patches(0)[-1]
+    assert (patch.image, patch.time) == (0, patch.token // 8)
+    assert (patch.row, patch.col) == (patch.token % 8 // 4, patch.token % 4)
