@@ -1,0 +1,560 @@
+"""What a plan saves on this machine, and what carrying it out costs.
+
+Pruned and unpruned passes take turns in one run, so that all figures are ratios from the same
+minutes. Weights are random: time does not depend on them. The image is encoded beforehand, as
+`generate` does it, and no figure includes the vision tower.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import geometry as geometries
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+from transformers import DynamicCache, PreTrainedModel
+
+from tpcal.planner.space import project
+from tpcal.plans import attention, execute
+from tpcal.plans.cost import Cost, plan_cost
+from tpcal.plans.families import decoder_shape
+from tpcal.plans.forward import ForwardPass
+from tpcal.plans.schema import Cut, Plan, load_preset
+from tpcal.plans.selectors.base import Selector
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+MISSED = 6  # exit code
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a figure must reach."""
+
+    figure: str
+    says: str
+    holds: Callable[[float], bool]
+
+
+TARGETS = (
+    Target("achieved", "achieved / ideal at least 0.90", lambda x: x >= 0.90),
+    Target(
+        "overhead", "selection + executor at most 1 % of the unpruned prefill", lambda x: x <= 0.01
+    ),
+    Target(
+        "decode_least",
+        "decode step not slower than unpruned, within its spread",
+        lambda x: x <= 1.0,
+    ),
+    Target("memory", "peak memory not above unpruned", lambda x: x <= 1.0),
+)
+
+
+@dataclass
+class Seconds:
+    """Times of one plan, a list entry per repeat; `clock` times, wall times beside them."""
+
+    prefill: list[float] = field(default_factory=list)
+    prefill_wall: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    executor: list[float] = field(default_factory=list)
+    selection: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one plan, ratios to the unpruned run."""
+
+    name: str
+    layer_average_keep: float
+    speed_up: float
+    speed_up_spread: float
+    """Half of the range that the middle half of the repeats spans."""
+    speed_up_wall: float
+    ideal: float
+    """By the FLOPs of the decoder's layers."""
+    reachable: float
+    """By the unpruned model's own time for prompts as short as the layers' inputs."""
+    achieved: float
+    """speed_up / ideal."""
+    overhead: float
+    """Selection and executor, share of the unpruned prefill; summed inside of them."""
+    selection: float
+    """Score rows and selectors alone."""
+    decode: float
+    decode_least: float
+    """Lower quartile of the same."""
+    memory: float
+    kv: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, its prompt and how to time them."""
+
+    model: PreTrainedModel
+    inputs: dict[str, Any]
+    n_decode: int
+    clock: Callable[[], float]
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs["input_ids"].device
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self.clock()
+
+    def prefill(self) -> DynamicCache:
+        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        features = dict(self.inputs["mm_encoder_outputs"])
+        inputs = {**self.inputs, "mm_encoder_outputs": features}
+        self.model(**inputs, past_key_values=cache, logits_to_keep=1)
+        return cache
+
+    def round(self, plan: Plan | None, seconds: Seconds) -> None:
+        """One prefill and some decode steps."""
+        with applied(self.model, plan):
+            started, wall = self.now(), time.perf_counter()
+            cache = self.prefill()
+            seconds.prefill.append(self.now() - started)
+            seconds.prefill_wall.append(time.perf_counter() - wall)
+            token = self.inputs["input_ids"][:, -1:]
+            steps = []
+            for _ in range(self.n_decode):
+                started = self.now()
+                self.model(input_ids=token, past_key_values=cache, logits_to_keep=1)
+                steps.append(self.now() - started)
+            seconds.decode.append(statistics.median(steps))
+
+    def text(self, n_tokens: int) -> float:
+        """Time of a prefill of so many text tokens, which no plan touches."""
+        ids = self.inputs["input_ids"][:, :1].expand(-1, n_tokens)
+        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        started = self.now()
+        self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        return self.now() - started
+
+    def inside(self, plan: Plan, seconds: Seconds) -> None:
+        """One prefill with the time spent inside the executor and in selection."""
+        with stopwatch(self.now) as spent, applied(self.model, plan):
+            self.prefill()
+        seconds.executor.append(spent["executor"])
+        seconds.selection.append(spent["selection"])
+
+
+def applied(model: PreTrainedModel, plan: Plan | None) -> Any:
+    return nullcontext() if plan is None else execute.apply(model, plan)
+
+
+@contextmanager
+def stopwatch(now: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """Sums the time inside the executor's hooks and inside selection, which is part of it."""
+    spent = {"executor": 0.0, "selection": 0.0}
+    open_: list[str] = []
+    replaced = []
+    for owner, name, kinds in _timed():
+        original = vars(owner)[name]
+        replaced.append((owner, name, original))
+        setattr(owner, name, _timing(original, kinds, spent, open_, now))
+    try:
+        yield spent
+    finally:
+        for owner, name, original in replaced:
+            setattr(owner, name, original)
+
+
+def _timed() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
+    hooks = ("_before_base", "_after_base", "_before_decoder", "_after_decoder")
+    yield from ((execute.Handle, name, ("executor",)) for name in hooks)
+    yield ForwardPass, "before_layer", ("executor",)
+    yield ForwardPass, "leaves_alone", ("executor",)
+    yield attention, "read", ("executor", "selection")
+    for kind in _subclasses(Selector):
+        if "select" in vars(kind):
+            yield kind, "select", ("selection",)
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    for sub in kind.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _timing(
+    original: Callable[..., Any],
+    kinds: Sequence[str],
+    spent: dict[str, float],
+    open_: list[str],
+    now: Callable[[], float],
+) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        mine = [kind for kind in kinds if kind not in open_]  # not twice where they nest
+        open_.extend(mine)
+        started = now()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            passed = now() - started
+            for kind in mine:
+                spent[kind] += passed
+                open_.remove(kind)
+
+    return timed
+
+
+def peak_bytes(bench: Bench, plan: Plan | None) -> int:
+    """Most bytes a prefill holds beyond what was there before, its KV cache included.
+
+    CUDA's own statistics; on a CPU the allocations that torch's profiler saw, added up.
+    """
+    gc.collect()
+    with applied(bench.model, plan):
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            bench.prefill()
+            return torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            bench.prefill()
+    assert profiled.profiler is not None
+    events = profiled.profiler.kineto_results.events()
+    moves = sorted(
+        (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
+    )
+    held = most = 0
+    for _, _, n_bytes in moves:
+        held += n_bytes
+        most = max(most, held)
+    return most
+
+
+def plans(n_layers: int, n_visual: int, budget: float) -> dict[str, Plan]:
+    """Plans at one layer average of keep; the last one has another's cuts, and drops nothing."""
+    three = (1 / 8, 0.28), (3 / 8, 0.08), (11 / 16, 0.0)
+    sets = {
+        "grid @0": [Cut(0, budget, "grid")],
+        "attention @1": [Cut(1, 0.1, "attention")],
+        "dart x3": _cuts(three, "dart", n_layers),
+        "attention x3": _cuts(three, "attention", n_layers),
+        "BTP": list(load_preset("btp-llava-released", n_layers).cuts),
+    }
+    made = {
+        name: Plan(project(cuts, budget, n_visual, n_layers), name=name)
+        for name, cuts in sets.items()
+    }
+    cuts = [Cut(c.layer, 1.0, "attention") for c in made["attention x3"].cuts]
+    return {**made, "no-op x3": Plan(tuple(cuts), name="no-op x3")}
+
+
+def _cuts(schedule: Sequence[tuple[float, float]], selector: str, n_layers: int) -> list[Cut]:
+    return [
+        Cut(max(1, round(depth * n_layers)), keep, selector if keep else None)
+        for depth, keep in schedule
+    ]
+
+
+def figures(
+    name: str, mine: Seconds, base: Seconds, reachable: float, cost: Cost, memory: float, kv: float
+) -> Figures:
+    """The ratios of one plan: medians over the repeats of one run."""
+    ratios = [b / m for b, m in zip(base.prefill, mine.prefill, strict=True)]
+    walls = [b / m for b, m in zip(base.prefill_wall, mine.prefill_wall, strict=True)]
+    steps = [m / b for b, m in zip(base.decode, mine.decode, strict=True)]
+    unpruned = statistics.median(base.prefill)
+    low, high = _quartiles(ratios)
+    ideal = cost.unpruned_prefill_flops / cost.prefill_flops
+    speed_up = statistics.median(ratios)
+    return Figures(
+        name,
+        layer_average_keep=cost.layer_average_keep,
+        speed_up=speed_up,
+        speed_up_spread=(high - low) / 2,
+        speed_up_wall=statistics.median(walls),
+        ideal=ideal,
+        reachable=reachable,
+        achieved=speed_up / ideal,
+        overhead=statistics.median(mine.executor) / unpruned,
+        selection=statistics.median(mine.selection) / unpruned,
+        decode=statistics.median(steps),
+        decode_least=_quartiles(steps)[0],
+        memory=memory,
+        kv=kv,
+    )
+
+
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+@dataclass(frozen=True)
+class Times:
+    """All times of one run."""
+
+    unpruned: Seconds
+    plans: dict[str, Seconds]
+    text: dict[int, list[float]]
+    """Unpruned prefills of so many text tokens."""
+
+    def reachable(self, lengths: Sequence[int]) -> float:
+        """Speed-up where each layer takes its share of a prefill of its length; no executor."""
+        full = statistics.median(self.unpruned.prefill)
+        layers = [statistics.median(self.text.get(n, self.unpruned.prefill)) for n in lengths]
+        return full * len(lengths) / sum(layers)
+
+
+def measure(
+    bench: Bench,
+    made: dict[str, Plan],
+    lengths: set[int],
+    n_repeats: int,
+    tick: Callable[[], None],
+) -> Times:
+    """Takes turns between the unpruned model, the plans and the short prompts."""
+    times = Times(Seconds(), {name: Seconds() for name in made}, {n: [] for n in lengths})
+    for repeat in range(n_repeats + 1):
+        warm = repeat > 0  # the first round warms up
+        bench.round(None, times.unpruned if warm else Seconds())
+        for name, plan in made.items():
+            seconds = times.plans[name] if warm else Seconds()
+            bench.round(plan, seconds)
+            bench.inside(plan, seconds)
+        for n in lengths:
+            taken = bench.text(n)
+            if warm:
+                times.text[n].append(taken)
+        tick()
+    return times
+
+
+def run(
+    bench: Bench, made: dict[str, Plan], n_text: int, n_repeats: int, progress: Progress
+) -> tuple[Seconds, list[Figures]]:
+    """The unpruned model's times, and the figures of every plan."""
+    bar = progress.add_task("measuring", total=n_repeats + 1 + len(made))
+    shape = decoder_shape(bench.model)
+    n_visual = int((bench.inputs["input_ids"] == geometries.IMAGE).sum())
+    lengths = {
+        name: [n + n_text for n in plan.schedule(n_visual, shape.n_layers)]
+        for name, plan in made.items()
+    }
+    short = {n for counts in lengths.values() for n in counts} - {n_visual + n_text}
+    times = measure(bench, made, short, n_repeats, lambda: progress.advance(bar))
+    unpruned, full_kv = peak_bytes(bench, None), sum(execute.kv_bytes(bench.prefill()))
+    results = []
+    for name, plan in made.items():
+        with execute.apply(bench.model, plan):
+            kv = sum(execute.kv_bytes(bench.prefill())) / full_kv
+        cost = plan_cost(plan, shape, n_visual, n_text)
+        memory, reachable = peak_bytes(bench, plan) / unpruned, times.reachable(lengths[name])
+        mine = times.plans[name]
+        results.append(figures(name, mine, times.unpruned, reachable, cost, memory, kv))
+        progress.advance(bar)
+    return times.unpruned, results
+
+
+def table(title: str, results: Sequence[Figures]) -> Table:
+    drawn = Table(
+        title=title,
+        box=SIMPLE,
+        caption="Ratios to unpruned. ideal: by FLOPs · reach: by unpruned prefills as short · "
+        "achieved: speed-up / ideal\nexecutor, select (a part of it): time of their own in % of the "
+        "unpruned prefill",
+    )
+    drawn.add_column("plan")
+    for heading in (
+        "keep",
+        "speed-up",
+        "ideal",
+        "reach",
+        "achieved",
+        "executor",
+        "select",
+        "decode",
+        "memory",
+        "KV",
+    ):
+        drawn.add_column(heading, justify="right")
+    for f in results:
+        drawn.add_row(
+            f.name,
+            f"{f.layer_average_keep:.3f}",
+            f"{f.speed_up:.2f}±{f.speed_up_spread:.2f}",
+            f"{f.ideal:.2f}",
+            f"{f.reachable:.2f}",
+            f"{f.achieved:.2f}",
+            f"{f.overhead:.2%}",
+            f"{f.selection:.2%}",
+            f"{f.decode:.2f}",
+            f"{f.memory:.3f}",
+            f"{f.kv:.3f}",
+        )
+    return drawn
+
+
+def verdicts(results: Sequence[Figures]) -> list[tuple[str, bool, str]]:
+    """For each target: what it says, whether every plan reaches it, and the plans that do not."""
+    rows = []
+    for target in TARGETS:
+        missed = [f.name for f in results if not target.holds(getattr(f, target.figure))]
+        rows.append((target.says, not missed, ", ".join(missed)))
+    return rows
+
+
+@click.command()
+@click.option(
+    "--geometry",
+    "preset",
+    type=click.Choice(sorted(geometries.GEOMETRIES)),
+    default="7b-layers",
+    show_default=True,
+    help="Widths of the decoder.",
+)
+@click.option(
+    "--layers",
+    type=click.IntRange(min=5),
+    help="Decoder layers; by default those of the geometry.",
+)
+@click.option("--dtype", type=click.Choice(sorted(DTYPES)), default="bf16", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.22,
+    show_default=True,
+    help="Layer average of keep of the plans.",
+)
+@click.option(
+    "--text",
+    "n_text",
+    type=click.IntRange(min=4),
+    default=64,
+    show_default=True,
+    help="Text tokens of the prompt.",
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option(
+    "--decode",
+    "n_decode",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Decode steps per repeat.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's choice."
+)
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="cpu: processor time, for a machine that others use too; with one thread only.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the figures here too.",
+)
+@click.option("--strict", is_flag=True, help=f"Exit with {MISSED} where a target is missed.")
+def main(
+    preset: str,
+    layers: int | None,
+    dtype: str,
+    device: str,
+    budget: float,
+    n_text: int,
+    repeats: int,
+    n_decode: int,
+    threads: int | None,
+    clock: str,
+    json_path: Path | None,
+    strict: bool,
+) -> None:
+    """Time plans of one layer average against the unpruned model, with random weights."""
+    if clock == "cpu" and (threads != 1 or device != "cpu"):
+        raise click.UsageError("--clock cpu needs --threads 1 and --device cpu.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = Console()
+    console.width = max(console.width, 100)
+    chosen = geometries.with_layers(geometries.GEOMETRIES[preset], layers)
+    with torch.inference_mode(), Progress(console=console, transient=True) as progress:
+        progress.add_task("building the model", total=None)
+        model = geometries.build(chosen, DTYPES[dtype], device)
+        inputs = geometries.prompt(chosen, n_text, DTYPES[dtype], device)
+        timer = time.process_time if clock == "cpu" else time.perf_counter
+        made = plans(chosen.n_layers, chosen.n_visual, budget)
+        bench = Bench(model, inputs, n_decode, timer)
+        base, results = run(bench, made, n_text, repeats, progress)
+    machine = hardware(device)
+    title = f"{preset}, {chosen.n_layers} layers, {dtype}, {chosen.n_visual} + {n_text} tokens"
+    console.print(table(title, results))
+    unpruned, step = (1000 * statistics.median(x) for x in (base.prefill, base.decode))
+    console.print(
+        f"Unpruned ({clock} time): prefill {unpruned:.1f} ms, decode step {step:.2f} ms. {machine}"
+    )
+    rows = verdicts(results)
+    for says, holds, missed in rows:
+        console.print(
+            f"{'holds ' if holds else 'MISSED'}  {says}" + (f": {missed}" if missed else "")
+        )
+    if json_path is not None:
+        data = {
+            "setting": {
+                **asdict(chosen),
+                "dtype": dtype,
+                "device": device,
+                "n_text": n_text,
+                "repeats": repeats,
+                "clock": clock,
+                "hardware": machine,
+            },
+            "unpruned_prefill_ms": unpruned,
+            "unpruned_decode_ms": step,
+            "plans": [asdict(f) for f in results],
+            "targets": [{"target": says, "holds": holds} for says, holds, _ in rows],
+        }
+        json_path.write_text(json.dumps(data, indent=2) + "\n")
+    if strict and not all(holds for _, holds, _ in rows):
+        sys.exit(MISSED)
+
+
+def hardware(device: str) -> str:
+    """The machine and the libraries, in words."""
+    if device != "cpu":
+        name = torch.cuda.get_device_name()
+    else:
+        model = [line for line in _cpuinfo() if line.startswith("model name")]
+        name = model[0].partition(":")[2].strip() if model else platform.machine()
+        name += f", {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()

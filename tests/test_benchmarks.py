@@ -1,0 +1,40 @@
+"""The benchmarks run, and say what they should, at sizes at which their times mean nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize("geometry", ["tiny", pytest.param("tiny-qwen", marks=pytest.mark.slow)])
+def test_the_executor_benchmark_counts_what_a_plan_saves(geometry: str, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    options = ["--geometry", geometry, "--dtype", "fp32", "--repeats", "1", "--decode", "1"]
+    command = [
+        sys.executable,
+        BENCHMARKS / "executor.py",
+        *options,
+        "--json",
+        out,
+        "--threads",
+        "1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "achieved / ideal at least 0.90" in done.stdout
+    plans = {plan["name"]: plan for plan in json.loads(out.read_text())["plans"]}
+    nothing = plans.pop("no-op x3")
+    assert nothing["kv"] == nothing["ideal"] == nothing["layer_average_keep"] == 1
+    assert len(plans) == 5
+    for plan in plans.values():
+        assert 0.19 < plan["layer_average_keep"] <= 0.22  # one token of 36 is up to 0.028
+        kept = (36 * plan["layer_average_keep"] + 64) / (36 + 64)
+        assert plan["kv"] == pytest.approx(kept)
+        assert plan["ideal"] > 1 > plan["memory"]
+        assert 0 < plan["selection"] < plan["overhead"]
