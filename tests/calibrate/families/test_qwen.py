@@ -1,0 +1,114 @@
+"""Replays on families with images of any size: positions, DeepStack and experts as in production."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from tiny import case
+from torch import Tensor
+
+from tpcal.calibrate.batches import Encoded, _teacher_forced
+from tpcal.calibrate.tape import Tape
+from tpcal.plans.execute import apply
+from tpcal.plans.forward import CutRecord
+from tpcal.plans.laws import Case
+from tpcal.plans.schema import Condition, Cut, Plan
+
+CLOSE = 1e-5
+NAMES = [
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "glm4v",
+    "glm4v_moe",
+    "glm46v",
+    "paddleocr_vl",
+    "video_llama_3",
+    "ernie4_5_vl_moe",
+]
+PLANS = {
+    "one cut": (Cut(3, 0.25, "attention"),),
+    "within DeepStack": (Cut(1, 0.5, "attention"), Cut(2, 0.25, "grid")),
+    "before the decoder": (Cut(0, 0.3, "random"), Cut(4, 0.0)),
+    "conditional": (Cut(2, 0.5, "dart"), Cut(4, 0.0, condition=Condition(0.35, 0.9))),
+}
+ANSWERS = [[21, 22, 23], [31, 32, 33], [41, 42, 43], [51, 52, 53]]
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def encoded(tiny: Case, rows: Sequence[int]) -> Encoded:
+    """What calibration makes of prompts that a processor padded on the left."""
+    prompts = tiny.batch([tiny.rows[row] for row in rows], "left")
+    return _teacher_forced(prompts, [ANSWERS[row] for row in rows], tiny.pad_id)
+
+
+def production(
+    tiny: Case, rows: Sequence[int], cuts: tuple[Cut, ...]
+) -> tuple[Tensor, tuple[CutRecord, ...]]:
+    """Answer logits [B, A + 1, V] of a prefill and cached decoding under the plan."""
+    inputs = tiny.batch([tiny.rows[row] for row in rows], "left")
+    answers = torch.tensor([ANSWERS[row] for row in rows])
+    with apply(tiny.model, Plan(cuts)) as handle:
+        out = tiny.model(**inputs, position_ids=tiny.numbered(inputs), use_cache=True)
+        assert handle.last is not None
+        records = handle.last.cuts
+        logits = [out.logits[:, -1]]
+        for step in range(answers.shape[1]):
+            inputs = tiny.extended(inputs, answers[:, step : step + 1])
+            out = tiny.model(
+                input_ids=answers[:, step : step + 1],
+                attention_mask=inputs["attention_mask"],
+                position_ids=tiny.numbered(inputs)[..., -1:],
+                past_key_values=out.past_key_values,
+                use_cache=True,
+            )
+            logits.append(out.logits[:, -1])
+    return torch.stack(logits, dim=1), records
+
+
+@pytest.mark.parametrize("cuts", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_replay_gives_the_answer_logits_of_production(name, cuts):
+    tiny = case(name, "sdpa")
+    batch = encoded(tiny, range(4))
+    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
+    replayed = tape.replay(cuts, batch.positions)
+    logits, records = production(tiny, range(4), cuts)
+    assert [r.kept for r in replayed.records] == [r.kept for r in records]
+    assert (replayed.logits - logits).abs().max() <= CLOSE
+    changed = (tape.logits(batch.positions) - replayed.logits).abs().amax(dim=(1, 2))
+    assert changed[[0, 1, 3]].max() > 1000 * CLOSE  # the plan does something
+    assert changed[2] <= CLOSE  # and nothing to the row without an image
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_replay_that_keeps_everything_equals_the_recording(name):
+    tiny = case(name, "eager")
+    batch = encoded(tiny, range(4))
+    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
+    for layer in (0, 1, 3):
+        replayed = tape.replay([Cut(layer, 1.0, "random")], batch.positions)
+        assert torch.equal(replayed.logits, tape.logits(batch.positions))
+        assert torch.equal(replayed.first_output, tape.state(layer + 1))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+def test_a_batch_of_words_only_replays_after_a_batch_with_images(name):
+    """The model keeps the last rope deltas; they must not leak into prompts without images."""
+    tiny = case(name, "sdpa")
+    both = encoded(tiny, range(4))
+    Tape.record(tiny.model, both.inputs, prompt_length=both.prompt_length)
+    words = encoded(tiny, [2])
+    tape = Tape.record(tiny.model, words.inputs, prompt_length=words.prompt_length)
+    replayed = tape.replay([Cut(2, 0.0)], words.positions)
+    assert torch.equal(replayed.logits, tape.logits(words.positions))
+    logits, _ = production(tiny, [2], (Cut(2, 0.0),))
+    assert (replayed.logits - logits).abs().max() <= CLOSE
