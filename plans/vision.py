@@ -7,6 +7,7 @@ with the encoder's output to the pass that uses it; beams are prompts repeated r
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.vision_utils import get_vision_window_index
 
 from tpcal.plans import stack
 from tpcal.plans.attention import CHUNK, kernel_of, score_rows, switched
@@ -54,6 +56,42 @@ def tower_of(module: nn.Module, feature_layer: int | Sequence[int]) -> Tower | N
         return None
     has_class = any("class_embedding" in name for name, _ in module.named_parameters())
     return Tower(layers[at].self_attn, has_class)
+
+
+def without_class(
+    model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+) -> Tensor:
+    """[images, P, C] values of the tokens that LLaVA's feature selection leaves.
+
+    Args:
+        model: Of LLaVA's kind; "default" selection leaves the tower's first token out.
+        patches: [images, P, C] of each attention call.
+        inputs: What the encoder was called with.
+    """
+    mine = getattr(model.config, "vision_feature_select_strategy", "default")  # not VipLLaVA's
+    whole = (inputs.get("vision_feature_select_strategy") or mine) != "default"
+    return torch.cat([images if whole else images[:, 1:] for images in patches])
+
+
+def merged_blocks(
+    model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+) -> Tensor:
+    """[n, C] means of the square blocks of patches that a tower of Qwen's kind merges.
+
+    Args:
+        model: With a tower to which the patches of a block come one after the other; one with
+            windows has reordered the blocks.
+        patches: [1, P, C] of each attention call: an image, a frame or a window.
+        inputs: What the encoder was called with.
+    """
+    config: Any = model.config.vision_config
+    merge = config.spatial_merge_size
+    values = torch.cat(list(patches), dim=1)[0].unflatten(0, (-1, merge**2)).mean(dim=1)
+    if not hasattr(config, "window_size"):
+        return values
+    grid = inputs["image_grid_thw" if "image_grid_thw" in inputs else "video_grid_thw"]
+    order, _ = get_vision_window_index(grid, merge, config.window_size, config.patch_size)
+    return values[order.argsort().to(values.device)]
 
 
 def problem(family: Family, model: PreTrainedModel) -> str | None:
@@ -113,6 +151,7 @@ class Vision:
 
     def encoder(self, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
         """``encode``, whose output carries what was read while it ran."""
+        signature = inspect.signature(encode)
 
         @wraps(encode)  # generate reads the signature to know what to pass
         def reading(*args: Any, **kwargs: Any) -> Any:
@@ -121,7 +160,9 @@ class Vision:
             self._patches = []
             try:
                 output = encode(*args, **kwargs)
-                read = self._family.by_visual_token(self._model, self._patches, kwargs)
+                given = signature.bind(*args, **kwargs).arguments
+                inputs = {**given, **given.pop("kwargs", {})}
+                read = self._family.by_visual_token(self._model, self._patches, inputs)
             finally:
                 self._patches = None
             self._latest[kind] = read  # [n, 1 + E], in the order of the placeholders

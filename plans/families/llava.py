@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -13,7 +12,7 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.families import mistral3
 from tpcal.plans.families.base import Family, square_grid
 from tpcal.plans.stack import Grid, Prompt
-from tpcal.plans.vision import Tower, tower_of
+from tpcal.plans.vision import Tower, tower_of, without_class
 
 
 class Llava(Family):
@@ -45,9 +44,7 @@ class Llava(Family):
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
     ) -> Tensor:
         """Patches are visual tokens; "default" leaves the tower's first token out."""
-        mine = getattr(model.config, "vision_feature_select_strategy", "default")  # not VipLLaVA's
-        whole = (inputs.get("vision_feature_select_strategy") or mine) != "default"
-        return torch.cat([images if whole else images[:, 1:] for images in patches]).flatten(0, 1)
+        return without_class(model, patches, inputs).flatten(0, 1)
 
 
 FAMILY = Llava()

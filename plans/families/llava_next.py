@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.stack import Grid
 from tpcal.plans.views import IMAGE, VIDEO, InOrder, steps_of
+from tpcal.plans.vision import Tower, tower_of, without_class
 
 
 class LlavaNext(InOrder):
@@ -38,6 +41,31 @@ class LlavaNext(InOrder):
         pooled = side // getattr(model.config, "spatial_pool_stride", 1)
         videos = [steps_of((n, pooled, pooled)) for n in n_frames(inputs, pooled * pooled)]
         return {kind: views for kind, views in ((IMAGE, images), (VIDEO, videos)) if views}
+
+    def tower(self, model: PreTrainedModel) -> Tower | None:
+        """LLaVA-NeXT's; that of LLaVA-NeXT-Video, which pools frames, is not offered."""
+        base: Any = model.base_model
+        if hasattr(base, "get_video_features"):
+            return None
+        return tower_of(base.vision_tower, model.config.vision_feature_layer)
+
+    def by_visual_token(
+        self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """Patches are visual tokens, packed as the model packs their features."""
+        config: Any = model.config
+        values, sizes = without_class(model, patches, inputs), inputs["image_sizes"]
+        n_tiles = [
+            image_size_to_num_patches(
+                size, config.image_grid_pinpoints, config.vision_config.image_size
+            )
+            for size in sizes
+        ]
+        newline = values.new_zeros(values.shape[-1])
+        newline[0] = -torch.inf
+        base: Any = model.base_model
+        packed, _ = base.pack_image_features(values.split(n_tiles), sizes, "default", newline)
+        return torch.cat(packed)
 
 
 FAMILY = LlavaNext()

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
 from tpcal.plans.views import AnySize
+from tpcal.plans.vision import Tower, merged_blocks
 
 
 class Qwen2VL(AnySize):
@@ -18,6 +25,18 @@ class Qwen2VL(AnySize):
         "Qwen2_5_VLForConditionalGeneration",
         "PaddleOCRVLForConditionalGeneration",
     )
+
+    def tower(self, model: PreTrainedModel) -> Tower | None:
+        """Qwen's, in its last layer; PaddleOCR-VL's is another and not offered."""
+        base: Any = model.base_model
+        blocks = getattr(base.visual, "blocks", None)
+        return None if blocks is None else Tower(blocks[-1].attn)
+
+    def by_visual_token(
+        self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """A visual token is made of a block of neighbouring patches."""
+        return merged_blocks(model, patches, inputs)
 
 
 FAMILY = Qwen2VL()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.stack import Survivors
 from tpcal.plans.views import AnySize
+from tpcal.plans.vision import Tower, merged_blocks
 
 if TYPE_CHECKING:
     from tpcal.plans.forward import ForwardPass
@@ -56,6 +57,17 @@ class Qwen3VL(AnySize):
         if features is None or layer >= len(features):
             return hidden
         return deepstack(hidden, inputs["visual_pos_masks"], features[layer], run.survivors)
+
+    def tower(self, model: PreTrainedModel) -> Tower | None:
+        """The tower's last layer; what DeepStack takes from earlier ones is not looked at."""
+        base: Any = model.base_model
+        return Tower(base.visual.blocks[-1].attn)
+
+    def by_visual_token(
+        self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """A visual token is made of a block of neighbouring patches."""
+        return merged_blocks(model, patches, inputs)
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
         """Widths of the decoder; of experts, as many as a token visits."""
