@@ -122,7 +122,7 @@ class Tape:
                 probes = undo.enter_context(probing(modules))
                 everything = stack.Survivors(None, None, prompt.n_visual)
                 wanted = stack.attention_request(
-                    prompt, everything, mass=True, visual_queries=True
+                    prompt, everything, text=True, visual_queries=True
                 )
                 for probe in probes.values():
                     probe.request = wanted

@@ -31,7 +31,7 @@ class Request:
     last: Tensor
     """[B] int64 column of the query whose scores are wanted."""
     text: tuple[Tensor, Tensor] | None = None
-    """[B, T] columns and validity of the text queries; None leaves the attention mass out."""
+    """[B, T] columns and validity of the text queries; None leaves out what they look at."""
     visual: tuple[Tensor, Tensor] | None = None
     """[B, N] columns and validity of the visual tokens alive."""
     visual_queries: bool = False
@@ -48,6 +48,8 @@ class Capture:
     """[B, H] logsumexp over all keys it sees."""
     keys: Tensor
     """[B, Hkv, m, d] keys of the new tokens, after rotary embedding."""
+    text_attention: Tensor | None = None
+    """[B, T, N] softmax weights of the text queries on the visual tokens, mean over heads."""
     text_to_visual: Tensor | None = None
     """[B] mass from text to visual tokens, mean over queries and heads; nan without either."""
     visual_to_text: Tensor | None = None
@@ -130,13 +132,16 @@ def read(
     """
     n_new = query.shape[2]
     logits = score_rows(query, key, mask, scaling, request.last[:, None])[:, :, 0]  # [B, H, K]
-    t2v = v2t = None
-    if request.text is not None and request.visual is not None:
-        t2v = _mass(query, key, mask, scaling, request.text, request.visual)
-        v2t = torch.zeros_like(t2v)
-        if request.visual_queries:
-            v2t = _mass(query, key, mask, scaling, request.visual, request.text)
-    return Capture(logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:], t2v, v2t)
+    read_last = logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:]
+    if request.text is None or request.visual is None:
+        return Capture(*read_last)
+    looks = _weights(query, key, mask, scaling, request.text, request.visual)
+    t2v = _mass(looks, request.text[1], request.visual[1])
+    v2t = torch.zeros_like(t2v)
+    if request.visual_queries:
+        back = _weights(query, key, mask, scaling, request.visual, request.text)
+        v2t = _mass(back, request.visual[1], request.text[1])
+    return Capture(*read_last, looks, t2v, v2t)
 
 
 def score_rows(
@@ -162,7 +167,7 @@ def score_rows(
     return scores.masked_fill(bias <= torch.finfo(mask.dtype).min, -torch.inf) + bias.to(dtype)
 
 
-def _mass(
+def _weights(
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
@@ -170,25 +175,35 @@ def _mass(
     sources: tuple[Tensor, Tensor],
     targets: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """[B] softmax mass from source to target tokens, mean over heads and sources; nan where empty.
+    """[B, R, C] softmax weights of source on target tokens, mean over heads; 0 on filler."""
+    columns, valid = sources
+    n_rows, n_heads, n_new = query.shape[:3]
+    n_keys = key.shape[2]
+    at = (targets[0] + (n_keys - n_new))[:, None]
+    known = valid[..., None] & targets[1][:, None]
+    result = torch.zeros_like(known, dtype=torch.promote_types(query.dtype, torch.float32))
+    step = max(1, CHUNK // (n_rows * n_heads * n_keys))
+    for start in range(0, columns.shape[1], step):
+        asked = columns[:, start : start + step]
+        weights = score_rows(query, key, mask, scaling, asked).softmax(dim=-1).mean(dim=1)
+        result[:, start : start + step] = weights.gather(2, at.expand(-1, asked.shape[1], -1))
+    return result.masked_fill(~known, 0)
+
+
+def _mass(weights: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+    """[B] mass that sources give to targets, mean over sources; nan where there are none.
+
+    Args:
+        weights: [B, R, C], 0 on filler.
+        sources: [B, R] bool.
+        targets: [B, C] bool.
 
     Source:
         ToDRE (arXiv 2505.18757v2), the two ratios of stage 2: their denominators are the numbers
         of query tokens, as the softmax rows sum to one.
     """
-    columns, valid = sources
-    n_keys, n_new = key.shape[2], query.shape[2]
-    is_target = torch.zeros(key.shape[0], n_keys, dtype=torch.bool, device=key.device)
-    is_target.scatter_(1, targets[0] + (n_keys - n_new), targets[1])
-    total = torch.zeros(query.shape[0], device=key.device)
-    step = max(1, CHUNK // (query.shape[0] * query.shape[1] * n_keys))
-    for start in range(0, columns.shape[1], step):
-        part = slice(start, start + step)
-        weights = score_rows(query, key, mask, scaling, columns[:, part]).softmax(dim=-1)
-        mass = (weights * is_target[:, None, None, :]).sum(dim=-1).mean(dim=1)  # [B, R]
-        total += mass.masked_fill(~valid[:, part], 0).sum(dim=1).to(total.dtype)
-    empty = (valid.sum(dim=1) == 0) | (targets[1].sum(dim=1) == 0)
-    return (total / valid.sum(dim=1)).masked_fill(empty, torch.nan)
+    empty = (sources.sum(dim=1) == 0) | (targets.sum(dim=1) == 0)
+    return (weights.sum(dim=(1, 2)) / sources.sum(dim=1)).masked_fill(empty, torch.nan)
 
 
 def kernel_of(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -48,7 +48,7 @@ def prepare(cuts: Sequence[Cut]) -> dict[int, PreparedCut]:
     for cut in cuts:
         selector = None if cut.selector is None else create(cut.selector, cut.params)
         needs = frozenset() if selector is None else selector.needs
-        reads = bool(needs & {"scores", "keys"}) or cut.condition is not None
+        reads = bool(needs & {"scores", "keys", "text_scores"}) or cut.condition is not None
         prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0)
     return prepared
 
@@ -219,8 +219,9 @@ class ForwardPass:
             return
         condition = after.cut.condition
         both = condition is not None and condition.visual_to_text_below is not None
+        text = condition is not None or "text_scores" in after.needs
         wanted = stack.attention_request(
-            self._prompt, self.survivors, mass=condition is not None, visual_queries=both
+            self._prompt, self.survivors, text=text, visual_queries=both
         )
         self._probes[layer].request = wanted
 
@@ -278,6 +279,7 @@ class ForwardPass:
             text = stack.columns_of(self.survivors.take(prompt.text), prompt.n_query_text)
         keys = None if capture is None or "keys" not in needs else stack.flat_keys(capture.keys)
         scores = capture if "scores" in needs else None
+        looks = None if capture is None or "text_scores" not in needs else capture.text_attention
         return Tokens(
             layer=prepared.cut.layer,
             hidden=stack.take_columns(hidden, columns),
@@ -293,6 +295,7 @@ class ForwardPass:
             keys=None if keys is None else stack.take_columns(keys, columns),
             text_hidden=None if text is None else stack.take_columns(hidden, text[0]),
             text_valid=None if text is None else text[1],
+            text_attention=looks,
             text_keys=None if text is None or keys is None else stack.take_columns(keys, text[0]),
             final_norm=self._final_norm if "norm" in needs else None,
             vision_scores=None if vision is None else vision[..., 0],

@@ -199,21 +199,21 @@ def flat_keys(keys: Tensor) -> Tensor:
 
 
 def attention_request(
-    prompt: Prompt, survivors: Survivors, *, mass: bool, visual_queries: bool
+    prompt: Prompt, survivors: Survivors, *, text: bool, visual_queries: bool
 ) -> Request:
     """What to read at an attention module.
 
     Args:
         prompt: The pass.
         survivors: Tokens the module sees.
-        mass: Measure the attention mass between text and visual tokens.
-        visual_queries: Measure it in both directions (zero without work where no text precedes a
-            visual token).
+        text: Read what the text tokens look at, and the attention mass of it.
+        visual_queries: Measure the mass in both directions (zero without work where no text
+            precedes a visual token).
     """
     last = prompt.last
     if survivors.places is not None:  # the last token never leaves
         last = (survivors.places == last[:, None]).to(torch.uint8).argmax(dim=1)
-    if not mass:
+    if not text:
         return Request(last)
     return Request(
         last,

@@ -56,6 +56,8 @@ class Tokens:
     """[B, T] bool, False on filler."""
     text_keys: Tensor | None = None
     """[B, T, E] their keys; None at layer 0."""
+    text_attention: Tensor | None = None
+    """[B, T, N] softmax weights of the text tokens as queries at layer - 1, mean over heads."""
     final_norm: Callable[[Tensor], Tensor] | None = None
     """The decoder's last norm."""
     vision_scores: Tensor | None = None
@@ -75,7 +77,7 @@ class Selector(ABC):
     """
 
     required: ClassVar[frozenset[str]] = frozenset()
-    """What it always needs, of scores, keys, text, norm, vision."""
+    """What it always needs, of scores, text_scores, keys, text, norm, vision."""
 
     def __post_init__(self) -> None:
         owner = type(self).__module__.rpartition(".")[2]
@@ -89,13 +91,13 @@ class Selector(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be in ``Tokens``, of scores, keys, text, norm, vision."""
+        """What must be in ``Tokens``, of scores, text_scores, keys, text, norm, vision."""
         return self.required
 
     @property
     def min_layer(self) -> int:
         """Lowest layer it can cut at: attention exists only after a layer has run."""
-        return int("scores" in self.needs)
+        return int(bool(self.needs & {"scores", "text_scores"}))
 
     @abstractmethod
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:

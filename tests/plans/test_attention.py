@@ -12,6 +12,7 @@ from tpcal.plans.families import find
 from tpcal.plans.schema import Cut, Plan
 from tpcal.plans.selectors.attention import Attention
 from tpcal.plans.selectors.dart import Dart
+from tpcal.plans.selectors.sparsevlm import Sparsevlm
 
 MIXED = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
 
@@ -26,7 +27,7 @@ def _no_gradients():
 def seen(monkeypatch):
     """The tokens every selector was given, in order."""
     seen = []
-    for kind in (Attention, Dart):
+    for kind in (Attention, Dart, Sparsevlm):
         select = kind.select
 
         def spy(self, tokens, n_keep, select=select):
@@ -68,6 +69,40 @@ def test_scores_after_a_first_cut_are_those_of_the_tokens_left(seen):
     assert tokens.n_original.tolist() == [N_IMAGE, 2 * N_IMAGE, 0]
     shares = (tokens.logits - tokens.lse[..., None]).exp().masked_fill(~tokens.valid[:, None], 0)
     assert bool((shares.sum(-1) <= 1).all())
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("chunk", [1, 2**23])
+def test_text_attention_is_that_of_the_attention_matrix(attn, side, chunk, seen, monkeypatch):
+    monkeypatch.setattr("tpcal.plans.attention.CHUNK", chunk)
+    inputs = batch(MIXED, side=side)
+    options = {"position_ids": positions_of(inputs["attention_mask"])}
+    model = tiny_llava(attn)
+    with apply(model, Plan((Cut(3, 0.5, "sparsevlm"),))):
+        model(**inputs, **options)
+    weights = tiny_llava("eager")(**inputs, **options, output_attentions=True).attentions[2]
+    tokens = seen[0][0]
+    for row, ids in enumerate(inputs["input_ids"]):
+        visual = ids == IMAGE
+        text = inputs["attention_mask"][row].bool() & ~visual & (visual.cumsum(0) > 0)
+        wanted = weights[row].mean(0)[text][:, visual]
+        got = tokens.text_attention[row][tokens.text_valid[row]][:, tokens.valid[row]]
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+    filler = ~(tokens.text_valid[:, :, None] & tokens.valid[:, None])
+    assert (tokens.text_attention[filler] == 0).all()
+
+
+def test_text_attention_after_a_first_cut_is_that_on_the_tokens_left(seen):
+    model = tiny_llava()
+    cuts = (Cut(1, 0.5, "random"), Cut(3, 0.25, "sparsevlm"))
+    with apply(model, Plan(cuts)) as handle:
+        model(**batch(MIXED))
+    tokens = seen[0][0]
+    assert tokens.index[0][tokens.valid[0]].tolist() == list(handle.last.cuts[0].kept[0])
+    assert tokens.text_attention.shape == (*tokens.text_valid.shape, tokens.valid.shape[1])
+    assert (tokens.text_attention[tokens.text_valid].sum(-1) < 1).all()
+    assert (tokens.text_attention[1][tokens.text_valid[1]].sum(-1) > 0).all()
 
 
 def test_keys_states_text_and_grids_belong_to_the_tokens(seen):

@@ -63,6 +63,7 @@ def _row(
         text_hidden=noise(n_text, D),
         text_valid=torch.ones(1, n_text, dtype=torch.bool),
         text_keys=noise(n_text, E),
+        text_attention=noise(n_text, n).softmax(-1),
         vision_scores=noise(n).abs().masked_fill(~covers, -torch.inf),
         vision_keys=noise(n, 6).masked_fill(~covers[..., None], 0),
         covers=covers,
@@ -87,7 +88,9 @@ def _padded(row: Tokens, n: int, n_text: int, garbage: float, at: Tensor | None 
     for name in ("text_hidden", "text_keys", "text_valid"):
         filler = False if name == "text_valid" else garbage
         new[name] = _moved(getattr(row, name), text_at, n_text, 1, filler)
-    return replace(row, **new, logits=_moved(row.logits, at, n, 2, garbage))
+    looks = _moved(_moved(row.text_attention, text_at, n_text, 1, garbage), at, n, 2, garbage)
+    logits = _moved(row.logits, at, n, 2, garbage)
+    return replace(row, **new, logits=logits, text_attention=looks)
 
 
 def _stacked(rows: Sequence[Tokens], garbage: float = 7.0, extra: int = 0) -> Tokens:

@@ -25,6 +25,7 @@ VARIANTS = [
     ("balanced", {"attention_share": 0.0, "spatial_share": 0.5, "distance": "euclidean"}),
     ("visionzip", {"contextual_share": 0.6}),
     ("vispruner", {"important_share": 0.0, "step": 3}),
+    ("cdpruner", {"relevance": "negative"}),
     ("dart", {"visit": "original"}),
     ("dart", {"image_pivots": 1, "text_pivots": 0}),
 ]
@@ -111,6 +112,7 @@ def test_tokens_that_are_all_equal_are_still_distinct(name, params, make_row):
         vision_scores=torch.ones_like(row.vision_scores),
         vision_keys=torch.ones_like(row.vision_keys),
         logits=torch.zeros_like(row.logits),
+        text_attention=torch.zeros_like(row.text_attention),
     )
     assert chosen(name, params, same, [40]).sum() == 40
 
@@ -121,6 +123,7 @@ def test_numbers_gone_wrong_do_not_change_the_count(name, params, value, make_ro
     row = make_row([(6, 6)])
     broken = {f: getattr(row, f).clone() for f in ("hidden", "keys", "logits", "vision_keys")}
     broken["vision_scores"] = row.vision_scores.clone()
+    broken["text_attention"] = row.text_attention.clone()
     for tensor in broken.values():
         tensor[..., 3:9] = value
     assert chosen(name, params, replace(row, **broken), [20]).sum() == 20
@@ -149,6 +152,7 @@ def test_a_selector_gets_by_with_what_it_says_it_needs(name, params, make_row):
         "scores": ("logits", "lse"),
         "keys": ("keys", "text_keys"),
         "text": ("text_hidden", "text_valid", "text_keys"),
+        "text_scores": ("text_attention",),
         "norm": ("final_norm",),
         "vision": ("vision_scores", "vision_keys"),
     }
@@ -161,7 +165,7 @@ def test_a_selector_gets_by_with_what_it_says_it_needs(name, params, make_row):
 @NAMED
 def test_before_the_decoder_it_works_without_keys_or_says_that_it_cannot(name, params, make_row):
     selector = create(name, params)
-    assert selector.min_layer == int("scores" in selector.needs)
+    assert selector.min_layer == int(bool(selector.needs & {"scores", "text_scores"}))
     if selector.min_layer == 0:
         row = make_row([(4, 4)])
         start = replace(row, layer=0, keys=None, text_keys=None, logits=None, lse=None)
@@ -188,7 +192,9 @@ def survivors(tokens: Tokens, mask: torch.Tensor) -> Tokens:
     per_token = ("hidden", "index", "image", "grid_row", "grid_col", "grid_shape", "keys")
     per_token += ("vision_scores", "vision_keys", "covers")
     new = {name: moved(getattr(tokens, name)) for name in per_token}
-    return replace(tokens, **new, valid=mask.gather(1, order), logits=moved(tokens.logits.mT).mT)
+    for name in ("logits", "text_attention"):
+        new[name] = moved(getattr(tokens, name).mT).mT
+    return replace(tokens, **new, valid=mask.gather(1, order))
 
 
 MERGING = [(name, params) for name, params in VARIANTS if name in ("visionzip", "pooling")]

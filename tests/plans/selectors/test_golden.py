@@ -14,6 +14,7 @@ from tpcal.plans.cosine import Distances
 from tpcal.plans.selectors import create
 from tpcal.plans.selectors.balanced import rebalanced, spatial
 from tpcal.plans.selectors.base import Tokens, order_mask
+from tpcal.plans.selectors.cdpruner import greedy_map
 from tpcal.plans.selectors.dart import image_pivots, text_pivots, visit_order
 from tpcal.plans.selectors.diversity import max_min, max_sum
 
@@ -180,3 +181,10 @@ def test_dart_keeps_these():
     n_keep = 4 + 8 * int(64 * (1 - 0.5) / 8)
     survivors = kept("dart", params, dart_tokens(), n_keep)
     assert [SYSTEM + i for i in survivors] == [int(p) for p in expected.split()]
+
+
+def test_cdpruner_picks_in_this_order():
+    relevance = wave(0.9, 64)
+    relevance = (relevance - relevance.min()) / (relevance.max() - relevance.min())
+    order = greedy_map(pairs(), relevance[None], everything(64), count(10))
+    assert order[0].tolist() == [1, 29, 22, 63, 43, 57, 50, 35, 8, 7]
