@@ -42,6 +42,7 @@ def samples(trial: Trial) -> str:
 
 def drafts(trial: Trial) -> str:
     """Prompt lookup, which crops the cache after wrong drafts, gives greedy search's tokens."""
+    plan = trial.plans["content"]
     _exact(trial)
     words = trial.words(1, 6)
     prompt = trial.case.rows[trial.with_images[0]]
@@ -56,7 +57,7 @@ def drafts(trial: Trial) -> str:
         raise Inapplicable(reason) from error
     if not torch.equal(wanted, stock):
         raise Inapplicable("the unpruned model's own drafts give other tokens")
-    with apply(trial.model, trial.plans["content"], check=False):
+    with apply(trial.model, plan, check=False):
         greedy = trial.generate(inputs, n)
         drafted = trial.generate(inputs, n, prompt_lookup_num_tokens=2)
     if not torch.equal(greedy, drafted):
@@ -80,10 +81,11 @@ def _equal_to_reference(
 
 def _generated(trial: Trial, inputs: Inputs, **options: Any) -> tuple[Tensor, Report]:
     """Tokens under the plan that chooses by place, where the unpruned model can do the same."""
+    plan = trial.plans["content"]
     _exact(trial)
     trial.maskable()
     _require_stock(trial, inputs, options)
-    with apply(trial.model, trial.plans["content"], check=False) as handle:
+    with apply(trial.model, plan, check=False) as handle:
         tokens = _tokens(trial, inputs, **options)
     assert handle.last is not None
     return tokens, handle.last

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from tpcal.plans.laws import batches, choice, equivalence, generation, identity, memory, turns
 from tpcal.plans.laws.case import Case
 from tpcal.plans.laws.trial import Trial
@@ -50,5 +48,4 @@ def run(case: Case, laws: Sequence[Law] = LAWS, plan: Plan | None = None) -> Ite
     """
     trial = Trial(case, plan)
     for law in laws:
-        with torch.no_grad():
-            yield law.judge(trial)
+        yield law.judge(trial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -246,15 +246,30 @@ class Trial:
         return copy.deepcopy(self.model)
 
     def generate(self, inputs: Inputs, n_tokens: int = N_STEPS, **options: Any) -> Any:
-        """What `generate` gives, greedily unless told otherwise, without placeholder tokens."""
+        """What `generate` gives, greedily unless told otherwise, without special tokens."""
         fixed: Mapping[str, Any] = {
             "max_new_tokens": n_tokens,
             "min_new_tokens": n_tokens,
             "do_sample": False,
-            "suppress_tokens": list(self.family.visual_ids(self.model)),
+            "suppress_tokens": special_ids(self.model),
             "pad_token_id": self.case.pad_id,
         }
         return self.model.generate(**inputs, **{**fixed, **options})
+
+
+def special_ids(model: PreTrainedModel) -> list[int]:
+    """Ids that the model's config gives a meaning, so that they are no words."""
+
+    def ids(config: Mapping[str, Any]) -> Iterator[int]:
+        for key, value in config.items():
+            if isinstance(value, Mapping):
+                yield from ids(value)
+            elif "token_id" in str(key) or "token_index" in str(key):
+                yield from value if isinstance(value, list | tuple) else [value]
+
+    n_words = model.config.get_text_config(decoder=True).vocab_size
+    found = {at for at in ids(model.config.to_dict()) if isinstance(at, int) and 0 <= at < n_words}
+    return sorted(found)
 
 
 def distance(one: Tensor, two: Tensor) -> float:

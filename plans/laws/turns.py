@@ -129,6 +129,7 @@ def crop(trial: Trial) -> str:
 
 def _judged(trial: Trial, talk: Callable[[Conversation], list[Tensor]]) -> str:
     """The conversation under two plans, where the model without a plan can hold it."""
+    plans = [trial.plans[name] for name in ("attention", "early") if name in trial.plans]
     trial.maskable()
     try:
         found = _difference(Conversation(trial), talk)
@@ -138,9 +139,7 @@ def _judged(trial: Trial, talk: Callable[[Conversation], list[Tensor]]) -> str:
         raise Inapplicable(
             f"the unpruned model's own turn differs by {found:.1e} from running all at once"
         )
-    plans = [trial.plans[name] for name in ("attention", "early") if name in trial.plans]
-    differences = [_pruned(trial, plan, talk) for plan in plans or [trial.plans["content"]]]
-    return trial.within(differences)
+    return trial.within([_pruned(trial, plan, talk) for plan in plans or [trial.plans["content"]]])
 
 
 def _pruned(trial: Trial, plan: Plan, talk: Callable[[Conversation], list[Tensor]]) -> float:

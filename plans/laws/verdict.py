@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from tpcal.plans.laws.trial import Trial
 
@@ -35,7 +37,8 @@ class Law:
     def judge(self, trial: Trial) -> Verdict:
         """The verdict of trying the law; an unexpected error breaks it too."""
         try:
-            return Verdict(self, True, self.check(trial))
+            with torch.no_grad():
+                return Verdict(self, True, self.check(trial))
         except Inapplicable as reason:
             return Verdict(self, None, str(reason))
         except Broken as finding:

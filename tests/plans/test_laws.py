@@ -1,0 +1,226 @@
+"""Every law on a tiny model of every architecture, and proof that the laws can fail."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import tiny
+import torch
+
+from tpcal.plans import cache, execute, forward, stack
+from tpcal.plans.families import find
+from tpcal.plans.laws import LAWS, Case, run
+from tpcal.plans.laws.trial import Trial
+from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.selectors.random import Random
+
+NAMES = [law.name for law in LAWS]
+LAW = dict(zip(NAMES, LAWS, strict=True))
+CASES = [(name, attn) for name in tiny.names() for attn in ("sdpa", "eager")]
+INAPPLICABLE: dict[tuple[str, str], str] = {}
+"""(architecture, law): why the law says nothing about it; everything else must hold."""
+
+
+@lru_cache(maxsize=1)  # the laws of a case follow each other
+def trial(name: str, attn: str) -> Trial:
+    return Trial(tiny.case(name, attn))
+
+
+@pytest.mark.parametrize(("name", "attn", "law"), [(*c, law) for c in CASES for law in NAMES])
+def test_the_law_holds(name, attn, law):
+    verdict = LAW[law].judge(trial(name, attn))
+    if verdict.error is not None:
+        raise verdict.error
+    reason = INAPPLICABLE.get((name, law))
+    if reason is None:
+        assert verdict.holds, verdict.detail
+    else:
+        assert verdict.holds is None, verdict.detail
+        assert reason in verdict.detail
+
+
+def test_the_table_of_exceptions_names_what_exists():
+    assert {name for name, _ in INAPPLICABLE} <= set(tiny.names())
+    assert {law for _, law in INAPPLICABLE} <= set(NAMES)
+
+
+def test_laws_have_names_and_sentences_of_their_own():
+    assert len(set(NAMES)) == len({law.says for law in LAWS}) == len(LAWS)
+    assert all(law.says.endswith(".") and len(law.says) < 100 for law in LAWS)
+
+
+# Mutants: an executor with one fault, and the laws that must find it.
+
+
+def _tables_of_the_first_tokens(patch):
+    def value(self, given, survivors, length):
+        if isinstance(given, tuple):
+            return tuple(value(self, item, survivors, length) for item in given)
+        moves = survivors.places is not None and getattr(given, "ndim", 0) > 1
+        return given[:, : survivors.places.shape[1]] if moves else given
+
+    patch.setattr(stack.Gatherer, "_value", value)
+
+
+def _states_of_the_wrong_tokens(patch):
+    take = stack.take_columns
+    patch.setattr(
+        stack,
+        "take_columns",
+        lambda states, columns: (
+            take(states, (columns - 1).clamp(min=0)) if states.ndim == 3 else take(states, columns)
+        ),
+    )
+
+
+def _mask_without_its_last_key(patch):
+    made = stack.layer_mask
+
+    def mask(given, survivors, held, length):
+        found = made(given, survivors, held, length)
+        if found is not None and survivors.places is not None:
+            found = found.clone()
+            found[..., -1:, 0] = False if found.dtype == torch.bool else -1e9
+        return found
+
+    patch.setattr(stack, "layer_mask", mask)
+
+
+def _filler_that_is_seen(patch):
+    patch.setattr(cache.Held, "mask", lambda self: None)
+
+
+def _cache_that_reports_what_it_holds(patch):
+    patch.setattr(cache.PrunedKV, "get_seq_length", lambda self: self.held.n_held)
+
+
+def _crop_that_keeps_the_count(patch):
+    def crop(self, n):
+        self.keys, self.values = self.keys[..., :n, :], self.values[..., :n, :]
+
+    patch.setattr(cache.PrunedKV, "crop", crop)
+
+
+def _bytes_of_a_buffer_twice_as_long(patch):
+    hold = cache.PrunedKV._hold
+
+    def twice(self, held, keys, values):
+        double = torch.cat([keys, keys], dim=-2)
+        hold(self, held, double[..., : keys.shape[-2], :], values)
+
+    patch.setattr(cache.PrunedKV, "_hold", twice)
+
+
+def _one_token_more_than_planned(patch):
+    patch.setattr(forward, "n_keep", lambda keep, n: min(n, 1 + round(keep * n)))
+
+
+def _choice_that_changes(patch):
+    score = Random.score
+    patch.setattr(Random, "score", lambda self, tokens: torch.rand_like(score(self, tokens)))
+
+
+def _choice_that_depends_on_the_batch(patch):
+    score = Random.score
+
+    def by_row(self, tokens):
+        scores = score(self, tokens)
+        turn = torch.arange(len(scores))[:, None] + torch.arange(scores.shape[1])
+        return scores.gather(1, turn % scores.shape[1])
+
+    patch.setattr(Random, "score", by_row)
+
+
+def _grid_of_half_the_height(patch):
+    boxes = stack.Grid.boxes
+    patch.setattr(stack.Grid, "boxes", lambda self: boxes(self) * torch.tensor([1, 0.5, 1, 0.5]))
+
+
+def _handle_that_stays(patch):
+    patch.setattr(execute.Handle, "remove", lambda self: None)
+
+
+def _a_hook_left_behind(patch):
+    attach = execute.Handle._attach
+
+    def and_one(self, undo):
+        attach(self, undo)
+        self._model.register_forward_hook(lambda *given: None)
+
+    patch.setattr(execute.Handle, "_attach", and_one)
+
+
+def _state_kept_after_an_error(patch):
+    patch.setattr(
+        forward.ForwardPass, "leaves_alone", lambda self, layer, arguments: self.length > 1e9
+    )
+    before = execute.Handle._before_decoder
+
+    def once(self, module, args, kwargs):
+        if self._pass is None:
+            before(self, module, args, kwargs)
+
+    patch.setattr(execute.Handle, "_before_decoder", once)
+    after = execute.Handle._after_decoder
+
+    def unless_failed(self, module, args, output):
+        return None if output is None else after(self, module, args, output)
+
+    patch.setattr(execute.Handle, "_after_decoder", unless_failed)
+
+
+MUTANTS = {
+    _tables_of_the_first_tokens: ["reference", "positions", "drop all"],
+    _states_of_the_wrong_tokens: ["reference"],
+    _mask_without_its_last_key: ["reference"],
+    _filler_that_is_seen: ["reference", "rows alone"],
+    _cache_that_reports_what_it_holds: ["text turn", "image turn"],
+    _crop_that_keeps_the_count: ["crop"],
+    _bytes_of_a_buffer_twice_as_long: ["kv cache"],
+    _one_token_more_than_planned: ["kv cache", "same choice"],
+    _choice_that_changes: ["same choice"],
+    _choice_that_depends_on_the_batch: ["rows alone"],
+    _grid_of_half_the_height: ["patches"],
+    _handle_that_stays: ["removed"],
+    _a_hook_left_behind: ["removed", "failed"],
+    _state_kept_after_an_error: ["failed"],
+}
+
+
+@pytest.mark.parametrize(
+    ("mutant", "law"), [(m, law) for m, laws in MUTANTS.items() for law in laws]
+)
+def test_a_fault_breaks_the_law(mutant, law, monkeypatch):
+    case = tiny.case("llava", "sdpa")
+    case = Case("faulty", Trial(case).copied(), case.rows)
+    mutant(monkeypatch)
+    (verdict,) = run(case, [LAW[law]])
+    assert verdict.holds is False, verdict.detail
+
+
+def test_a_plan_without_effect_shows_nothing():
+    case = tiny.case("llava", "sdpa")
+    model = Trial(case).copied()
+    for layer in find(model).layers(model):
+        layer.self_attn.o_proj.weight.data.zero_()  # text never sees the image
+    (verdict,) = run(Case("deaf", model, case.rows), [LAW["reference"]])
+    assert verdict.holds is False
+    assert "equality shows nothing" in verdict.detail
+
+
+def test_a_plan_of_ones_own_is_tried_too():
+    case = tiny.case("llava", "sdpa")
+    plan = Plan((Cut(1, 0.75, "grid"),))
+    (verdict,) = run(case, [LAW["reference"]], plan)
+    assert verdict.holds
+    assert verdict.detail.startswith("4 plans")
+
+
+def test_a_model_that_cannot_be_cut_breaks_the_laws_and_says_why():
+    case = tiny.case("llava", "sdpa")
+    model = Trial(case).copied()
+    model.config.text_config._attn_implementation_internal = "flash_attention_2"
+    verdicts = list(run(Case("flash", model, case.rows), [LAW["reference"], LAW["crop"]]))
+    assert [v.holds for v in verdicts] == [False, False]
+    assert all("must be sdpa or eager" in v.detail for v in verdicts)
