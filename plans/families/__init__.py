@@ -67,6 +67,13 @@ def _refused(model: PreTrainedModel, generic: Family) -> str | None:
         return "Its decoder has no layers."
     if not generic.visual_ids(model):
         return "Its config names no image token, so no visual tokens stand in its prompts."
+    stateful = [str(at) for at, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
+    if stateful:
+        return (
+            f"Its layers {', '.join(stateful)} have no softmax attention (self_attn): they carry "
+            "a state along the sequence (linear attention, convolution), so that a token that "
+            "leaves changes what all later ones read, as does the filler of uneven rows."
+        )
     return None
 
 
