@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _HALF = (torch.bfloat16, torch.float16)
+_ALIGNED = 64  # bytes; where torch begins every new tensor on a CPU
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Directions:
     """Tokens to compare; made by `directions`."""
 
     states: Tensor
-    """[n, D], each scaled by a power of two, which is exact, to a length in [0.5, 1)."""
+    """[n, D]."""
     lengths: Tensor
-    """[n] float32 or float64; nan where a token has no direction."""
+    """[n] float32 or float64."""
 
     def at(self, places: slice | Tensor) -> Directions:
         """Some of them."""
@@ -36,11 +37,16 @@ def directions(x: Tensor) -> Directions:
     """The tokens [n, D], ready to be compared.
 
     Half precision stays as it is on a CPU, which multiplies it many times faster. A GPU may add up
-    parts of such a product in half precision, so there it becomes float32.
+    parts of such a product in half precision, so there it becomes float32. In float16 products
+    could overflow: each token is scaled by a power of two, which is exact, to a length below 1.
     """
     if x.dtype in _HALF and x.device.type != "cpu":
         x = x.float()
+    if x.data_ptr() % _ALIGNED:  # how a processor adds up may depend on where a row begins
+        x = x.clone()
     lengths = torch.linalg.vector_norm(x.to(_wide(x)), dim=-1)
+    if x.dtype != torch.float16:
+        return Directions(x, lengths)
     scaled, _ = torch.frexp(lengths)
     return Directions(x * (scaled / lengths)[:, None].to(x.dtype), scaled)
 

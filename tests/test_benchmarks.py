@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tpcal.plans.selectors import names
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -38,3 +40,18 @@ def test_the_executor_benchmark_counts_what_a_plan_saves(geometry: str, tmp_path
         assert plan["kv"] == pytest.approx(kept)
         assert plan["ideal"] > 1 > plan["memory"]
         assert 0 < plan["selection"] < plan["overhead"]
+
+
+def test_the_selection_benchmark_times_every_selector(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    sizes = ["--tokens", "20", "--tokens", "36", "--batch", "2", "--keep", "0.25"]
+    options = ["--hidden", "64", "--repeats", "1", "--threads", "1", "--clock", "cpu"]
+    command = [sys.executable, BENCHMARKS / "selection.py", *sizes, *options, "--json", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "batch 2, keep 25%" in done.stdout
+    results = json.loads(out.read_text())["results"]
+    assert {r["selector"] for r in results} >= set(names())
+    assert {r["n_tokens"] for r in results} == {20, 36}
+    for result in results:
+        assert result["share"] == pytest.approx(result["ms"] / result["prefill_ms"])
