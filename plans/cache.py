@@ -257,7 +257,7 @@ class PrunedSlidingKV(PrunedKV, DynamicSlidingWindowLayer):
         if n < self.held.n_held:
             start = self.held.n_held - n
             keys, values = self.keys[..., start:, :], self.values[..., start:, :]
-            if start > 1:  # a view would keep the whole prompt's states in memory
+            if start > 1 or not held.n_tail:  # a view would keep the prompt's states in memory
                 keys, values = keys.clone(), values.clone()
             self.held, self.keys, self.values = held, keys, values
 

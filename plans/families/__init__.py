@@ -83,7 +83,7 @@ def identity(
     """What a plan remembers of a model; the fingerprint is of widths and depth, not weights."""
     family = find(model)
     text = _text_config(model)
-    structure = {key: getattr(text, key, None) for key in _STRUCTURE}
+    structure = {key: _width(text, key) for key in _STRUCTURE}
     structure["architecture"] = type(model).__name__
     canonical = json.dumps(structure, sort_keys=True, default=str)
     return ModelIdentity(
@@ -103,3 +103,10 @@ def decoder_shape(model: PreTrainedModel) -> DecoderShape:
 
 def _text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config(decoder=True)
+
+
+def _width(text: Any, key: str) -> Any:
+    """One value, or one for every layer where they differ (Gemma 4)."""
+    if key in (text.per_layer_attributes or ()):
+        return [getattr(layer, key, None) for layer in text.per_layer_config]
+    return getattr(text, key, None)

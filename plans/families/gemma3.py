@@ -1,0 +1,45 @@
+"""Gemma 3 and ShieldGemma 2: one square per image, whose tokens see each other both ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tpcal.plans.families.base import Family, square_grid, whole_images
+from tpcal.plans.stack import Grid, Prompt
+
+
+class Gemma3(Family):
+    """Gemma team 2025 (arXiv 2503.19786). ShieldGemma 2 (arXiv 2504.01081) is one with two logits.
+
+    The crops of pan-and-scan stand in the prompt as images of their own, and nothing tells where
+    they were cut; each is a view of itself. Image tokens see their whole image, not text behind
+    it. Sliding layers hold less than their share of a plan's KV bytes: at most their window.
+    """
+
+    name = "gemma3"
+    architectures = ("Gemma3ForConditionalGeneration", "ShieldGemma2ForImageClassification")
+
+    def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
+        """[..., V] from normed states [..., D]; of ShieldGemma 2, those of the model inside."""
+        head: Any = model if hasattr(model, "lm_head") else model.model
+        return head.lm_head(states)
+
+    def grids(
+        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Grid, ...], ...]:
+        """Every image has the same square of tokens."""
+        n_image = model.config.mm_tokens_per_image
+        return tuple(_squares(n, n_image) for n in prompt.n_visual)
+
+
+FAMILY = Gemma3()
+
+
+def _squares(n_visual: int, n_image: int) -> tuple[Grid, ...]:
+    n = whole_images(n_visual, n_image, "whole images")
+    return tuple(square_grid(math.isqrt(n_image), image=image) for image in range(n))

@@ -1,0 +1,89 @@
+"""Gemma 4: images of any size, inputs per layer, and layers that read the keys of earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.families.base import Family, softcapped
+from tpcal.plans.views import IMAGE, VIDEO, AnySize, Size
+
+
+class Gemma4(AnySize):
+    """The last layers of the small models have no keys of their own and hold no KV cache.
+
+    They read the last layer before them of the same kind, with the tokens that one held. A cut
+    among them would save no bytes, and `generate` has only the last token left there.
+    """
+
+    name = "gemma4"
+    architectures = ("Gemma4ForConditionalGeneration",)
+
+    def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
+        """[..., V] from normed states [..., D]."""
+        return softcapped(model, super().logits(model, states))
+
+    def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs with the position ids that `generate` gives a padded prompt."""
+        return Family.numbered(self, inputs)
+
+    def key_source(self, model: PreTrainedModel, layer: int) -> int:
+        """The last layer of the same kind that has keys of its own."""
+        kinds = model.config.get_text_config().layer_types
+        first = _first_shared(model)
+        if layer < first:
+            return layer
+        return max(at for at in range(first) if kinds[at] == kinds[layer])
+
+    def cut_layers(self, model: PreTrainedModel) -> range:
+        """Layers with keys of their own."""
+        return range(_first_shared(model))
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:
+        """For each kind, sizes in tokens of all images or videos of the batch, in order."""
+        pool = model.config.vision_config.pooling_kernel_size
+        sizes = {}
+        if "image_position_ids" in inputs:
+            shapes = _shapes(inputs["image_position_ids"], pool)
+            sizes[IMAGE] = [(1, n_rows, n_cols) for n_rows, n_cols in shapes]
+        if "video_position_ids" in inputs:
+            frames = iter(_shapes(inputs["video_position_ids"], pool))
+            steps = inputs["num_frames_per_video"].tolist()
+            sizes[VIDEO] = [(n, *next(islice(frames, n - 1, n))) for n in steps]
+        return sizes
+
+    def shape(self, model: PreTrainedModel) -> DecoderShape:
+        """Widths of a sliding layer; of experts, those a token visits, beside the dense FFN.
+
+        Full layers have wider heads and shared ones neither keys nor values, which is not told
+        apart: FLOPs and bytes of the small models come out too high.
+        """
+        shape, text = super().shape(model), model.config.get_text_config()
+        if not text.enable_moe_block:
+            return shape
+        return replace(shape, ffn=shape.ffn + text.top_k_experts * text.moe_intermediate_size)
+
+
+FAMILY = Gemma4()
+
+
+def _first_shared(model: PreTrainedModel) -> int:
+    text = model.config.get_text_config()
+    return text.num_hidden_layers - text.num_kv_shared_layers
+
+
+def _shapes(places: Tensor, pool: int) -> list[tuple[int, int]]:
+    """Rows and columns of tokens of each image.
+
+    Args:
+        places: [n, P, 2] x and y of every patch; -1 on padding.
+        pool: Patches along a token.
+    """
+    n_cols, n_rows = ((places.amax(dim=1) + 1) // pool).unbind(dim=1)
+    return list(zip(n_rows.tolist(), n_cols.tolist(), strict=True))

@@ -1,0 +1,91 @@
+"""Llama 4: tiles in a raster and an overview; layers with chunks, layers without positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.families.base import Family
+from tpcal.plans.stack import Grid, Prompt
+from tpcal.plans.tiles import lost_view, tile_views, whole_view
+
+
+class Llama4(Family):
+    """Meta 2025 (model card of Llama 4)."""
+
+    name = "llama4"
+    architectures = ("Llama4ForConditionalGeneration",)
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        """The stack of decoder layers; `get_decoder` stops at the causal model around it."""
+        return model.language_model.model  # type: ignore[return-value, union-attr]
+
+    def grids(
+        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Grid, ...], ...]:
+        """One view for every tile, in reading order, and one for the overview behind them.
+
+        The tokens between the tiles tell how they lie.
+        """
+        if "input_ids" not in inputs:
+            return super().grids(model, prompt, inputs)
+        vision: Any = model.config.vision_config
+        side = vision.image_size // vision.patch_size * vision.pixel_shuffle_ratio
+        end = model.config.eoi_token_index
+        return tuple(
+            _row_views(ids, visual, end, round(side * side))
+            for ids, visual in zip(
+                inputs["input_ids"].tolist(), prompt.visual.tolist(), strict=True
+            )
+        )
+
+    def shape(self, model: PreTrainedModel) -> DecoderShape:
+        """Widths of the decoder; the FFN is the mean of dense layers and visited experts."""
+        text: Any = model.config.get_text_config()
+        n_layers, n_sparse = text.num_hidden_layers, len(text.moe_layers)
+        sparse = text.intermediate_size * (1 + text.num_experts_per_tok)  # one expert is shared
+        dense = text.intermediate_size_mlp
+        ffn = (n_sparse * sparse + (n_layers - n_sparse) * dense) // n_layers
+        return replace(super().shape(model), ffn=ffn)
+
+
+FAMILY = Llama4()
+
+
+def _row_views(
+    ids: Sequence[int], visual: Sequence[bool], end: int, n_tokens: int
+) -> tuple[Grid, ...]:
+    """The views of a row's images from its tokens; ``end`` stands behind every image."""
+    images: list[list[list[int]]] = []  # of each image, the tokens before each of its tiles
+    gap: list[int] = []
+    for at, (token, is_visual) in enumerate(zip(ids, visual, strict=True)):
+        if not is_visual:
+            gap.append(token)
+        elif at == 0 or not visual[at - 1]:
+            if not images or end in gap:
+                images.append([])
+            images[-1].append(gap)
+            gap = []
+    return tuple(
+        view for image, gaps in enumerate(images) for view in _views(gaps[1:], n_tokens, image)
+    )
+
+
+def _views(gaps: Sequence[Sequence[int]], n_tokens: int, image: int) -> list[Grid]:
+    """The views of an image from the tokens between its tiles.
+
+    The last tile is the overview; the token behind the last row of tiles stands behind every row.
+    """
+    n_tiles = len(gaps)
+    if not n_tiles:
+        return [whole_view(n_tokens, image)]
+    n_rows = sum(gap[0] == gaps[-1][0] for gap in gaps)
+    if n_tiles % n_rows:
+        return [lost_view(n_tokens, image) for _ in range(n_tiles + 1)]
+    tiles = tile_views(n_tokens, n_rows, n_tiles // n_rows, image)
+    return [*tiles, whole_view(n_tokens, image)]

@@ -1,0 +1,47 @@
+"""PaliGemma and PaliGemma 2: the whole prompt sees both ways, and positions start at 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tpcal.plans.families.base import Family, softcapped, square_grid, whole_images
+from tpcal.plans.stack import Grid, Prompt
+
+
+class PaliGemma(Family):
+    """Beyer et al. 2024 (arXiv 2407.07726), Steiner et al. 2024 (arXiv 2412.03555)."""
+
+    name = "paligemma"
+    architectures = ("PaliGemmaForConditionalGeneration",)
+    bidirectional: ClassVar[bool] = True
+
+    def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
+        """[..., V] from normed states [..., D]; Gemma 2 bounds them."""
+        return softcapped(model, super().logits(model, states))
+
+    def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs with the position ids that `generate` gives a padded prompt: from 1."""
+        made = super().numbered(inputs)
+        if "position_ids" in made and "position_ids" not in inputs:
+            made["position_ids"] = made["position_ids"] + 1
+        return made
+
+    def grids(
+        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Grid, ...], ...]:
+        """Every image has the grid of the vision tower."""
+        vision = model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return tuple(_squares(n, side) for n in prompt.n_visual)
+
+
+FAMILY = PaliGemma()
+
+
+def _squares(n_visual: int, side: int) -> tuple[Grid, ...]:
+    n = whole_images(n_visual, side * side, "whole images")
+    return tuple(square_grid(side, image=image) for image in range(n))
