@@ -128,13 +128,7 @@ def calibrate(
 
 
 @cli.command(short_help="Choose the cuts for a budget and write them as a plan.")
-@click.option(
-    "--budget",
-    required=True,
-    callback=options.budget,
-    metavar="B",
-    help="Layer-average keep, above 0 and at most 1.",
-)
+@options.budget_options
 @click.option(
     "--profile",
     "folder",
@@ -206,7 +200,7 @@ def plan(
     Examples:
       tpcal plan --budget 0.22
       tpcal plan --budget 0.1 --no-measure -o light.yaml
-      tpcal plan --budget 0.3 --max-loss 0.05 --trials 200 --timeout 600
+      tpcal plan --budget-kv 30% --max-loss 0.05 --trials 200 --timeout 600
     """
     from tpcal import render
 
@@ -238,20 +232,34 @@ def plan(
 
 
 @cli.command(short_help="Check a plan file, and whether it fits a model.")
-@click.argument("file", metavar="PLAN")
+@click.argument("file", metavar="[PLAN]", required=False)
+@click.option(
+    "--deep", is_flag=True, help="Run the model: try all that plans promise, with PLAN or without."
+)
 @options.model_options
-def check(file: str, model: ModelChoice) -> None:
+def check(file: str | None, deep: bool, model: ModelChoice) -> None:
     """Check a plan file; with --model, also whether it fits that model.
 
     Reports all problems at once. Exits with 2 for a broken file, 5 for another model.
+
+    With --deep, the laws are tried on the model itself: that pruned runs equal the model
+    with the same tokens hidden by masks, that batches equal their rows, that the cache holds
+    what the plan says, that removing a plan restores the model, and so on. Takes minutes on
+    a large model. Exits with 5 where one does not hold.
 
     \b
     Examples:
       tpcal check plan.yaml
       tpcal check plan.yaml --model llava-1.5-7b
+      tpcal check --deep --model llava-1.5-7b --device cuda
     """
     from tpcal import render
 
+    if deep:
+        _try_laws(file, model)
+        return
+    if file is None:
+        raise click.UsageError("Missing argument 'PLAN'; only --deep can do without.")
     found = read_plan(file)
     screen = terminal.console()
     if model.name is None:
@@ -476,6 +484,28 @@ def _plan_and_model(
     if problems:
         raise FitError(file, problems)
     return found, loaded
+
+
+def _try_laws(file: str | None, model: ModelChoice) -> None:
+    """Prints the verdict of every law on the model.
+
+    Raises:
+        FitError: A law does not hold.
+    """
+    from tpcal import render
+
+    with terminal.progress() as report:
+        found, loaded = _plan_and_model(file, model, report)
+        from tpcal.calibrate import deep
+
+        verdicts = deep.judge(loaded, found, progress=report)
+    title = f"{loaded.name}, {loaded.model.dtype} on {loaded.model.device}".replace("torch.", "")
+    terminal.console().print(
+        render.laws_view(verdicts, title=f"{title}, with {file}" if file else title)
+    )
+    broken = [v for v in verdicts if v.holds is False]
+    if broken:
+        raise FitError(loaded.name, [f"{v.law.says} Broken: {v.detail}." for v in broken])
 
 
 def _measurer(

@@ -147,12 +147,13 @@ def selector(word: str) -> str:
     return word
 
 
-def budget(_ctx: click.Context, _option: click.Parameter, value: str) -> float:
-    """Callback of --budget: a number above 0 and at most 1."""
-    number = _number(value)
+def share(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    """Callback of a budget that is a share: above 0 and at most 1, or a percentage."""
+    if value is None:
+        return None
+    number = _number(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
     if not 0 < number <= 1:
-        rule = "must be above 0 and at most 1, the share of visual tokens an average layer sees"
-        raise click.BadParameter(f"{rule}; got {value}")
+        raise click.BadParameter(f"must be above 0 and at most 1, or a percentage; got {value}")
     return number
 
 
@@ -232,6 +233,37 @@ def data_options(command: Command) -> Command:
         ]
     ]
     return _gather(DataChoice, "data", options, command)
+
+
+def budget_options(command: Command) -> Command:
+    """Adds the options that say what a plan may cost; the command receives ``budget``."""
+    options = {
+        "budget": (share, "B", "Layer-average keep: above 0 and at most 1, or a percentage."),
+        "budget_flops": (share, "B", "The same as a share of the unpruned prefill's FLOPs."),
+        "budget_kv": (share, "B", "The same as a share of the unpruned KV bytes."),
+        "budget_ms": (None, "MS", "Milliseconds of the decoder's prefill on this hardware."),
+    }
+
+    @functools.wraps(command)
+    def parsed(**values: Any) -> None:
+        given = {name: v for name in options if (v := values.pop(name)) is not None}
+        flags = [f"--{name.replace('_', '-')}" for name in options]
+        if not given:
+            raise click.UsageError(f"Missing option '--budget' (or {', '.join(flags[1:])}).")
+        if len(given) > 1:
+            raise click.UsageError(f"Only one of {', '.join(flags)} can be given.")
+        from tpcal.planner.budget import LAYER_AVERAGE, Budget
+
+        ((name, target),) = given.items()
+        kind = name.removeprefix("budget").removeprefix("_") or LAYER_AVERAGE
+        command(budget=Budget(target, kind), **values)
+
+    result: Command = parsed
+    for name, (callback, unit, text) in reversed(options.items()):
+        flag, limits = f"--{name.replace('_', '-')}", None if callback else Finite(min=0)
+        option = click.option(flag, callback=callback, type=limits, metavar=unit, help=text)
+        result = option(result)
+    return result
 
 
 def batch_size_option(default: int) -> Callable[[Command], Command]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tpcal.calibrate.evaluate import Evaluation, Row, Share
     from tpcal.calibrate.profile import Profile
     from tpcal.plans.cost import Cost
+    from tpcal.plans.laws import Verdict
 
 BAR_WIDTH = 28
 MAX_ROWS = 40
@@ -142,19 +143,24 @@ def _value(value: Any) -> str:
 def cost_table(plan: Plan, cost: Cost) -> Table:
     """What the plan costs beside the unpruned model."""
     table = _table("cost of one prompt", _Right("with plan"), _Right("unpruned"), _Right("saved"))
-    budget = f" (budget {plan.budget.target:g})" if plan.budget else ""
+
+    def named(text: str, kind: str | None = None) -> str:
+        asked = plan.budget is not None and plan.budget.kind == kind
+        return f"{text} (budget {plan.budget.target:g})" if asked and plan.budget else text
+
     table.add_row(
-        f"layer-average keep{budget}",
+        named("layer-average keep"),
         f"{cost.layer_average_keep:.4f}",
         "1",
         percent(1 - cost.layer_average_keep),
     )
     table.add_row("tokens after each cut", arrows(cost.counts), str(cost.n_tokens), "")
-    table.add_row("prefill FLOPs", *_pair(cost.prefill_flops, cost.unpruned_prefill_flops, si))
-    table.add_row("KV cache", *_pair(cost.kv_bytes, cost.unpruned_kv_bytes, binary))
+    flops = _pair(cost.prefill_flops, cost.unpruned_prefill_flops, si)
+    table.add_row(named("prefill FLOPs", "flops"), *flops)
+    table.add_row(named("KV cache", "kv"), *_pair(cost.kv_bytes, cost.unpruned_kv_bytes, binary))
     if cost.prefill_ms is not None and cost.unpruned_prefill_ms is not None:
         times = _pair(cost.prefill_ms, cost.unpruned_prefill_ms, milliseconds)
-        table.add_row("prefill of the decoder", *times)
+        table.add_row(named("prefill of the decoder", "ms"), *times)
     return table
 
 
@@ -206,8 +212,31 @@ def check_view(plan: Plan, title: str, model: str | None) -> RenderableType:
     verdict = f"is a plan that fits {model}" if model else "is a well-formed plan"
     facts = f"{count(len(plan.cuts), 'cut')}"
     if plan.budget:
-        facts += f", layer-average keep {plan.budget.reached:.4f}"
+        of = {"flops": "FLOPs ×", "kv": "KV bytes ×", "ms": "milliseconds"}
+        facts += (
+            f", {of.get(plan.budget.kind or '', 'layer-average keep')} {plan.budget.reached:.4f}"
+        )
     return Text(f"✓ {title} {verdict}: {facts}.")
+
+
+def laws_view(verdicts: Sequence[Verdict], *, title: str) -> RenderableType:
+    """Each law, whether it holds, and what was measured."""
+    table = _table("law", "holds", "what it says and what was measured")
+    for verdict in verdicts:
+        holds = {True: Text("yes"), False: Text("NO", style=_WORST), None: Text("–", style=_QUIET)}
+        said = Text.assemble(verdict.law.says, "\n", (f"{verdict.detail}", _QUIET))
+        table.add_row(verdict.law.name, holds[verdict.holds], said)
+    n_held = sum(verdict.holds is True for verdict in verdicts)
+    n_tried = sum(verdict.holds is not None for verdict in verdicts)
+    summary = f"{n_held} of {n_tried} laws hold."
+    if n_tried < len(verdicts):
+        summary += f" {len(verdicts) - n_tried} say nothing about this model (–)."
+    note = (
+        "Differences are of logits. In float32 on a CPU, 1e-05 is allowed, times their standard "
+        "deviation where that is above 1; elsewhere four times what batching alone changes in the "
+        "unpruned model."
+    )
+    return Group(heading(title), table, Text(), Text(summary), Text(note, style=_QUIET))
 
 
 def preset_table(presets: Mapping[str, Plan]) -> Table:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tpcal.planner.budget import Budget
 from tpcal.planner.predict import Predictor
 from tpcal.planner.space import exact_keep
 from tpcal.planner.steps import fill, neighbours
@@ -33,13 +34,13 @@ class Solver:
     C cuts, J levels and R <= 800 units: 0.1 s at L = 32.
 
     Attributes:
-        target: Layer average of keep.
+        budget: One in another kind than the layer average is met nearly; `fill` meets it.
         max_cuts: Most cuts of a plan, drop-all among them.
         only: Selectors (places in ``predictor.options``) to choose from; empty: all.
     """
 
     predictor: Predictor
-    target: float
+    budget: Budget
     max_cuts: int = 4
     only: tuple[int, ...] = ()
 
@@ -50,10 +51,11 @@ class Solver:
             weights: [G] of the groups; None: all alike.
 
         Raises:
-            UsageError, BudgetError: As `Limits.budget`.
+            BudgetError: No plan is that cheap.
         """
         limits, tables = self.predictor.limits, self.predictor.tables("kl")
-        budget = limits.budget(self.target)
+        average = self.predictor.prices.average(self.budget)
+        budget = limits.budget(max(average, limits.least))
         if budget >= limits.n_tokens * limits.n_layers:
             return ()
         n_groups = len(self.predictor.groups)
@@ -96,7 +98,7 @@ class Solver:
 
 
 def worst_group_optimum(
-    predictor: Predictor, target: float, max_cuts: int = 4, *, rounds: int = 12
+    predictor: Predictor, budget: Budget, max_cuts: int = 4, *, rounds: int = 12
 ) -> tuple[Cut, ...]:
     """Cuts with a small predicted loss of the worst group, within one token of the budget.
 
@@ -108,30 +110,30 @@ def worst_group_optimum(
     Source:
         Freund and Schapire 1999, "Adaptive game playing using multiplicative weights".
     """
-    solver = Solver(predictor, target, max_cuts)
+    solver = Solver(predictor, budget, max_cuts)
     weights = np.full(len(predictor.groups), 1.0 / len(predictor.groups))
     pool = dict[tuple[Cut, ...], float]()
     for turn in range(rounds):
         cuts = solver.optimum(weights)
         losses = predictor.losses(cuts)
         if len(predictor.groups) == 1 or losses.max() <= 0:
-            return fill(predictor, cuts, target)
-        pool[fill(predictor, cuts, target)] = 0.0
+            return fill(predictor, cuts, budget)
+        pool[fill(predictor, cuts, budget)] = 0.0
         weights = weights * np.exp(2.0 / math.sqrt(turn + 1) * losses / losses.max())
         weights /= weights.sum()
     worst = {cuts: float(predictor.losses(cuts).max()) for cuts in pool}
     best = sorted(worst, key=lambda cuts: worst[cuts])[:2]
-    return min((_descend(predictor, cuts, target, max_cuts) for cuts in best), key=lambda c: c[1])[
+    return min((_descend(predictor, cuts, budget, max_cuts) for cuts in best), key=lambda c: c[1])[
         0
     ]
 
 
 def _descend(
-    predictor: Predictor, cuts: tuple[Cut, ...], target: float, max_cuts: int
+    predictor: Predictor, cuts: tuple[Cut, ...], budget: Budget, max_cuts: int
 ) -> tuple[tuple[Cut, ...], float]:
     best, loss = cuts, float(predictor.losses(cuts).max())
     for _ in range(30):
-        near = neighbours(predictor, best, target, max_cuts)
+        near = neighbours(predictor, best, budget, max_cuts)
         scored = [(float(predictor.losses(plan).max()), i) for i, plan in enumerate(near)]
         if not scored or min(scored)[0] >= loss:
             break
@@ -236,19 +238,19 @@ def _trace(
 
 
 def seeds(
-    predictor: Predictor, target: float, max_cuts: int, presets: Collection[Sequence[Cut]] = ()
+    predictor: Predictor, budget: Budget, max_cuts: int, presets: Collection[Sequence[Cut]] = ()
 ) -> list[tuple[Cut, ...]]:
     """Plans worth measuring first, best bets first, on the budget and without repeats."""
-    solver = Solver(predictor, target, max_cuts)
-    best = worst_group_optimum(predictor, target, max_cuts)
-    near = neighbours(predictor, best, target, max_cuts)
+    solver = Solver(predictor, budget, max_cuts)
+    best = worst_group_optimum(predictor, budget, max_cuts)
+    near = neighbours(predictor, best, budget, max_cuts)
     near.sort(key=lambda cuts: float(predictor.losses(cuts).max()))
     one_hot = np.eye(len(predictor.groups))
     plans = [best, solver.optimum(), *presets]
     if len(predictor.options) > 1:
         for s in range(len(predictor.options)):
-            plans.append(Solver(predictor, target, max_cuts, (s,)).optimum())
+            plans.append(Solver(predictor, budget, max_cuts, (s,)).optimum())
     plans.extend(near[:6])
     if len(one_hot) > 1:
         plans.extend(solver.optimum(weights) for weights in one_hot)
-    return list(dict.fromkeys(fill(predictor, plan, target) for plan in plans))
+    return list(dict.fromkeys(fill(predictor, plan, budget) for plan in plans))

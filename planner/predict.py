@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
+from tpcal.planner.budget import Prices
 from tpcal.planner.space import Limits, Option
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Cut, n_keep
@@ -88,6 +89,7 @@ class Predictor:
         if not self.options:
             raise UsageError("The profile must hold probes with keep > 0; got none. Calibrate.")
         self.limits = _limits(profile, self.options)
+        self.prices = Prices(profile)
         self.tables = cache(lambda measure: Tables(profile, self.options, measure))
 
     def loss(self, cuts: Sequence[Cut]) -> dict[str, float]:

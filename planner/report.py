@@ -9,17 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import tpcal
+from tpcal.planner.budget import LAYER_AVERAGE, Budget
 from tpcal.planner.predict import Predictor
-from tpcal.planner.space import spent
+from tpcal.plans import schema
 from tpcal.plans.cost import plan_cost
-from tpcal.plans.schema import Budget, Cut, Loss, Plan
+from tpcal.plans.schema import Cut, Loss, Plan
 
 LIBRARIES = ("numpy", "optuna", "scipy", "torch", "transformers")
 
 
 def finished_plan(
     predictor: Predictor,
-    target: float,
+    budget: Budget,
     cuts: Sequence[Cut],
     facts: Mapping[str, Any],
     *,
@@ -30,19 +31,19 @@ def finished_plan(
 
     Args:
         predictor: Supplies predicted loss, model and cost.
-        target: Budget that was asked for.
+        budget: What was asked for.
         cuts: What the search chose.
         facts: Provenance of the search: seed, sampler, study, command; None is left out.
         measured: Nats per group, where the model was run.
         flips: Share of changed answer tokens per group, where the model was run.
     """
-    profile, limits = predictor.profile, predictor.limits
-    full = limits.n_tokens * limits.n_layers
-    reached = spent(cuts, limits.n_tokens, limits.n_layers) / full if full else 1.0
+    profile = predictor.profile
+    reached = round(predictor.prices.of(cuts, budget.kind), 6)
+    kind = None if budget.kind == LAYER_AVERAGE else budget.kind
     plan = Plan(
         cuts=tuple(cuts),
         model=profile.model,
-        budget=Budget(target, round(reached, 6)),
+        budget=schema.Budget(budget.target, reached, kind),
         loss=Loss(_rounded(predictor.loss(cuts)), _rounded(measured), _rounded(flips)),
         provenance=_provenance(predictor, facts),
     )

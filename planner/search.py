@@ -19,6 +19,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from tpcal.planner.budget import Budget
 from tpcal.planner.front import Point, pareto
 from tpcal.planner.optimum import seeds, worst_group_optimum
 from tpcal.planner.predict import Predictor
@@ -64,7 +65,7 @@ class Result:
 @dataclass(frozen=True)
 class _Search:
     predictor: Predictor
-    target: float
+    budget: Budget
     encoding: Encoding
     measurer: Measures
     study: optuna.Study
@@ -75,7 +76,7 @@ class _Search:
 
 def search(
     profile: Profile,
-    budget: float,
+    budget: Budget | float,
     *,
     measurer: Measures | None = None,
     n_trials: int = 60,
@@ -91,7 +92,8 @@ def search(
 
     Args:
         profile: What calibration found.
-        budget: Layer average of keep, in (0, 1]; met to within one token.
+        budget: What the plan may cost; a number is a layer average of keep in (0, 1], met to
+            within one token.
         measurer: Runs the model; None: the plan is chosen by prediction alone, without Optuna.
         n_trials: Plans measured in all, those of earlier runs of the study among them. Suggestions
             that repeat a plan are not measured again and not counted, up to 4 per trial.
@@ -104,14 +106,15 @@ def search(
         progress: Told after every trial.
 
     Raises:
-        UsageError: ``budget`` is not in (0, 1], or ``storage`` cannot be used.
+        UsageError: A bad ``budget``, or ``storage`` cannot be used.
         BudgetError: No plan is that cheap.
         GuardrailError: The best plan's worst group loses more than ``max_loss``.
     """
     predictor = Predictor(profile)
-    allowed = predictor.limits.budget(budget)
+    budget = budget if isinstance(budget, Budget) else Budget(budget)
+    predictor.prices.check(budget)
     facts: dict[str, Any] = {"seed": seed, "command": command}
-    if measurer is None or allowed >= predictor.limits.n_tokens * predictor.limits.n_layers:
+    if measurer is None or not fill(predictor, (), budget):
         cuts = worst_group_optimum(predictor, budget, max_cuts)
         plan = finished_plan(predictor, budget, cuts, facts | {"sampler": "prediction only"})
         result = Result(plan, pareto(_predicted_points(predictor, budget, cuts, max_cuts)))
@@ -126,7 +129,7 @@ def search(
 
 def _prepare(
     predictor: Predictor,
-    target: float,
+    budget: Budget,
     measurer: Measures,
     storage: BaseStorage,
     seed: int,
@@ -134,32 +137,32 @@ def _prepare(
 ) -> _Search:
     n_layers = predictor.limits.n_layers
     published = [load_preset(name, n_layers).cuts for name in presets()]
-    first = seeds(predictor, target, max_cuts, [c for c in published if c])
+    first = seeds(predictor, budget, max_cuts, [c for c in published if c])
     probed = [Cut(0, 0.5, o.selector, o.params) for o in predictor.options]
     known = choices([*probed, *(cut for cuts in (*first, *published) for cut in cuts)])
     encoding = Encoding(predictor.limits, known, max_cuts)
     first = [cuts for cuts in first if len(cuts) <= max_cuts]
     encoded = tuple(encoding.encode(cuts) for cuts in first)
-    name = _study_name(predictor, target, seed, encoding, measurer)
+    name = _study_name(predictor, budget, seed, encoding, measurer)
     study = open_study(storage, name, RepeatableTpe(seed))
     pruner = WorstGroupPruner(np.asarray(measurer.sample_group))
     study.pruner = pruner
     release_abandoned(study)
-    run = _Search(predictor, target, encoding, measurer, study, pruner, encoded)
+    run = _Search(predictor, budget, encoding, measurer, study, pruner, encoded)
     for trial in study.get_trials(deepcopy=False, states=FINISHED):
         run.known.setdefault(_key(trial.user_attrs["cuts"]), trial)
     return run
 
 
 def _study_name(
-    predictor: Predictor, target: float, seed: int, encoding: Encoding, measurer: Measures
+    predictor: Predictor, budget: Budget, seed: int, encoding: Encoding, measurer: Measures
 ) -> str:
     space = [
         _family(predictor, measurer),
         sorted((k, repr(v)) for k, v in encoding.distributions.items()),
     ]
     digest = hashlib.sha256(json.dumps(space).encode()).hexdigest()[:8]
-    return f"{_family(predictor, measurer)}-budget{target:g}-seed{seed}-{digest}"
+    return f"{_family(predictor, measurer)}-budget{budget.label}-seed{seed}-{digest}"
 
 
 def _family(predictor: Predictor, measurer: Measures) -> str:
@@ -205,10 +208,10 @@ def _enqueue_next(run: _Search, n_finished: int) -> None:
     if n_finished % 2 or not full:
         return
     predictor, max_cuts = run.predictor, run.encoding.max_cuts
-    near = neighbours(predictor, cuts_of(min(full, key=rank)), run.target, max_cuts)
+    near = neighbours(predictor, cuts_of(min(full, key=rank)), run.budget, max_cuts)
     near.sort(key=lambda cuts: float(predictor.losses(cuts).max()))
     for params in map(run.encoding.encode, near):
-        cuts = fill(predictor, run.encoding.decode(params), run.target)
+        cuts = fill(predictor, run.encoding.decode(params), run.budget)
         if _key([asdict(cut) for cut in cuts]) not in run.known:
             enqueue(run.study, params)
             return
@@ -221,7 +224,7 @@ def _n_measured(study: optuna.Study) -> int:
 
 def _try(run: _Search, trial: optuna.Trial) -> None:
     trial.set_user_attr("owner", owner())
-    cuts = fill(run.predictor, run.encoding.suggest(trial), run.target)
+    cuts = fill(run.predictor, run.encoding.suggest(trial), run.budget)
     plain = [asdict(cut) for cut in cuts]
     trial.set_user_attr("cuts", plain)
     key = _key(plain)
@@ -241,13 +244,13 @@ def _conclude(run: _Search, facts: dict[str, Any], storage: BaseStorage, max_cut
     sampler = "TPESampler (multivariate)"
     facts = facts | {"sampler": sampler, "study": run.study.study_name, "n_trials": len(full)}
     if not full:  # no time, no trials
-        cuts = worst_group_optimum(run.predictor, run.target, max_cuts)
-        plan = finished_plan(run.predictor, run.target, cuts, facts)
+        cuts = worst_group_optimum(run.predictor, run.budget, max_cuts)
+        plan = finished_plan(run.predictor, run.budget, cuts, facts)
     else:
         best = min(full, key=rank)
         plan = finished_plan(
             run.predictor,
-            run.target,
+            run.budget,
             cuts_of(best),
             facts,
             measured=best.user_attrs["measured"],
@@ -271,11 +274,12 @@ def _measured_points(run: _Search, storage: BaseStorage) -> Iterator[Point]:
 
 
 def _predicted_points(
-    predictor: Predictor, target: float, cuts: tuple[Cut, ...], max_cuts: int
+    predictor: Predictor, budget: Budget, cuts: tuple[Cut, ...], max_cuts: int
 ) -> Iterator[Point]:
     limits = predictor.limits
     full = limits.n_tokens * limits.n_layers
-    others = [b for b in FRONT_BUDGETS if b != target and b * full >= limits.cheapest]
+    others = [Budget(b) for b in FRONT_BUDGETS if b * full >= limits.cheapest]
+    others = [b for b in others if b != budget]
     plans = [cuts, (), *(worst_group_optimum(predictor, b, max_cuts, rounds=4) for b in others)]
     for plan in plans:
         cost = spent(plan, limits.n_tokens, limits.n_layers) / full

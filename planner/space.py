@@ -53,8 +53,7 @@ class Limits:
         # The slack keeps 0.22 * 100 * 50 from falling to 1099 by binary rounding.
         allowed = math.floor(target * self.n_tokens * self.n_layers * (1 + 1e-12) + 1e-9)
         if allowed < self.cheapest:
-            reachable = self.cheapest / (self.n_tokens * self.n_layers)
-            shown = math.ceil(reachable * 1e4) / 1e4  # rounded up, so that typing it in works
+            shown = math.ceil(self.least * 1e4) / 1e4  # rounded up, so that typing it in works
             raise BudgetError(
                 f"budget must be at least {shown:.4f} for {self.n_layers} layers, cuts from layer "
                 f"{self.first_layer} on and {self.min_count} of {self.n_tokens} tokens kept; got "
@@ -62,6 +61,11 @@ class Limits:
                 shown,
             )
         return allowed
+
+    @property
+    def least(self) -> float:
+        """Smallest layer average of keep."""
+        return self.cheapest / max(1, self.n_tokens * self.n_layers)
 
     @property
     def cheapest(self) -> int:

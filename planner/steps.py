@@ -7,16 +7,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tpcal.planner.budget import Budget
 from tpcal.planner.predict import Predictor
 from tpcal.planner.space import project
+from tpcal.plans.errors import BudgetError
 from tpcal.plans.schema import Cut
 
 
-def fill(predictor: Predictor, cuts: Sequence[Cut], target: float) -> tuple[Cut, ...]:
-    """The cuts on the budget, each at a layer where its selector was probed."""
+def fill(predictor: Predictor, cuts: Sequence[Cut], budget: Budget) -> tuple[Cut, ...]:
+    """The cuts on the budget, each at a layer where its selector was probed.
+
+    Raises:
+        BudgetError: No plan is that cheap.
+    """
     limits = predictor.limits
-    cuts = project(cuts, target, limits.n_tokens, limits.n_layers, limits=limits)
-    return tuple(_placed(predictor, cut) for cut in cuts)
+
+    def at(average: float, cuts: Sequence[Cut] = cuts) -> tuple[Cut, ...]:
+        met = project(cuts, average, limits.n_tokens, limits.n_layers, limits=limits)
+        return tuple(_placed(predictor, cut) for cut in met)
+
+    try:
+        return predictor.prices.met(budget, at, limits.least)
+    except BudgetError:  # its selectors cost too much; the default one costs least
+        return predictor.prices.met(budget, lambda average: at(average, ()), limits.least)
 
 
 def _placed(predictor: Predictor, cut: Cut) -> Cut:
@@ -37,7 +50,7 @@ def first_layer(predictor: Predictor, selector: str, params: Mapping[str, Any]) 
 
 
 def neighbours(
-    predictor: Predictor, cuts: Sequence[Cut], target: float, max_cuts: int
+    predictor: Predictor, cuts: Sequence[Cut], budget: Budget, max_cuts: int
 ) -> list[tuple[Cut, ...]]:
     """Plans one step away, on the same budget: a layer, a keep, a selector or a cut changes."""
     limits, options = predictor.limits, predictor.options
@@ -65,6 +78,6 @@ def neighbours(
                 steps.append([*cuts, replace(a, layer=middle, keep=a.keep * 0.7)])
         if len(kept) == len(cuts) and limits.first_drop is not None:
             steps.append([*cuts, Cut(limits.n_layers - 1, 0.0)])
-    found = dict.fromkeys(fill(predictor, step, target) for step in steps)
+    found = dict.fromkeys(fill(predictor, step, budget) for step in steps)
     found.pop(tuple(cuts), None)
     return [plan for plan in found if len(plan) <= max_cuts]

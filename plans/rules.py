@@ -8,14 +8,12 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Cut
+    from tpcal.plans.schema import Budget, Cut
 
 Record = TypeVar("Record")
 MAX_LAYERS = 1_000
 _FRACTIONS = {
     "keep",
-    "target",
-    "reached",
     "layer_average_keep",
     "text_to_visual_below",
     "visual_to_text_below",
@@ -152,6 +150,21 @@ def read_cuts(reader: Reader, value: Any) -> list[Cut]:
             cuts.append(Cut(layer, keep, selector, params, condition))
             _check_selector(reader, cuts[-1], path)
     return cuts
+
+
+def read_budget(reader: Reader, body: Mapping[str, Any]) -> Budget | None:
+    """The budget of a plan; of a kind there is, and a share where it is one."""
+    from tpcal.plans.schema import BUDGET_KINDS, Budget
+
+    budget = read_record(reader, body, "budget", Budget)
+    if budget is None:
+        return None
+    if budget.kind is not None and budget.kind not in BUDGET_KINDS:
+        reader.wrong("budget.kind", f"be one of {', '.join(BUDGET_KINDS)}", budget.kind)
+    for name in ("target", "reached"):
+        if budget.kind != "ms" and not 0 <= getattr(budget, name) <= 1:
+            reader.wrong(f"budget.{name}", "be in [0, 1]", getattr(budget, name))
+    return budget
 
 
 def _check_selector(reader: Reader, cut: Cut, path: str) -> None:

@@ -69,12 +69,18 @@ class ModelIdentity:
     """sha256 of the structure: two models with one fingerprint can share a plan."""
 
 
+BUDGET_KINDS = ("flops", "kv", "ms")
+"""What a budget can be of, beside the layer average of keep."""
+
+
 @dataclass(frozen=True)
 class Budget:
-    """Layer average of keep: asked for and reached."""
+    """What the plan may cost: asked for and reached."""
 
     target: float
     reached: float
+    kind: str | None = None
+    """``flops`` or ``kv`` (shares of the unpruned prefill), or ``ms``; None: layer average."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
     Raises:
         PlanError: Names every problem at once.
     """
-    from tpcal.plans.rules import Reader, check_cuts, read_cuts, read_record
+    from tpcal.plans.rules import Reader, check_cuts, read_budget, read_cuts, read_record
 
     reader = Reader()
     known = ["schema", *(f.name for f in fields(Plan)), "digest"]
@@ -220,7 +226,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
         name=reader.text(body, "name"),
         source=reader.text(body, "source"),
         model=model,
-        budget=read_record(reader, body, "budget", Budget),
+        budget=read_budget(reader, body),
         loss=read_record(reader, body, "loss", Loss),
         cost=read_record(reader, body, "cost", Cost),
         provenance=reader.plain(body.get("provenance") or {}, "provenance"),

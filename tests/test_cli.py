@@ -117,8 +117,15 @@ def test_no_command_shows_the_help(tpcal: Tpcal) -> None:
         (["plan"], "Missing option '--budget'"),
         (["plan", "--budgte", "1"], "Did you mean one of: '--budget'"),
         (["frobnicate"], "No such command 'frobnicate'"),
-        (["plan", "--budget", "0"], "above 0 and at most 1, the share"),
+        (["plan", "--budget", "0"], "above 0 and at most 1, or a percentage"),
         (["plan", "--budget", "1.5"], "got 1.5"),
+        (["plan", "--budget", "120%"], "got 120%"),
+        (["plan", "--budget-kv", "2"], "got 2"),
+        (["plan", "--budget-ms", "nan"], "finite"),
+        (
+            ["plan", "--budget", "0.2", "--budget-kv", "0.3"],
+            "Only one of --budget, --budget-flops",
+        ),
         (["plan", "--budget", "nan"], "got nan"),
         (["plan", "--budget", "lots"], "got lots"),
         (["calibrate", "--selectors", "grid,nrom"], "no selector is called that; known:"),
@@ -321,6 +328,28 @@ def test_plan_predicts_without_the_model(tpcal: Tpcal, tmp_path: Path) -> None:
     plan = load_plan(tmp_path / "plan.yaml")
     assert plan.budget is not None
     assert plan.budget.reached == pytest.approx(0.4, abs=1 / 144)
+    assert tpcal("check", "plan.yaml").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kind", "line"),
+    [
+        ("--budget-flops", "0.4", "flops", "prefill FLOPs (budget 0.4)"),
+        ("--budget-kv", "40%", "kv", "KV cache (budget 0.4)"),
+        ("--budget-ms", "9", "ms", "prefill of the decoder (budget 9)"),
+    ],
+)
+def test_budgets_can_be_of_flops_bytes_and_milliseconds(
+    tpcal: Tpcal, tmp_path: Path, option: str, value: str, kind: str, line: str
+) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal("plan", option, value, "--no-measure")
+    assert result.exit_code == 0, result.stderr
+    assert line in result.stdout
+    plan = load_plan(tmp_path / "plan.yaml")
+    assert plan.budget is not None
+    assert plan.budget.kind == kind
+    assert plan.budget.target * 0.9 < plan.budget.reached <= plan.budget.target
     assert tpcal("check", "plan.yaml").exit_code == 0
 
 

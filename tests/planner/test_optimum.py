@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from tpcal.planner.budget import Budget
 from tpcal.planner.optimum import Solver, seeds, worst_group_optimum
 from tpcal.planner.predict import Predictor
 from tpcal.planner.space import exact_keep, spent
@@ -51,7 +52,7 @@ def test_the_optimum_is_that_of_trying_every_plan(make_world, seed, target) -> N
     weights = rng.dirichlet([1, 1])
     budget = predictor.limits.budget(target)
     best = min(predictor.losses(p) @ weights for p in all_plans(predictor, budget, 3))
-    found = Solver(predictor, target, 3).optimum(weights)
+    found = Solver(predictor, Budget(target), 3).optimum(weights)
     assert predictor.losses(found) @ weights == pytest.approx(best, abs=1e-12)
     assert spent(found, 8, 5) <= budget
     assert len(found) <= 3
@@ -64,7 +65,7 @@ def test_the_worst_groups_optimum_is_close_to_that_of_trying_every_plan(make_wor
         predictor = Predictor(profile)
         budget = predictor.limits.budget(target)
         best = min(predictor.losses(p).max() for p in all_plans(predictor, budget, 2))
-        found = predictor.losses(worst_group_optimum(predictor, target, 2)).max()
+        found = predictor.losses(worst_group_optimum(predictor, Budget(target), 2)).max()
         assert found >= best - 1e-12
         gaps.append(found / best - 1)
     # The duality gap of a discrete choice; not closed in general, small on these worlds.
@@ -75,47 +76,50 @@ def test_the_worst_groups_optimum_is_close_to_that_of_trying_every_plan(make_wor
 def test_the_worst_group_never_fares_worse_than_under_the_optimum_of_the_mean(make_world) -> None:
     for seed in range(3):
         predictor = Predictor(make_world(n_groups=6, seed=seed).profile())
-        mean = fill(predictor, Solver(predictor, 0.25).optimum(), 0.25)
-        worst = worst_group_optimum(predictor, 0.25)
+        mean = fill(predictor, Solver(predictor, Budget(0.25)).optimum(), Budget(0.25))
+        worst = worst_group_optimum(predictor, Budget(0.25))
         assert predictor.losses(worst).max() <= predictor.losses(mean).max() + 1e-12
 
 
 def test_one_group_has_the_same_worst_and_mean(make_world) -> None:
     predictor = Predictor(make_world(n_groups=1).profile())
-    mean = fill(predictor, Solver(predictor, 0.3).optimum(), 0.3)
-    assert worst_group_optimum(predictor, 0.3) == mean
+    mean = fill(predictor, Solver(predictor, Budget(0.3)).optimum(), Budget(0.3))
+    assert worst_group_optimum(predictor, Budget(0.3)) == mean
 
 
 def test_a_budget_of_one_makes_no_cuts(make_world) -> None:
     predictor = Predictor(make_world().profile())
-    assert Solver(predictor, 1.0).optimum() == ()
-    assert worst_group_optimum(predictor, 1.0) == ()
+    assert Solver(predictor, Budget(1.0)).optimum() == ()
+    assert worst_group_optimum(predictor, Budget(1.0)) == ()
 
 
 def test_the_smallest_reachable_budget_has_a_plan(make_world) -> None:
     predictor = Predictor(make_world(n_tokens=576, n_layers=28).profile())
     limits = predictor.limits
     target = limits.cheapest / (limits.n_tokens * limits.n_layers)
-    assert spent(worst_group_optimum(predictor, target), 576, 28) == limits.cheapest
+    assert spent(worst_group_optimum(predictor, Budget(target)), 576, 28) == limits.cheapest
 
 
 def test_a_decoder_of_32_layers_is_solved_within_a_second(make_world) -> None:
     predictor = Predictor(make_world(n_layers=32, n_tokens=576, n_groups=10).profile())
     predictor.tables("kl")
     start = time.process_time()
-    Solver(predictor, 0.22).optimum()
+    Solver(predictor, Budget(0.22)).optimum()
     assert time.process_time() - start < 1
 
 
 def test_neighbours_and_seeds_meet_the_budget_and_differ(make_world) -> None:
     predictor = Predictor(make_world(n_layers=12, n_tokens=144).profile())
-    best = worst_group_optimum(predictor, 0.22)
+    best = worst_group_optimum(predictor, Budget(0.22))
     preset = [Cut(0, 0.5, "dart"), Cut(6, 0.25, "attention"), Cut(9, 0.0)]
-    for plans in (neighbours(predictor, best, 0.22, 4), seeds(predictor, 0.22, 4, [preset])):
+    for plans in (
+        neighbours(predictor, best, Budget(0.22), 4),
+        seeds(predictor, Budget(0.22), 4, [preset]),
+    ):
         assert len(plans) == len({str(p) for p in plans}) > 5
         for plan in plans:
             assert 0 <= 0.22 * 144 * 12 - spent(plan, 144, 12) <= 12
             assert all(
                 n_keep(c.keep, 144) == 0 or c.layer or c.selector != "attention" for c in plan
             )
-    assert best not in neighbours(predictor, best, 0.22, 4)
+    assert best not in neighbours(predictor, best, Budget(0.22), 4)
