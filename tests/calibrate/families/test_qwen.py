@@ -25,6 +25,7 @@ NAMES = [
     "glm4v",
     "glm4v_moe",
     "glm46v",
+    "glm_ocr",
     "paddleocr_vl",
     "video_llama_3",
     "ernie4_5_vl_moe",
