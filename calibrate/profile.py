@@ -186,7 +186,7 @@ def _plain(profile: Profile, packed: bytes) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "model": {k: v for k, v in asdict(profile.model).items() if v is not None},
-        "shape": asdict(profile.shape),
+        "shape": {**asdict(profile.shape), "kv_limits": list(profile.shape.kv_limits)},
         "n_tokens": profile.n_tokens,
         "n_text": profile.n_text,
         "groups": list(profile.groups),
@@ -209,7 +209,7 @@ def _restore(
         raise ValueError(f"{ARRAYS}: {error}") from error
     profile = Profile(
         model=ModelIdentity(**data["model"]),
-        shape=DecoderShape(**data["shape"]),
+        shape=_shape(data["shape"]),
         n_tokens=data["n_tokens"],
         n_text=data["n_text"],
         groups=tuple(data["groups"]),
@@ -220,6 +220,10 @@ def _restore(
     )
     _check_arrays(profile)
     return profile
+
+
+def _shape(data: Mapping[str, Any]) -> DecoderShape:
+    return DecoderShape(**{**data, "kv_limits": tuple(data.get("kv_limits", ()))})
 
 
 def _check_arrays(profile: Profile) -> None:

@@ -23,6 +23,22 @@ class DecoderShape:
     vocab: int
     dtype_bytes: int
     """Bytes of one number in the KV cache."""
+    kv_limits: tuple[int | None, ...] = ()
+    """[L] most tokens the cache of each layer holds: those of a sliding window, 0 where a layer
+    reads another one's, None where there is no limit. Empty: no layer has one."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a selector chooses from, as far as its cost depends on it; of one prompt."""
+
+    n_tokens: int
+    """Visual tokens alive."""
+    n_keep: int
+    """Of these stay so many."""
+    n_text: int
+    """Text tokens behind the first visual one."""
+    hidden: int
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,7 @@ class Cost:
     """Cost of one prefill of ``n_tokens`` visual and ``n_text`` text tokens, pruned and unpruned.
 
     Conditional cuts are counted as not firing, so the figures are upper bounds for plans that have
-    some.
+    some. FLOPs include choosing the tokens; times do not.
     """
 
     n_tokens: int
@@ -46,6 +62,8 @@ class Cost:
     prefill_ms: float | None = None
     """Predicted from layer times measured on one machine; None where none were measured."""
     unpruned_prefill_ms: float | None = None
+    selection_flops: float | None = None
+    """The part of ``prefill_flops`` that chooses tokens; None in plans of older versions."""
 
 
 def layer_average_keep(schedule: Sequence[int], n_tokens: int) -> float:
@@ -107,7 +125,46 @@ def kv_bytes(shape: DecoderShape, n_tokens: Sequence[int]) -> int:
         shape: Widths of the decoder.
         n_tokens: [L] tokens each layer holds.
     """
-    return 2 * shape.n_kv_heads * shape.head_dim * shape.dtype_bytes * sum(n_tokens)
+    held = n_tokens
+    if shape.kv_limits:
+        limits = zip(n_tokens, shape.kv_limits, strict=True)
+        held = [n if limit is None else min(n, limit) for n, limit in limits]
+    return 2 * shape.n_kv_heads * shape.head_dim * shape.dtype_bytes * sum(held)
+
+
+def selection_flops(plan: Plan, shape: DecoderShape, n_tokens: int, n_text: int) -> float:
+    """FLOPs of choosing tokens: score rows beside the attention kernel, and the selectors' own.
+
+    Matrix products, as everywhere here, and upper bounds: all text stands behind the image, and a
+    selector compares all pairs where it could leave out some. What is left out: sorting and
+    elementwise work, and the gathers after a cut, which move bytes (a cut copies the states that
+    stay once, of the D numbers of each token that a layer reads many times) and compute nothing.
+    The vision tower is left out, as it is from the prefill.
+
+    Args:
+        plan: The cuts; conditional ones measure and do not fire.
+        shape: Widths of the decoder.
+        n_tokens: Visual tokens of the prompt.
+        n_text: Text tokens of the prompt.
+    """
+    from tpcal.plans.selectors import create  # needs torch, which this module does without
+
+    flops, alive = 0.0, n_tokens
+    for cut, count in zip(plan.cuts, plan.counts(n_tokens), strict=True):
+        selector = None if cut.selector is None else create(cut.selector, cut.params)
+        condition = cut.condition
+        n_rows = 0
+        if cut.layer > 0 and (condition or (selector and selector.reads_attention)):
+            n_rows = 1
+            if condition or (selector and "text_scores" in selector.needs):
+                n_rows += n_text
+            if condition and condition.visual_to_text_below is not None:
+                n_rows += alive
+        flops += 2.0 * n_rows * shape.n_heads * shape.head_dim * (alive + n_text)
+        if selector and count < alive:
+            flops += selector.flops(Work(alive, count, n_text, shape.hidden))
+        alive = count
+    return flops
 
 
 def plan_cost(
@@ -127,6 +184,7 @@ def plan_cost(
         layer_ms: (tokens, milliseconds of one layer) as measured; empty leaves the times out.
     """
     schedule = plan.schedule(n_tokens, shape.n_layers)
+    choosing = selection_flops(plan, shape, n_tokens, n_text)
     pruned = [n + n_text for n in schedule]
     full = [n_tokens + n_text] * shape.n_layers
     return Cost(
@@ -134,12 +192,13 @@ def plan_cost(
         n_text=n_text,
         counts=plan.counts(n_tokens),
         layer_average_keep=layer_average_keep(schedule, n_tokens),
-        prefill_flops=prefill_flops(shape, pruned),
+        prefill_flops=prefill_flops(shape, pruned) + choosing,
         unpruned_prefill_flops=prefill_flops(shape, full),
         kv_bytes=kv_bytes(shape, pruned),
         unpruned_kv_bytes=kv_bytes(shape, full),
         prefill_ms=_prefill_ms(pruned, layer_ms),
         unpruned_prefill_ms=_prefill_ms(full, layer_ms),
+        selection_flops=choosing,
     )
 
 

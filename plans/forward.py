@@ -47,8 +47,7 @@ def prepare(cuts: Sequence[Cut]) -> dict[int, PreparedCut]:
     prepared = {}
     for cut in cuts:
         selector = None if cut.selector is None else create(cut.selector, cut.params)
-        needs = frozenset() if selector is None else selector.needs
-        reads = bool(needs & {"scores", "keys", "text_scores"}) or cut.condition is not None
+        reads = cut.condition is not None or (selector is not None and selector.reads_attention)
         prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0)
     return prepared
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
@@ -41,9 +41,12 @@ class Family:
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         """The stack of decoder layers, with its final norm."""
-        decoder = model.get_decoder()
+        decoder: Any = model.get_decoder()
         while not hasattr(decoder, "layers"):
-            decoder = decoder.get_decoder()
+            inner = decoder.get_decoder()
+            if inner is decoder:  # get_decoder() of a model without one gives itself
+                raise AttributeError(f"{type(decoder).__name__} has no decoder layers.")
+            decoder = inner
         return decoder
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
@@ -184,17 +187,31 @@ class Family:
     def shape(self, model: PreTrainedModel) -> DecoderShape:
         """Widths of the decoder."""
         text = model.config.get_text_config(decoder=True)
+        layer = text.per_layer_config[0]  # stands for all, where layers differ (Gemma 4)
         n_heads = text.num_attention_heads
         return DecoderShape(
             n_layers=len(self.layers(model)),
             hidden=text.hidden_size,
             ffn=text.intermediate_size,
             n_heads=n_heads,
-            n_kv_heads=getattr(text, "num_key_value_heads", None) or n_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // n_heads,
+            n_kv_heads=getattr(layer, "num_key_value_heads", None) or n_heads,
+            head_dim=getattr(layer, "head_dim", None) or text.hidden_size // n_heads,
             vocab=text.vocab_size,
             dtype_bytes=next(model.parameters()).element_size(),
+            kv_limits=self._kv_limits(model, text),
         )
+
+    def _kv_limits(self, model: PreTrainedModel, text: Any) -> tuple[int | None, ...]:
+        """Most tokens that each layer of a cache made for this model holds."""
+        held = DynamicCache(config=text).layers
+        limits: list[int | None] = []
+        for at in range(len(self.layers(model))):
+            layer = held[at] if at < len(held) else None
+            window = getattr(layer, "sliding_window", None)
+            limits.append(None if window is None else int(window) - 1)
+            if self.key_source(model, at) != at:
+                limits[at] = 0
+        return tuple(limits) if any(limit is not None for limit in limits) else ()
 
 
 def run_lengths(visual: Tensor) -> list[list[int]]:
@@ -250,3 +267,9 @@ def whole_images(n_visual: int, n_image: int, what: str) -> int:
             f"The visual tokens of a prompt must be {what} of {n_image} tokens; got {n_visual}."
         )
     return n_visual // n_image
+
+
+def softcapped(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """[..., V] logits bounded by tanh where the text config says so (Gemma 2 and 4)."""
+    cap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+    return logits if cap is None else (logits / cap).tanh() * cap

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.cosine import Distances
+from tpcal.plans.cost import Work
 from tpcal.plans.selectors.attention import attention_scores
 from tpcal.plans.selectors.base import (
     Selector,
@@ -16,6 +17,7 @@ from tpcal.plans.selectors.base import (
     fraction,
     number,
     order_mask,
+    pair_flops,
     ranks,
     within,
 )
@@ -57,6 +59,10 @@ class Balanced(Selector):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"scores"} if self.attention_share > 0 else ())
+
+    def flops(self, work: Work) -> float:
+        """All pairs, unless attention picks everything."""
+        return 0.0 if self.attention_share == 1 else pair_flops(work.n_tokens, work)
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         valid, n_keep = tokens.valid, within(n_keep, tokens.valid)

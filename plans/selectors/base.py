@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tpcal.plans.cost import Work
 from tpcal.plans.errors import UsageError
 
 
@@ -99,6 +100,18 @@ class Selector(ABC):
         """Lowest layer it can cut at: attention exists only after a layer has run."""
         return int(bool(self.needs & {"scores", "text_scores"}))
 
+    @property
+    def reads_attention(self) -> bool:
+        """Something must be read at the attention of the layer before, where there is one."""
+        return bool(self.needs & {"scores", "text_scores", "keys"})
+
+    def flops(self, work: Work) -> float:
+        """FLOPs of the matrix products of ``select`` and ``merged``, at most; by default none.
+
+        Without the score rows that it asks for through ``needs``.
+        """
+        return 0.0
+
     @abstractmethod
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         """[B, N] bool: exactly ``min(n_keep, valid tokens)`` True in each row, never on filler.
@@ -131,6 +144,11 @@ class ScoredSelector(Selector):
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         return top_mask(self.score(tokens), tokens.valid, n_keep)
+
+
+def pair_flops(n_others: int, work: Work) -> float:
+    """FLOPs of the products of every token with so many states."""
+    return 2.0 * work.n_tokens * n_others * work.hidden
 
 
 def choice(default: str, *others: str) -> Any:

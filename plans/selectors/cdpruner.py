@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.cosine import Distances, directions, distances, real_places
-from tpcal.plans.selectors.base import Selector, Tokens, choice, order_mask, within
+from tpcal.plans.cost import Work
+from tpcal.plans.selectors.base import Selector, Tokens, choice, order_mask, pair_flops, within
 from tpcal.plans.selectors.diversity import ordered, row_starts
 
 _LEAST = 1e-4  # what is new about a token, at least; rounding of the cosines makes up less
@@ -38,6 +39,11 @@ class Cdpruner(Selector):
     relevance: str = choice("positive", "negative")
     """Sign of the cosine: positive as in the paper's eq. 5, or negative as in the code released
     for CLIP, whose patches are least alike to the text that describes them."""
+
+    def flops(self, work: Work) -> float:
+        """All pairs, the text's mean, and a Cholesky factor of the picks' rows."""
+        pairs = pair_flops(work.n_tokens + 1, work)
+        return pairs + 1.0 * work.n_tokens * work.n_keep * (work.n_keep - 1)
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         valid = tokens.valid

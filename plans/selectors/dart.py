@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.cosine import directions, distances, real_places
-from tpcal.plans.selectors.base import Selector, Tokens, choice, image_quotas, ranks, whole
+from tpcal.plans.cost import Work
+from tpcal.plans.selectors.base import (
+    Selector,
+    Tokens,
+    choice,
+    image_quotas,
+    pair_flops,
+    ranks,
+    whole,
+)
 
 _BLOCK = 64  # tokens whose states are looked at together: as many as stay in a processor's cache
 
@@ -41,6 +50,11 @@ class Dart(Selector):
     which is what the original code does. ``original`` is for comparisons, one row at a time."""
     image_start: int = whole(0, low=0)
     """Position of the first visual token in the prompt; only ``original`` looks at it."""
+
+    def flops(self, work: Work) -> float:
+        """Every token with the pivots of one image and of the text."""
+        n_pivots = min(self.image_pivots, work.n_keep) + min(self.text_pivots, work.n_text)
+        return pair_flops(n_pivots, work)
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         if not tokens.valid.any():

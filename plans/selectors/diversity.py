@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.cosine import Distances, real_places
-from tpcal.plans.selectors.base import Selector, Tokens, choice, order_mask, parameter, within
+from tpcal.plans.cost import Work
+from tpcal.plans.selectors.base import (
+    Selector,
+    Tokens,
+    choice,
+    order_mask,
+    pair_flops,
+    parameter,
+    within,
+)
 
 _PIVOTS = ("farthest", "centre", "norm", "first")
 
@@ -39,6 +48,10 @@ class Diversity(Selector):
     )
     """First token of max_sum: by cosine to the mean of all tokens (``farthest``, ``centre``), the
     longest (``norm``), the first one alive, or the one alive nearest to an original index."""
+
+    def flops(self, work: Work) -> float:
+        """All pairs."""
+        return pair_flops(work.n_tokens, work)
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         valid, n_keep = tokens.valid, within(n_keep, tokens.valid)

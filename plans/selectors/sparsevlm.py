@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.cosine import real_places
-from tpcal.plans.selectors.base import ScoredSelector, Tokens
+from tpcal.plans.cost import Work
+from tpcal.plans.selectors.base import ScoredSelector, Tokens, pair_flops
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Sparsevlm(ScoredSelector):
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"text", "text_scores"})
+
+    def flops(self, work: Work) -> float:
+        """Every token with all of the text."""
+        return pair_flops(work.n_text, work)
 
     def score(self, tokens: Tokens) -> Tensor:
         """[B, N] mean attention of the raters; 0 without text."""

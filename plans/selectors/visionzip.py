@@ -30,6 +30,7 @@ class Visionzip(Selector):
     are not dominant; every token that leaves goes into the contextual one of its image whose keys
     are most like its own (cosine), and a contextual token becomes the mean of itself and these.
     Tokens without patches (newlines) take in nothing, are taken in by none, and leave first.
+    ``flops`` leaves the products of keys out: they are as wide as one head of the tower.
 
     Needs:   vision
     Cost:    O(B N log N) to choose, O(B N C E) for C contextual tokens and O(B N D) to merge

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from tpcal.plans.cost import Work
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
     fraction,
     image_counts,
     image_quotas,
+    pair_flops,
     ranks,
     scored,
     take,
@@ -44,6 +47,11 @@ class Vispruner(Selector):
     """Share of an image's tokens picked by attention, rounded down."""
     step: int = whole(8, low=1)
     """Most tokens removed in one round."""
+
+    def flops(self, work: Work) -> float:
+        """All pairs of what attention did not pick, of one image."""
+        n_rest = work.n_tokens - math.floor(self.important_share * work.n_keep)
+        return pair_flops(n_rest, replace(work, n_tokens=n_rest))
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         scores, valid = tokens.vision_scores, tokens.valid

@@ -11,7 +11,7 @@ from tpcal.plans.cost import (
     plan_cost,
     prefill_flops,
 )
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.schema import Condition, Cut, Plan
 
 LLAVA_7B = DecoderShape(
     n_layers=32,
@@ -99,6 +99,64 @@ def test_cost_of_a_plan_by_hand() -> None:
     assert cost.unpruned_kv_bytes == kv_bytes(shape, [13] * 4)
     assert cost.prefill_ms == pytest.approx((13 + 8 + 8 + 3) / 10)
     assert cost.unpruned_prefill_ms == pytest.approx(4 * 1.3)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "exact"),
+    [
+        ((Cut(0, 0.5, "grid"), Cut(3, 0.25, "attention"), Cut(6, 0.0)), True),
+        (
+            (
+                Cut(2, 0.5, "dart", {"text_pivots": 0}),
+                Cut(5, 0.25, "balanced", {"attention_share": 1}),
+            ),
+            True,
+        ),
+        ((Cut(2, 1.0, "diversity"), Cut(4, 0.5, "attention")), True),  # the first chooses nothing
+        (
+            (Cut(1, 0.5, "diversity"), Cut(3, 0.25, "sparsevlm")),
+            False,
+        ),  # half of the pairs suffice
+    ],
+)
+def test_flops_of_a_plan_agree_with_torchs_counter(cuts: tuple[Cut, ...], exact: bool) -> None:
+    import torch
+    from models import batch, prompt, tiny_llava
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tpcal.plans.execute import apply
+    from tpcal.plans.families import decoder_shape
+
+    model, plan = tiny_llava("eager"), Plan(cuts)
+    inputs = batch([prompt(0, 9)], mask=False)  # the image, then all of the text but one token
+    with torch.inference_mode():
+        image = model.model.get_image_features(inputs.pop("pixel_values"), return_dict=True)
+        with apply(model, plan), FlopCounterMode(display=False) as counter:
+            model(**inputs, mm_encoder_outputs={"image": image}, logits_to_keep=1)
+    cost = plan_cost(plan, decoder_shape(model), 16, 10)
+    measured = counter.get_total_flops()
+    assert cost.selection_flops is not None
+    assert cost.selection_flops > 0
+    least = cost.prefill_flops - cost.selection_flops
+    assert least < measured <= cost.prefill_flops
+    assert not exact or measured == cost.prefill_flops
+
+
+def test_score_rows_by_hand() -> None:
+    shape = DecoderShape(4, 8, 16, 2, 2, 4, 10, 2)
+    row = 2 * (2 * 4) * (10 + 3)  # heads * width, times the 13 keys of layer 0
+    one = Plan((Cut(1, 0.5, "attention"),))
+    assert plan_cost(one, shape, 10, 3).selection_flops == row
+    gated = Cut(1, 0.5, "grid", condition=Condition(0.1))
+    assert plan_cost(Plan((gated,)), shape, 10, 3).selection_flops == (1 + 3) * row
+    both = Cut(1, 0.0, condition=Condition(0.1, 0.1))
+    assert plan_cost(Plan((both,)), shape, 10, 3).selection_flops == (1 + 3 + 10) * row
+
+
+def test_windows_and_shared_keys_limit_what_a_layer_holds() -> None:
+    shape = DecoderShape(3, 8, 16, 4, 2, 3, 10, 2, kv_limits=(None, 7, 0))
+    assert kv_bytes(shape, [12, 12, 12]) == 2 * 2 * 3 * 2 * (12 + 7)
+    assert kv_bytes(shape, [5, 5, 5]) == 2 * 2 * 3 * 2 * (5 + 5)
 
 
 def test_a_prompt_without_images_keeps_everything() -> None:
