@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from tpcal.plans import refused
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families.base import Family
@@ -44,37 +45,22 @@ def find(model: PreTrainedModel) -> Family:
         UsageError: None does.
     """
     kind = type(model).__name__
+    if hasattr(model, "get_base_model"):
+        raise UsageError(
+            f"A plan is applied to the model that {kind} (PEFT) wraps: pass "
+            "model.get_base_model(). Adapters stay at work, and the wrapper runs the plan too."
+        )
     for family in families().values():
         if kind in family.architectures:
             return family
     generic = families()["generic"]
-    reason = _refused(model, generic)
+    reason = refused.reason(model, generic)
     if reason is None:
         return generic
     raise UsageError(
         f"{kind} has no family. {reason} Families: {', '.join(families())}. "
         "Add plans/families/<name>.py (docs/families.md)."
     )
-
-
-def _refused(model: PreTrainedModel, generic: Family) -> str | None:
-    """Why not even the generic family serves this model."""
-    try:
-        layers = generic.layers(model)
-    except (AttributeError, NotImplementedError):
-        return "It has no decoder with layers that get_decoder() finds."
-    if not len(layers):
-        return "Its decoder has no layers."
-    if not generic.visual_ids(model):
-        return "Its config names no image token, so no visual tokens stand in its prompts."
-    stateful = [str(at) for at, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
-    if stateful:
-        return (
-            f"Its layers {', '.join(stateful)} have no softmax attention (self_attn): they carry "
-            "a state along the sequence (linear attention, convolution), so that a token that "
-            "leaves changes what all later ones read, as does the filler of uneven rows."
-        )
-    return None
 
 
 def identity(
