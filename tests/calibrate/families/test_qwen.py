@@ -28,6 +28,7 @@ NAMES = [
     "glm_ocr",
     "paddleocr_vl",
     "video_llama_3",
+    "exaone4_5",
     "ernie4_5_vl_moe",
 ]
 PLANS = {

@@ -24,6 +24,7 @@ OF_VIDEOS = [
     "glm4v",
     "video_llama_3",
     "ernie4_5_vl_moe",
+    "exaone4_5",
     "llava_next_video",
     "llava_onevision",
     "video_llava",
