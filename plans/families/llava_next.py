@@ -43,29 +43,23 @@ class LlavaNext(InOrder):
         return {kind: views for kind, views in ((IMAGE, images), (VIDEO, videos)) if views}
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """LLaVA-NeXT's; that of LLaVA-NeXT-Video, which pools frames, is not offered."""
-        base: Any = model.base_model
-        if hasattr(base, "get_video_features"):
+        """Not offered where frames are pooled by learned weights, or by the largest value."""
+        if getattr(model.config, "spatial_pool_mode", "average") != "average":
             return None
+        base: Any = model.base_model
         return tower_of(base.vision_tower, model.config.vision_feature_layer)
 
     def by_visual_token(
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
     ) -> Tensor:
-        """Patches are visual tokens, packed as the model packs their features."""
-        config: Any = model.config
-        values, sizes = without_class(model, patches, inputs), inputs["image_sizes"]
-        n_tiles = [
-            image_size_to_num_patches(
-                size, config.image_grid_pinpoints, config.vision_config.image_size
-            )
-            for size in sizes
-        ]
-        newline = values.new_zeros(values.shape[-1])
-        newline[0] = -torch.inf
+        """Patches are visual tokens, packed and pooled as the model does it with features."""
         base: Any = model.base_model
-        packed, _ = base.pack_image_features(values.split(n_tiles), sizes, "default", newline)
-        return torch.cat(packed)
+        values = without_class(model, patches, inputs)
+        if "pixel_values_videos" in inputs:
+            return base.vision_resampler(values).flatten(0, 1)
+        sizes = inputs["image_sizes"]
+        tiles = values.split([n_tiles(model, size) for size in sizes])
+        return torch.cat(base.pack_image_features(tiles, sizes, "default", uncovering(values))[0])
 
 
 FAMILY = LlavaNext()
@@ -92,6 +86,20 @@ def tiled_shape(model: PreTrainedModel, side: int, size: Sequence[int]) -> tuple
     if width / height > n_cols / n_rows:
         return n_rows - _padding(n_rows, height * (n_cols / width)), n_cols
     return n_rows, n_cols - _padding(n_cols, width * (n_rows / height))
+
+
+def n_tiles(model: PreTrainedModel, size: Tensor) -> int:
+    """Pictures that the tower sees of an image, the overview among them."""
+    config: Any = model.config
+    tile = config.vision_config.image_size
+    return image_size_to_num_patches(size, config.image_grid_pinpoints, tile)
+
+
+def uncovering(values: Tensor) -> Tensor:
+    """[C] what a token that covers no patches has in place of ``values`` [..., C]."""
+    value = values.new_zeros(values.shape[-1])
+    value[0] = -torch.inf
+    return value
 
 
 def with_newlines(n_rows: int, n_cols: int) -> Grid:

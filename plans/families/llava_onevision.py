@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import rect_grid
-from tpcal.plans.families.llava_next import n_frames, tiled_shape, tower_side, with_newlines
+from tpcal.plans.families.llava_next import (
+    n_frames,
+    n_tiles,
+    tiled_shape,
+    tower_side,
+    uncovering,
+    with_newlines,
+)
 from tpcal.plans.stack import Grid
 from tpcal.plans.views import IMAGE, VIDEO, InOrder, steps_of
+from tpcal.plans.vision import Tower, tower_of, without_class
 
 _SLACK = 1.1
 """Tiles shrink where their sides are this many times too long."""
@@ -43,6 +52,30 @@ class LlavaOnevision(InOrder):
         lengths = n_frames(inputs, pooled * pooled, n_extra=1)
         videos = [_ended(steps_of((n, pooled, pooled))) for n in lengths]
         return {kind: views for kind, views in ((IMAGE, images), (VIDEO, videos)) if views}
+
+    def tower(self, model: PreTrainedModel) -> Tower | None:
+        """SigLIP, without a class token."""
+        base: Any = model.base_model
+        return tower_of(base.vision_tower, model.config.vision_feature_layer)
+
+    def by_visual_token(
+        self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """Patches are packed, shrunk and pooled as the model does it with features."""
+        base: Any = model.base_model
+        values = without_class(model, patches, inputs)
+        end = uncovering(values)
+        if "pixel_values_videos" in inputs:
+            videos = base.apply_pooling(values).unflatten(
+                0, inputs["pixel_values_videos"].shape[:2]
+            )
+            ends = end.expand(len(videos), 1, -1)
+            return torch.cat([videos.flatten(1, 2), ends], dim=1).flatten(0, 1)
+        sizes = inputs["image_sizes"]
+        pairs = zip(sizes, _are_tiled(inputs, len(sizes), tower_side(model) ** 2), strict=True)
+        tiles = values.split([n_tiles(model, size) if tiled else 1 for size, tiled in pairs])
+        limit = model.config.vision_aspect_ratio
+        return torch.cat(base.pack_image_features(tiles, sizes, end, limit)[0])
 
 
 FAMILY = LlavaOnevision()

@@ -239,7 +239,7 @@ def test_the_model_is_as_before(model):
 
 
 def test_a_family_that_does_not_offer_its_tower_is_refused():
-    model = case("llava_onevision", "sdpa").model
+    model = case("pixtral", "sdpa").model
     with pytest.raises(
         FitError, match=r"cuts\[0\]\.selector: vispruner needs the vision tower's a"
     ):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from inspect import signature
+
 import pytest
 import tiny
 import torch
 from places import cells, forward_grids, generate_grids, outline, reading_order, same
 
+from tpcal.plans.families import find
 from tpcal.plans.families.llava_next import with_newlines
 from tpcal.plans.families.llava_onevision import _shrunk
 
@@ -59,3 +63,32 @@ def test_the_tiles_have_as_many_tokens_as_the_model_makes(case, seed):
         features = case.model.model.get_image_features(**inputs, return_dict=True)
     grid = with_newlines(*_shrunk(case.model, 4, size.tolist()))
     assert 16 + len(grid.row) == len(features.pooler_output[0])
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "llava_next_video"])
+def test_what_the_tower_shows_goes_to_the_tokens_that_its_patches_become(name):
+    """States of the tower, dealt to visual tokens and then projected, are the features.
+
+    A linear projector may stand before or behind the pooling.
+    """
+    case = import_module(f"tiny.{name}").build("sdpa")
+    base, layer = case.model.base_model, case.model.config.vision_feature_layer
+    base.multi_modal_projector = torch.nn.Linear(32, 64)
+    seen = []
+    base.vision_tower.register_forward_hook(
+        lambda module, args, output: seen.append(output.hidden_states[layer])
+    )
+    for row in (*case.rows, *case.videos):
+        for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            if pixels not in row:
+                continue
+            takes = signature(getattr(base, f"get_{kind}_features")).parameters
+            inputs = {k: v for k, v in row.items() if k in takes}
+            with torch.no_grad():
+                made = getattr(base, f"get_{kind}_features")(**inputs).pooler_output
+                values = find(case.model).by_visual_token(case.model, [seen.pop()], inputs)
+                bare = values[:, 0] == -torch.inf
+                projected = base.multi_modal_projector(values)
+            projected[bare] = base.image_newline.detach()
+            features = torch.cat(list(made))
+            torch.testing.assert_close(projected, features, atol=1e-5, rtol=1e-5)
