@@ -109,7 +109,7 @@ class Distances:
         n_tokens = valid.shape[-1]
         self._like = torch.zeros((), dtype=_wide(x), device=x.device)
         self._valid, self._places = valid, real_places(valid)
-        self._row_start = torch.arange(len(valid), device=x.device) * n_tokens
+        self._start = torch.arange(len(valid), device=x.device) * n_tokens
         self._rows: list[Tensor | Directions] = []
         self._table: Tensor | None = None
         if n_tokens <= self.WHOLE:  # then one table serves the whole batch
@@ -125,7 +125,7 @@ class Distances:
     def to(self, pick: Tensor) -> Tensor:
         """[B, N] distance of every token to token ``pick`` [B] of its row."""
         if self._table is not None:
-            return self._table.flatten(0, 1).index_select(0, pick + self._row_start)
+            return self._table.view(-1, self._valid.shape[-1]).index_select(0, pick + self._start)
         result = self._like.new_zeros(self._valid.shape)
         local = (self._valid.cumsum(-1) - 1).gather(-1, pick[:, None]).clamp(min=0)
         for b, (at, row) in enumerate(zip(self._places, self._rows, strict=True)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -99,20 +98,19 @@ def greedy_map(pairs: Distances, relevance: Tensor, candidates: Tensor, n_picks:
     """
     n_picks, start = within(n_picks, candidates), row_starts(candidates)
     n_steps = int(n_picks.max()) if len(n_picks) else 0
-    weight = relevance.double().square()
+    weight = relevance.double().square().masked_fill_(~candidates, -1)
     new = torch.ones_like(weight)
     spanned = new.new_zeros(len(new), n_steps, new.shape[-1])  # [B, K, N]
-    open_, picks = candidates.clone(), []
+    picks: list[Tensor] = []
     for step in range(n_steps):
-        score = (weight * new.clamp(min=_LEAST)).float().masked_fill(~open_, -math.inf)
-        pick = score.argmax(-1)
+        pick = (weight * new.clamp(min=_LEAST)).float().argmax(-1)
         picks.append(pick)
-        open_.view(-1).index_fill_(0, pick + start, False)
-        before = spanned[:, :step]
-        of_pick = before.gather(2, pick[:, None, None].expand(-1, step, 1))
-        row = 1 - pairs.to(pick).double() - (of_pick.mT @ before)[:, 0]
-        length = new.gather(-1, pick[:, None])
-        row = torch.where(length > _LEAST, row * length.rsqrt(), 0)
-        spanned[:, step] = row
-        new -= row.square()
+        weight.view(-1).index_fill_(0, pick + start, -1)
+        before, row = spanned[:, :step], spanned[:, step : step + 1]
+        of_pick = before.gather(2, pick[:, None, None].expand(-1, step, 1)).mT
+        cosine = 1 - pairs.to(pick).double()[:, None]
+        torch.baddbmm(cosine, of_pick, before, alpha=-1, out=row)
+        length = new.gather(-1, pick[:, None])[:, None]
+        row *= torch.where(length > _LEAST, length.rsqrt(), 0)
+        new.addcmul_(row[:, 0], row[:, 0], value=-1)
     return ordered(picks, n_picks)
