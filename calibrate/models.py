@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+_PACKAGES = ("torchvision", "num2words", "timm", "sentencepiece", "tiktoken", "av")
+"""What processors want besides, by the name they are installed and imported by."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ def _configuration(place: _Place, keywords: Mapping[str, Any]) -> Any:
 def _processor(place: _Place, keywords: Mapping[str, Any]) -> Any:
     from transformers import AutoProcessor
 
-    with _explained(place, "processor_config.json"):
+    with _explained(place, "processor_config.json"), _named_packages(place):
         processor = AutoProcessor.from_pretrained(place.source, **keywords)
     if getattr(processor, "image_processor", None) is None or not hasattr(processor, "tokenizer"):
         raise UsageError(
@@ -243,6 +248,29 @@ def _model(
             place.source, config=config, dtype=dtype, **keywords
         )
         return model.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _named_packages(place: _Place) -> Iterator[None]:
+    """Turns what a processor raises where a package is missing into one line that names it."""
+    try:
+        yield
+    except (ImportError, ValueError, AttributeError) as error:
+        package = _missing_package(str(error))
+        if package is None:
+            raise
+        raise UsageError(
+            f"The processor of {place.name} needs {package}, which is not installed. Way out: "
+            f"pip install {package}."
+        ) from error
+
+
+def _missing_package(reason: str) -> str | None:
+    """The package that is not there and that an error of transformers is about."""
+    if "_MAPPING has no attribute" in reason:  # a processor's part that torchvision would bring
+        reason = "torchvision"
+    named = (name for name in _PACKAGES if re.search(rf"\b{name}\b", reason, re.IGNORECASE))
+    return next((name for name in named if find_spec(name) is None), None)
 
 
 @contextmanager
