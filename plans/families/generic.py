@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tpcal.plans.families.base import Family
 
 
@@ -13,6 +16,16 @@ class Generic(Family):
     """
 
     name = "generic"
+
+    def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs with the position ids that `generate` gives a prompt padded on the left.
+
+        Others the model numbers itself, perhaps in three parts (M-RoPE).
+        """
+        mask = inputs.get("attention_mask")
+        if mask is None or bool(mask[:, 0].all()):
+            return dict(inputs)
+        return super().numbered(inputs)
 
 
 FAMILY = Generic()

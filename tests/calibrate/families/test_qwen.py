@@ -12,6 +12,7 @@ from torch import Tensor
 from tpcal.calibrate.batches import Encoded, _teacher_forced
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.execute import apply
+from tpcal.plans.families.generic import FAMILY as GENERIC
 from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.schema import Condition, Cut, Plan
@@ -114,3 +115,12 @@ def test_a_batch_of_words_only_replays_after_a_batch_with_images(name):
     assert torch.equal(replayed.logits, tape.logits(words.positions))
     logits, _ = production(tiny, [2], (Cut(2, 0.0),))
     assert (replayed.logits - logits).abs().max() <= CLOSE
+
+
+def test_a_model_without_a_family_numbers_its_prompts_itself():
+    """Calibration pads on the right, where rotary positions in three parts must not be flattened."""
+    tiny = case("qwen2_vl", "sdpa")
+    batch = encoded(tiny, range(4))
+    assert "position_ids" not in GENERIC.numbered(batch.inputs)
+    left = GENERIC.numbered(tiny.batch(tiny.rows, "left"))
+    assert left["position_ids"][2].tolist() == [0] * 29 + list(range(8))
