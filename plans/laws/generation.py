@@ -10,7 +10,7 @@ from torch import Tensor
 from tpcal.plans.execute import Report, apply
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.reference import hidden_tokens, hiding
-from tpcal.plans.laws.trial import Trial
+from tpcal.plans.laws.trial import N_STEPS, Trial, special_ids
 from tpcal.plans.laws.verdict import Broken, Inapplicable
 
 _N_ROWS = 3
@@ -19,13 +19,22 @@ _SAMPLES = {"do_sample": True, "top_k": 0, "num_return_sequences": 2}
 
 
 def greedy(trial: Trial) -> str:
-    """`generate` gives the tokens of the reference, in a padded batch and for each row alone."""
-    tokens, report = _generated(trial, trial.left)
-    for row, prompt in enumerate(trial.case.rows):
-        alone = _generated(trial, prompt)[0][0].tolist()
-        if alone != tokens[row].tolist():
-            raise Broken(f"row {row} alone: {alone}, in the batch: {tokens[row].tolist()}")
-    return _equal_to_reference(trial, trial.left, tokens, report, {}) + ", and the rows alone"
+    """`generate` gives the most likely tokens of the reference, in a batch and for rows alone."""
+    plan = trial.plans["content"]
+    _exact(trial)
+    trial.maskable()
+    stock = trial.generate(trial.left)
+    if not torch.equal(stock, _most_likely(trial, stock, None)):
+        raise Inapplicable("the unpruned model's own tokens are not its most likely ones")
+    with apply(trial.model, plan, check=False) as handle:
+        tokens, report = trial.generate(trial.left), handle.last
+        alone = [trial.generate(row)[0, -N_STEPS:].tolist() for row in trial.case.rows]
+    wanted = _most_likely(trial, tokens, report)
+    if not torch.equal(tokens, wanted):
+        raise Broken(f"got {_new(tokens)}, the reference {_new(wanted)}")
+    if alone != _new(tokens):
+        raise Broken(f"got {_new(tokens)} in the batch, {alone} alone")
+    return f"{tokens.shape[0]} sequences of {N_STEPS} tokens equal the reference, and alone"
 
 
 def beams(trial: Trial) -> str:
@@ -97,7 +106,7 @@ def _require_stock(trial: Trial, inputs: Inputs, options: dict[str, Any]) -> Non
         whole = _tokens(trial, inputs, use_cache=False, **options)
     except Exception as error:
         line = str(error).partition("\n")[0]
-        reason = f"the unpruned model cannot: {type(error).__name__}: {line}"
+        reason = f"the unpruned model cannot without a cache: {type(error).__name__}: {line}"
         raise Inapplicable(reason) from error
     if not torch.equal(cached, whole):
         raise Inapplicable("the unpruned model gives other tokens without a cache")
@@ -110,6 +119,21 @@ def _tokens(trial: Trial, inputs: Inputs, **options: Any) -> Tensor:
         torch.manual_seed(0)
         sequences = trial.generate(inputs, **options)
     return sequences[:, inputs["input_ids"].shape[1] :]
+
+
+def _most_likely(trial: Trial, tokens: Tensor, report: Report | None) -> Tensor:
+    """The sequences [B, S], with the last `N_STEPS` tokens chosen by the reference."""
+    new = tokens[:, -N_STEPS:]
+    whole = trial.case.extended(trial.left, new)
+    cuts = report.cuts if report else ()
+    hidden = hidden_tokens(trial.visual(whole), cuts, trial.n_layers)
+    logits = trial.masked(whole, hidden)[:, -N_STEPS - 1 : -1].clone()
+    logits[..., special_ids(trial.model)] = -torch.inf
+    return torch.cat([tokens[:, :-N_STEPS], logits.argmax(-1)], dim=1)
+
+
+def _new(tokens: Tensor) -> list[list[int]]:
+    return tokens[:, -N_STEPS:].tolist()
 
 
 def _some(trial: Trial) -> dict[str, Tensor]:

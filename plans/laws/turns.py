@@ -13,17 +13,24 @@ from tpcal.plans.laws.case import Inputs, token_like
 from tpcal.plans.laws.reference import hidden_tokens
 from tpcal.plans.laws.trial import Trial, distance
 from tpcal.plans.laws.verdict import Inapplicable
-from tpcal.plans.schema import Plan
 
 _N_WORDS = 3
 
 
 class Conversation:
-    """Feeds turns to a model with one cache, and remembers what the reference needs."""
+    """Feeds turns to a model with one cache, and remembers what the reference needs.
 
-    def __init__(self, trial: Trial, handle: Handle | None = None) -> None:
+    Args:
+        trial: The model and its prompts.
+        handle: Of the plan that is applied.
+        whole_types: Later turns come with the token types of all tokens, not of the new ones; some
+            models look them up by the place in the cache.
+    """
+
+    def __init__(self, trial: Trial, handle: Handle | None = None, *, whole_types: bool) -> None:
         self._trial = trial
         self._handle = handle
+        self._whole_types = whole_types
         self._rows: list[Inputs] = []
         self._hidden: Tensor | None = None
         self.cache: Any = None
@@ -73,8 +80,9 @@ class Conversation:
 
     def _feed(self, turn: Inputs, whole: Inputs) -> Tensor:
         n = turn["input_ids"].shape[1]
+        names = token_like([turn]) - {"input_ids"} if self._whole_types else {"attention_mask"}
         out = self._trial.model(
-            **{**turn, "attention_mask": whole["attention_mask"]},
+            **{**turn, **{name: whole[name] for name in names}},
             position_ids=self._trial.case.numbered(whole)[..., -n:],
             past_key_values=self.cache,
             use_cache=True,
@@ -131,26 +139,31 @@ def _judged(trial: Trial, talk: Callable[[Conversation], list[Tensor]]) -> str:
     """The conversation under two plans, where the model without a plan can hold it."""
     plans = [trial.plans[name] for name in ("attention", "early") if name in trial.plans]
     trial.maskable()
-    try:
-        found = _difference(Conversation(trial), talk)
-    except Exception as error:
-        raise Inapplicable(f"the unpruned model cannot: {_line(error)}") from error
-    if not found <= trial.allowed:
-        raise Inapplicable(
-            f"the unpruned model's own turn differs by {found:.1e} from running all at once"
-        )
-    return trial.within([_pruned(trial, plan, talk) for plan in plans or [trial.plans["content"]]])
+    whole_types = _way_of_turns(trial, talk)
+    found = []
+    for plan in plans or [trial.plans["content"]]:
+        with apply(trial.model, plan, check=False) as handle:
+            conversation = Conversation(trial, handle, whole_types=whole_types)
+            logits = torch.cat(talk(conversation), dim=1)
+        found.append(trial.require_close(conversation.difference(logits), "the turn"))
+    return trial.within(found)
 
 
-def _pruned(trial: Trial, plan: Plan, talk: Callable[[Conversation], list[Tensor]]) -> float:
-    with apply(trial.model, plan, check=False) as handle:
-        conversation = Conversation(trial, handle)
-        logits = torch.cat(talk(conversation), dim=1)
-    return trial.require_close(conversation.difference(logits), "the turn")  # without the plan
-
-
-def _difference(conversation: Conversation, talk: Callable[[Conversation], list[Tensor]]) -> float:
-    return conversation.difference(torch.cat(talk(conversation), dim=1))
+def _way_of_turns(trial: Trial, talk: Callable[[Conversation], list[Tensor]]) -> bool:
+    """Whether the unpruned model wants whole token types; refuses where it cannot talk so."""
+    reasons = []
+    for whole_types in (False, True):
+        conversation = Conversation(trial, whole_types=whole_types)
+        try:
+            found = conversation.difference(torch.cat(talk(conversation), dim=1))
+        except Exception as error:
+            line = str(error).partition("\n")[0]
+            reasons.append(f"the unpruned model cannot: {type(error).__name__}: {line}")
+            continue
+        if found <= trial.allowed:
+            return whole_types
+        reasons.append(f"without a plan it differs by {found:.1e} from running all at once")
+    raise Inapplicable(reasons[0])
 
 
 def _said(trial: Trial, n: int) -> dict[str, Tensor]:
@@ -171,7 +184,3 @@ def _record(cache: Any) -> None:
     record = getattr(cache, "activate_past_recording", None)
     if record is not None:
         record()
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

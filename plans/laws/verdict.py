@@ -43,6 +43,8 @@ class Law:
             return Verdict(self, None, str(reason))
         except Broken as finding:
             return Verdict(self, False, str(finding))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # says nothing about the law
         except Exception as error:
             line = str(error).partition("\n")[0]
             return Verdict(self, False, f"{type(error).__name__}: {line}", error)
