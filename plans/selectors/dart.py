@@ -92,9 +92,9 @@ def l1_norms(states: Tensor, valid: Tensor) -> Tensor:
     """[B, N] float32 (float64 stays) sums of absolute values of ``states`` [B, N, E]."""
     wide = torch.promote_types(states.dtype, torch.float32)
     result = torch.zeros_like(valid, dtype=wide)
-    for out, at, row in zip(result, real_places(valid), states, strict=True):
-        parts = row[at].split(_BLOCK)
-        out[at] = torch.cat([part.to(wide, copy=True).abs_().sum(-1) for part in parts])
+    for b, at in enumerate(real_places(valid)):
+        parts = states[b].detach()[at].split(_BLOCK)
+        result[b, at] = torch.cat([part.to(wide, copy=True).abs_().sum(-1) for part in parts])
     return result
 
 

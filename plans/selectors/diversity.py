@@ -167,8 +167,9 @@ def first_token(tokens: Tokens, pivot: str | int, distances: Distances) -> Tenso
 def _lengths(tokens: Tokens) -> Tensor:
     result = torch.zeros_like(tokens.valid, dtype=torch.float64)
     wide = torch.promote_types(tokens.hidden.dtype, torch.float32)
-    for out, at, states in zip(result, real_places(tokens.valid), tokens.hidden, strict=True):
-        out[at] = torch.linalg.vector_norm(states[at].to(wide), dim=-1).double()
+    for b, at in enumerate(real_places(tokens.valid)):
+        states = tokens.hidden[b].detach()[at].to(wide)
+        result[b, at] = torch.linalg.vector_norm(states, dim=-1).double()
     return result.nan_to_num_(nan=-math.inf)
 
 

@@ -28,6 +28,7 @@ PLANS = {
     "attention in a row": (Cut(1, 0.6, "attention"), Cut(2, 0.4, "attention"), Cut(6, 0.0)),
     "before the decoder": (Cut(0, 0.3, "random"), Cut(4, 0.0)),
     "conditional": (Cut(2, 0.5, "grid"), Cut(4, 0.0, condition=Condition(0.35, 0.9))),
+    "text": (Cut(1, 0.6, "cdpruner"), Cut(2, 0.4, "sparsevlm"), Cut(5, 0.2, "sparsevlm")),
     "vision": (Cut(0, 0.6, "vispruner"), Cut(3, 0.3, "visionzip")),
     "merging": (Cut(2, 0.5, "pooling"), Cut(4, 0.2, "visionzip", {"contextual_share": 0.6})),
     "last layer": (Cut(N_LAYERS - 1, 0.0),),

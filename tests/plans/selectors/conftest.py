@@ -27,7 +27,7 @@ FILLER = {
 
 
 def _row(
-    images: Sequence[Shape], seed: int, dtype: torch.dtype, n_text: int, spread: float
+    images: Sequence[Shape], seed: int, dtype: torch.dtype, n_text: int, spread: float, width: int
 ) -> Tokens:
     """One row with the tokens of some images; ``spread`` 0 makes all of them nearly equal.
 
@@ -43,8 +43,8 @@ def _row(
     ]
     place = torch.tensor(cells, dtype=torch.int64).view(-1, 5)[None]
     n = len(cells)
-    base = noise(1, D)
-    hidden = base + noise(n, D, scale=spread) if spread else base + noise(n, D, scale=1e-4)
+    base = noise(1, width)
+    hidden = base + noise(n, width, scale=spread or 1e-4)
     logits = noise(H, n)
     covers = (place[..., 2] < place[..., 4] - 1) | (place[..., 4] < 4)
     return Tokens(
@@ -60,7 +60,7 @@ def _row(
         logits=logits,
         lse=torch.cat((logits.double(), torch.ones(1, H, 1)), -1).logsumexp(-1).to(dtype),
         keys=noise(n, E),
-        text_hidden=noise(n_text, D),
+        text_hidden=noise(n_text, width),
         text_valid=torch.ones(1, n_text, dtype=torch.bool),
         text_keys=noise(n_text, E),
         text_attention=noise(n_text, n).softmax(-1),
@@ -107,7 +107,7 @@ def _stacked(rows: Sequence[Tokens], garbage: float = 7.0, extra: int = 0) -> To
 
 @pytest.fixture
 def make_row() -> Callable[..., Tokens]:
-    """Builds one row: ``make_row([(h, w), ...], seed=0, dtype=float32, n_text=7, spread=1.0)``."""
+    """Builds one row: ``make_row([(h, w), ...], seed=0, dtype=float32, n_text=7, spread=1.0, width=16)``."""
 
     def build(
         images: Sequence[Shape],
@@ -115,8 +115,9 @@ def make_row() -> Callable[..., Tokens]:
         dtype: torch.dtype = torch.float32,
         n_text: int = T,
         spread: float = 1.0,
+        width: int = D,
     ) -> Tokens:
-        return _row(images, seed, dtype, n_text, spread)
+        return _row(images, seed, dtype, n_text, spread, width)
 
     return build
 

@@ -78,6 +78,34 @@ def test_rows_do_not_see_each_other(name, params, dtype, spread, make_row, stack
 
 
 @NAMED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_many_wide_near_duplicates_are_chosen_as_in_the_row_alone(
+    name, params, dtype, make_row, stack
+):
+    shapes = [[(20, 20)], [(24, 24)], [(7, 9), (3, 3)]]
+    rows = [
+        make_row(images, seed, dtype=dtype, n_text=9 + 8 * seed, spread=0.01, width=1024)
+        for seed, images in enumerate(shapes)
+    ]
+    n_keep = [88, 127, 30]
+    for extra, of_rows in ((0, (0, 1, 2)), (5, (2, 0)), (64, (1, 1, 0, 2, 2))):
+        seen = stack([rows[i] for i in of_rows], 7.0, extra)
+        together = chosen(name, params, seen, [n_keep[i] for i in of_rows])
+        for i, mask in zip(of_rows, together, strict=True):
+            alone = chosen(name, params, rows[i], [n_keep[i]])[0]
+            assert torch.equal(mask[: len(alone)], alone)
+
+
+@NAMED
+def test_a_model_that_trains_can_be_pruned(name, params, make_row, stack):
+    seen = stack([make_row([(4, 4)], dtype=torch.float32), make_row([(3, 3)])])
+    live = ("hidden", "keys", "logits", "lse", "text_hidden", "text_keys", "text_attention")
+    trained = {f: getattr(seen, f).clone().requires_grad_() for f in live}
+    mask = chosen(name, params, replace(seen, **trained), [5, 4])
+    assert torch.equal(mask, chosen(name, params, seen, [5, 4]))
+
+
+@NAMED
 @pytest.mark.parametrize("spread", [1.0, 0.0])
 def test_where_the_filler_stands_does_not_matter(name, params, spread, make_row, scatter):
     row = make_row([(5, 5), (2, 3)], seed=3, dtype=torch.bfloat16, spread=spread)
