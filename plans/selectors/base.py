@@ -265,35 +265,3 @@ def image_quotas(image: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
     share, remainder = rest * weights // total, rest * weights % total
     left = rest - share.sum(-1, keepdim=True)
     return least + share + (ranks(remainder, torch.ones_like(remainder).bool()) < left)
-
-
-def mean_states(states: Tensor, into: Tensor) -> Tensor:
-    """[B, N, D] mean of the tokens that go into each place; unchanged where none or one does.
-
-    Sums are float32 (float64 stays float64), one after the other by rising index, so that neither
-    company nor chance changes a bit.
-
-    Args:
-        states: [B, N, D].
-        into: [B, N] int64 place of the token that takes this one in, its own where it stays; -1
-            where it leaves without a trace.
-    """
-    n_rows, n_tokens = into.shape
-    wide = torch.promote_types(states.dtype, torch.float32)
-    target = into.masked_fill(into < 0, n_tokens)
-    target = target + (n_tokens + 1) * torch.arange(n_rows, device=into.device)[:, None]
-    target = target.flatten()
-    order = target.argsort(stable=True)
-    count = target.new_zeros(n_rows * (n_tokens + 1))
-    count.scatter_add_(0, target, torch.ones_like(target))
-    total = torch.segment_reduce(
-        states.flatten(0, 1)[order].to(wide), "sum", lengths=count, axis=0, unsafe=True
-    )
-    mean = (total / count[:, None]).view(n_rows, n_tokens + 1, -1)[:, :n_tokens]
-    several = count.view(n_rows, n_tokens + 1)[:, :n_tokens, None] > 1
-    return torch.where(several, mean.to(states.dtype), states)
-
-
-def take(states: Tensor, place: Tensor) -> Tensor:
-    """[B, K, D] rows of [B, N, D] at the places [B, K]."""
-    return states.gather(1, place[..., None].expand(-1, -1, states.shape[-1]))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tpcal.plans.merging import mean_states
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
     image_counts,
     image_quotas,
-    mean_states,
     ranks,
 )
 

@@ -8,16 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tpcal.plans.merging import mean_states, take
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
     fraction,
     image_counts,
     image_quotas,
-    mean_states,
     ranks,
     scored,
-    take,
     unit,
 )
 

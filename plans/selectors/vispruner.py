@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tpcal.plans.cosine import all_distances, directions
 from tpcal.plans.cost import Work
+from tpcal.plans.merging import take
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
@@ -18,11 +20,10 @@ from tpcal.plans.selectors.base import (
     image_quotas,
     pair_flops,
     ranks,
-    scored,
-    take,
-    unit,
     whole,
 )
+
+_N_PAPER = 576  # tokens of an image in the paper
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Vispruner(Selector):
     Cost:    O(B N^2 D) for all pairs of an image, then (N - K) / step rounds of O(B N^2 / 4)
     Source:  Zhang et al. 2024, arXiv 2412.01818 (VisPruner), there on the vision tower's output
              and before the decoder; ours compares the states at the cut. The released code orders
-             the tokens anew after each round; ours keep their order by attention.
+             the tokens anew after each round; ours keep their order by attention, and make as many
+             rounds of a large image as of one of 576 tokens.
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"vision"})
@@ -46,7 +48,7 @@ class Vispruner(Selector):
     important_share: float = fraction(0.5)
     """Share of an image's tokens picked by attention, rounded down."""
     step: int = whole(8, low=1)
-    """Most tokens removed in one round."""
+    """Most tokens removed in one round, of up to 576; in proportion of an image with more."""
 
     def flops(self, work: Work) -> float:
         """All pairs of what attention did not pick, of one image."""
@@ -69,39 +71,47 @@ class Vispruner(Selector):
         most = int(n_rest.max())
         slot = torch.where(rest, image * most + place, 0)
         states = _by_image(tokens.hidden, slot, rest, (*n_rest.shape, most))  # [B M, R, D]
-        units = unit(states)
-        cosines = scored(units @ units.mT, states)
-        stays = distinct(cosines, n_rest.flatten(), (quota - n_important).flatten(), self.step)
+        n_each = (self.step * image_counts(image, valid) // _N_PAPER).clamp(min=self.step)
+        n_rest, n_left = n_rest.flatten(), (quota - n_important).flatten()
+        stays = distinct(_distances(states, n_rest), n_rest, n_left, n_each.flatten())
         return important | (rest & stays.view(len(valid), -1).gather(-1, slot))
 
 
-def distinct(cosines: Tensor, n_tokens: Tensor, n_keep: Tensor, step: int) -> Tensor:
+def distinct(far: Tensor, n_tokens: Tensor, n_keep: Tensor, step: Tensor) -> Tensor:
     """[G, R] bool: ``n_keep`` tokens of each group that are left when repeats are removed.
 
     Args:
-        cosines: [G, R, R] between the tokens of a group, the most important first.
+        far: [G, R, R] distances between the tokens of a group, the most important first.
         n_tokens: [G] int64 tokens of each group; the other columns are filler.
         n_keep: [G] int64, at most n_tokens.
-        step: Most tokens removed in one round.
+        step: [G] int64 most tokens removed in one round.
     """
-    group = torch.arange(len(cosines), device=cosines.device)[:, None, None]
-    left = torch.arange(cosines.shape[-1], device=cosines.device).expand(cosines.shape[:2])
+    group = torch.arange(len(far), device=far.device)[:, None, None]
+    left = torch.arange(far.shape[-1], device=far.device).expand(far.shape[:2])
     while bool((n_tokens > n_keep).any()):
         alive = torch.arange(left.shape[-1], device=left.device) < n_tokens[:, None]
         first, second = left[:, ::2], left[:, 1::2]
-        alike = cosines[group, first[:, :, None], second[:, None, :]]
-        alike = alike.masked_fill(~alive[:, None, 1::2], -torch.inf)
-        closest = alike.amax(-1) if second.shape[-1] else alike.new_zeros(first.shape)
-        n_out = torch.minimum(n_tokens - n_keep, alive[:, ::2].sum(-1)).clamp(max=step)
-        turn = ranks(closest.flip(-1), alive[:, ::2].flip(-1)).flip(-1)  # of equals the last goes
+        between = far[group, first[:, :, None], second[:, None, :]]
+        between = between.masked_fill(~alive[:, None, 1::2], torch.inf)
+        nearest = between.amin(-1) if second.shape[-1] else between.new_zeros(first.shape)
+        n_out = torch.minimum(n_tokens - n_keep, alive[:, ::2].sum(-1)).minimum(step)
+        turn = ranks(-nearest.flip(-1), alive[:, ::2].flip(-1)).flip(-1)  # of equals the last goes
         alive[:, ::2] &= turn >= n_out[:, None]
         n_tokens = n_tokens - n_out
         order = (~alive).to(torch.uint8).argsort(dim=-1, stable=True)
         left = left.gather(-1, order[:, : int(n_tokens.max())])
     stays = torch.arange(left.shape[-1], device=left.device) < n_tokens[:, None]
-    return torch.zeros(cosines.shape[:2], dtype=torch.bool, device=left.device).scatter(
-        -1, left, stays
+    return torch.zeros_like(far[..., 0], dtype=torch.bool).scatter(-1, left, stays)
+
+
+def _distances(states: Tensor, n_tokens: Tensor) -> Tensor:
+    """[G, R, R] cosine distances within the groups of [G, R, D]; 0 on filler."""
+    found = states.new_zeros(
+        *states.shape[:2], states.shape[1], dtype=torch.promote_types(states.dtype, torch.float32)
     )
+    for group, n in enumerate(n_tokens.tolist()):
+        found[group, :n, :n] = all_distances(directions(states[group, :n]))
+    return found
 
 
 def _by_image(states: Tensor, slot: Tensor, taken: Tensor, shape: tuple[int, int, int]) -> Tensor:
