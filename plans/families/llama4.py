@@ -23,7 +23,8 @@ class Llama4(Family):
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         """The stack of decoder layers; `get_decoder` stops at the causal model around it."""
-        return model.language_model.model  # type: ignore[return-value, union-attr]
+        inner: Any = model
+        return inner.language_model.model
 
     def grids(
         self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]

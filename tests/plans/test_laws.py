@@ -24,6 +24,12 @@ INAPPLICABLE: dict[tuple[str, str], str] = {
     ("ernie4_5_vl_moe", "beams"): "the unpruned model cannot: IndexError",
     ("ernie4_5_vl_moe", "samples"): "the unpruned model cannot: IndexError",
     ("ernie4_5_vl_moe", "drafts"): "the unpruned model cannot: IndexError",
+    # Image features are not repeated for beams and samples.
+    ("llama4", "beams"): "the unpruned model cannot",
+    ("llama4", "samples"): "the unpruned model cannot",
+    # A second prefix sees less of the first than one prefix does of itself.
+    ("paligemma", "image turn"): "without a plan it differs",
+    ("paligemma2", "image turn"): "without a plan it differs",
 }
 """(architecture, law): why the law says nothing about it; everything else must hold."""
 
