@@ -257,3 +257,22 @@ def test_a_tower_with_another_kernel_is_refused(model):
             apply(model, PLAN)
     finally:
         tower.config._attn_implementation_internal = kernel
+
+
+@pytest.mark.parametrize("name", ["llava_next", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_row_is_read_alike_alone_in_a_batch_and_in_beams(name):
+    one = case(name, "sdpa")
+    model, rows = one.model, [*one.rows, *one.videos]
+    together = one.batch(rows)
+    with apply(model, PLAN) as handle:
+        model(**together)
+        kept = [cut.kept for cut in handle.last.cuts]
+        for b, row in enumerate(rows):
+            model(**row)
+            if handle.last.n_visual:
+                assert [cut.kept[0] for cut in handle.last.cuts] == [cut[b] for cut in kept]
+            else:
+                assert kept[0][b] == ()
+        model.generate(**together, max_new_tokens=1, num_beams=2, do_sample=False)
+        beams = [tuple(row for row in cut for _ in range(2)) for cut in kept]
+        assert [cut.kept for cut in handle.last.cuts] == beams
