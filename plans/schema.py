@@ -94,6 +94,25 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """A promise, made from samples the search never saw: few answers change."""
+
+    max_flips: float
+    """Largest share of answers that change."""
+    confidence: float
+    """How often such promises hold."""
+    n: int
+    """Samples of the test that came closest to failing."""
+    n_changed: int
+    """Answers changed among them."""
+    bound: float
+    """What was proven, at most ``max_flips``."""
+    test: str
+    of: str
+    """``all samples`` or ``each group``."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The cuts for one model and what is known of them."""
 
@@ -105,6 +124,7 @@ class Plan:
     budget: Budget | None = None
     loss: Loss | None = None
     cost: Cost | None = None
+    certificate: Certificate | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def counts(self, n_tokens: int) -> tuple[int, ...]:
@@ -229,6 +249,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
         budget=read_budget(reader, body),
         loss=read_record(reader, body, "loss", Loss),
         cost=read_record(reader, body, "cost", Cost),
+        certificate=read_record(reader, body, "certificate", Certificate),
         provenance=reader.plain(body.get("provenance") or {}, "provenance"),
     )
     if reader.problems:

@@ -1,0 +1,133 @@
+"""What can be promised of a plan: how many answers it changes at most, with a stated confidence.
+
+The promise is made from samples that no search has seen. Each answer either changes or not, so the
+tests are exact binomial ones; nothing is assumed but that samples come as the data in production.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import beta, binom
+
+from tpcal.plans.errors import GuardrailError, UsageError
+from tpcal.plans.schema import Certificate
+
+TEST = "exact binomial"
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Answers that a plan changed."""
+
+    n_changed: int
+    n: int
+
+
+def p_value(changed: Changed, max_flips: float) -> float:
+    """Chance of so few changed answers where the true share is ``max_flips`` or more."""
+    return float(binom.cdf(changed.n_changed, changed.n, max_flips))
+
+
+def bound(changed: Changed, confidence: float) -> float:
+    """The share of changed answers that the true one exceeds at most once in 1 / (1 - confidence).
+
+    Source:
+        Clopper and Pearson 1934, one-sided.
+    """
+    if changed.n_changed >= changed.n:
+        return 1.0
+    return float(beta.ppf(confidence, changed.n_changed + 1, changed.n - changed.n_changed))
+
+
+def samples_needed(max_flips: float, confidence: float, share: float = 0.0) -> int | None:
+    """Fewest samples that can prove ``max_flips`` where a ``share`` of the answers changes.
+
+    None where so many change that no number is enough.
+    """
+    if share >= max_flips:
+        return None
+    n = math.ceil(math.log1p(-confidence) / math.log1p(-max_flips)) if max_flips < 1 else 1
+    while p_value(Changed(round(share * n), n), max_flips) > 1 - confidence:
+        n = n + max(1, n // 50)
+    return n
+
+
+def certificate(
+    groups: Mapping[str, Changed], max_flips: float, confidence: float, *, each_group: bool = False
+) -> Certificate:
+    """The promise that a plan changes at most a share ``max_flips`` of the answers.
+
+    Args:
+        groups: Changed answers of samples that the search never saw.
+        max_flips: Share of answers, in (0, 1).
+        confidence: In (0, 1): how often such a promise must hold.
+        each_group: Promise it of every group and not of all samples together. Every group is
+            tested at the full level: the promise is made only where all tests succeed, so that a
+            false one is never more likely than in a single test (intersection-union test).
+
+    Raises:
+        UsageError: A number out of range, or no samples.
+        GuardrailError: It cannot be promised; says how many samples would be needed.
+
+    Source:
+        Angelopoulos et al. 2021, arXiv 2110.01052 (Learn then Test) with binomial p-values; Berger
+        1982 (intersection-union tests).
+    """
+    for name, value in (("max_flips", max_flips), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise UsageError(f"{name} must be above 0 and below 1; got {value}.")
+    everything = Changed(
+        sum(c.n_changed for c in groups.values()), sum(c.n for c in groups.values())
+    )
+    if not everything.n:
+        raise UsageError("A certificate must have samples; got none.")
+    tested = groups if each_group else {"all samples": everything}
+    for name, changed in tested.items():
+        if p_value(changed, max_flips) > 1 - confidence:
+            raise _refusal(name, changed, max_flips, confidence)
+    worst = max(tested.values(), key=lambda changed: bound(changed, confidence))
+    return Certificate(
+        max_flips=max_flips,
+        confidence=confidence,
+        n=worst.n,
+        n_changed=worst.n_changed,
+        bound=round(bound(worst, confidence), 6),
+        test=TEST,
+        of="each group" if each_group else "all samples",
+    )
+
+
+def first_failure(plans: Iterable[Sequence[Changed]], max_flips: float, confidence: float) -> int:
+    """How many plans of a fixed order can be promised together, up to the first that cannot.
+
+    Testing stops at the first failure, so every test has the full level although many plans are
+    tested on the same samples (fixed-sequence testing, as in arXiv 2110.01052). The order must not
+    depend on these samples: the plan that costs most comes first.
+
+    Args:
+        plans: For each plan the changed answers of every part that must hold.
+        max_flips: Share of answers, in (0, 1).
+        confidence: In (0, 1).
+    """
+    n_passed = 0
+    for parts in plans:
+        if any(p_value(part, max_flips) > 1 - confidence for part in parts):
+            break
+        n_passed += 1
+    return n_passed
+
+
+def _refusal(name: str, changed: Changed, max_flips: float, confidence: float) -> GuardrailError:
+    share = changed.n_changed / changed.n if changed.n else 0.0
+    got = (
+        f"At most {max_flips:g} of the answers of {name} must change, with a confidence of "
+        f"{confidence:g}; got {changed.n_changed} of {changed.n} changed, which proves "
+        f"{bound(changed, confidence):.4f}."
+    )
+    needed = samples_needed(max_flips, confidence, share)
+    if needed is None:
+        return GuardrailError(f"{got} More samples will not help: ask for a larger budget.")
+    return GuardrailError(f"{got} At this rate about {needed} samples are needed.")

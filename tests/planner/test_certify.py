@@ -1,0 +1,115 @@
+"""Certificates: exact values by hand, and that promises hold as often as they say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tpcal.planner.certify import (
+    Changed,
+    bound,
+    certificate,
+    first_failure,
+    p_value,
+    samples_needed,
+)
+from tpcal.plans.errors import GuardrailError, UsageError
+
+N_RESAMPLES = 2000
+
+
+def test_without_a_change_the_rule_of_three():
+    # (1 - p)^n = 0.05 at p = 1 - 0.05^(1/n)
+    assert bound(Changed(0, 59), 0.95) == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert p_value(Changed(0, 59), 0.05) == pytest.approx(0.95**59)
+    assert samples_needed(0.05, 0.95) == 59
+    assert p_value(Changed(0, 58), 0.05) > 0.05 >= p_value(Changed(0, 59), 0.05)
+
+
+def test_one_change_by_hand():
+    n, p = 100, 0.03
+    assert p_value(Changed(1, n), p) == pytest.approx((1 - p) ** n + n * p * (1 - p) ** (n - 1))
+    assert bound(Changed(n, n), 0.95) == 1.0
+
+
+def test_the_bound_is_where_the_test_turns():
+    for n_changed, n in [(0, 30), (3, 90), (17, 400)]:
+        limit = bound(Changed(n_changed, n), 0.9)
+        assert p_value(Changed(n_changed, n), limit) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.04])
+def test_so_many_samples_as_it_says_are_enough(share):
+    n = samples_needed(0.05, 0.95, share)
+    assert certificate({"a": Changed(round(share * n), n)}, 0.05, 0.95).bound <= 0.05
+    assert samples_needed(0.05, 0.95, 0.05) is None
+
+
+def test_too_few_samples_say_how_many_are_needed():
+    with pytest.raises(GuardrailError, match=r"0 of 40 changed.*about 59 samples are needed"):
+        certificate({"a": Changed(0, 40)}, 0.05, 0.95)
+    with pytest.raises(GuardrailError, match="More samples will not help"):
+        certificate({"a": Changed(10, 100)}, 0.05, 0.95)
+
+
+def test_every_group_must_pass_where_every_group_is_promised():
+    groups = {"reading": Changed(12, 100), "yes/no": Changed(0, 900)}
+    assert certificate(groups, 0.05, 0.95).n == 1000
+    with pytest.raises(GuardrailError, match="of reading must change"):
+        certificate(groups, 0.05, 0.95, each_group=True)
+    made = certificate({"a": Changed(0, 100), "b": Changed(1, 100)}, 0.05, 0.95, each_group=True)
+    assert (made.n_changed, made.of) == (1, "each group")
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, math.nan])
+def test_shares_are_between_none_and_all(value):
+    with pytest.raises(UsageError, match="max_flips must be"):
+        certificate({"a": Changed(0, 100)}, value, 0.95)
+    with pytest.raises(UsageError, match="confidence must be"):
+        certificate({"a": Changed(0, 100)}, 0.05, value)
+    with pytest.raises(UsageError, match="must have samples"):
+        certificate({}, 0.05, 0.95)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+def test_bounds_hold_as_often_as_promised(share, confidence):
+    rng = np.random.default_rng(0)
+    counts = rng.binomial(300, share, N_RESAMPLES)
+    held = np.mean([share <= bound(Changed(int(k), 300), confidence) for k in counts])
+    slack = 3 * math.sqrt(confidence * (1 - confidence) / N_RESAMPLES)
+    assert held >= confidence - slack
+
+
+@pytest.mark.parametrize("each_group", [False, True])
+def test_false_promises_are_as_rare_as_promised(each_group):
+    """The true share is a hair too large, in one group of three."""
+    rng = np.random.default_rng(1)
+    shares = (0.0501, 0.02, 0.001) if each_group else (0.0501, 0.0501, 0.0501)
+    false = 0
+    for _ in range(N_RESAMPLES):
+        groups = {str(i): Changed(int(rng.binomial(150, s)), 150) for i, s in enumerate(shares)}
+        try:
+            certificate(groups, 0.05, 0.95, each_group=each_group)
+            false += 1
+        except GuardrailError:
+            pass
+    assert false / N_RESAMPLES <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / N_RESAMPLES)
+    assert false  # it is tried near its limit
+
+
+def test_of_a_row_of_plans_no_false_one_passes_more_often_than_promised():
+    """The same samples test ten plans, of which the last five change too much."""
+    rng = np.random.default_rng(2)
+    shares = np.array([0.001, 0.005, 0.01, 0.02, 0.03, 0.0501, 0.06, 0.07, 0.08, 0.09])
+    false = passed = 0
+    for _ in range(N_RESAMPLES):
+        hardness = rng.random(400)  # a sample that is hard is hard under every plan
+        changed = [[Changed(int((hardness < share).sum()), 400)] for share in shares]
+        n = first_failure(changed, 0.05, 0.95)
+        false += n > 5
+        passed += n
+    assert false / N_RESAMPLES <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / N_RESAMPLES)
+    assert passed / N_RESAMPLES > 3
