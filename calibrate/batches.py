@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tpcal.calibrate.samples import Sample
+from tpcal.plans.families import find
 
 MAX_ANSWER_TOKENS = 32
 """Answer tokens a loss is averaged over; longer answers are cut off there."""
@@ -52,21 +53,24 @@ def encode(processor: Any, samples: Sequence[Sample], model: Any) -> Encoded:
     """
     texts = [prompt_text(processor, sample) for sample in samples]
     prompts = prompt_inputs(processor, samples, model, texts)
+    end = "\n" if _is_paligemma(processor) else ""  # the processor adds it to every prompt
     answers = [
-        None if s.answer is None else _answer_ids(processor.tokenizer, text, s.answer)
+        None if s.answer is None else _answer_ids(processor.tokenizer, text + end, s.answer)
         for s, text in zip(samples, texts, strict=True)
     ]
     if None in answers:
         own = generate_ids(model, processor, prompts, OWN_ANSWER_TOKENS)
         answers = [a if a is not None else o for a, o in zip(answers, own, strict=True)]
     filled = [ids or [] for ids in answers]
-    return _teacher_forced(prompts, filled, _pad_id(processor))
+    answer_type = int(find(model).bidirectional)  # of a prefix that sees both ways, the suffix
+    return _teacher_forced(prompts, filled, _pad_id(processor), answer_type)
 
 
 def prompt_text(processor: Any, sample: Sample) -> str:
     """The prompt with image placeholders, in the model's chat format where it has one.
 
-    A processor without a chat template gets LLaVA-1.5's form.
+    A processor without a chat template gets LLaVA-1.5's form; PaliGemma's its task prefix for
+    questions (arXiv 2407.07726, section 3.2.3).
     """
     n_images = len(sample.images)
     if _has_template(processor):
@@ -74,6 +78,8 @@ def prompt_text(processor: Any, sample: Sample) -> str:
         message = [{"role": "user", "content": content}]
         return processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     token = getattr(processor, "image_token", "<image>")
+    if _is_paligemma(processor):
+        return f"{token * n_images}answer en {sample.question}"
     return f"USER: {f'{token} ' * n_images}{sample.question} ASSISTANT:"
 
 
@@ -86,18 +92,16 @@ def prompt_inputs(
     """Left-padded inputs for ``generate``, on the model's device and in its precision."""
     if texts is None:
         texts = [prompt_text(processor, sample) for sample in samples]
-    images: Any = [list(sample.images) for sample in samples]
-    if not all(images):  # nested lists with empty rows are refused by most processors
-        images = [image for row in images for image in row] or None
     bos = processor.tokenizer.bos_token
     inputs = processor(
-        images=images,
+        images=_images(processor, samples),
         text=list(texts),
         padding=True,
         padding_side="left",
         add_special_tokens=not (bos and texts[0].startswith(bos)),
         return_tensors="pt",
     )
+    inputs.pop("labels", None)  # PaliGemma's, all ignored
     return dict(inputs.to(model.device, dtype=model.dtype))
 
 
@@ -118,6 +122,16 @@ def generate_ids(
     return [_until(row, ends) for row in rows]
 
 
+def _images(processor: Any, samples: Sequence[Sample]) -> Any:
+    """The images by prompt; in one list where prompts without images must not appear in it."""
+    rows = [list(sample.images) for sample in samples if sample.images]
+    image_processor = getattr(processor, "image_processor", None)
+    names = getattr(image_processor, "model_input_names", ())
+    if len(rows) == len(samples) or "batch_num_images" in names:  # LLaVA-OneVision tiles by it
+        return rows or None
+    return [image for row in rows for image in row] or None
+
+
 def _until(row: list[int], ends: frozenset[int]) -> list[int]:
     stop = next((i for i, token in enumerate(row) if token in ends), len(row))
     return row[:stop]
@@ -132,6 +146,10 @@ def _end_ids(model: Any, processor: Any) -> frozenset[int]:
 def _pad_id(processor: Any) -> int:
     pad = processor.tokenizer.pad_token_id
     return 0 if pad is None else pad
+
+
+def _is_paligemma(processor: Any) -> bool:
+    return type(processor).__name__ == "PaliGemmaProcessor"
 
 
 def _has_template(processor: Any) -> bool:
@@ -156,7 +174,10 @@ def _answer_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
 
 
 def _teacher_forced(
-    prompts: Mapping[str, Tensor], answers: Sequence[Sequence[int]], pad_id: int
+    prompts: Mapping[str, Tensor],
+    answers: Sequence[Sequence[int]],
+    pad_id: int,
+    answer_type: int = 0,
 ) -> Encoded:
     """Prompts followed by answers, moved to the left end of each row."""
     mask = prompts["attention_mask"].bool()
@@ -175,9 +196,9 @@ def _teacher_forced(
             row[:end] = old[real]
             if name == "input_ids":
                 row[end : end + len(ids)] = torch.tensor(ids, dtype=row.dtype)
-            elif name == "attention_mask":
-                row[end : end + len(ids)] = 1
-        inputs[name] = rows  # token types of answers stay 0: text
+            else:
+                row[end : end + len(ids)] = 1 if name == "attention_mask" else answer_type
+        inputs[name] = rows
     steps = torch.arange(max(n_answer) + 1, device=mask.device)
     counts = torch.tensor(n_answer, device=mask.device)[:, None]
     positions = lengths[:, None] - 1 + torch.minimum(steps, counts)

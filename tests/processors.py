@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pictures import BOS, BREAK, END, IMAGE, PAD, PATCH, PINPOINTS, SIDE, VIDEO, WORD
+from pictures import BOS, BREAK, END, IMAGE, N_TOWER, PAD, PATCH, PINPOINTS, SIDE, VIDEO, WORD
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -12,9 +12,13 @@ from transformers import (
     LightOnOcrProcessor,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
+    LlavaNextVideoProcessor,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionProcessor,
     LlavaProcessor,
     PixtralImageProcessorPil,
     PreTrainedTokenizerFast,
+    VideoLlavaProcessor,
 )
 
 CHAT = (
@@ -74,12 +78,46 @@ def llava() -> Any:
 def llava_next() -> Any:
     """For tiny.llava_next."""
     return LlavaNextProcessor(
-        LlavaNextImageProcessorPil(
-            size={"shortest_edge": SIDE},
-            crop_size={"height": SIDE, "width": SIDE},
-            image_grid_pinpoints=PINPOINTS,
+        _tiling(),
+        tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    )
+
+
+def llava_next_video() -> Any:
+    """For tiny.llava_next_video, images only."""
+    return _without_videos(LlavaNextVideoProcessor)(
+        image_processor=_tiling(),
+        tokenizer=tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    )
+
+
+def llava_onevision() -> Any:
+    """For tiny.llava_onevision, images only."""
+    return _without_videos(LlavaOnevisionProcessor)(
+        LlavaOnevisionImageProcessorPil(
+            size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=PINPOINTS
         ),
         tokenizer(),
+        num_image_tokens=N_TOWER,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+        chat_template=CHAT,
+    )
+
+
+def video_llava() -> Any:
+    """For tiny.video_llava, images only."""
+    return _without_videos(VideoLlavaProcessor)(
+        image_processor=_clip(),
+        tokenizer=tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -95,6 +133,27 @@ def lighton_ocr() -> Any:
         patch_size=PATCH,
         spatial_merge_size=2,
         chat_template=CHAT,
+    )
+
+
+def _without_videos(kind: type[Any]) -> type[Any]:
+    """The processor's class for want of a video processor, which needs torchvision."""
+
+    class WithoutVideos(kind):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
+            if name == "video_processor":
+                return None
+            return super().check_argument_for_proper_class(name, argument)
+
+    WithoutVideos.__name__ = kind.__name__
+    return WithoutVideos
+
+
+def _tiling() -> Any:
+    return LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_grid_pinpoints=PINPOINTS,
     )
 
 

@@ -20,6 +20,10 @@ N_VISUAL = {
     "vipllava": (16, 32, 0, 16),
     # overview; rows of unpadded tiles, each with its newline
     "llava_next": (16 + 4 * 7, 16 + 10 * 5 + 16 + 4 * 5, 0, 16 + 8 * 9),
+    "llava_next_video": (16 + 4 * 7, 16 + 10 * 5 + 16 + 4 * 5, 0, 16 + 8 * 9),
+    # a prompt of two images has no tiles; those of the last shrink to 5 x 5
+    "llava_onevision": (16 + 4 * 7, 16 + 1 + 16 + 1, 0, 16 + 5 * 6),
+    "video_llava": (16, 32, 0, 16),
     "lighton_ocr": (2 * 3, 5 * 2 + 2 * 2, 0, 4 * 4),
 }
 """Visual tokens of `SAMPLES`, by the sizes of their pictures."""
