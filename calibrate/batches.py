@@ -70,7 +70,7 @@ def prompt_text(processor: Any, sample: Sample) -> str:
     """The prompt with image placeholders, in the model's chat format where it has one.
 
     A processor without a chat template gets LLaVA-1.5's form; PaliGemma's its task prefix for
-    questions (arXiv 2407.07726, section 3.2.3).
+    questions (arXiv 2407.07726).
     """
     n_images = len(sample.images)
     if _has_template(processor):
