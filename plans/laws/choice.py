@@ -108,10 +108,14 @@ def _require_covered(view: Grid, what: str) -> None:
 
 
 def _as(trial: Trial, dtype: torch.dtype) -> Trial:
-    """The trial with a copy of the model in another precision."""
+    """The trial with a copy of the model in another precision, as if loaded in it."""
     if trial.model.dtype == dtype:
         return trial
-    return Trial(replace(trial.case, model=trial.copied().to(dtype)))
+    model = trial.copied()
+    for weight in model.state_dict(keep_vars=True).values():  # rotary tables are not loaded
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
+    return Trial(replace(trial.case, model=model))
 
 
 def _alike(value: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.trial import N_STEPS, Trial, special_ids
 from tpcal.plans.laws.verdict import Broken, Inapplicable
+from tpcal.plans.schema import Plan
 
 _N_ROWS = 3
 _BEAMS = {"num_beams": 3, "num_return_sequences": 2}
@@ -39,14 +40,19 @@ def greedy(trial: Trial) -> str:
 
 def beams(trial: Trial) -> str:
     """Beam search finds the sequences of beam search on the reference."""
-    inputs = _some(trial)
-    return _equal_to_reference(trial, inputs, *_generated(trial, inputs, **_BEAMS), _BEAMS)
+    plan, inputs = trial.plans["content"], _some(trial)
+    try:
+        _require_stock(trial, inputs, _BEAMS)
+    except Inapplicable as reason:
+        return _beams_alone(trial, plan, str(reason))
+    return _equal_to_reference(trial, plan, inputs, _BEAMS)
 
 
 def samples(trial: Trial) -> str:
     """With the same seed, several samples of each prompt are those of the reference."""
-    inputs = _some(trial)
-    return _equal_to_reference(trial, inputs, *_generated(trial, inputs, **_SAMPLES), _SAMPLES)
+    plan, inputs = trial.plans["content"], _some(trial)
+    _require_stock(trial, inputs, _SAMPLES)
+    return _equal_to_reference(trial, plan, inputs, _SAMPLES)
 
 
 def drafts(trial: Trial) -> str:
@@ -74,13 +80,14 @@ def drafts(trial: Trial) -> str:
     return f"{n} tokens equal"
 
 
-def _equal_to_reference(
-    trial: Trial, inputs: Inputs, tokens: Tensor, report: Report, options: dict[str, Any]
-) -> str:
+def _equal_to_reference(trial: Trial, plan: Plan, inputs: Inputs, options: dict[str, Any]) -> str:
     """Compares with the same search on the masked model, which has no cache."""
-    visual = trial.visual(inputs)
-    n_copies = max(1, len(report.cuts[0].kept) // len(visual))
-    hidden = hidden_tokens(visual.repeat_interleave(n_copies, 0), report.cuts, trial.n_layers)
+    with apply(trial.model, plan, check=False) as handle:
+        tokens = _tokens(trial, inputs, **options)
+    assert handle.last is not None
+    cuts, visual = handle.last.cuts, trial.visual(inputs)
+    n_copies = max(1, len(cuts[0].kept) // len(visual))
+    hidden = hidden_tokens(visual.repeat_interleave(n_copies, 0), cuts, trial.n_layers)
     with hiding(trial.model, hidden):
         wanted = _tokens(trial, inputs, use_cache=False, **options)
     if not torch.equal(tokens, wanted):
@@ -88,19 +95,29 @@ def _equal_to_reference(
     return f"{len(tokens)} sequences of {tokens.shape[1]} tokens equal the reference"
 
 
-def _generated(trial: Trial, inputs: Inputs, **options: Any) -> tuple[Tensor, Report]:
-    """Tokens under the plan that chooses by place, where the unpruned model can do the same."""
-    plan = trial.plans["content"]
+def _beams_alone(trial: Trial, plan: Plan, why: str) -> str:
+    """Compares the beams of a batch with those of its rows, where nothing stronger can be had."""
+    rows = [trial.case.rows[at] for at in _fewest_images(trial)]
+    n = _BEAMS["num_return_sequences"]
     _exact(trial)
-    trial.maskable()
-    _require_stock(trial, inputs, options)
-    with apply(trial.model, plan, check=False) as handle:
-        tokens = _tokens(trial, inputs, **options)
-    assert handle.last is not None
-    return tokens, handle.last
+    try:
+        unpruned = _tokens(trial, trial.case.batch(rows), **_BEAMS)
+    except Exception as error:
+        raise Inapplicable(why) from error
+    with apply(trial.model, plan, check=False):
+        together = _tokens(trial, trial.case.batch(rows), **_BEAMS)
+        alone = torch.cat([_tokens(trial, row, **_BEAMS) for row in rows])
+    if not torch.equal(together, alone):
+        raise Broken(f"found {together.tolist()} in a batch, {alone.tolist()} alone")
+    if torch.equal(together, unpruned):
+        raise Broken("the plan changed nothing, so equality shows nothing")
+    return f"{len(rows)} rows of {n} sequences equal the rows alone; no reference, as {why}"
 
 
 def _require_stock(trial: Trial, inputs: Inputs, options: dict[str, Any]) -> None:
+    """Refuses where the unpruned model does not find the same with a cache and without."""
+    _exact(trial)
+    trial.maskable()
     try:
         cached = _tokens(trial, inputs, **options)
         whole = _tokens(trial, inputs, use_cache=False, **options)
@@ -137,13 +154,16 @@ def _new(tokens: Tensor) -> list[list[int]]:
 
 
 def _some(trial: Trial) -> dict[str, Tensor]:
+    return trial.case.batch([trial.case.rows[at] for at in _fewest_images(trial)])
+
+
+def _fewest_images(trial: Trial) -> list[int]:
     """The prompts with fewest visual tokens.
 
     For beams, some models of transformers repeat the images of a prompt with several in the wrong
     order, with or without a plan.
     """
-    fewest = sorted(range(len(trial.case.rows)), key=trial.n_visual.__getitem__)[:_N_ROWS]
-    return trial.case.batch([trial.case.rows[at] for at in fewest])
+    return sorted(range(len(trial.case.rows)), key=trial.n_visual.__getitem__)[:_N_ROWS]
 
 
 def _exact(trial: Trial) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from tpcal.plans.execute import Report, apply, check
 from tpcal.plans.families import find
@@ -140,10 +140,20 @@ class Trial:
             self._runs["", inputs] = self.forward(self.inputs(inputs))
         return self._runs["", inputs]
 
+    def empty_cache(self) -> Cache:
+        """A cache as `generate` makes it; not every model makes one of its own."""
+        return DynamicCache(config=self.model.config)
+
     def forward(self, inputs: Inputs, n_steps: int = N_STEPS) -> Run:
         """Prefill and decode steps that are fed `words`."""
-        out = self.model(**inputs, position_ids=self.case.numbered(inputs), use_cache=True)
-        logits, cache = [out.logits], out.past_key_values
+        cache = self.empty_cache()
+        out = self.model(
+            **inputs,
+            position_ids=self.case.numbered(inputs),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = [out.logits]
         so_far = inputs
         for step in range(n_steps):
             word = self.words(len(inputs["input_ids"]), 1, step)

@@ -81,10 +81,11 @@ class Conversation:
     def _feed(self, turn: Inputs, whole: Inputs) -> Tensor:
         n = turn["input_ids"].shape[1]
         names = token_like([turn]) - {"input_ids"} if self._whole_types else {"attention_mask"}
-        out = self._trial.model(
+        trial = self._trial
+        out = trial.model(
             **{**turn, **{name: whole[name] for name in names}},
-            position_ids=self._trial.case.numbered(whole)[..., -n:],
-            past_key_values=self.cache,
+            position_ids=trial.case.numbered(whole)[..., -n:],
+            past_key_values=self.cache if self.cache is not None else trial.empty_cache(),
             use_cache=True,
         )
         self.cache = out.past_key_values
