@@ -15,6 +15,7 @@ from tpcal.plans.vision import Tower, merged_blocks
 class Qwen2VL(AnySize):
     """Wang et al. 2024 (arXiv 2409.12191), Bai et al. 2025 (arXiv 2502.13923).
 
+    Qwen2.5-Omni's thinker (Xu et al. 2025, arXiv 2503.20215) hears too; sounds count as text.
     PaddleOCR-VL (Cui et al. 2025, arXiv 2510.14528) has another tower and decoder, but the same
     grids and positions.
     """
@@ -23,6 +24,7 @@ class Qwen2VL(AnySize):
     architectures = (
         "Qwen2VLForConditionalGeneration",
         "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
         "PaddleOCRVLForConditionalGeneration",
     )
 

@@ -28,6 +28,7 @@ NAMES = [
     "glm46v",
     "glm_ocr",
     "paddleocr_vl",
+    "qwen2_5_omni",
     "video_llama_3",
     "exaone4_5",
     "ernie4_5_vl_moe",
