@@ -8,6 +8,7 @@ with the encoder's output to the pass that uses it; beams are prompts repeated r
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,17 +46,18 @@ def tower_of(module: nn.Module, feature_layer: int | Sequence[int]) -> Tower | N
     """The tower whose ``hidden_states[feature_layer]`` the projector reads; of several the last.
 
     Args:
-        module: A tower with ``layers``, each with ``self_attn``.
+        module: A tower with a list ``layers`` or ``layer``, as in CLIP, SigLIP and InternViT.
         feature_layer: As in the configs of transformers: 0 is the embedding, -1 the last layer.
     """
-    found: Any = (part.layers for part in module.modules() if hasattr(part, "layers"))
-    layers = next(found, ())
+    lists = (part for name, part in module.named_modules() if _is_list(name))
+    layers: Any = next(lists, ())
     wanted = [feature_layer] if isinstance(feature_layer, int) else feature_layer
     at = max((layer - 1 if layer >= 0 else layer + len(layers) for layer in wanted), default=-1)
     if not 0 <= at < len(layers):
         return None
-    has_class = any("class_embedding" in name for name, _ in module.named_parameters())
-    return Tower(layers[at].self_attn, has_class)
+    names = [name.rpartition(".")[2] for name, _ in module.named_parameters()]
+    attention = getattr(layers[at], "self_attn", None) or layers[at].attention
+    return Tower(attention, "class_embedding" in names or "cls_token" in names)
 
 
 def without_class(
@@ -92,6 +94,19 @@ def merged_blocks(
     grid = inputs["image_grid_thw" if "image_grid_thw" in inputs else "video_grid_thw"]
     order, _ = get_vision_window_index(grid, merge, config.window_size, config.patch_size)
     return values[order.argsort().to(values.device)]
+
+
+def square_blocks(values: Tensor, n_tokens: int) -> Tensor:
+    """[n, n_tokens, C] means of the square blocks of patches that become the tokens of an image.
+
+    Args:
+        values: [n, P, C] of patches of a square image in reading order.
+        n_tokens: Tokens of an image, a square number too.
+    """
+    side = math.isqrt(n_tokens)
+    merge = math.isqrt(values.shape[1]) // side
+    blocks = values.unflatten(1, (side, merge, side, merge))
+    return blocks.mean(dim=(2, 4)).flatten(1, 2)
 
 
 def problem(family: Family, model: PreTrainedModel) -> str | None:
@@ -271,6 +286,10 @@ def by_row(values: Tensor, counts: Sequence[int]) -> Tensor:
         raise _unread(f"{sum(counts)} visual tokens and {len(values)} encoded ones")
     parts = values.split(alone)
     return torch.cat([part for part in parts for _ in range(n_beams)])
+
+
+def _is_list(name: str) -> bool:
+    return name.rpartition(".")[2] in ("layers", "layer")
 
 
 def _unread(got: str) -> UsageError:

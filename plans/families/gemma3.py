@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import Family, square_grid, whole_images
 from tpcal.plans.stack import Grid, Prompt
+from tpcal.plans.vision import Tower, square_blocks, tower_of
 
 
 class Gemma3(Family):
@@ -35,6 +37,18 @@ class Gemma3(Family):
         """Every image has the same square of tokens."""
         n_image = model.config.mm_tokens_per_image
         return tuple(_squares(n, n_image) for n in prompt.n_visual)
+
+    def tower(self, model: PreTrainedModel) -> Tower | None:
+        """SigLIP's last layer."""
+        base: Any = model.base_model
+        return tower_of(base.vision_tower, -1)
+
+    def by_visual_token(
+        self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """A visual token is the mean of a square block of patches."""
+        n_image = model.config.mm_tokens_per_image
+        return square_blocks(torch.cat(list(patches)), n_image).flatten(0, 1)
 
 
 FAMILY = Gemma3()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import run_lengths, whole_images
 from tpcal.plans.mosaic import Mosaic
 from tpcal.plans.stack import Prompt
+from tpcal.plans.vision import Tower, square_blocks, tower_of, without_class
 
 
 class InternVL(Mosaic):
@@ -38,6 +40,20 @@ class InternVL(Mosaic):
             [whole_images(n, n_tile, "whole tiles") for n in lengths]
             for lengths in run_lengths(prompt.visual)
         ]
+
+    def tower(self, model: PreTrainedModel) -> Tower | None:
+        """InternViT, with a class token; the towers of the others are not offered."""
+        if model.config.model_type != "internvl":
+            return None
+        base: Any = model.base_model
+        return tower_of(base.vision_tower, model.config.vision_feature_layer)
+
+    def by_visual_token(
+        self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """A visual token is made of a square block of patches."""
+        values = without_class(model, patches, inputs)
+        return square_blocks(values, self.tile_side(model) ** 2).flatten(0, 1)
 
 
 FAMILY = InternVL()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import Family, softcapped, square_grid, whole_images
 from tpcal.plans.stack import Grid, Prompt
+from tpcal.plans.vision import Tower, tower_of
 
 
 class PaliGemma(Family):
@@ -37,6 +39,17 @@ class PaliGemma(Family):
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size
         return tuple(_squares(n, side) for n in prompt.n_visual)
+
+    def tower(self, model: PreTrainedModel) -> Tower | None:
+        """SigLIP's last layer."""
+        base: Any = model.base_model
+        return tower_of(base.vision_tower, -1)
+
+    def by_visual_token(
+        self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """Patches are visual tokens."""
+        return torch.cat(list(patches)).flatten(0, 1)
 
 
 FAMILY = PaliGemma()

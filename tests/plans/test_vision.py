@@ -155,6 +155,33 @@ def test_qwens_values_go_to_the_block_that_their_patches_lie_in(name):
     assert reordered == (name == "qwen2_5_vl")  # by its windows
 
 
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_siglips_values_are_averaged_as_their_features_are(name):
+    one = case(name, "sdpa")
+    base, pixels = one.model.base_model, one.rows[1]["pixel_values"]
+    states = base.vision_tower(pixels).last_hidden_state
+    made = find(one.model).by_visual_token(one.model, [states], {})
+    projector = base.multi_modal_projector
+    if name == "gemma3":
+        made = projector.mm_soft_emb_norm(made) @ projector.mm_input_projection_weight
+    else:
+        made = projector(made)
+    features = base.get_image_features(pixels).pooler_output.flatten(0, 1)
+    assert len(features) > len(pixels)
+    torch.testing.assert_close(made, features)
+
+
+def test_internvls_values_go_to_the_block_that_is_shuffled_into_a_token():
+    model = case("internvl", "sdpa").model
+    side = 2 * find(model).tile_side(model)
+    g = torch.Generator().manual_seed(0)
+    values = torch.randn(3, side, side, 4, generator=g)
+    shuffled = model.base_model.pixel_shuffle(values, 0.5)  # the channels of four patches
+    wanted = shuffled.unflatten(-1, (4, 4)).mean(-2).flatten(0, 2)
+    patches = torch.cat([torch.full((3, 1, 4), torch.nan), values.flatten(1, 2)], dim=1)
+    torch.testing.assert_close(find(model).by_visual_token(model, [patches], {}), wanted)
+
+
 def inputs_of(module, call):
     """Positional arguments of the module's call."""
     seen = []
@@ -259,7 +286,13 @@ def test_a_tower_with_another_kernel_is_refused(model):
         tower.config._attn_implementation_internal = kernel
 
 
-@pytest.mark.parametrize("name", ["llava_next", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+OFFERED = (
+    *("llava_next", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+    *("gemma3", "paligemma", "internvl"),
+)
+
+
+@pytest.mark.parametrize("name", OFFERED)
 def test_a_row_is_read_alike_alone_in_a_batch_and_in_beams(name):
     one = case(name, "sdpa")
     model, rows = one.model, [*one.rows, *one.videos]
