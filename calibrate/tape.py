@@ -58,7 +58,8 @@ class _Call:
 class Tape:
     """A recorded pass. Make one with `Tape.record`.
 
-    Memory: with every layer, B·S·(D + key width) numbers a layer; otherwise B·S·D twice.
+    Memory: with every layer, B·S·(D + key width) numbers a layer and B·T·N for what the text's
+    tokens look at, one to five in a hundred of it; otherwise B·S·D twice.
     """
 
     def __init__(

@@ -58,6 +58,7 @@ def raters(tokens: Tokens) -> Tensor:
     for b, (at, said) in enumerate(zip(images, texts, strict=True)):
         image, text = tokens.hidden[b][at], tokens.text_hidden[b][said]
         if len(image) and len(text):
-            share = ((image / image.shape[-1] ** 0.5) @ text.mT).to(wide).softmax(-1).mean(0)
+            products = (image @ (text / text.shape[-1] ** 0.5).mT).to(wide)  # [N, T]
+            share = products.softmax(-1).mean(0)
             result[b, said] = share >= share.mean() * (1 - 1e-6)  # equal shares: all of them
     return result
