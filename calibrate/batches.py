@@ -16,6 +16,8 @@ MAX_ANSWER_TOKENS = 32
 """Answer tokens a loss is averaged over; longer answers are cut off there."""
 OWN_ANSWER_TOKENS = 16
 """Length of the model's own answer, where the data has none."""
+_BY_PROMPT = frozenset({"num_crops", "num_soft_tokens_per_image"})
+"""Outputs of the image processors of Gemma 3 and 4, which take empty lists of images too."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def _images(processor: Any, samples: Sequence[Sample]) -> Any:
     names = getattr(image_processor, "model_input_names", ())
     if len(rows) == len(samples) or "batch_num_images" in names:  # LLaVA-OneVision tiles by it
         return rows or None
+    if rows and _BY_PROMPT.intersection(names):
+        return [list(sample.images) for sample in samples]
     return [image for row in rows for image in row] or None
 
 
