@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import Family, rect_grid, run_grid
 from tpcal.plans.stack import Grid, Prompt
+
+_LOG = logging.getLogger(__name__)
 
 IMAGE, VIDEO = 1, 2
 """Kinds of visual tokens, as in ``mm_token_type_ids``."""
@@ -51,6 +54,11 @@ class InOrder(Family):
 
     def unlisted(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Views:
         """The views of each row where the inputs do not tell them."""
+        _LOG.warning(
+            "The sizes of the images are not known here, so every unbroken run of visual tokens "
+            "counts as one; selectors that look at places see a square or a line. Encode images "
+            "while the plan is applied, or pass their sizes with the features."
+        )
         return super().grids(model, prompt, inputs)
 
 

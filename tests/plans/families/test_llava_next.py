@@ -99,12 +99,14 @@ def test_frames_of_a_video_are_views_of_one_number():
     assert same(generate_grids(case.model, batch), grids)
 
 
-def test_features_from_elsewhere_take_the_sizes_that_come_with_them(case):
+def test_features_from_elsewhere_take_the_sizes_that_come_with_them(case, caplog):
     row = dict(case.rows[3])
     inputs = {"pixel_values": row.pop("pixel_values"), "image_sizes": row["image_sizes"]}
     with torch.no_grad():
         features = case.model.model.get_image_features(**inputs, return_dict=True)
     encoded = {**row, "mm_encoder_outputs": {"image": features}}
     assert same(forward_grids(case.model, encoded), forward_grids(case.model, case.rows[3]))
+    assert not caplog.records
     del encoded["image_sizes"]  # then the run of tokens is all that is known
     assert outline(forward_grids(case.model, encoded)) == [[(0, 0, 1, 88, 0)]]
+    assert "sizes of the images are not known" in caplog.text
