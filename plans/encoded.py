@@ -68,6 +68,8 @@ def _marking(encode: Callable[..., Any]) -> Callable[..., Any]:
 def _features(output: Any) -> Sequence[Tensor]:
     """The features of each image where they come apart; a stack of equal ones has one shape."""
     features = getattr(output, "pooler_output", None)
+    if features is None and getattr(output, "deepstack_features", None):
+        features = output.deepstack_features[0][1]  # Granite 4 Vision has nothing else
     return features if isinstance(features, list | tuple) else ()
 
 

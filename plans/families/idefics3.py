@@ -1,4 +1,4 @@
-"""Idefics3, SmolVLM and Granite-Docling: one run of tokens a tile, with text between the tiles."""
+"""Idefics3 and SmolVLM: one run of tokens a tile, with text between the tiles."""
 
 from __future__ import annotations
 

@@ -43,6 +43,7 @@ SECOND = {
     # made 19 x 48 and 48 x 28, then whole tiles of 24
     "idefics3": ([LEFT, RIGHT, WHOLE], [*QUARTERS, WHOLE]),
     "smolvlm": ([LEFT, RIGHT, WHOLE], [*QUARTERS, WHOLE]),
+    "granite_docling": ([*COLUMNS, WHOLE], [UPPER, LOWER, WHOLE]),  # 32 x 80 and 66 x 40, by 32
     # its processor takes columns for rows where it covers the picture with tiles
     "ovis2": ([WHOLE, *ROWS], [WHOLE, *QUARTERS]),
 }

@@ -1,0 +1,46 @@
+"""Granite 4 Vision: LLaVA-NeXT's tiles, made smaller, and added before several decoder layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tpcal.plans.families.base import rect_grid
+from tpcal.plans.families.llava_next import tiled_shape, tower_side, with_newlines
+from tpcal.plans.stack import Grid
+from tpcal.plans.views import IMAGE, InOrder
+
+
+class Granite4Vision(InOrder):
+    """Described in IBM's model card only; the tiles are those of LLaVA-NeXT.
+
+    The decoder adds features to all visual tokens in the midst of its loop, where nothing can step
+    in, so cuts begin behind the last of these layers.
+    """
+
+    name = "granite4_vision"
+    architectures = ("Granite4VisionForConditionalGeneration",)
+
+    def cut_layers(self, model: PreTrainedModel) -> range:
+        """From the last layer before which features are added: a cut there comes after them."""
+        config: Any = model.config
+        added = [layer for _, layer in config.deepstack_layer_map] + config.spatial_target_layers
+        return range(max(added), len(self.layers(model)))
+
+    def views(
+        self, model: PreTrainedModel, inputs: Mapping[str, Any]
+    ) -> dict[int, list[tuple[Grid, ...]]]:
+        """An image is its overview and its tiles."""
+        if "image_sizes" not in inputs:
+            return {}
+        side = int(tower_side(model) * Fraction(model.config.downsample_rate))
+        sizes = torch.as_tensor(inputs["image_sizes"]).tolist()
+        shapes = [tiled_shape(model, side, size) for size in sizes]
+        return {IMAGE: [(rect_grid(side, side), with_newlines(*shape)) for shape in shapes]}
+
+
+FAMILY = Granite4Vision()

@@ -1,0 +1,50 @@
+"""Granite-Docling: Idefics3's tiles before a decoder with DeepStack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tpcal.plans.families import idefics3, qwen3_vl
+from tpcal.plans.families.base import Family
+from tpcal.plans.stack import Grid, Prompt
+
+if TYPE_CHECKING:
+    from tpcal.plans.forward import ForwardPass
+
+
+class GraniteDocling(Family):
+    """Described in IBM's model card only."""
+
+    name = "granite_docling"
+    architectures = ("GraniteDoclingForConditionalGeneration",)
+
+    def grids(
+        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[Grid, ...], ...]:
+        """As Idefics3's; an image of one tile has no overview."""
+        return idefics3.FAMILY.grids(model, prompt, inputs)
+
+    def attach(
+        self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack
+    ) -> None:
+        """Gives every surviving token its own DeepStack features."""
+        qwen3_vl.FAMILY.attach(model, current, undo)
+
+    def between(
+        self,
+        model: PreTrainedModel,
+        layer: int,
+        hidden: Tensor,
+        inputs: Mapping[str, Any],
+        run: ForwardPass,
+    ) -> Tensor:
+        """The states with the DeepStack features that belong behind this layer."""
+        return qwen3_vl.FAMILY.between(model, layer, hidden, inputs, run)
+
+
+FAMILY = GraniteDocling()

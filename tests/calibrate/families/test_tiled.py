@@ -1,0 +1,85 @@
+"""Replays on families that see tiles, resampled tokens or features between layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny import case
+from torch import Tensor
+
+from tpcal.calibrate.batches import Encoded, _teacher_forced
+from tpcal.calibrate.tape import Tape
+from tpcal.plans.execute import apply
+from tpcal.plans.forward import CutRecord
+from tpcal.plans.laws import Case
+from tpcal.plans.schema import Cut, Plan
+
+CLOSE = 1e-5
+LATE = (Cut(3, 0.5, "attention"), Cut(5, 0.25, "grid"))
+EARLY = (Cut(0, 0.6, "random"), Cut(1, 0.4, "grid"), Cut(2, 0.2, "attention"))
+NAMES = ["idefics3", "internvl", "ovis2", "aria", "granite_docling", "granite4_vision"]
+PLANS = [
+    *[(name, LATE) for name in NAMES],
+    *[(name, EARLY) for name in NAMES if name != "granite4_vision"],
+]
+ANSWERS = [[41, 42, 43], [51, 52, 53], [61, 62, 63], [71, 72, 73]]
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def encoded(tiny: Case) -> Encoded:
+    """What calibration makes of prompts that a processor padded on the left."""
+    return _teacher_forced(tiny.batch(tiny.rows, "left"), ANSWERS, tiny.pad_id)
+
+
+def production(tiny: Case, cuts: tuple[Cut, ...]) -> tuple[Tensor, tuple[CutRecord, ...]]:
+    """Answer logits [B, A + 1, V] of `generate` that is made to give the answers."""
+    inputs = tiny.batch(tiny.rows, "left")
+    answers = torch.tensor(ANSWERS)
+    n = inputs["input_ids"].shape[1]
+
+    def answer(row: int, ids: Tensor) -> list[int]:
+        step = len(ids) - n
+        return [int(answers[row, step])] if step < answers.shape[1] else list(range(30, 90))
+
+    with apply(tiny.model, Plan(cuts)) as handle:
+        out = tiny.model.generate(
+            **inputs,
+            max_new_tokens=answers.shape[1] + 1,
+            do_sample=False,
+            prefix_allowed_tokens_fn=answer,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        assert handle.last is not None
+        return torch.stack(out.logits, dim=1), handle.last.cuts
+
+
+@pytest.mark.parametrize(("name", "cuts"), PLANS)
+def test_a_replay_gives_the_answer_logits_of_production(name, cuts):
+    tiny = case(name, "sdpa")
+    batch = encoded(tiny)
+    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
+    replayed = tape.replay(cuts, batch.positions)
+    logits, records = production(tiny, cuts)
+    assert [r.kept for r in replayed.records] == [r.kept for r in records]
+    assert (replayed.logits - logits).abs().max() <= CLOSE
+    changed = (tape.logits(batch.positions) - replayed.logits).abs().amax(dim=(1, 2))
+    assert changed[[0, 1, 3]].max() > 1000 * CLOSE  # the plan does something
+    assert changed[2] <= CLOSE  # and nothing to the row without an image
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_replay_that_keeps_everything_equals_the_recording(name):
+    tiny = case(name, "eager")
+    batch = encoded(tiny)
+    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
+    for layer in (3,) if name == "granite4_vision" else (0, 1, 3):
+        replayed = tape.replay([Cut(layer, 1.0, "random")], batch.positions)
+        assert torch.equal(replayed.logits, tape.logits(batch.positions))
