@@ -68,7 +68,7 @@ def _yardstick(trial: Trial, side: str) -> tuple[int, float, str]:
     """
     own = trial.unpruned_noise(side)
     if own <= trial.allowed or not trial.is_exact:
-        remark = f"; {side}, unpruned {own:.1e}" if 2 * own > trial.allowed else ""
+        remark = f"; {side} {2 * own:.1e}, twice the unpruned" if 2 * own > trial.allowed else ""
         return N_STEPS, max(trial.allowed, 2 * own), remark
     own = trial.unpruned_noise(side, 0)
     if own > trial.allowed:

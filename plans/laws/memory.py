@@ -20,16 +20,16 @@ def kv_lengths(trial: Trial) -> str:
     total = full = 0
     rows = [trial.case.rows[at] for at in trial.with_images]
     batches = [[row] for row in rows] + [[rows[0], rows[0]]]
-    for plan in trial.plans.values():
-        if any(cut.condition for cut in plan.cuts):
-            continue  # how many stay is known only afterwards
-        for prompts in batches:
-            inputs = trial.case.batch(prompts)
+    # how many tokens a conditional cut keeps is known only afterwards
+    plans = [p for p in trial.plans.values() if all(cut.condition is None for cut in p.cuts)]
+    for prompts in batches:
+        inputs = trial.case.batch(prompts)
+        full += len(plans) * sum(kv_bytes(trial.forward(inputs, n_steps=0).cache))
+        for plan in plans:
             with apply(trial.model, plan, check=False):
                 cache = trial.forward(inputs, n_steps=0).cache
             planned = [_length(trial, plan, prompts[0], at, cache) for at in range(trial.n_layers)]
             total += _require_held(trial, cache, planned, len(prompts))
-            full += _require_held_in_full(trial, inputs)
     return f"{total / full:.0%} of the unpruned bytes in {len(batches)} batches, as planned"
 
 
@@ -63,10 +63,6 @@ def _require_held(trial: Trial, cache: Any, planned: Sequence[int], n_rows: int)
     if len(widths) == 1 and sum(reported) != formula:
         raise Broken(f"{sum(reported)} bytes are reported, the cost formula says {formula}")
     return sum(reported)
-
-
-def _require_held_in_full(trial: Trial, inputs: Inputs) -> int:
-    return sum(kv_bytes(trial.forward(inputs, n_steps=0).cache))
 
 
 def _require_allocated(at: int, layer: Any, reported: int) -> None:
