@@ -7,11 +7,12 @@ from contextlib import ExitStack
 import pytest
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, SIDE, batch, prompt, rows_alone, tiny_llava
-from reference import class_attention, hidden_from, hiding, positions_of
+from reference import class_attention, positions_of
 
 from tpcal.plans import stack
 from tpcal.plans.execute import apply
 from tpcal.plans.families import find
+from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.schema import Cut, Plan
 
 CLOSE = 1e-5
@@ -87,8 +88,8 @@ def test_a_prefill_equals_one_whose_states_were_replaced_by_hand(
 
     layers = find(model).layers(model)
     with ExitStack() as undo:
-        hidden = hidden_from(ids, [(layer, kept)], N_LAYERS)
-        undo.enter_context(hiding(layers, hidden, real))
+        hidden = hidden_tokens(ids == IMAGE, handle.last.cuts, N_LAYERS)
+        undo.enter_context(hiding(model, hidden))
         without = model(**inputs, position_ids=positions_of(real), use_cache=False).logits
         undo.callback(layers[layer].register_forward_pre_hook(replace, with_kwargs=True).remove)
         wanted = model(**inputs, position_ids=positions_of(real), use_cache=False).logits
