@@ -26,6 +26,7 @@ class Qwen3VL(AnySize):
     architectures = (
         "Qwen3VLForConditionalGeneration",
         "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
     )
 
     def attach(

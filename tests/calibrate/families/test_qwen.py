@@ -23,6 +23,7 @@ NAMES = [
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_vl_moe",
+    "qwen3_omni_moe",
     "glm4v",
     "glm4v_moe",
     "glm46v",

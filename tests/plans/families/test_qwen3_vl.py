@@ -18,7 +18,7 @@ from tpcal.plans.families.qwen3_vl import deepstack
 from tpcal.plans.schema import Cut, Plan
 from tpcal.plans.stack import Survivors
 
-NAMES = ["qwen3_vl", "qwen3_vl_moe"]
+NAMES = ["qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe"]
 N_DEEP = 3
 """DeepStack adds features after this many layers."""
 
