@@ -159,6 +159,7 @@ class Vision:
             table[here] = by_row(values, here.sum(dim=1).tolist()).to(table.device)
         return table
 
+    @torch.compiler.disable
     def attend(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         """Reads one attention call of the tower, where an image is being encoded."""
         if self._patches is not None:
@@ -187,6 +188,7 @@ class Vision:
 
         return reading
 
+    @torch.compiler.disable
     def forget(self, *_: Any) -> None:
         """Drops what the last pass encoded; outputs made before keep theirs."""
         self._latest = {}
