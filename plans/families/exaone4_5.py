@@ -1,4 +1,4 @@
-"""EXAONE 4.5: grids of any size as in Qwen2.5-VL, plain positions, windows in most layers."""
+"""EXAONE 4.5 and HyperCLOVA X Vision: grids of any size as in Qwen2.5-VL, plain positions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from tpcal.plans.views import AnySize
 
 
 class Exaone45(AnySize):
-    """LG AI Research. The windows count logical positions, as the model made them."""
+    """LG AI Research, and NAVER. EXAONE's windows count logical positions, as the model made them."""
 
     name = "exaone4_5"
-    architectures = ("Exaone4_5_ForConditionalGeneration",)
+    architectures = (
+        "Exaone4_5_ForConditionalGeneration",
+        "HyperCLOVAXVisionV2ForConditionalGeneration",
+    )
     numbered = Family.numbered
 
 

@@ -12,7 +12,7 @@ VISION = {"model_type": "siglip_vision_model", **tiles.VISION, "vision_use_head"
 
 def build(attn: str) -> Case:
     config = DeepseekVLConfig(
-        vision_config=VISION,
+        vision_config={**VISION},
         text_config={"model_type": "llama", **tiles.TEXT},
         image_token_id=tiles.IMAGE,
         tie_word_embeddings=False,

@@ -18,7 +18,7 @@ PIXELS = 96
 
 def build(attn: str) -> Case:
     config = DeepseekVLHybridConfig(
-        vision_config=VISION,
+        vision_config={**VISION},
         high_res_vision_config={
             "model_type": "sam_vision_model",
             "hidden_size": 32,

@@ -30,7 +30,7 @@ def build(attn: str) -> Case:
 def parts() -> dict[str, Any]:
     """What the config is made of."""
     return {
-        "vision_config": tiles.VISION,
+        "vision_config": {**tiles.VISION},
         "text_config": {"model_type": "llama", **tiles.TEXT},
         "image_token_id": tiles.IMAGE,
         "scale_factor": 2,

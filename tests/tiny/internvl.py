@@ -19,7 +19,7 @@ N_TOKENS = 9
 
 def build(attn: str) -> Case:
     config = InternVLConfig(
-        vision_config=tiles.VISION,
+        vision_config={**tiles.VISION},
         text_config={"model_type": "qwen2", **tiles.TEXT},
         image_token_id=tiles.IMAGE,
         image_seq_length=N_TOKENS,
