@@ -1,0 +1,101 @@
+"""Replays on families with windows, chunks, prefixes, shared keys and bounded logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny import case
+from torch import Tensor
+
+from tpcal.calibrate.batches import Encoded, _teacher_forced
+from tpcal.calibrate.tape import Tape
+from tpcal.plans.execute import apply
+from tpcal.plans.forward import CutRecord
+from tpcal.plans.laws import Case
+from tpcal.plans.schema import Condition, Cut, Plan
+
+CLOSE = 1e-5
+NAMES = [
+    "gemma3",
+    "gemma3_wide",
+    "gemma4",
+    "gemma4_shared",
+    "paligemma",
+    "paligemma2",
+    "llama4",
+    "aya_vision",
+    "cohere2_vision",
+]
+PLANS = {
+    "one cut": (Cut(3, 0.25, "attention"),),
+    "two cuts": (Cut(1, 0.5, "attention"), Cut(2, 0.25, "grid")),
+    "before the decoder": (Cut(0, 0.3, "random"), Cut(3, 0.0)),
+    "conditional": (Cut(2, 0.5, "dart"), Cut(3, 0.0, condition=Condition(0.35, 0.9))),
+}
+ANSWERS = torch.tensor([[41, 42, 43], [51, 52, 53], [61, 62, 63], [71, 72, 73]])
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def encoded(tiny: Case) -> Encoded:
+    """What calibration makes of prompts that a processor padded on the left."""
+    answer_type = tiny.appended.get("token_type_ids", 0)
+    return _teacher_forced(tiny.batch(tiny.rows), ANSWERS.tolist(), tiny.pad_id, answer_type)
+
+
+def production(tiny: Case, cuts: tuple[Cut, ...]) -> tuple[Tensor, tuple[CutRecord, ...]]:
+    """Answer logits [B, A + 1, V] of a prefill and cached decoding under the plan."""
+    inputs = tiny.batch(tiny.rows)
+    with apply(tiny.model, Plan(cuts)) as handle:
+        out = tiny.model(
+            **inputs, position_ids=tiny.numbered(inputs), use_cache=True, logits_to_keep=1
+        )
+        assert handle.last is not None
+        records = handle.last.cuts
+        logits = [out.logits[:, -1]]
+        for answer in ANSWERS.split(1, dim=1):
+            inputs = tiny.extended(inputs, answer)
+            out = tiny.model(
+                input_ids=answer,
+                attention_mask=inputs["attention_mask"],
+                position_ids=tiny.numbered(inputs)[:, -1:],
+                past_key_values=out.past_key_values,
+                use_cache=True,
+            )
+            logits.append(out.logits[:, -1])
+    return torch.stack(logits, dim=1), records
+
+
+@pytest.mark.parametrize("cuts", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_replay_gives_the_answer_logits_of_production(name, cuts):
+    tiny = case(name, "sdpa")
+    batch = encoded(tiny)
+    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
+    replayed = tape.replay(cuts, batch.positions)
+    logits, records = production(tiny, cuts)
+    assert [r.kept for r in replayed.records] == [r.kept for r in records]
+    assert (replayed.logits - logits).abs().max() <= CLOSE
+    changed = (tape.logits(batch.positions) - replayed.logits).abs().amax(dim=(1, 2))
+    assert changed[[0, 1, 3]].max() > 1000 * CLOSE  # the plan does something
+    assert changed[2] <= CLOSE  # and nothing to the row without an image
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_replay_that_keeps_everything_equals_the_recording(name):
+    tiny = case(name, "eager")
+    batch = encoded(tiny)
+    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
+    out = tiny.model(**batch.inputs, position_ids=tiny.numbered(batch.inputs))
+    rows = torch.arange(len(batch.positions))[:, None]
+    torch.testing.assert_close(out.logits[rows, batch.positions], tape.logits(batch.positions))
+    for layer in (0, 1, 3):
+        replayed = tape.replay([Cut(layer, 1.0, "random")], batch.positions)
+        assert torch.equal(replayed.logits, tape.logits(batch.positions))
+        assert torch.equal(replayed.first_output, tape.state(layer + 1))
