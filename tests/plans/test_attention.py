@@ -17,12 +17,6 @@ from tpcal.plans.selectors.sparsevlm import Sparsevlm
 MIXED = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
 @pytest.fixture
 def seen(monkeypatch):
     """The tokens every selector was given, in order."""

@@ -194,5 +194,5 @@ def test_a_full_window_can_be_cropped_only_where_the_past_is_recorded():
     assert layer.get_seq_length() == layer.cumulative_length == 5
     mask = layer.held.mask()
     mask = torch.ones_like(layer.held.positions(), dtype=torch.bool) if mask is None else mask
-    assert [4] == layer.keys[0, 0, :, 0][mask[0]].tolist()
-    assert [4] == layer.held.positions()[0][mask[0]].tolist()
+    assert layer.keys[0, 0, :, 0][mask[0]].tolist() == [4]
+    assert layer.held.positions()[0][mask[0]].tolist() == [4]

@@ -30,12 +30,6 @@ def model(request):
     return tiny_llava(request.param)
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
 def zipped(seen):
     """The 8 tokens of an image that stay by score [16] and keys [16, E], and what goes into each."""
     score, keys = seen[:, 0].tolist(), torch.nn.functional.normalize(seen[:, 1:], dim=-1)

@@ -27,12 +27,6 @@ def model(request):
     return tiny_llava(request.param)
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
 def test_the_class_tokens_attention_and_the_mean_keys_are_read(model):
     inputs = batch(PROMPTS)
     with apply(model, PLAN) as handle:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from tiny import case
@@ -14,12 +12,6 @@ from tpcal.plans.execute import apply
 from tpcal.plans.families import find
 from tpcal.plans.forward import with_grids
 from tpcal.plans.schema import Cut, Plan
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def test_an_image_is_an_overview_and_its_tiles_without_padding():

@@ -22,12 +22,6 @@ HALF = Plan((Cut(2, 0.5, "random"), Cut(5, 0.25, "grid")))
 SAME_GRIDS = ["qwen2_vl", "qwen2_5_vl", "paddleocr_vl"]
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
 def places(grids: tuple[stack.Grid, ...]) -> list[tuple[int, int, int, int]]:
     """Image, step, row and column of every visual token of a prompt."""
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,12 +21,6 @@ from tpcal.plans.stack import Survivors
 NAMES = ["qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe"]
 N_DEEP = 3
 """DeepStack adds features after this many layers."""
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 class Recorder:

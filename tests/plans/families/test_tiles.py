@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -47,12 +47,6 @@ SECOND = {
     # its processor takes columns for rows where it covers the picture with tiles
     "ovis2": ([WHOLE, *ROWS], [WHOLE, *QUARTERS]),
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[stack.Grid, ...], ...]:
