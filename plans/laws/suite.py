@@ -34,6 +34,7 @@ LAWS = (
     Law("nested", identity.nested),
     Law("training", identity.training),
     Law("threads", batches.threads),
+    # still to come: torch.compile of the decoder under a plan with fixed counts
 )
 """In the order to read them."""
 

@@ -61,3 +61,7 @@ class Verdict:
     """What was measured and the bound, or why the law does not apply."""
     error: Exception | None = None
     """What a broken law raised, where it raised something."""
+
+    def __str__(self) -> str:
+        holds = {True: "holds", False: "is broken", None: "does not apply"}[self.holds]
+        return f"{self.law.name} {holds}: {self.detail}"
