@@ -1,0 +1,140 @@
+"""Chats through Gemma 3's own processor: token types, pan-and-scan, calibration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import letters
+import pytest
+import tiles
+import torch
+from gemma import SIDE
+from tiny.gemma3 import build
+from transformers import Gemma3Processor
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+from tpcal.calibrate.batches import encode, generate_ids, prompt_inputs
+from tpcal.calibrate.samples import Sample
+from tpcal.calibrate.tape import Tape
+from tpcal.plans.execute import apply
+from tpcal.plans.schema import Cut, Plan
+
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+SPECIAL = {
+    "<image_soft_token>": tiles.IMAGE,
+    "<start_of_image>": tiles.START,
+    "<end_of_image>": tiles.END,
+    "<start_of_turn>": 3,
+    "<end_of_turn>": 4,
+}
+NAMED = {
+    "image_token": "<image_soft_token>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+}
+PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
+N_IMAGE = 16
+
+
+def picture(height: int, width: int) -> Any:
+    return tiles.picture(height, width, torch.Generator().manual_seed(height * 1000 + width))
+
+
+SAMPLES = [
+    Sample("wide", (picture(20, 48),), "What is it?", "a cat"),
+    Sample("two", (picture(48, 48), picture(60, 20)), "Which is taller?", "the second"),
+    Sample("none", (), "Is there an image?", "no"),
+]
+N_VISUAL = (N_IMAGE, 2 * N_IMAGE, 0)
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    images: Any = Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    tokenizer = letters.tokenizer(SPECIAL, NAMED)
+    return Gemma3Processor(images, tokenizer, chat_template=CHAT, image_seq_length=N_IMAGE)
+
+
+@pytest.fixture(scope="module")
+def model(processor: Any) -> Any:
+    made: Any = build("sdpa").model
+    made.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    return made
+
+
+def test_image_tokens_alone_have_type_1_in_prompts_and_with_answers(model, processor):
+    prompts = prompt_inputs(processor, SAMPLES, model)
+    forced = encode(processor, SAMPLES, model).inputs
+    for inputs in (prompts, forced):
+        is_image = inputs["input_ids"] == tiles.IMAGE
+        assert is_image.sum(dim=1).tolist() == list(N_VISUAL)
+        assert torch.equal(inputs["token_type_ids"], is_image.long())
+
+
+def test_a_batch_keeps_what_the_plan_says_and_each_row_what_it_keeps_alone(model, processor):
+    with apply(model, PLAN) as handle:
+        answers = generate_ids(model, processor, prompt_inputs(processor, SAMPLES, model), 4)
+        report = handle.last
+        assert report is not None
+        assert report.n_visual == N_VISUAL
+        for row, n in enumerate(report.n_visual):
+            assert tuple(len(cut.kept[row]) for cut in report.cuts) == PLAN.counts(n)
+        for row, sample in enumerate(SAMPLES):
+            alone = prompt_inputs(processor, [sample], model)
+            assert generate_ids(model, processor, alone, 4) == [answers[row]]
+            if sample.images:
+                assert handle.last is not None
+                assert [c.kept[0] for c in handle.last.cuts] == [c.kept[row] for c in report.cuts]
+
+
+def test_a_chat_tokenized_by_the_processor_is_the_same_prompt(model, processor):
+    sample = SAMPLES[1]
+    content = [{"type": "image", "image": image} for image in sample.images]
+    content.append({"type": "text", "text": sample.question})
+    chat = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    mine = prompt_inputs(processor, [sample], model)
+    assert set(chat) == set(mine)
+    for name, value in mine.items():
+        torch.testing.assert_close(value, chat[name], check_dtype=False)
+
+
+def test_crops_of_pan_and_scan_are_views_of_themselves(model, processor):
+    inputs = processor(
+        images=[[picture(40, 20)]],
+        text=["<start_of_image>What is it?"],
+        do_pan_and_scan=True,
+        pan_and_scan_min_crop_size=8,
+        return_tensors="pt",
+    )
+    assert len(inputs["pixel_values"]) == 3
+    with apply(model, PLAN) as handle:
+        model.generate(**inputs, max_new_tokens=1)
+        assert handle.last is not None
+        grids = handle.last.grids[0]
+    assert [grid.image for grid in grids] == [0, 1, 2]
+    assert {(grid.n_rows, grid.n_cols, grid.region) for grid in grids} == {(4, 4, (0, 0, 1, 1))}
+
+
+@torch.no_grad()
+def test_a_replay_keeps_and_answers_what_production_does(model, processor):
+    forced = encode(processor, SAMPLES, model)
+    tape = Tape.record(model, forced.inputs, prompt_length=forced.prompt_length)
+    replayed = tape.replay(PLAN.cuts, forced.positions)
+    for row, sample in enumerate(SAMPLES[:2]):
+        with apply(model, PLAN) as handle:
+            out = model(**prompt_inputs(processor, [sample], model), logits_to_keep=1)
+        assert handle.last is not None
+        assert [r.kept[row] for r in replayed.records] == [c.kept[0] for c in handle.last.cuts]
+        assert (replayed.logits[row, 0] - out.logits[0, -1]).abs().max() <= 1e-5
