@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _HALF = (torch.bfloat16, torch.float16)
+_GRID = {torch.float64: 40, torch.float32: 18, torch.bfloat16: 16, torch.float16: 16}  # bits
 _ALIGNED = 64  # bytes; where torch begins every new tensor on a CPU
 
 
@@ -63,7 +64,7 @@ def distances(a: Directions, b: Directions) -> Tensor:
         excess = torch.addmm(product, a.states, b.states.mT, alpha=-1)
         product = product.to(length.dtype).sub_(excess)
     result = product.div_(length).neg_().add_(1).nan_to_num_(nan=1.0, posinf=1.0, neginf=1.0)
-    steps = 2.0**40 if result.dtype == torch.float64 else 2.0**16
+    steps = 2.0 ** _GRID[a.states.dtype]
     return result.mul_(steps).round_().mul_(1 / steps)
 
 
