@@ -29,7 +29,7 @@ class Qwen2VL(AnySize):
     )
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """Qwen's, in its last layer; PaddleOCR-VL's is another and not offered."""
+        """The tower's last layer; PaddleOCR-VL's is another and not offered."""
         base: Any = model.base_model
         blocks = getattr(base.visual, "blocks", None)
         return None if blocks is None else Tower(blocks[-1].attn)

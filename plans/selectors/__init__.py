@@ -51,7 +51,7 @@ def parameters(name: str) -> dict[str, Any]:
 
 
 def needs(name: str, params: Mapping[str, Any] | None = None) -> frozenset[str]:
-    """What the selector must find in ``Tokens``: some of scores, keys, text, norm."""
+    """What the selector must find in ``Tokens``, as ``Selector.required`` lists it."""
     return create(name, params).needs
 
 

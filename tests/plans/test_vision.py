@@ -19,6 +19,7 @@ from tpcal.plans.schema import Cut, Plan
 pytestmark = pytest.mark.filterwarnings("ignore:.*generation flags.*")
 
 PLAN = Plan((Cut(0, 0.5, "vispruner"), Cut(3, 0.25, "visionzip")))
+QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen3_vl", "qwen3_omni_moe")
 PROMPTS = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
 
 
@@ -115,7 +116,7 @@ def test_llavas_values_go_to_the_tokens_that_their_patches_become(name):
             )
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", QWENS)
 def test_qwens_values_go_to_the_block_that_their_patches_lie_in(name):
     one = case(name, "sdpa")
     base, config = one.model.base_model, one.model.config.vision_config
@@ -129,7 +130,7 @@ def test_qwens_values_go_to_the_block_that_their_patches_lie_in(name):
             calls = partial(encode, row[pixels], grid)
             patches = visual.patch_embed(*inputs_of(visual.patch_embed, calls))
             entered = inputs_of(visual.blocks[0], calls)[0]
-            if name == "qwen3_vl":  # adds positions in between and reorders nothing
+            if name.startswith("qwen3"):  # adds positions in between and reorders nothing
                 order = torch.arange(len(patches))
             else:
                 order = torch.cdist(entered, patches).argmin(1)
@@ -146,7 +147,7 @@ def test_qwens_values_go_to_the_block_that_their_patches_lie_in(name):
             torch.testing.assert_close(found, wanted)
             n_seen += 1
     assert n_seen >= 3
-    assert reordered == (name == "qwen2_5_vl")  # by its windows
+    assert reordered == name.startswith("qwen2_5")  # by its windows
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma"])
@@ -281,8 +282,8 @@ def test_a_tower_with_another_kernel_is_refused(model):
 
 
 OFFERED = (
-    *("llava_next", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
-    *("gemma3", "paligemma", "internvl"),
+    *("llava_next", "vipllava", "gemma3", "paligemma", "internvl"),
+    *QWENS,
 )
 
 
