@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from tpcal.plans.execute import apply
 from tpcal.plans.forward import prepare
-from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.trial import N_STEPS, Trial, distance
 from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Cut, Plan
@@ -76,7 +75,7 @@ def positions(trial: Trial) -> str:
     n_compared = 0
     for at, (full, call) in enumerate(zip(wanted, got, strict=True)):
         layer = at % trial.n_layers
-        places = None if at >= trial.n_layers else _places(trial, inputs, handle.last.cuts, layer)
+        places = None if at >= trial.n_layers else trial.places(inputs, handle.last.cuts, layer)
         for one, two in zip(_tables(full), _tables(call), strict=True):
             n_compared += _same_places(one, two, places, layer)
     return f"{n_compared} table rows of {trial.n_layers} layers equal bit by bit"
@@ -136,17 +135,6 @@ def _flat(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _flat(item)
-
-
-def _places(trial: Trial, inputs: Inputs, cuts: Sequence[Any], layer: int) -> list[Tensor] | None:
-    """Places of each row's tokens that reach the layer, from the kept ranks; None before cuts."""
-    done = [cut for cut in cuts if cut.layer <= layer]
-    if not done:
-        return None
-    visual, stays = trial.visual(inputs), trial.text(inputs)
-    for row, ranks in enumerate(done[-1].kept):
-        stays[row, visual[row].nonzero()[list(ranks), 0]] = True
-    return [row.nonzero()[:, 0] for row in stays]
 
 
 def _same_places(full: Tensor, got: Tensor, places: list[Tensor] | None, layer: int) -> int:

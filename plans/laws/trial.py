@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from tpcal.plans.execute import Report, apply, check
 from tpcal.plans.families import find
+from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws.case import Case, Inputs
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.verdict import Broken, Inapplicable
@@ -119,6 +120,16 @@ class Trial:
     def text(self, inputs: Inputs) -> Tensor:
         """[B, S] True at text, False at visual tokens and padding."""
         return inputs["attention_mask"].bool() & ~self.visual(inputs)
+
+    def places(self, inputs: Inputs, cuts: Sequence[CutRecord], layer: int) -> list[Tensor] | None:
+        """Places of each row's tokens that reach a layer, by the kept ranks; None before cuts."""
+        done = [cut for cut in cuts if cut.layer <= layer]
+        if not done:
+            return None
+        visual, stays = self.visual(inputs), self.text(inputs)
+        for row, ranks in enumerate(done[-1].kept):
+            stays[row, visual[row].nonzero()[list(ranks), 0]] = True
+        return [row.nonzero()[:, 0] for row in stays]
 
     def words(self, n_rows: int, n: int = N_STEPS, start: int = 0) -> Tensor:
         """[B, n] text tokens, the same in every row: the text of the prompt without images."""
