@@ -26,6 +26,8 @@ class DecoderShape:
     kv_limits: tuple[int | None, ...] = ()
     """[L] most tokens the cache of each layer holds: those of a sliding window, 0 where a layer
     reads another one's, None where there is no limit. Empty: no layer has one."""
+    latent: int | None = None
+    """Numbers a layer caches of a token in place of K and V of its heads (latent attention)."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def kv_bytes(shape: DecoderShape, n_tokens: Sequence[int]) -> int:
     if shape.kv_limits:
         limits = zip(n_tokens, shape.kv_limits, strict=True)
         held = [n if limit is None else min(n, limit) for n, limit in limits]
-    return 2 * shape.n_kv_heads * shape.head_dim * shape.dtype_bytes * sum(held)
+    width = shape.latent or 2 * shape.n_kv_heads * shape.head_dim
+    return width * shape.dtype_bytes * sum(held)
 
 
 def selection_flops(plan: Plan, shape: DecoderShape, n_tokens: int, n_text: int) -> float:

@@ -7,7 +7,7 @@ from tpcal.plans.views import AnySize
 
 
 class Exaone45(AnySize):
-    """LG AI Research, and NAVER. EXAONE's windows count logical positions, as the model made them."""
+    """LG AI Research; NAVER. EXAONE's windows count logical positions, as the model made them."""
 
     name = "exaone4_5"
     architectures = (

@@ -1,0 +1,45 @@
+"""Kimi K2.5: images of any size, each chunk of a video pooled into one frame, plain positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.families.base import Family
+from tpcal.plans.views import IMAGE, VIDEO, AnySize, Size
+
+
+class KimiK25(AnySize):
+    """Moonshot AI 2026 (model card); the tower is that of Kimi-VL (arXiv 2504.07491)."""
+
+    name = "kimi_k25"
+    architectures = ("Kimi_K25ForConditionalGeneration",)
+    numbered = Family.numbered
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:
+        """For each kind, sizes in tokens; frames are averaged, so that one step is left."""
+        down, across = model.config.vision_config.merge_kernel_size
+        grids = {IMAGE: inputs.get("image_grid_thw"), VIDEO: inputs.get("video_grid_thw")}
+        return {
+            kind: [(1, h // down, w // across) for _, h, w in grid.tolist()]
+            for kind, grid in grids.items()
+            if grid is not None
+        }
+
+    def shape(self, model: PreTrainedModel) -> DecoderShape:
+        """Widths of the decoder, those of experts that a token visits, and of cached latents."""
+        shape: DecoderShape = super().shape(model)
+        text: Any = model.config.get_text_config(decoder=True)
+        return replace(
+            shape,
+            ffn=text.moe_intermediate_size * (text.num_experts_per_tok + text.n_shared_experts),
+            head_dim=text.qk_head_dim,
+            latent=text.kv_lora_rank + text.qk_rope_head_dim,
+        )
+
+
+FAMILY = KimiK25()
