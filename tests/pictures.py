@@ -145,7 +145,7 @@ def videos(writer: Writer) -> tuple[dict[str, Tensor], ...]:
     )
 
 
-def random_model(kind: type[Any], config: Any, attn: str) -> Any:
+def random_model(kind: type[Any], config: Any, attn: str | dict[str, str]) -> Any:
     """A model of this class in evaluation mode."""
     torch.manual_seed(0)
     return kind._from_config(config, attn_implementation=attn).eval()
