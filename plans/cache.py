@@ -153,6 +153,7 @@ class PrunedKV(DynamicLayer):
     values: Tensor
     incoming: Held | None = None
 
+    @torch.compiler.disable  # compiled, it would be made anew for every step and layer
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tpcal.plans import encoded, stack, vision
+from tpcal.plans import encoded, graphs, stack, vision
 from tpcal.plans.attention import Probe, probing
 from tpcal.plans.cache import check_cache, kv_bytes
 from tpcal.plans.errors import FitError, UsageError
@@ -164,24 +164,28 @@ class Handle:
             )
         _APPLIED.add(decoder)
         undo.callback(_APPLIED.discard, decoder)
-        before = [at - 1 for at, cut in self._cuts.items() if cut.reads_attention]
-        modules = {at: family.attention(layers[at]) for at in before}
+        read = [at - 1 for at, cut in self._cuts.items() if cut.reads_attention]
+        modules = {at: family.attention(layers[at]) for at in read}
         self._probes = undo.enter_context(probing(modules))
         base = family.base(model)
         hooks = [
-            base.register_forward_pre_hook(self._before_base, with_kwargs=True),
-            base.register_forward_hook(self._after_base, always_call=True),
-            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
-            decoder.register_forward_hook(self._after_decoder, always_call=True),
+            base.register_forward_pre_hook(graphs.outside(self._before_base), with_kwargs=True),
+            base.register_forward_hook(graphs.outside(self._after_base), always_call=True),
+            decoder.register_forward_pre_hook(
+                graphs.outside(self._before_decoder), with_kwargs=True
+            ),
+            decoder.register_forward_hook(graphs.outside(self._after_decoder), always_call=True),
         ]
         for at, layer in enumerate(layers):
-            hooks.append(layer.register_forward_pre_hook(self._layer_hook(at), with_kwargs=True))
+            before = graphs.outside(self._layer_hook(at))
+            hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
         for hook in hooks:
             undo.callback(hook.remove)
         encoded.remember(base, undo)
         if any("vision" in cut.needs for cut in self._cuts.values()):
             self._vision = undo.enter_context(vision.reading(family, model))
         family.attach(model, lambda: self._pass, undo)
+        graphs.bound((model, base, decoder, *layers), len(layers), undo)
         _refuse_chunks(model, undo)
 
     def _before_base(

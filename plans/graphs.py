@@ -1,0 +1,51 @@
+"""Plans on models that torch.compile made graphs of.
+
+Hooks and pruned caches stay outside of graphs: compiled, they would be made anew for every length
+and step. What is compiled are the parts of each layer between them, once for a fixed and once for
+any length, so that new prompts need no new graphs. But every layer needs graphs of its own, and
+torch gives up beyond a number of them that is too small for most models.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+_LOG = logging.getLogger(__name__)
+_PER_LAYER = 4  # graphs of one function: fixed and any length, prefill and decode
+
+
+def outside(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which no graph takes in."""
+    return torch.compiler.disable(hook)
+
+
+def bound(modules: Iterable[nn.Module], n_layers: int, undo: ExitStack) -> None:
+    """Runs compiled modules as they were written, where torch would stop compiling half way.
+
+    Args:
+        modules: The model and its parts, down to the layers.
+        n_layers: Decoder layers.
+        undo: Gives them their graphs back.
+    """
+    compiled = [module for module in modules if module._compiled_call_impl is not None]
+    needed, limit = _PER_LAYER * n_layers, torch._dynamo.config.recompile_limit
+    if not compiled or limit >= needed:
+        return
+    _LOG.warning(
+        "While a plan is applied the model runs without torch.compile, which needs up to %d "
+        "graphs of one function for %d layers and stops at %d. To compile, set "
+        "torch._dynamo.config.recompile_limit = %d before.",
+        needed,
+        n_layers,
+        limit,
+        needed,
+    )
+    for module in compiled:
+        undo.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+        module._compiled_call_impl = None
