@@ -70,8 +70,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         r"Its layers are of kind indexed_attention; a plan runs in layers of kind full_attention,",
     ),
-    "qwen3_omni_moe_thinker": (
-        "Qwen3OmniMoeThinkerForConditionalGeneration",
+    "cosmos3_omni": (
+        "Cosmos3OmniForConditionalGeneration",
         {},
         r"adds vision features between its layers \(DeepStack\)",
     ),
