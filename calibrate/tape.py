@@ -210,7 +210,8 @@ class Tape:
         asked = [at - 1 for at, cut in prepared.items() if cut.reads_attention and at > start]
         probed = {at: self._family.attention(self._layers[at]) for at in asked}
         captures = {first - 1: self._captures[first - 1]} if first - 1 in self._captures else {}
-        with probing(probed) as probes:
+        with ExitStack() as undo:
+            probes = undo.enter_context(probing(probed))
             run = ForwardPass(
                 prepared,
                 self._prompt if max(self._prompt.n_visual) else None,
@@ -220,6 +221,7 @@ class Tape:
                 probes=probes,
                 captures=captures,
             )
+            self._family.attach(self._model, lambda: run, undo)
             return self._run(run, start, first, positions)
 
     def attention_mass(self, layer: int) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.families.base import Family
 from tpcal.plans.stack import Grid, Prompt
 from tpcal.plans.tiles import lost_view, tile_views, whole_view
+
+if TYPE_CHECKING:
+    from tpcal.plans.forward import ForwardPass
 
 
 class Llama4(Family):
@@ -45,6 +50,22 @@ class Llama4(Family):
             )
         )
 
+    def attach(
+        self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack
+    ) -> None:
+        """Lets every token keep the temperature of its place.
+
+        Layers without rotary positions scale their queries by the place in the sequence, which
+        they count from the tokens they are given.
+        """
+        text: Any = model.config.get_text_config()
+        for at, layer in enumerate(self.layers(model)):
+            attention: Any = layer.self_attn
+            if attention.use_rope or not attention.attn_temperature_tuning:
+                continue
+            for hook in _rescaling(attention, at, text, current):
+                undo.callback(hook.remove)
+
     def shape(self, model: PreTrainedModel) -> DecoderShape:
         """Widths of the decoder; the FFN is the mean of dense layers and visited experts."""
         text: Any = model.config.get_text_config()
@@ -56,6 +77,38 @@ class Llama4(Family):
 
 
 FAMILY = Llama4()
+
+
+def _rescaling(
+    attention: Any, layer: int, text: Any, current: Callable[[], ForwardPass | None]
+) -> tuple[Any, Any]:
+    """Hooks that turn the temperature of a token's column into that of its place."""
+    ratio: list[Tensor] = []  # [B, m, 1] of the call at work
+
+    def before(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        ratio.clear()
+        run, cache = current(), kwargs.get("past_key_values")
+        if run is None or run.survivors.places is None:
+            return
+        n_past = 0 if cache is None else cache.get_seq_length(layer)
+        if n_past + run.length >= text.floor_scale:  # below, all temperatures are 1
+            places = run.survivors.places
+            columns = torch.arange(places.shape[1], device=places.device)
+            scales = [_temperature(n_past + at, text) for at in (places, columns)]
+            ratio.append((scales[0] / scales[1])[..., None])
+
+    def rescale(module: nn.Module, args: Any, query: Tensor) -> Tensor | None:
+        return (query * ratio.pop()).to(query.dtype) if ratio else None
+
+    return (
+        attention.register_forward_pre_hook(before, with_kwargs=True),
+        attention.q_proj.register_forward_hook(rescale),
+    )
+
+
+def _temperature(place: Tensor, text: Any) -> Tensor:
+    """Factor of a query at this place (arXiv 2501.19399, as in transformers)."""
+    return (torch.floor((place.float() + 1) / text.floor_scale)).log1p() * text.attn_scale + 1
 
 
 def _row_views(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tiles
 import torch
@@ -19,6 +20,11 @@ NEXT_TILE, NEXT_ROW = 12, 13
 
 
 def build(attn: str) -> Case:
+    return scaled("llama4", attn)
+
+
+def scaled(name: str, attn: str, **text: Any) -> Case:
+    """The model with further settings of its decoder."""
     config = Llama4Config(
         vision_config={
             **tiles.VISION,
@@ -36,12 +42,13 @@ def build(attn: str) -> Case:
             "interleave_moe_layer_step": 2,
             "no_rope_layer_interval": 4,
             "attention_chunk_size": 24,
+            **text,
         },
         boi_token_index=tiles.START,
         eoi_token_index=tiles.END,
         image_token_index=tiles.IMAGE,
     )
-    return tiles.case("llama4", Llama4ForConditionalGeneration, config, attn, writer())
+    return tiles.case(name, Llama4ForConditionalGeneration, config, attn, writer())
 
 
 def writer() -> tiles.Writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def _no_gradients() -> Iterator[None]:
 def encoded(tiny: Case) -> Encoded:
     """What calibration makes of prompts that a processor padded on the left."""
     answer_type = tiny.appended.get("token_type_ids", 0)
-    return _teacher_forced(tiny.batch(tiny.rows), ANSWERS.tolist(), tiny.pad_id, answer_type)
+    answers = ANSWERS[: len(tiny.rows)].tolist()
+    return _teacher_forced(tiny.batch(tiny.rows), answers, tiny.pad_id, answer_type)
 
 
 def production(tiny: Case, cuts: tuple[Cut, ...]) -> tuple[Tensor, tuple[CutRecord, ...]]:
@@ -59,7 +61,7 @@ def production(tiny: Case, cuts: tuple[Cut, ...]) -> tuple[Tensor, tuple[CutReco
         assert handle.last is not None
         records = handle.last.cuts
         logits = [out.logits[:, -1]]
-        for answer in ANSWERS.split(1, dim=1):
+        for answer in ANSWERS[: len(tiny.rows)].split(1, dim=1):
             inputs = tiny.extended(inputs, answer)
             out = tiny.model(
                 input_ids=answer,
@@ -99,3 +101,13 @@ def test_a_replay_that_keeps_everything_equals_the_recording(name):
         replayed = tape.replay([Cut(layer, 1.0, "random")], batch.positions)
         assert torch.equal(replayed.logits, tape.logits(batch.positions))
         assert torch.equal(replayed.first_output, tape.state(layer + 1))
+
+
+def test_a_replay_keeps_the_temperature_of_every_place():
+    """Of Llama 4, whose temperatures count the padding too; so for one prompt without."""
+    tiny = case("llama4_tempered", "sdpa")
+    tiny = replace(tiny, rows=tiny.rows[1:2])
+    batch, cuts = encoded(tiny), (Cut(1, 0.5, "grid"), Cut(5, 0.2, "grid"))
+    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
+    logits, _ = production(tiny, cuts)
+    assert (tape.replay(cuts, batch.positions).logits - logits).abs().max() <= CLOSE
