@@ -127,7 +127,7 @@ class Handle:
         """What the last pass that began a sequence or saw an image did; None before the first."""
         self._model = model
         self._family: Family = find(model)
-        self._cuts = prepare(plan.cuts)
+        self._cuts = prepare(plan.cuts, plan.round_to)
         self._shared = shared_layers(self._family, model)
         self._inputs: Mapping[str, Any] = {}
         self._pass: ForwardPass | None = None

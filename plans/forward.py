@@ -31,6 +31,8 @@ class PreparedCut:
     selector: Selector | None
     reads_attention: bool
     """The attention of the layer before is needed."""
+    round_to: int | None = None
+    """The plan's."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -38,8 +40,12 @@ class PreparedCut:
         return frozenset() if self.selector is None else self.selector.needs
 
 
-def prepare(cuts: Sequence[Cut]) -> dict[int, PreparedCut]:
+def prepare(cuts: Sequence[Cut], round_to: int | None = None) -> dict[int, PreparedCut]:
     """The cuts by layer.
+
+    Args:
+        cuts: Of a plan.
+        round_to: The plan's.
 
     Raises:
         UsageError: Unknown selector or parameter.
@@ -48,7 +54,7 @@ def prepare(cuts: Sequence[Cut]) -> dict[int, PreparedCut]:
     for cut in cuts:
         selector = None if cut.selector is None else create(cut.selector, cut.params)
         reads = cut.condition is not None or (selector is not None and selector.reads_attention)
-        prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0)
+        prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0, round_to)
     return prepared
 
 
@@ -229,7 +235,8 @@ class ForwardPass:
         capture = self._capture(cut.layer - 1) if prepared.reads_attention else None
         alive = before.n_visual
         n_left = tuple(
-            min(n_keep(cut.keep, n), a) for n, a in zip(prompt.n_visual, alive, strict=True)
+            min(n_keep(cut.keep, n, prepared.round_to), a)
+            for n, a in zip(prompt.n_visual, alive, strict=True)
         )
         if cut.condition is not None:
             fires = _fires(cut.condition, capture)

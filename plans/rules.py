@@ -152,6 +152,17 @@ def read_cuts(reader: Reader, value: Any) -> list[Cut]:
     return cuts
 
 
+def read_step(reader: Reader, body: Mapping[str, Any]) -> int | None:
+    """``round_to`` of a plan."""
+    step = body.get("round_to")
+    if step is None:
+        return None
+    if type(step) is not int or step < 1:
+        reader.wrong("round_to", "be an integer of at least 1", step)
+        return None
+    return step
+
+
 def read_budget(reader: Reader, body: Mapping[str, Any]) -> Budget | None:
     """The budget of a plan; of a kind there is, and a share where it is one."""
     from tpcal.plans.schema import BUDGET_KINDS, Budget

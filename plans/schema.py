@@ -18,14 +18,21 @@ from tpcal.plans.files import Line, dump_yaml, parse_yaml, read_yaml, write_atom
 SCHEMA = 1
 
 
-def n_keep(keep: float, n_tokens: int) -> int:
+def n_keep(keep: float, n_tokens: int, round_to: int | None = None) -> int:
     """Tokens that ``keep`` of ``n_tokens`` original ones leaves: the one rounding used everywhere.
 
     Half rounds up; a keep above 0 leaves at least one token.
+
+    Args:
+        keep: In [0, 1].
+        n_tokens: Original tokens.
+        round_to: The plan's; the count goes up to a multiple of it, where there are as many.
     """
     if keep <= 0 or n_tokens <= 0:
         return 0
-    return min(n_tokens, max(1, math.floor(keep * n_tokens + 0.5)))
+    step = round_to or 1
+    count = max(1, math.floor(keep * n_tokens + 0.5))
+    return min(n_tokens, -(-count // step) * step)
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,9 @@ class Plan:
     name: str | None = None
     source: str | None = None
     """Where a published schedule comes from."""
+    round_to: int | None = None
+    """Every count that a cut leaves goes up to a multiple of this, so that prompts of many lengths
+    meet few of them: shapes that compiled code and tuned kernels know. None: as `keep` says."""
     model: ModelIdentity | None = None
     budget: Budget | None = None
     loss: Loss | None = None
@@ -132,7 +142,7 @@ class Plan:
         counts, alive = [], n_tokens
         for cut in self.cuts:
             if cut.condition is None:
-                alive = min(alive, n_keep(cut.keep, n_tokens))
+                alive = min(alive, n_keep(cut.keep, n_tokens, self.round_to))
             counts.append(alive)
         return tuple(counts)
 
@@ -222,7 +232,14 @@ def plan_from_data(data: Any, source: str) -> Plan:
     Raises:
         PlanError: Names every problem at once.
     """
-    from tpcal.plans.rules import Reader, check_cuts, read_budget, read_cuts, read_record
+    from tpcal.plans.rules import (
+        Reader,
+        check_cuts,
+        read_budget,
+        read_cuts,
+        read_record,
+        read_step,
+    )
 
     reader = Reader()
     known = ["schema", *(f.name for f in fields(Plan)), "digest"]
@@ -245,6 +262,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
         cuts=tuple(cuts),
         name=reader.text(body, "name"),
         source=reader.text(body, "source"),
+        round_to=read_step(reader, body),
         model=model,
         budget=read_budget(reader, body),
         loss=read_record(reader, body, "loss", Loss),

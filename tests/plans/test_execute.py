@@ -43,6 +43,14 @@ def test_the_report_names_the_length_of_every_layer(model):
     assert handle.last.lengths == (24, 24, 16, 16, 12, 12, 8, 8)
 
 
+def test_counts_are_rounded_up_as_the_plan_says(model):
+    cuts = (Cut(2, 0.55, "random"), Cut(5, 0.2, "grid"))
+    with apply(model, Plan(cuts, round_to=4)) as handle:
+        model(**batch([prompt(3, 0, 4)]))
+    assert handle.last.lengths == (24, 24, *[8 + 12] * 3, *[8 + 4] * 3)  # 9 and 3 before rounding
+    assert handle.last.lengths == tuple(8 + n for n in handle.plan.schedule(16, 8))
+
+
 def test_hidden_states_and_logits_keep_their_shapes(model):
     inputs = batch(MIXED)
     whole = inputs["input_ids"].shape

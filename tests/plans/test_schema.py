@@ -68,6 +68,35 @@ def test_counts_never_rise_and_conditions_count_as_not_firing() -> None:
     assert FULL.schedule(144, 8) == [144, 72, 72, 72, 12, 12, 12, 12]
 
 
+@pytest.mark.parametrize(
+    ("keep", "n_tokens", "count"),
+    [
+        (0.5, 144, 80),
+        (0.1, 144, 16),
+        (0.01, 144, 16),
+        (0.0, 144, 0),
+        (0.95, 144, 144),
+        (0.9, 150, 144),
+        (0.5, 9, 9),
+    ],
+)
+def test_counts_go_up_to_a_multiple_where_the_plan_says_so(
+    keep: float, n_tokens: int, count: int
+) -> None:
+    assert n_keep(keep, n_tokens, 16) == count
+
+
+def test_a_rounded_plan_counts_its_rounded_tokens() -> None:
+    plan = parse_plan(
+        "schema: 1\nround_to: 32\ncuts:\n- {layer: 1, keep: 0.5, selector: grid}\n"
+        "- {layer: 3, keep: 0.45, selector: grid}\n- {layer: 4, keep: 0}"
+    )
+    assert plan.round_to == 32
+    assert plan.counts(144) == (96, 96, 0)  # 72 and 65 tokens before rounding
+    assert plan.counts(20) == (20, 20, 0)
+    assert parse_plan(dump_plan(plan)) == plan
+
+
 def test_a_changed_plan_is_refused_until_its_digest_is_deleted() -> None:
     text = dump_plan(FULL).replace("keep: 0.5", "keep: 0.4")
     with pytest.raises(PlanError, match="digest must match the content.*Delete the digest line"):
@@ -103,6 +132,11 @@ def test_a_changed_plan_is_refused_until_its_digest_is_deleted() -> None:
         (
             "schema: 1\ncuts: [{layer: yes, keep: 1, selector: grid}]",
             r"cuts\[0\].layer must be an integer; got True",
+        ),
+        ("schema: 1\nround_to: 0\ncuts: []", "round_to must be an integer of at least 1; got 0"),
+        (
+            "schema: 1\nround_to: yes\ncuts: []",
+            "round_to must be an integer of at least 1; got True",
         ),
         (
             "schema: 1\ncuts: [{layer: 1, keep: 0.5}]",
