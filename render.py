@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpcal.plans.schema import Condition, Cut, Loss, Plan
+from tpcal.plans.schema import Certificate, Condition, Cut, Loss, Plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.answer import Answer
@@ -47,7 +47,18 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
         parts += [Text(), Text(f"Layer-average keep {average_keep(plan, depth):.4f}")]
     if plan.loss and (plan.loss.predicted or plan.loss.measured):
         parts += [Text(), loss_table(plan.loss)]
+    if plan.certificate:
+        parts += [Text(), certificate_line(plan.certificate)]
     return Group(*parts, *footer(plan))
+
+
+def certificate_line(proven: Certificate) -> Text:
+    """What was proven of a plan."""
+    return Text(
+        f"Certified: at most {percent(proven.bound)} of the answers change in {proven.of} "
+        f"(confidence {percent(proven.confidence)}; {proven.n_changed} of {proven.n} changed; "
+        f"{proven.test} test)"
+    )
 
 
 def heading(text: str) -> Text:

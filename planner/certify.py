@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from scipy.stats import beta, binom
 
+from tpcal.calibrate.evaluate import Evaluation
 from tpcal.plans.errors import GuardrailError, UsageError
 from tpcal.plans.schema import Certificate
 
@@ -98,6 +99,16 @@ def certificate(
         test=TEST,
         of="each group" if each_group else "all samples",
     )
+
+
+def changed_by_group(evaluation: Evaluation) -> dict[str, Changed]:
+    """Answers of each group that differ with the plan and without."""
+    assert evaluation.agree is not None, "evaluated with a plan"
+    members = {g: evaluation.sample_group == i for i, g in enumerate(evaluation.groups)}
+    return {
+        group: Changed(int((~evaluation.agree[own]).sum()), int(own.sum()))
+        for group, own in members.items()
+    }
 
 
 def first_failure(plans: Iterable[Sequence[Changed]], max_flips: float, confidence: float) -> int:

@@ -86,6 +86,34 @@ def test_the_plan_meets_the_budget_and_says_where_it_comes_from(made: Path) -> N
     assert str(made) not in (made / "plan.yaml").read_text()
 
 
+def test_a_certificate_is_proven_and_kept_in_the_plan(tpcal: Tpcal, made: Path) -> None:
+    plan = replace(load_plan(made / "plan.yaml"), cuts=(Cut(1, 1.0, "random"),))
+    save_plan(plan, made / "all.yaml")  # changes no answer
+    few = ["--max-flips", "0.2", "--samples", "28", "--max-new-tokens", "1"]
+    result = tpcal("certify", "all.yaml", "-o", "proven.yaml", *few)
+    assert result.exit_code == 0, result.stderr
+    proven = load_plan(made / "proven.yaml").certificate
+    assert proven is not None
+    assert (proven.n, proven.n_changed, proven.of) == (28, 0, "all samples")
+    assert proven.bound == pytest.approx(1 - 0.05 ** (1 / 28), abs=1e-6)
+    assert "Certified: at most 10 % of the answers change" in result.stdout
+    assert "Certified: at most 10 %" in tpcal("show", "proven.yaml").stdout
+    assert load_plan(made / "all.yaml").certificate is None
+
+
+def test_what_cannot_be_proven_exits_with_4_and_writes_nothing(tpcal: Tpcal, made: Path) -> None:
+    few = ["--max-flips", "0.001", "--samples", "8", "--max-new-tokens", "1"]
+    result = tpcal("certify", "plan.yaml", *few, "-o", "no.yaml")
+    assert result.exit_code == 4
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("tpcal: error: At most 0.001 of the answers of all samples")
+    assert "samples are needed" in error or "larger budget" in error
+    assert not (made / "no.yaml").exists()
+    result = tpcal("certify", "preset:fastv")
+    assert result.exit_code == 2
+    assert "--output" in result.stderr
+
+
 def test_a_finished_calibration_is_not_done_again(tpcal: Tpcal, made: Path) -> None:
     before = (newest(made / "tpcal-out") / "arrays.safetensors").stat().st_mtime_ns
     result = tpcal(*CALIBRATE)
