@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,7 +110,8 @@ def probe_attention(
     """The attention output of the module's own kernel; fills the probe where it has a request."""
     probe: Probe = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
     if probe.request is not None:
-        probe.capture = read(query, key, attention_mask, scaling, probe.request)
+        softcap = kwargs.get("softcap")
+        probe.capture = read(query, key, attention_mask, scaling, probe.request, softcap)
         probe.request = None
     kernel = kernel_of(module, probe.config._attn_implementation)
     return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -119,7 +121,12 @@ AttentionInterface.register(NAME, probe_attention)
 
 
 def read(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, request: Request
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    request: Request,
+    softcap: float | None = None,
 ) -> Capture:
     """Scores and masses of one attention call.
 
@@ -129,23 +136,30 @@ def read(
         mask: [1 or B, 1, m, K] bool or additive; None means causal.
         scaling: Factor of the products, usually 1/sqrt(d).
         request: What is wanted.
+        softcap: Bound that tanh bends the scores to (Gemma 2).
     """
     n_new = query.shape[2]
-    logits = score_rows(query, key, mask, scaling, request.last[:, None])[:, :, 0]  # [B, H, K]
+    rows = partial(score_rows, query, key, mask, scaling, softcap=softcap)
+    logits = rows(request.last[:, None])[:, :, 0]  # [B, H, K]
     read_last = logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:]
     if request.text is None or request.visual is None:
         return Capture(*read_last)
-    looks = _weights(query, key, mask, scaling, request.text, request.visual)
+    looks = _weights(rows, query, key, request.text, request.visual)
     t2v = _mass(looks, request.text[1], request.visual[1])
     v2t = torch.zeros_like(t2v)
     if request.visual_queries:
-        back = _weights(query, key, mask, scaling, request.visual, request.text)
+        back = _weights(rows, query, key, request.visual, request.text)
         v2t = _mass(back, request.visual[1], request.text[1])
     return Capture(*read_last, looks, t2v, v2t)
 
 
 def score_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, columns: Tensor
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    columns: Tensor,
+    softcap: float | None = None,
 ) -> Tensor:
     """[B, H, R, K] masked scores of the query columns [B, R], in float32 or wider."""
     n_rows, n_heads, n_new, width = query.shape
@@ -156,6 +170,8 @@ def score_rows(
     rows = rows.view(n_rows, n_kv, -1, width)  # query heads of a key head are neighbours
     scores = rows @ key.to(dtype).transpose(2, 3)
     scores = scores.view(n_rows, n_heads, -1, n_keys)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
     if mask is None:
         place = torch.arange(n_keys, device=key.device)
         sees = place <= columns[:, :, None] + (n_keys - n_new)  # [B, R, K]
@@ -168,10 +184,9 @@ def score_rows(
 
 
 def _weights(
+    rows: Callable[[Tensor], Tensor],
     query: Tensor,
     key: Tensor,
-    mask: Tensor | None,
-    scaling: float,
     sources: tuple[Tensor, Tensor],
     targets: tuple[Tensor, Tensor],
 ) -> Tensor:
@@ -185,7 +200,7 @@ def _weights(
     step = max(1, CHUNK // (n_rows * n_heads * n_keys))
     for start in range(0, columns.shape[1], step):
         asked = columns[:, start : start + step]
-        weights = score_rows(query, key, mask, scaling, asked).softmax(dim=-1).mean(dim=1)
+        weights = rows(asked).softmax(dim=-1).mean(dim=1)
         result[:, start : start + step] = weights.gather(2, at.expand(-1, asked.shape[1], -1))
     return result.masked_fill(~known, 0)
 
