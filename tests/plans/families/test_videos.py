@@ -108,27 +108,6 @@ def test_survivors_go_to_the_experts_they_went_to_before():
         assert [int(row.bool().sum()) for row in real] == (n + around).tolist()
 
 
-def test_generate_gives_the_tokens_of_single_steps():
-    """ERNIE-VL's generate cannot do without a cache, so the laws compare none of it."""
-    tiny = case("ernie4_5_vl_moe", "sdpa")
-    inputs, n = tiny.batch(tiny.rows), 4
-    with apply(tiny.model, HALF):
-        generated = tiny.model.generate(
-            **inputs, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
-        )
-        so_far, out = inputs, tiny.model(**inputs, use_cache=True)
-        for _ in range(n - 1):
-            so_far = tiny.extended(so_far, out.logits[:, -1:].argmax(dim=-1))
-            out = tiny.model(
-                input_ids=so_far["input_ids"][:, -1:],
-                attention_mask=so_far["attention_mask"],
-                position_ids=tiny.numbered(so_far)[..., -1:],
-                past_key_values=out.past_key_values,
-            )
-    so_far = tiny.extended(so_far, out.logits[:, -1:].argmax(dim=-1))
-    assert torch.equal(generated, so_far["input_ids"])
-
-
 @pytest.mark.parametrize(
     ("name", "ffn"),
     [
