@@ -38,6 +38,8 @@ SECOND = {
     # tiles of 24; 2.5 is as near to 3 tiles beside each other as to 2, and enough pixels for 3
     "internvl": ([*COLUMNS, WHOLE], [UPPER, LOWER, WHOLE]),
     "qianfan_ocr": ([*COLUMNS, WHOLE], [UPPER, LOWER, WHOLE]),
+    "aya_vision": ([*COLUMNS, WHOLE], [UPPER, LOWER, WHOLE]),
+    "cohere2_vision": ([*COLUMNS, WHOLE], [UPPER, LOWER, WHOLE]),
     # tiles of 48: not enough pixels for 3
     "got_ocr2": ([LEFT, RIGHT, WHOLE], [UPPER, LOWER, WHOLE]),
     # made 19 x 48 and 48 x 28, then whole tiles of 24
@@ -195,7 +197,7 @@ def test_an_image_without_features_is_as_square_as_can_be():
     assert arrangement(blank[:-1], blank[-1]) == (2, 2)
 
 
-@pytest.mark.parametrize("name", ["internvl", "got_ocr2"])
+@pytest.mark.parametrize("name", ["internvl", "got_ocr2", "aya_vision", "cohere2_vision"])
 def test_tiles_encoded_before_the_plan_was_applied_have_no_place(name):
     tiny = case(name, "eager")
     row = dict(tiny.rows[1])
