@@ -191,6 +191,8 @@ class Handle:
     def _before_base(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        # before images are encoded: in training a tower's batch norms would learn from them
+        _refuse_training(self._family.decoder(self._model))
         self._inputs = {"input_ids": args[0], **kwargs} if args else kwargs
 
     def _after_base(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -199,10 +201,7 @@ class Handle:
     def _before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if module.training:
-            raise UsageError(
-                "The model must be in evaluation mode to run a plan; call model.eval()."
-            )
+        _refuse_training(module)
         ids, embeds = self._inputs.get("input_ids"), self._inputs.get("inputs_embeds")
         length = _length(kwargs, ids, embeds)
         prompt = None if length == 1 else self._read_prompt(ids, embeds)
@@ -328,6 +327,11 @@ def _model_problems(model: PreTrainedModel) -> list[str]:
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         problems.append("The model must be on one device; got a device_map over several.")
     return problems
+
+
+def _refuse_training(decoder: nn.Module) -> None:
+    if decoder.training:
+        raise UsageError("The model must be in evaluation mode to run a plan; call model.eval().")
 
 
 def _refuse_chunks(model: PreTrainedModel, undo: ExitStack) -> None:
