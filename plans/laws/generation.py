@@ -63,13 +63,8 @@ def drafts(trial: Trial) -> str:
     prompt = trial.case.rows[trial.with_images[0]]
     inputs = trial.case.extended(prompt, torch.cat([words, words[:, :2]], dim=1))
     n = 6
-    try:
-        wanted = trial.generate(inputs, n)
-        stock = trial.generate(inputs, n, prompt_lookup_num_tokens=2)
-    except Exception as error:
-        line = str(error).partition("\n")[0]
-        reason = f"the unpruned model cannot: {type(error).__name__}: {line}"
-        raise Inapplicable(reason) from error
+    wanted = _stock(trial, inputs, {"n_tokens": n})
+    stock = _stock(trial, inputs, {"n_tokens": n, "prompt_lookup_num_tokens": 2})
     if not torch.equal(wanted, stock):
         raise Inapplicable("the unpruned model's own drafts give other tokens")
     with apply(trial.model, plan, check=False):
@@ -100,10 +95,7 @@ def _beams_alone(trial: Trial, plan: Plan, why: str) -> str:
     rows = [trial.case.rows[at] for at in _fewest_images(trial)]
     n = _BEAMS["num_return_sequences"]
     _exact(trial)
-    try:
-        unpruned = _tokens(trial, trial.case.batch(rows), **_BEAMS)
-    except Exception as error:
-        raise Inapplicable(why) from error
+    unpruned = _stock(trial, trial.case.batch(rows), _BEAMS)
     with apply(trial.model, plan, check=False):
         together = _tokens(trial, trial.case.batch(rows), **_BEAMS)
         alone = torch.cat([_tokens(trial, row, **_BEAMS) for row in rows])
@@ -118,15 +110,21 @@ def _require_stock(trial: Trial, inputs: Inputs, options: dict[str, Any]) -> Non
     """Refuses where the unpruned model does not find the same with a cache and without."""
     _exact(trial)
     trial.maskable()
-    try:
-        cached = _tokens(trial, inputs, **options)
-        whole = _tokens(trial, inputs, use_cache=False, **options)
-    except Exception as error:
-        line = str(error).partition("\n")[0]
-        reason = f"the unpruned model cannot without a cache: {type(error).__name__}: {line}"
-        raise Inapplicable(reason) from error
+    cached = _stock(trial, inputs, options)
+    whole = _stock(trial, inputs, {**options, "use_cache": False})
     if not torch.equal(cached, whole):
         raise Inapplicable("the unpruned model gives other tokens without a cache")
+
+
+def _stock(trial: Trial, inputs: Inputs, options: dict[str, Any]) -> Tensor:
+    """[B', n] new tokens of the unpruned model, where it can."""
+    try:
+        return _tokens(trial, inputs, **options)
+    except Exception as error:
+        how = " without a cache" if options.get("use_cache") is False else ""
+        line = str(error).partition("\n")[0]
+        reason = f"the unpruned model cannot{how}: {type(error).__name__}: {line}"
+        raise Inapplicable(reason) from error
 
 
 def _tokens(trial: Trial, inputs: Inputs, **options: Any) -> Tensor:

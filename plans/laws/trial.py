@@ -272,6 +272,7 @@ class Trial:
             "max_new_tokens": n_tokens,
             "min_new_tokens": n_tokens,
             "do_sample": False,
+            "repetition_penalty": 1.0,
             "suppress_tokens": special_ids(self.model),
             "pad_token_id": self.case.pad_id,
         }
@@ -289,8 +290,8 @@ def special_ids(model: PreTrainedModel) -> list[int]:
                 yield from value if isinstance(value, list | tuple) else [value]
 
     n_words = model.config.get_text_config(decoder=True).vocab_size
-    found = {at for at in ids(model.config.to_dict()) if isinstance(at, int) and 0 <= at < n_words}
-    return sorted(found)
+    found = {*ids(model.config.to_dict()), *ids(model.generation_config.to_dict())}
+    return sorted(at for at in found if isinstance(at, int) and 0 <= at < n_words)
 
 
 def distance(one: Tensor, two: Tensor) -> float:
