@@ -231,6 +231,34 @@ def plan(
     terminal.console().print(render.next_steps(str(output)))
 
 
+@cli.command(short_help="Show what every budget costs in quality.")
+@click.argument("folder", metavar="PROFILE", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--storage",
+    metavar="URL",
+    help="Optuna journal file or database URL of the searches.  [default: in the profile]",
+)
+def front(folder: Path | None, storage: str | None) -> None:
+    """Show the plans that no other plan beats in both cost and loss.
+
+    They are those that 'tpcal plan' has measured for this profile, for any budget; before the
+    first search, the predicted ones. No model is loaded.
+
+    \b
+    Examples:
+      tpcal front
+      tpcal front tpcal-out/embedded-1f2e3d4c5b
+    """
+    from tpcal import render
+    from tpcal.planner.front import front as plans
+    from tpcal.planner.predict import Predictor
+    from tpcal.planner.study import open_storage
+
+    folder, profile = read_profile(folder)
+    points = plans(Predictor(profile), open_storage(storage or folder / "study.journal"))
+    terminal.console().print(render.front_view(points, title=str(folder)))
+
+
 @cli.command(short_help="Check a plan file, and whether it fits a model.")
 @click.argument("file", metavar="[PLAN]", required=False)
 @click.option(

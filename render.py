@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tpcal.calibrate.answer import Answer
     from tpcal.calibrate.evaluate import Evaluation, Row, Share
     from tpcal.calibrate.profile import Profile
+    from tpcal.planner.front import Point
     from tpcal.plans.cost import Cost
     from tpcal.plans.laws import Verdict
 
@@ -204,6 +206,9 @@ def footer(plan: Plan) -> list[RenderableType]:
     lines: list[RenderableType] = []
     if plan.source:
         lines.append(Text(f"Source: {plan.source}", style=_QUIET))
+    for name, point in (plan.provenance.get("front") or {}).items():
+        keep, loss = point["layer_average_keep"], point["loss"]
+        lines.append(Text(f"Next {name} on the front: keep {keep:.4f}, {loss:.4g} nats"))
     if "command" in plan.provenance:
         lines.append(Text(f"Made by: {plan.provenance['command']}", style=_QUIET))
     return [Text(), *lines] if lines else []
@@ -265,6 +270,23 @@ def preset_table(presets: Mapping[str, Plan]) -> Table:
 
 def _short_cut(cut: Cut) -> str:
     return f"{cut.layer}:{cut.keep:.3g}" + "*" * (cut.condition is not None)
+
+
+def front_view(points: Sequence[Point], title: str) -> RenderableType:
+    """The plans that nothing beats: cost, loss as a bar, cuts."""
+    kind = "measured" if any(point.measured for point in points) else "predicted"
+    table = _table(
+        _Right("average keep"), _Right("loss in nats"), "worst group", "cuts as layer:keep"
+    )
+    most = max((point.loss for point in points), default=0.0)
+    for point in points:
+        table.add_row(
+            f"{point.layer_average_keep:.4f}",
+            f"{point.loss:.4f}",
+            bar(math.sqrt(point.loss / most) if most else 0.0, 16),
+            ", ".join(map(_short_cut, point.cuts)) or "none",
+        )
+    return Group(heading(f"{title} · {count(len(points), 'plan')} on the front, {kind}"), table)
 
 
 def selector_table(names: Sequence[str]) -> Table:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,12 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from tpcal.planner import front as fronts
 from tpcal.planner.budget import Budget
-from tpcal.planner.front import Point, pareto
+from tpcal.planner.front import Point
 from tpcal.planner.optimum import seeds, worst_group_optimum
 from tpcal.planner.predict import Predictor
 from tpcal.planner.report import finished_plan
-from tpcal.planner.space import spent
 from tpcal.planner.steps import fill, neighbours
 from tpcal.planner.study import (
     FINISHED,
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
 
 Progress = Callable[[int, int, str], None]
-
-FRONT_BUDGETS = (0.05, 0.1, 0.15, 0.22, 0.3, 0.4, 0.5, 0.65, 0.8)
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,10 @@ def search(
     facts: dict[str, Any] = {"seed": seed, "command": command}
     if measurer is None or not fill(predictor, (), budget):
         cuts = worst_group_optimum(predictor, budget, max_cuts)
-        plan = finished_plan(predictor, budget, cuts, facts | {"sampler": "prediction only"})
-        result = Result(plan, pareto(_predicted_points(predictor, budget, cuts, max_cuts)))
+        others = (Budget(b) for b in fronts.BUDGETS if b >= fronts.least(predictor))
+        points = [fronts.predicted(predictor, b, max_cuts) for b in others]
+        points += [fronts.point(predictor, cuts), fronts.point(predictor, ())]
+        result = _finished(predictor, budget, cuts, facts | {"sampler": "prediction only"}, points)
     else:
         opened = open_storage(storage)
         run = _prepare(predictor, budget, measurer, opened, seed, max_cuts)
@@ -169,7 +169,7 @@ def _family(predictor: Predictor, measurer: Measures) -> str:
     """Shared by the studies whose losses compare: one profile, one set of samples."""
     samples = [list(measurer.groups), np.asarray(measurer.sample_group).tolist()]
     digest = hashlib.sha256(json.dumps(samples).encode()).hexdigest()[:8]
-    return f"tpcal-{predictor.profile.digest.removeprefix('sha256:')[:12]}-{digest}"
+    return f"{fronts.prefix(predictor)}{digest}"
 
 
 def _run(run: _Search, n_trials: int, timeout: float | None, progress: Progress | None) -> None:
@@ -243,47 +243,32 @@ def _conclude(run: _Search, facts: dict[str, Any], storage: BaseStorage, max_cut
     full = fully_measured(run.study)
     sampler = "TPESampler (multivariate)"
     facts = facts | {"sampler": sampler, "study": run.study.study_name, "n_trials": len(full)}
-    if not full:  # no time, no trials
-        cuts = worst_group_optimum(run.predictor, run.budget, max_cuts)
-        plan = finished_plan(run.predictor, run.budget, cuts, facts)
-    else:
-        best = min(full, key=rank)
-        plan = finished_plan(
-            run.predictor,
-            run.budget,
-            cuts_of(best),
-            facts,
-            measured=best.user_attrs["measured"],
-            flips=best.user_attrs["flips"],
-        )
-    points = _measured_points(run, storage)
-    return Result(plan, pareto(points), tuple(map(tried, trials)), run.study.study_name)
-
-
-def _measured_points(run: _Search, storage: BaseStorage) -> Iterator[Point]:
-    """Every plan of every budget that was measured on these samples."""
     family = _family(run.predictor, run.measurer)
-    limits = run.predictor.limits
-    full = limits.n_tokens * limits.n_layers
-    for name in optuna.get_all_study_names(storage):
-        if name.startswith(family):
-            for trial in fully_measured(optuna.load_study(study_name=name, storage=storage)):
-                cuts = cuts_of(trial)
-                cost = spent(cuts, limits.n_tokens, limits.n_layers) / full
-                yield Point(cost, rank(trial)[0], cuts, measured=True)
+    names = [n for n in optuna.get_all_study_names(storage) if n.startswith(family)]
+    points = [p for name in names for p in fronts.measured(run.predictor, storage, name)]
+    measured: dict[str, Any] = {}
+    if full:
+        best = min(full, key=rank)
+        cuts = cuts_of(best)
+        measured = {"measured": best.user_attrs["measured"], "flips": best.user_attrs["flips"]}
+    else:  # no time, no trials
+        cuts = worst_group_optimum(run.predictor, run.budget, max_cuts)
+    result = _finished(run.predictor, run.budget, cuts, facts, points, **measured)
+    return replace(result, trials=tuple(map(tried, trials)), study=run.study.study_name)
 
 
-def _predicted_points(
-    predictor: Predictor, budget: Budget, cuts: tuple[Cut, ...], max_cuts: int
-) -> Iterator[Point]:
-    limits = predictor.limits
-    full = limits.n_tokens * limits.n_layers
-    others = [Budget(b) for b in FRONT_BUDGETS if b * full >= limits.cheapest]
-    others = [b for b in others if b != budget]
-    plans = [cuts, (), *(worst_group_optimum(predictor, b, max_cuts, rounds=4) for b in others)]
-    for plan in plans:
-        cost = spent(plan, limits.n_tokens, limits.n_layers) / full
-        yield Point(cost, float(predictor.losses(plan).max()), plan, measured=False)
+def _finished(
+    predictor: Predictor,
+    budget: Budget,
+    cuts: tuple[Cut, ...],
+    facts: dict[str, Any],
+    points: Sequence[Point],
+    **measured: Any,
+) -> Result:
+    front = fronts.pareto(points)
+    beside = fronts.beside(front, fronts.average(predictor, cuts))
+    plan = finished_plan(predictor, budget, cuts, facts | {"front": beside or None}, **measured)
+    return Result(plan, front)
 
 
 def _key(cuts: Sequence[dict[str, Any]]) -> str:
