@@ -34,6 +34,23 @@ def remember(base: nn.Module, undo: ExitStack) -> None:
         undo.callback(delattr, base, name)
 
 
+def note(output: Any, known: Mapping[str, Sequence[Any] | Tensor]) -> None:
+    """Lets the features of ``output`` carry more: a row of each value for every image or video."""
+    for at, feature in enumerate(_features(output)):
+        mark = {name: torch.as_tensor(value[at]) for name, value in known.items()}
+        setattr(feature, _MARK, {**getattr(feature, _MARK, {}), **mark})
+
+
+def exchange(base: nn.Module, name: str, encode: Callable[..., Any], undo: ExitStack) -> None:
+    """Puts ``encode`` in the place of the method ``name`` until ``undo`` is closed."""
+    before = vars(base).get(name)
+    setattr(base, name, encode)
+    if before is None:
+        undo.callback(delattr, base, name)
+    else:
+        undo.callback(setattr, base, name, before)
+
+
 def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What the images and videos in ``mm_encoder_outputs`` were encoded with; one row for each.
 
@@ -58,8 +75,7 @@ def _marking(encode: Callable[..., Any]) -> Callable[..., Any]:
         features = _features(output)
         given = signature.bind(*args, **kwargs).arguments
         known = {name: value for name, value in given.items() if _describes(name, value, features)}
-        for at, feature in enumerate(features):
-            setattr(feature, _MARK, {name: torch.as_tensor(v[at]) for name, v in known.items()})
+        note(output, known)
         return output
 
     return marked

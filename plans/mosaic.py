@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans import encoded
 from tpcal.plans.families.base import Family
 from tpcal.plans.stack import Grid, Prompt
 from tpcal.plans.tiles import arrangement, lost_view, sketches, tile_views, whole_view
@@ -62,20 +63,15 @@ class Mosaic(Family):
                 setattr(output, _SKETCHES, sketches(pixel_values))
             return output
 
-        marked = "get_image_features" in vars(base)
-        base.get_image_features = sketched
-        if marked:
-            undo.callback(setattr, base, "get_image_features", encode)
-        else:
-            undo.callback(delattr, base, "get_image_features")
+        encoded.exchange(base, "get_image_features", sketched, undo)
 
 
 def _tiles(inputs: Mapping[str, Any]) -> Tensor | None:
     """Sketches of all tiles of the batch; None where they were encoded before the plan's time."""
     if "pixel_values" in inputs:
         return sketches(inputs["pixel_values"])
-    encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
-    return getattr(encoded, _SKETCHES, None)
+    output = (inputs.get("mm_encoder_outputs") or {}).get("image")
+    return getattr(output, _SKETCHES, None)
 
 
 def _of_rows(tiles: Tensor | None, counts: list[list[int]]) -> list[Tensor | None]:

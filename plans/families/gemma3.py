@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import Family, square_grid, whole_images
@@ -20,16 +20,19 @@ class Gemma3(Family):
 
     The crops of pan-and-scan stand in the prompt as images of their own, and nothing tells where
     they were cut; each is a view of itself. Image tokens see their whole image, not text behind
-    it. Sliding layers hold less than their share of a plan's KV bytes: at most their window.
+    it. Attention read at a sliding layer is that of its window: tokens before it score nothing.
     """
 
     name = "gemma3"
     architectures = ("Gemma3ForConditionalGeneration", "ShieldGemma2ForImageClassification")
 
+    def base(self, model: PreTrainedModel) -> nn.Module:
+        """The module that receives token ids and images and calls the decoder."""
+        return _conditional(model).model
+
     def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
         """[..., V] from normed states [..., D]; of ShieldGemma 2, those of the model inside."""
-        head: Any = model if hasattr(model, "lm_head") else model.model
-        return head.lm_head(states)
+        return _conditional(model).lm_head(states)
 
     def grids(
         self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
@@ -40,8 +43,7 @@ class Gemma3(Family):
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
         """SigLIP's last layer."""
-        base: Any = model.base_model
-        return tower_of(base.vision_tower, -1)
+        return tower_of(_conditional(model).model.vision_tower, -1)
 
     def by_visual_token(
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
@@ -52,6 +54,11 @@ class Gemma3(Family):
 
 
 FAMILY = Gemma3()
+
+
+def _conditional(model: Any) -> Any:
+    """The model with a head over words."""
+    return model if hasattr(model, "lm_head") else model.model
 
 
 def _squares(n_visual: int, n_image: int) -> tuple[Grid, ...]:

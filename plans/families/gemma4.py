@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
-from typing import Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans import encoded
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.families.base import Family, softcapped
 from tpcal.plans.views import IMAGE, VIDEO, AnySize, Size
+
+if TYPE_CHECKING:
+    from tpcal.plans.forward import ForwardPass
+
+_VIDEO_SIZE = "video_size"
 
 
 class Gemma4(AnySize):
@@ -53,10 +60,34 @@ class Gemma4(AnySize):
             shapes = _shapes(inputs["image_position_ids"], pool)
             sizes[IMAGE] = [(1, n_rows, n_cols) for n_rows, n_cols in shapes]
         if "video_position_ids" in inputs:
-            frames = iter(_shapes(inputs["video_position_ids"], pool))
-            steps = inputs["num_frames_per_video"].tolist()
-            sizes[VIDEO] = [(n, *next(islice(frames, n - 1, n))) for n in steps]
+            frames = inputs["num_frames_per_video"]
+            sizes[VIDEO] = _of_videos(inputs["video_position_ids"], frames, pool)
+        elif _VIDEO_SIZE in inputs:
+            sizes[VIDEO] = [(t, h, w) for t, h, w in inputs[_VIDEO_SIZE].tolist()]
         return sizes
+
+    def attach(
+        self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack
+    ) -> None:
+        """Lets the features of videos carry their sizes, as `generate` drops the rest."""
+        base: Any = self.base(model)
+        encode, pool = base.get_video_features, model.config.vision_config.pooling_kernel_size
+
+        @wraps(encode)  # generate reads the signature to know what to pass
+        def sized(
+            pixel_values_videos: Tensor,
+            video_position_ids: Tensor,
+            num_frames_per_video: Tensor,
+            **kwargs: Any,
+        ) -> Any:
+            output = encode(
+                pixel_values_videos, video_position_ids, num_frames_per_video, **kwargs
+            )
+            sizes = _of_videos(video_position_ids, num_frames_per_video, pool)
+            encoded.note(output, {_VIDEO_SIZE: sizes})
+            return output
+
+        encoded.exchange(base, "get_video_features", sized, undo)
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
         """Widths of a sliding layer; of experts, those a token visits, beside the dense FFN.
@@ -71,6 +102,13 @@ class Gemma4(AnySize):
 
 
 FAMILY = Gemma4()
+
+
+def _of_videos(places: Tensor, n_frames: Tensor, pool: int) -> list[Size]:
+    """Steps, rows and columns of tokens of each video, from the patches of all their frames."""
+    starts = (n_frames.cumsum(0) - n_frames).to(places.device)
+    shapes = _shapes(places[starts], pool)
+    return [(n, *shape) for n, shape in zip(n_frames.tolist(), shapes, strict=True)]
 
 
 def _first_shared(model: PreTrainedModel) -> int:

@@ -81,14 +81,21 @@ def test_images_of_gemma_4_have_the_size_of_their_pixels_in_generate_too(name):
             assert [[(g.n_rows, g.n_cols) for g in row] for row in report.grids] == sizes
 
 
-def test_frames_of_gemma_4_are_steps_of_a_video():
-    tiny = case("gemma4", "sdpa")
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_shared"])
+def test_frames_of_gemma_4_are_steps_of_a_video_in_generate_too(name):
+    tiny = case(name, "sdpa")
     both = tiny.batch(tiny.videos)
     with apply(tiny.model, Plan((Cut(2, 0.5, "grid"),))) as handle:
-        tiny.model(**both, position_ids=tiny.numbered(both))
-        assert handle.last is not None
-        found = [[(g.image, g.time, g.n_rows, g.n_cols) for g in row] for row in handle.last.grids]
-    assert found == [[(0, time, 2, 3) for time in (0, 1)], [(0, time, 3, 2) for time in (0, 1, 2)]]
+        tiny.model(**both)
+        forward = handle.last
+        tiny.model.generate(**both, max_new_tokens=1)
+        for report in (forward, handle.last):
+            assert report is not None
+            found = [[(g.image, g.time, g.n_rows, g.n_cols) for g in row] for row in report.grids]
+            assert found == [
+                [(0, time, 2, 3) for time in (0, 1)],
+                [(0, time, 3, 2) for time in (0, 1, 2)],
+            ]
 
 
 def test_the_tokens_between_llama_4s_tiles_tell_how_they_lie():
@@ -259,7 +266,7 @@ def test_shieldgemma_runs_the_plan_of_the_model_inside():
     )
     shield: Any = ShieldGemma2ForImageClassification._from_config(config).eval()
     shield.model.load_state_dict(inner.model.state_dict())
-    plan, row = Plan((Cut(2, 0.5, "attention"), Cut(5, 0.0))), inner.rows[0]
+    plan, row = Plan((Cut(2, 0.5, "visionzip"), Cut(5, 0.0))), inner.rows[0]
     with apply(inner.model, plan):
         wanted = inner.model(**row).logits[:, -1, [40, 50]]
     plain = shield(**row).logits
