@@ -28,6 +28,14 @@ _STRUCTURE = (
     "layer_types",
     "sliding_window",
 )
+_EXPERTS = (
+    "moe_intermediate_size",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+)
+"""Part of the structure where a config has them."""
 
 
 @cache
@@ -70,6 +78,7 @@ def identity(
     family = find(model)
     text = _text_config(model)
     structure = {key: _width(text, key) for key in _STRUCTURE}
+    structure |= {key: _width(text, key) for key in _EXPERTS if hasattr(text, key)}
     structure["architecture"] = type(model).__name__
     canonical = json.dumps(structure, sort_keys=True, default=str)
     return ModelIdentity(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, SIDE, batch, prompt, tiny_llava
 
@@ -92,6 +93,18 @@ def test_identity_is_of_the_structure_not_the_weights(model):
     assert mine.architecture == "LlavaForConditionalGeneration"
     assert mine.fingerprint == identity(tiny_llava(seed=1)).fingerprint
     assert mine.fingerprint != identity(tiny_llava(n_kv_heads=1)).fingerprint
+
+
+@pytest.mark.parametrize("name", ["num_experts", "moe_intermediate_size"])
+def test_the_structure_is_also_that_of_the_experts(name):
+    model = tiny.case("qwen3_vl_moe", "sdpa").model
+    text, before = model.config.get_text_config(decoder=True), identity(model).fingerprint
+    value = getattr(text, name)
+    setattr(text, name, 2 * value)
+    try:
+        assert identity(model).fingerprint != before
+    finally:
+        setattr(text, name, value)
 
 
 def test_the_shape_of_the_decoder(model):
