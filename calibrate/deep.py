@@ -67,7 +67,7 @@ def case(loaded: Loaded) -> Case:
         Sample(f"{at}", tuple(_picture(size, at) for size in sizes), question)
         for at, (question, sizes) in enumerate(_PROMPTS)
     ]
-    rows = _typed([prompt_inputs(processor, [sample], model) for sample in samples])
+    rows = _typed([_row(loaded, sample) for sample in samples])
     pad = processor.tokenizer.pad_token_id
     return Case(
         loaded.name,
@@ -79,6 +79,18 @@ def case(loaded: Loaded) -> Case:
         # behind a prompt that sees both ways, text is marked as the answer, which does not
         appended={"token_type_ids": 1} if find(model).bidirectional else {},
     )
+
+
+def _row(loaded: Loaded, sample: Sample) -> dict[str, Tensor]:
+    """Inputs of one prompt; by the tokenizer where a processor wants an image in every prompt."""
+    try:
+        return prompt_inputs(loaded.processor, [sample], loaded.model)
+    except ValueError:
+        if sample.images:
+            raise
+    tokens = loaded.processor.tokenizer(sample.question, return_tensors="pt")
+    names = ("input_ids", "attention_mask")
+    return {name: tokens[name].to(loaded.model.device) for name in names}
 
 
 def _picture(size: tuple[int, int], seed: int) -> Image.Image:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +62,28 @@ def test_token_types_are_zeros_where_the_processor_gives_none() -> None:
     rows = deep._typed([with_types, {"input_ids": torch.ones(1, 2).long()}])
     assert rows[0]["token_type_ids"].tolist() == [[1, 1, 1]]
     assert rows[1]["token_type_ids"].tolist() == [[0, 0]]
+
+
+class Strict:
+    """A processor that wants an image in every prompt, as PaliGemma's does."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self.tokenizer = processor.tokenizer
+        self.apply_chat_template = processor.apply_chat_template
+
+    def __call__(self, images: Any = None, **kwargs: Any) -> Any:
+        if images is None:
+            raise ValueError("images are expected")
+        return self._processor(images=images, **kwargs)
+
+
+def test_words_go_to_the_tokenizer_where_the_processor_wants_images(loaded: Loaded) -> None:
+    strict: Any = Strict(loaded.processor)
+    case = deep.case(replace(loaded, processor=strict))
+    assert [set(row) for row in case.rows].count({"input_ids", "attention_mask"}) == 1
+    assert "pixel_values" in case.rows[0]
+    assert set(case.rows[2]) == {"input_ids", "attention_mask"}
 
 
 def test_progress_names_every_law(loaded: Loaded) -> None:
