@@ -313,6 +313,16 @@ def check_cache(cache: Cache | None) -> None:
         )
 
 
+def needs_mask(cache: Cache | None) -> bool:
+    """Whether one more token needs a mask: rows with filler, or a window among pruned layers."""
+    layers = () if cache is None else cache.layers
+    return any(
+        isinstance(layer, PrunedKV)
+        and (type(layer) is not PrunedKV or layer.held.valid is not None)
+        for layer in layers
+    )
+
+
 def kv_bytes(cache: Cache) -> list[int]:
     """[L] bytes of K and V that each layer holds for all rows, filler of ragged rows included."""
     return [

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.schema import Cut, Plan
+    from tpcal.plans.selectors.base import Selector
 
 
 @dataclass(frozen=True)
@@ -153,21 +154,26 @@ def selection_flops(plan: Plan, shape: DecoderShape, n_tokens: int, n_text: int)
     from tpcal.plans.selectors import create  # needs torch, which this module does without
 
     flops, alive = 0.0, n_tokens
+    row = 2.0 * shape.n_heads * shape.head_dim  # per key
     for cut, count in zip(plan.cuts, plan.counts(n_tokens), strict=True):
-        selector = None if cut.selector is None else create(cut.selector, cut.params)
-        condition = cut.condition
-        n_rows = 0
-        if cut.layer > 0 and (condition or (selector and selector.reads_attention)):
-            n_rows = 1
-            if condition or (selector and "text_scores" in selector.needs):
-                n_rows += n_text
-            if condition and condition.visual_to_text_below is not None:
-                n_rows += alive
-        flops += 2.0 * n_rows * shape.n_heads * shape.head_dim * (alive + n_text)
-        if selector and count < alive:
+        selector = None
+        if cut.selector is not None and count < alive:
+            selector = create(cut.selector, cut.params)
+        if cut.layer > 0:
+            flops += row * _n_score_rows(cut, selector, alive, n_text) * (alive + n_text)
+        if selector is not None:
             flops += selector.flops(Work(alive, count, n_text, shape.hidden))
         alive = count
     return flops
+
+
+def _n_score_rows(cut: Cut, selector: Selector | None, alive: int, n_text: int) -> int:
+    condition = cut.condition
+    if condition is None and (selector is None or not selector.reads_attention):
+        return 0
+    text = condition is not None or (selector is not None and "text_scores" in selector.needs)
+    both = condition is not None and condition.visual_to_text_below is not None
+    return 1 + n_text * text + alive * both
 
 
 def plan_cost(

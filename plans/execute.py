@@ -17,11 +17,12 @@ from typing import Any
 from weakref import WeakSet
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from tpcal.plans import encoded, graphs, stack, vision
 from tpcal.plans.attention import Probe, probing
-from tpcal.plans.cache import check_cache, kv_bytes
+from tpcal.plans.cache import check_cache, kv_bytes, needs_mask
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.families import find, identity
 from tpcal.plans.families.base import Family
@@ -134,6 +135,8 @@ class Handle:
         self._starts = True
         self._probes: Mapping[int, Probe] = {}
         self._vision: vision.Vision | None = None
+        self._watching: list[RemovableHandle] = []
+        self._text = model.config.get_text_config(decoder=True)
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._attach(undo)
@@ -176,17 +179,28 @@ class Handle:
             ),
             decoder.register_forward_hook(graphs.outside(self._after_decoder), always_call=True),
         ]
-        for at, layer in enumerate(layers):
-            before = graphs.outside(self._layer_hook(at))
-            hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
         for hook in hooks:
             undo.callback(hook.remove)
+        undo.callback(self._watch, False)
         encoded.remember(base, undo)
         if any("vision" in cut.needs for cut in self._cuts.values()):
             self._vision = undo.enter_context(vision.reading(family, model))
         family.attach(model, lambda: self._pass, undo)
         graphs.bound((model, base, decoder, *layers), len(layers), undo)
         _refuse_chunks(model, undo)
+
+    def _watch(self, needed: bool) -> None:
+        """Hooks the layers, before their other hooks, or unhooks them: every call of one costs."""
+        if needed == bool(self._watching):
+            return
+        for hook in self._watching:
+            hook.remove()
+        self._watching = [
+            layer.register_forward_pre_hook(
+                graphs.outside(self._layer_hook(at)), with_kwargs=True, prepend=True
+            )
+            for at, layer in enumerate(self._family.layers(self._model) if needed else ())
+        ]
 
     def _before_base(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -207,6 +221,10 @@ class Handle:
         prompt = None if length == 1 else self._read_prompt(ids, embeds)
         cache = kwargs.get("past_key_values")
         self._starts = cache is None or cache.get_seq_length() == 0
+        masks = (
+            kwargs.get("attention_mask") is not None or self._text._attn_implementation != "sdpa"
+        )
+        self._watch(length > 1 or masks or needs_mask(cache))
         self._pass = ForwardPass(
             self._cuts,
             prompt,

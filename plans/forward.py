@@ -223,6 +223,8 @@ class ForwardPass:
         if after is None or not after.reads_attention or layer not in self._probes:
             return
         condition = after.cut.condition
+        if condition is None and self._planned(after) == self.survivors.n_visual:
+            return  # nothing will leave
         both = condition is not None and condition.visual_to_text_below is not None
         text = condition is not None or "text_scores" in after.needs
         wanted = stack.attention_request(
@@ -232,12 +234,9 @@ class ForwardPass:
 
     def _cut(self, prepared: PreparedCut, hidden: Tensor) -> Tensor:
         prompt, before, cut = self._prompt, self.survivors, prepared.cut
-        capture = self._capture(cut.layer - 1) if prepared.reads_attention else None
-        alive = before.n_visual
-        n_left = tuple(
-            min(n_keep(cut.keep, n, prepared.round_to), a)
-            for n, a in zip(prompt.n_visual, alive, strict=True)
-        )
+        alive, n_left, capture = before.n_visual, self._planned(prepared), None
+        if prepared.reads_attention and (cut.condition is not None or n_left != alive):
+            capture = self._capture(cut.layer - 1)
         if cut.condition is not None:
             fires = _fires(cut.condition, capture)
             n_left = tuple(n if f else a for n, a, f in zip(n_left, alive, fires, strict=True))
@@ -262,6 +261,11 @@ class ForwardPass:
             t2v, v2t = capture.text_to_visual, capture.visual_to_text
         self.records.append(CutRecord(cut.layer, index, stays, t2v, v2t))
         return hidden
+
+    def _planned(self, prepared: PreparedCut) -> tuple[int, ...]:
+        """Visual tokens of each row after a cut that fires."""
+        kept = (n_keep(prepared.cut.keep, n, prepared.round_to) for n in self._prompt.n_visual)
+        return tuple(map(min, kept, self.survivors.n_visual))
 
     def _tokens(
         self,

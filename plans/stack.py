@@ -280,12 +280,12 @@ def scattered(states: Tensor, survivors: Survivors, length: int) -> Tensor:
     """[B, length, D] with the states [B, m, D] at their places and zeros where tokens left."""
     if survivors.places is None:
         return states
-    places = survivors.places
+    places, width = survivors.places, length
     if survivors.valid is not None:
-        places = torch.where(survivors.valid, places, length)  # filler goes behind the end
-    full = states.new_zeros(states.shape[0], length + 1, states.shape[2])
+        places, width = torch.where(survivors.valid, places, length), length + 1  # behind the end
+    full = states.new_zeros(states.shape[0], width, states.shape[2])
     rows = torch.arange(places.shape[0], device=places.device)[:, None]
-    return full.index_put((rows, places), states)[:, :length]
+    return full.index_put_((rows, places), states)[:, :length]
 
 
 class Gatherer:

@@ -12,8 +12,9 @@ from tpcal.plans.execute import apply
 from tpcal.plans.laws.trial import Trial, distance
 from tpcal.plans.laws.verdict import Broken, Law
 
-N_PER_LAYER = 8
-"""Graphs that one plan may take per layer, for prompts of any length and for decoding."""
+N_PER_LAYER = 12
+"""Graphs that one plan may take per layer: of three parts, at a fixed and at any length, for
+prompts and for decoding."""
 
 
 def compiled(trial: Trial) -> str:
