@@ -49,7 +49,8 @@ def tower_of(module: nn.Module, feature_layer: int | Sequence[int]) -> Tower | N
         module: A tower with a list ``layers`` or ``layer``, as in CLIP, SigLIP and InternViT.
         feature_layer: As in the configs of transformers: 0 is the embedding, -1 the last layer.
     """
-    lists = (part for name, part in module.named_modules() if _is_list(name))
+    parts = module.named_modules()
+    lists = (part for name, part in parts if name.rpartition(".")[2] in ("layers", "layer"))
     layers: Any = next(lists, ())
     wanted = [feature_layer] if isinstance(feature_layer, int) else feature_layer
     at = max((layer - 1 if layer >= 0 else layer + len(layers) for layer in wanted), default=-1)
@@ -288,10 +289,6 @@ def by_row(values: Tensor, counts: Sequence[int]) -> Tensor:
         raise _unread(f"{sum(counts)} visual tokens and {len(values)} encoded ones")
     parts = values.split(alone)
     return torch.cat([part for part in parts for _ in range(n_beams)])
-
-
-def _is_list(name: str) -> bool:
-    return name.rpartition(".")[2] in ("layers", "layer")
 
 
 def _unread(got: str) -> UsageError:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, SIDE, batch, prompt, rows_alone, tiny_llava
 from reference import class_attention, positions_of
+from tiny import case
 
 from tpcal.plans import stack
 from tpcal.plans.execute import apply
 from tpcal.plans.families import find
+from tpcal.plans.laws import run
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.schema import Cut, Plan
 
@@ -133,6 +135,15 @@ def test_cached_decoding_equals_a_pass_over_everything(model, selector):
         full = {**inputs, "input_ids": ids, "attention_mask": longer}
         whole = model(**full, position_ids=positions_of(longer)).logits[:, -1]
     assert (step - whole).abs().max() <= CLOSE
+
+
+@pytest.mark.filterwarnings("ignore:.*generation flags.*")
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_the_laws_hold_for_plans_that_read_the_tower_and_merge(name):
+    plan = Plan((Cut(0, 0.6, "vispruner"), Cut(2, 0.4, "visionzip"), Cut(4, 0.2, "pooling")))
+    verdicts = list(run(case(name, "sdpa"), plan=plan))
+    assert not [(v.law.name, v.detail) for v in verdicts if v.holds is False]
+    assert sum(v.holds is True for v in verdicts) >= 20
 
 
 def test_half_precision_stays_half(model):
