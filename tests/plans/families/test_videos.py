@@ -25,6 +25,8 @@ OF_VIDEOS = [
     "video_llama_3",
     "ernie4_5_vl_moe",
     "exaone4_5",
+    "gemma4",
+    "gemma4_shared",
     "llava_next_video",
     "llava_onevision",
     "video_llava",
