@@ -40,7 +40,7 @@ BTP_STAGE_1 = {
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in names()},
-    "balanced, BTP stage 1": ("balanced", BTP_STAGE_1),
+    "balanced, BTP": ("balanced", BTP_STAGE_1),
     "diversity, max_sum": ("diversity", {"rule": "max_sum"}),
 }
 
