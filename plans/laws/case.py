@@ -61,6 +61,9 @@ class Case:
         joined = {}
         for name in dict.fromkeys([*first, *second]):
             parts = [row[name] for row in (first, second) if name in row]
+            if name in self.per_row and parts[0].ndim == 1:  # how many images a prompt has
+                joined[name] = torch.stack(parts).sum(dim=0)
+                continue
             joined[name] = _joined(parts, dim=1 if name in {*alike, *self.per_row} else 0)
         return joined
 

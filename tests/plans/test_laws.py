@@ -64,6 +64,36 @@ def test_laws_have_names_and_sentences_of_their_own():
     assert all(law.says.endswith(".") and len(law.says) < 100 for law in LAWS)
 
 
+def test_a_prompt_after_another_joins_tokens_images_and_counts():
+    def row(n, n_images, **changes):
+        words = torch.arange(n)[None]
+        pixels = torch.ones(n_images, 2, 2)
+        counts = {"n_images": torch.tensor([n_images]), "tiles": pixels[None, :, 0]}
+        row = {"input_ids": words, "attention_mask": torch.ones_like(words), "pixels": pixels}
+        return {**row, **counts, **changes}
+
+    case = Case("joined", None, (), pad_id=9, per_row=frozenset({"n_images", "tiles"}))
+    first = case.padded(row(2, 1), 3)
+    joined = case.followed(first, row(2, 2, tiles=torch.ones(1, 2, 3)))
+    assert joined["input_ids"].tolist() == [[9, 0, 1, 0, 1]]
+    assert joined["attention_mask"].tolist() == [[0, 1, 1, 1, 1]]
+    assert joined["pixels"].shape == (3, 2, 2)
+    assert joined["n_images"].tolist() == [3]
+    assert joined["tiles"].shape == (1, 3, 3)  # one prompt of three images, padded
+    longer = case.extended(joined, torch.tensor([[7, 8]]))
+    assert longer["input_ids"].tolist() == [[9, 0, 1, 0, 1, 7, 8]]
+    assert longer["attention_mask"].sum() == 6
+
+
+def test_rounding_may_follow_the_noise_of_the_model():
+    case = tiny.case("llava", "sdpa")
+    exact, noisy = Trial(case), Trial(case, follow_noise=True)
+    with torch.no_grad():
+        assert exact.allowed == pytest.approx(1e-5 * 1.16, rel=0.1)
+        assert noisy.allowed == pytest.approx(4 * noisy.noise)
+        assert noisy.allowed > exact.allowed
+
+
 # Mutants: an executor with one fault, and the laws that must find it.
 
 
