@@ -248,9 +248,9 @@ def laws_view(verdicts: Sequence[Verdict], *, title: str) -> RenderableType:
     if n_tried < len(verdicts):
         summary += f" {len(verdicts) - n_tried} say nothing about this model (–)."
     note = (
-        "Differences are of logits. In float32 on a CPU, 1e-05 is allowed, times their standard "
-        "deviation where that is above 1; elsewhere four times what batching alone changes in the "
-        "unpruned model."
+        "Differences are of logits. Allowed is 1e-05, times their standard deviation where that "
+        "is above 1; or four times what batching alone changes in the unpruned model, where that "
+        "is more."
     )
     return Group(heading(title), table, Text(), Text(summary), Text(note, style=_QUIET))
 
