@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import ShieldGemma2Config, ShieldGemma2ForImageClassification
 
 from tpcal.plans import stack
 from tpcal.plans.execute import apply
-from tpcal.plans.families import decoder_shape, find
+from tpcal.plans.families import decoder_shape, find, identity
 from tpcal.plans.forward import with_grids
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.trial import Trial
@@ -257,6 +258,19 @@ def test_the_ffn_counts_the_experts_that_a_token_visits():
     # Llama 4: every second layer has one shared and one chosen expert of 48, the others 128.
     assert decoder_shape(case("llama4", "sdpa").model).ffn == (4 * 2 * 48 + 4 * 128) // 8
     assert decoder_shape(case("gemma4", "sdpa").model).ffn == 128 + 2 * 32
+
+
+def test_layers_of_different_width_are_part_of_a_models_identity():
+    model = case("gemma4", "sdpa").model
+    mine, wider = identity(model), copy.deepcopy(model.config)
+    wider.text_config.per_layer_config = {2: {"head_dim": 48, "num_key_value_heads": 1}}
+    config, model.config = model.config, wider
+    try:
+        assert identity(model).fingerprint != mine.fingerprint
+    finally:
+        model.config = config
+    plan = Plan((Cut(2, 0.5, "grid"),), model=mine)
+    apply(model, plan).remove()
 
 
 def test_shieldgemma_runs_the_plan_of_the_model_inside():
