@@ -2,7 +2,7 @@
 
 Pruned and unpruned passes take turns in one run, so that all figures are ratios from the same
 minutes. Weights are random: time does not depend on them. The image is encoded beforehand, as
-`generate` does it, and no figure includes the vision tower.
+`generate` does it: no figure includes the vision tower, nor the output head.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -152,7 +152,7 @@ def run(
 ) -> tuple[Seconds, list[Figures]]:
     """The unpruned model's times, and the figures of every plan."""
     bar = progress.add_task("measuring", total=n_repeats + 1 + len(made))
-    shape = decoder_shape(bench.model)
+    shape = replace(decoder_shape(bench.model), vocab=0)  # no output head
     n_visual = int((bench.inputs["input_ids"] == geometries.IMAGE).sum())
     lengths = {
         name: [n + n_text for n in plan.schedule(n_visual, shape.n_layers)]
