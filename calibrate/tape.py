@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans import stack, vision
+from tpcal.plans import stack
 from tpcal.plans.attention import Capture, Probe, probing
 from tpcal.plans.errors import UsageError
 from tpcal.plans.execute import is_applied
@@ -30,6 +30,7 @@ from tpcal.plans.forward import (
     shared_layers,
     with_grids,
 )
+from tpcal.plans.images import vision
 from tpcal.plans.schema import Cut
 
 

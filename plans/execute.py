@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from tpcal.plans import encoded, graphs, stack, vision
+from tpcal.plans import graphs, stack
 from tpcal.plans.attention import Probe, probing
 from tpcal.plans.cache import check_cache, kv_bytes, needs_mask
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.families import find, identity
 from tpcal.plans.families.base import Family
 from tpcal.plans.forward import CutRecord, ForwardPass, prepare, shared_layers, with_grids
+from tpcal.plans.images import encoded, vision
 from tpcal.plans.rules import Reader, check_cuts
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans import encoded, stack
+from tpcal.plans import stack
 from tpcal.plans.attention import Capture, Probe
 from tpcal.plans.cache import Held, PrunedKV, cache_layer, n_physical, pruned
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families.base import Family
+from tpcal.plans.images import encoded
 from tpcal.plans.schema import Condition, Cut, n_keep
 from tpcal.plans.selectors import create
 from tpcal.plans.selectors.base import Selector, Tokens

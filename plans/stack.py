@@ -77,7 +77,7 @@ class Prompt:
     """A ``text`` token stands before a visual one, so that visual tokens can attend to text."""
     vision: Tensor | None = None
     """[B, N, 1 + E] what the vision tower showed of each visual token, by rank; see
-    tpcal.plans.vision. None where no selector needs it."""
+    tpcal.plans.images.vision. None where no selector needs it."""
 
     @property
     def n_rows(self) -> int:

@@ -21,7 +21,7 @@ from tpcal.plans.stack import Grid, Prompt
 
 if TYPE_CHECKING:
     from tpcal.plans.forward import ForwardPass
-    from tpcal.plans.vision import Tower
+    from tpcal.plans.images.vision import Tower
 
 _TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
@@ -118,7 +118,7 @@ class Family:
             model: The model.
             prompt: Without grids.
             inputs: What the base model was called with, without None. Where images were encoded
-                before, what they were encoded with is among it (plans/encoded.py).
+                before, what they were encoded with is among it (plans/images/encoded.py).
 
         Raises:
             UsageError: The tokens of a row are not those of whole images.

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import run_lengths
-from tpcal.plans.mosaic import Mosaic
+from tpcal.plans.images.mosaic import Mosaic
 from tpcal.plans.stack import Prompt
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.views import AnySize
+from tpcal.plans.images.views import AnySize
 
 
 class Ernie45VL(AnySize):

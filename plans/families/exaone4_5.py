@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tpcal.plans.families.base import Family
-from tpcal.plans.views import AnySize
+from tpcal.plans.images.views import AnySize
 
 
 class Exaone45(AnySize):

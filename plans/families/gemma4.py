@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans import encoded
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.families.base import Family, softcapped
-from tpcal.plans.views import IMAGE, VIDEO, AnySize, Size
+from tpcal.plans.images import encoded
+from tpcal.plans.images.views import IMAGE, VIDEO, AnySize, Size
 
 if TYPE_CHECKING:
     from tpcal.plans.forward import ForwardPass

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.families.llava_next import tiled_shape, tower_side, with_newlines
+from tpcal.plans.images.views import IMAGE, InOrder
 from tpcal.plans.stack import Grid
-from tpcal.plans.views import IMAGE, InOrder
 
 
 class Granite4Vision(InOrder):

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import Family
+from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
 from tpcal.plans.stack import Grid, Prompt
-from tpcal.plans.tiles import lost_view, tile_views, whole_view
 
 
 class Idefics3(Family):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.families.base import Family
-from tpcal.plans.views import IMAGE, VIDEO, AnySize, Size
+from tpcal.plans.images.views import IMAGE, VIDEO, AnySize, Size
 
 
 class KimiK25(AnySize):

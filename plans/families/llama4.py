@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.families.base import Family
+from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
 from tpcal.plans.stack import Grid, Prompt
-from tpcal.plans.tiles import lost_view, tile_views, whole_view
 
 if TYPE_CHECKING:
     from tpcal.plans.forward import ForwardPass

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families import mistral3
 from tpcal.plans.families.base import Family, square_grid
+from tpcal.plans.images.vision import Tower, tower_of, without_class
 from tpcal.plans.stack import Grid, Prompt
-from tpcal.plans.vision import Tower, tower_of, without_class
 
 
 class Llava(Family):

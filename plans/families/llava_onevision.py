@@ -20,9 +20,9 @@ from tpcal.plans.families.llava_next import (
     uncovering,
     with_newlines,
 )
+from tpcal.plans.images.views import IMAGE, VIDEO, InOrder, steps_of
+from tpcal.plans.images.vision import Tower, tower_of, without_class
 from tpcal.plans.stack import Grid
-from tpcal.plans.views import IMAGE, VIDEO, InOrder, steps_of
-from tpcal.plans.vision import Tower, tower_of, without_class
 
 _SLACK = 1.1
 """Tiles shrink where their sides are this many times too long."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
+from tpcal.plans.images.views import AnySize
+from tpcal.plans.images.vision import Tower, merged_blocks
 from tpcal.plans.stack import Survivors
-from tpcal.plans.views import AnySize
-from tpcal.plans.vision import Tower, merged_blocks
 
 if TYPE_CHECKING:
     from tpcal.plans.forward import ForwardPass

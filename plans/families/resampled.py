@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.families.base import Family, run_lengths
+from tpcal.plans.images.tiles import unplaced_view
 from tpcal.plans.stack import Grid, Prompt
-from tpcal.plans.tiles import unplaced_view
 
 
 class Resampled(Family):

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tpcal.plans.families.base import Family
-from tpcal.plans.views import IMAGE, VIDEO, AnySize, Size
+from tpcal.plans.images.views import IMAGE, VIDEO, AnySize, Size
 
 
 class VideoLlama3(AnySize):

@@ -12,10 +12,11 @@ from mrope import IMAGE
 from tiny import case
 from torch import Tensor
 
-from tpcal.plans import encoded, stack
+from tpcal.plans import stack
 from tpcal.plans.execute import apply
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.forward import with_grids
+from tpcal.plans.images import encoded
 from tpcal.plans.schema import Cut, Plan
 
 HALF = Plan((Cut(2, 0.5, "random"), Cut(5, 0.25, "grid")))

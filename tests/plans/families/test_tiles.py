@@ -17,8 +17,8 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.execute import apply
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.forward import with_grids
+from tpcal.plans.images.tiles import arrangement, sketches
 from tpcal.plans.schema import Cut, Plan
-from tpcal.plans.tiles import arrangement, sketches
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)

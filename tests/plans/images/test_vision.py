@@ -10,10 +10,10 @@ from models import N_IMAGE, batch, prompt, tiny_llava
 from reference import class_attention
 from tiny import case
 
-from tpcal.plans import vision
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.execute import apply
 from tpcal.plans.families import find
+from tpcal.plans.images import vision
 from tpcal.plans.schema import Cut, Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*generation flags.*")

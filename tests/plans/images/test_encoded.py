@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from tpcal.plans import encoded
+from tpcal.plans.images import encoded
 
 
 class Encoder(nn.Module):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans import encoded
 from tpcal.plans.families.base import Family
+from tpcal.plans.images import encoded
+from tpcal.plans.images.tiles import arrangement, lost_view, sketches, tile_views, whole_view
 from tpcal.plans.stack import Grid, Prompt
-from tpcal.plans.tiles import arrangement, lost_view, sketches, tile_views, whole_view
 
 if TYPE_CHECKING:
     from tpcal.plans.forward import ForwardPass
@@ -24,7 +24,7 @@ _SKETCHES = "_tpcal_sketches"
 class Mosaic(Family):
     """Base of the families whose images are tiles and, where there are several, an overview last.
 
-    How the tiles lie is read off the pixels (`tpcal.plans.tiles.arrangement`).
+    How the tiles lie is read off the pixels (`tpcal.plans.images.tiles.arrangement`).
     """
 
     def tile_side(self, model: PreTrainedModel) -> int:
