@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
 
 OUT = Path("tpcal-out")
+MEASURE_TIMES = 2
+"""A search compares plans on so many times the profile's samples: on few it finds what suits them.
+Of data with an end at most half the rows, so that the other half stays unseen."""
 PRESET = "preset:"
 Arguments = tuple[str, ...]
 
@@ -170,6 +173,12 @@ def calibrate(
 )
 @click.option("--no-measure", is_flag=True, help="Predict only; the model is not loaded.")
 @click.option("--data", metavar="DATA", help="Where the profile's samples are now, if they moved.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Samples to measure on.  [default: twice the profile's]",
+)
 @options.model_options
 @options.batch_size_option(16)
 @click.option(
@@ -184,6 +193,7 @@ def plan(
     timeout: float | None,
     no_measure: bool,
     data: str | None,
+    samples: int | None,
     model: ModelChoice,
     batch_size: int,
     storage: str | None,
@@ -210,7 +220,7 @@ def plan(
         measurer = None
         if not no_measure:
             report(0, 0, "Loading the model")
-            measurer = _measurer(profile, folder, model, data, batch_size)
+            measurer = _measurer(profile, folder, model, data, samples, batch_size)
         from tpcal.planner.search import search
 
         report(0, 0, "Planning")
@@ -622,9 +632,14 @@ def _try_laws(file: str | None, model: ModelChoice) -> None:
 
 
 def _measurer(
-    profile: Profile, folder: Path, model: ModelChoice, data: str | None, batch_size: int
+    profile: Profile,
+    folder: Path,
+    model: ModelChoice,
+    data: str | None,
+    n_samples: int | None,
+    batch_size: int,
 ) -> Measurer:
-    """Runs the profile's model on the profile's samples."""
+    """Runs the profile's model on samples drawn as the profile's were, the same ones first."""
     from tpcal.calibrate.measure import Measurer
 
     made_for = profile.model
@@ -633,12 +648,18 @@ def _measurer(
         problem = f"made for {made_for.name}, whose structure differs from {loaded.name}'s."
         raise FitError(str(folder), [problem])
     choice = DataChoice.restored(profile.provenance.get("samples", {}))
-    samples = replace(choice, data=data or choice.data).load("calibration")
+    choice = replace(choice, data=data or choice.data)
+    samples = choice.load("calibration")
     if samples.fingerprint != profile.provenance["data"]["fingerprint"]:
         raise UsageError(
             f"{folder} was measured on other samples than {samples.name} gives now. Name the data "
             "set with --data, calibrate again, or plan with --no-measure."
         )
+    n = len(samples)
+    most = MEASURE_TIMES * n if samples.n_rows is None else samples.n_rows // 2
+    wanted = n_samples or max(n, min(MEASURE_TIMES * n, most))
+    if wanted != n:
+        samples = replace(choice, samples=wanted).load("calibration")
     return Measurer(loaded, samples, batch_size=batch_size)
 
 

@@ -51,6 +51,7 @@ class Samples(Sequence[Sample]):
         rows: What ``read`` makes samples of.
         read: The sample of a row.
         recipe: Plain data from which the same samples can be loaded again.
+        n_rows: Rows they were drawn from; None where there is no end of them.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Samples(Sequence[Sample]):
         rows: Sequence[Any],
         read: Callable[[Any], Sample],
         recipe: Mapping[str, Any] | None = None,
+        n_rows: int | None = None,
     ) -> None:
         self.name = name
+        self.n_rows = n_rows
         self.description = description
         self.recipe: Mapping[str, Any] = recipe or {}
         self._rows = rows
@@ -127,7 +130,9 @@ def load_samples(
     recipe |= {f"{k}_column": v for k, v in asdict(named).items() if v is not None}
     rows = _draw(table, named, n, order(len(table), split, seed))
     description = f"{len(rows)} of {len(table)} samples of {table.name} ({split}, seed {seed})"
-    return Samples(table.name, description, rows, lambda i: _sample(table, named, i), recipe)
+    return Samples(
+        table.name, description, rows, lambda i: _sample(table, named, i), recipe, len(table)
+    )
 
 
 def _embedded(split: str, n: int, seed: int, recipe: Mapping[str, Any]) -> Samples:

@@ -14,6 +14,10 @@ from optuna.trial import FrozenTrial
 from tpcal.planner.study import WorstGroupPruner
 from tpcal.plans.schema import Cut
 
+MOST = 1.0
+"""Nats per answer token that a sample's loss counts at most: beyond them the answer is lost, and
+how far beyond is chance. Without a limit single samples decide which group is the worst."""
+
 
 class Measures(Protocol):
     """Runs plans on calibration samples; `tpcal.calibrate.measure.Measurer` is one."""
@@ -49,7 +53,7 @@ def measure(
     for samples, losses, flipped in measurer.losses(cuts):
         at = np.asarray(samples, dtype=np.int64)
         # Float32 sums of a KL can end a little below 0, and the pruner's bound relies on >= 0.
-        kl[at] = np.maximum(np.asarray(losses, dtype=np.float64), 0.0)
+        kl[at] = np.clip(np.asarray(losses, dtype=np.float64), 0.0, MOST)
         flips[at] = np.asarray(flipped, dtype=np.float64)
         for sample in at.tolist():
             trial.report(float(kl[sample]), sample)

@@ -28,7 +28,7 @@ CALIBRATE = [
     "--model",
     "./tiny",
     "--samples",
-    "4",
+    "14",
     "--selectors",
     "attention,grid",
     "--keeps",
@@ -253,7 +253,7 @@ def test_bad_images_end_with_one_line(tpcal: Tpcal, image: str, said: str) -> No
 def test_a_layer_the_model_does_not_have_is_refused(tpcal: Tpcal) -> None:
     result = tpcal("calibrate", "--model", "./tiny", "--samples", "2", "--layers", "2-9")
     assert result.exit_code == 2
-    assert "below the model's 4 layers" in result.stderr
+    assert "layers must be in 0..3 for this model; got 4" in result.stderr
 
 
 def test_models_that_cannot_be_used_end_with_one_line(tpcal: Tpcal, made: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 from tpcal.planner.search import search
 from tpcal.planner.space import spent
 from tpcal.planner.study import RepeatableTpe, WorstGroupPruner, open_storage, open_study
+from tpcal.planner.trials import MOST, measure
 from tpcal.plans.errors import BudgetError, GuardrailError, UsageError
-from tpcal.plans.schema import dump_plan, load_preset, parse_plan, presets
+from tpcal.plans.schema import Cut, dump_plan, load_preset, parse_plan, presets
 
 
 def test_the_plan_is_the_best_measured_one_and_meets_the_budget(make_world, make_measurer) -> None:
@@ -26,7 +27,7 @@ def test_the_plan_is_the_best_measured_one_and_meets_the_budget(make_world, make
     assert 0 <= 0.22 * 144 * 12 - spent(plan.cuts, 144, 12) <= 12
     full = [t for t in found.trials if t.outcome == "measured"]
     assert max(plan.loss.measured.values()) == pytest.approx(min(t.loss for t in full), abs=1e-6)
-    true = world.loss(plan.cuts)
+    true = np.minimum(world.loss(plan.cuts), MOST)
     for g, group in enumerate(world.groups):
         mean = true[world.sample_group == g].mean()
         assert plan.loss.measured[group] == pytest.approx(mean, abs=1e-6)
@@ -335,3 +336,17 @@ def test_a_trial_that_lost_more_already_than_the_best_in_all_is_stopped_at_once(
     for sample in (0, 2, 4):  # 3 x 4 over 20 samples of the group: at least 0.6
         trial.report(4.0, sample)
     assert trial.should_prune()
+
+
+def test_one_lost_sample_does_not_make_a_group_the_worst(make_world, make_measurer) -> None:
+    class Spiky(make_measurer):
+        def losses(self, cuts):
+            for at, losses, flips in super().losses(cuts):
+                yield at, np.where(at == 0, 50.0, losses * 0), flips
+
+    measurer = Spiky(make_world(n_samples=48))
+    study = optuna.create_study()
+    trial, pruner = study.ask(), WorstGroupPruner(measurer.sample_group)
+    study.pruner = pruner
+    loss = measure(trial, measurer, [Cut(2, 0.5, "grid")], pruner)
+    assert loss == pytest.approx(MOST / 16)
