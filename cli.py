@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
 
 OUT = Path("tpcal-out")
-MEASURE_TIMES = 2
-"""A search compares plans on so many times the profile's samples: on few it finds what suits them.
-Of data with an end at most half the rows, so that the other half stays unseen."""
 PRESET = "preset:"
 Arguments = tuple[str, ...]
 
@@ -640,7 +637,7 @@ def _measurer(
     batch_size: int,
 ) -> Measurer:
     """Runs the profile's model on samples drawn as the profile's were, the same ones first."""
-    from tpcal.calibrate.measure import Measurer
+    from tpcal.calibrate.measure import Measurer, n_to_measure
 
     made_for = profile.model
     loaded = model.or_else(made_for.name, made_for.revision).load()
@@ -655,10 +652,8 @@ def _measurer(
             f"{folder} was measured on other samples than {samples.name} gives now. Name the data "
             "set with --data, calibrate again, or plan with --no-measure."
         )
-    n = len(samples)
-    most = MEASURE_TIMES * n if samples.n_rows is None else samples.n_rows // 2
-    wanted = n_samples or max(n, min(MEASURE_TIMES * n, most))
-    if wanted != n:
+    wanted = n_samples or n_to_measure(len(samples), samples.n_rows)
+    if wanted != len(samples):
         samples = replace(choice, samples=wanted).load("calibration")
     return Measurer(loaded, samples, batch_size=batch_size)
 

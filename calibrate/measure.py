@@ -102,6 +102,20 @@ class Measurer:
         return _Batch(np.array(numbers), tape, full, encoded.positions, encoded.valid)
 
 
+def n_to_measure(n_profile: int, n_rows: int | None) -> int:
+    """Samples that a search compares plans on.
+
+    Twice those of the profile: on few, a search finds what suits them, while single cuts are told
+    apart by fewer. Of data with an end at most half of the rows, so that the others stay unseen.
+
+    Args:
+        n_profile: Samples of the profile.
+        n_rows: Rows of the data; None where there is no end of them.
+    """
+    most = 2 * n_profile if n_rows is None else min(2 * n_profile, n_rows // 2)
+    return max(n_profile, most)
+
+
 def in_turns(groups: Sequence[str]) -> list[int]:
     """Numbers 0..n-1, one of each group in turn, in order within a group."""
     members: dict[str, list[int]] = defaultdict(list)
