@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def _section(context: click.Context) -> str:
 
 
 def _families_table() -> str:
-    """A row per family: what it serves, what it knows, and the tiny models it is tried on."""
+    """A row per family: what it serves, what it offers, and the tiny models it is tried on."""
     sys.path.insert(0, str(DOCS.parent / "tests"))
     tiny = import_module("tiny")
     from tpcal.plans.families import families, find
@@ -49,16 +50,31 @@ def _families_table() -> str:
     for name in tiny.names():
         case = tiny.case(name, "eager")  # which every model has
         cases[find(case.model).name].append(case)
-    lines = ["| family | models | what it is for | video | tried on |", "|---|---|---|---|---|"]
+    titles = ["family", "models", "what it is for", "videos", "tower's attention", "tried on"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, family in families().items():
         tried = cases[name]
         served = family.architectures or sorted({type(case.model).__name__ for case in tried})
         models = ", ".join(kind.removesuffix("ForConditionalGeneration") for kind in served)
         about = (sys.modules[type(family).__module__].__doc__ or "").splitlines()[0]
-        video = "yes" if any(case.videos for case in tried) else "–"
-        names = ", ".join(f"`{case.name}`" for case in tried)
-        lines.append(f"| `{name}` | {models} | {about} | {video} | {names} |")
-    return "\n".join(lines) + "\n"
+        videos = _some(case.name for case in tried if case.videos)
+        towers = _some(case.name for case in tried if family.tower(case.model) is not None)
+        names = _some(case.name for case in tried)
+        lines.append(f"| `{name}` | {models} | {about} | {videos} | {towers} | {names} |")
+    return "\n".join([*lines, "", *_exceptions()]) + "\n"
+
+
+def _exceptions() -> list[str]:
+    """The laws that say nothing about a tiny model, and why."""
+    tests = import_module("plans.test_laws")
+    why: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (case, law), reason in tests.INAPPLICABLE.items():
+        why[case, reason].append(law)
+    return [f"- `{case}`: {', '.join(laws)} ({reason})" for (case, reason), laws in why.items()]
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "–"
 
 
 if __name__ == "__main__":
