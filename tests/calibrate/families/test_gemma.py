@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from replays import gives_what_production_gives, keeping_all_changes_nothing, recorded
 from tiny import case
 from torch import Tensor
 
@@ -78,29 +79,18 @@ def production(tiny: Case, cuts: tuple[Cut, ...]) -> tuple[Tensor, tuple[CutReco
 @pytest.mark.parametrize("name", NAMES)
 def test_a_replay_gives_the_answer_logits_of_production(name, cuts):
     tiny = case(name, "sdpa")
-    batch = encoded(tiny)
-    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
-    replayed = tape.replay(cuts, batch.positions)
-    logits, records = production(tiny, cuts)
-    assert [r.kept for r in replayed.records] == [r.kept for r in records]
-    assert (replayed.logits - logits).abs().max() <= CLOSE
-    changed = (tape.logits(batch.positions) - replayed.logits).abs().amax(dim=(1, 2))
-    assert changed[[0, 1, 3]].max() > 1000 * CLOSE  # the plan does something
-    assert changed[2] <= CLOSE  # and nothing to the row without an image
+    gives_what_production_gives(tiny, encoded(tiny), cuts, production(tiny, cuts))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_replay_that_keeps_everything_equals_the_recording(name):
     tiny = case(name, "eager")
     batch = encoded(tiny)
-    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
+    tape = recorded(tiny, batch)
     out = tiny.model(**batch.inputs, position_ids=tiny.numbered(batch.inputs))
     rows = torch.arange(len(batch.positions))[:, None]
     torch.testing.assert_close(out.logits[rows, batch.positions], tape.logits(batch.positions))
-    for layer in (0, 1, 3):
-        replayed = tape.replay([Cut(layer, 1.0, "random")], batch.positions)
-        assert torch.equal(replayed.logits, tape.logits(batch.positions))
-        assert torch.equal(replayed.first_output, tape.state(layer + 1))
+    keeping_all_changes_nothing(tape, batch, (0, 1, 3))
 
 
 def test_a_replay_keeps_the_temperature_of_every_place():

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from replays import gives_what_production_gives, keeping_all_changes_nothing, recorded
 from tiny import case
 from torch import Tensor
 
@@ -83,26 +84,17 @@ def production(
 @pytest.mark.parametrize("name", NAMES)
 def test_a_replay_gives_the_answer_logits_of_production(name, cuts):
     tiny = case(name, "sdpa")
-    batch = encoded(tiny, range(4))
-    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
-    replayed = tape.replay(cuts, batch.positions)
-    logits, records = production(tiny, range(4), cuts)
-    assert [r.kept for r in replayed.records] == [r.kept for r in records]
-    assert (replayed.logits - logits).abs().max() <= CLOSE
-    changed = (tape.logits(batch.positions) - replayed.logits).abs().amax(dim=(1, 2))
-    assert changed[[0, 1, 3]].max() > 1000 * CLOSE  # the plan does something
-    assert changed[2] <= CLOSE  # and nothing to the row without an image
+    gives_what_production_gives(
+        tiny, encoded(tiny, range(4)), cuts, production(tiny, range(4), cuts)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_replay_that_keeps_everything_equals_the_recording(name):
     tiny = case(name, "eager")
     batch = encoded(tiny, range(4))
-    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
-    for layer in (0, 1, 3):
-        replayed = tape.replay([Cut(layer, 1.0, "random")], batch.positions)
-        assert torch.equal(replayed.logits, tape.logits(batch.positions))
-        assert torch.equal(replayed.first_output, tape.state(layer + 1))
+    tape = recorded(tiny, batch)
+    keeping_all_changes_nothing(tape, batch, (0, 1, 3))
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from replays import gives_what_production_gives, keeping_all_changes_nothing, recorded
 from tiny import case
 from torch import Tensor
 
 from tpcal.calibrate.batches import Encoded, _teacher_forced
-from tpcal.calibrate.tape import Tape
 from tpcal.plans.execute import apply
 from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws import Case
@@ -64,22 +64,12 @@ def production(tiny: Case, cuts: tuple[Cut, ...]) -> tuple[Tensor, tuple[CutReco
 @pytest.mark.parametrize(("name", "cuts"), PLANS)
 def test_a_replay_gives_the_answer_logits_of_production(name, cuts):
     tiny = case(name, "sdpa")
-    batch = encoded(tiny)
-    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
-    replayed = tape.replay(cuts, batch.positions)
-    logits, records = production(tiny, cuts)
-    assert [r.kept for r in replayed.records] == [r.kept for r in records]
-    assert (replayed.logits - logits).abs().max() <= CLOSE
-    changed = (tape.logits(batch.positions) - replayed.logits).abs().amax(dim=(1, 2))
-    assert changed[[0, 1, 3]].max() > 1000 * CLOSE  # the plan does something
-    assert changed[2] <= CLOSE  # and nothing to the row without an image
+    gives_what_production_gives(tiny, encoded(tiny), cuts, production(tiny, cuts))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_replay_that_keeps_everything_equals_the_recording(name):
     tiny = case(name, "eager")
     batch = encoded(tiny)
-    tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
-    for layer in (3,) if name == "granite4_vision" else (0, 1, 3):
-        replayed = tape.replay([Cut(layer, 1.0, "random")], batch.positions)
-        assert torch.equal(replayed.logits, tape.logits(batch.positions))
+    tape = recorded(tiny, batch)
+    keeping_all_changes_nothing(tape, batch, (3,) if name == "granite4_vision" else (0, 1, 3))

@@ -8,12 +8,13 @@ import letters
 import pytest
 import tiles
 import torch
+from chats import is_the_processors_chat, keeps_what_the_plan_says
 from gemma import SIDE
 from tiny.gemma3 import build
 from transformers import Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from tpcal.calibrate.batches import encode, generate_ids, prompt_inputs
+from tpcal.calibrate.batches import encode, prompt_inputs
 from tpcal.calibrate.samples import Sample
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.execute import apply
@@ -78,36 +79,11 @@ def test_image_tokens_alone_have_type_1_in_prompts_and_with_answers(model, proce
 
 
 def test_a_batch_keeps_what_the_plan_says_and_each_row_what_it_keeps_alone(model, processor):
-    with apply(model, PLAN) as handle:
-        answers = generate_ids(model, processor, prompt_inputs(processor, SAMPLES, model), 4)
-        report = handle.last
-        assert report is not None
-        assert report.n_visual == N_VISUAL
-        for row, n in enumerate(report.n_visual):
-            assert tuple(len(cut.kept[row]) for cut in report.cuts) == PLAN.counts(n)
-        for row, sample in enumerate(SAMPLES):
-            alone = prompt_inputs(processor, [sample], model)
-            assert generate_ids(model, processor, alone, 4) == [answers[row]]
-            if sample.images:
-                assert handle.last is not None
-                assert [c.kept[0] for c in handle.last.cuts] == [c.kept[row] for c in report.cuts]
+    keeps_what_the_plan_says(model, processor, SAMPLES, PLAN, N_VISUAL)
 
 
 def test_a_chat_tokenized_by_the_processor_is_the_same_prompt(model, processor):
-    sample = SAMPLES[1]
-    content = [{"type": "image", "image": image} for image in sample.images]
-    content.append({"type": "text", "text": sample.question})
-    chat = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    mine = prompt_inputs(processor, [sample], model)
-    assert set(chat) == set(mine)
-    for name, value in mine.items():
-        torch.testing.assert_close(value, chat[name], check_dtype=False)
+    is_the_processors_chat(model, processor, SAMPLES[1])
 
 
 def test_crops_of_pan_and_scan_are_views_of_themselves(model, processor):

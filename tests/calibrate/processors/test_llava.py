@@ -8,9 +8,10 @@ import numpy as np
 import processors
 import pytest
 import torch
+from chats import is_the_processors_chat, keeps_what_the_plan_says
 from PIL import Image
 
-from tpcal.calibrate.batches import encode, generate_ids, prompt_inputs
+from tpcal.calibrate.batches import encode, prompt_inputs
 from tpcal.calibrate.samples import Sample
 from tpcal.plans.execute import apply
 from tpcal.plans.schema import Cut, Plan
@@ -60,37 +61,11 @@ def processor(kind):
 
 
 def test_a_batch_keeps_what_the_plan_says_and_each_row_what_it_keeps_alone(kind, model, processor):
-    together = prompt_inputs(processor, SAMPLES, model)
-    with apply(model, PLAN) as handle:
-        answers = generate_ids(model, processor, together, 4)
-        report = handle.last
-        assert report.n_visual == N_VISUAL[kind]
-        for row, n in enumerate(report.n_visual):
-            assert tuple(len(cut.kept[row]) for cut in report.cuts) == PLAN.counts(n)
-        for row, sample in enumerate(SAMPLES):
-            alone = prompt_inputs(processor, [sample], model)
-            assert generate_ids(model, processor, alone, 4) == [answers[row]]
-            if sample.images:
-                assert [cut.kept[0] for cut in handle.last.cuts] == [
-                    cut.kept[row] for cut in report.cuts
-                ]
+    keeps_what_the_plan_says(model, processor, SAMPLES, PLAN, N_VISUAL[kind])
 
 
 def test_a_chat_tokenized_by_the_processor_is_the_same_prompt(model, processor):
-    sample = SAMPLES[1]
-    content = [{"type": "image", "image": image} for image in sample.images]
-    content.append({"type": "text", "text": sample.question})
-    chat = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    mine = prompt_inputs(processor, [sample], model)
-    assert set(chat) == set(mine)
-    for name, value in mine.items():
-        torch.testing.assert_close(value, chat[name], check_dtype=False)
+    is_the_processors_chat(model, processor, SAMPLES[1])
 
 
 def test_teacher_forced_batches_keep_the_same_tokens_as_their_prompts(kind, model, processor):
