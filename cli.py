@@ -14,9 +14,11 @@ from tpcal.options import DataChoice, Listed, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 
 if TYPE_CHECKING:
+    from tpcal.calibrate.evaluate import Evaluation
     from tpcal.calibrate.measure import Measurer
     from tpcal.calibrate.models import Loaded
     from tpcal.calibrate.profile import Profile
+    from tpcal.calibrate.samples import Samples
     from tpcal.plans.schema import Plan
 
 OUT = Path("tpcal-out")
@@ -380,14 +382,7 @@ def show(
 @options.model_options
 @options.data_options
 @options.batch_size_option(32)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="Longest answer.",
-)
+@options.answer_length_option(16)
 def evaluate(
     file: str | None, model: ModelChoice, data: DataChoice, batch_size: int, max_new_tokens: int
 ) -> None:
@@ -403,20 +398,7 @@ def evaluate(
     """
     from tpcal import render
 
-    with terminal.progress() as report:
-        found, loaded = _plan_and_model(file, model, report)
-        from tpcal.calibrate.evaluate import evaluate as run_both
-
-        report(0, 0, "Loading the samples")
-        samples = data.load("eval")
-        evaluation = run_both(
-            loaded,
-            samples,
-            found,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            progress=report,
-        )
+    _, samples, evaluation = _both_answers(file, model, data, batch_size, max_new_tokens)
     title = f"{file or 'unpruned'} on {samples.name}"
     terminal.console().print(render.evaluation_view(evaluation, title=title))
 
@@ -449,14 +431,7 @@ def evaluate(
 @options.model_options
 @options.data_options
 @options.batch_size_option(32)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="Longest answer.",
-)
+@options.answer_length_option(16)
 def certify(
     file: str,
     max_flips: float,
@@ -485,21 +460,8 @@ def certify(
 
     if output is None and file.startswith(PRESET):
         raise click.UsageError("A preset cannot be written to; name a file with --output.")
-    with terminal.progress() as report:
-        found, loaded = _plan_and_model(file, model, report)
-        assert found is not None
-        report(0, 0, "Loading the samples")
-        samples = data.load("eval")
-        from tpcal.calibrate.evaluate import evaluate as run_both
-
-        evaluation = run_both(
-            loaded,
-            samples,
-            found,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            progress=report,
-        )
+    found, _, evaluation = _both_answers(file, model, data, batch_size, max_new_tokens)
+    assert found is not None
     changed = changed_by_group(evaluation)
     proven = certificate(changed, max_flips, confidence, each_group=each_group)
     save_plan(replace(found, certificate=proven), output or Path(file))
@@ -511,14 +473,7 @@ def certify(
 @click.option("--image", "images", multiple=True, metavar="FILE", help="Image; may be repeated.")
 @click.option("--plan", "file", metavar="PLAN", help="Plan file or preset:NAME.")
 @options.model_options
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Longest answer.",
-)
+@options.answer_length_option(64)
 def run(
     question: str, images: Arguments, file: str | None, model: ModelChoice, max_new_tokens: int
 ) -> None:
@@ -604,6 +559,27 @@ def _plan_and_model(
     if problems:
         raise FitError(file, problems)
     return found, loaded
+
+
+def _both_answers(
+    file: str | None, model: ModelChoice, data: DataChoice, batch_size: int, max_new_tokens: int
+) -> tuple[Plan | None, Samples, Evaluation]:
+    """The plan, unseen samples, and their answers with and without the plan."""
+    with terminal.progress() as report:
+        found, loaded = _plan_and_model(file, model, report)
+        from tpcal.calibrate.evaluate import evaluate as run_both
+
+        report(0, 0, "Loading the samples")
+        samples = data.load("eval")
+        evaluation = run_both(
+            loaded,
+            samples,
+            found,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=report,
+        )
+    return found, samples, evaluation
 
 
 def _try_laws(file: str | None, model: ModelChoice) -> None:

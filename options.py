@@ -278,6 +278,18 @@ def batch_size_option(default: int) -> Callable[[Command], Command]:
     )
 
 
+def answer_length_option(default: int) -> Callable[[Command], Command]:
+    """Adds --max-new-tokens."""
+    return click.option(
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="Longest answer.",
+    )
+
+
 def _gather(
     record: type, name: str, options: Sequence[Callable[[Command], Command]], command: Command
 ) -> Command:
