@@ -26,7 +26,18 @@ from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerErro
 from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan, load_plan, save_plan
 from tpcal.terminal import Commands, short_command
 
-COMMANDS = ("calibrate", "plan", "check", "show", "eval", "run", "presets", "selectors")
+COMMANDS = (
+    "calibrate",
+    "plan",
+    "front",
+    "check",
+    "show",
+    "eval",
+    "certify",
+    "run",
+    "presets",
+    "selectors",
+)
 HEAVY = ["torch", "transformers", "optuna", "datasets", "rich", "numpy", "scipy", "PIL"]
 Tpcal = Callable[..., Result]
 GOOD = """
@@ -394,6 +405,23 @@ def _cut_short(folder: Path) -> None:
 
 def _empty(folder: Path) -> None:
     (folder / "profile.yaml").write_text("")
+
+
+def test_the_front_is_predicted_before_the_first_search(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal("front")
+    assert result.exit_code == 0, result.stderr
+    assert "on the front, predicted" in result.stdout
+    rows = [
+        line.split()
+        for line in result.stdout.splitlines()
+        if line.strip().startswith(("0.", "1."))
+    ]
+    keeps, losses = [float(row[0]) for row in rows], [float(row[1]) for row in rows]
+    assert len(keeps) > 3
+    assert keeps == sorted(keeps)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > losses[-1]
 
 
 @pytest.mark.parametrize("command", ["show tpcal-out", "plan --budget 0.4 --no-measure"])
