@@ -276,7 +276,7 @@ def front_view(points: Sequence[Point], title: str) -> RenderableType:
     """The plans that nothing beats: cost, loss as a bar, cuts."""
     kind = "measured" if any(point.measured for point in points) else "predicted"
     table = _table(
-        _Right("average keep"), _Right("loss in nats"), "worst group", "cuts as layer:keep"
+        _Right("average keep"), _Right("loss in nats"), "of the worst group", "cuts as layer:keep"
     )
     most = max((point.loss for point in points), default=0.0)
     for point in points:
