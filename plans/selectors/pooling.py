@@ -1,4 +1,4 @@
-"""pooling: make each image coarser; the control that shows what a smaller image would do."""
+"""pooling: keep the mean of each cell of a coarser grid; the control that a smaller image is."""
 
 from __future__ import annotations
 
