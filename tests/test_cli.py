@@ -626,6 +626,7 @@ def test_a_closed_pipe_is_quiet() -> None:
 def test_sigint_ends_with_130() -> None:
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it\n"
         "from tpcal import cli\n"
         "cli.read_plan = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.argv = ['tpcal', 'check', 'x']\n"
