@@ -133,10 +133,11 @@ class Prices:
         """
         if budget.kind == LAYER_AVERAGE:
             return at(budget.target)
-        best, low_price = at(cheapest), self.of(at(cheapest), budget.kind)
         unpruned = self.of((), budget.kind)
         if unpruned <= budget.target:
             return ()
+        best = at(cheapest)
+        low_price = self.of(best, budget.kind)
         if low_price > budget.target * _SLACK:
             shown = math.ceil(low_price * 1e4) / 1e4
             raise BudgetError(

@@ -66,8 +66,7 @@ def front(predictor: Predictor, storage: BaseStorage, max_cuts: int = 4) -> tupl
     most = max(by_samples.values(), key=len, default=[])
     if most:
         return pareto(most)
-    points = (predicted(predictor, Budget(b), max_cuts) for b in BUDGETS if b >= least(predictor))
-    return pareto([*points, Point(1.0, 0.0, (), measured=False)])
+    return pareto(predictions(predictor, max_cuts))
 
 
 def prefix(predictor: Predictor) -> str:
@@ -82,10 +81,13 @@ def measured(predictor: Predictor, storage: BaseStorage, study: str) -> Iterator
         yield Point(average(predictor, cuts), rank(trial)[0], cuts, measured=True)
 
 
-def predicted(predictor: Predictor, budget: Budget, max_cuts: int, rounds: int = 4) -> Point:
-    """The plan of the smallest predicted loss."""
-    cuts = worst_group_optimum(predictor, budget, max_cuts, rounds=rounds)
-    return point(predictor, cuts)
+def predictions(predictor: Predictor, max_cuts: int) -> Iterator[Point]:
+    """The plan of the smallest predicted loss for each of `BUDGETS`, and the unpruned model."""
+    for budget in BUDGETS:
+        if budget >= predictor.limits.least:
+            cuts = worst_group_optimum(predictor, Budget(budget), max_cuts, rounds=4)
+            yield point(predictor, cuts)
+    yield point(predictor, ())
 
 
 def point(predictor: Predictor, cuts: tuple[Cut, ...]) -> Point:
@@ -99,11 +101,6 @@ def average(predictor: Predictor, cuts: tuple[Cut, ...]) -> float:
     limits = predictor.limits
     full = limits.n_tokens * limits.n_layers
     return spent(cuts, limits.n_tokens, limits.n_layers) / full if full else 1.0
-
-
-def least(predictor: Predictor) -> float:
-    """Smallest layer average of keep there is."""
-    return predictor.limits.least
 
 
 def beside(points: Iterable[Point], layer_average_keep: float) -> dict[str, Any]:

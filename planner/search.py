@@ -114,9 +114,7 @@ def search(
     facts: dict[str, Any] = {"seed": seed, "command": command}
     if measurer is None or not fill(predictor, (), budget):
         cuts = worst_group_optimum(predictor, budget, max_cuts)
-        others = (Budget(b) for b in fronts.BUDGETS if b >= fronts.least(predictor))
-        points = [fronts.predicted(predictor, b, max_cuts) for b in others]
-        points += [fronts.point(predictor, cuts), fronts.point(predictor, ())]
+        points = [*fronts.predictions(predictor, max_cuts), fronts.point(predictor, cuts)]
         result = _finished(predictor, budget, cuts, facts | {"sampler": "prediction only"}, points)
     else:
         opened = open_storage(storage)
