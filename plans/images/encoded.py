@@ -30,8 +30,7 @@ def remember(base: nn.Module, undo: ExitStack) -> None:
         encode = getattr(base, name, None)
         if encode is None or name in vars(base):
             continue
-        setattr(base, name, _marking(encode))
-        undo.callback(delattr, base, name)
+        exchange(base, name, _marking(encode), undo)
 
 
 def note(output: Any, known: Mapping[str, Sequence[Any] | Tensor]) -> None:

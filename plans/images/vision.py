@@ -23,6 +23,7 @@ from transformers.vision_utils import get_vision_window_index
 from tpcal.plans import stack
 from tpcal.plans.attention import CHUNK, kernel_of, score_rows, switched
 from tpcal.plans.errors import UsageError
+from tpcal.plans.images import encoded
 
 if TYPE_CHECKING:
     from tpcal.plans.families.base import Family
@@ -214,9 +215,7 @@ def reading(family: Family, model: PreTrainedModel) -> Iterator[Vision]:
         for kind in _KINDS:
             name = f"get_{kind}_features"
             if hasattr(base, name):
-                undo.enter_context(
-                    _replaced(base, name, vision.encoder(kind, getattr(base, name)))
-                )
+                encoded.exchange(base, name, vision.encoder(kind, getattr(base, name)), undo)
         yield vision
 
 
@@ -296,17 +295,3 @@ def _unread(got: str) -> UsageError:
         "The images must be encoded while the plan is applied, as the plan reads the vision "
         f"tower's attention; got {got}. Pass pixel_values to the model or to generate."
     )
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of the instance; afterwards what was there before."""
-    mine, before = name in vars(owner), vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if mine:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
