@@ -7,7 +7,7 @@ random patches of the same width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -125,6 +125,40 @@ def text(**changes: Any) -> dict[str, Any]:
         "initializer_range": 0.15,
     }
     return {**made, **changes}
+
+
+AUDIO: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "num_mel_bins": 8,
+    "output_dim": 64,
+}
+"""A tower for sounds, which no prompt has."""
+HEARING: dict[str, Any] = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "audio_token_id": 11,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+    "audio_start_token_id": 12,
+    "audio_end_token_id": 13,
+    "pad_token_id": PAD,
+    "initializer_range": 0.15,
+}
+"""What models that also hear call their tokens."""
+
+
+def timed(made: Case) -> Case:
+    """The case with the seconds of its videos' steps, which models that also hear number by."""
+    videos = tuple({**row, "video_second_per_grid": torch.tensor([1.0])} for row in made.videos)
+
+    def positions(inputs: Any) -> Tensor:
+        renamed = {"second_per_grids" if "second" in k else k: v for k, v in inputs.items()}
+        return numbering(made.model)(renamed)
+
+    return replace(made, videos=videos, positions=positions)
 
 
 def case(name: str, kind: type[Any], config: Any, attn: str, writer: Writer) -> Case:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpcal.calibrate.batches import Encoded
 from tpcal.calibrate.tape import Tape
+from tpcal.plans.execute import apply
 from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws import Case
-from tpcal.plans.schema import Cut
+from tpcal.plans.laws.case import Inputs
+from tpcal.plans.schema import Cut, Plan
 
 CLOSE = 1e-5
 
@@ -19,6 +22,36 @@ CLOSE = 1e-5
 def recorded(tiny: Case, batch: Encoded) -> Tape:
     """The tape of a teacher-forced batch."""
     return Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
+
+
+def decoded(
+    tiny: Case, inputs: Inputs, answers: Tensor, cuts: tuple[Cut, ...], **prefill: Any
+) -> tuple[Tensor, tuple[CutRecord, ...]]:
+    """Answer logits [B, A + 1, V] of a prefill and cached decoding under the plan, and its cuts.
+
+    Args:
+        tiny: The model.
+        inputs: Prompts padded on the left.
+        answers: [B, A] tokens to feed.
+        cuts: The plan.
+        prefill: Further arguments of the prefill.
+    """
+    with apply(tiny.model, Plan(cuts)) as handle:
+        out = tiny.model(**inputs, position_ids=tiny.numbered(inputs), use_cache=True, **prefill)
+        assert handle.last is not None
+        records = handle.last.cuts
+        logits = [out.logits[:, -1]]
+        for answer in answers.split(1, dim=1):
+            inputs = tiny.extended(inputs, answer)
+            out = tiny.model(
+                input_ids=answer,
+                attention_mask=inputs["attention_mask"],
+                position_ids=tiny.numbered(inputs)[..., -1:],
+                past_key_values=out.past_key_values,
+                use_cache=True,
+            )
+            logits.append(out.logits[:, -1])
+    return torch.stack(logits, dim=1), records
 
 
 def gives_what_production_gives(

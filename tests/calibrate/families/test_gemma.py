@@ -7,16 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from replays import gives_what_production_gives, keeping_all_changes_nothing, recorded
+from replays import decoded, gives_what_production_gives, keeping_all_changes_nothing, recorded
 from tiny import case
 from torch import Tensor
 
 from tpcal.calibrate.batches import Encoded, _teacher_forced
 from tpcal.calibrate.tape import Tape
-from tpcal.plans.execute import apply
 from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws import Case
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.schema import Condition, Cut
 
 CLOSE = 1e-5
 NAMES = [
@@ -55,24 +54,7 @@ def encoded(tiny: Case) -> Encoded:
 def production(tiny: Case, cuts: tuple[Cut, ...]) -> tuple[Tensor, tuple[CutRecord, ...]]:
     """Answer logits [B, A + 1, V] of a prefill and cached decoding under the plan."""
     inputs = tiny.batch(tiny.rows)
-    with apply(tiny.model, Plan(cuts)) as handle:
-        out = tiny.model(
-            **inputs, position_ids=tiny.numbered(inputs), use_cache=True, logits_to_keep=1
-        )
-        assert handle.last is not None
-        records = handle.last.cuts
-        logits = [out.logits[:, -1]]
-        for answer in ANSWERS[: len(tiny.rows)].split(1, dim=1):
-            inputs = tiny.extended(inputs, answer)
-            out = tiny.model(
-                input_ids=answer,
-                attention_mask=inputs["attention_mask"],
-                position_ids=tiny.numbered(inputs)[:, -1:],
-                past_key_values=out.past_key_values,
-                use_cache=True,
-            )
-            logits.append(out.logits[:, -1])
-    return torch.stack(logits, dim=1), records
+    return decoded(tiny, inputs, ANSWERS[: len(tiny.rows)], cuts, logits_to_keep=1)
 
 
 @pytest.mark.parametrize("cuts", PLANS.values(), ids=PLANS)

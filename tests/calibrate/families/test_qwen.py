@@ -6,17 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from replays import gives_what_production_gives, keeping_all_changes_nothing, recorded
+from replays import decoded, gives_what_production_gives, keeping_all_changes_nothing, recorded
 from tiny import case
 from torch import Tensor
 
 from tpcal.calibrate.batches import Encoded, _teacher_forced
 from tpcal.calibrate.tape import Tape
-from tpcal.plans.execute import apply
 from tpcal.plans.families.generic import FAMILY as GENERIC
 from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws import Case
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.schema import Condition, Cut
 
 CLOSE = 1e-5
 NAMES = [
@@ -61,23 +60,7 @@ def production(
 ) -> tuple[Tensor, tuple[CutRecord, ...]]:
     """Answer logits [B, A + 1, V] of a prefill and cached decoding under the plan."""
     inputs = tiny.batch([tiny.rows[row] for row in rows], "left")
-    answers = torch.tensor([ANSWERS[row] for row in rows])
-    with apply(tiny.model, Plan(cuts)) as handle:
-        out = tiny.model(**inputs, position_ids=tiny.numbered(inputs), use_cache=True)
-        assert handle.last is not None
-        records = handle.last.cuts
-        logits = [out.logits[:, -1]]
-        for step in range(answers.shape[1]):
-            inputs = tiny.extended(inputs, answers[:, step : step + 1])
-            out = tiny.model(
-                input_ids=answers[:, step : step + 1],
-                attention_mask=inputs["attention_mask"],
-                position_ids=tiny.numbered(inputs)[..., -1:],
-                past_key_values=out.past_key_values,
-                use_cache=True,
-            )
-            logits.append(out.logits[:, -1])
-    return torch.stack(logits, dim=1), records
+    return decoded(tiny, inputs, torch.tensor([ANSWERS[row] for row in rows]), cuts)
 
 
 @pytest.mark.parametrize("cuts", PLANS.values(), ids=PLANS)
