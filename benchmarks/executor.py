@@ -8,10 +8,8 @@ minutes. Weights are random: time does not depend on them. The image is encoded 
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 import click
 import geometry as geometries
 import torch
+from machine import DTYPES, hardware, run_options, timer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
@@ -31,7 +30,6 @@ from tpcal.plans.cost import Cost, plan_cost
 from tpcal.plans.families import decoder_shape
 from tpcal.plans.schema import Cut, Plan, load_preset
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 MISSED = 6  # exit code
 
 
@@ -241,8 +239,6 @@ def verdicts(results: Sequence[Figures]) -> list[tuple[str, bool, str]]:
     type=click.IntRange(min=5),
     help="Decoder layers; by default those of the geometry.",
 )
-@click.option("--dtype", type=click.Choice(sorted(DTYPES)), default="bf16", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option(
     "--budget",
     type=click.FloatRange(0, 1, min_open=True),
@@ -258,7 +254,6 @@ def verdicts(results: Sequence[Figures]) -> list[tuple[str, bool, str]]:
     show_default=True,
     help="Text tokens of the prompt.",
 )
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option(
     "--decode",
     "n_decode",
@@ -267,22 +262,7 @@ def verdicts(results: Sequence[Figures]) -> list[tuple[str, bool, str]]:
     show_default=True,
     help="Decode steps per repeat.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's choice."
-)
-@click.option(
-    "--clock",
-    type=click.Choice(["wall", "cpu"]),
-    default="wall",
-    show_default=True,
-    help="cpu: processor time, for a machine that others use too; with one thread only.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the figures here too.",
-)
+@run_options
 @click.option("--strict", is_flag=True, help=f"Exit with {MISSED} where a target is missed.")
 def main(
     preset: str,
@@ -299,10 +279,7 @@ def main(
     strict: bool,
 ) -> None:
     """Time plans of one layer average against the unpruned model, with random weights."""
-    if clock == "cpu" and (threads != 1 or device != "cpu"):
-        raise click.UsageError("--clock cpu needs --threads 1 and --device cpu.")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    now = timer(clock, threads, device)
     console = Console()
     console.width = max(console.width, 100)
     chosen = geometries.with_layers(geometries.GEOMETRIES[preset], layers)
@@ -310,9 +287,8 @@ def main(
         progress.add_task("building the model", total=None)
         model = geometries.build(chosen, DTYPES[dtype], device)
         inputs = geometries.prompt(chosen, n_text, DTYPES[dtype], device)
-        timer = time.process_time if clock == "cpu" else time.perf_counter
         made = plans(chosen.n_layers, chosen.n_visual, budget)
-        bench = Bench(model, inputs, n_decode, timer)
+        bench = Bench(model, inputs, n_decode, now)
         base, results = run(bench, made, n_text, repeats, progress)
     machine = hardware(device)
     title = f"{preset}, {chosen.n_layers} layers, {dtype}, {chosen.n_visual} + {n_text} tokens"
@@ -345,22 +321,6 @@ def main(
         json_path.write_text(json.dumps(data, indent=2) + "\n")
     if strict and not all(holds for _, holds, _ in rows):
         sys.exit(MISSED)
-
-
-def hardware(device: str) -> str:
-    """The machine and the libraries, in words."""
-    if device != "cpu":
-        name = torch.cuda.get_device_name()
-    else:
-        model = [line for line in _cpuinfo() if line.startswith("model name")]
-        name = model[0].partition(":")[2].strip() if model else platform.machine()
-        name += f", {torch.get_num_threads()} threads"
-    return f"{name}, torch {torch.__version__}"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import click
 import torch
-from executor import DTYPES, hardware
+from machine import DTYPES, hardware, run_options, timer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -223,25 +222,7 @@ def _several(kind: type, default: Sequence[Any], help_text: str) -> dict[str, An
     help="Only this one. May be given several times.",
 )
 @click.option("--hidden", type=click.IntRange(min=8), default=4096, show_default=True)
-@click.option("--dtype", type=click.Choice(sorted(DTYPES)), default="bf16", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's choice."
-)
-@click.option(
-    "--clock",
-    type=click.Choice(["wall", "cpu"]),
-    default="wall",
-    show_default=True,
-    help="cpu: processor time, for a machine that others use too; with one thread only.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the figures here too.",
-)
+@run_options
 def main(
     sizes: Sequence[int],
     batches: Sequence[int],
@@ -256,13 +237,9 @@ def main(
     json_path: Path | None,
 ) -> None:
     """Time every selector and its share of one prefill of a 7B decoder's geometry."""
-    if clock == "cpu" and (threads != 1 or device != "cpu"):
-        raise click.UsageError("--clock cpu needs --threads 1 and --device cpu.")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    now = timer(clock, threads, device)
     torch.manual_seed(0)
-    timer = time.process_time if clock == "cpu" else time.perf_counter
-    machine = Machine(hidden, DTYPES[dtype], torch.device(device), timer)
+    machine = Machine(hidden, DTYPES[dtype], torch.device(device), now)
     cases = [Case(b, n, k) for n in sizes for b in batches for k in keeps]
     console, results = Console(), []
     shown = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()

@@ -1,0 +1,73 @@
+"""What all benchmarks ask for, and how they keep time and name the machine."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+Command = Callable[..., None]
+
+
+def run_options(command: Command) -> Command:
+    """Adds --dtype, --device, --repeats, --threads, --clock and --json."""
+    options = [
+        click.option(
+            "--dtype", type=click.Choice(sorted(DTYPES)), default="bf16", show_default=True
+        ),
+        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True),
+        click.option(
+            "--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's choice."
+        ),
+        click.option(
+            "--clock",
+            type=click.Choice(["wall", "cpu"]),
+            default="wall",
+            show_default=True,
+            help="cpu: processor time, for a machine that others use too; with one thread only.",
+        ),
+        click.option(
+            "--json",
+            "json_path",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Write the figures here too.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def timer(clock: str, threads: int | None, device: str) -> Callable[[], float]:
+    """The clock asked for; sets torch's threads.
+
+    Raises:
+        click.UsageError: Processor time of more than one thread says little.
+    """
+    if clock == "cpu" and (threads != 1 or device != "cpu"):
+        raise click.UsageError("--clock cpu needs --threads 1 and --device cpu.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return time.process_time if clock == "cpu" else time.perf_counter
+
+
+def hardware(device: str) -> str:
+    """The machine and the libraries, in words."""
+    if device != "cpu":
+        name = torch.cuda.get_device_name()
+    else:
+        model = [line for line in _cpuinfo() if line.startswith("model name")]
+        name = model[0].partition(":")[2].strip() if model else platform.machine()
+        name += f", {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
