@@ -26,6 +26,7 @@ from tpcal.planner.optimum import seeds, worst_group_optimum
 from tpcal.planner.predict import Predictor
 from tpcal.planner.report import finished_plan
 from tpcal.planner.steps import fill, neighbours
+from tpcal.planner.storage import open_storage, owner, release_abandoned
 from tpcal.planner.study import (
     FINISHED,
     RepeatableTpe,
@@ -34,10 +35,7 @@ from tpcal.planner.study import (
     fully_measured,
     has_waiting,
     next_seed,
-    open_storage,
     open_study,
-    owner,
-    release_abandoned,
 )
 from tpcal.planner.suggest import Encoding, choices
 from tpcal.planner.trials import Measures, Tried, cuts_of, measure, rank, tried

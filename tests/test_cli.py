@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console, RenderableType
 
-from tpcal import __version__, render
+from tpcal import __version__
 from tpcal.calibrate.evaluate import Evaluation
 from tpcal.calibrate.profile import Probe, Profile, save
 from tpcal.cli import cli
@@ -25,6 +25,7 @@ from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
 from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan, load_plan, save_plan
 from tpcal.terminal import Commands, short_command
+from tpcal.views.evaluations import evaluation_view
 
 COMMANDS = (
     "calibrate",
@@ -482,7 +483,7 @@ def _evaluation(answered: bool = True, plan: bool = True) -> Evaluation:
 
 
 def test_an_evaluation_shows_intervals_and_the_worst_group() -> None:
-    out = _printed(render.evaluation_view(_evaluation(), title="plan.yaml on embedded"))
+    out = _printed(evaluation_view(_evaluation(), title="plan.yaml on embedded"))
     rows = {words[0]: line for line in out.splitlines() if (words := line.split())}
     assert "100 [57, 100]" in rows["colour"]
     assert "-20 [" in rows["reading"]
@@ -504,21 +505,21 @@ def test_a_large_evaluation_keeps_its_groups_names_whole() -> None:
         answers_unpruned=("x",) * n,
         answers_plan=("x",) * n,
     )
-    lines = _printed(render.evaluation_view(evaluation, title="plan.yaml")).splitlines()
+    lines = _printed(evaluation_view(evaluation, title="plan.yaml")).splitlines()
     assert any(line.startswith("background") for line in lines)
     assert any(line.startswith("overall") and "-12.5 [" in line for line in lines)
     assert max(map(len, lines)) <= 80
 
 
 def test_an_evaluation_without_answers_shows_agreement() -> None:
-    out = _printed(render.evaluation_view(_evaluation(answered=False), title="x"))
+    out = _printed(evaluation_view(_evaluation(answered=False), title="x"))
     assert "same answer" in out
     assert "unpruned" not in out
     assert " 85 [" in out
 
 
 def test_an_evaluation_without_a_plan_shows_the_model_alone() -> None:
-    out = _printed(render.evaluation_view(_evaluation(plan=False), title="x"))
+    out = _printed(evaluation_view(_evaluation(plan=False), title="x"))
     assert " 50 [30, 70]" in out
     assert "with plan" not in out
 
@@ -627,8 +628,8 @@ def test_sigint_ends_with_130() -> None:
     code = (
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it\n"
-        "from tpcal import cli\n"
-        "cli.read_plan = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from tpcal import cli\nfrom tpcal.commands import check\n"
+        "check.read_plan = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.argv = ['tpcal', 'check', 'x']\n"
         "cli.main()"
     )

@@ -5,7 +5,7 @@ import itertools
 from tpcal.planner.front import Point, beside, front, pareto
 from tpcal.planner.predict import Predictor
 from tpcal.planner.search import search
-from tpcal.planner.study import open_storage
+from tpcal.planner.storage import open_storage
 
 
 def point(cost: float, loss: float) -> Point:

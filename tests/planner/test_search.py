@@ -13,7 +13,8 @@ import pytest
 
 from tpcal.planner.search import search
 from tpcal.planner.space import spent
-from tpcal.planner.study import RepeatableTpe, WorstGroupPruner, open_storage, open_study
+from tpcal.planner.storage import open_storage
+from tpcal.planner.study import RepeatableTpe, WorstGroupPruner, open_study
 from tpcal.planner.trials import MOST, measure
 from tpcal.plans.errors import BudgetError, GuardrailError, UsageError
 from tpcal.plans.schema import Cut, dump_plan, load_preset, parse_plan, presets

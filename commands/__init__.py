@@ -1,0 +1,1 @@
+"""The commands: parse, one library call, print. They import heavy libraries late."""

@@ -1,0 +1,79 @@
+"""`tpcal calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tpcal import options, terminal
+from tpcal.commands.inputs import OUT
+from tpcal.options import DataChoice, Listed, ModelChoice
+
+
+@click.command(short_help="Measure what each layer loses when tokens are dropped.")
+@options.model_options
+@options.data_options
+@click.option(
+    "--selectors",
+    type=Listed(options.selector),
+    metavar="A,B",
+    help="Selectors to probe; 'tpcal selectors' lists them.  [default: attention, balanced, "
+    "dart, diversity, grid, random]",
+)
+@click.option(
+    "--keeps",
+    type=Listed(options.keep),
+    metavar="K,K",
+    help="Keeps to probe; 0 drops all tokens.  [default: a grid with 0]",
+)
+@click.option(
+    "--layers",
+    type=Listed(options.layer, ranges=True),
+    metavar="L,L-L",
+    help="Decoder layers to cut before.  [default: all]",
+)
+@options.batch_size_option(16)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=OUT,
+    show_default=True,
+    help="Folder that collects profiles.",
+)
+def calibrate(
+    model: ModelChoice, data: DataChoice, out: Path, batch_size: int, **grid: Any
+) -> None:
+    """Measure what each decoder layer loses when visual tokens are dropped before it.
+
+    Writes a profile into --out. Interrupt it at any time: the same command continues.
+
+    \b
+    Examples:
+      tpcal calibrate
+      tpcal calibrate --samples 32 --layers 0-3,6 --keeps 0.5,0.25,0
+      tpcal calibrate --model llava-1.5-7b --data questions.jsonl \\
+          --samples 64 --device cuda --dtype bfloat16
+    """
+    from tpcal.views.profiles import profile_summary
+
+    with terminal.progress() as report:
+        report(0, 0, "Loading the model")
+        from tpcal.calibrate import probe, profile
+
+        loaded = model.load()
+        report(0, 0, "Loading the samples")
+        samples = data.load("calibration")
+        facts = {"command": terminal.command(), "samples": data.recorded()}
+        found = probe.calibrate(
+            loaded,
+            samples,
+            out,
+            batch_size=batch_size,
+            seed=data.seed,
+            progress=report,
+            provenance=facts,
+            **grid,
+        )
+    terminal.console().print(profile_summary(found, profile.newest(out)))

@@ -1,0 +1,77 @@
+"""`tpcal certify`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from tpcal import options, terminal
+from tpcal.commands.inputs import PRESET, both_answers
+from tpcal.options import DataChoice, ModelChoice
+
+
+@click.command(short_help="Prove how few answers a plan changes.")
+@click.argument("file", metavar="PLAN")
+@click.option(
+    "--max-flips",
+    type=options.Finite(min=0, max=1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    metavar="P",
+    help="Share of answers that may change.",
+)
+@click.option(
+    "--confidence",
+    type=options.Finite(min=0, max=1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    metavar="C",
+    help="How often such a promise must hold.",
+)
+@click.option("--each-group", is_flag=True, help="Promise it of every group of samples.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write.  [default: PLAN itself]",
+)
+@options.model_options
+@options.data_options
+@options.batch_size_option(32)
+@options.answer_length_option(16)
+def certify(
+    file: str,
+    max_flips: float,
+    confidence: float,
+    each_group: bool,
+    output: Path | None,
+    model: ModelChoice,
+    data: DataChoice,
+    batch_size: int,
+    max_new_tokens: int,
+) -> None:
+    """Prove that a plan changes few answers, and write the proof into the plan.
+
+    Answers every sample with and without the plan, on samples that no search has seen, and
+    tests the share of changed answers (exact binomial test). Exits with 4 where it cannot be
+    proven, and says how many samples that would take.
+
+    \b
+    Examples:
+      tpcal certify plan.yaml --max-flips 0.05 --confidence 0.95
+      tpcal certify plan.yaml --max-flips 0.1 --each-group --samples 2800
+    """
+    from tpcal.planner.certify import certificate, changed_by_group
+    from tpcal.plans.schema import save_plan
+    from tpcal.views.plans import certificate_line
+
+    if output is None and file.startswith(PRESET):
+        raise click.UsageError("A preset cannot be written to; name a file with --output.")
+    found, _, evaluation = both_answers(file, model, data, batch_size, max_new_tokens)
+    assert found is not None
+    changed = changed_by_group(evaluation)
+    proven = certificate(changed, max_flips, confidence, each_group=each_group)
+    save_plan(replace(found, certificate=proven), output or Path(file))
+    terminal.console().print(certificate_line(proven))

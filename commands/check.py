@@ -1,0 +1,75 @@
+"""`tpcal check`."""
+
+from __future__ import annotations
+
+import click
+
+from tpcal import options, terminal
+from tpcal.commands.inputs import plan_and_model, read_plan
+from tpcal.options import ModelChoice
+from tpcal.plans.errors import FitError
+
+
+@click.command(short_help="Check a plan file, and whether it fits a model.")
+@click.argument("file", metavar="[PLAN]", required=False)
+@click.option(
+    "--deep", is_flag=True, help="Run the model: try all that plans promise, with PLAN or without."
+)
+@options.model_options
+def check(file: str | None, deep: bool, model: ModelChoice) -> None:
+    """Check a plan file; with --model, also whether it fits that model.
+
+    Reports all problems at once. Exits with 2 for a broken file, 5 for another model.
+
+    With --deep, the laws are tried on the model itself: that pruned runs equal the model
+    with the same tokens hidden by masks, that batches equal their rows, that the cache holds
+    what the plan says, that removing a plan restores the model, and so on. Takes minutes on
+    a large model. Exits with 5 where one does not hold.
+
+    \b
+    Examples:
+      tpcal check plan.yaml
+      tpcal check plan.yaml --model llava-1.5-7b
+      tpcal check --deep --model llava-1.5-7b --device cuda
+    """
+    from tpcal.views.plans import check_view
+
+    if deep:
+        _try_laws(file, model)
+        return
+    if file is None:
+        raise click.UsageError("Missing argument 'PLAN'; only --deep can do without.")
+    found = read_plan(file)
+    screen = terminal.console()
+    if model.name is None:
+        screen.print(check_view(found, file, None))
+        return
+    from tpcal.plans.execute import check as problems_of
+
+    with terminal.progress() as report:
+        report(0, 0, "Loading the model")
+        loaded = model.load()
+    problems = problems_of(found, loaded.model)
+    if problems:
+        raise FitError(file, problems)
+    screen.print(check_view(found, file, loaded.name))
+
+
+def _try_laws(file: str | None, model: ModelChoice) -> None:
+    """Prints the verdict of every law on the model.
+
+    Raises:
+        FitError: A law does not hold.
+    """
+    from tpcal.views.lists import laws_view
+
+    with terminal.progress() as report:
+        found, loaded = plan_and_model(file, model, report)
+        from tpcal.calibrate import deep
+
+        verdicts = deep.judge(loaded, found, progress=report)
+    title = f"{loaded.name}, {loaded.model.dtype} on {loaded.model.device}".replace("torch.", "")
+    terminal.console().print(laws_view(verdicts, title=f"{title}, with {file}" if file else title))
+    broken = [v for v in verdicts if v.holds is False]
+    if broken:
+        raise FitError(loaded.name, [f"{v.law.says} Broken: {v.detail}." for v in broken])

@@ -1,0 +1,88 @@
+"""What commands read: plans, profiles, models, and the answers of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpcal import terminal
+from tpcal.options import DataChoice, ModelChoice
+from tpcal.plans.errors import FitError
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.evaluate import Evaluation
+    from tpcal.calibrate.models import Loaded
+    from tpcal.calibrate.profile import Profile
+    from tpcal.calibrate.samples import Samples
+    from tpcal.plans.schema import Plan
+
+OUT = Path("tpcal-out")
+PRESET = "preset:"
+
+
+def read_plan(name: str, n_layers: int | None = None) -> Plan:
+    """The plan in a file, or the published schedule called `preset:NAME`.
+
+    Args:
+        name: Path or preset.
+        n_layers: Depth that a preset is scaled to.
+    """
+    from tpcal.plans.schema import load_plan, load_preset
+
+    if name.startswith(PRESET):
+        return load_preset(name.removeprefix(PRESET), n_layers)
+    return load_plan(name)
+
+
+def plan_and_model(
+    file: str | None, model: ModelChoice, report: terminal.Progress
+) -> tuple[Plan | None, Loaded]:
+    """The plan, checked against the model it is for or that is asked for."""
+    found = read_plan(file) if file else None
+    made_for = found.model if found else None
+    if made_for is not None:
+        model = model.or_else(made_for.name, made_for.revision)
+    report(0, 0, "Loading the model")
+    loaded = model.load()
+    if file is None or found is None:
+        return None, loaded
+    if file.startswith(PRESET):
+        found = read_plan(file, loaded.shape.n_layers)
+    from tpcal.plans.execute import check as problems_of
+
+    problems = problems_of(found, loaded.model)
+    if problems:
+        raise FitError(file, problems)
+    return found, loaded
+
+
+def both_answers(
+    file: str | None, model: ModelChoice, data: DataChoice, batch_size: int, max_new_tokens: int
+) -> tuple[Plan | None, Samples, Evaluation]:
+    """The plan, unseen samples, and their answers with and without the plan."""
+    with terminal.progress() as report:
+        found, loaded = plan_and_model(file, model, report)
+        from tpcal.calibrate.evaluate import evaluate as run_both
+
+        report(0, 0, "Loading the samples")
+        samples = data.load("eval")
+        evaluation = run_both(
+            loaded,
+            samples,
+            found,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=report,
+        )
+    return found, samples, evaluation
+
+
+def read_profile(path: Path | None) -> tuple[Path, Profile]:
+    """A profile and its folder: the folder itself, or the newest profile below it."""
+    from tpcal.calibrate import profile as profiles
+
+    path = path or OUT
+    if path.name == "profile.yaml":
+        path = path.parent
+    folder = path if (path / "profile.yaml").exists() else profiles.newest(path)
+    return folder, profiles.load(folder)

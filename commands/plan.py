@@ -1,0 +1,171 @@
+"""`tpcal plan`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tpcal import options, terminal
+from tpcal.commands.inputs import read_profile
+from tpcal.options import DataChoice, ModelChoice
+from tpcal.plans.errors import FitError, UsageError
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.measure import Measurer
+    from tpcal.calibrate.profile import Profile
+
+
+@click.command(short_help="Choose the cuts for a budget and write them as a plan.")
+@options.budget_options
+@click.option(
+    "--profile",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Profile to plan from.  [default: the newest in tpcal-out]",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("plan.yaml"),
+    show_default=True,
+    help="File to write.",
+)
+@click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    metavar="N",
+    help="Plans to measure.",
+)
+@click.option("--timeout", type=options.Finite(min=0), metavar="S", help="Stop after S seconds.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
+@click.option(
+    "--max-cuts",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Most cuts in a plan.",
+)
+@click.option(
+    "--max-loss",
+    type=options.Finite(min=0),
+    metavar="NATS",
+    help="Exit with 4 where the worst group loses more; nothing is written.",
+)
+@click.option("--no-measure", is_flag=True, help="Predict only; the model is not loaded.")
+@click.option("--data", metavar="DATA", help="Where the profile's samples are now, if they moved.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Samples to measure on.  [default: twice the profile's]",
+)
+@options.model_options
+@options.batch_size_option(16)
+@click.option(
+    "--storage",
+    metavar="URL",
+    help="Optuna journal file or database URL that keeps the search.  [default: in the profile]",
+)
+def plan(
+    folder: Path | None,
+    output: Path,
+    force: bool,
+    timeout: float | None,
+    no_measure: bool,
+    data: str | None,
+    samples: int | None,
+    model: ModelChoice,
+    batch_size: int,
+    storage: str | None,
+    trials: int,
+    **limits: Any,
+) -> None:
+    """Choose the cuts that lose least in the worst group, at the cost you name.
+
+    Needs a profile from 'tpcal calibrate'. Candidates are measured by running the model on
+    the profile's samples; with --no-measure, the profile's prediction decides. Interrupt it
+    at any time: the same command continues.
+
+    \b
+    Examples:
+      tpcal plan --budget 0.22
+      tpcal plan --budget 0.1 --no-measure -o light.yaml
+      tpcal plan --budget-kv 30% --max-loss 0.05 --trials 200 --timeout 600
+    """
+    from tpcal.views.plans import next_steps, plan_view
+
+    _refuse_to_overwrite(output, force)
+    folder, profile = read_profile(folder)
+    with terminal.progress() as report:
+        measurer = None
+        if not no_measure:
+            report(0, 0, "Loading the model")
+            measurer = _measurer(profile, folder, model, data, samples, batch_size)
+        from tpcal.planner.search import search
+
+        report(0, 0, "Planning")
+        found = search(
+            profile,
+            measurer=measurer,
+            n_trials=trials,
+            timeout=timeout,
+            storage=storage or folder / "study.journal",
+            command=terminal.command(),
+            progress=report,
+            **limits,
+        ).plan
+    from tpcal.plans.schema import save_plan
+
+    save_plan(found, output)
+    terminal.console().print(plan_view(found, title=str(output)))
+    terminal.console().print(next_steps(str(output)))
+
+
+def _measurer(
+    profile: Profile,
+    folder: Path,
+    model: ModelChoice,
+    data: str | None,
+    n_samples: int | None,
+    batch_size: int,
+) -> Measurer:
+    """Runs the profile's model on samples drawn as the profile's were, the same ones first."""
+    from tpcal.calibrate.measure import Measurer, n_to_measure
+
+    made_for = profile.model
+    loaded = model.or_else(made_for.name, made_for.revision).load()
+    if loaded.identity.fingerprint != made_for.fingerprint:
+        problem = f"made for {made_for.name}, whose structure differs from {loaded.name}'s."
+        raise FitError(str(folder), [problem])
+    choice = DataChoice.restored(profile.provenance.get("samples", {}))
+    choice = replace(choice, data=data or choice.data)
+    samples = choice.load("calibration")
+    if samples.fingerprint != profile.provenance["data"]["fingerprint"]:
+        raise UsageError(
+            f"{folder} was measured on other samples than {samples.name} gives now. Name the data "
+            "set with --data, calibrate again, or plan with --no-measure."
+        )
+    wanted = n_samples or n_to_measure(len(samples), samples.n_rows)
+    if wanted != len(samples):
+        samples = replace(choice, samples=wanted).load("calibration")
+    return Measurer(loaded, samples, batch_size=batch_size)
+
+
+def _refuse_to_overwrite(path: Path, force: bool) -> None:
+    from tpcal.plans.schema import load_plan
+
+    if force or not path.exists():
+        return
+    try:
+        load_plan(path)
+    except UsageError:
+        way_out = "Name another file with --output, or add --force"
+        raise UsageError(f"{path} exists and is not a plan. {way_out}.") from None

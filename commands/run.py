@@ -1,0 +1,38 @@
+"""`tpcal run`."""
+
+from __future__ import annotations
+
+import click
+
+from tpcal import options, terminal
+from tpcal.commands.inputs import plan_and_model
+from tpcal.options import ModelChoice
+
+Arguments = tuple[str, ...]
+
+
+@click.command(short_help="Answer a question about an image, with a plan.")
+@click.argument("question")
+@click.option("--image", "images", multiple=True, metavar="FILE", help="Image; may be repeated.")
+@click.option("--plan", "file", metavar="PLAN", help="Plan file or preset:NAME.")
+@options.model_options
+@options.answer_length_option(64)
+def run(
+    question: str, images: Arguments, file: str | None, model: ModelChoice, max_new_tokens: int
+) -> None:
+    """Answer one question about one or more images, and say what the plan saved.
+
+    \b
+    Examples:
+      tpcal run --plan plan.yaml --image cat.jpg "What is this?"
+      tpcal run --image a.png --image b.png "What is different?"
+    """
+    from tpcal.views.evaluations import answer_view
+
+    with terminal.progress() as report:
+        found, loaded = plan_and_model(file, model, report)
+        from tpcal.calibrate.answer import answer
+
+        report(0, 0, "Answering")
+        said = answer(loaded, question, images, found, max_new_tokens=max_new_tokens)
+    terminal.console().print(answer_view(said))

@@ -1,0 +1,83 @@
+"""`tpcal show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tpcal import options, terminal
+from tpcal.commands.inputs import read_plan, read_profile
+from tpcal.plans.errors import UsageError
+
+
+@click.command(short_help="Draw a plan or a profile in the terminal.")
+@click.argument("what", metavar="PLAN|PROFILE")
+@click.option(
+    "--layers",
+    "depth",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Decoder layers to scale a preset to.  [default: as published]",
+)
+@click.option(
+    "--measure",
+    type=click.Choice(["kl", "local", "flips"]),
+    default="kl",
+    show_default=True,
+    help="Of a profile: loss, change of the layer, or answers changed.",
+)
+@click.option("--group", help="Of a profile: one group of samples only.")
+@click.option(
+    "--threshold",
+    type=options.Finite(min=0),
+    default=0.01,
+    show_default=True,
+    metavar="NATS",
+    help="Of a profile: loss that counts as safe.",
+)
+@click.option(
+    "--svg", type=click.Path(dir_okay=False), metavar="FILE", help="Draw into a picture."
+)
+def show(
+    what: str,
+    depth: int | None,
+    measure: str,
+    group: str | None,
+    threshold: float,
+    svg: str | None,
+) -> None:
+    """Draw a plan's schedule, cost and loss, or what a profile found.
+
+    \b
+    Examples:
+      tpcal show plan.yaml
+      tpcal show preset:pyramiddrop --layers 28
+      tpcal show tpcal-out --group reading
+      tpcal show plan.yaml --svg plan.svg
+    """
+    from tpcal.views.plans import plan_view
+
+    if Path(what).is_dir() or what.endswith("profile.yaml"):
+        view = _profile_view(Path(what), measure, group, threshold)
+    else:
+        view = plan_view(read_plan(what, depth), title=what, n_layers=depth)
+    if svg is None:
+        terminal.console().print(view)
+    else:
+        from tpcal.plans.files import write_atomic
+
+        write_atomic(svg, terminal.picture(view, title=f"tpcal show {what}"))
+
+
+def _profile_view(path: Path, measure: str, group: str | None, threshold: float) -> Any:
+    from tpcal.views.profiles import profile_view
+
+    folder, profile = read_profile(path)
+    if group is not None and group not in profile.groups:
+        known = ", ".join(profile.groups)
+        raise UsageError(f"No group is called {group!r} in {folder}. Known: {known}.")
+    return profile_view(
+        profile, title=str(folder), measure=measure, group=group, threshold=threshold
+    )

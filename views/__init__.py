@@ -1,0 +1,1 @@
+"""SHOW: plans, profiles, fronts and evaluations on the terminal; the only folder with rich."""
