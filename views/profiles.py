@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tpcal.calibrate.depth import drop_all_curve, safe_depths
 from tpcal.views.words import (
     QUIET,
     WORST,
@@ -110,32 +110,17 @@ def drop_all_table(profile: Profile, threshold: float) -> Table:
     curves = {g: drop_all_curve(profile, g) for g in profile.groups}
     top = max((max(curve.values(), default=0.0) for curve in curves.values()), default=0.0)
     none = profile.model.n_layers
-    depths = {g: none if (d := safe_depth(c, threshold)) is None else d for g, c in curves.items()}
+    safe = safe_depths(profile, threshold)
+    depths = {g: none if depth is None else depth for g, depth in safe.items()}
     deepest = max(depths.values(), default=none)
     for group, curve in curves.items():
         marked = depths[group] == deepest and len(set(depths.values())) > 1
-        values = [curve[layer] for layer in sorted(curve)]
+        values = list(curve.values())
         span = f"{nats(values[0])} → {nats(values[-1])}" if values else "not probed"
         shown = "none" if depths[group] == none else str(depths[group])
         line = f"{sparkline(values, top)}  {span}{'  ◂ latest' * marked}".strip()
         table.add_row(group, shown, line, style=WORST if marked else "")
     return table
-
-
-def drop_all_curve(profile: Profile, group: str) -> dict[int, float]:
-    """Loss of dropping every visual token before a layer, by layer."""
-    cells = best_by_cut(profile, "kl", group)
-    return {layer: value for (layer, keep), value in cells.items() if keep == 0}
-
-
-def safe_depth(curve: Mapping[int, float], threshold: float) -> int | None:
-    """First layer from which every probed drop-all loses less than ``threshold``, if any."""
-    safe = None
-    for layer in sorted(curve, reverse=True):
-        if curve[layer] >= threshold:
-            break
-        safe = layer
-    return safe
 
 
 def _times(profile: Profile) -> list[RenderableType]:
