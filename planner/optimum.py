@@ -70,10 +70,9 @@ class Solver:
         rest = _rest(later, units, budget // unit, moves, self.max_cuts - 1)
         found = _first_cut(first, units, rest, moves, budget, limits.n_tokens, unit)
         if found is None:  # the budget is within one unit of the cheapest plan
-            end = limits.n_layers if limits.first_drop is None else limits.first_drop
-            end = max(end, limits.first_layer + 1)
             cheapest = self._cut(limits.first_layer, self._default, limits.min_count)
-            return (cheapest, *([Cut(end, 0.0)] if end < limits.n_layers else []))
+            drop = limits.cheapest_drop
+            return (cheapest,) if drop is None else (cheapest, Cut(drop, 0.0))
         steps = _trace(found, later, units, rest, moves)
         return tuple(self._cut(layer, s, alive[j]) for layer, s, j in steps)
 
@@ -84,6 +83,8 @@ class Solver:
     def _moves(self, layer: int) -> list[int]:
         """Selectors that may cut before ``layer``; the last one is drop-all."""
         options, limits = self.predictor.options, self.predictor.limits
+        if layer > limits.last_layer:
+            return []
         allowed = self.only or range(len(options))
         moves = [s for s in allowed if options[s].first_layer <= layer]
         drop = limits.first_drop is not None and layer >= limits.first_drop
@@ -100,46 +101,49 @@ class Solver:
 def worst_group_optimum(
     predictor: Predictor, budget: Budget, max_cuts: int = 4, *, rounds: int = 12
 ) -> tuple[Cut, ...]:
-    """Cuts with a small predicted loss of the worst group, within one token of the budget.
+    """Cuts with a small predicted objective, within one token of the budget.
 
     The weights of the groups move towards the groups that lose most (multiplicative weights, the
-    dual of min max); each move is one exact optimum. Plans are discrete, so a gap to the best
-    plan can remain; steps to neighbouring plans narrow it. Never worse than the optimum of the
-    mean. Not proven optimal.
+    dual of min max), beside the even weights of the mean; each move is one exact optimum. Plans
+    are discrete, so a gap to the best plan can remain; steps to neighbouring plans narrow it.
+    Never worse than the optimum of the mean. Not proven optimal.
 
     Source:
         Freund and Schapire 1999, "Adaptive game playing using multiplicative weights".
     """
+    best = sorted(weighed_optima(predictor, budget, max_cuts, rounds), key=predictor.score)[:2]
+    near = [_descend(predictor, cuts, budget, max_cuts) for cuts in best]
+    return min(near, key=predictor.score)
+
+
+def weighed_optima(
+    predictor: Predictor, budget: Budget, max_cuts: int = 4, rounds: int = 12
+) -> list[tuple[Cut, ...]]:
+    """The plans on the way of `worst_group_optimum`, on the budget, the mean's optimum first."""
     solver = Solver(predictor, budget, max_cuts)
-    weights = np.full(len(predictor.groups), 1.0 / len(predictor.groups))
-    pool = dict[tuple[Cut, ...], float]()
+    even = predictor.objective.shares(predictor.groups)
+    weights, found = even, dict[tuple[Cut, ...], None]()
     for turn in range(rounds):
-        cuts = solver.optimum(weights)
-        losses = predictor.losses(cuts)
+        cuts = solver.optimum(weights if turn == 0 else (weights + even) / 2)
+        found[fill(predictor, cuts, budget)] = None
+        losses = predictor.losses(cuts) * even
         if len(predictor.groups) == 1 or losses.max() <= 0:
-            return fill(predictor, cuts, budget)
-        pool[fill(predictor, cuts, budget)] = 0.0
+            break
         weights = weights * np.exp(2.0 / math.sqrt(turn + 1) * losses / losses.max())
         weights /= weights.sum()
-    worst = {cuts: float(predictor.losses(cuts).max()) for cuts in pool}
-    best = sorted(worst, key=lambda cuts: worst[cuts])[:2]
-    return min((_descend(predictor, cuts, budget, max_cuts) for cuts in best), key=lambda c: c[1])[
-        0
-    ]
+    return list(found)
 
 
 def _descend(
     predictor: Predictor, cuts: tuple[Cut, ...], budget: Budget, max_cuts: int
-) -> tuple[tuple[Cut, ...], float]:
-    best, loss = cuts, float(predictor.losses(cuts).max())
+) -> tuple[Cut, ...]:
     for _ in range(30):
-        near = neighbours(predictor, best, budget, max_cuts)
-        scored = [(float(predictor.losses(plan).max()), i) for i, plan in enumerate(near)]
-        if not scored or min(scored)[0] >= loss:
+        near = neighbours(predictor, cuts, budget, max_cuts)
+        better = min(near, key=predictor.score, default=cuts)
+        if predictor.score(better) >= predictor.score(cuts):
             break
-        loss, place = min(scored)
-        best = near[place]
-    return best, loss
+        cuts = better
+    return cuts
 
 
 def _levels(least: int, n_tokens: int, unit: int) -> list[int]:
@@ -241,16 +245,13 @@ def seeds(
     predictor: Predictor, budget: Budget, max_cuts: int, presets: Collection[Sequence[Cut]] = ()
 ) -> list[tuple[Cut, ...]]:
     """Plans worth measuring first, best bets first, on the budget and without repeats."""
-    solver = Solver(predictor, budget, max_cuts)
     best = worst_group_optimum(predictor, budget, max_cuts)
     near = neighbours(predictor, best, budget, max_cuts)
-    near.sort(key=lambda cuts: float(predictor.losses(cuts).max()))
-    one_hot = np.eye(len(predictor.groups))
-    plans = [best, solver.optimum(), *presets]
+    near.sort(key=predictor.score)
+    optima = sorted(weighed_optima(predictor, budget, max_cuts), key=predictor.score)
+    plans = [best, *optima[:4], *presets]
     if len(predictor.options) > 1:
         for s in range(len(predictor.options)):
             plans.append(Solver(predictor, budget, max_cuts, (s,)).optimum())
     plans.extend(near[:6])
-    if len(one_hot) > 1:
-        plans.extend(solver.optimum(weights) for weights in one_hot)
     return list(dict.fromkeys(fill(predictor, plan, budget) for plan in plans))

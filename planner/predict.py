@@ -4,12 +4,15 @@
 
 d(l, k) is the deviation that a single cut before layer l to keep k was measured to cause, k_0 = 1
 and d(l, 1) = 0: the tokens between k_{i-1} and k_i leave at l_i. Exact for a single probed cut.
+
+The sum is taken sample by sample and limited there before it is averaged: an answer is lost once.
+Dynamic programming needs a sum of group means instead (`Tables`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +22,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from tpcal.planner.budget import Prices
+from tpcal.planner.objective import MOST, Objective
 from tpcal.planner.space import Limits, Option
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Cut, n_keep
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
 
 Measure = Literal["kl", "local", "flips"]
+LIMITS: Mapping[Measure, float] = {"kl": MOST, "local": np.inf, "flips": 1.0}
+"""The most that a sample's loss counts."""
 Floats = NDArray[np.float64]
 
 
@@ -50,8 +56,7 @@ class Tables:
 
     def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
         n, n_layers, groups = profile.n_tokens, profile.shape.n_layers, profile.groups
-        values = np.stack([profile.mean(measure, g) for g in groups], axis=1).astype(np.float64)
-        values = np.maximum(values, 0.0)  # a KL below 0 is rounding of its float32 sum
+        values = _group_means(profile, measure)
         *curves, drop = _layer_curves(profile, options, values)
         zero = drop.get(0)
         shape = (len(options) + 1, len(groups), n_layers, n + 1)
@@ -72,18 +77,54 @@ class Tables:
             self.later[-1, :, :, 0] = np.maximum(zero.T, self.later[-1, :, :, 1])
 
 
+class Singles:
+    """Loss of single cuts for every sample, [n], as `Tables` has it for groups."""
+
+    def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
+        self._n, self._n_options = profile.n_tokens, len(options)
+        values = np.maximum(np.asarray(getattr(profile, measure), dtype=np.float64), 0.0)
+        *curves, drop = _layer_curves(profile, options, values.T)
+        self._zero = drop.get(0)
+        self._rows = curves if self._zero is None else [{0: self._zero, **c} for c in curves]
+        self._curve = cache(self._make_curve)
+        self.first = cache(lambda s, layer, count: self._at(s, layer, count, falling=False))
+        self.later = cache(lambda s, layer, count: self._at(s, layer, count, falling=True))
+
+    def _at(self, s: int, layer: int, count: int, falling: bool) -> Floats:
+        if s < self._n_options:
+            curve, lowest = self._curve(s, layer, falling)
+            return np.maximum(curve(max(count, lowest)), 0.0) if curve else np.zeros(1)
+        if count or self._zero is None:
+            every = [self._at(o, layer, count, falling) for o in range(self._n_options)]
+            return np.asarray(np.min(every, axis=0))
+        zero = self._zero[layer]
+        return np.maximum(zero, self._at(s, layer, 1, falling)) if falling else zero
+
+    def _make_curve(self, s: int, layer: int, falling: bool) -> tuple[Any, int]:
+        rows = self._rows[s]
+        counts = sorted(count for count in rows if count < self._n)
+        at = np.stack([rows[count][layer] for count in counts])
+        if falling:
+            at = np.stack([_falling(column) for column in at.T], axis=1)
+        points = np.concatenate([at, np.zeros_like(at[:1])])
+        return PchipInterpolator([*counts, self._n], points, axis=0), counts[0]
+
+
 class Predictor:
     """Loss of any plan, from a profile alone.
 
     Args:
         profile: What calibration measured.
+        objective: Makes one number of the losses of all groups.
 
     Raises:
-        UsageError: The profile holds no cut that leaves tokens.
+        UsageError: The profile holds no cut that leaves tokens, or weights are of other groups.
     """
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, objective: Objective | None = None) -> None:
         self.profile = profile
+        self.objective = objective or Objective()
+        self.objective.check(profile.groups)
         self.groups: tuple[str, ...] = tuple(profile.groups)
         self.options = probed_options(profile)
         if not self.options:
@@ -91,6 +132,13 @@ class Predictor:
         self.limits = _limits(profile, self.options)
         self.prices = Prices(profile)
         self.tables = cache(lambda measure: Tables(profile, self.options, measure))
+        self._singles = cache(lambda measure: Singles(profile, self.options, measure))
+        members = np.asarray(profile.sample_group) == np.arange(len(self.groups))[:, None]
+        self._mean = members / members.sum(axis=1, keepdims=True)  # [G, n]
+
+    def score(self, cuts: Sequence[Cut]) -> float:
+        """What a search minimises, predicted."""
+        return float(self.objective.values(self.losses(cuts), self.groups))
 
     def loss(self, cuts: Sequence[Cut]) -> dict[str, float]:
         """Nats of KL(full || pruned) per group."""
@@ -98,7 +146,7 @@ class Predictor:
 
     def flips(self, cuts: Sequence[Cut]) -> dict[str, float]:
         """Share of answer tokens whose most likely token changes, per group, at most 1."""
-        return {g: min(1.0, v) for g, v in self._by_group(cuts, "flips").items()}
+        return self._by_group(cuts, "flips")
 
     def local(self, cuts: Sequence[Cut]) -> dict[str, float]:
         """Relative distance of the states right after each cut, added up, per group."""
@@ -106,20 +154,34 @@ class Predictor:
 
     def losses(self, cuts: Sequence[Cut], measure: Measure = "kl") -> Floats:
         """[G] the prediction in the order of ``groups``; conditional cuts count as not firing."""
-        tables, n = self.tables(measure), self.limits.n_tokens
-        total, before = np.zeros(len(self.groups)), n
-        for cut in cuts:
-            count = min(before, n_keep(cut.keep, n))
-            if cut.condition is not None or count == before:
-                continue
-            s = self.index(cut.selector, cut.params)
+        singles, n = self._singles(measure), self.limits.n_tokens
+        total = np.zeros(self._mean.shape[1])
+        for s, layer, before, count in self._steps(cuts):
             if before == n:
-                total += tables.first[s, :, cut.layer, count]
+                total = total + singles.first(s, layer, count)
             else:
-                at = tables.later[s, :, cut.layer]
-                total += np.maximum(at[:, count] - at[:, before], 0.0)
-            before = count
-        return total
+                more = singles.later(s, layer, count) - singles.later(s, layer, before)
+                total = total + np.maximum(more, 0.0)
+        return np.asarray(self._mean @ np.minimum(total, LIMITS[measure]))
+
+    def deepest(self, cuts: Sequence[Cut]) -> Floats:
+        """[G] what the plan would lose if of its cuts, each made alone, the worst one decided.
+
+        A second opinion on the sum, which counts twice what two cuts lose alike.
+        """
+        singles, worst = self._singles("kl"), np.zeros(self._mean.shape[1])
+        for s, layer, _, count in self._steps(cuts):
+            worst = np.maximum(worst, singles.later(s, layer, count))
+        return np.asarray(self._mean @ np.minimum(worst, MOST))
+
+    def _steps(self, cuts: Sequence[Cut]) -> Iterator[tuple[int, int, int, int]]:
+        """Selector, layer, and tokens before and after, of every cut that drops any."""
+        before = self.limits.n_tokens
+        for cut in cuts:
+            count = min(before, n_keep(cut.keep, self.limits.n_tokens))
+            if cut.condition is None and count < before:
+                yield self.index(cut.selector, cut.params), cut.layer, before, count
+                before = count
 
     def index(self, selector: str | None, params: Mapping[str, Any]) -> int:
         """Where a selector stands in the tables: itself, or the probed one most like it.
@@ -135,6 +197,15 @@ class Predictor:
 
     def _by_group(self, cuts: Sequence[Cut], measure: Measure) -> dict[str, float]:
         return dict(zip(self.groups, self.losses(cuts, measure).tolist(), strict=True))
+
+
+def _group_means(profile: Profile, measure: Measure) -> Floats:
+    """[P, G] means as a search measures them: a sample's loss counts at most `MOST`."""
+    values = np.asarray(getattr(profile, measure), dtype=np.float64)
+    if measure == "kl":
+        values = np.clip(values, 0.0, MOST)  # below 0 is rounding of a float32 sum
+    members = [profile.sample_group == g for g in range(len(profile.groups))]
+    return np.stack([values[own].mean(axis=0) for own in members], axis=1)
 
 
 def probed_options(profile: Profile) -> tuple[Option, ...]:
@@ -175,6 +246,7 @@ def _limits(profile: Profile, options: Sequence[Option]) -> Limits:
         min_count=min(n_keep(p.keep, n) for p in profile.probes if p.keep > 0),
         first_layer=earliest.first_layer,
         first_drop=max(1, min(drops)) if drops else None,
+        stop_layer=profile.stop_layer,
         default=earliest,
     )
 

@@ -205,7 +205,7 @@ def _enqueue_next(run: _Search, n_finished: int) -> None:
         return
     predictor, max_cuts = run.predictor, run.encoding.max_cuts
     near = neighbours(predictor, cuts_of(min(full, key=rank)), run.budget, max_cuts)
-    near.sort(key=lambda cuts: float(predictor.losses(cuts).max()))
+    near.sort(key=predictor.score)
     for params in map(run.encoding.encode, near):
         cuts = fill(predictor, run.encoding.decode(params), run.budget)
         if _key([asdict(cut) for cut in cuts]) not in run.known:

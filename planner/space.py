@@ -38,8 +38,21 @@ class Limits:
     """Earliest layer of a cut that leaves some."""
     first_drop: int | None = 1
     """Earliest layer of a drop-all; None: no plan drops all."""
+    stop_layer: int | None = None
+    """First layer that no cut may stand before, as where layers share their KV; None: all may."""
     default: Option = Option("grid")
     """Chooses the tokens of a cut that has to be added to meet a budget."""
+
+    @property
+    def cheapest_drop(self) -> int | None:
+        """Layer of the earliest drop-all behind another cut; None: there is none."""
+        drop = max(self.first_drop or 1, self.first_layer + 1)
+        return drop if self.first_drop is not None and drop <= self.last_layer else None
+
+    @property
+    def last_layer(self) -> int:
+        """Latest layer of a cut."""
+        return (self.n_layers if self.stop_layer is None else self.stop_layer) - 1
 
     def budget(self, target: float) -> int:
         """Token-layers that ``target`` allows.
@@ -73,8 +86,8 @@ class Limits:
         if self.n_tokens == 0:
             return 0
         end = self.n_layers
-        if self.first_drop is not None:
-            end = min(end, max(self.first_drop, self.first_layer + 1))
+        if self.cheapest_drop is not None:
+            end = self.cheapest_drop
         return self.n_tokens * self.first_layer + self.min_count * (end - self.first_layer)
 
 
@@ -147,16 +160,21 @@ def _tidy(cuts: Sequence[Cut], limits: Limits) -> tuple[list[Cut], Cut | None]:
         if n_keep(cut.keep, limits.n_tokens) == 0:
             drop = cut if limits.first_drop is not None else None
             break
-        cut = replace(cut, layer=max(cut.layer, limits.first_layer))
+        layer = min(max(cut.layer, limits.first_layer), limits.last_layer)
+        cut = replace(cut, layer=layer)
         if kept and kept[-1].layer == cut.layer:
             kept.pop()  # the later one decides how many stay
         if kept and n_keep(cut.keep, limits.n_tokens) >= n_keep(kept[-1].keep, limits.n_tokens):
             continue
         kept.append(cut)
     if drop is not None:
-        layer = max(drop.layer, limits.first_drop or 1)
-        drop = replace(drop, layer=layer) if layer < limits.n_layers else None
+        drop = _moved(drop, max(drop.layer, limits.first_drop or 1), limits)
     return kept, drop
+
+
+def _moved(drop: Cut, layer: int, limits: Limits) -> Cut | None:
+    """The drop-all at another layer; None past the last one that allows it."""
+    return replace(drop, layer=layer) if layer <= limits.last_layer else None
 
 
 def _fit_layers(
@@ -166,11 +184,11 @@ def _fit_layers(
     n, least = limits.n_tokens, limits.min_count
     if drop is not None and (n * drop.layer <= budget or not kept):
         # Too early to spend the budget, or alone, where only its layer can meet it.
-        layer = max(budget // n + 1, limits.first_drop or 1)
-        drop = replace(drop, layer=layer) if layer < limits.n_layers else None
+        drop = _moved(drop, max(budget // n + 1, limits.first_drop or 1), limits)
     end = limits.n_layers if drop is None else drop.layer
     if n * limits.first_layer + least * (end - limits.first_layer) > budget:
         end = limits.first_layer + (budget - n * limits.first_layer) // least
+        end = min(end, limits.last_layer)
         drop = replace(drop, layer=end) if drop else Cut(layer=end, keep=0.0)
     kept = [cut for cut in kept if cut.layer < end] or [_filler(kept, end, limits)]
     latest = min(end - 1, (budget - least * end) // (n - least) if n > least else end - 1)
@@ -181,8 +199,10 @@ def _fit_layers(
 
 def _filler(kept: list[Cut], end: int, limits: Limits) -> Cut:
     if kept:
-        return replace(kept[0], layer=end - 1)
-    return Cut(end - 1, 0.5, limits.default.selector, limits.default.params)
+        return replace(kept[0], layer=min(end - 1, limits.last_layer))
+    return Cut(
+        min(end - 1, limits.last_layer), 0.5, limits.default.selector, limits.default.params
+    )
 
 
 def _fit_counts(counts: list[int], widths: list[int], budget: int, limits: Limits) -> list[int]:

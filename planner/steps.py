@@ -58,7 +58,7 @@ def neighbours(
     for i, cut in enumerate(cuts):
         rest = [*cuts[:i], *cuts[i + 1 :]]
         for layer in (cut.layer - 2, cut.layer - 1, cut.layer + 1, cut.layer + 2):
-            if 0 <= layer < limits.n_layers and all(layer != c.layer for c in rest):
+            if 0 <= layer <= limits.last_layer and all(layer != c.layer for c in rest):
                 steps.append([*rest, replace(cut, layer=layer)])
         steps.append(rest)
         if cut.selector is None:
@@ -77,7 +77,7 @@ def neighbours(
                 middle = (a.layer + b.layer) // 2
                 steps.append([*cuts, replace(a, layer=middle, keep=a.keep * 0.7)])
         if len(kept) == len(cuts) and limits.first_drop is not None:
-            steps.append([*cuts, Cut(limits.n_layers - 1, 0.0)])
+            steps.append([*cuts, Cut(limits.last_layer, 0.0)])
     found = dict.fromkeys(fill(predictor, step, budget) for step in steps)
     found.pop(tuple(cuts), None)
     return [plan for plan in found if len(plan) <= max_cuts]

@@ -11,12 +11,9 @@ import optuna
 from numpy.typing import ArrayLike, NDArray
 from optuna.trial import FrozenTrial
 
+from tpcal.planner.objective import MOST
 from tpcal.planner.study import WorstGroupPruner
 from tpcal.plans.schema import Cut
-
-MOST = 1.0
-"""Nats per answer token that a sample's loss counts at most: beyond them the answer is lost, and
-how far beyond is chance. Without a limit single samples decide which group is the worst."""
 
 
 class Measures(Protocol):
