@@ -65,6 +65,11 @@ class Profile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def stop_layer(self) -> int | None:
+        """First layer that no cut may stand before, in a decoder that has such layers."""
+        return self.provenance.get("stop_layer")
+
+    @property
     def digest(self) -> str:
         """sha256 of all but the times, which differ from run to run."""
         return _digest(_plain(self, _pack(self)))
