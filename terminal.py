@@ -187,11 +187,20 @@ def survive_encodings() -> None:
             stream.reconfigure(errors="tpcal")
 
 
+def is_main_process(environ: Mapping[str, str] = os.environ) -> bool:
+    """False in all but one of the processes that `accelerate launch` or `torchrun` started."""
+    return environ.get("RANK", "0") == "0"
+
+
 def console(*, stderr: bool = False) -> Console:
-    """A rich console: no colours where there is no terminal or NO_COLOR is set."""
+    """A rich console: no colours where there is no terminal or NO_COLOR is set.
+
+    Of several processes started together, only the main one's shows anything.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    quiet = not is_main_process()
+    return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
 
 
 def picture(view: RenderableType, title: str) -> str:
@@ -213,6 +222,9 @@ def progress() -> Iterator[Progress]:
     A terminal gets one bar with the time left, a log file one line every ten seconds.
     """
     screen = console(stderr=True)
+    if not is_main_process():
+        yield lambda done, total, what: None
+        return
     if not screen.is_terminal:
         yield _Log()
         return

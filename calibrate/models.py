@@ -101,7 +101,8 @@ def load(
         name: ``embedded``, an alias of `ALIASES`, a Hub id (``org/name`` or ``org/name@revision``)
             or a local folder.
         revision: Branch, tag or commit on the Hub; wins over ``@revision``.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``, …
+        device: ``auto`` (CUDA where there is one; processes started together take a GPU each, in
+            turn), ``cpu``, ``cuda``, ``cuda:1``, …
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's own on an
             accelerator, float32 on a CPU, where half precision is slower and coarser.
         trust_remote_code: Run Python code that comes with the model.
@@ -174,7 +175,7 @@ def _unknown(name: str) -> str:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -188,6 +189,14 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"device must be cpu, cuda, cuda:N or auto; got {name}.")
     return device
+
+
+def _own_gpu() -> torch.device:
+    """A GPU for each process of this host, in turn; of a lone process torch's current one."""
+    place = os.environ.get("LOCAL_RANK")
+    if place is None:
+        return torch.device("cuda")
+    return torch.device("cuda", int(place) % torch.cuda.device_count())
 
 
 def _dtype(name: str, device: torch.device, config: Any) -> torch.dtype:

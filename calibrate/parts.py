@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tpcal.calibrate.profile import SETTINGS
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.files import write_atomic
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -61,6 +61,25 @@ class Parts:
         data = {name: np.ascontiguousarray(arrays[name], np.float32) for name in self._widths}
         name = f"{numbers.min():07d}-{numbers.max():07d}.safetensors"
         write_atomic(self._folder / name, save({**data, "samples": numbers}))
+
+    def undone(self) -> list[int]:
+        """Numbers of the samples that are still to be measured, rising."""
+        return [int(number) for number in np.flatnonzero(~self.read()[1])]
+
+    def whole(self) -> dict[str, NDArray[Any]]:
+        """Arrays [n, width] of all samples.
+
+        Raises:
+            RunFailed: Some are not there, as where processes write to folders of their own.
+        """
+        found, done = self.read()
+        if not done.all():
+            raise RunFailed(
+                f"{self._folder} must hold the results of all {self._n} samples; got "
+                f"{int(done.sum())}. Name a folder that all processes and hosts share with --out, "
+                "then run the same command again."
+            )
+        return found
 
     def read(self) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
         """Arrays [n, width] of what there is, NaN where undone, and [n] bool: sample is done.

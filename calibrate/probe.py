@@ -31,6 +31,7 @@ from tpcal.calibrate.models import Loaded, weights_digest
 from tpcal.calibrate.parts import Parts
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe, Profile
 from tpcal.calibrate.samples import Samples
+from tpcal.calibrate.sharing import Team, team
 from tpcal.calibrate.tape import Tape
 from tpcal.plans import families
 from tpcal.plans.errors import RunFailed, UsageError
@@ -60,8 +61,10 @@ def calibrate(
 
     Every finished batch is kept on disk. However a run ends, the same call continues it, and the
     profile comes out bit for bit the same as that of an undisturbed run with the same batch size
-    on the same machine. A finished profile is returned at once. The cost of a sample is about as
-    many forward passes as ``(layers + 1) / 2 * sum of keeps * selectors`` decoder layers make.
+    on the same machine. A finished profile is returned at once. Processes that were started
+    together (`sharing.team`) share the batches and give the same profile as one; all of them have
+    to name one folder that they share. The cost of a sample is about as many forward passes as
+    ``(layers + 1) / 2 * sum of keeps * selectors`` decoder layers make.
 
     Args:
         loaded: The model.
@@ -88,22 +91,25 @@ def calibrate(
     )
     settings = _settings(loaded, samples, tried, seed)
     folder = Path(out) / _folder_name(loaded.name, settings)
-    if (folder / profiles.PROFILE).exists():
+    workers = team()
+    if workers.agree((folder / profiles.PROFILE).exists):
         os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
         return profiles.load(folder)
     parts = Parts(folder, settings, _widths(loaded, tried), len(samples))
     advice = "What is done is kept. Run the same command with a smaller --batch-size."
+    report = progress if progress and workers.is_main else _silent
     with memory_guard("Calibration", advice), torch.inference_mode():
-        _run(loaded, samples, tried, parts, batch_size, progress or _silent)
-        if progress:
-            progress(0, 0, "Timing layers")
-        found, _ = parts.read()
-        kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
-        kept["data"] = {**samples.recipe, **kept["data"]}
-        profile = _profile(loaded, samples, tried, found, {**kept, **(provenance or {})})
-    profiles.save(profile, folder)
-    parts.discard()
-    return profile
+        _run(loaded, samples, tried, parts, batch_size, report, workers)
+        if workers.is_main:
+            report(0, 0, "Timing layers")
+            found = parts.whole()
+            kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
+            kept["data"] = {**samples.recipe, **kept["data"]}
+            profile = _profile(loaded, samples, tried, found, {**kept, **(provenance or {})})
+            profiles.save(profile, folder)
+            parts.discard()
+    workers.wait()
+    return profiles.load(folder)
 
 
 def folder_of(
@@ -120,16 +126,18 @@ def _run(
     parts: Parts,
     batch_size: int,
     progress: Progress,
+    workers: Team,
 ) -> None:
-    _, done = parts.read()
-    undone = np.flatnonzero(~done).tolist()
+    undone = workers.agree(parts.undone)  # cut into batches as a lone process would cut it
+    batches = [undone[i : i + batch_size] for i in range(0, len(undone), batch_size)]
     n = len(samples)
-    progress(n - len(undone), n, "Calibrating")
-    for start in range(0, len(undone), batch_size):
-        numbers = undone[start : start + batch_size]
-        arrays = _measure(loaded, samples, numbers, probes)
-        parts.add(numbers, arrays)
-        progress(n - len(undone) + start + len(numbers), n, "Calibrating")
+    done = n - len(undone)
+    progress(done, n, "Calibrating")
+    for numbers in workers.share(batches):
+        parts.add(numbers, _measure(loaded, samples, numbers, probes))
+        done = min(done + len(numbers) * workers.size, n)  # the others are about as far
+        progress(done, n, "Calibrating")
+    workers.wait()
 
 
 def _measure(
