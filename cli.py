@@ -10,6 +10,7 @@ from tpcal import __version__, terminal
 from tpcal.commands.calibrate import calibrate
 from tpcal.commands.certify import certify
 from tpcal.commands.check import check
+from tpcal.commands.convert import convert
 from tpcal.commands.evaluate import evaluate
 from tpcal.commands.front import front
 from tpcal.commands.lists import presets, selectors
@@ -55,7 +56,7 @@ def cli(debug: bool) -> None:
 
 
 for _command in (
-    *(calibrate, plan, front, check, show),
+    *(calibrate, plan, front, convert, check, show),
     *(evaluate, certify, run, presets, selectors),
 ):
     cli.add_command(_command)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tpcal.plans.errors import UsageError
+
 if TYPE_CHECKING:
     from tpcal.calibrate.models import Loaded
     from tpcal.calibrate.samples import Samples
@@ -148,13 +150,15 @@ def selector(word: str) -> str:
 
 
 def share(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-    """Callback of a budget that is a share: above 0 and at most 1, or a percentage."""
+    """Callback of a budget that is a share, in any tool's words."""
     if value is None:
         return None
-    number = _number(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
-    if not 0 < number <= 1:
-        raise click.BadParameter(f"must be above 0 and at most 1, or a percentage; got {value}")
-    return number
+    from tpcal.planner.words import share_kept
+
+    try:
+        return share_kept(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 class Finite(click.FloatRange):
@@ -238,7 +242,7 @@ def data_options(command: Command) -> Command:
 def budget_options(command: Command) -> Command:
     """Adds the options that say what a plan may cost; the command receives ``budget``."""
     options = {
-        "budget": (share, "B", "Layer-average keep: above 0 and at most 1, or a percentage."),
+        "budget": (share, "B", "Layer-average keep: 0.22, 22%, 128/576, rate=0.78."),
         "budget_flops": (share, "B", "The same as a share of the unpruned prefill's FLOPs."),
         "budget_kv": (share, "B", "The same as a share of the unpruned KV bytes."),
         "budget_ms": (None, "MS", "Milliseconds of the decoder's prefill on this hardware."),

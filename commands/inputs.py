@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tpcal import terminal
 from tpcal.options import DataChoice, ModelChoice
-from tpcal.plans.errors import FitError
+from tpcal.plans.errors import FitError, UsageError
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluate import Evaluation
@@ -20,18 +20,45 @@ OUT = Path("tpcal-out")
 PRESET = "preset:"
 
 
-def read_plan(name: str, n_layers: int | None = None) -> Plan:
-    """The plan in a file, or the published schedule called `preset:NAME`.
+def read_plan(name: str, n_layers: int | None = None, n_tokens: int | None = None) -> Plan:
+    """The plan in a file, or the published schedule called `preset:NAME` or `preset:NAME@BUDGET`.
 
     Args:
         name: Path or preset.
         n_layers: Depth that a preset is scaled to.
+        n_tokens: Visual tokens of a prompt, for which a preset is put on a budget.
     """
     from tpcal.plans.schema import load_plan, load_preset
 
-    if name.startswith(PRESET):
-        return load_preset(name.removeprefix(PRESET), n_layers)
-    return load_plan(name)
+    if not name.startswith(PRESET):
+        return load_plan(name)
+    preset, at, budget = name.removeprefix(PRESET).partition("@")
+    published = load_preset(preset, n_layers)
+    if not at:
+        return published
+    from tpcal.planner.published import N_TOKENS, at_budget
+    from tpcal.planner.words import share_kept
+
+    assert published.model is not None, "presets name their depth"
+    depth = published.model.n_layers
+    return at_budget(preset, share_kept(budget), depth, n_tokens or N_TOKENS)
+
+
+def refuse_to_overwrite(path: Path, force: bool) -> None:
+    """Nothing, where the path is free or holds a plan, or ``force`` is set.
+
+    Raises:
+        UsageError: Something else is there.
+    """
+    from tpcal.plans.schema import load_plan
+
+    if force or not path.exists():
+        return
+    try:
+        load_plan(path)
+    except UsageError:
+        way_out = "Name another file with --output, or add --force"
+        raise UsageError(f"{path} exists and is not a plan. {way_out}.") from None
 
 
 def plan_and_model(
@@ -66,6 +93,8 @@ def both_answers(
 
         report(0, 0, "Loading the samples")
         samples = data.load("eval")
+        if file is not None and file.startswith(PRESET):
+            found = read_plan(file, loaded.shape.n_layers, _n_tokens(loaded, samples))
         evaluation = run_both(
             loaded,
             samples,
@@ -75,6 +104,15 @@ def both_answers(
             progress=report,
         )
     return found, samples, evaluation
+
+
+def _n_tokens(loaded: Loaded, samples: Samples) -> int:
+    """Visual tokens of the first sample."""
+    from tpcal.calibrate.batches import prompt_inputs
+    from tpcal.plans.families import find
+
+    inputs = prompt_inputs(loaded.processor, [samples[0]], loaded.model)
+    return int(find(loaded.model).visual_mask(loaded.model, inputs["input_ids"], None).sum())
 
 
 def read_profile(path: Path | None) -> tuple[Path, Profile]:

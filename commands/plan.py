@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import read_profile
+from tpcal.commands.inputs import read_profile, refuse_to_overwrite
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 
@@ -102,7 +102,7 @@ def plan(
     """
     from tpcal.views.plans import next_steps, plan_view
 
-    _refuse_to_overwrite(output, force)
+    refuse_to_overwrite(output, force)
     folder, profile = read_profile(folder)
     with terminal.progress() as report:
         measurer = None
@@ -157,15 +157,3 @@ def _measurer(
     if wanted != len(samples):
         samples = replace(choice, samples=wanted).load("calibration")
     return Measurer(loaded, samples, batch_size=batch_size)
-
-
-def _refuse_to_overwrite(path: Path, force: bool) -> None:
-    from tpcal.plans.schema import load_plan
-
-    if force or not path.exists():
-        return
-    try:
-        load_plan(path)
-    except UsageError:
-        way_out = "Name another file with --output, or add --force"
-        raise UsageError(f"{path} exists and is not a plan. {way_out}.") from None

@@ -22,6 +22,13 @@ from tpcal.plans.errors import UsageError
     help="Decoder layers to scale a preset to.  [default: as published]",
 )
 @click.option(
+    "--tokens",
+    "n_tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Visual tokens of an image, for preset:NAME@BUDGET.  [default: 576]",
+)
+@click.option(
     "--measure",
     type=click.Choice(["kl", "local", "flips"]),
     default="kl",
@@ -43,6 +50,7 @@ from tpcal.plans.errors import UsageError
 def show(
     what: str,
     depth: int | None,
+    n_tokens: int | None,
     measure: str,
     group: str | None,
     threshold: float,
@@ -54,6 +62,7 @@ def show(
     Examples:
       tpcal show plan.yaml
       tpcal show preset:pyramiddrop --layers 28
+      tpcal show preset:dart-128@0.22 --layers 32 --tokens 576
       tpcal show tpcal-out --group reading
       tpcal show plan.yaml --svg plan.svg
     """
@@ -62,7 +71,7 @@ def show(
     if Path(what).is_dir() or what.endswith("profile.yaml"):
         view = _profile_view(Path(what), measure, group, threshold)
     else:
-        view = plan_view(read_plan(what, depth), title=what, n_layers=depth)
+        view = plan_view(read_plan(what, depth, n_tokens), title=what, n_layers=depth)
     if svg is None:
         terminal.console().print(view)
     else:

@@ -31,6 +31,7 @@ COMMANDS = (
     "calibrate",
     "plan",
     "front",
+    "convert",
     "check",
     "show",
     "eval",
@@ -129,7 +130,7 @@ def test_no_command_shows_the_help(tpcal: Tpcal) -> None:
         (["plan"], "Missing option '--budget'"),
         (["plan", "--budgte", "1"], "Did you mean one of: '--budget'"),
         (["frobnicate"], "No such command 'frobnicate'"),
-        (["plan", "--budget", "0"], "above 0 and at most 1, or a percentage"),
+        (["plan", "--budget", "0"], "above 0 and at most 1: 0.22, 22%"),
         (["plan", "--budget", "1.5"], "got 1.5"),
         (["plan", "--budget", "120%"], "got 120%"),
         (["plan", "--budget-kv", "2"], "got 2"),
@@ -645,3 +646,24 @@ def test_show_draws_into_a_picture(tpcal: Tpcal, tmp_path: Path) -> None:
     assert text.startswith("<svg")
     assert "https://" not in text.replace("https://www.textualize.io", "")
     assert "attention" in text
+
+
+def test_another_tools_schedule_becomes_a_plan_file(tpcal: Tpcal) -> None:
+    done = tpcal("convert", "2:fastv:0.5,6:pdrop:0.3", "--layers", "8", "-o", "two.yaml")
+    assert done.exit_code == 0, done.output
+    assert "keep 0.15 by attention" in done.stdout
+    assert "Next: tpcal check two.yaml --model NAME" in done.stdout
+    assert load_plan("two.yaml").cuts == (Cut(2, 0.5, "attention"), Cut(6, 0.15, "attention"))
+    refused = tpcal("convert", "2:fitprune:0.5", "--layers", "8")
+    assert refused.exit_code == 2
+    assert _is_one_line(refused.stderr)
+    assert "No selector is known as 'fitprune'. Known: attention" in refused.stderr
+
+
+def test_a_published_schedule_is_shown_on_any_budget(tpcal: Tpcal) -> None:
+    at = tpcal("show", "preset:dart-128@22%", "--layers", "32", "--tokens", "576")
+    assert "preset:dart-128@22% · dart-128@0.22 · 32 layers" in at.stdout
+    assert "2:0.2292 became 2:0.1667" in " ".join(at.stdout.split())
+    dear = tpcal("show", "preset:fastv@0.1", "--layers", "8")
+    assert dear.exit_code == 3
+    assert "at least 0.1266 on 8 layers" in dear.stderr

@@ -1,0 +1,60 @@
+"""`tpcal convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tpcal import terminal
+from tpcal.commands.inputs import refuse_to_overwrite
+
+
+@click.command(short_help="Write another tool's schedule as a plan.")
+@click.argument("schedule")
+@click.option(
+    "--layers",
+    "n_layers",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="N",
+    help="Decoder layers of the model it is for.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("plan.yaml"),
+    show_default=True,
+    help="File to write.",
+)
+@click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
+def convert(schedule: str, n_layers: int, output: Path, force: bool) -> None:
+    """Turn a schedule in another tool's words into a plan file.
+
+    \b
+    It is one of:
+      layer:method:ratio,…   UniPruneBench; ratio: the share kept of what is left
+      layer_list=[…] image_token_ratio_list=[…]   PyramidDrop; shares kept of all;
+                             short: layers=[…] keeps=[…], perhaps method=NAME
+      K=… R=…                FastV; R is the share pruned
+
+    Methods are fastv, pdrop, divprune, dart, todre, btp, pool and our selectors. A ratio
+    of 0 drops all. A cut stands before the layer it names.
+
+    \b
+    Examples:
+      tpcal convert 2:fastv:0.5 --layers 32 -o fastv.yaml
+      tpcal convert "2:dart:0.5,16:pdrop:0.3" --layers 28
+      tpcal convert "layers=[2,6,15] keeps=[300/576,200/576,110/576]
+        method=sparsevlm" --layers 32
+    """
+    from tpcal.planner.words import schedule as read
+    from tpcal.plans.schema import save_plan
+    from tpcal.views.plans import plan_view
+
+    refuse_to_overwrite(output, force)
+    found = read(schedule, n_layers)
+    save_plan(found, output)
+    terminal.console().print(plan_view(found, title=str(output)))
+    terminal.console().print(f"\nNext: tpcal check {output} --model NAME")
