@@ -169,7 +169,13 @@ def _show_warning(
     file: IO[str] | None = None,
     line: str | None = None,
 ) -> None:
-    click.echo(f"tpcal: warning: {message}", err=True)
+    warn(str(message))
+
+
+def warn(text: str) -> None:
+    """One line on stderr that does not stop anything."""
+    if is_main_process():
+        click.echo(f"tpcal: warning: {text}", err=True)
 
 
 def survive_encodings() -> None:

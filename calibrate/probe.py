@@ -31,6 +31,7 @@ from tpcal.calibrate.models import Loaded, weights_digest
 from tpcal.calibrate.parts import Parts
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe, Profile
 from tpcal.calibrate.samples import Samples
+from tpcal.calibrate.seen import pack
 from tpcal.calibrate.sharing import Team, team
 from tpcal.calibrate.tape import Tape
 from tpcal.plans import families
@@ -104,7 +105,7 @@ def calibrate(
             report(0, 0, "Timing layers")
             found = parts.whole()
             kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
-            kept["data"] = {**samples.recipe, **kept["data"]}
+            kept["data"] = {**samples.recipe, **kept["data"], "seen": pack(samples.identities)}
             profile = _profile(loaded, samples, tried, found, {**kept, **(provenance or {})})
             profiles.save(profile, folder)
             parts.discard()

@@ -19,6 +19,7 @@ from tpcal.calibrate.cells import (
     read_images,
     read_question,
 )
+from tpcal.calibrate.seen import identity
 from tpcal.calibrate.sources import Table, load_table, order
 from tpcal.plans.errors import UsageError
 
@@ -70,15 +71,18 @@ class Samples(Sequence[Sample]):
         self._rows = rows
         self._read = read
         digest = hashlib.sha256()
-        groups = []
+        groups, identities = [], []
         for sample in self:
             _feed(digest, sample)
             groups.append(sample.group)
+            identities.append(identity(sample))
         self.fingerprint = f"sha256:{digest.hexdigest()}"
         """Over ids, questions, answers, groups and pixels, in order."""
         self.sample_groups: tuple[str, ...] = tuple(groups)
         """[n] the group of each sample."""
         self.groups: tuple[str, ...] = tuple(sorted(set(groups)))
+        self.identities: tuple[bytes, ...] = tuple(identities)
+        """[n] short digests of question and pixels: the same sample is the same in any data."""
 
     @classmethod
     def of(cls, samples: Iterable[Sample], name: str = "samples") -> Samples:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import PRESET, both_answers
+from tpcal.commands.inputs import PRESET, plan_model_samples
 from tpcal.options import DataChoice, ModelChoice
 
 
@@ -56,22 +55,33 @@ def certify(
 
     Answers every sample with and without the plan, on samples that no search has seen, and
     tests the share of changed answers (exact binomial test). Exits with 4 where it cannot be
-    proven, and says how many samples that would take.
+    proven, and says how many samples that would take. Samples that the plan was made from are
+    refused.
 
     \b
     Examples:
       tpcal certify plan.yaml --max-flips 0.05 --confidence 0.95
       tpcal certify plan.yaml --max-flips 0.1 --each-group --samples 2800
     """
-    from tpcal.planner.certify import certificate, changed_by_group
     from tpcal.plans.schema import save_plan
     from tpcal.views.plans import certificate_line
 
     if output is None and file.startswith(PRESET):
         raise click.UsageError("A preset cannot be written to; name a file with --output.")
-    found, _, evaluation = both_answers(file, model, data, batch_size, max_new_tokens)
-    assert found is not None
-    changed = changed_by_group(evaluation)
-    proven = certificate(changed, max_flips, confidence, each_group=each_group)
-    save_plan(replace(found, certificate=proven), output or Path(file))
-    terminal.console().print(certificate_line(proven))
+    with terminal.progress() as report:
+        found, loaded, samples = plan_model_samples(file, model, data, report)
+        assert found is not None
+        from tpcal.planner.proof import Promise, prove
+
+        proven = prove(
+            [found],
+            Promise(max_flips, confidence, each_group),
+            loaded,
+            samples,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=report,
+        )
+    save_plan(proven, output or Path(file))
+    assert proven.certificate is not None
+    terminal.console().print(certificate_line(proven.certificate))

@@ -83,18 +83,26 @@ def plan_and_model(
     return found, loaded
 
 
+def plan_model_samples(
+    file: str | None, model: ModelChoice, data: DataChoice, report: terminal.Progress
+) -> tuple[Plan | None, Loaded, Samples]:
+    """The plan, its model and unseen samples; a preset on a budget is put on it for these."""
+    found, loaded = plan_and_model(file, model, report)
+    report(0, 0, "Loading the samples")
+    samples = data.load("eval")
+    if file is not None and file.startswith(PRESET):
+        found = read_plan(file, loaded.shape.n_layers, _n_tokens(loaded, samples))
+    return found, loaded, samples
+
+
 def both_answers(
     file: str | None, model: ModelChoice, data: DataChoice, batch_size: int, max_new_tokens: int
 ) -> tuple[Plan | None, Samples, Evaluation]:
     """The plan, unseen samples, and their answers with and without the plan."""
     with terminal.progress() as report:
-        found, loaded = plan_and_model(file, model, report)
+        found, loaded, samples = plan_model_samples(file, model, data, report)
         from tpcal.calibrate.evaluate import evaluate as run_both
 
-        report(0, 0, "Loading the samples")
-        samples = data.load("eval")
-        if file is not None and file.startswith(PRESET):
-            found = read_plan(file, loaded.shape.n_layers, _n_tokens(loaded, samples))
         evaluation = run_both(
             loaded,
             samples,

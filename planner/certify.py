@@ -17,6 +17,7 @@ from tpcal.plans.errors import GuardrailError, UsageError
 from tpcal.plans.schema import Certificate
 
 TEST = "exact binomial"
+ALL = "all samples"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def samples_needed(max_flips: float, confidence: float, share: float = 0.0) -> i
     if share >= max_flips:
         return None
     n = math.ceil(math.log1p(-confidence) / math.log1p(-max_flips)) if max_flips < 1 else 1
-    while p_value(Changed(round(share * n), n), max_flips) > 1 - confidence:
+    while p_value(Changed(math.ceil(share * n - 1e-9), n), max_flips) > 1 - confidence:
         n = n + max(1, n // 50)
     return n
 
@@ -77,15 +78,10 @@ def certificate(
         Angelopoulos et al. 2021, arXiv 2110.01052 (Learn then Test) with binomial p-values; Berger
         1982 (intersection-union tests).
     """
-    for name, value in (("max_flips", max_flips), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise UsageError(f"{name} must be above 0 and below 1; got {value}.")
-    everything = Changed(
-        sum(c.n_changed for c in groups.values()), sum(c.n for c in groups.values())
-    )
-    if not everything.n:
+    check_promise(max_flips, confidence)
+    if not any(changed.n for changed in groups.values()):
         raise UsageError("A certificate must have samples; got none.")
-    tested = groups if each_group else {"all samples": everything}
+    tested = parts(groups, each_group)
     for name, changed in tested.items():
         if p_value(changed, max_flips) > 1 - confidence:
             raise _refusal(name, changed, max_flips, confidence)
@@ -97,8 +93,23 @@ def certificate(
         n_changed=worst.n_changed,
         bound=round(bound(worst, confidence), 6),
         test=TEST,
-        of="each group" if each_group else "all samples",
+        of="each group" if each_group else ALL,
     )
+
+
+def check_promise(max_flips: float, confidence: float) -> None:
+    """Nothing, where both are above 0 and below 1; otherwise a UsageError."""
+    for name, value in (("max_flips", max_flips), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise UsageError(f"{name} must be above 0 and below 1; got {value}.")
+
+
+def parts(groups: Mapping[str, Changed], each_group: bool) -> dict[str, Changed]:
+    """What has to pass: every group, or all samples together."""
+    if each_group:
+        return dict(groups)
+    n_changed = sum(changed.n_changed for changed in groups.values())
+    return {ALL: Changed(n_changed, sum(changed.n for changed in groups.values()))}
 
 
 def changed_by_group(evaluation: Evaluation) -> dict[str, Changed]:

@@ -98,6 +98,10 @@ class Loss:
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
     flips: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Share of answer tokens whose most likely token changed."""
+    max_loss: float | None = None
+    """Nats that the worst group was allowed to lose; None: no limit was set."""
+    max_flips: float | None = None
+    """Share of answer tokens that was allowed to change."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,12 @@ class Certificate:
     test: str
     of: str
     """``all samples`` or ``each group``."""
+    data: str | None = None
+    """The samples it was proven on: what was drawn, and how."""
+    fingerprint: str | None = None
+    """sha256 of these samples."""
+    n_plans: int | None = None
+    """Plans that were tested on these samples, in a fixed order, up to this one."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,149 @@
+"""Proofs on samples that no search has seen: answers with and without plans, then the test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tpcal.calibrate.evaluate import answers, compare
+from tpcal.calibrate.seen import unpack
+from tpcal.planner.certify import (
+    Changed,
+    certificate,
+    changed_by_group,
+    check_promise,
+    first_failure,
+    parts,
+    samples_needed,
+)
+from tpcal.plans.errors import GuardrailError, UsageError
+from tpcal.plans.schema import Plan
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.models import Loaded
+    from tpcal.calibrate.samples import Samples
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What is to be proven: at most a share ``max_flips`` of the answers changes."""
+
+    max_flips: float
+    confidence: float
+    """How often such promises hold."""
+    each_group: bool = False
+    """Of every group, and not of all samples together."""
+
+    def check_n(self, n: int, what: str) -> None:
+        """Nothing, where ``n`` samples can be enough.
+
+        Raises:
+            UsageError: A number out of range.
+            GuardrailError: They cannot, even if no answer changes; says how many can.
+        """
+        check_promise(self.max_flips, self.confidence)
+        needed = samples_needed(self.max_flips, self.confidence)
+        if needed is not None and n < needed:
+            raise GuardrailError(
+                f"{what} must be at least {needed} to prove that at most {self.max_flips:g} of "
+                f"the answers change, with a confidence of {self.confidence:g}, even where none "
+                f"does; got {n}. Take more samples, or promise less."
+            )
+
+    def check_samples(self, samples: Samples) -> None:
+        """As `check_n`, for all samples or for every group of them."""
+        if not self.each_group:
+            self.check_n(len(samples), f"Samples of {samples.name}")
+            return
+        sizes = Counter(samples.sample_groups)
+        smallest = min(sizes, key=lambda group: sizes[group])
+        self.check_n(sizes[smallest], f"Samples of {samples.name} in {smallest}")
+
+
+def prove(
+    plans: Sequence[Plan],
+    promise: Promise,
+    loaded: Loaded,
+    samples: Samples,
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 16,
+    progress: Progress | None = None,
+) -> Plan:
+    """The last plan of a row that can be promised with all before it, with its certificate.
+
+    Every plan is tested at the full level, as testing stops at the first that fails: the chance
+    that the plan that comes out breaks the promise is at most 1 - confidence (`first_failure`).
+    The model runs once without a plan and once for each plan tested.
+
+    Args:
+        plans: In an order that does not depend on the samples: the dearest first.
+        promise: What has to hold.
+        loaded: The model, with no plan applied.
+        samples: None of which calibration or search have seen.
+        batch_size: Samples per run of the model.
+        max_new_tokens: Longest answer; two that agree so far count as equal.
+        progress: Told of answers given, answers in all and what is going on.
+
+    Raises:
+        GuardrailError: Not even the first can be promised; says how many samples would be needed.
+        UsageError: Samples that were seen, or a number out of range.
+        FitError: A plan does not fit the model.
+    """
+    promise.check_samples(samples)
+    for plan in plans:
+        check_unseen(plan, samples)
+    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    total, report = (1 + len(plans)) * len(samples), progress or (lambda done, of, what: None)
+    unpruned = answers(loaded, samples, None, **limits, progress=_after(0, total, report))
+    tested: list[Mapping[str, Changed]] = []
+
+    def each() -> Iterator[list[Changed]]:
+        for i, plan in enumerate(plans, 1):
+            told = _after(i * len(samples), total, report)
+            pruned = answers(loaded, samples, plan, **limits, progress=told)
+            tested.append(changed_by_group(compare(samples, unpruned, pruned)))
+            yield list(parts(tested[-1], promise.each_group).values())
+
+    n_proven = first_failure(each(), promise.max_flips, promise.confidence)
+    at = max(n_proven, 1) - 1
+    proven = certificate(
+        tested[at], promise.max_flips, promise.confidence, each_group=promise.each_group
+    )
+    proven = replace(proven, data=samples.description, fingerprint=samples.fingerprint)
+    return replace(plans[at], certificate=replace(proven, n_plans=n_proven))
+
+
+def check_unseen(plan: Plan, samples: Samples) -> None:
+    """Nothing, where no sample was looked at to make the plan.
+
+    A plan that was not made from samples, as a published one, has seen none.
+
+    Raises:
+        UsageError: Some were, or the plan does not say.
+    """
+    if "profile" not in plan.provenance:
+        return
+    try:
+        seen = unpack(plan.provenance["data"]["seen"])
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(
+            "The plan must say which samples it was made from (provenance.data.seen); got none. "
+            "Make it again with tpcal plan."
+        ) from None
+    n_seen = sum(identity in seen for identity in samples.identities)
+    if n_seen:
+        raise UsageError(
+            f"No sample of a proof must have been seen before; got {n_seen} of {len(samples)} of "
+            f"{samples.description} that calibration or search looked at. Name other samples with "
+            "--split, --data or --seed."
+        )
+
+
+def _after(start: int, total: int, report: Progress) -> Callable[[int], None]:
+    what = "With the plan" if start else "Unpruned"
+    return lambda done: report(start + done, total, what)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from tpcal.calibrate.samples import Sample, Samples, load_samples
+from tpcal.calibrate.seen import N_BYTES, identity, pack, unpack
+
+
+@pytest.fixture
+def sample() -> Sample:
+    return Sample("1", (Image.new("RGB", (4, 2), "red"),), "what ?", "red", "colour")
+
+
+def test_a_sample_is_its_question_and_its_pixels(sample: Sample) -> None:
+    same = replace(sample, id="2", answer=None, group="other")
+    assert identity(same) == identity(sample)
+    others = [
+        replace(sample, question="what?"),
+        replace(sample, images=(Image.new("RGB", (4, 2), "blue"),)),
+        replace(sample, images=(Image.new("RGB", (2, 4), "red"),)),
+        replace(sample, images=sample.images * 2),
+    ]
+    assert len({identity(one) for one in [sample, *others]}) == 5
+
+
+def test_a_packed_set_comes_back_whatever_its_order() -> None:
+    digests = [bytes([i] * N_BYTES) for i in (3, 1, 2)]
+    assert unpack(pack(digests)) == set(digests)
+    assert pack(digests) == pack([*reversed(digests), digests[0]])
+    assert unpack(pack([])) == frozenset()
+    assert len(pack(digests)) == 20
+    for broken in ("AAAA", "not base64!"):
+        with pytest.raises(ValueError, match=r"bytes each|base64"):
+            unpack(broken)
+
+
+def test_samples_know_their_own_and_splits_are_apart() -> None:
+    few, more = load_samples(n=7), load_samples(n=14)
+    assert more.identities[:7] == few.identities
+    assert len(set(more.identities)) == 14
+    assert not set(more.identities) & set(load_samples(n=14, split="eval").identities)
+    assert Samples.of(few).identities == few.identities
