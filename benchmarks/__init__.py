@@ -1,0 +1,1 @@
+"""Programs that measure tpcal; they are no part of the package."""

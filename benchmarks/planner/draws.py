@@ -1,0 +1,91 @@
+"""Distinct plans of one budget, good, middling and bad, to judge predictions on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.planner import world
+from benchmarks.planner.sizes import MAX_CUTS
+from tpcal.planner.budget import Budget
+from tpcal.planner.optimum import Solver
+from tpcal.planner.predict import Predictor
+from tpcal.planner.space import exact_keep
+from tpcal.planner.steps import fill, neighbours
+from tpcal.plans.schema import Cut, load_preset, presets
+
+Cuts = tuple[Cut, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A plan and where it comes from."""
+
+    cuts: Cuts
+    source: str
+
+
+@dataclass(frozen=True)
+class _Draw:
+    predictor: Predictor
+    budget: Budget
+    rng: np.random.Generator
+
+    def random(self) -> Cuts:
+        """Layers, keeps and selectors by chance, put on the budget."""
+        limits, options = self.predictor.limits, self.predictor.options
+        n_cuts = int(self.rng.integers(1, MAX_CUTS))
+        layers = np.sort(self.rng.choice(limits.n_layers - 1, n_cuts, replace=False)).tolist()
+        alive, cuts = 1.0, []
+        for layer in layers:
+            alive *= float(self.rng.uniform(0.1, 0.9))
+            option = options[int(self.rng.integers(len(options)))]
+            count = max(1, round(alive * limits.n_tokens))
+            keep = exact_keep(count, limits.n_tokens)
+            cuts.append(Cut(layer, keep, option.selector, option.params))
+        if self.rng.random() < 0.5 and limits.first_drop is not None:
+            lowest = max(layers[-1] + 1, limits.first_drop)
+            cuts.append(Cut(int(self.rng.integers(lowest, limits.n_layers)), 0.0))
+        return fill(self.predictor, cuts, self.budget)
+
+    def optimal(self) -> Cuts:
+        """The optimum of the prediction for random groups, with some of the selectors."""
+        n = len(self.predictor.options)
+        some = self.rng.choice(n, int(self.rng.integers(1, n + 1)), replace=False)
+        max_cuts = int(self.rng.integers(1, MAX_CUTS + 1))
+        solver = Solver(self.predictor, self.budget, max_cuts, tuple(some.tolist()))
+        weights = self.rng.dirichlet(np.full(len(self.predictor.groups), 0.3))
+        return fill(self.predictor, solver.optimum(weights), self.budget)
+
+    def near(self) -> Cuts:
+        """One step away from such an optimum."""
+        around = neighbours(self.predictor, self.optimal(), self.budget, MAX_CUTS)
+        return around[int(self.rng.integers(len(around)))]
+
+
+def plans(target: float, n: int, calibrated_on: int, n_profile: int, folder: Path) -> list[Drawn]:
+    """``n`` distinct plans of a layer average: published ones, then drawn in turns.
+
+    Half of them are drawn by chance; a quarter each are optima of the prediction and steps away
+    from one, so that good plans, between which a search has to choose, are well represented.
+    """
+    predictor = world.predictor(calibrated_on, n_profile, 0, folder)
+    budget = Budget(target)
+    draw = _Draw(predictor, budget, np.random.default_rng(round(target * 1000)))
+    found: dict[Cuts, str] = {}
+    for name in presets():
+        if len(found) < n:
+            published = load_preset(name, predictor.limits.n_layers).cuts
+            found.setdefault(fill(predictor, published, budget), "published")
+    turns: Iterator[tuple[str, Callable[[], Cuts]]] = itertools.cycle(
+        [("random", draw.random), ("optimum", draw.optimal)]
+        + [("random", draw.random), ("neighbour", draw.near)]
+    )
+    while len(found) < n:
+        source, made = next(turns)
+        found.setdefault(made(), source)
+    return [Drawn(cuts, source) for cuts, source in found.items()]

@@ -1,0 +1,199 @@
+"""How well the loss of plans is predicted, judged on measured plans of every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from benchmarks.planner import draws, world
+from benchmarks.planner.intervals import Interval, pooled, resampled, within_groups
+from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes
+from benchmarks.planner.work import Work, code
+from tpcal.planner.correct import Correction
+from tpcal.planner.objective import Objective
+from tpcal.planner.predict import Predictor
+from tpcal.plans.schema import Cut, n_keep
+
+Floats = NDArray[np.float64]
+OBJECTIVE = Objective()
+PLAIN = "sample by sample"
+"""The prediction that a search starts from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """P plans with what they lose on n samples that no profile has seen."""
+
+    groups: tuple[str, ...]
+    sample_group: NDArray[np.int64]  # [n]
+    budget: Floats  # [P]
+    cuts: tuple[tuple[Cut, ...], ...]
+    nats: NDArray[np.float32]  # [P, n]
+    losses: Floats  # [P, G]
+
+    @property
+    def score(self) -> Floats:
+        """[P] what a search would minimise."""
+        return OBJECTIVE.values(self.losses, self.groups)
+
+
+def measured(work: Work, sizes: Sizes, profiles: Path) -> Measured:
+    """Draws the plans and measures them."""
+    kind = (sizes.calibrated, sizes.profile, profiles)
+    drawn = work.each(
+        _drawn, [(b, sizes.plans, *kind, code("planner")) for b in BUDGETS], "plans drawn"
+    )
+    plans = [plan.cuts for of_budget in drawn for plan in of_budget]
+    where = (world.CALIBRATION, sizes.plan_samples, ELSEWHERE)
+    nats = np.stack([n for n, _ in work.each(world.losses, [(c, *where) for c in plans], "plans")])
+    samples = world.samples(*where)
+    return Measured(
+        groups=samples.groups,
+        sample_group=np.array([samples.groups.index(g) for g in samples.sample_groups]),
+        budget=np.repeat(BUDGETS, sizes.plans),
+        cuts=tuple(plans),
+        nats=nats,
+        losses=world.by_group(nats, *where),
+    )
+
+
+def _drawn(
+    target: float, n: int, calibrated_on: int, n_profile: int, folder: Path, planner: str
+) -> list[draws.Drawn]:
+    return draws.plans(target, n, calibrated_on, n_profile, folder)
+
+
+def sum_of_means(predictor: Predictor, cuts: Sequence[Cut]) -> float:
+    """The prediction that dynamic programming adds up: means of groups, limited afterwards."""
+    tables, n = predictor.tables("kl"), predictor.limits.n_tokens
+    total, before = np.zeros(len(predictor.groups)), n
+    for cut in cuts:
+        count = min(before, n_keep(cut.keep, n))
+        s = predictor.index(cut.selector, cut.params)
+        if count == before or cut.condition is not None:
+            continue
+        if before == n:
+            total += tables.first[s, :, cut.layer, count]
+        else:
+            at = tables.later[s, :, cut.layer]
+            total += np.maximum(at[:, count] - at[:, before], 0.0)
+        before = count
+    return float(OBJECTIVE.values(total, predictor.groups))
+
+
+def single_cuts(predictor: Predictor, cuts: Sequence[Cut]) -> float:
+    """The worst cut alone decides, sample by sample."""
+    return float(OBJECTIVE.values(predictor.deepest(cuts), predictor.groups))
+
+
+UNFITTED: dict[str, Callable[[Predictor, Sequence[Cut]], float]] = {
+    "sum of group means": sum_of_means,
+    "worst single cut": single_cuts,
+    PLAIN: Predictor.score,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What a correction fitted on some plans says of the others."""
+
+    held_out: NDArray[np.int64]
+    predicted: Floats
+    """Of the held-out plans."""
+
+
+def unfitted(work: Work, sizes: Sizes, profiles: Path, plans: Measured) -> dict[str, Floats]:
+    """[P] what every prediction says without having seen a measured plan."""
+    where = (sizes.calibrated, sizes.profile, 0, profiles, code("planner"))
+    calls = [(name, plans.cuts, *where) for name in UNFITTED]
+    return dict(zip(UNFITTED, work.each(_predicted, calls, "predictions"), strict=True))
+
+
+def _predicted(
+    name: str, plans: Sequence[tuple[Cut, ...]], n: int, m: int, seed: int, folder: Path, _: str
+) -> Floats:
+    predictor = world.predictor(n, m, seed, folder)
+    return np.array([UNFITTED[name](predictor, cuts) for cuts in plans])
+
+
+def corrected(work: Work, sizes: Sizes, profiles: Path, plans: Measured) -> dict[int, list[Split]]:
+    """By the number of plans fitted on: as many random splits, each budget alike in all."""
+    where = (sizes.calibrated, sizes.profile, 0, profiles, code("planner"))
+    fitted = {n: drawn_for_fitting(plans.budget, n, sizes.splits) for n in sizes.fitted}
+    calls = [(plans.cuts, plans.score, at, *where) for splits in fitted.values() for at in splits]
+    found = iter(work.each(_corrected, calls, "corrections"))
+    return {n: [next(found) for _ in splits] for n, splits in fitted.items()}
+
+
+def _corrected(
+    plans: Sequence[tuple[Cut, ...]],
+    score: Floats,
+    fitted: NDArray[np.int64],
+    n: int,
+    m: int,
+    seed: int,
+    folder: Path,
+    _: str,
+) -> Split:
+    known = {plans[i]: float(score[i]) for i in fitted.tolist()}
+    correction = Correction(world.predictor(n, m, seed, folder), known)
+    others = np.setdiff1d(np.arange(len(plans)), fitted)
+    return Split(others, correction.scores([plans[i] for i in others.tolist()]))
+
+
+def drawn_for_fitting(budget: Floats, n: int, n_splits: int) -> list[NDArray[np.int64]]:
+    """Numbers of plans, equally many of every budget."""
+    rng = np.random.default_rng(n)
+    each = n // len(BUDGETS)
+    members = [np.flatnonzero(budget == b) for b in BUDGETS]
+    return [np.concatenate([rng.permutation(m)[:each] for m in members]) for _ in range(n_splits)]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How good a prediction was on the plans of one budget."""
+
+    spearman: Interval
+    better_half: Interval
+    """Spearman among the plans that lose less than the median."""
+    regret: Interval
+    """Nats that the plan of the smallest prediction loses more than the best measured one."""
+
+
+def judge(plans: Measured, splits: Sequence[Split], budget: float, n_resamples: int) -> Verdict:
+    """The mean over splits; intervals hold what resampling gives in all of them together."""
+    per_split = max(20, n_resamples // len(splits))
+    found: dict[str, list[tuple[float, Floats]]] = {"all": [], "half": [], "regret": []}
+    for split in splits:
+        own = plans.budget[split.held_out] == budget
+        at, predicted = split.held_out[own], split.predicted[own]
+        score = plans.score[at]
+        half = score <= np.median(score)
+        found["all"].append(rank_correlation(predicted, score, per_split))
+        found["half"].append(rank_correlation(predicted[half], score[half], per_split))
+        found["regret"].append(regret(plans, at, predicted, per_split))
+    return Verdict(*(pooled(each) for each in found.values()))
+
+
+def rank_correlation(one: Floats, other: Floats, n_resamples: int) -> tuple[float, Floats]:
+    """Spearman's, and what it is on resampled plans."""
+    return resampled(lambda a, b: stats.spearmanr(a, b).statistic, (one, other), n_resamples)
+
+
+def regret(
+    plans: Measured, at: NDArray[np.int64], predicted: Floats, n_resamples: int
+) -> tuple[float, Floats]:
+    """What the chosen plan loses more than the best of these, and that on resampled samples."""
+    chosen, best = at[np.argmin(predicted)], at[np.argmin(plans.score[at])]
+
+    def more(drawn: Sequence[NDArray[np.int64]]) -> Floats:
+        means = [[plans.nats[plan][own].mean(axis=-1) for own in drawn] for plan in (chosen, best)]
+        scores = OBJECTIVE.values(np.moveaxis(np.array(means), 1, -1), plans.groups)
+        return np.asarray(scores[0] - scores[1])
+
+    return within_groups(more, plans.sample_group, n_resamples)

@@ -1,0 +1,117 @@
+"""Intervals and tests of paired comparisons: questions are resampled, within groups where needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+TAILS = (0.025, 0.975)
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def show(self, form: str = ".3f") -> str:
+        """As in a table."""
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+
+def resampled(
+    statistic: Callable[..., float], columns: Sequence[ArrayLike], n_resamples: int, seed: int = 0
+) -> tuple[float, Floats]:
+    """A figure of rows, and [n_resamples] what it is on rows drawn with replacement."""
+    drawn = stats.bootstrap(
+        columns,
+        statistic,
+        n_resamples=n_resamples,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
+    return float(statistic(*columns)), drawn
+
+
+def within_groups(
+    statistic: Callable[[Sequence[NDArray[np.int64]]], Floats],
+    groups: NDArray[np.int64],
+    n_resamples: int,
+    seed: int = 0,
+) -> tuple[float, Floats]:
+    """A figure of samples, and [n_resamples] the same, each group's drawn by themselves.
+
+    Args:
+        statistic: From the sample numbers of every group, [..., n of the group] each, to [...].
+        groups: [n] the group of each sample.
+    """
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    drawn = stats.bootstrap(
+        members,
+        lambda *samples, axis: statistic(samples),
+        n_resamples=n_resamples,
+        vectorized=True,
+        method="percentile",
+        batch=100,
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
+    return float(statistic(members)), drawn
+
+
+def pooled(found: Sequence[tuple[float, Floats]]) -> Interval:
+    """The mean of figures, with the interval that holds 95 % of all their resamples."""
+    low, high = np.quantile(np.concatenate([drawn for _, drawn in found]), TAILS)
+    return Interval(float(np.mean([value for value, _ in found])), float(low), float(high))
+
+
+def overall_difference(
+    one: Floats, other: Floats, groups: NDArray[np.int64], n_resamples: int
+) -> Interval:
+    """Mean of ``one - other`` over the same questions."""
+    change = one - other
+
+    def mean(drawn: Sequence[NDArray[np.int64]]) -> Floats:
+        return np.concatenate([change[at] for at in drawn], axis=-1).mean(axis=-1)
+
+    return pooled([within_groups(mean, groups, n_resamples)])
+
+
+def worst_difference(
+    one: Floats, other: Floats, groups: NDArray[np.int64], n_resamples: int
+) -> Interval:
+    """The smallest group mean of ``one`` minus that of ``other``, over the same questions."""
+
+    def difference(drawn: Sequence[NDArray[np.int64]]) -> Floats:
+        worst = [np.min([x[at].mean(axis=-1) for at in drawn], axis=0) for x in (one, other)]
+        return np.asarray(worst[0] - worst[1])
+
+    return pooled([within_groups(difference, groups, n_resamples)])
+
+
+def p_paired(one: Floats, other: Floats) -> float:
+    """Two-sided p-value of no difference over the same questions (t-test of the differences)."""
+    if np.array_equal(one, other):
+        return 1.0
+    return float(stats.ttest_rel(one, other).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of a family of tests, adjusted so that any false finding is as rare as one test's.
+
+    Source:
+        Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    order = np.argsort(p_values)
+    stepped = np.sort(p_values) * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(stepped))
+    return adjusted.tolist()

@@ -1,0 +1,44 @@
+"""docs/planner.md: what is measured stands between markers and is made anew by every run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Row = Sequence[str]
+
+
+def filled(page: str, parts: Mapping[str, str]) -> str:
+    """The page with every named part made anew: ``<!-- name: … -->`` to ``<!-- end -->``.
+
+    Raises:
+        ValueError: The page has no such part.
+    """
+    for name, text in parts.items():
+        pattern = rf"(<!-- {re.escape(name)}: [^>]*-->\n).*?(<!-- end -->)"
+        made, n_found = re.subn(
+            pattern, lambda m, text=text: m[1] + text + m[2], page, count=1, flags=re.DOTALL
+        )
+        if not n_found:
+            raise ValueError(f"The page must have a part called {name}; it has none.")
+        page = made
+    return page
+
+
+def write(path: Path, parts: Mapping[str, str]) -> None:
+    """Makes the parts of a page anew."""
+    page = path.read_text(encoding="utf-8")
+    path.write_text(filled(page, parts), encoding="utf-8")
+
+
+def table(headings: Row, rows: Sequence[Row], n_left: int = 1) -> str:
+    """A Markdown table; all columns but the first ``n_left`` are numbers."""
+    rules = ["---"] * n_left + ["---:"] * (len(headings) - n_left)
+    lines = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
+    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]]) + "\n"
+
+
+def picture(name: str, says: str) -> str:
+    """A line that shows docs/planner/NAME.svg."""
+    return f"![{says}](planner/{name}.svg)\n"

@@ -1,0 +1,68 @@
+"""Plots for light and dark pages: no background, middling colours, no dates inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import ArrayLike
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+
+GREY = "#808a94"
+COLOURS = ("#3b8bd6", "#e0663a", "#2fa36b", "#b565c9", "#c29a1c", "#d6588c")
+STYLE = {
+    "svg.hashsalt": "tpcal",
+    "svg.fonttype": "path",
+    "font.size": 9,
+    "text.color": GREY,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": GREY,
+    "axes.titlecolor": GREY,
+    "axes.titlesize": 9,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "axes.grid": True,
+    "grid.color": GREY,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+}
+
+
+@contextmanager
+def figure(path: Path, n_panels: int, width: float = 9.0, height: float = 3.2) -> Iterator[Any]:
+    """The panels of a plot, side by side; written to ``path`` at the end."""
+    with plt.rc_context(STYLE):
+        drawn, axes = plt.subplots(1, n_panels, figsize=(width, height), squeeze=False)
+        yield axes[0]
+        drawn.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn.savefig(path, transparent=True, metadata={"Date": None})
+        plt.close(drawn)
+
+
+def bands(
+    panel: Any, x: ArrayLike, curves: Mapping[str, Sequence[ArrayLike]], *, dashed: str = ""
+) -> None:
+    """For every label the mean of its curves, one a seed, and the range they span.
+
+    Curves whose label ends with ``dashed`` are dashed, in the colours of the others.
+    """
+    colours: dict[str, str] = {}
+    for label, seeds in curves.items():
+        base = label.removesuffix(dashed) if dashed else label
+        colour = colours.setdefault(base, COLOURS[len(colours) % len(COLOURS)])
+        values = np.asarray(seeds, dtype=float)  # [seeds, points]
+        line = "--" if dashed and label.endswith(dashed) else "-"
+        panel.plot(x, values.mean(axis=0), line, label=label, color=colour, linewidth=1.5)
+        panel.fill_between(
+            x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12, linewidth=0
+        )

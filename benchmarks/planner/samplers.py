@@ -1,0 +1,121 @@
+"""Which sampler finds good plans soonest, alone and beside the seeds and proposals of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from joblib import Memory
+from numpy.typing import NDArray
+
+from benchmarks.planner import world
+from benchmarks.planner.sizes import ELSEWHERE, MAX_CUTS, Sizes
+from benchmarks.planner.work import Work, code
+from tpcal.planner.objective import Objective
+from tpcal.planner.search import search
+from tpcal.planner.study import SAMPLERS
+from tpcal.plans.schema import Cut
+
+Floats = NDArray[np.float64]
+TARGET = 0.22
+ALONE, GUIDED = "alone", "guided"
+
+
+@dataclass
+class Remembered:
+    """Measures plans as `Measurer` does; a plan that any run measured before is read from disk.
+
+    Attributes:
+        order: Every plan asked for, in order and without repeats.
+    """
+
+    kept: Callable[..., Any]
+    n: int
+    order: dict[tuple[Cut, ...], float] = field(default_factory=dict)
+
+    @property
+    def _samples(self) -> Any:
+        return world.samples(world.CALIBRATION, self.n, ELSEWHERE)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups."""
+        return tuple(self._samples.groups)
+
+    @property
+    def sample_group(self) -> NDArray[np.int64]:
+        """[n] the group of each sample."""
+        return np.array([self.groups.index(g) for g in self._samples.sample_groups])
+
+    def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:
+        """Sample numbers, nats and flips, a batch of whole turns after another."""
+        where = (world.CALIBRATION, self.n, ELSEWHERE)
+        nats, changed = self.kept(tuple(cuts), *where)
+        means = world.by_group(nats, *where)
+        self.order.setdefault(tuple(cuts), float(Objective().values(means, self.groups)))
+        for at in np.array_split(np.arange(self.n), max(1, self.n // len(self.groups) // 2)):
+            yield at, nats[at], changed[at]
+
+
+@dataclass(frozen=True)
+class Race:
+    """One search with one sampler."""
+
+    sampler: str
+    how: str
+    seed: int
+
+
+def race(
+    run: Race, n_trials: int, n: int, calibrated: tuple[int, int, Path], memory: Path, planner: str
+) -> list[float]:
+    """The objective of every plan measured, in order.
+
+    Args:
+        run: What is run.
+        n_trials: Plans to measure.
+        n: Samples to measure them on.
+        calibrated: Samples calibrated and used for the profile, and the folder of profiles.
+        memory: Where losses are kept.
+        planner: Hash of the planner's code.
+    """
+    n_all, n_profile, folder = calibrated
+    kept = Memory(memory, verbose=0).cache(world.losses)
+    measures = Remembered(kept, n)
+    profile = world.predictor(n_all, n_profile, 0, folder).profile
+    search(
+        profile,
+        TARGET,
+        measurer=measures,
+        n_trials=n_trials,
+        seed=run.seed,
+        max_cuts=MAX_CUTS,
+        sampler=run.sampler,
+        propose=run.how == GUIDED,
+    )
+    return list(measures.order.values())[:n_trials]
+
+
+def races(work: Work, sizes: Sizes, profiles: Path) -> dict[Race, Floats]:
+    """[trials] the best objective so far, of every race."""
+    runs = [
+        Race(sampler, how, seed)
+        for how, seed, sampler in product((GUIDED, ALONE), sizes.sampler_seeds, SAMPLERS)
+    ]
+    rest = (
+        *(sizes.sampler_trials, sizes.sampler_samples),
+        *((sizes.calibrated, sizes.profile, profiles), work.folder, code("planner")),
+    )
+    found = work.each(race, [(run, *rest) for run in runs], "searches by sampler")
+    return {
+        run: _so_far(values, sizes.sampler_trials) for run, values in zip(runs, found, strict=True)
+    }
+
+
+def _so_far(values: Sequence[float], n_trials: int) -> Floats:
+    best = np.minimum.accumulate(np.asarray(values, dtype=np.float64))
+    return np.pad(best, (0, n_trials - len(best)), mode="edge")

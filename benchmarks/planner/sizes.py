@@ -1,0 +1,79 @@
+"""How much of everything is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BUDGETS = (0.10, 0.22, 0.35, 0.50)
+MAX_CUTS = 4
+ELSEWHERE = 1000
+"""Added to a seed for samples that no profile and no search with that seed has seen."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one run; all samples are drawn in turns over 14 groups."""
+
+    seeds: tuple[int, ...]
+    """Of the samples of a calibration and of the search after it."""
+    calibrated: int
+    """Samples of one calibration; smaller profiles are its first samples."""
+    profile: int
+    """Samples of a profile, where their number is not what is studied."""
+    trials: int
+    """Plans that a search measures."""
+    plans: int
+    """Plans per budget whose prediction is judged."""
+    plan_samples: int
+    """Samples they are measured on."""
+    fitted: tuple[int, ...]
+    """Measured plans that the correction is fitted on."""
+    splits: int
+    """Ways to draw them."""
+    sampler_seeds: tuple[int, ...]
+    sampler_samples: int
+    sampler_trials: int
+    economy: tuple[int, ...]
+    """Samples of a profile, where their number is what is studied."""
+    variants: int
+    """Samples of a profile, where its probes or its answers are what is studied."""
+    held_out: int
+    """Questions of the test split."""
+    resamples: int
+    """Of a bootstrap."""
+
+
+FULL = Sizes(
+    seeds=(0, 1, 2),
+    calibrated=512,
+    profile=392,
+    trials=60,
+    plans=200,
+    plan_samples=196,
+    fitted=(20, 40, 80, 160),
+    splits=20,
+    sampler_seeds=(0, 1, 2, 3, 4),
+    sampler_samples=98,
+    sampler_trials=60,
+    economy=(8, 16, 32, 64, 128, 256, 512),
+    variants=128,
+    held_out=2800,
+    resamples=2000,
+)
+QUICK = Sizes(
+    seeds=(0, 1),
+    calibrated=28,
+    profile=28,
+    trials=4,
+    plans=10,
+    plan_samples=28,
+    fitted=(8, 20),
+    splits=2,
+    sampler_seeds=(0, 1),
+    sampler_samples=14,
+    sampler_trials=14,
+    economy=(8, 28),
+    variants=14,
+    held_out=28,
+    resamples=50,
+)

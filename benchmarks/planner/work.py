@@ -1,0 +1,73 @@
+"""Measuring in several processes, and keeping what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from joblib import Memory, Parallel, delayed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Work:
+    """Where measurements are kept, how many processes make them, and how long it took.
+
+    Attributes:
+        folder: Keeps every result, so that a run which was stopped goes on where it was.
+        seconds: Of every stage of this run.
+    """
+
+    folder: Path
+    n_processes: int
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def each(
+        self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], title: str
+    ) -> list[Any]:
+        """The function's results in order; those known from an earlier run are read."""
+        kept = self.kept(function)
+        runs = Parallel(n_jobs=self.n_processes, return_as="generator")(
+            delayed(kept)(*given) for given in arguments
+        )
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        started = time.perf_counter()
+        with Progress(
+            *columns, TimeElapsedColumn(), console=self.console, transient=True
+        ) as progress:
+            results = list(progress.track(runs, total=len(arguments), description=title))
+        self._log(f"{title}: {len(arguments)}", started)
+        return results
+
+    def kept(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, remembering on disk what it returned."""
+        kept: Callable[..., Any] = Memory(self.folder, verbose=0).cache(function)
+        return kept
+
+    def timed(self, name: str, stage: Callable[[], Any]) -> Any:
+        """The stage's result."""
+        started = time.perf_counter()
+        result = stage()
+        self.seconds[name] = time.perf_counter() - started
+        self._log(f"[bold]{name}[/bold]", started)
+        return result
+
+    def _log(self, what: str, started: float) -> None:
+        self.console.print(f"{what} ({time.perf_counter() - started:.0f} s)", highlight=False)
+
+
+def code(*folders: str) -> str:
+    """A short hash of the project's own code in these folders: an argument of what depends on it."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

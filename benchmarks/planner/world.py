@@ -1,0 +1,117 @@
+"""The embedded model, its samples and profiles, and what plans lose and answer on them.
+
+Everything is made at most once per process; losses and answers are what the stages keep on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tpcal.calibrate import evaluate, models, probe
+from tpcal.calibrate.measure import Measurer
+from tpcal.calibrate.models import Loaded
+from tpcal.calibrate.profile import MASSES, MEASURES, Profile
+from tpcal.calibrate.samples import Samples, load_samples
+from tpcal.planner.objective import MOST
+from tpcal.planner.predict import Predictor
+from tpcal.plans.schema import Cut, Plan
+
+Floats = NDArray[np.float64]
+BATCH = 49
+CALIBRATION, TEST = "calibration", "eval"
+PATCH = 8  # pixels
+
+
+@cache
+def model() -> Loaded:
+    """The embedded model on one thread: processes share the cores."""
+    torch.set_num_threads(1)
+    return models.load(models.EMBEDDED, device="cpu")
+
+
+@lru_cache(maxsize=4)
+def samples(split: str, n: int, seed: int) -> Samples:
+    """Questions in turns over the groups: the first m of them are those of a call with m."""
+    return load_samples(None, split=split, n=n, seed=seed)
+
+
+@lru_cache(maxsize=2)
+def measurer(split: str, n: int, seed: int) -> Measurer:
+    """Runs plans on these samples."""
+    return Measurer(model(), samples(split, n, seed), batch_size=BATCH)
+
+
+def losses(
+    cuts: Sequence[Cut], split: str, n: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """[n] nats, at most `MOST` as in a search, and [n] whether any answer token changed."""
+    nats, changed = np.zeros(n, np.float32), np.zeros(n, bool)
+    for at, kl, flips in measurer(split, n, seed).losses(cuts):
+        nats[at], changed[at] = np.clip(kl, 0.0, MOST), flips > 0
+    return nats, changed
+
+
+def by_group(values: NDArray[Any], split: str, n: int, seed: int) -> Floats:
+    """[..., G] means of [..., n] in the order of the samples' groups."""
+    drawn = samples(split, n, seed)
+    names = np.array(drawn.sample_groups)
+    return np.stack([values[..., names == g].mean(axis=-1) for g in drawn.groups], axis=-1)
+
+
+def answers(cuts: Sequence[Cut], n: int) -> tuple[str, ...]:
+    """[n] generated answers to the test split's questions."""
+    plan = Plan(tuple(cuts)) if cuts else None
+    return evaluate.answers(model(), samples(TEST, n, 0), plan)
+
+
+def answers_downsized(height: int, width: int, n: int) -> tuple[str, ...]:
+    """The same of the unpruned model on images of that many patches.
+
+    The tower interpolates its position embeddings, as transformers does for CLIP; it was trained
+    at one size only.
+    """
+    small = models.load(models.EMBEDDED, device="cpu")
+    size = {"height": height * PATCH, "width": width * PATCH}
+    images: Any = small.processor.image_processor  # type: ignore[attr-defined]
+    images.size, images.crop_size = size, size
+    tower: Any = small.model.model.vision_tower
+    tower.forward = partial(tower.forward, interpolate_pos_encoding=True)
+    torch.set_num_threads(1)
+    return evaluate.answers(small, samples(TEST, n, 0), None)
+
+
+@lru_cache(maxsize=2)
+def calibrated(n: int, seed: int, folder: Path) -> Profile:
+    """The profile of n samples with the default grid; continued or read where it was begun."""
+    return probe.calibrate(model(), samples(CALIBRATION, n, seed), folder, seed=seed)
+
+
+def calibrate(n: int, seed: int, folder: Path) -> None:
+    """Makes the profile in the folder, for other processes to read."""
+    calibrated(n, seed, folder)
+
+
+def first(profile: Profile, n: int) -> Profile:
+    """What calibration of the profile's first n samples alone finds."""
+    used = sorted(set(profile.sample_group[:n].tolist()))
+    arrays = {name: getattr(profile, name)[:n] for name in (*MEASURES, *MASSES)}
+    return replace(
+        profile,
+        groups=tuple(profile.groups[g] for g in used),
+        sample_group=np.array([used.index(g) for g in profile.sample_group[:n].tolist()]),
+        **arrays,
+    )
+
+
+@lru_cache(maxsize=4)
+def predictor(calibrated_on: int, n: int, seed: int, folder: Path) -> Predictor:
+    """Predicts from the first n samples of a calibration."""
+    return Predictor(first(calibrated(calibrated_on, seed, folder), n))
