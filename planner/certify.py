@@ -7,10 +7,10 @@ tests are exact binomial ones; nothing is assumed but that samples come as the d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from scipy.stats import beta, binom
+from scipy.special import bdtr, betaincinv  # scipy.stats' own take a hundred times as long
 
 from tpcal.calibrate.evaluate import Evaluation
 from tpcal.plans.errors import GuardrailError, UsageError
@@ -30,7 +30,7 @@ class Changed:
 
 def p_value(changed: Changed, max_flips: float) -> float:
     """Chance of so few changed answers where the true share is ``max_flips`` or more."""
-    return float(binom.cdf(changed.n_changed, changed.n, max_flips))
+    return float(bdtr(changed.n_changed, changed.n, max_flips))
 
 
 def bound(changed: Changed, confidence: float) -> float:
@@ -41,7 +41,7 @@ def bound(changed: Changed, confidence: float) -> float:
     """
     if changed.n_changed >= changed.n:
         return 1.0
-    return float(beta.ppf(confidence, changed.n_changed + 1, changed.n - changed.n_changed))
+    return float(betaincinv(changed.n_changed + 1, changed.n - changed.n_changed, confidence))
 
 
 def samples_needed(max_flips: float, confidence: float, share: float = 0.0) -> int | None:
@@ -140,6 +140,41 @@ def first_failure(plans: Iterable[Sequence[Changed]], max_flips: float, confiden
             break
         n_passed += 1
     return n_passed
+
+
+def last_promised(
+    plans: Iterable[Mapping[str, Changed]],
+    max_flips: float,
+    confidence: float,
+    *,
+    each_group: bool = False,
+) -> tuple[int, Certificate]:
+    """The last plan of a fixed order that can be promised (`first_failure`), and its certificate.
+
+    Args:
+        plans: Changed answers per group of one plan after another; none is asked for after the
+            first that fails.
+        max_flips: As `certificate`.
+        confidence: As `certificate`.
+        each_group: As `certificate`.
+
+    Returns:
+        The number of the plan, from 0, and its certificate.
+
+    Raises:
+        GuardrailError: Not even the first can be promised; says how many samples that would take.
+    """
+    tested: list[Mapping[str, Changed]] = []
+
+    def each() -> Iterator[Sequence[Changed]]:
+        for groups in plans:
+            tested.append(groups)
+            yield tuple(parts(groups, each_group).values())
+
+    n_passed = first_failure(each(), max_flips, confidence)
+    at = max(n_passed, 1) - 1
+    promised = certificate(tested[at], max_flips, confidence, each_group=each_group)
+    return at, replace(promised, n_plans=at + 1)
 
 
 def _refusal(name: str, changed: Changed, max_flips: float, confidence: float) -> GuardrailError:

@@ -11,11 +11,9 @@ from tpcal.calibrate.evaluate import answers, compare
 from tpcal.calibrate.seen import unpack
 from tpcal.planner.certify import (
     Changed,
-    certificate,
     changed_by_group,
     check_promise,
-    first_failure,
-    parts,
+    last_promised,
     samples_needed,
 )
 from tpcal.plans.errors import GuardrailError, UsageError
@@ -100,22 +98,18 @@ def prove(
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     total, report = (1 + len(plans)) * len(samples), progress or (lambda done, of, what: None)
     unpruned = answers(loaded, samples, None, **limits, progress=_after(0, total, report))
-    tested: list[Mapping[str, Changed]] = []
 
-    def each() -> Iterator[list[Changed]]:
+    def each() -> Iterator[Mapping[str, Changed]]:
         for i, plan in enumerate(plans, 1):
             told = _after(i * len(samples), total, report)
             pruned = answers(loaded, samples, plan, **limits, progress=told)
-            tested.append(changed_by_group(compare(samples, unpruned, pruned)))
-            yield list(parts(tested[-1], promise.each_group).values())
+            yield changed_by_group(compare(samples, unpruned, pruned))
 
-    n_proven = first_failure(each(), promise.max_flips, promise.confidence)
-    at = max(n_proven, 1) - 1
-    proven = certificate(
-        tested[at], promise.max_flips, promise.confidence, each_group=promise.each_group
+    at, proven = last_promised(
+        each(), promise.max_flips, promise.confidence, each_group=promise.each_group
     )
     proven = replace(proven, data=samples.description, fingerprint=samples.fingerprint)
-    return replace(plans[at], certificate=replace(proven, n_plans=n_proven))
+    return replace(plans[at], certificate=proven)
 
 
 def check_unseen(plan: Plan, samples: Samples) -> None:
