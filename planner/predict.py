@@ -11,7 +11,6 @@ Dynamic programming needs a sum of group means instead (`Tables`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +21,8 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from tpcal.planner.budget import Prices
+from tpcal.planner.curves import key as curve_key
+from tpcal.planner.curves import layer_curves
 from tpcal.planner.objective import MOST, Objective
 from tpcal.planner.space import Limits, Option
 from tpcal.plans.errors import UsageError
@@ -51,13 +52,13 @@ class Tables:
 
     Source:
         Between probed keeps: monotone cubic interpolation (Fritsch and Butland 1984), which does
-        not overshoot. Between probed layers: linear, and 0 where the decoder ends.
+        not overshoot. Between probed layers: `curves.layer_curves`.
     """
 
     def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
         n, n_layers, groups = profile.n_tokens, profile.shape.n_layers, profile.groups
         values = _group_means(profile, measure)
-        *curves, drop = _layer_curves(profile, options, values)
+        *curves, drop = layer_curves(profile, options, values)
         zero = drop.get(0)
         shape = (len(options) + 1, len(groups), n_layers, n + 1)
         self.first, self.later = np.zeros(shape), np.zeros(shape)
@@ -83,7 +84,7 @@ class Singles:
     def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
         self._n, self._n_options = profile.n_tokens, len(options)
         values = np.maximum(np.asarray(getattr(profile, measure), dtype=np.float64), 0.0)
-        *curves, drop = _layer_curves(profile, options, values.T)
+        *curves, drop = layer_curves(profile, options, values.T)
         self._zero = drop.get(0)
         self._rows = curves if self._zero is None else [{0: self._zero, **c} for c in curves]
         self._curve = cache(self._make_curve)
@@ -214,15 +215,11 @@ def probed_options(profile: Profile) -> tuple[Option, ...]:
     for probe in profile.probes:
         if probe.selector is None or n_keep(probe.keep, profile.n_tokens) == 0:
             continue
-        key = _key(probe.selector, probe.params)
+        key = curve_key(probe.selector, probe.params)
         option = first.get(key)
         if option is None or probe.layer < option.first_layer:
             first[key] = Option(probe.selector, dict(probe.params), probe.layer)
     return tuple(first.values())
-
-
-def _key(selector: str, params: Mapping[str, Any]) -> str:
-    return json.dumps([selector, dict(params)], sort_keys=True, default=str)
 
 
 def _distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
@@ -249,29 +246,6 @@ def _limits(profile: Profile, options: Sequence[Option]) -> Limits:
         stop_layer=profile.stop_layer,
         default=earliest,
     )
-
-
-def _layer_curves(
-    profile: Profile, options: Sequence[Option], values: Floats
-) -> list[dict[int, Floats]]:
-    """Per option, and last for drop-all: count -> [L, G]; flat before the first probed layer."""
-    keys = [_key(o.selector, o.params) for o in options]
-    found: list[dict[int, dict[int, list[Floats]]]] = [{} for _ in (*options, None)]
-    for row, probe in zip(values, profile.probes, strict=True):
-        count = n_keep(probe.keep, profile.n_tokens)
-        place = keys.index(_key(probe.selector, probe.params)) if count and probe.selector else -1
-        found[place].setdefault(count, {}).setdefault(probe.layer, []).append(row)
-    n_layers = profile.shape.n_layers
-    return [{c: _along_layers(at, n_layers) for c, at in option.items()} for option in found]
-
-
-def _along_layers(at: Mapping[int, Sequence[Floats]], n_layers: int) -> Floats:
-    layers = sorted(at)
-    known = np.array([np.mean(at[layer], axis=0) for layer in layers])
-    layers.append(n_layers)
-    known = np.concatenate([known, np.zeros_like(known[:1])])  # a cut after the last layer
-    wanted = np.arange(n_layers)
-    return np.stack([np.interp(wanted, layers, column) for column in known.T], axis=1)
 
 
 def _falling(column: Floats) -> Floats:
