@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import re
+import time
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import urlsplit
 
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, get_storage
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import (
+    BaseStorage,
+    GrpcStorageProxy,
+    InMemoryStorage,
+    JournalStorage,
+    RDBStorage,
+    get_storage,
+)
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.study import Study
-from optuna.trial import TrialState
 
 from tpcal.plans.errors import UsageError
+
+_LONGEST_START_S = 10.0
 
 
 class _Journal(JournalFileBackend):
@@ -32,26 +42,38 @@ class _Journal(JournalFileBackend):
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         self._own_lock.acquire()
         try:
-            with open(self._path, "ab") as file:
+            with open(self._path, "rb+") as file:
+                file.seek(_end_of_lines(file))
+                file.truncate()
                 file.write(lines.encode())
         finally:
             self._own_lock.release()
 
 
 def open_storage(storage: Path | str | None) -> BaseStorage:
-    """Optuna storage: a journal file (created with its folder), a database URL, or memory.
+    """Optuna storage that several processes may use at once.
+
+    Args:
+        storage: A journal file, which is created with its folder; the URL of a database
+            (``postgresql+psycopg://…``) or of Optuna's gRPC proxy (``grpc://host:port``); None for
+            memory.
 
     Raises:
-        UsageError: The file cannot be used.
+        UsageError: The file, database or proxy cannot be used.
     """
     if storage is None:
         return InMemoryStorage()
+    if isinstance(storage, str) and storage.startswith("grpc://"):
+        return _proxy(storage)
     if isinstance(storage, str) and "://" in storage:
         return _database(storage)
-    path = Path(storage)
+    return _journal(Path(storage))
+
+
+def _journal(path: Path) -> BaseStorage:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(path)
+        _check_last_line(path)
         return JournalStorage(_Journal(str(path)))
     except OSError as error:
         raise UsageError(
@@ -64,57 +86,65 @@ def open_storage(storage: Path | str | None) -> BaseStorage:
         ) from None
 
 
-def _database(url: str) -> BaseStorage:
-    from sqlalchemy.exc import SQLAlchemyError
+def _check_last_line(path: Path) -> None:
+    """Optuna notices a bad last line only after adding to it."""
+    if path.exists():
+        with path.open("rb") as file:
+            content = file.read(_end_of_lines(file))
+        for line in content.splitlines()[-1:]:
+            json.loads(line)
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Bytes up to the end of the last whole line; a killed process may leave a part of one."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    end = size if file.read(1) == b"\n" else 0
+    file.seek(0)
+    return end or file.read().rfind(b"\n") + 1
+
+
+def _proxy(url: str) -> BaseStorage:
+    place = urlsplit(url)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            proxy = GrpcStorageProxy(host=place.hostname or "localhost", port=place.port or 13000)
+            proxy.wait_server_ready(timeout=_LONGEST_START_S)
+    except ImportError:
+        raise UsageError(
+            f"storage {url} needs packages that are not installed. Way out: pip install grpcio "
+            "protobuf."
+        ) from None
+    except (ValueError, ConnectionError):
+        raise UsageError(
+            f"storage must be a running gRPC proxy of Optuna (grpc://host:port); got {url}, where "
+            "none answers. Start one, or check host and port."
+        ) from None
+    return proxy
+
+
+def _database(url: str, n_tries: int = 3) -> BaseStorage:
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     try:
-        return get_storage(url)
-    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
+        ping = {"pool_pre_ping": True}  # servers drop connections that are idle for long
+        return get_storage(RDBStorage(url, engine_kwargs=ping))
+    except ImportError:
+        raise UsageError(
+            f"storage {_shown(url)} needs a driver that is not installed. Way out: pip install "
+            '"psycopg[binary]" for PostgreSQL; pymysql and mysql+pymysql://… for MySQL.'
+        ) from None
+    except (SQLAlchemyError, StorageInternalError, RuntimeError, ValueError) as error:
+        if n_tries > 1 and not isinstance(error, ArgumentError):
+            time.sleep(0.5)  # another process may be making the tables at this moment
+            return _database(url, n_tries - 1)
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"storage must be a database Optuna can open; got {url}: {reason}"
+            f"storage must be a database Optuna can open; got {_shown(url)}: {reason}"
         ) from None
 
 
-def _mend(path: Path) -> None:
-    """Cuts off a last line that a killed process did not finish."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()
-    try:
-        with path.open("rb+") as file:
-            content = file.read()
-            whole = content[: content.rfind(b"\n") + 1]
-            file.truncate(len(whole))
-    finally:
-        lock.release()
-    for line in whole.splitlines()[-1:]:  # Optuna notices a bad last line only after adding to it
-        json.loads(line)
-
-
-def owner() -> str:
-    """Names this process among all that share a storage."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def release_abandoned(study: Study) -> int:
-    """Marks the trials as failed that a dead process of this host, or this process, left open."""
-    host = socket.gethostname()
-    n_released = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        name, _, pid = str(trial.user_attrs.get("owner", "")).rpartition(":")
-        if name == host and (int(pid) == os.getpid() or not _alive(int(pid))):
-            study.tell(trial.number, state=TrialState.FAIL)
-            n_released += 1
-    return n_released
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _shown(url: str) -> str:
+    """The URL without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
