@@ -82,8 +82,10 @@ def plans(target: float, n: int, calibrated_on: int, n_profile: int, folder: Pat
             published = load_preset(name, predictor.limits.n_layers).cuts
             found.setdefault(fill(predictor, published, budget), "published")
     turns: Iterator[tuple[str, Callable[[], Cuts]]] = itertools.cycle(
-        [("random", draw.random), ("optimum", draw.optimal)]
-        + [("random", draw.random), ("neighbour", draw.near)]
+        [
+            *(("random", draw.random), ("optimum", draw.optimal)),
+            *(("random", draw.random), ("neighbour", draw.near)),
+        ]
     )
     while len(found) < n:
         source, made = next(turns)

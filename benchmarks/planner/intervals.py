@@ -1,4 +1,4 @@
-"""Intervals and tests of paired comparisons: questions are resampled, within groups where needed."""
+"""Intervals and tests of paired comparisons: rows or, within groups, questions are resampled."""
 
 from __future__ import annotations
 

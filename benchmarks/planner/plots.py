@@ -15,7 +15,10 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 GREY = "#808a94"
-COLOURS = ("#3b8bd6", "#e0663a", "#2fa36b", "#b565c9", "#c29a1c", "#d6588c")
+COLOURS = (
+    *("#3b8bd6", "#e0663a", "#2fa36b", "#b565c9", "#c29a1c", "#d6588c"),
+    *("#3aa6a6", "#8f7a5c", "#7c86d9", "#7ba03b", "#c4717a", "#808a94"),
+)
 STYLE = {
     "svg.hashsalt": "tpcal",
     "svg.fonttype": "path",

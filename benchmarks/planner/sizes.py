@@ -35,6 +35,10 @@ class Sizes:
     sampler_trials: int
     economy: tuple[int, ...]
     """Samples of a profile, where their number is what is studied."""
+    economy_trials: int
+    """Plans that a search measures there."""
+    judged: int
+    """Questions of the test split that plans are judged on there."""
     variants: int
     """Samples of a profile, where its probes or its answers are what is studied."""
     held_out: int
@@ -56,7 +60,9 @@ FULL = Sizes(
     sampler_samples=98,
     sampler_trials=60,
     economy=(8, 16, 32, 64, 128, 256, 512),
-    variants=128,
+    economy_trials=40,
+    judged=1400,
+    variants=126,
     held_out=2800,
     resamples=2000,
 )
@@ -73,6 +79,8 @@ QUICK = Sizes(
     sampler_samples=14,
     sampler_trials=14,
     economy=(8, 28),
+    economy_trials=4,
+    judged=28,
     variants=14,
     held_out=28,
     resamples=50,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -65,9 +66,9 @@ class Work:
 
 
 def code(*folders: str) -> str:
-    """A short hash of the project's own code in these folders: an argument of what depends on it."""
+    """A short hash of the project's own code in these folders; comments do not count."""
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
+            digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()[:12]

@@ -5,6 +5,7 @@ Everything is made at most once per process; losses and answers are what the sta
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, lru_cache, partial
@@ -37,16 +38,29 @@ def model() -> Loaded:
     return models.load(models.EMBEDDED, device="cpu")
 
 
+def n_tokens() -> int:
+    """Visual tokens of an image."""
+    return int(model().model.config.image_seq_length)
+
+
 @lru_cache(maxsize=4)
-def samples(split: str, n: int, seed: int) -> Samples:
-    """Questions in turns over the groups: the first m of them are those of a call with m."""
-    return load_samples(None, split=split, n=n, seed=seed)
+def samples(split: str, n: int, seed: int, own: bool = False) -> Samples:
+    """Questions in turns over the groups: the first m of them are those of a call with m.
+
+    Args:
+        split: ``calibration`` or ``eval``.
+        n: How many.
+        seed: Another one draws others.
+        own: Without answers, so that the model's own take their place.
+    """
+    drawn = load_samples(None, split=split, n=n, seed=seed)
+    return Samples.of([replace(s, answer=None) for s in drawn], "unlabelled") if own else drawn
 
 
 @lru_cache(maxsize=2)
-def measurer(split: str, n: int, seed: int) -> Measurer:
+def measurer(split: str, n: int, seed: int, own: bool = False) -> Measurer:
     """Runs plans on these samples."""
-    return Measurer(model(), samples(split, n, seed), batch_size=BATCH)
+    return Measurer(model(), samples(split, n, seed, own), batch_size=BATCH)
 
 
 def losses(
@@ -89,14 +103,16 @@ def answers_downsized(height: int, width: int, n: int) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=2)
-def calibrated(n: int, seed: int, folder: Path) -> Profile:
+def calibrated(n: int, seed: int, folder: Path, own: bool = False) -> Profile:
     """The profile of n samples with the default grid; continued or read where it was begun."""
-    return probe.calibrate(model(), samples(CALIBRATION, n, seed), folder, seed=seed)
+    return probe.calibrate(model(), samples(CALIBRATION, n, seed, own), folder, seed=seed)
 
 
-def calibrate(n: int, seed: int, folder: Path) -> None:
-    """Makes the profile in the folder, for other processes to read."""
-    calibrated(n, seed, folder)
+def calibrate(n: int, seed: int, folder: Path, own: bool = False) -> float:
+    """Seconds until the profile is in the folder, for other processes to read."""
+    started = time.perf_counter()
+    calibrated(n, seed, folder, own)
+    return time.perf_counter() - started
 
 
 def first(profile: Profile, n: int) -> Profile:

@@ -1,0 +1,118 @@
+"""Measures all that docs/planner.md says, and writes that page.
+
+What is measured is kept: a run that was stopped goes on where it was, and one whose code of
+plans/, calibrate/ and planner/ has changed measures anew what depends on it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from benchmarks.planner import (
+    page,
+    show_comparison,
+    show_economy,
+    show_fidelity,
+    show_samplers,
+    world,
+)
+from benchmarks.planner.found import Folders
+from benchmarks.planner.sizes import FULL, QUICK, Sizes
+from benchmarks.planner.work import ROOT, Work, code
+
+PAGE = ROOT / "docs" / "planner.md"
+STAGES = ("fidelity", "samplers", "samples", "comparison")
+VERSIONS = ("torch", "transformers", "optuna", "scikit-learn", "scipy", "numpy", "cmaes")
+Parts = dict[str, str]
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Sizes at which figures mean nothing, for tests.")
+@click.option(
+    "--stage",
+    "chosen",
+    type=click.Choice(STAGES),
+    multiple=True,
+    help="Only these; may be given several times.  [default: all]",
+)
+@click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keeps what is measured.  [default: one for this code in tpcal-out/benchmark]",
+)
+@click.option(
+    "--page",
+    "path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=PAGE,
+    help="The page to fill; plots go into a folder beside it.  [default: docs/planner.md]",
+)
+def main(
+    quick: bool, chosen: tuple[str, ...], processes: int, folder: Path | None, path: Path
+) -> None:
+    """Measure predictions, samplers, calibration sizes and plans on the embedded model."""
+    sizes = QUICK if quick else FULL
+    folder = folder or ROOT / "tpcal-out" / "benchmark" / code("plans", "calibrate")
+    work = Work(folder.resolve(), processes, Console())
+    made = stages(work, sizes, path.parent / "planner")
+    work.timed("calibration", lambda: calibrated(work, sizes))
+    for name in chosen or STAGES:
+        page.write(path, work.timed(name, made[name]))
+    page.write(path, {"setting": setting(sizes, processes)})
+    total = sum(work.seconds.values())
+    work.console.print(f"{path} is up to date ({total / 60:.1f} min).", highlight=False)
+
+
+def folders(work: Work, sizes: Sizes) -> Folders:
+    """Where profiles and searches are kept."""
+    return Folders(sizes.calibrated, work.folder / "profiles", work.folder / "searches")
+
+
+def calibrated(work: Work, sizes: Sizes) -> list[float]:
+    """The calibrations that all stages use; seconds of each."""
+    where = folders(work, sizes).profiles
+    calls = [(sizes.calibrated, seed, where) for seed in sizes.seeds]
+    return work.each(world.calibrate, calls, "calibrations")
+
+
+def stages(work: Work, sizes: Sizes, pictures: Path) -> dict[str, Callable[[], Parts]]:
+    """Every stage by name; each returns its parts of the page."""
+    where = folders(work, sizes)
+    return {
+        "fidelity": lambda: show_fidelity.run(work, sizes, where.profiles, pictures),
+        "samplers": lambda: show_samplers.run(work, sizes, where.profiles, pictures),
+        "samples": lambda: show_economy.run(work, sizes, where, pictures),
+        "comparison": lambda: show_comparison.run(work, sizes, where, pictures),
+    }
+
+
+def setting(sizes: Sizes, n_processes: int) -> str:
+    """What the figures were made with."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    seeds = ", ".join(map(str, sizes.seeds))
+    rows = [
+        ("model", "the embedded VLM: 8 layers, 144 visual tokens, 14 groups of questions"),
+        ("samples of a profile", f"{sizes.profile}, seeds {seeds}; default grid of probes"),
+        ("search", f"{sizes.trials} plans, each on twice the profile's samples, seeds {seeds}"),
+        ("judged plans", f"{sizes.plans} per budget on {sizes.plan_samples} other samples"),
+        (
+            "sampler races",
+            f"{sizes.sampler_trials} plans on {sizes.sampler_samples} samples, "
+            f"{len(sizes.sampler_seeds)} seeds",
+        ),
+        ("questions answered", f"{sizes.held_out} of the test split"),
+        ("machine", f"{platform.machine()}, CPU, {n_processes} processes of one thread"),
+        ("versions", f"Python {platform.python_version()}, {libraries}"),
+    ]
+    return page.table(["what", "which"], rows, n_left=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Answers of tpcal's plans and of everything else there is, at equal layer averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.planner import found, world
+from benchmarks.planner.found import Asked, Folders
+from benchmarks.planner.sizes import BUDGETS, Sizes
+from benchmarks.planner.work import Work, code
+from tpcal.calibrate.evaluate import compare
+from tpcal.planner.published import at_budget
+from tpcal.planner.space import exact_keep
+from tpcal.plans.cost import layer_average_keep
+from tpcal.plans.errors import BudgetError
+from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.selectors import min_layer
+
+Floats = NDArray[np.float64]
+OURS = "tpcal"
+SCHEDULES = {
+    "BTP": "btp-llava-released",
+    "BTP, paper's keeps": "btp-llava-paper",
+    "DART": "dart-128",
+    "DART before the decoder": "dart-embedding",
+    "ToDRE": "todre-25",
+    "FastV": "fastv",
+    "PyramidDrop": "pyramiddrop",
+    "DivPrune": "divprune",
+    "VTW": "vtw",
+}
+"""Published schedules, put on the budget by `tpcal.planner.published.at_budget`."""
+SINGLE = {
+    "CDPruner": "cdpruner",
+    "VisionZip": "visionzip",
+    "VisPruner": "vispruner",
+    "SparseVLM": "sparsevlm",
+    "random": "random",
+    "grid": "grid",
+    "pooling": "pooling",
+}
+"""One cut at the earliest layer the selector works at."""
+DOWNSIZED = "smaller image"
+BASELINES = ("random", "grid", "pooling", DOWNSIZED)
+"""All but these are published methods."""
+RANDOM_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way to answer with fewer tokens."""
+
+    method: str
+    target: float
+    seed: int
+    cuts: tuple[Cut, ...] | None
+    """None of a smaller image."""
+    size: tuple[int, int] = (0, 0)
+    """Rows and columns of patches of a smaller image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What an entry's answers are worth; R entries of one method are one, seed by seed."""
+
+    method: str
+    target: float
+    reached: float
+    right: NDArray[np.bool_]  # [R, n]
+    agrees: NDArray[np.bool_]  # [R, n] the unpruned model says the same
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """All answers to n questions that nothing has been calibrated on."""
+
+    groups: tuple[str, ...]
+    sample_group: NDArray[np.int64]  # [n]
+    unpruned: NDArray[np.bool_]  # [n] right
+    answered: tuple[Answered, ...]
+    impossible: Mapping[tuple[str, float], str]
+    """Method and budget -> why it cannot be that cheap."""
+    plans: Mapping[tuple[float, int], tuple[Cut, ...]]
+    """tpcal's, by budget and seed."""
+
+
+def comparison(work: Work, sizes: Sizes, folders: Folders) -> Comparison:
+    """Finds tpcal's plans, puts the others on the budgets, and lets all answer."""
+    asked = [Asked(sizes.profile, s, b, sizes.trials) for b in BUDGETS for s in sizes.seeds]
+    planner = code("planner")
+    plans = work.each(found.plan, [(a, folders, planner) for a in asked], "plans by budget")
+    ours = [Entry(OURS, a.target, a.seed, cuts) for a, cuts in zip(asked, plans, strict=True)]
+    others, impossible = _others()
+    entries = [*ours, *others]
+    calls = [_call(entry, sizes.held_out) for entry in entries]
+    given = work.each(_answers, [((), (0, 0), sizes.held_out), *calls], "answers")
+    samples = world.samples(world.TEST, sizes.held_out, 0)
+    judged = [compare(samples, given[0], one) for one in given[1:]]
+    keys = dict.fromkeys((entry.method, entry.target) for entry in entries)
+    answered = []
+    for method, target in keys:
+        at = [i for i, e in enumerate(entries) if (e.method, e.target) == (method, target)]
+        right = np.stack([_known(judged[i].correct_plan) for i in at])
+        agrees = np.stack([_known(judged[i].agree) for i in at])
+        answered.append(Answered(method, target, _reached(entries[at[0]]), right, agrees))
+    return Comparison(
+        groups=judged[0].groups,
+        sample_group=judged[0].sample_group,
+        unpruned=judged[0].correct_unpruned,
+        answered=tuple(answered),
+        impossible=impossible,
+        plans={(e.target, e.seed): e.cuts for e in ours if e.cuts is not None},
+    )
+
+
+def _known(values: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    assert values is not None, "compared with a plan"
+    return values
+
+
+def _others() -> tuple[list[Entry], dict[tuple[str, float], str]]:
+    """Every other method on every budget, and the ones that cannot be that cheap."""
+    shape = world.model().shape
+    n_tokens = world.n_tokens()
+    makers: dict[str, Callable[[float], list[Entry]]] = {}
+    for method, preset in SCHEDULES.items():
+        makers[method] = lambda b, m=method, p=preset: [
+            Entry(m, b, 0, at_budget(p, b, shape.n_layers, n_tokens).cuts)
+        ]
+    for method, selector in SINGLE.items():
+        seeds = RANDOM_SEEDS if method == "random" else (0,)
+        makers[method] = lambda b, m=method, s=selector, seeds=seeds: [
+            Entry(m, b, i, single(s, b, i, n_tokens, shape.n_layers)) for i in seeds
+        ]
+    makers[DOWNSIZED] = lambda b: [Entry(DOWNSIZED, b, 0, None, patches(b, n_tokens))]
+    entries, impossible = [], {}
+    for method, make in makers.items():
+        for budget in BUDGETS:
+            try:
+                entries += make(budget)
+            except BudgetError as error:
+                impossible[method, budget] = f"not below {error.reachable:.3f}"
+    return entries, impossible
+
+
+def single(
+    selector: str, target: float, seed: int, n_tokens: int, n_layers: int
+) -> tuple[Cut, ...]:
+    """One cut of a selector as early as it works, on the budget.
+
+    Raises:
+        BudgetError: It works too late for the budget.
+    """
+    params = {"seed": seed} if selector == "random" else {}
+    first = min_layer(selector, params)
+    left = target * n_layers - first
+    count = int(n_tokens * left / (n_layers - first) + 1e-9)
+    if count < 1:
+        least = (first + (n_layers - first) / n_tokens) / n_layers
+        raise BudgetError(f"{selector} must have a budget of at least {least:.4f}.", least)
+    return (Cut(first, exact_keep(count, n_tokens), selector, params),)
+
+
+def patches(target: float, n_tokens: int) -> tuple[int, int]:
+    """Rows and columns, as square as can be, of the largest image within the budget."""
+    sides = range(1, round(n_tokens**0.5) + 1)
+    fitting = [
+        (h, w) for h in sides for w in (h, h + 1) if h * w <= target * n_tokens * (1 + 1e-9)
+    ]
+    return max(fitting, key=lambda size: size[0] * size[1])
+
+
+def _call(entry: Entry, n: int) -> tuple[tuple[Cut, ...], tuple[int, int], int]:
+    return entry.cuts or (), entry.size, n
+
+
+def _answers(cuts: tuple[Cut, ...], size: tuple[int, int], n: int) -> tuple[str, ...]:
+    return world.answers(cuts, n) if size == (0, 0) else world.answers_downsized(*size, n)
+
+
+def _reached(entry: Entry) -> float:
+    """Layer average of keep."""
+    n_tokens, n_layers = world.n_tokens(), world.model().shape.n_layers
+    if entry.cuts is None:
+        return entry.size[0] * entry.size[1] / n_tokens
+    return layer_average_keep(Plan(entry.cuts).schedule(n_tokens, n_layers), n_tokens)

@@ -1,0 +1,237 @@
+"""The page's tables of answers at equal layer averages, and what they prove."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.planner import page, plots
+from benchmarks.planner.comparison import (
+    BASELINES,
+    DOWNSIZED,
+    OURS,
+    SCHEDULES,
+    SINGLE,
+    Answered,
+    Comparison,
+    comparison,
+)
+from benchmarks.planner.found import Folders
+from benchmarks.planner.intervals import (
+    Interval,
+    holm,
+    overall_difference,
+    p_paired,
+    worst_difference,
+)
+from benchmarks.planner.sizes import BUDGETS, Sizes
+from benchmarks.planner.work import Work
+from tpcal.calibrate.evaluate import Share, share
+from tpcal.plans.schema import Cut
+
+Floats = NDArray[np.float64]
+METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """How much better tpcal's plan is than another method, question by question."""
+
+    overall: Interval
+    worst: Interval
+    p: float
+    """Of no difference in all answers, adjusted for all comparisons."""
+
+
+def run(work: Work, sizes: Sizes, folders: Folders, pictures: Path) -> dict[str, str]:
+    """Measures, draws, and returns the parts of the page."""
+    found = comparison(work, sizes, folders)
+    beside = _beside(found, sizes)
+    _plot(found, pictures / "comparison.svg")
+    return {
+        "comparison-plot": page.picture("comparison", "Accuracy by layer average"),
+        "summary": _summary(found),
+        "verdict": _verdicts(found, beside),
+        "comparison": "\n".join(_of_budget(found, beside, b, sizes) for b in BUDGETS),
+        "plans": _plans(found),
+    }
+
+
+def _get(found: Comparison, method: str, target: float) -> Answered | None:
+    at = (a for a in found.answered if (a.method, a.target) == (method, target))
+    return next(at, None)
+
+
+def _groups(found: Comparison, right: NDArray[np.bool_]) -> Floats:
+    """[G] accuracy of every group, the mean of all entries."""
+    mean = right.mean(axis=0)
+    return np.array([mean[found.sample_group == g].mean() for g in range(len(found.groups))])
+
+
+def _beside(found: Comparison, sizes: Sizes) -> dict[tuple[str, float], Beside]:
+    """tpcal, the mean of its seeds, against every other method at every budget."""
+    keys = [(a.method, a.target) for a in found.answered if a.method != OURS]
+    figures, p_values = [], []
+    for method, target in keys:
+        ours, other = (
+            _one(_get(found, name, target)).right.mean(axis=0) for name in (OURS, method)
+        )
+        given = (ours, other, found.sample_group, sizes.resamples)
+        figures.append((overall_difference(*given), worst_difference(*given)))
+        p_values.append(p_paired(ours, other))
+    adjusted = holm(p_values)
+    return {
+        key: Beside(*intervals, p)
+        for key, intervals, p in zip(keys, figures, adjusted, strict=True)
+    }
+
+
+def _one(answered: Answered | None) -> Answered:
+    assert answered is not None, "every budget has it"
+    return answered
+
+
+def _summary(found: Comparison) -> str:
+    """Overall and worst-group accuracy of every method at every budget."""
+    rows = [["unpruned", *[_pair(found, found.unpruned[None])] * len(BUDGETS)]]
+    for method in METHODS:
+        cells = []
+        for budget in BUDGETS:
+            answered = _get(found, method, budget)
+            why = found.impossible.get((method, budget), "")
+            cells.append(why if answered is None else _pair(found, answered.right))
+        rows.append([method, *cells])
+    best = {i: max(map(_leading, (row[i] for row in rows[1:]))) for i in range(1, len(rows[0]))}
+    for row in rows[1:]:
+        for i, figure in best.items():
+            row[i] = f"**{row[i]}**" if _leading(row[i]) == figure else row[i]
+    return page.table(["method", *(f"{b:.2f}" for b in BUDGETS)], rows)
+
+
+def _pair(found: Comparison, right: NDArray[np.bool_]) -> str:
+    return f"{right.mean():.3f} / {_groups(found, right).min():.3f}"
+
+
+def _leading(cell: str) -> float:
+    first = cell.split(" ")[0]
+    return float(first) if first[:1].isdigit() else 0.0
+
+
+def _of_budget(
+    found: Comparison, beside: Mapping[tuple[str, float], Beside], target: float, sizes: Sizes
+) -> str:
+    """The table of one budget with intervals."""
+    headings = ["method", "reached", "accuracy", "worst group", "more than unpruned"]
+    headings += ["tpcal has more by", "p", "in the worst group by"]
+    rows = [["unpruned", "1", *_accuracies(found, found.unpruned[None]), *[""] * 4]]
+    for method in METHODS:
+        answered = _get(found, method, target)
+        if answered is None:
+            rows.append([method, found.impossible[method, target], *[""] * 6])
+            continue
+        than = beside.get((method, target))
+        against = ["", "", ""]
+        if than is not None:
+            against = [than.overall.show(), f"{than.p:.2g}", than.worst.show()]
+        own = [*_accuracies(found, answered.right), _more(found, answered.right, sizes)]
+        rows.append([method, f"{answered.reached:.3f}", *own, *against])
+        for i, right in enumerate(answered.right if len(answered.right) > 1 else ()):
+            own = [*_accuracies(found, right[None]), _more(found, right[None], sizes)]
+            rows.append([f"· seed {i}", "", *own, "", "", ""])
+    return f"### Layer average {target:.2f}\n\n{page.table(headings, rows)}"
+
+
+def _more(found: Comparison, right: NDArray[np.bool_], sizes: Sizes) -> str:
+    """Accuracy above the unpruned model's, over the same questions."""
+    given = right.mean(axis=0), found.unpruned.astype(float), found.sample_group
+    return overall_difference(*given, sizes.resamples).show()
+
+
+def _accuracies(found: Comparison, right: NDArray[np.bool_]) -> list[str]:
+    """Overall and of the worst group; with Wilson's intervals where it is one entry."""
+    by_group = _groups(found, right)
+    worst = int(np.argmin(by_group))
+    name = found.groups[worst]
+    if len(right) > 1:
+        return [f"{right.mean():.3f}", f"{by_group[worst]:.3f} {name}"]
+    of_worst = _interval(share(right[0][found.sample_group == worst]))
+    return [_interval(share(right[0])), f"{of_worst} {name}"]
+
+
+def _interval(found: Share | None) -> str:
+    assert found is not None, "there are questions"
+    return Interval(found.value, found.low, found.high).show()
+
+
+def _verdicts(found: Comparison, beside: Mapping[tuple[str, float], Beside]) -> str:
+    """A line per budget: the best other method, and whether tpcal is better beyond noise."""
+    lines = []
+    for budget in BUDGETS:
+        others = [a for a in found.answered if a.target == budget and a.method != OURS]
+        lines.append(f"- **{budget:.2f}**: {_against(others, beside, 'any')};")
+        published = [a for a in others if a.method not in BASELINES]
+        lines.append(f"  {_against(published, beside, 'published')}.")
+        ahead = [a.method for a in others if beside[a.method, budget].overall.high < 0]
+        ahead += [a.method for a in others if beside[a.method, budget].worst.high < 0]
+        if ahead:
+            lines.append(f"  Beyond noise better than tpcal: {', '.join(dict.fromkeys(ahead))}.")
+    return "\n".join(lines) + "\n"
+
+
+def _against(
+    others: Sequence[Answered], beside: Mapping[tuple[str, float], Beside], kind: str
+) -> str:
+    best = max(others, key=lambda a: float(a.right.mean()))
+    than = beside[best.method, best.target]
+    sign = "better" if than.overall.value >= 0 else "worse"
+    proven = "beyond noise" if than.p < 0.05 else "within noise"
+    return (
+        f"best of {kind} others is {best.method} ({best.right.mean():.3f}): tpcal is {sign} by "
+        f"{than.overall.show()} (p = {than.p:.2g}, {proven}) and in the worst group by "
+        f"{than.worst.show()}"
+    )
+
+
+def _plans(found: Comparison) -> str:
+    """The cuts of tpcal's plans."""
+    rows = [
+        [f"{target:.2f}", str(seed), " → ".join(map(_cut, cuts))]
+        for (target, seed), cuts in found.plans.items()
+    ]
+    return page.table(["layer average", "seed", "cuts"], rows, n_left=3)
+
+
+def _cut(cut: Cut) -> str:
+    if cut.selector is None:
+        return f"{cut.layer}: drop all"
+    params = ", ".join(f"{k} {v}" for k, v in cut.params.items())
+    return f"{cut.layer}: {cut.keep:.3g} {cut.selector}" + (f" ({params})" if params else "")
+
+
+def _plot(found: Comparison, path: Path) -> None:
+    with plots.figure(path, 2, width=9.0, height=4.2) as panels:
+        for method in METHODS:
+            own = [a for a in found.answered if a.method == method]
+            ours = method == OURS
+            look = {"linewidth": 2.4 if ours else 1.0, "marker": "o", "markersize": 3}
+            if not ours:
+                look["linestyle"] = "--" if method in BASELINES else "-"
+            for panel, of in zip(panels, (_mean, _worst), strict=True):
+                panel.plot(
+                    [a.target for a in own], [of(found, a) for a in own], label=method, **look
+                )
+        panels[0].set(title="all questions", xlabel="layer average of keep", ylabel="accuracy")
+        panels[1].set(title="worst group", xlabel="layer average of keep")
+        panels[1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _mean(found: Comparison, answered: Answered) -> float:
+    return float(answered.right.mean())
+
+
+def _worst(found: Comparison, answered: Answered) -> float:
+    return float(_groups(found, answered.right).min())
