@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.files import write_atomic
 
 Arrays = Mapping[str, NDArray[Any]]
+PARTS = "parts"
 
 
 class Parts:
-    """The finished batches of one calibration, one file each, in ``folder/parts``.
+    """The finished batches of one round of a calibration, one file each, in ``folder/parts``.
 
     Args:
         folder: Folder of the profile to be.
         settings: What the results depend on; a folder with others is refused.
         widths: Columns of every array, by name; each row belongs to a sample.
         n_samples: Samples in all.
+        number: Of the round, from 0.
 
     Raises:
         UsageError: The folder holds results made with other settings.
@@ -39,8 +41,9 @@ class Parts:
         settings: Mapping[str, Any],
         widths: Mapping[str, int],
         n_samples: int,
+        number: int = 0,
     ) -> None:
-        self._folder = folder / "parts"
+        self._folder = folder / PARTS / f"round-{number}"
         self._widths = dict(widths)
         self._n = n_samples
         self._claim(folder, settings)
@@ -117,6 +120,15 @@ class Parts:
         good = all(name in part and part[name].shape == shape for name, shape in shapes.items())
         return part if good else None
 
-    def discard(self) -> None:
-        """Removes the parts, once the profile they made is written."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+def found_once(folder: Path, name: str, find: Callable[[], Any]) -> Any:
+    """Plain data that is looked for once in a calibration, and kept beside its parts."""
+    path = folder / PARTS / f"{name}.json"
+    if not path.exists():
+        write_atomic(path, json.dumps(find()))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def discard(folder: Path) -> None:
+    """Removes the parts, once the profile they made is written."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tpcal.calibrate import models, probe, profile
+from tpcal.calibrate import figures, models, probe, profile
 from tpcal.calibrate.batches import encode
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.profile import MASSES, MEASURES
@@ -75,7 +75,7 @@ def test_a_probe_is_what_the_executor_does(
         with apply(loaded.model, Plan(cuts=(Cut(2, 0.5, "grid"),))):
             pruned = loaded.model(**prompt.inputs).logits[0, -1].log_softmax(-1)
     expected = float((full.exp() * (full - pruned)).sum())
-    alone = probe._measure(loaded, Samples.of([sample]), [0], found.probes)["kl"][0, at]
+    alone = figures.measure(loaded, Samples.of([sample]), [0], found.probes)["kl"][0, at]
     assert alone == pytest.approx(expected, abs=1e-6)
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_part_is_measured_again(
 
     with pytest.raises(KeyboardInterrupt):
         probe.calibrate(loaded, scenes, tmp_path, **GRID, progress=stop)
-    part = sorted(tmp_path.glob("*/parts/*"))[0]
+    part = sorted(tmp_path.glob("*/parts/round-0/*"))[0]
     part.write_bytes(part.read_bytes()[:100])
     probe.calibrate(loaded, scenes, tmp_path, **GRID)
     assert same_bytes(profile.newest(tmp_path), made[1])
@@ -223,6 +223,6 @@ def test_the_results_do_not_depend_on_the_company(
     loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path]
 ) -> None:
     found, _ = made
-    alone = probe._measure(loaded, scenes, [3], found.probes)
+    alone = figures.measure(loaded, scenes, [3], found.probes)
     np.testing.assert_allclose(alone["kl"][0], found.kl[3], atol=1e-5)
     np.testing.assert_allclose(alone["local"][0], found.local[3], atol=1e-5)

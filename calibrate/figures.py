@@ -1,0 +1,94 @@
+"""What calibration measures of a batch of samples: every single cut, and every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tpcal.calibrate.batches import encode
+from tpcal.calibrate.deviation import (
+    answer_deviation,
+    local_deviation,
+    log_probabilities,
+    text_after_images,
+)
+from tpcal.calibrate.models import Loaded
+from tpcal.calibrate.profile import MASSES, MEASURES, Probe
+from tpcal.calibrate.samples import Samples
+from tpcal.calibrate.tape import Tape
+from tpcal.plans.errors import RunFailed, UsageError
+from tpcal.plans.schema import Cut
+
+TAU = 0.93
+"""Cosine below which a visual token counts as turned (BTP, arXiv 2505.22038, App. 7.6)."""
+Arrays = dict[str, NDArray[Any]]
+
+
+def widths(n_probes: int, n_layers: int) -> dict[str, int]:
+    """Columns of every array that `measure` makes."""
+    return {
+        **dict.fromkeys(MEASURES, n_probes),
+        **dict.fromkeys(MASSES, n_layers),
+        "counts": 2,
+    }
+
+
+def measure(
+    loaded: Loaded, samples: Samples, numbers: Sequence[int], probes: Sequence[Probe]
+) -> Arrays:
+    """Every figure of some samples, [b, columns] each.
+
+    Raises:
+        UsageError: A sample without images.
+        RunFailed: Numbers that are not finite.
+    """
+    batch = [samples[i] for i in numbers]
+    encoded = encode(loaded.processor, batch, loaded.model)
+    tape = Tape.record(loaded.model, encoded.inputs, prompt_length=encoded.prompt_length)
+    n_tokens = tape.visual_mask.sum(dim=1)
+    if not bool(n_tokens.all()):
+        bad = next(s.id for s, n in zip(batch, n_tokens.tolist(), strict=True) if not n)
+        raise UsageError(f"Samples must have images; got none in sample {bad}.")
+    columns = _columns_of_layers(tape)
+    columns |= _columns_of_probes(tape, probes, encoded.positions, encoded.valid)
+    columns["counts"] = torch.stack((n_tokens, encoded.prompt_length - n_tokens), dim=1)
+    arrays = {name: value.float().cpu().numpy() for name, value in columns.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise RunFailed(
+                f"The model must return finite numbers; got {name} that is not. Try another "
+                "--dtype: bfloat16 or float32."
+            )
+    return arrays
+
+
+def _columns_of_layers(tape: Tape) -> dict[str, Tensor]:
+    layers = range(tape.n_layers)
+    masses = [tape.attention_mass(layer) for layer in layers]
+    return {
+        "turns": torch.stack([tape.turned(layer, TAU) for layer in layers], dim=1),
+        "text_to_visual": torch.stack([mass[0] for mass in masses], dim=1),
+        "visual_to_text": torch.stack([mass[1] for mass in masses], dim=1),
+    }
+
+
+def _columns_of_probes(
+    tape: Tape, probes: Sequence[Probe], positions: Tensor, valid: Tensor
+) -> dict[str, Tensor]:
+    full = log_probabilities(tape.logits(positions))
+    where = text_after_images(tape.text_mask, tape.visual_mask)
+    found: dict[str, list[Tensor]] = {name: [] for name in MEASURES}
+    for probe in probes:
+        cut = Cut(probe.layer, probe.keep, probe.selector, probe.params)
+        replayed = tape.replay([cut], positions)
+        kl, flips = answer_deviation(full, log_probabilities(replayed.logits), valid)
+        output = tape.state(probe.layer + 1)
+        found["kl"].append(kl)
+        found["flips"].append(flips)
+        found["local"].append(local_deviation(replayed.first_output, output, where))
+    return {name: torch.stack(columns, dim=1) for name, columns in found.items()}

@@ -1,0 +1,112 @@
+"""The rounds of one calibration: some probes on every sample, then more, then the profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpcal.calibrate.figures import Arrays, measure, widths
+from tpcal.calibrate.models import Loaded
+from tpcal.calibrate.parts import Parts, discard, found_once
+from tpcal.calibrate.profile import MEASURES, Probe, Profile
+from tpcal.calibrate.samples import Samples
+from tpcal.calibrate.sharing import Team
+
+Progress = Callable[[int, int, str], None]
+Refine = Callable[[Profile, Sequence[Probe]], Sequence[Probe]]
+"""From the profile so far and the probes of the grid that it lacks: those to try next, or none."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """A calibration that keeps every finished batch in ``folder``."""
+
+    loaded: Loaded
+    samples: Samples
+    folder: Path
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    batch_size: int
+    workers: Team
+    report: Progress
+    _made: list[tuple[tuple[Probe, ...], Parts]] = field(default_factory=list)
+
+    def run(self, probes: Sequence[Probe], doing: str = "Calibrating") -> None:
+        """Measures these probes on all samples that lack them, together with the team."""
+        n, n_layers = len(self.samples), self.loaded.identity.n_layers
+        parts = Parts(
+            self.folder, self.settings, widths(len(probes), n_layers), n, len(self._made)
+        )
+        undone = self.workers.agree(parts.undone)  # cut into batches as a lone process would
+        starts = range(0, len(undone), self.batch_size)
+        done = n - len(undone)
+        self.report(done, n, doing)
+        for numbers in self.workers.share([undone[i : i + self.batch_size] for i in starts]):
+            parts.add(numbers, measure(self.loaded, self.samples, numbers, probes))
+            done = min(done + len(numbers) * self.workers.size, n)  # the others are about as far
+            self.report(done, n, doing)
+        self.workers.wait()
+        self._made.append((tuple(probes), parts))
+
+    def refine(self, grid: Sequence[Probe], choose: Refine) -> None:
+        """Runs rounds of what ``choose`` picks from the grid, until it picks nothing.
+
+        What it picked is kept, so that a continued run goes on with the same.
+        """
+        while more := self.workers.agree(lambda: self._next(grid, choose)):
+            self.run(more, f"Refining, round {len(self._made)}")
+
+    def _next(self, grid: Sequence[Probe], choose: Refine) -> list[Probe]:
+        def find() -> list[dict[str, Any]]:
+            self.report(0, 0, "Choosing probes")
+            tried = {probe for probes, _ in self._made for probe in probes}
+            rest = [probe for probe in grid if probe not in tried]
+            return [asdict(probe) for probe in choose(self.profile(), rest)] if rest else []
+
+        name = f"probes-{len(self._made)}"
+        return [Probe(**kept) for kept in found_once(self.folder, name, find)]
+
+    def profile(self) -> Profile:
+        """What was found so far, without times; probes in the order of a grid.
+
+        Raises:
+            RunFailed: Results are missing, as where processes write to folders of their own.
+        """
+        probes, found = self._joined()
+        counts = found.pop("counts").mean(axis=0, dtype=np.float64)
+        n_tokens, n_text = (int(np.floor(count + 0.5)) for count in counts)
+        groups = self.samples.groups
+        return Profile(
+            model=self.loaded.identity,
+            shape=self.loaded.shape,
+            n_tokens=n_tokens,
+            n_text=n_text,
+            groups=groups,
+            sample_group=np.array([groups.index(g) for g in self.samples.sample_groups]),
+            probes=probes,
+            layer_ms=(),
+            provenance=self.provenance,
+            **found,
+        )
+
+    def _joined(self) -> tuple[tuple[Probe, ...], Arrays]:
+        """All probes, and [n, width] of every array; those of layers from the first round."""
+        every = [parts.whole() for _, parts in self._made]
+        probes = [probe for tried, _ in self._made for probe in tried]
+        order = sorted(range(len(probes)), key=lambda i: _place(probes[i]))
+        found = every[0]
+        for name in MEASURES:
+            found[name] = np.concatenate([arrays[name] for arrays in every], axis=1)[:, order]
+        return tuple(probes[i] for i in order), found
+
+    def discard(self) -> None:
+        """Removes what the profile was made of, once it is written."""
+        discard(self.folder)
+
+
+def _place(probe: Probe) -> tuple[int, float, str]:
+    return probe.layer, -probe.keep, probe.selector or ""
