@@ -1,11 +1,11 @@
-"""The Optuna side of a search: a repeatable sampler, early stopping, and trials in order."""
+"""The Optuna side of a search: repeatable samplers, early stopping, and trials in order."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
-from copy import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,24 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, WilcoxonPruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tpcal.planner.storage import owner
+from tpcal.planner.objective import Objective
+from tpcal.planner.others import owner
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+N_FIRST = 14
+"""Samples before a trial is compared; with fewer the test permutes, which takes 0.1 s."""
 
 
 def open_study(storage: BaseStorage, name: str, sampler: BaseSampler) -> Study:
@@ -34,19 +44,27 @@ def open_study(storage: BaseStorage, name: str, sampler: BaseSampler) -> Study:
     return study
 
 
-class RepeatableTpe(BaseSampler):
-    """TPE whose draw depends on the seed and the finished trials only, not on earlier draws.
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
+    {
+        "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, n_startup_trials=10),
+        "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=10),
+        "cmaes": lambda seed: CmaEsSampler(seed=seed, n_startup_trials=10),
+        "nsgaii": lambda seed: NSGAIISampler(seed=seed, population_size=10),
+        "random": lambda seed: RandomSampler(seed=seed),
+    }
+)
+"""Optuna's samplers by name; docs/planner.md compares them."""
+
+
+class Repeatable(BaseSampler):
+    """A sampler whose draw depends on the seed and the finished trials only, not on earlier draws.
 
     So a search that was killed and continued suggests what an uninterrupted one would have.
-
-    Source:
-        Bergstra et al. 2011 (TPE); multivariate form Falkner et al. 2018, arXiv 1807.01774.
     """
 
-    def __init__(self, seed: int, n_startup_trials: int = 10) -> None:
-        self._seed = seed
-        self._n_startup_trials = n_startup_trials
-        self._tpe = self._fresh(0)
+    def __init__(self, name: str, seed: int) -> None:
+        self._name, self._seed = name, seed
+        self._sampler = self._fresh(0)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         others = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
@@ -55,18 +73,18 @@ class RepeatableTpe(BaseSampler):
             for t in others
             if t.number != trial.number
         )
-        self._tpe = self._fresh(place)
-        self._tpe.before_trial(study, trial)
+        self._sampler = self._fresh(place)
+        self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self._tpe.infer_relative_search_space(study, trial)
+        return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._tpe.sample_relative(study, trial, search_space)
+        return self._sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self,
@@ -75,73 +93,85 @@ class RepeatableTpe(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _fresh(self, place: int) -> TPESampler:
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+    def _fresh(self, place: int) -> BaseSampler:
         digest = hashlib.sha256(f"{self._seed}/{place}".encode()).digest()
-        seed = int.from_bytes(digest[:4], "big")
-        return TPESampler(seed=seed, multivariate=True, n_startup_trials=self._n_startup_trials)
-
-
-class WorstGroupPruner(BasePruner):
-    """Stops a trial that cannot, or very likely will not, beat the best one's worst group.
-
-    Certain: losses are never negative, so what a group has lost so far, over all its samples, is a
-    lower bound of its loss. Likely: on the group in which the best trial loses most, the trial
-    loses more, sample by sample (one-sided Wilcoxon signed-rank test, p < 0.05); a trial that is
-    worse there is worse altogether, whatever the other groups show. The running mean has to
-    agree, because the test looks at ranks and losses have long tails. The tests repeat as samples
-    come in, so the chance of stopping a good trial is above 5 %.
-    """
-
-    def __init__(self, sample_group: NDArray[np.int64], p_threshold: float = 0.05) -> None:
-        self._sample_group = sample_group
-        self._size = np.bincount(sample_group)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self._wilcoxon = WilcoxonPruner(p_threshold=p_threshold, n_startup_steps=6)
+            return SAMPLERS[self._name](int.from_bytes(digest[:4], "big"))
+
+
+class BestPruner(BasePruner):
+    """Stops a trial that cannot, or very likely will not, beat the best one.
+
+    Certain: losses are never negative, so what a group has lost so far, over all its samples, is a
+    lower bound of its loss. Likely: on the samples seen so far the trial's objective is worse than
+    the best one's, and it loses more, sample by sample (one-sided Wilcoxon signed-rank test,
+    p < 0.05). Both have to agree, because the test looks at ranks and losses have long tails. The
+    tests repeat as samples come in, so the chance of stopping a good trial is above 5 %.
+    """
+
+    def __init__(
+        self,
+        sample_group: NDArray[np.int64],
+        groups: Sequence[str],
+        objective: Objective,
+        p_threshold: float = 0.05,
+    ) -> None:
+        self._sample_group, self._groups, self._objective = sample_group, groups, objective
+        self._size = np.bincount(sample_group, minlength=len(groups))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._wilcoxon = WilcoxonPruner(p_threshold=p_threshold, n_startup_steps=N_FIRST)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         best = best_trial(study)
         if best is None or best.value is None:
             return False
         seen = trial.intermediate_values
-        bound = np.zeros(len(self._size))
-        for sample, loss in seen.items():
-            bound[self._sample_group[sample]] += loss
-        if (bound / np.maximum(self._size, 1)).max() > best.value:
+        if self._of(seen, seen, self._size) > best.value:
             return True
         if study.best_trial.number != best.number:
             return False  # another process has just found a better one
-        known = best.intermediate_values
-        worst = self.worst_group(known)
-        shared = [s for s in seen if s in known and self._sample_group[s] == worst]
-        if not shared or sum(seen[s] - known[s] for s in shared) <= 0:
-            return False
-        part = copy(trial)
-        part.intermediate_values = {s: seen[s] for s in shared}
-        return self._wilcoxon.prune(study, part)
-
-    def worst_group(self, losses: Mapping[int, float]) -> int:
-        """The group that loses most."""
-        return int(np.argmax(self._means(losses)))
+        return self._behind(seen, best) > 0 and self._wilcoxon.prune(study, trial)
 
     def estimate(self, study: Study, seen: Mapping[int, float]) -> float:
         """What a stopped trial would have reached: never below the best trial."""
         best = best_trial(study)
-        running = float(self._means(seen).max())
+        running = self._of(seen, seen)
         if best is None or best.value is None:
             return running
-        known = best.intermediate_values
-        worst = self.worst_group(known)
-        shared = [s for s in seen if s in known and self._sample_group[s] == worst]
-        more = float(np.mean([seen[s] - known[s] for s in shared])) if shared else 0.0
-        return max(running, best.value + more, np.nextafter(best.value, np.inf))
+        more = best.value + self._behind(seen, best)
+        return max(running, more, float(np.nextafter(best.value, np.inf)))
 
-    def _means(self, losses: Mapping[int, float]) -> NDArray[np.float64]:
-        at = self._sample_group[list(losses)]
-        total = np.bincount(at, weights=list(losses.values()), minlength=len(self._size))
-        return np.asarray(total / np.maximum(np.bincount(at, minlength=len(self._size)), 1))
+    def _behind(self, seen: Mapping[int, float], best: FrozenTrial) -> float:
+        """By how much a trial is worse than the best one, on the samples that both saw."""
+        known = best.intermediate_values
+        shared = [s for s in seen if s in known]
+        return self._of(seen, shared) - self._of(known, shared)
+
+    def _of(
+        self,
+        losses: Mapping[int, float],
+        samples: Iterable[int],
+        size: NDArray[np.int64] | None = None,
+    ) -> float:
+        """Objective of some samples' means; 0 for a group without. ``size`` divides instead."""
+        at = list(samples)
+        own = self._sample_group[at]
+        total = np.bincount(own, weights=[losses[s] for s in at], minlength=len(self._size))
+        count = np.bincount(own, minlength=len(self._size)) if size is None else size
+        return float(self._objective.values(total / np.maximum(count, 1), self._groups))
 
 
 def best_trial(study: Study) -> FrozenTrial | None:

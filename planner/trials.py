@@ -11,9 +11,11 @@ import optuna
 from numpy.typing import ArrayLike, NDArray
 from optuna.trial import FrozenTrial
 
-from tpcal.planner.objective import MOST
-from tpcal.planner.study import WorstGroupPruner
+from tpcal.planner.objective import MOST, Objective
+from tpcal.planner.study import BestPruner
 from tpcal.plans.schema import Cut
+
+Floats = NDArray[np.float64]
 
 
 class Measures(Protocol):
@@ -34,7 +36,7 @@ class Tried:
 
     cuts: tuple[Cut, ...]
     loss: float
-    """Worst group; an estimate where the trial was stopped."""
+    """The objective; an estimate where the trial was stopped."""
     measured: dict[str, float]
     flips: dict[str, float]
     outcome: str
@@ -42,36 +44,58 @@ class Tried:
 
 
 def measure(
-    trial: optuna.Trial, measurer: Measures, cuts: Sequence[Cut], pruner: WorstGroupPruner
+    trial: optuna.Trial,
+    measurer: Measures,
+    cuts: Sequence[Cut],
+    pruner: BestPruner,
+    objective: Objective,
 ) -> float:
-    """Worst-group loss of a plan; an estimate where the pruner stops the trial."""
-    groups = np.asarray(measurer.sample_group)
-    kl, flips = np.full(len(groups), np.nan), np.full(len(groups), np.nan)
-    for samples, losses, flipped in measurer.losses(cuts):
-        at = np.asarray(samples, dtype=np.int64)
-        # Float32 sums of a KL can end a little below 0, and the pruner's bound relies on >= 0.
-        kl[at] = np.clip(np.asarray(losses, dtype=np.float64), 0.0, MOST)
-        flips[at] = np.asarray(flipped, dtype=np.float64)
+    """Objective of a plan; an estimate where the pruner stops the trial."""
+    kl, flips = np.full((2, len(measurer.sample_group)), np.nan)
+    for at in _fill(measurer, cuts, kl, flips):
         for sample in at.tolist():
             trial.report(float(kl[sample]), sample)
         if np.isnan(kl).any() and trial.should_prune():
             trial.set_user_attr("outcome", "stopped")
             seen = np.flatnonzero(~np.isnan(kl))
             return pruner.estimate(trial.study, {int(s): float(kl[s]) for s in seen})
-    names = measurer.groups
-    measured = {g: float(kl[groups == i].mean()) for i, g in enumerate(names)}
+    measured = group_means(measurer, kl)
     trial.set_user_attr("measured", measured)
-    trial.set_user_attr(
-        "flips", {g: float(flips[groups == i].mean()) for i, g in enumerate(names)}
-    )
+    trial.set_user_attr("flips", group_means(measurer, flips))
     trial.set_user_attr("outcome", "measured")
-    return max(measured.values())
+    return objective.of(measured)
 
 
-def rank(trial: FrozenTrial) -> tuple[float, float, int, int]:
-    """Order of fully measured trials: worst group, then mean, then cuts, then age."""
-    losses = list(trial.user_attrs["measured"].values())
-    return max(losses), sum(losses) / len(losses), len(trial.user_attrs["cuts"]), trial.number
+def measure_all(measurer: Measures, cuts: Sequence[Cut]) -> tuple[Floats, Floats]:
+    """[n] nats, at most `MOST`, and [n] share of changed answer tokens, of every sample."""
+    kl, flips = np.full((2, len(measurer.sample_group)), np.nan)
+    for _ in _fill(measurer, cuts, kl, flips):
+        pass
+    return kl, flips
+
+
+def group_means(measurer: Measures, values: Floats) -> dict[str, float]:
+    """Mean of [n] values for each group."""
+    own = np.asarray(measurer.sample_group)
+    return {g: float(values[own == i].mean()) for i, g in enumerate(measurer.groups)}
+
+
+def _fill(
+    measurer: Measures, cuts: Sequence[Cut], kl: Floats, flips: Floats
+) -> Iterator[NDArray[np.int64]]:
+    """Fills in the results batch by batch and yields the samples of each."""
+    for samples, losses, flipped in measurer.losses(cuts):
+        at = np.asarray(samples, dtype=np.int64)
+        # Float32 sums of a KL can end a little below 0, and the pruner's bound relies on >= 0.
+        kl[at] = np.clip(np.asarray(losses, dtype=np.float64), 0.0, MOST)
+        flips[at] = np.asarray(flipped, dtype=np.float64)
+        yield at
+
+
+def rank(trial: FrozenTrial) -> tuple[float, int, int]:
+    """Order of fully measured trials: objective, then cuts, then age."""
+    assert trial.value is not None
+    return trial.value, len(trial.user_attrs["cuts"]), trial.number
 
 
 def tried(trial: FrozenTrial) -> Tried:

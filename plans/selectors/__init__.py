@@ -17,7 +17,7 @@ from tpcal.plans.errors import UsageError
 if TYPE_CHECKING:
     from tpcal.plans.selectors.base import Selector
 
-__all__ = ["create", "min_layer", "names", "needs", "parameters"]
+__all__ = ["create", "min_layer", "names", "needs", "parameters", "searched"]
 
 
 @cache
@@ -50,6 +50,11 @@ def parameters(name: str) -> dict[str, Any]:
     return {f.name: f.default for f in fields(_kind(name))}
 
 
+def searched(name: str) -> dict[str, tuple[Any, ...]]:
+    """Parameters worth searching: lowest and highest number, or all words."""
+    return dict(_kind(name).searched)
+
+
 def needs(name: str, params: Mapping[str, Any] | None = None) -> frozenset[str]:
     """What the selector must find in ``Tokens``, as ``Selector.required`` lists it."""
     return create(name, params).needs
@@ -60,6 +65,7 @@ def min_layer(name: str, params: Mapping[str, Any] | None = None) -> int:
     return create(name, params).min_layer
 
 
+@cache
 def _kind(name: str) -> type[Selector]:
     if name not in names():
         raise UsageError(f"No selector is called {name!r}. Known: {', '.join(names())}.")

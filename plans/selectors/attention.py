@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class Attention(Selector):
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"scores"})
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"score": ("softmax", "raw")}
 
     score: str = choice("softmax", "raw")
     """Head mean of the weights (``softmax``) or of the logits before the softmax (``raw``)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +41,11 @@ class Balanced(Selector):
     Source:  Li et al. 2025, arXiv 2505.22038 v2 (BTP), eq. 7-11. The released code leaves repeats
              in its second stage; here a token counts once.
     """
+
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "attention_share": (0.0, 1.0),
+        "diversity_share": (0.0, 1.0),
+    }
 
     attention_share: float = fraction(0.5)
     """Lambda of eq. 7: share picked by attention. 0 needs no attention at all."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -79,6 +79,8 @@ class Selector(ABC):
 
     required: ClassVar[frozenset[str]] = frozenset()
     """What it always needs, of scores, text_scores, keys, text, norm, vision."""
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Parameters worth searching: lowest and highest number, or all words."""
 
     def __post_init__(self) -> None:
         owner = type(self).__module__.rpartition(".")[2]

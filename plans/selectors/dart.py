@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,10 @@ class Dart(Selector):
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"keys", "text", "norm"})
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "image_pivots": (1, 16),
+        "text_pivots": (0, 16),
+    }
 
     image_pivots: int = whole(4, low=1)
     """Pivots among each image's tokens."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Diversity(Selector):
              stage 1; its pivot is the token of the highest [CLS] attention, which a decoder does
              not know: the paper finds the farthest token 0.2 points worse, a random one too.
     """
+
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rule": ("max_min", "max_sum")}
 
     rule: str = choice("max_min", "max_sum")
     """Next is the token farthest from its nearest picked one, or from all picked ones together."""

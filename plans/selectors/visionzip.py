@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Visionzip(Selector):
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"vision"})
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"contextual_share": (0.0, 0.5)}
 
     contextual_share: float = fraction(0.15625)
     """Share of an image's tokens that are contextual, rounded down: 10 of 64 in the paper."""

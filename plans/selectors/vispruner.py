@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class Vispruner(Selector):
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"vision"})
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"important_share": (0.0, 1.0)}
 
     important_share: float = fraction(0.5)
     """Share of an image's tokens picked by attention, rounded down."""

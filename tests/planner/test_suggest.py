@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from tpcal.planner.space import Limits, project
-from tpcal.planner.suggest import Encoding, choices
+from tpcal.planner.suggest import Encoding, canonical, choices
 from tpcal.plans.schema import Cut, load_preset, presets
+from tpcal.plans.selectors import create, names, searched
 
 LIMITS = Limits(144, 12, min_count=4)
 
 
 def published() -> list[tuple[Cut, ...]]:
     plans = [load_preset(name, 12).cuts for name in presets()]
-    return [project(cuts, 0.22, 144, 12, limits=LIMITS) for cuts in plans]
+    met = [project(cuts, 0.22, 144, 12, limits=LIMITS) for cuts in plans]
+    return [tuple(map(canonical, cuts)) for cuts in met]
 
 
 @pytest.mark.parametrize("cuts", published(), ids=presets())
@@ -24,19 +27,34 @@ def test_every_published_schedule_survives_the_way_through_a_trial(cuts) -> None
     assert project(encoding.decode(params), 0.22, 144, 12, limits=LIMITS) == cuts
 
 
-def test_a_fractional_parameter_with_several_values_becomes_a_range() -> None:
+def test_parameters_that_selectors_name_are_searched_and_others_stay_as_they_occur() -> None:
     cuts = [
-        Cut(1, 0.5, "balanced", {"attention_share": share, "score": "raw"})
-        for share in (0.3, 0.9, 0.5)
+        Cut(1, 0.5, "balanced", {"attention_share": 0.3, "score": "raw"}),
+        Cut(1, 0.5, "balanced", {"attention_share": 0.9, "score": "raw"}),
+        Cut(1, 0.5, "balanced", {"score": "softmax"}),  # the default
+        Cut(1, 0.5, "dart"),
     ]
-    (choice,) = choices(cuts)
-    assert (choice.tuned, choice.low, choice.high) == ("attention_share", 0.3, 0.9)
-    assert choice.fixed == {"score": "raw"}
+    found = choices(cuts)
+    assert [c.fixed for c in found] == [{"score": "raw"}, {}, {}]
+    space = Encoding(LIMITS, found, 2).distributions
+    assert space["balanced.attention_share_0"] == FloatDistribution(0.0, 1.0)
+    assert space["dart.image_pivots_1"] == IntDistribution(1, 16)
+    assert space["selector_0"].choices == tuple(c.label for c in found)
 
 
-def test_other_parameters_stay_as_they_occur() -> None:
-    cuts = [Cut(1, 0.5, "diversity", {"rule": rule}) for rule in ("max_min", "max_sum", "max_min")]
-    assert [dict(c.fixed) for c in choices(cuts)] == [{"rule": "max_min"}, {"rule": "max_sum"}]
+def test_every_searched_parameter_can_be_set_over_its_whole_range() -> None:
+    for name in names():
+        for parameter, values in searched(name).items():
+            for value in values:
+                assert getattr(create(name, {parameter: value}), parameter) == value
+
+
+def test_a_trial_writes_a_default_as_no_parameter() -> None:
+    encoding = Encoding(LIMITS, choices([Cut(1, 0.5, "dart")]), 2)
+    cuts = (Cut(1, 0.5, "dart", {"image_pivots": 7}),)
+    params = encoding.encode(cuts)
+    assert encoding.decode(params) == cuts
+    assert encoding.decode({**params, "dart.image_pivots_0": 4}) == (Cut(1, 0.5, "dart"),)
 
 
 def test_drop_all_is_a_layer_or_never() -> None:
