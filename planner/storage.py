@@ -50,19 +50,21 @@ class _Journal(JournalFileBackend):
             self._own_lock.release()
 
 
-def open_storage(storage: Path | str | None) -> BaseStorage:
+def open_storage(storage: Path | str | BaseStorage | None) -> BaseStorage:
     """Optuna storage that several processes may use at once.
 
     Args:
         storage: A journal file, which is created with its folder; the URL of a database
             (``postgresql+psycopg://…``) or of Optuna's gRPC proxy (``grpc://host:port``); None for
-            memory.
+            memory; one that is open already is returned.
 
     Raises:
         UsageError: The file, database or proxy cannot be used.
     """
     if storage is None:
         return InMemoryStorage()
+    if isinstance(storage, BaseStorage):
+        return storage
     if isinstance(storage, str) and storage.startswith("grpc://"):
         return _proxy(storage)
     if isinstance(storage, str) and "://" in storage:

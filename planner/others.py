@@ -1,0 +1,129 @@
+"""The other processes, perhaps on other hosts, that search the same study at the same time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
+from typing import Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+BEAT_S = 20.0
+"""Seconds between the signs of life of a process that measures."""
+SILENCE_S = 120.0
+"""Seconds without one after which a process of another host counts as dead."""
+_NAP_S = 0.25
+
+
+class Others:
+    """What one process knows of the others.
+
+    A process that is gone leaves its trial running for ever. Optuna's own heartbeat is kept by
+    databases alone, not by journals or gRPC proxies; this one works in every storage. It compares
+    no clocks of two hosts: a trial is silent while this process sees nothing of it change.
+
+    Args:
+        study: The shared study.
+        silence_s: See `SILENCE_S`.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        silence_s: float = SILENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._study = study
+        self._silence_s = silence_s
+        self._clock = clock
+        self._heard: dict[int, tuple[Any, float]] = {}
+
+    def at_work(self) -> list[FrozenTrial]:
+        """The trials that others measure; to be called while this process measures none.
+
+        A trial whose process is gone is marked as failed, so that its plan can be tried again.
+        """
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        gone = [trial for trial in running if self._is_gone(trial)]
+        for trial in gone:
+            give_up(self._study, trial.number)
+        return [trial for trial in running if trial not in gone]
+
+    def wait(self) -> None:
+        """Gives the others a moment."""
+        time.sleep(_NAP_S)
+
+    def have(self, trial: Trial) -> bool:
+        """Whether an older trial was queued for the same plan, by a process at the same moment."""
+        trials = self._study.get_trials(deepcopy=False)
+        queued = _queued_for(trials[trial.number])
+        older = (t for t in trials[: trial.number] if t.state != TrialState.FAIL)
+        return queued is not None and any(_queued_for(t) == queued for t in older)
+
+    def _is_gone(self, trial: FrozenTrial) -> bool:
+        host, _, pid = str(trial.user_attrs.get("owner", "")).rpartition(":")
+        if host == socket.gethostname() and not _is_another(int(pid)):
+            return True
+        sign = (host, pid, trial.user_attrs.get("beat"), len(trial.intermediate_values))
+        now = self._clock()
+        if self._heard.get(trial.number, (None, now))[0] != sign:
+            self._heard[trial.number] = sign, now
+        return now - self._heard[trial.number][1] > self._silence_s
+
+
+def owner() -> str:
+    """Names this process among all that share a study."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@contextmanager
+def measuring(trial: Trial, beat_s: float = BEAT_S) -> Iterator[None]:
+    """Marks the trial as this process's, and gives signs of life while the context lasts."""
+    trial.set_user_attr("owner", owner())
+    ended = Event()
+    thread = Thread(target=_beat, args=(trial, ended, beat_s), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _beat(trial: Trial, ended: Event, beat_s: float) -> None:
+    n_beats = 0
+    while not ended.wait(beat_s):
+        n_beats += 1
+        with suppress(
+            Exception
+        ):  # a storage out of reach for a moment; the next one may get there
+            trial.set_user_attr("beat", n_beats)
+
+
+def give_up(study: Study, number: int) -> None:
+    """Marks a trial as failed, unless another process has been faster."""
+    with suppress(UpdateFinishedTrialError):
+        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def _queued_for(trial: FrozenTrial) -> Any:
+    seed = trial.user_attrs.get("seed_place")
+    return trial.system_attrs.get("fixed_params") if seed is None else seed
+
+
+def _is_another(pid: int) -> bool:
+    """Whether a process of this host lives and is not this one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
