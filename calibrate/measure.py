@@ -128,6 +128,11 @@ def n_to_measure(n_profile: int, n_rows: int | None) -> int:
     return max(n_profile, most)
 
 
+def n_of_finals(n_measured: int, n_rows: int | None) -> int:
+    """Further samples that the best plans of a search are measured on, as far as the data goes."""
+    return n_measured if n_rows is None else max(0, min(n_measured, n_rows // 2 - n_measured))
+
+
 def in_turns(groups: Sequence[str]) -> list[int]:
     """Numbers 0..n-1, one of each group in turn, in order within a group."""
     members: dict[str, list[int]] = defaultdict(list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tpcal.plans.errors import FitError, UsageError
 
 if TYPE_CHECKING:
     from tpcal.calibrate.measure import Measurer
+    from tpcal.calibrate.models import Loaded
     from tpcal.calibrate.profile import Profile
 
 
@@ -88,11 +90,12 @@ def plan(
     trials: int,
     **limits: Any,
 ) -> None:
-    """Choose the cuts that lose least in the worst group, at the cost you name.
+    """Choose the cuts that lose least, at the cost you name.
 
     Needs a profile from 'tpcal calibrate'. Candidates are measured by running the model on
-    the profile's samples; with --no-measure, the profile's prediction decides. Interrupt it
-    at any time: the same command continues.
+    samples drawn like the profile's, the best ones on further samples too; what counts is half
+    the loss of the worst group and half the mean. With --no-measure, the profile's prediction
+    decides. Interrupt it at any time: the same command continues.
 
     \b
     Examples:
@@ -105,16 +108,16 @@ def plan(
     refuse_to_overwrite(output, force)
     folder, profile = read_profile(folder)
     with terminal.progress() as report:
-        measurer = None
+        report(0, 0, "Planning")
+        measurer = finals = None
         if not no_measure:
-            report(0, 0, "Loading the model")
-            measurer = _measurer(profile, folder, model, data, samples, batch_size)
+            measurer, finals = _measurers(profile, folder, model, data, samples, batch_size)
         from tpcal.planner.search import search
 
-        report(0, 0, "Planning")
         found = search(
             profile,
             measurer=measurer,
+            finals=finals,
             n_trials=trials,
             timeout=timeout,
             storage=storage or folder / "study.journal",
@@ -129,22 +132,27 @@ def plan(
     terminal.console().print(next_steps(str(output)))
 
 
-def _measurer(
+def _measurers(
     profile: Profile,
     folder: Path,
     model: ModelChoice,
     data: str | None,
     n_samples: int | None,
     batch_size: int,
-) -> Measurer:
-    """Runs the profile's model on samples drawn as the profile's were, the same ones first."""
-    from tpcal.calibrate.measure import Measurer, n_to_measure
+) -> tuple[Measurer, Measurer | None]:
+    """For the search, samples drawn as the profile's were, the same ones first; further ones for
+    its finalists. The model is loaded when the first plan is measured."""
+    from tpcal.calibrate.measure import Measurer, n_of_finals, n_to_measure
 
-    made_for = profile.model
-    loaded = model.or_else(made_for.name, made_for.revision).load()
-    if loaded.identity.fingerprint != made_for.fingerprint:
-        problem = f"made for {made_for.name}, whose structure differs from {loaded.name}'s."
-        raise FitError(str(folder), [problem])
+    @cache
+    def load() -> Loaded:
+        made_for = profile.model
+        loaded = model.or_else(made_for.name, made_for.revision).load()
+        if loaded.identity.fingerprint != made_for.fingerprint:
+            problem = f"made for {made_for.name}, whose structure differs from {loaded.name}'s."
+            raise FitError(str(folder), [problem])
+        return loaded
+
     choice = DataChoice.restored(profile.provenance.get("samples", {}))
     choice = replace(choice, data=data or choice.data)
     samples = choice.load("calibration")
@@ -154,6 +162,11 @@ def _measurer(
             "set with --data, calibrate again, or plan with --no-measure."
         )
     wanted = n_samples or n_to_measure(len(samples), samples.n_rows)
-    if wanted != len(samples):
-        samples = replace(choice, samples=wanted).load("calibration")
-    return Measurer(loaded, samples, batch_size=batch_size)
+    total = wanted + n_of_finals(wanted, samples.n_rows)
+    if total != len(samples):
+        samples = replace(choice, samples=total).load("calibration")
+    first, further = samples.part(0, wanted), samples.part(wanted, len(samples))
+    finals = Measurer(load, further, batch_size=batch_size)
+    return Measurer(load, first, batch_size=batch_size), (
+        finals if further.groups == first.groups else None
+    )
