@@ -85,7 +85,8 @@ class Loop:
                 continue
             self._enqueue_next(len(finished))
             trial = self.study.ask()
-            if others.have(trial):
+            enough = others.n_before(trial) + n_measured(self.study) >= n_trials
+            if enough or others.have(trial):
                 give_up(self.study, trial.number)
                 continue
             try:

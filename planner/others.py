@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Any
@@ -30,19 +30,10 @@ class Others:
 
     Args:
         study: The shared study.
-        silence_s: See `SILENCE_S`.
-        clock: Seconds that never go back.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        silence_s: float = SILENCE_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, study: Study) -> None:
         self._study = study
-        self._silence_s = silence_s
-        self._clock = clock
         self._heard: dict[int, tuple[Any, float]] = {}
 
     def at_work(self) -> list[FrozenTrial]:
@@ -67,15 +58,20 @@ class Others:
         older = (t for t in trials[: trial.number] if t.state != TrialState.FAIL)
         return queued is not None and any(_queued_for(t) == queued for t in older)
 
+    def n_before(self, trial: Trial) -> int:
+        """How many older trials are running."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return sum(other.number < trial.number for other in running)
+
     def _is_gone(self, trial: FrozenTrial) -> bool:
         host, _, pid = str(trial.user_attrs.get("owner", "")).rpartition(":")
         if host == socket.gethostname() and not _is_another(int(pid)):
             return True
         sign = (host, pid, trial.user_attrs.get("beat"), len(trial.intermediate_values))
-        now = self._clock()
+        now = time.monotonic()
         if self._heard.get(trial.number, (None, now))[0] != sign:
             self._heard[trial.number] = sign, now
-        return now - self._heard[trial.number][1] > self._silence_s
+        return now - self._heard[trial.number][1] > SILENCE_S
 
 
 def owner() -> str:
@@ -84,11 +80,11 @@ def owner() -> str:
 
 
 @contextmanager
-def measuring(trial: Trial, beat_s: float = BEAT_S) -> Iterator[None]:
+def measuring(trial: Trial) -> Iterator[None]:
     """Marks the trial as this process's, and gives signs of life while the context lasts."""
     trial.set_user_attr("owner", owner())
     ended = Event()
-    thread = Thread(target=_beat, args=(trial, ended, beat_s), daemon=True)
+    thread = Thread(target=_beat, args=(trial, ended), daemon=True)
     thread.start()
     try:
         yield
@@ -97,9 +93,9 @@ def measuring(trial: Trial, beat_s: float = BEAT_S) -> Iterator[None]:
         thread.join()
 
 
-def _beat(trial: Trial, ended: Event, beat_s: float) -> None:
+def _beat(trial: Trial, ended: Event) -> None:
     n_beats = 0
-    while not ended.wait(beat_s):
+    while not ended.wait(BEAT_S):
         n_beats += 1
         with suppress(
             Exception
