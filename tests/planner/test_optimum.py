@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,3 +142,13 @@ def test_neighbours_and_seeds_meet_the_budget_and_differ(make_world) -> None:
                 n_keep(c.keep, 144) == 0 or c.layer or c.selector != "attention" for c in plan
             )
     assert best not in neighbours(predictor, best, Budget(0.22), 4)
+
+
+def test_no_plan_cuts_behind_the_last_layer_that_allows_it(make_world) -> None:
+    world = make_world(n_layers=12, n_tokens=144)
+    profile = replace(world.profile(layers=range(5)), provenance={"stop_layer": 5})
+    predictor = Predictor(profile)
+    for plan in seeds(predictor, Budget(0.4), 4, [(Cut(8, 0.2, "grid"), Cut(10, 0.0))]):
+        assert max(cut.layer for cut in plan) < 5
+        for near in neighbours(predictor, plan, Budget(0.4), 4):
+            assert max(cut.layer for cut in near) < 5

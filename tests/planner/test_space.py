@@ -131,3 +131,17 @@ def test_a_budget_below_reach_names_the_smallest_that_can_be_met() -> None:
     assert e.value.exit_code == 3
     found = project([Cut(0, 0.5, "grid")], e.value.reachable, 144, 12, limits=limits)
     assert spent(found, 144, 12) == 144 * 2 + 14 * 4
+
+
+@pytest.mark.parametrize("target", [0.25, 0.4, 0.7])
+def test_no_cut_stands_behind_the_last_layer_that_allows_one(target) -> None:
+    limits = Limits(144, 12, min_count=4, stop_layer=5)
+    late = [Cut(2, 0.5, "grid"), Cut(7, 0.3, "grid"), Cut(9, 0.0)]
+    met = project(late, target, 144, 12, limits=limits)
+    assert max(cut.layer for cut in met) < 5
+    assert 0 <= target * 144 * 12 - spent(met, 144, 12) <= 12
+
+
+def test_the_cheapest_plan_drops_all_only_where_it_may() -> None:
+    assert Limits(144, 12, min_count=4, first_drop=6, stop_layer=5).cheapest == 4 * 12
+    assert Limits(144, 12, min_count=4, first_drop=3, stop_layer=5).cheapest == 4 * 3
