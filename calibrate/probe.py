@@ -16,7 +16,7 @@ import torch
 
 from tpcal.calibrate import grid, timing
 from tpcal.calibrate import profile as profiles
-from tpcal.calibrate.batches import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS
+from tpcal.calibrate.batches import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS, prompt_inputs
 from tpcal.calibrate.figures import TAU
 from tpcal.calibrate.memory import memory_guard
 from tpcal.calibrate.models import Loaded, weights_digest
@@ -26,6 +26,7 @@ from tpcal.calibrate.samples import Samples
 from tpcal.calibrate.seen import pack
 from tpcal.calibrate.sharing import team
 from tpcal.plans import families
+from tpcal.plans.schema import Cut
 
 DEFAULT_BATCH_SIZE = 16
 
@@ -72,12 +73,13 @@ def calibrate(
         UsageError: A bad grid, samples without images, or a folder that holds something else.
         RunFailed: Out of memory, or the model returns numbers that are not finite.
     """
+    allowed = families.find(loaded.model).cut_layers(loaded.model)
     tried = grid.probes(
         loaded.identity.n_layers,
         selectors=selectors,
         keeps=keeps,
         layers=layers,
-        allowed=families.find(loaded.model).cut_layers(loaded.model),
+        allowed=allowed,
     )
     settings = _settings(loaded, samples, tried, seed, refined=refine is not None)
     folder = Path(out) / _folder_name(loaded.name, settings)
@@ -87,6 +89,8 @@ def calibrate(
         return profiles.load(folder)
     kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
     kept["data"] = {**samples.recipe, **kept["data"], "seen": pack(samples.identities)}
+    if allowed.stop < loaded.identity.n_layers:
+        kept["stop_layer"] = allowed.stop
     kept |= provenance or {}
     report = progress if progress and workers.is_main else _silent
     rounds = Rounds(loaded, samples, folder, settings, kept, batch_size, workers, report)
@@ -97,7 +101,7 @@ def calibrate(
             rounds.refine(tried, refine)
         if workers.is_main:
             report(0, 0, "Timing layers")
-            profiles.save(_timed(rounds.profile(), loaded), folder)
+            profiles.save(_timed(rounds.profile(), loaded, samples), folder)
             rounds.discard()
     workers.wait()
     return profiles.load(folder)
@@ -110,9 +114,16 @@ def folder_of(
     return Path(out) / _folder_name(loaded.name, _settings(loaded, samples, probes, seed))
 
 
-def _timed(profile: Profile, loaded: Loaded) -> Profile:
+def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
+    prompt = prompt_inputs(loaded.processor, [samples[0]], loaded.model)
+    earliest: dict[str, Cut] = {}
+    for probe in sorted(profile.probes, key=lambda probe: probe.layer):
+        if probe.selector is not None:
+            cut = Cut(probe.layer, probe.keep, probe.selector, probe.params)
+            earliest.setdefault(probe.selector, cut)
     counts = timing.counts_to_time(profile.n_tokens, profile.n_text)
-    return replace(profile, layer_ms=timing.layer_ms(loaded.model, counts))
+    times = timing.measure(timing.Clock(loaded.model, prompt), counts, list(earliest.values()))
+    return replace(profile, layer_ms=times.layer_ms, executor_ms=times.executor_ms)
 
 
 def _settings(

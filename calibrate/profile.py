@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Profile:
     visual_to_text: Array  # [n, L] float32, attention mass (ToDRE)
     layer_ms: tuple[tuple[int, float], ...] = ()
     """(tokens, milliseconds of one decoder layer), measured; empty where it was not."""
+    executor_ms: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds that carrying out a plan adds, as `tpcal.calibrate.timing` measures them."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -105,15 +107,18 @@ def save(profile: Profile, folder: Path | str) -> None:
     folder = Path(folder)
     packed = _pack(profile)
     data = _plain(profile, packed)
-    write_timing(folder, profile.layer_ms)
+    write_timing(folder, profile.layer_ms, profile.executor_ms)
     write_atomic(folder / ARRAYS, packed)
     write_atomic(folder / PROFILE, dump_yaml({**data, "digest": _digest(data)}))
 
 
-def write_timing(folder: Path, layer_ms: tuple[tuple[int, float], ...]) -> None:
-    """Writes the measured layer times."""
+def write_timing(
+    folder: Path, layer_ms: tuple[tuple[int, float], ...], executor_ms: Mapping[str, float]
+) -> None:
+    """Writes the measured times."""
     rows = [Line(n_tokens=n, ms=round(ms, 6)) for n, ms in layer_ms]
-    write_atomic(folder / TIMING, dump_yaml({"layer_ms": rows}))
+    own = {name: round(ms, 6) for name, ms in executor_ms.items()}
+    write_atomic(folder / TIMING, dump_yaml({"layer_ms": rows, "executor_ms": own}))
 
 
 def load(folder: Path | str) -> Profile:
@@ -139,7 +144,7 @@ def load(folder: Path | str) -> Profile:
     if _sha256(packed) != data["arrays"]:
         raise _corrupt(folder, f"{ARRAYS} is not the file that belongs to it")
     try:
-        return _restore(data, packed, _read_timing(folder))
+        return replace(_restore(data, packed), **_read_timing(folder))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _corrupt(folder, str(error)) from error
 
@@ -202,9 +207,7 @@ def _plain(profile: Profile, packed: bytes) -> dict[str, Any]:
     }
 
 
-def _restore(
-    data: Mapping[str, Any], packed: bytes, layer_ms: tuple[tuple[int, float], ...]
-) -> Profile:
+def _restore(data: Mapping[str, Any], packed: bytes) -> Profile:
     from safetensors import SafetensorError
     from safetensors.numpy import load as unpack
 
@@ -219,7 +222,6 @@ def _restore(
         n_text=data["n_text"],
         groups=tuple(data["groups"]),
         probes=tuple(Probe(**probe) for probe in data["probes"]),
-        layer_ms=layer_ms,
         provenance=data["provenance"],
         **{name: arrays[name] for name in ("sample_group", *MEASURES, *MASSES)},
     )
@@ -252,20 +254,20 @@ def _pack(profile: Profile) -> bytes:
     return pack(arrays)
 
 
-def _read_timing(folder: Path) -> tuple[tuple[int, float], ...]:
-    """The layer times; none where the file is missing, as a profile is of use without them."""
+def _read_timing(folder: Path) -> dict[str, Any]:
+    """The measured times; none where the file is missing: a profile is of use without them."""
     if not (folder / TIMING).exists():
-        return ()
+        return {}
+    damaged = UsageError(f"{folder / TIMING} is damaged. Delete it; plans then say no ms.")
     try:
-        rows = read_yaml(folder / TIMING, "timing file")["layer_ms"]
-        times = tuple((int(row["n_tokens"]), float(row["ms"])) for row in rows)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{folder / TIMING} is damaged. Delete it; plans then say no ms."
-        ) from error
-    if not all(n >= 0 and ms >= 0 and math.isfinite(ms) for n, ms in times):
-        raise UsageError(f"{folder / TIMING} is damaged. Delete it; plans then say no ms.")
-    return times
+        data = read_yaml(folder / TIMING, "timing file")
+        layers = tuple((int(row["n_tokens"]), float(row["ms"])) for row in data["layer_ms"])
+        own = {str(k): float(ms) for k, ms in (data.get("executor_ms") or {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged from error
+    if not all(x >= 0 and math.isfinite(x) for x in (*sum(layers, ()), *own.values())):
+        raise damaged
+    return {"layer_ms": layers, "executor_ms": own}
 
 
 def _sha256(data: bytes) -> str:

@@ -89,6 +89,7 @@ class Rounds:
             sample_group=np.array([groups.index(g) for g in self.samples.sample_groups]),
             probes=probes,
             layer_ms=(),
+            executor_ms={},
             provenance=self.provenance,
             **found,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from scipy.optimize import brentq
 
+from tpcal.planner.conditions import share
 from tpcal.plans.cost import Cost, plan_cost
 from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.schema import Cut, Plan
@@ -77,10 +78,17 @@ class Prices:
     profile: Profile
 
     def of(self, cuts: Sequence[Cut], kind: str) -> float:
-        """The cost of a plan; a share, or milliseconds."""
+        """The cost of a plan; a share, or milliseconds. Of a conditional drop, what to expect."""
         p = self.profile
+        for i, cut in enumerate(cuts):
+            if cut.condition is not None:
+                part = share(p, cut)
+                fired = self.of([*cuts[:i], Cut(cut.layer, cut.keep)], kind) if part else 0.0
+                return part * fired + (1 - part) * self.of([*cuts[:i], *cuts[i + 1 :]], kind)
         plan = Plan(cuts=tuple(cuts))
-        return KINDS[kind].of(plan_cost(plan, p.shape, p.n_tokens, p.n_text, p.layer_ms))
+        return KINDS[kind].of(
+            plan_cost(plan, p.shape, p.n_tokens, p.n_text, p.layer_ms, p.executor_ms)
+        )
 
     def check(self, budget: Budget) -> None:
         """Nothing, where the budget is one that plans can be measured by.
@@ -132,7 +140,9 @@ class Prices:
             BudgetError: Even the cheapest plan costs more.
         """
         if budget.kind == LAYER_AVERAGE:
-            return at(budget.target)
+            plan = at(budget.target)
+            if all(cut.condition is None for cut in plan):
+                return plan
         unpruned = self.of((), budget.kind)
         if unpruned <= budget.target:
             return ()

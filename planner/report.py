@@ -47,7 +47,14 @@ def finished_plan(
         loss=Loss(_rounded(predictor.loss(cuts)), _rounded(measured), _rounded(flips)),
         provenance=_provenance(predictor, facts),
     )
-    cost = plan_cost(plan, profile.shape, profile.n_tokens, profile.n_text, profile.layer_ms)
+    cost = plan_cost(
+        plan,
+        profile.shape,
+        profile.n_tokens,
+        profile.n_text,
+        profile.layer_ms,
+        profile.executor_ms,
+    )
     return replace(plan, cost=cost)
 
 

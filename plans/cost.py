@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tpcal.plans.schema import Cut, Plan
     from tpcal.plans.selectors.base import Selector
+
+EVERY_PLAN = "every plan"
+"""Key of what the executor takes once per prefill, among what cuts by each selector take."""
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Cost:
     """Cost of one prefill of ``n_tokens`` visual and ``n_text`` text tokens, pruned and unpruned.
 
     Conditional cuts are counted as not firing, so the figures are upper bounds for plans that have
-    some. FLOPs include choosing the tokens; times do not.
+    some. FLOPs and times include choosing the tokens.
     """
 
     n_tokens: int
@@ -63,7 +68,8 @@ class Cost:
     kv_bytes: int
     unpruned_kv_bytes: int
     prefill_ms: float | None = None
-    """Predicted from layer times measured on one machine; None where none were measured."""
+    """Of the decoder, from the embedded prompt to its last norm; predicted from times measured on
+    one machine, None where none were measured."""
     unpruned_prefill_ms: float | None = None
     selection_flops: float | None = None
     """The part of ``prefill_flops`` that chooses tokens; None in plans of older versions."""
@@ -182,6 +188,7 @@ def plan_cost(
     n_tokens: int,
     n_text: int,
     layer_ms: Sequence[tuple[int, float]] = (),
+    executor_ms: Mapping[str, float] = _NOTHING,
 ) -> Cost:
     """Cost of a plan for one prompt.
 
@@ -191,6 +198,8 @@ def plan_cost(
         n_tokens: Visual tokens of the prompt.
         n_text: Text tokens of the prompt.
         layer_ms: (tokens, milliseconds of one layer) as measured; empty leaves the times out.
+        executor_ms: Milliseconds of a cut by selector, and of `EVERY_PLAN`, as measured; a
+            selector that was not measured counts as the slowest that was.
     """
     schedule = plan.schedule(n_tokens, shape.n_layers)
     choosing = selection_flops(plan, shape, n_tokens, n_text)
@@ -205,16 +214,43 @@ def plan_cost(
         unpruned_prefill_flops=prefill_flops(shape, full),
         kv_bytes=kv_bytes(shape, pruned),
         unpruned_kv_bytes=kv_bytes(shape, full),
-        prefill_ms=_prefill_ms(pruned, layer_ms),
-        unpruned_prefill_ms=_prefill_ms(full, layer_ms),
+        prefill_ms=prefill_ms(plan, pruned, layer_ms, executor_ms) if layer_ms else None,
+        unpruned_prefill_ms=layers_ms(full, layer_ms) if layer_ms else None,
         selection_flops=choosing,
     )
 
 
-def _prefill_ms(n_tokens: Sequence[int], layer_ms: Sequence[tuple[int, float]]) -> float | None:
-    if not layer_ms:
-        return None
+def prefill_ms(
+    plan: Plan,
+    n_tokens: Sequence[int],
+    layer_ms: Sequence[tuple[int, float]],
+    executor_ms: Mapping[str, float] = _NOTHING,
+) -> float:
+    """Milliseconds of the decoder over one prompt, as `plan_cost`; the executor's work included.
+
+    Args:
+        plan: The cuts.
+        n_tokens: [L] visual and text tokens entering each layer.
+        layer_ms: As `plan_cost`, not empty.
+        executor_ms: As `plan_cost`.
+    """
+    slowest = max((ms for name, ms in executor_ms.items() if name != EVERY_PLAN), default=0.0)
+    own = executor_ms.get(EVERY_PLAN, 0.0) if plan.cuts else 0.0
+    chosen = (cut.selector for cut in plan.cuts if cut.selector is not None)
+    own += sum(executor_ms.get(selector, slowest) for selector in chosen)
+    return layers_ms(n_tokens, layer_ms) + own
+
+
+def layers_ms(n_tokens: Sequence[int], layer_ms: Sequence[tuple[int, float]]) -> float:
+    """Milliseconds of layers over so many tokens, on straight lines between those measured.
+
+    Beyond the measured counts the last line goes on.
+    """
     import numpy as np
 
-    counts, times = zip(*sorted(layer_ms), strict=True)
-    return float(np.interp(n_tokens, counts, times).sum())
+    counts, times = np.array(sorted(layer_ms), dtype=np.float64).T
+    found = np.interp(n_tokens, counts, times)
+    if len(counts) > 1:
+        slope = (times[-1] - times[-2]) / (counts[-1] - counts[-2])
+        found = found + np.maximum(np.asarray(n_tokens) - counts[-1], 0) * slope
+    return float(found.sum())

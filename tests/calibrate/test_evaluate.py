@@ -13,7 +13,6 @@ from tpcal.calibrate.evaluate import (
 from tpcal.calibrate.measure import Measurer, in_turns
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Sample, Samples
-from tpcal.calibrate.timing import counts_to_time, layer_ms
 from tpcal.plans.errors import FitError
 from tpcal.plans.execute import apply
 from tpcal.plans.schema import Cut, Plan
@@ -131,11 +130,3 @@ def test_no_change_at_all_is_not_certainty() -> None:
     assert found.high == pytest.approx(1 - 0.025 ** (1 / 50))
     assert found.low == -found.high
     assert paired_difference(same[:0], same[:0]) is None
-
-
-def test_layer_times_are_measured_at_every_count(loaded: Loaded) -> None:
-    counts = counts_to_time(16, 9, n_points=3)
-    assert counts == [9, 17, 25]
-    times = layer_ms(loaded.model, counts, n_repeats=2)
-    assert [n for n, _ in times] == counts
-    assert all(ms > 0 for _, ms in times)

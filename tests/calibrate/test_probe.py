@@ -58,6 +58,7 @@ def test_a_profile_has_a_figure_for_everything(made: tuple[profile.Profile, Path
     assert (found.local[:, [p.keep == 0 for p in found.probes]] > 0).all()
     assert (found.visual_to_text == 0).all()  # causal, images first
     assert len(found.layer_ms) > 3
+    assert set(found.executor_ms) == {"every plan", *GRID["selectors"]}
     assert found.provenance["data"]["split"] == "calibration"
 
 

@@ -37,6 +37,7 @@ def made() -> Profile:
         text_to_visual=numbers(4),
         visual_to_text=numbers(4),
         layer_ms=((9, 0.5), (25, 1.25)),
+        executor_ms={"every plan": 0.125, "grid": 0.25},
         provenance={"seed": 0, "data": {"name": "tiny"}},
     )
 
@@ -52,6 +53,7 @@ def test_what_is_saved_comes_back(made: Profile, tmp_path: Path) -> None:
         "groups",
         "probes",
         "layer_ms",
+        "executor_ms",
         "provenance",
     ):
         assert getattr(back, name) == getattr(made, name)
@@ -62,13 +64,13 @@ def test_what_is_saved_comes_back(made: Profile, tmp_path: Path) -> None:
 
 def test_the_same_profile_gives_the_same_bytes(made: Profile, tmp_path: Path) -> None:
     profile.save(made, tmp_path / "a")
-    profile.save(replace(made, layer_ms=()), tmp_path / "b")
+    profile.save(replace(made, layer_ms=(), executor_ms={}), tmp_path / "b")
     for name in (PROFILE, ARRAYS):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_the_digest_sees_figures_but_not_times(made: Profile) -> None:
-    assert replace(made, layer_ms=()).digest == made.digest
+    assert replace(made, layer_ms=(), executor_ms={}).digest == made.digest
     assert replace(made, kl=made.kl + 1).digest != made.digest
     assert replace(made, n_text=10).digest != made.digest
 
@@ -105,6 +107,8 @@ def test_times_may_be_missing(made: Profile, tmp_path: Path) -> None:
         (ARRAYS, b"nonsense", "is damaged: arrays.safetensors is not the file"),
         (TIMING, b"layer_ms: 3\n", "timing.yaml is damaged. Delete it"),
         (TIMING, b"layer_ms: [{n_tokens: 1, ms: .nan}]\n", "timing.yaml is damaged"),
+        (TIMING, b"layer_ms: []\nexecutor_ms: 3\n", "timing.yaml is damaged"),
+        (TIMING, b"layer_ms: []\nexecutor_ms: {grid: -1}\n", "timing.yaml is damaged"),
     ],
 )
 def test_damage_is_one_clear_line(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tpcal.plans.cost import (
+    EVERY_PLAN,
     DecoderShape,
     kv_bytes,
     layer_average_keep,
+    layers_ms,
     plan_cost,
     prefill_flops,
 )
@@ -99,6 +101,32 @@ def test_cost_of_a_plan_by_hand() -> None:
     assert cost.unpruned_kv_bytes == kv_bytes(shape, [13] * 4)
     assert cost.prefill_ms == pytest.approx((13 + 8 + 8 + 3) / 10)
     assert cost.unpruned_prefill_ms == pytest.approx(4 * 1.3)
+
+
+def test_times_hold_what_the_executor_takes() -> None:
+    shape = DecoderShape(4, 8, 16, 2, 2, 4, 10, 2)
+    own = {EVERY_PLAN: 0.5, "grid": 0.2, "attention": 0.7}
+    line = [(0, 0.0), (20, 2.0)]
+
+    def ms(*cuts: Cut) -> float | None:
+        return plan_cost(Plan(cuts), shape, 10, 3, line, own).prefill_ms
+
+    assert ms() == pytest.approx(4 * 1.3)  # no plan, no executor
+    layers = (13 + 8 + 8 + 3) / 10
+    assert ms(Cut(1, 0.5, "attention"), Cut(3, 0.0)) == pytest.approx(layers + 0.5 + 0.7)
+    layers = (8 + 8 + 5 + 5) / 10
+    assert ms(Cut(0, 0.5, "grid"), Cut(2, 0.2, "grid")) == pytest.approx(layers + 0.5 + 0.4)
+    slowest = ms(Cut(0, 0.5, "grid"), Cut(2, 0.2, "dart"))
+    assert slowest == pytest.approx(layers + 0.5 + 0.2 + 0.7)
+
+
+def test_layers_between_and_beyond_measured_counts() -> None:
+    table = [(30, 4.0), (10, 1.0), (20, 2.0)]
+    assert layers_ms([15], table) == pytest.approx(1.5)
+    assert layers_ms([25, 20], table) == pytest.approx(3.0 + 2.0)
+    assert layers_ms([40], table) == pytest.approx(6.0)  # the last line goes on
+    assert layers_ms([1], table) == pytest.approx(1.0)
+    assert layers_ms([7, 9], [(8, 2.5)]) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize(
