@@ -10,10 +10,9 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
-from tpcal.planner.budget import Budget
+from tpcal.planner.budget import LAYER_AVERAGE, Budget
 from tpcal.planner.optimum import worst_group_optimum
 from tpcal.planner.predict import Predictor
-from tpcal.planner.space import spent
 from tpcal.planner.study import fully_measured
 from tpcal.planner.trials import cuts_of, rank
 from tpcal.plans.schema import Cut
@@ -97,10 +96,8 @@ def point(predictor: Predictor, cuts: tuple[Cut, ...]) -> Point:
 
 
 def average(predictor: Predictor, cuts: tuple[Cut, ...]) -> float:
-    """Layer average of keep."""
-    limits = predictor.limits
-    full = limits.n_tokens * limits.n_layers
-    return spent(cuts, limits.n_tokens, limits.n_layers) / full if full else 1.0
+    """Layer average of keep; of a conditional drop, what to expect."""
+    return predictor.prices.of(cuts, LAYER_AVERAGE) if predictor.limits.n_tokens else 1.0
 
 
 def beside(points: Iterable[Point], layer_average_keep: float) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def prepare(
     first = seeds(predictor, budget, max_cuts, [cuts for cuts in published if cuts])
     probed = [Cut(0, 0.5, o.selector, o.params) for o in predictor.options]
     known = choices([*probed, *(cut for cuts in (*first, *published) for cut in cuts)])
-    encoding = Encoding(predictor.limits, known, max_cuts)
+    encoding = Encoding(predictor.limits, known, max_cuts, predictor.profile)
     name = _name(predictor, budget, seed, encoding, measurer, f"{sampler} {propose}")
     study = open_study(storage, name, Repeatable(sampler, seed))
     groups = np.asarray(measurer.sample_group)

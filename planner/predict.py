@@ -21,6 +21,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from tpcal.planner.budget import Prices
+from tpcal.planner.conditions import fires
 from tpcal.planner.curves import key as curve_key
 from tpcal.planner.curves import layer_curves
 from tpcal.planner.objective import MOST, Objective
@@ -154,15 +155,18 @@ class Predictor:
         return self._by_group(cuts, "local")
 
     def losses(self, cuts: Sequence[Cut], measure: Measure = "kl") -> Floats:
-        """[G] the prediction in the order of ``groups``; conditional cuts count as not firing."""
+        """[G] the prediction in the order of ``groups``.
+
+        A conditional cut fires for the samples whose attention is below in the unpruned model.
+        """
         singles, n = self._singles(measure), self.limits.n_tokens
         total = np.zeros(self._mean.shape[1])
-        for s, layer, before, count in self._steps(cuts):
+        for cut, s, before, count in self._steps(cuts):
             if before == n:
-                total = total + singles.first(s, layer, count)
+                more = singles.first(s, cut.layer, count)
             else:
-                more = singles.later(s, layer, count) - singles.later(s, layer, before)
-                total = total + np.maximum(more, 0.0)
+                more = singles.later(s, cut.layer, count) - singles.later(s, cut.layer, before)
+            total = total + np.maximum(more, 0.0) * fires(self.profile, cut)
         return np.asarray(self._mean @ np.minimum(total, LIMITS[measure]))
 
     def deepest(self, cuts: Sequence[Cut]) -> Floats:
@@ -171,17 +175,19 @@ class Predictor:
         A second opinion on the sum, which counts twice what two cuts lose alike.
         """
         singles, worst = self._singles("kl"), np.zeros(self._mean.shape[1])
-        for s, layer, _, count in self._steps(cuts):
-            worst = np.maximum(worst, singles.later(s, layer, count))
+        for cut, s, _, count in self._steps(cuts):
+            alone = singles.later(s, cut.layer, count) * fires(self.profile, cut)
+            worst = np.maximum(worst, alone)
         return np.asarray(self._mean @ np.minimum(worst, MOST))
 
-    def _steps(self, cuts: Sequence[Cut]) -> Iterator[tuple[int, int, int, int]]:
-        """Selector, layer, and tokens before and after, of every cut that drops any."""
+    def _steps(self, cuts: Sequence[Cut]) -> Iterator[tuple[Cut, int, int, int]]:
+        """Every cut that drops any, its selector, and tokens before and after."""
         before = self.limits.n_tokens
         for cut in cuts:
             count = min(before, n_keep(cut.keep, self.limits.n_tokens))
-            if cut.condition is None and count < before:
-                yield self.index(cut.selector, cut.params), cut.layer, before, count
+            if count < before:
+                yield cut, self.index(cut.selector, cut.params), before, count
+            if cut.condition is None:
                 before = count
 
     def index(self, selector: str | None, params: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tpcal.planner.budget import Budget
+from tpcal.planner.conditions import dropping, share, useful
 from tpcal.planner.correct import Correction, Cuts
 from tpcal.planner.optimum import Solver
 from tpcal.planner.predict import Predictor
@@ -51,6 +52,7 @@ def proposals(
     for parent in parents:
         found |= dict.fromkeys(neighbours(predictor, parent, budget, max_cuts))
         found |= dict.fromkeys(_tuned(predictor, parent, budget))
+        found |= dict.fromkeys(_conditioned(predictor, parent, budget))
     found |= dict.fromkeys(_crossed(predictor, parents, budget, max_cuts))
     found |= dict.fromkeys(_optima(predictor, budget, max_cuts, rng))
     plain = dict.fromkeys(tuple(map(canonical, cuts)) for cuts in found)
@@ -69,6 +71,17 @@ def _tuned(predictor: Predictor, parent: Cuts, budget: Budget) -> list[Cuts]:
                 other = canonical(replace(cut, params={**cut.params, name: value}))
                 plans.append(fill(predictor, [*parent[:i], other, *parent[i + 1 :]], budget))
     return plans
+
+
+def _conditioned(predictor: Predictor, parent: Cuts, budget: Budget) -> list[Cuts]:
+    """The plan with a last drop-all that fires for more samples, or for fewer."""
+    if not parent or parent[-1].keep > 0 or not useful(predictor.profile):
+        return []
+    *rest, last = parent
+    part = share(predictor.profile, last)
+    wanted = {min(1.0, max(0.1, round(part + step, 2))) for step in (-0.4, -0.15, 0.15, 0.4)}
+    drops = [dropping(predictor.profile, last.layer, w) for w in sorted(wanted)]
+    return [fill(predictor, [*rest, drop], budget) for drop in drops if drop != last]
 
 
 def _steps(now: Any, values: tuple[Any, ...]) -> list[Any]:

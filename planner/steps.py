@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tpcal.planner.budget import Budget
+from tpcal.planner.conditions import share
 from tpcal.planner.predict import Predictor
 from tpcal.planner.space import project
 from tpcal.plans.errors import BudgetError
@@ -21,15 +22,29 @@ def fill(predictor: Predictor, cuts: Sequence[Cut], budget: Budget) -> tuple[Cut
         BudgetError: No plan is that cheap.
     """
     limits = predictor.limits
+    last = _conditional(predictor, cuts)
 
     def at(average: float, cuts: Sequence[Cut] = cuts) -> tuple[Cut, ...]:
         met = project(cuts, average, limits.n_tokens, limits.n_layers, limits=limits)
-        return tuple(_placed(predictor, cut) for cut in met)
+        plan = tuple(_placed(predictor, cut) for cut in met)
+        if last and all(cut.layer < last.layer and cut.keep > 0 for cut in plan):
+            return (*plan, last)
+        return plan
 
     try:
         return predictor.prices.met(budget, at, limits.least)
     except BudgetError:  # its selectors cost too much; the default one costs least
         return predictor.prices.met(budget, lambda average: at(average, ()), limits.least)
+
+
+def _conditional(predictor: Predictor, cuts: Sequence[Cut]) -> Cut | None:
+    """The plan's last conditional drop, where it fires for some samples and not for all."""
+    limits = predictor.limits
+    for cut in reversed([c for c in cuts if c.condition is not None]):
+        if limits.first_drop is not None and limits.first_drop <= cut.layer <= limits.last_layer:
+            part = share(predictor.profile, cut)
+            return cut if cut.keep == 0 and 0 < part < 1 else None
+    return None
 
 
 def _placed(predictor: Predictor, cut: Cut) -> Cut:

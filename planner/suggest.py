@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import (
@@ -15,9 +15,13 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from tpcal.planner.conditions import dropping, share, useful
 from tpcal.planner.space import Limits, exact_keep
 from tpcal.plans.schema import Cut, n_keep
 from tpcal.plans.selectors import parameters, searched
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.profile import Profile
 
 LOWEST_RATIO = 0.01
 """Smallest part of the living tokens that a suggested cut leaves; the budget rescales it."""
@@ -64,11 +68,13 @@ class Encoding:
         limits: Of every plan.
         choices: Selectors, as `choices` finds them.
         max_cuts: Most cuts of a plan, drop-all among them.
+        profile: Tells for which samples a conditional drop fires; None: there are none.
     """
 
     limits: Limits
     choices: tuple[Choice, ...]
     max_cuts: int
+    profile: Profile | None = None
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -77,6 +83,10 @@ class Encoding:
         space: dict[str, BaseDistribution] = {"n_cuts": IntDistribution(1, self.max_cuts)}
         if limits.first_drop is not None:
             space["drop_all"] = IntDistribution(limits.first_drop, limits.last_layer + 1)
+            if self.profile is not None and useful(self.profile):
+                space["drop_share"] = FloatDistribution(
+                    0.1, 1.0
+                )  # of the samples; 1: no condition
         labels = [choice.label for choice in self.choices]
         for i in range(self.max_cuts):
             space[f"layer_{i}"] = IntDistribution(limits.first_layer, limits.last_layer)
@@ -119,16 +129,23 @@ class Encoding:
             choice = by_label[params[f"selector_{i}"]]
             keep = exact_keep(max(1, round(alive)), n)
             cuts.append(Cut(layer, keep, choice.selector, self._params(choice, params, i)))
-        return (*cuts, Cut(drop, 0.0)) if drop < never else tuple(cuts)
+        if drop == never:
+            return tuple(cuts)
+        if self.profile is None or "drop_share" not in params:
+            return (*cuts, Cut(drop, 0.0))
+        return (*cuts, dropping(self.profile, drop, params["drop_share"]))
 
     def encode(self, cuts: Sequence[Cut]) -> dict[str, Any]:
         """Parameters that decode to ``cuts``; unused slots repeat the last cut."""
         n, never = self.limits.n_tokens, self.limits.last_layer + 1
         kept = [cut for cut in cuts if n_keep(cut.keep, n) > 0]
-        drops = [cut.layer for cut in cuts if n_keep(cut.keep, n) == 0]
+        drops = [cut for cut in cuts if n_keep(cut.keep, n) == 0]
         params: dict[str, Any] = {"n_cuts": max(1, len(kept))}
         if self.limits.first_drop is not None:
-            params["drop_all"] = min(drops, default=never)
+            params["drop_all"] = min((cut.layer for cut in drops), default=never)
+            if self.profile is not None and useful(self.profile):
+                part = max(0.1, share(self.profile, drops[0])) if drops else 1.0
+                params["drop_share"] = part
         before = n
         for i in range(self.max_cuts):
             cut = kept[min(i, len(kept) - 1)]

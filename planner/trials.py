@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from tpcal.planner.objective import MOST, Objective
 from tpcal.planner.study import BestPruner
-from tpcal.plans.schema import Cut
+from tpcal.plans.schema import Condition, Cut
 
 Floats = NDArray[np.float64]
 
@@ -108,4 +108,9 @@ def tried(trial: FrozenTrial) -> Tried:
 
 def cuts_of(trial: FrozenTrial) -> tuple[Cut, ...]:
     """The cuts that a finished trial stands for."""
-    return tuple(Cut(**cut) for cut in trial.user_attrs["cuts"])
+    return tuple(map(_cut, trial.user_attrs["cuts"]))
+
+
+def _cut(plain: dict[str, Any]) -> Cut:
+    condition = plain["condition"]
+    return Cut(**{**plain, "condition": Condition(**condition) if condition else None})
