@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.study import Study
@@ -17,6 +17,9 @@ from optuna.trial import FrozenTrial
 from tpcal.planner.objective import Objective
 from tpcal.planner.study import fully_measured
 from tpcal.planner.trials import Measures, cuts_of, group_means, measure_all, rank
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.profile import Profile
 
 N_FINALISTS = 6
 Progress = Callable[[int, int, str], None]
@@ -54,13 +57,8 @@ def play(
 def _final(
     study: Study, trial: FrozenTrial, measurer: Measures, finals: Measures, objective: Objective
 ) -> Final:
-    key = f"final-{trial.number}"
-    kept: dict[str, Any] | None = study.user_attrs.get(key)
-    if kept is None:
-        kl, flips = measure_all(finals, cuts_of(trial))
-        kept = {"measured": group_means(finals, kl), "flips": group_means(finals, flips)}
-        study.set_user_attr(key, kept)
-    first, more = _sizes(measurer), _sizes(finals)
+    kept = again(study, trial, finals)
+    first, more = sizes(measurer), sizes(finals)
     before = trial.user_attrs["measured"]
     pooled = {
         g: (before[g] * n + kept["measured"].get(g, 0.0) * more.get(g, 0)) / (n + more.get(g, 0))
@@ -69,7 +67,18 @@ def _final(
     return Final(trial, kept["measured"], kept["flips"], objective.of(pooled))
 
 
-def _sizes(measurer: Measures) -> dict[str, int]:
+def again(study: Study, trial: FrozenTrial, finals: Measures) -> dict[str, dict[str, float]]:
+    """``measured`` and ``flips`` of a trial's plan on further samples; kept in the study."""
+    key = f"final-{trial.number}"
+    kept: dict[str, Any] | None = study.user_attrs.get(key)
+    if kept is None:
+        kl, flips = measure_all(finals, cuts_of(trial))
+        kept = {"measured": group_means(finals, kl), "flips": group_means(finals, flips)}
+        study.set_user_attr(key, kept)
+    return kept
+
+
+def sizes(source: Measures | Profile) -> dict[str, int]:
     """Samples of each group."""
-    sizes = np.bincount(np.asarray(measurer.sample_group), minlength=len(measurer.groups))
-    return dict(zip(measurer.groups, sizes.tolist(), strict=True))
+    counts = np.bincount(np.asarray(source.sample_group), minlength=len(source.groups))
+    return dict(zip(source.groups, counts.tolist(), strict=True))
