@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--trials",
     type=click.IntRange(min=1),
-    default=60,
+    default=100,
     show_default=True,
     metavar="N",
     help="Plans to measure.",

@@ -40,6 +40,8 @@ from tpcal.plans.schema import Cut, load_preset, presets
 
 Progress = Callable[[int, int, str], None]
 MOST_MOVED = 6
+SAMPLED_EVERY = 4
+"""Trials per one that the sampler suggests, once the seeds are measured; the others are proposals."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Loop:
     """One search: a study and all it needs to go on.
 
     Seeds come first: the optimum of the prediction and its neighbours, the best plans of other
-    budgets, published schedules. Then the sampler takes turns with proposals: samplers find
-    regions, while steps from the best measured plans, ranked by the corrected prediction, find
-    the last percent. Both see the other's results.
+    budgets, published schedules. Then proposals take turns with the sampler: steps from the best
+    measured plans, ranked by the corrected prediction, improve most often (docs/planner.md); the
+    sampler looks where they do not. Both see the other's results.
     """
 
     predictor: Predictor
@@ -111,7 +113,7 @@ class Loop:
         place = next_seed(self.study, len(self.seeds))
         if place is not None:
             enqueue(self.study, self.seeds[place], place)
-        elif n_finished % 2 == 0 and fully_measured(self.study):
+        elif n_finished % SAMPLED_EVERY and fully_measured(self.study):
             new = self._proposal(n_finished)
             if new is not None:
                 enqueue(self.study, new)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
 
 Progress = Callable[[int, int, str], None]
+N_TRIALS = 100
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def search(
     *,
     measurer: Measures | None = None,
     finals: Measures | None = None,
-    n_trials: int = 60,
+    n_trials: int = N_TRIALS,
     timeout: float | None = None,
     seed: int = 0,
     storage: Path | str | None = None,
