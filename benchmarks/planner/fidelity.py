@@ -182,7 +182,14 @@ def judge(plans: Measured, splits: Sequence[Split], budget: float, n_resamples: 
 
 def rank_correlation(one: Floats, other: Floats, n_resamples: int) -> tuple[float, Floats]:
     """Spearman's, and what it is on resampled plans."""
-    return resampled(lambda a, b: stats.spearmanr(a, b).statistic, (one, other), n_resamples)
+    return resampled(_spearman, (one, other), n_resamples)
+
+
+def _spearman(one: Floats, other: Floats) -> float:
+    """0 where all are alike: equal figures have no order."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return float(stats.spearmanr(one, other).statistic)
 
 
 def regret(

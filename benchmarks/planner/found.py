@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import optuna
 
 from benchmarks.planner import world
 from benchmarks.planner.sizes import MAX_CUTS
-from tpcal.calibrate.measure import n_to_measure
+from tpcal.calibrate.measure import Measurer, n_of_finals, n_to_measure
 from tpcal.calibrate.profile import Profile
 from tpcal.planner.search import search
 from tpcal.plans.schema import Cut
@@ -56,18 +57,30 @@ def plan(asked: Asked, folders: Folders, planner: str) -> tuple[Cut, ...]:
     profile = profile_of(asked, folders)
     if asked.n_trials == PREDICTED:
         return search(profile, asked.target, max_cuts=MAX_CUTS).plan.cuts
-    own = asked.answers == OWN
-    measurer = world.measurer(world.CALIBRATION, n_to_measure(asked.n, None), asked.seed, own)
+    measurer, finals = measurers(asked.n, asked.seed, asked.answers == OWN)
     name = f"{planner}-{asked.target}-{asked.n}-{asked.seed}-{asked.answers}-{asked.probes}"
     return search(
         profile,
         asked.target,
         measurer=measurer,
+        finals=finals,
         n_trials=asked.n_trials,
         seed=asked.seed,
         max_cuts=MAX_CUTS,
         storage=folders.searches / f"{name}.journal",
     ).plan.cuts
+
+
+@lru_cache(maxsize=1)
+def measurers(n: int, seed: int, own: bool) -> tuple[Measurer, Measurer | None]:
+    """For the search, the profile's samples and more; others for its finalists."""
+    wanted = n_to_measure(n, None)
+    total = wanted + n_of_finals(wanted, None)
+    drawn = world.samples(world.CALIBRATION, total, seed, own)
+    first, further = drawn.part(0, wanted), drawn.part(wanted, total)
+    finals = Measurer(world.model(), further, batch_size=world.BATCH)
+    same = first.groups == further.groups
+    return Measurer(world.model(), first, batch_size=world.BATCH), finals if same else None
 
 
 def profile_of(asked: Asked, folders: Folders) -> Profile:
