@@ -41,7 +41,7 @@ from tpcal.plans.schema import Cut, load_preset, presets
 Progress = Callable[[int, int, str], None]
 MOST_MOVED = 6
 SAMPLED_EVERY = 4
-"""Trials per one that the sampler suggests, once the seeds are measured; the others are proposals."""
+"""Of so many trials after the seeds the sampler suggests one; the others are proposals."""
 
 
 @dataclass(frozen=True)
