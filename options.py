@@ -61,6 +61,8 @@ class DataChoice:
     question_column: str | None = None
     answer_column: str | None = None
     group_column: str | None = None
+    own_answers: bool = False
+    """The model's own answers, whether or not the data has any."""
 
     def load(self, split: str) -> Samples:
         """The samples; ``split`` is taken where none is named."""
@@ -72,24 +74,50 @@ class DataChoice:
             answer=self.answer_column,
             group=self.group_column,
         )
-        return samples.load_samples(
+        drawn = samples.load_samples(
             self.data,
             n=self.samples,
             seed=self.seed,
             split=self.split or split,
             columns=columns,
         )
+        return drawn.unanswered() if self.own_answers else drawn
 
     def recorded(self) -> dict[str, Any]:
         """Plain data for provenance, from which `DataChoice.restored` makes the same choice."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {k: v for k, v in values.items() if v is not None and v is not False}
 
     @classmethod
     def restored(cls, record: Mapping[str, Any]) -> DataChoice:
         """The choice that was recorded."""
         known = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in record.items() if name in known})
+
+
+@dataclass(frozen=True)
+class LimitChoice:
+    """What --max-loss, --max-flips and their companions ask for."""
+
+    max_loss: float | None = None
+    max_flips: float | None = None
+    each_group: bool = False
+    confidence: float | None = None
+    certify_samples: int | None = None
+
+    def check(self) -> None:
+        """Nothing, where the options fit together; otherwise click's own error."""
+        if self.max_flips is None:
+            for name in ("each_group", "confidence"):
+                if getattr(self, name):
+                    flag = name.replace("_", "-")
+                    raise click.UsageError(f"--{flag} must come with --max-flips; got it alone.")
+        if self.confidence is None and self.certify_samples is not None:
+            raise click.UsageError("--certify-samples must come with --confidence; got it alone.")
+        if self.confidence is not None and self.max_flips in (0, 1):
+            raise click.UsageError(
+                f"--max-flips must be above 0 and below 1 to be proven; got {self.max_flips:g}."
+            )
 
 
 class Listed(click.ParamType):
@@ -240,7 +268,7 @@ def data_options(command: Command) -> Command:
 
 
 def budget_options(command: Command) -> Command:
-    """Adds the options that say what a plan may cost; the command receives ``budget``."""
+    """Adds the options that say what a plan may cost; the command receives ``budget`` or None."""
     options = {
         "budget": (share, "B", "Layer-average keep: 0.22, 22%, 128/576, rate=0.78."),
         "budget_flops": (share, "B", "The same as a share of the unpruned prefill's FLOPs."),
@@ -253,7 +281,8 @@ def budget_options(command: Command) -> Command:
         given = {name: v for name in options if (v := values.pop(name)) is not None}
         flags = [f"--{name.replace('_', '-')}" for name in options]
         if not given:
-            raise click.UsageError(f"Missing option '--budget' (or {', '.join(flags[1:])}).")
+            command(budget=None, **values)
+            return
         if len(given) > 1:
             raise click.UsageError(f"Only one of {', '.join(flags)} can be given.")
         from tpcal.planner.budget import LAYER_AVERAGE, Budget
@@ -268,6 +297,53 @@ def budget_options(command: Command) -> Command:
         option = click.option(flag, callback=callback, type=limits, metavar=unit, help=text)
         result = option(result)
     return result
+
+
+def limit_options(command: Command) -> Command:
+    """Adds the options that say what a plan may lose; the command receives ``limits``."""
+    options = [
+        click.option(
+            "--max-loss",
+            type=Finite(min=0),
+            metavar="NATS",
+            help="Most the worst group may lose, as measured.",
+        ),
+        click.option(
+            "--max-flips",
+            type=Finite(min=0, max=1),
+            metavar="P",
+            help="Share of answers that may change, of all samples: as measured, or, with "
+            "--confidence, as proven.",
+        ),
+        click.option("--each-group", is_flag=True, help="--max-flips is about every group."),
+        click.option(
+            "--confidence",
+            type=Finite(min=0, max=1, min_open=True, max_open=True),
+            metavar="C",
+            help="Prove --max-flips on samples the search never saw; this is how often such a "
+            "proof must be right.",
+        ),
+        click.option(
+            "--certify-samples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Samples for the proof.  [default: 700]",
+        ),
+    ]
+    return _gather(LimitChoice, "limits", options, command)
+
+
+def weight(
+    _ctx: click.Context, _option: click.Parameter, words: Sequence[str]
+) -> dict[str, float]:
+    """Callback of `GROUP=WEIGHT`, repeated."""
+    found = {}
+    for word in words:
+        group, sign, value = word.rpartition("=")
+        if not sign or not group or not 0 < _number(value) < math.inf:
+            raise click.BadParameter(f"must be GROUP=WEIGHT with a weight above 0; got {word}")
+        found[group] = float(value)
+    return found
 
 
 def batch_size_option(default: int) -> Callable[[Command], Command]:
@@ -301,7 +377,7 @@ def _gather(
 
     @functools.wraps(command)
     def parsed(**values: Any) -> None:
-        own = {f.name: values.pop(f.name) for f in fields(record)}
+        own = {f.name: values.pop(f.name) for f in fields(record) if f.name in values}
         command(**{name: record(**own)}, **values)
 
     result: Command = parsed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -94,6 +94,16 @@ class Samples(Sequence[Sample]):
         """Some of them, in order."""
         rows = self._rows[start:stop]
         return Samples(self.name, f"{len(rows)} of {self.description}", rows, self._read)
+
+    def unanswered(self) -> Samples:
+        """The same without the data's answers: the model's own stand in for every one."""
+        recipe = {**self.recipe, "own_answers": True}
+        description = f"{self.description}, the model's own answers"
+
+        def read(row: Any) -> Sample:
+            return replace(self._read(row), answer=None)
+
+        return Samples(self.name, description, self._rows, read, recipe, self.n_rows)
 
     def __len__(self) -> int:
         return len(self._rows)

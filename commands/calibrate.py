@@ -16,6 +16,11 @@ from tpcal.options import DataChoice, Listed, ModelChoice
 @options.model_options
 @options.data_options
 @click.option(
+    "--own-answers",
+    is_flag=True,
+    help="Measure against the model's own unpruned answers, not the data's.",
+)
+@click.option(
     "--selectors",
     type=Listed(options.selector),
     metavar="A,B",
@@ -26,13 +31,18 @@ from tpcal.options import DataChoice, Listed, ModelChoice
     "--keeps",
     type=Listed(options.keep),
     metavar="K,K",
-    help="Keeps to probe; 0 drops all tokens.  [default: a grid with 0]",
+    help="Keeps to probe; 0 drops all tokens.  [default: 0.5, 0.25, 0.1, 0.05, 0]",
 )
 @click.option(
     "--layers",
     type=Listed(options.layer, ranges=True),
     metavar="L,L-L",
-    help="Decoder layers to cut before.  [default: all]",
+    help="Decoder layers to cut before.  [default: all, or 16 of a deeper decoder]",
+)
+@click.option(
+    "--full-grid",
+    is_flag=True,
+    help="Probe every layer, keep and selector, for twice the work.",
 )
 @options.batch_size_option(16)
 @click.option(
@@ -43,9 +53,19 @@ from tpcal.options import DataChoice, Listed, ModelChoice
     help="Folder that collects profiles.",
 )
 def calibrate(
-    model: ModelChoice, data: DataChoice, out: Path, batch_size: int, **grid: Any
+    model: ModelChoice,
+    data: DataChoice,
+    full_grid: bool,
+    out: Path,
+    batch_size: int,
+    **grid: Any,
 ) -> None:
     """Measure what each decoder layer loses when visual tokens are dropped before it.
+
+    A probe drops tokens once: before one layer, to one keep, by one selector. By default a
+    coarse grid of probes comes first; then rounds of further ones where the best plans of
+    any budget would cut. That finds plans as good as the full grid does, for half the work.
+    --full-grid probes everything; --layers, --keeps or --selectors exactly what they name.
 
     Writes a profile into --out. Interrupt it at any time: the same command continues.
 
@@ -61,15 +81,18 @@ def calibrate(
     with terminal.progress() as report:
         report(0, 0, "Loading the model")
         from tpcal.calibrate import probe, profile
+        from tpcal.planner.refine import next_probes
 
         loaded = model.load()
         report(0, 0, "Loading the samples")
         samples = data.load("calibration")
         facts = {"command": terminal.command(), "samples": data.recorded()}
+        everything = full_grid or any(wish is not None for wish in grid.values())
         found = probe.calibrate(
             loaded,
             samples,
             out,
+            refine=None if everything else next_probes,
             batch_size=batch_size,
             seed=data.seed,
             progress=report,
