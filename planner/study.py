@@ -27,7 +27,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tpcal.planner.objective import Objective
-from tpcal.planner.others import owner
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 N_FIRST = 14
@@ -188,8 +187,7 @@ def fully_measured(study: Study) -> list[FrozenTrial]:
 
 def enqueue(study: Study, params: Mapping[str, Any], place: int | None = None) -> None:
     """Makes the next trial one of these parameters; ``place`` marks a seed."""
-    attrs: dict[str, Any] = {"owner": owner()}
-    study.enqueue_trial(dict(params), attrs if place is None else {**attrs, "seed_place": place})
+    study.enqueue_trial(dict(params), None if place is None else {"seed_place": place})
 
 
 def next_seed(study: Study, n_seeds: int) -> int | None:

@@ -1,20 +1,20 @@
-"""One of several processes that search together: python searching.py STORAGE TRIALS PAUSE [HOST].
+"""One of several processes that search together: python searching.py STORAGE TRIALS PAUSE.
 
-Prints how many plans it measured, then the plan and the number of trials as JSON.
+Prints every plan it begins to measure, and in the end one line of JSON.
 """
 
 import json
-import socket
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import optuna
 from conftest import FakeMeasurer, World
 
-from tpcal.planner import others
 from tpcal.planner.search import search
+from tpcal.planner.storage import open_storage
 
 
 class Slow(FakeMeasurer):
@@ -29,19 +29,21 @@ class Slow(FakeMeasurer):
             yield batch
 
 
-def main(storage: str, n_trials: str, pause_s: str, host: str = "") -> None:
-    if host:  # as on another machine
-        socket.gethostname = lambda: host
-    others.SILENCE_S = 1.0
+def main(storage: str, n_trials: str, pause_s: str) -> None:
     world = World(8, 36, 3, 24, 0)
     measurer = Slow(world)
     measurer.pause_s = float(pause_s)
     found = search(
         world.profile(), 0.3, measurer=measurer, n_trials=int(n_trials), storage=storage
     )
-    done = [t for t in found.trials if t.outcome != "repeat"]
-    cuts = [[c.layer, c.keep, c.selector] for c in found.plan.cuts]
-    print(json.dumps({"plans": measurer.n_plans, "trials": len(done), "cuts": cuts}))
+    study = optuna.load_study(study_name=found.study, storage=open_storage(storage))
+    facts = {
+        "plans": measurer.n_plans,
+        "trials": sum(trial.outcome != "repeat" for trial in found.trials),
+        "cuts": [[cut.layer, cut.keep, cut.selector] for cut in found.plan.cuts],
+        "all": [[trial.state.name, trial.user_attrs.get("seed_place")] for trial in study.trials],
+    }
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":

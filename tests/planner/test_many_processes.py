@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from searchers import N_TRIALS, check_together, check_what_a_killed_one_leaves, result, searching
 
 from tpcal.planner import others
 from tpcal.planner.others import Others, give_up, measuring
@@ -21,67 +17,32 @@ from tpcal.planner.search import search
 from tpcal.planner.storage import open_storage
 from tpcal.planner.study import Repeatable, enqueue, open_study
 
-SCRIPT = Path(__file__).parent / "searching.py"
-N_TRIALS = 20
-
-
-@contextmanager
-def searching(storage: Path | str, pause_s: float = 0.05) -> Iterator[subprocess.Popen[str]]:
-    """A process that searches; it is killed if it still runs at the end."""
-    command = [sys.executable, str(SCRIPT), str(storage), str(N_TRIALS), str(pause_s)]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
-
-
-def result(child: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a process found, once it ends."""
-    output, _ = child.communicate(timeout=200)
-    assert child.returncode == 0
-    return json.loads(output.splitlines()[-1])
-
-
-def numbers_and_states(storage: Path | str) -> list[tuple[int, TrialState, int | None]]:
-    opened = open_storage(storage)
-    (name,) = optuna.get_all_study_names(opened)
-    trials = optuna.load_study(study_name=name, storage=opened).get_trials()
-    return [(t.number, t.state, t.user_attrs.get("seed_place")) for t in trials]
-
-
-def check_together(storage: Path | str) -> None:
-    """Two processes on one storage do the trials of one, and find the same plan."""
-    with searching(storage) as one, searching(storage) as other:
-        first, second = result(one), result(other)
-    assert first["plans"] + second["plans"] <= N_TRIALS  # repeats are not measured
-    assert min(first["plans"], second["plans"]) > 0
-    assert first["trials"] == second["trials"] == N_TRIALS
-    assert first["cuts"] == second["cuts"]
-    done = [seed for _, state, seed in numbers_and_states(storage) if state != TrialState.FAIL]
-    seeds = [seed for seed in done if seed is not None]
-    assert sorted(seeds) == list(range(len(seeds)))  # each once
-
 
 def test_two_processes_share_the_trials_of_a_search(tmp_path: Path) -> None:
     check_together(tmp_path / "search.log")
 
 
+PROXY = """
+import sys
+from optuna.storages import get_storage, run_grpc_proxy_server
+run_grpc_proxy_server(get_storage(sys.argv[1]), host="localhost", port=int(sys.argv[2]))
+"""
+
+
+def test_two_processes_share_a_search_through_a_grpc_proxy(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", PROXY, f"sqlite:///{tmp_path}/search.db", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as proxy:
+        try:
+            check_together(f"grpc://localhost:{port}")
+        finally:
+            proxy.kill()
+
+
 def test_the_other_process_does_what_a_killed_one_leaves(tmp_path: Path) -> None:
-    storage = tmp_path / "search.log"
-    with searching(storage) as other:
-        with searching(storage, pause_s=60) as victim:  # for ever in its first plan
-            assert victim.stdout is not None
-            assert victim.stdout.readline().startswith("measuring")
-            victim.send_signal(signal.SIGKILL)
-            assert victim.wait() == -signal.SIGKILL
-        assert result(other)["trials"] == N_TRIALS
-    trials = numbers_and_states(storage)
-    assert [state for _, state, _ in trials].count(TrialState.FAIL) == 1
-    lost = next(seed for _, state, seed in trials if state == TrialState.FAIL)
-    assert (TrialState.COMPLETE, lost) in [(state, seed) for _, state, seed in trials]
+    check_what_a_killed_one_leaves(tmp_path / "search.log")
 
 
 def test_who_has_nothing_left_to_start_waits_for_the_others(

@@ -7,7 +7,8 @@ from PIL import Image
 
 from tpcal.calibrate.samples import Sample, Samples
 from tpcal.calibrate.seen import pack
-from tpcal.planner.proof import Promise, check_unseen
+from tpcal.planner.certify import Promise
+from tpcal.planner.proof import check_unseen
 from tpcal.plans.errors import GuardrailError, UsageError
 from tpcal.plans.schema import Plan
 
