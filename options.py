@@ -28,6 +28,7 @@ class ModelChoice:
     revision: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    offload: bool = False
     trust_remote_code: bool = False
 
     def or_else(self, name: str | None, revision: str | None) -> ModelChoice:
@@ -45,6 +46,7 @@ class ModelChoice:
             revision=self.revision,
             device=self.device,
             dtype=self.dtype,
+            offload=self.offload,
             trust_remote_code=self.trust_remote_code,
         )
 
@@ -227,6 +229,11 @@ def model_options(command: Command) -> Command:
             show_default=True,
             type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             help="Precision of the weights.",
+        ),
+        click.option(
+            "--offload",
+            is_flag=True,
+            help="Keep weights that the device has no room for in CPU memory or on disk; slow.",
         ),
         click.option(
             "--trust-remote-code", is_flag=True, help="Run Python code that comes with the model."

@@ -100,3 +100,7 @@ def calibrate(
             **grid,
         )
     terminal.console().print(profile_summary(found, profile.newest(out)))
+    from tpcal.calibrate.depth import blind_spots
+
+    for warning in blind_spots(found):
+        terminal.warn(warning)

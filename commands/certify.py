@@ -71,7 +71,8 @@ def certify(
     with terminal.progress() as report:
         found, loaded, samples = plan_model_samples(file, model, data, report)
         assert found is not None
-        from tpcal.planner.proof import Promise, prove
+        from tpcal.planner.certify import Promise
+        from tpcal.planner.proof import prove
 
         proven = prove(
             [found],

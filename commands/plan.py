@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +10,30 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.inputs import read_profile, refuse_to_overwrite
-from tpcal.options import DataChoice, ModelChoice
-from tpcal.plans.errors import FitError, UsageError
+from tpcal.commands.subject import Subject
+from tpcal.options import LimitChoice, ModelChoice
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.measure import Measurer
-    from tpcal.calibrate.models import Loaded
     from tpcal.calibrate.profile import Profile
+    from tpcal.planner.budget import Budget
+    from tpcal.plans.schema import Plan
+
+N_CERTIFY = 700
+MOST_PROVEN = 8
+"""Plans that are tried on the samples of a proof."""
 
 
-@click.command(short_help="Choose the cuts for a budget and write them as a plan.")
+@click.command(short_help="Choose the cuts for a budget, or the cheapest within a loss.")
 @options.budget_options
+@options.limit_options
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    callback=options.weight,
+    metavar="GROUP=W",
+    help="What a group's loss counts beside the others'; may be repeated.  [default: 1]",
+)
 @click.option(
     "--profile",
     "folder",
@@ -39,8 +51,9 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
 @click.option(
     "--trials",
+    "n_trials",
     type=click.IntRange(min=1),
-    default=100,
+    default=60,
     show_default=True,
     metavar="N",
     help="Plans to measure.",
@@ -54,12 +67,6 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="N",
     help="Most cuts in a plan.",
-)
-@click.option(
-    "--max-loss",
-    type=options.Finite(min=0),
-    metavar="NATS",
-    help="Exit with 4 where the worst group loses more; nothing is written.",
 )
 @click.option("--no-measure", is_flag=True, help="Predict only; the model is not loaded.")
 @click.option("--data", metavar="DATA", help="Where the profile's samples are now, if they moved.")
@@ -80,93 +87,137 @@ def plan(
     folder: Path | None,
     output: Path,
     force: bool,
-    timeout: float | None,
+    budget: Budget | None,
+    limits: LimitChoice,
     no_measure: bool,
     data: str | None,
     samples: int | None,
     model: ModelChoice,
     batch_size: int,
     storage: str | None,
-    trials: int,
-    **limits: Any,
+    **search: Any,
 ) -> None:
-    """Choose the cuts that lose least, at the cost you name.
+    """Choose the cuts that lose least at the cost you name, or cost least at the loss you name.
 
     Needs a profile from 'tpcal calibrate'. Candidates are measured by running the model on
     samples drawn like the profile's, the best ones on further samples too; what counts is half
     the loss of the worst group and half the mean. With --no-measure, the profile's prediction
     decides. Interrupt it at any time: the same command continues.
 
+    With a budget, --max-loss and --max-flips refuse a plan that loses more. Without one, they
+    ask for the cheapest plan that does not. A measured share of changed answers is what these
+    samples showed; with --confidence the plan comes with a proof for all samples like them, or
+    exits with 4 and says how many samples that takes.
+
     \b
     Examples:
       tpcal plan --budget 0.22
       tpcal plan --budget 0.1 --no-measure -o light.yaml
       tpcal plan --budget-kv 30% --max-loss 0.05 --trials 200 --timeout 600
+      tpcal plan --max-loss 0.05
+      tpcal plan --max-flips 0.05 --confidence 0.95 --weight reading=2
     """
     from tpcal.views.plans import next_steps, plan_view
 
+    _check(budget, limits, no_measure)
     refuse_to_overwrite(output, force)
     folder, profile = read_profile(folder)
     with terminal.progress() as report:
         report(0, 0, "Planning")
-        measurer = finals = None
+        search |= {"storage": storage or folder / "study.journal", "progress": report}
+        search["command"] = terminal.command()
+        subject = Subject(profile, folder, model, data, samples, batch_size, report)
+        if limits.confidence is None:
+            search |= {} if no_measure else subject.measurers()
+            found = _measured(profile, budget, limits, search)
+        else:
+            found = _proven(profile, subject, budget, limits, search, batch_size)
         if not no_measure:
-            measurer, finals = _measurers(profile, folder, model, data, samples, batch_size)
-        from tpcal.planner.search import search
-
-        found = search(
-            profile,
-            measurer=measurer,
-            finals=finals,
-            n_trials=trials,
-            timeout=timeout,
-            storage=storage or folder / "study.journal",
-            command=terminal.command(),
-            progress=report,
-            **limits,
-        ).plan
+            found = subject.signed(found)
+    from tpcal.calibrate.depth import blind_spots
     from tpcal.plans.schema import save_plan
 
     save_plan(found, output)
     terminal.console().print(plan_view(found, title=str(output)))
     terminal.console().print(next_steps(str(output)))
+    for warning in blind_spots(profile):
+        terminal.warn(warning)
 
 
-def _measurers(
-    profile: Profile,
-    folder: Path,
-    model: ModelChoice,
-    data: str | None,
-    n_samples: int | None,
-    batch_size: int,
-) -> tuple[Measurer, Measurer | None]:
-    """For the search, samples drawn as the profile's were, the same ones first; further ones for
-    its finalists. The model is loaded when the first plan is measured."""
-    from tpcal.calibrate.measure import Measurer, n_of_finals, n_to_measure
-
-    @cache
-    def load() -> Loaded:
-        made_for = profile.model
-        loaded = model.or_else(made_for.name, made_for.revision).load()
-        if loaded.identity.fingerprint != made_for.fingerprint:
-            problem = f"made for {made_for.name}, whose structure differs from {loaded.name}'s."
-            raise FitError(str(folder), [problem])
-        return loaded
-
-    choice = DataChoice.restored(profile.provenance.get("samples", {}))
-    choice = replace(choice, data=data or choice.data)
-    samples = choice.load("calibration")
-    if samples.fingerprint != profile.provenance["data"]["fingerprint"]:
-        raise UsageError(
-            f"{folder} was measured on other samples than {samples.name} gives now. Name the data "
-            "set with --data, calibrate again, or plan with --no-measure."
+def _check(budget: Budget | None, limits: LimitChoice, no_measure: bool) -> None:
+    """Nothing, where the options fit together; otherwise click's own error."""
+    limits.check()
+    if budget is None and limits.max_loss is None and limits.max_flips is None:
+        raise click.UsageError(
+            "Missing option '--budget' (or --budget-flops, --budget-kv, --budget-ms; or "
+            "--max-loss or --max-flips, for the cheapest plan that loses no more)."
         )
-    wanted = n_samples or n_to_measure(len(samples), samples.n_rows)
-    total = wanted + n_of_finals(wanted, samples.n_rows)
-    if total != len(samples):
-        samples = replace(choice, samples=total).load("calibration")
-    first, further = samples.part(0, wanted), samples.part(wanted, len(samples))
-    finals = Measurer(load, further, batch_size=batch_size)
-    return Measurer(load, first, batch_size=batch_size), (
-        finals if further.groups == first.groups else None
+    if no_measure and limits.confidence is not None:
+        raise click.UsageError("--confidence must run the model, which --no-measure forbids.")
+
+
+def _measured(
+    profile: Profile, budget: Budget | None, limits: LimitChoice, search: dict[str, Any]
+) -> Plan:
+    """The best plan for the budget, or the cheapest within the limits."""
+    from tpcal.planner.allowance import Allowance
+
+    allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
+    if budget is None:
+        from tpcal.planner.cheapest import cheapest
+
+        return cheapest(profile, allowance, **search)
+    from tpcal.planner.finals import sizes
+    from tpcal.planner.predict import Predictor
+    from tpcal.planner.search import search as search_within
+
+    found = search_within(profile, budget, **search).plan
+    assert found.loss is not None
+    measured = found.loss.measured
+    losses = measured or found.loss.predicted
+    flips = found.loss.flips or Predictor(profile).flips(found.cuts)
+    allowance.guard(losses, flips, sizes(profile), "measured" if measured else "predicted")
+    loss = replace(found.loss, max_loss=limits.max_loss, max_flips=limits.max_flips)
+    return replace(found, loss=loss)
+
+
+def _proven(
+    profile: Profile,
+    subject: Subject,
+    budget: Budget | None,
+    limits: LimitChoice,
+    search: dict[str, Any],
+    batch_size: int,
+) -> Plan:
+    """The plan for the budget, or the cheapest of those within the limits, with a certificate."""
+    from tpcal.planner.certify import Promise
+
+    assert limits.max_flips is not None
+    assert limits.confidence is not None
+    promise = Promise(limits.max_flips, limits.confidence, limits.each_group)
+    n = limits.certify_samples or N_CERTIFY
+    if limits.each_group:
+        promise.check_n(n // len(profile.groups), "--certify-samples of each group")
+    else:
+        promise.check_n(n, "--certify-samples")
+    measurers = subject.measurers()
+    if budget is not None:
+        plans = [_measured(profile, budget, limits, {**search, **measurers})]
+    else:
+        from tpcal.planner.allowance import Allowance
+        from tpcal.planner.cheapest import explore
+
+        allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
+        plans = explore(profile, allowance, measurer=measurers["measurer"], **search).row(
+            MOST_PROVEN
+        )
+    from tpcal.planner.proof import prove
+
+    return prove(
+        [subject.signed(one) for one in plans],
+        promise,
+        subject.loaded,
+        subject.unseen(n),
+        batch_size=batch_size,
+        progress=search["progress"],
     )

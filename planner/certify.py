@@ -7,14 +7,19 @@ tests are exact binomial ones; nothing is assumed but that samples come as the d
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from scipy.special import bdtr, betaincinv  # scipy.stats' own take a hundred times as long
 
-from tpcal.calibrate.evaluate import Evaluation
 from tpcal.plans.errors import GuardrailError, UsageError
 from tpcal.plans.schema import Certificate
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.evaluate import Evaluation
+    from tpcal.calibrate.samples import Samples
 
 TEST = "exact binomial"
 ALL = "all samples"
@@ -55,6 +60,42 @@ def samples_needed(max_flips: float, confidence: float, share: float = 0.0) -> i
     while p_value(Changed(math.ceil(share * n - 1e-9), n), max_flips) > 1 - confidence:
         n = n + max(1, n // 50)
     return n
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What is to be proven: at most a share ``max_flips`` of the answers changes."""
+
+    max_flips: float
+    confidence: float
+    """How often such promises hold."""
+    each_group: bool = False
+    """Of every group, and not of all samples together."""
+
+    def check_n(self, n: int, what: str) -> None:
+        """Nothing, where ``n`` samples can be enough.
+
+        Raises:
+            UsageError: A number out of range.
+            GuardrailError: They cannot, even if no answer changes; says how many can.
+        """
+        check_promise(self.max_flips, self.confidence)
+        needed = samples_needed(self.max_flips, self.confidence)
+        if needed is not None and n < needed:
+            raise GuardrailError(
+                f"{what} must be at least {needed} to prove that at most {self.max_flips:g} of "
+                f"the answers change, with a confidence of {self.confidence:g}, even where none "
+                f"does; got {n}. Take more samples, or promise less."
+            )
+
+    def check_samples(self, samples: Samples) -> None:
+        """As `check_n`, for all samples or for every group of them."""
+        if not self.each_group:
+            self.check_n(len(samples), f"Samples of {samples.name}")
+            return
+        sizes = Counter(samples.sample_groups)
+        smallest = min(sizes, key=lambda group: sizes[group])
+        self.check_n(sizes[smallest], f"Samples of {samples.name} in {smallest}")
 
 
 def certificate(

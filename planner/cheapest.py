@@ -176,6 +176,12 @@ class Within:
         )
         return limited(plan, self.allowance)
 
+    def row(self, most: int) -> list[Plan]:
+        """At most that many of them, evenly spread, the dearest first: the order of a proof."""
+        last, n = len(self.trials) - 1, min(most, len(self.trials))
+        places = [round(i * last / max(1, n - 1)) for i in range(n)]
+        return [self.plan(place) for place in reversed(places)]
+
 
 def limited(plan: Plan, allowance: Allowance) -> Plan:
     """The plan with its limits in place of a budget."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.evaluate import answers, compare
 from tpcal.calibrate.seen import unpack
 from tpcal.planner.certify import (
     Changed,
+    Promise,
     changed_by_group,
-    check_promise,
     last_promised,
-    samples_needed,
 )
-from tpcal.plans.errors import GuardrailError, UsageError
+from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Plan
 
 if TYPE_CHECKING:
@@ -24,42 +22,6 @@ if TYPE_CHECKING:
     from tpcal.calibrate.samples import Samples
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What is to be proven: at most a share ``max_flips`` of the answers changes."""
-
-    max_flips: float
-    confidence: float
-    """How often such promises hold."""
-    each_group: bool = False
-    """Of every group, and not of all samples together."""
-
-    def check_n(self, n: int, what: str) -> None:
-        """Nothing, where ``n`` samples can be enough.
-
-        Raises:
-            UsageError: A number out of range.
-            GuardrailError: They cannot, even if no answer changes; says how many can.
-        """
-        check_promise(self.max_flips, self.confidence)
-        needed = samples_needed(self.max_flips, self.confidence)
-        if needed is not None and n < needed:
-            raise GuardrailError(
-                f"{what} must be at least {needed} to prove that at most {self.max_flips:g} of "
-                f"the answers change, with a confidence of {self.confidence:g}, even where none "
-                f"does; got {n}. Take more samples, or promise less."
-            )
-
-    def check_samples(self, samples: Samples) -> None:
-        """As `check_n`, for all samples or for every group of them."""
-        if not self.each_group:
-            self.check_n(len(samples), f"Samples of {samples.name}")
-            return
-        sizes = Counter(samples.sample_groups)
-        smallest = min(sizes, key=lambda group: sizes[group])
-        self.check_n(sizes[smallest], f"Samples of {samples.name} in {smallest}")
 
 
 def prove(

@@ -51,7 +51,7 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
     elif depth:
         parts += [Text(), Text(f"Layer-average keep {average_keep(plan, depth):.4f}")]
     if plan.loss and (plan.loss.predicted or plan.loss.measured):
-        parts += [Text(), loss_table(plan.loss)]
+        parts += [Text(), loss_table(plan.loss), *limits_line(plan, plan.loss)]
     if plan.certificate:
         parts += [Text(), certificate_line(plan.certificate)]
     return Group(*parts, *footer(plan))
@@ -193,6 +193,22 @@ def loss_table(loss: Loss) -> Table:
         marked = group == worst
         table.add_row(group, *cells, "◂ worst" if marked else "", style=WORST if marked else "")
     return table
+
+
+def limits_line(plan: Plan, loss: Loss) -> list[Text]:
+    """Which group limits the plan, and what it was allowed; nothing where there is one group."""
+    losses = loss.measured or loss.predicted
+    weights = plan.provenance.get("weights") or {}
+    words = []
+    if len(losses) > 1:
+        group = max(losses, key=lambda g: losses[g] * weights.get(g, 1.0))
+        counts = f" (counts {weights[group]:g} times)" if group in weights else ""
+        words.append(f"Limited by {group}{counts}, which loses {nats(losses[group])} nats")
+    if loss.max_loss is not None:
+        words.append(f"at most {loss.max_loss:g} nats were allowed")
+    if loss.max_flips is not None:
+        words.append(f"at most {percent(loss.max_flips)} of the answers may change")
+    return [Text(f"{text[:1].upper()}{text[1:]}.")] if (text := "; ".join(words)) else []
 
 
 def _cell(value: float | None, name: str) -> str:

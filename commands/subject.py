@@ -1,0 +1,188 @@
+"""The model and the samples of a profile, loaded when a plan first has to be run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tpcal import terminal
+from tpcal.options import DataChoice, ModelChoice
+from tpcal.plans.errors import FitError, UsageError
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.measure import Measurer
+    from tpcal.calibrate.models import Loaded
+    from tpcal.calibrate.profile import Profile
+    from tpcal.calibrate.samples import Samples
+    from tpcal.plans.schema import Cut, Plan
+
+DRAWN = "drawn.json"
+"""In the profile's folder: what a search that is finished has to know of its samples."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples that a search looks at."""
+
+    groups: tuple[str, ...]
+    sample_group: tuple[int, ...]
+    """[n] index into ``groups``."""
+    seen: str
+    """Packed identities."""
+
+    @classmethod
+    def of(cls, samples: Samples) -> Drawn:
+        """What has to be known of samples."""
+        from tpcal.calibrate.seen import pack
+
+        number = {group: i for i, group in enumerate(samples.groups)}
+        own = tuple(number[group] for group in samples.sample_groups)
+        return cls(samples.groups, own, pack(samples.identities))
+
+
+class Subject:
+    """What the plans of a profile are tried on.
+
+    Args:
+        profile: The profile.
+        folder: Where it is.
+        model: Another model than the profile names, as one that has moved.
+        data: Where the profile's samples are now.
+        n_samples: Samples to compare plans on; None: `n_to_measure`.
+        batch_size: Samples per run of the model.
+        report: Told what is being loaded.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        folder: Path,
+        model: ModelChoice,
+        data: str | None,
+        n_samples: int | None,
+        batch_size: int,
+        report: terminal.Progress,
+    ) -> None:
+        self._profile, self._folder, self._model = profile, folder, model
+        self._moved = data is not None
+        choice = DataChoice.restored(profile.provenance.get("samples", {}))
+        self._choice = replace(choice, data=data or choice.data)
+        self._n_samples, self._batch_size, self._report = n_samples, batch_size, report
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The model.
+
+        Raises:
+            FitError: Its structure is not that of the profile's.
+        """
+        self._report(0, 0, "Loading the model")
+        made_for = self._profile.model
+        loaded = self._model.or_else(made_for.name, made_for.revision).load()
+        if loaded.identity.fingerprint != made_for.fingerprint:
+            problem = f"made for {made_for.name}, whose structure differs from {loaded.name}'s."
+            raise FitError(str(self._folder), [problem])
+        return loaded
+
+    @cached_property
+    def samples(self) -> tuple[Samples, Samples]:
+        """Those that plans are compared on, drawn as the profile's were, the same ones first; and
+        further ones, for the best plans.
+
+        Raises:
+            UsageError: They are not those that the profile was measured on.
+        """
+        from tpcal.calibrate.measure import n_of_finals, n_to_measure
+
+        self._report(0, 0, "Loading the samples")
+        samples = self._choice.load("calibration")
+        if samples.fingerprint != self._profile.provenance["data"]["fingerprint"]:
+            raise UsageError(
+                f"{self._folder} was measured on other samples than {samples.name} gives now. "
+                "Name the data set with --data, calibrate again, or plan with --no-measure."
+            )
+        wanted = self._n_samples or n_to_measure(len(samples), samples.n_rows)
+        total = wanted + n_of_finals(wanted, samples.n_rows)
+        if total != len(samples):
+            samples = replace(self._choice, samples=total).load("calibration")
+        return samples.part(0, wanted), samples.part(wanted, len(samples))
+
+    def unseen(self, n_samples: int | None) -> Samples:
+        """Samples from the other end or another split of the profile's data."""
+        self._report(0, 0, "Loading samples for the proof")
+        return replace(self._choice, samples=n_samples, split=None).load("eval")
+
+    @cached_property
+    def drawn(self) -> tuple[Drawn, Drawn]:
+        """As `samples`, but remembered: nothing is loaded where that was done before."""
+        file, key = self._folder / DRAWN, str(self._n_samples)
+        known = _read(file)
+        if key in known and not self._moved:
+            return known[key]
+        from tpcal.plans.files import write_atomic
+
+        first, further = map(Drawn.of, self.samples)
+        plain = {name: [asdict(one) for one in both] for name, both in known.items()}
+        plain[key] = [asdict(first), asdict(further)]
+        write_atomic(file, json.dumps(plain))
+        return first, further
+
+    def measurers(self) -> dict[str, LazyMeasurer]:
+        """``measurer`` for a search, and ``finals`` where the data has enough further samples."""
+        first, further = self.drawn
+        found = {"measurer": LazyMeasurer(self, 0)}
+        return found | (
+            {"finals": LazyMeasurer(self, 1)} if further.groups == first.groups else {}
+        )
+
+    def signed(self, plan: Plan) -> Plan:
+        """The plan, saying which samples it was made from, so that none is taken to test it."""
+        from tpcal.calibrate.seen import pack, unpack
+
+        data = dict(plan.provenance.get("data") or {})
+        seen = [*(drawn.seen for drawn in self.drawn), data.get("seen", "")]
+        data["seen"] = pack(frozenset().union(*map(unpack, seen)))
+        return replace(plan, provenance={**plan.provenance, "data": data})
+
+    def measurer(self, part: int) -> Measurer:
+        """Runs plans on one part of `samples`."""
+        from tpcal.calibrate.measure import Measurer
+
+        return Measurer(self.loaded, self.samples[part], batch_size=self._batch_size)
+
+
+class LazyMeasurer:
+    """A `Measurer` that loads nothing before it has to run a plan."""
+
+    def __init__(self, subject: Subject, part: int) -> None:
+        self._subject, self._part = subject, part
+        drawn = subject.drawn[part]
+        self.groups = drawn.groups
+        self.sample_group = np.array(drawn.sample_group, dtype=np.int64)
+
+    @cached_property
+    def _measurer(self) -> Measurer:
+        return self._subject.measurer(self._part)
+
+    def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:
+        """As `Measurer.losses`."""
+        return self._measurer.losses(cuts)
+
+
+def _read(file: Path) -> dict[str, tuple[Drawn, Drawn]]:
+    """What is remembered, by number of samples; nothing where the file is missing or damaged."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return {key: (_drawn(first), _drawn(more)) for key, (first, more) in known.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _drawn(data: Mapping[str, Any]) -> Drawn:
+    return Drawn(tuple(data["groups"]), tuple(data["sample_group"]), str(data["seen"]))
