@@ -25,6 +25,8 @@ MOST_SHARE = 0.5
 """Work of all probes, likewise."""
 SETTLED = 0.05
 """Share of a good plan's predicted loss that may be guessed."""
+WORTH = 0.005
+"""Votes that a probe must have: that share of a good plan's loss, over all budgets."""
 _CLOSE = 0.3
 """A plan that is predicted to lose this much more than the best counts 1/e of it."""
 _ROUNDS = 6
@@ -41,9 +43,9 @@ def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]
     For each budget of `LADDER` the plans that are predicted best, and those one step away from
     them, vote for the untried probes that their loss is read off: each with the share of it that
     is guessed there, weighed by how close the plan comes to the best. So what no good plan uses
-    stays coarse. Votes are set against the root of a probe's work. A round ends at `ROUND_SHARE`
-    of the grid's work; refinement ends where not half a round is left of `MOST_SHARE`, or where
-    good plans are known but for `SETTLED` of their loss. Deterministic.
+    stays coarse. The votes of probes above `WORTH` are set against the root of their work. A round
+    ends at `ROUND_SHARE` of the grid's work; refinement ends where not half a round is left of
+    `MOST_SHARE`, or where good plans are known but for `SETTLED` of their loss. Deterministic.
 
     Args:
         profile: What was found so far.
@@ -60,7 +62,8 @@ def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]
     left = min(left, ROUND_SHARE * whole)
     price = dict(zip(untried, work(profile, untried), strict=True))
     chosen = set()
-    for probe in sorted(votes, key=lambda p: -votes[p] / math.sqrt(price[p])):
+    worthy = [probe for probe in votes if votes[probe] >= WORTH]
+    for probe in sorted(worthy, key=lambda p: -votes[p] / math.sqrt(price[p])):
         if price[probe] <= left:
             chosen.add(probe)
             left -= price[probe]

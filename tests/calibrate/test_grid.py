@@ -8,6 +8,7 @@ from tpcal.calibrate.grid import (
     DEFAULT_KEEPS,
     DEFAULT_SELECTORS,
     MAX_DEFAULT_LAYERS,
+    coarse,
     default_layers,
     probes,
 )
@@ -53,6 +54,27 @@ def test_deep_decoders_are_probed_at_evenly_spaced_layers() -> None:
     assert default_layers(range(32)) == list(range(0, 32, 2))
     assert len(default_layers(range(28))) == MAX_DEFAULT_LAYERS
     assert default_layers(range(28))[0] == 0
+
+
+def test_a_coarse_grid_has_every_drop_all_and_every_selector_at_every_keep_somewhere() -> None:
+    whole = probes(8)
+    some = coarse(whole)
+    assert list(some) == [p for p in whole if p in set(some)]
+    assert {p for p in whole if p.keep == 0} <= set(some)
+    assert {p for p in whole if p.layer == 3} <= set(some)
+    others = [(p.layer, p.keep, p.selector) for p in some if p.keep > 0 and p.layer != 3]
+    assert others == [
+        *[(0, 0.05, name) for name in ("dart", "diversity", "grid", "random")],
+        *[(1, 0.05, name) for name in ("attention", "balanced")],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "layers"), [(1, {0}), (2, {0}), (4, {1}), (12, {2, 8}), (32, {4, 14, 24})]
+)
+def test_a_coarse_grid_looks_at_evenly_spaced_layers(n_layers: int, layers: set[int]) -> None:
+    some = coarse(probes(n_layers, selectors=["grid"]))
+    assert {p.layer for p in some if p.keep == 0.5} == layers
 
 
 @pytest.mark.parametrize(
