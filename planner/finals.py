@@ -21,7 +21,7 @@ from tpcal.planner.trials import Measures, cuts_of, group_means, measure_all, ra
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
 
-N_FINALISTS = 6
+N_FINALISTS = 8
 Progress = Callable[[int, int, str], None]
 
 
