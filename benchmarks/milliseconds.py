@@ -88,7 +88,7 @@ def run(clock: Clock, selectors: Sequence[str], plans: Sequence[Plan]) -> list[H
                 " ".join(f"{c.layer}:{c.keep:g} {c.selector or 'drop'}" for c in plan.cuts),
                 sum(schedule) / (n_tokens * clock.n_layers),
                 prefills[plan],
-                prefill_ms(plan, entering, layers, own),
+                prefill_ms(plan, plan.counts(n_tokens), entering, layers, own),
                 layers_ms(entering, layers),
             )
         )

@@ -4,10 +4,11 @@ A prefill is timed from the call of the decoder to its last norm: batch size 1, 
 the tokens chosen and gathered on the way. The vision tower and the output head are left out, as no
 plan changes them. It takes
 
-    sum over layers of layer(tokens entering) + plan + sum over cuts of cut(selector)
+    sum over layers of layer(tokens entering)
+    + plan + sum over cuts of (cut(selector) + token(selector) * tokens kept)
 
-where layer(n) is the whole unpruned decoder over n tokens divided by its layers, and the two terms
-of the executor are fitted to a few pruned prefills. On large models they vanish; on small ones
+where layer(n) is the whole unpruned decoder over n tokens divided by its layers, and the terms of
+the executor are fitted to a few pruned prefills. On large models they vanish; on small ones
 they take as long as the layers. benchmarks/milliseconds.py holds the sum against held-out plans.
 """
 
@@ -24,8 +25,9 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from tpcal.calibrate.models import device_of
 from tpcal.plans import execute
-from tpcal.plans.cost import EVERY_PLAN, layers_ms
+from tpcal.plans.cost import EVERY_PLAN, PER_TOKEN, layers_ms
 from tpcal.plans.families import find
 from tpcal.plans.schema import Cut, Plan
 
@@ -43,7 +45,7 @@ class Times:
     layer_ms: tuple[tuple[int, float], ...] = ()
     """(tokens, milliseconds of one layer)."""
     executor_ms: Mapping[str, float] = field(default_factory=dict)
-    """By selector what each of its cuts takes, and under `EVERY_PLAN` what any plan takes."""
+    """What the executor takes, as `tpcal.plans.cost.plan_cost` reads it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Clock:
     def decoder(self, n_tokens: int) -> float:
         """Milliseconds of the unpruned decoder over so many text tokens."""
         embedding = self.model.get_input_embeddings().weight
-        ids = torch.arange(n_tokens, device=self.model.device) % embedding.shape[0]
+        ids = torch.arange(n_tokens, device=device_of(self.model)) % embedding.shape[0]
         started = self._now()
         find(self.model).decoder(self.model)(input_ids=ids[None], use_cache=True)
         return (self._now() - started) * 1000
@@ -98,8 +100,8 @@ class Clock:
         return (marks[1] - marks[0]) * 1000
 
     def _now(self) -> float:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
+        if device_of(self.model).type == "cuda":
+            torch.cuda.synchronize(device_of(self.model))
         return self.now()
 
 
@@ -127,7 +129,7 @@ def examples(cuts: Sequence[Cut], clock: Clock) -> tuple[Plan, ...]:
         def at(layer: int, keep: float, cut: Cut = cut) -> Cut:
             return Cut(layer, keep, cut.selector, cut.params)
 
-        made += [[at(early, 0.25)], [at(late, 0.25)]]
+        made += [[at(early, 0.3)], [at(late, 0.06)]]
         if early < middle < last:
             made += [[at(early, 0.5), at(late, 0.25)]]
             made += [[at(early, 0.8), at(late, 0.4), at(last, 0.1)]]
@@ -183,16 +185,21 @@ def executor_ms(
     """
     if not prefills:
         return {}
-    names = sorted({c.selector for plan in prefills for c in plan.cuts if c.selector})
+    selectors = sorted({c.selector for plan in prefills for c in plan.cuts if c.selector})
     rows, rest = [], []
     for plan, ms in prefills.items():
-        chosen = [cut.selector for cut in plan.cuts]
+        counts = plan.counts(n_tokens)
+        row = [float(bool(plan.cuts))]
+        for name in selectors:
+            own = [n for cut, n in zip(plan.cuts, counts, strict=True) if cut.selector == name]
+            row += [len(own), sum(own)]
         entering = [n + n_text for n in plan.schedule(n_tokens, n_layers)]
-        rows.append([float(bool(chosen)), *map(chosen.count, names)])
+        rows.append(row)
         rest.append(ms - layers_ms(entering, layer_ms))
     weights = 1 / np.array(list(prefills.values()))
     found, _ = nnls(np.array(rows) * weights[:, None], np.array(rest) * weights)
-    return dict(zip((EVERY_PLAN, *names), found.tolist(), strict=True))
+    names = [EVERY_PLAN, *(n for s in selectors for n in (s, PER_TOKEN.format(s)))]
+    return dict(zip(names, found.tolist(), strict=True))
 
 
 def counts_to_time(n_tokens: int, n_text: int, n_points: int = N_POINTS) -> list[int]:

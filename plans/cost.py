@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 EVERY_PLAN = "every plan"
 """Key of what the executor takes once per prefill, among what cuts by each selector take."""
+PER_TOKEN = "{} per token"
+"""Key of what a selector takes for every token that it keeps."""
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
@@ -198,23 +200,25 @@ def plan_cost(
         n_tokens: Visual tokens of the prompt.
         n_text: Text tokens of the prompt.
         layer_ms: (tokens, milliseconds of one layer) as measured; empty leaves the times out.
-        executor_ms: Milliseconds of a cut by selector, and of `EVERY_PLAN`, as measured; a
-            selector that was not measured counts as the slowest that was.
+        executor_ms: Milliseconds of `EVERY_PLAN`, and by selector of each of its cuts and of each
+            token kept (`PER_TOKEN`), as measured; a selector that was not measured counts as the
+            slowest that was.
     """
     schedule = plan.schedule(n_tokens, shape.n_layers)
     choosing = selection_flops(plan, shape, n_tokens, n_text)
+    counts = plan.counts(n_tokens)
     pruned = [n + n_text for n in schedule]
     full = [n_tokens + n_text] * shape.n_layers
     return Cost(
         n_tokens=n_tokens,
         n_text=n_text,
-        counts=plan.counts(n_tokens),
+        counts=counts,
         layer_average_keep=layer_average_keep(schedule, n_tokens),
         prefill_flops=prefill_flops(shape, pruned) + choosing,
         unpruned_prefill_flops=prefill_flops(shape, full),
         kv_bytes=kv_bytes(shape, pruned),
         unpruned_kv_bytes=kv_bytes(shape, full),
-        prefill_ms=prefill_ms(plan, pruned, layer_ms, executor_ms) if layer_ms else None,
+        prefill_ms=prefill_ms(plan, counts, pruned, layer_ms, executor_ms) if layer_ms else None,
         unpruned_prefill_ms=layers_ms(full, layer_ms) if layer_ms else None,
         selection_flops=choosing,
     )
@@ -222,6 +226,7 @@ def plan_cost(
 
 def prefill_ms(
     plan: Plan,
+    counts: Sequence[int],
     n_tokens: Sequence[int],
     layer_ms: Sequence[tuple[int, float]],
     executor_ms: Mapping[str, float] = _NOTHING,
@@ -230,15 +235,24 @@ def prefill_ms(
 
     Args:
         plan: The cuts.
+        counts: Visual tokens left after each of them.
         n_tokens: [L] visual and text tokens entering each layer.
         layer_ms: As `plan_cost`, not empty.
         executor_ms: As `plan_cost`.
     """
-    slowest = max((ms for name, ms in executor_ms.items() if name != EVERY_PLAN), default=0.0)
-    own = executor_ms.get(EVERY_PLAN, 0.0) if plan.cuts else 0.0
-    chosen = (cut.selector for cut in plan.cuts if cut.selector is not None)
-    own += sum(executor_ms.get(selector, slowest) for selector in chosen)
-    return layers_ms(n_tokens, layer_ms) + own
+    total = layers_ms(n_tokens, layer_ms)
+    if not plan.cuts or not executor_ms:
+        return total
+    known = [name for name in executor_ms if PER_TOKEN.format(name) in executor_ms]
+
+    def cut_ms(selector: str, count: int) -> float:
+        return executor_ms[selector] + executor_ms[PER_TOKEN.format(selector)] * count
+
+    for cut, count in zip(plan.cuts, counts, strict=True):
+        if cut.selector is not None:
+            alike = [cut.selector] if cut.selector in known else known
+            total += max((cut_ms(selector, count) for selector in alike), default=0.0)
+    return total + executor_ms.get(EVERY_PLAN, 0.0)
 
 
 def layers_ms(n_tokens: Sequence[int], layer_ms: Sequence[tuple[int, float]]) -> float:

@@ -34,17 +34,20 @@ def clock(loaded: Loaded, scenes: Samples) -> Clock:
 
 def test_what_the_executor_takes_is_found_again(clock: Clock) -> None:
     layer_ms = [(8, 1.0), (16, 1.7), (24, 2.9)]
-    own = {EVERY_PLAN: 0.9, "attention": 0.8, "grid": 0.3}
+    own = {EVERY_PLAN: 0.9, "attention": 0.8, "attention per token": 0.0}
+    own |= {"grid": 0.3, "grid per token": 0.05}
     prefills = {}
     for plan in examples(CUTS, clock):
         entering = [n + 8 for n in plan.schedule(16, 4)]
-        prefills[plan] = prefill_ms(plan, entering, layer_ms, own)
-    assert executor_ms(layer_ms, prefills, 16, 8, 4) == pytest.approx(own)
+        prefills[plan] = prefill_ms(plan, plan.counts(16), entering, layer_ms, own)
+    assert executor_ms(layer_ms, prefills, 16, 8, 4) == pytest.approx(own, abs=1e-9)
     held_out = Plan((Cut(1, 0.6, "attention"), Cut(2, 0.3, "grid"), Cut(3, 0.0)))
     found = executor_ms(layer_ms, prefills, 16, 8, 4)
     entering = [n + 8 for n in held_out.schedule(16, 4)]
     layers = 2.9 + (1.7 + 2 / 8 * 1.2) + (1.0 + 5 / 8 * 0.7) + 1.0
-    assert prefill_ms(held_out, entering, layer_ms, found) == pytest.approx(layers + 2.0)
+    assert prefill_ms(held_out, (10, 5, 0), entering, layer_ms, found) == pytest.approx(
+        layers + 2.0 + 5 * 0.05
+    )
 
 
 def test_nothing_measured_is_no_time() -> None:
@@ -80,5 +83,6 @@ def test_a_model_is_timed_at_every_count_and_with_every_selector(
     times = measure(Clock(loaded.model, clock.inputs), counts, CUTS)
     assert [n for n, _ in times.layer_ms] == counts
     assert all(ms > 0 for _, ms in times.layer_ms)
-    assert set(times.executor_ms) == {EVERY_PLAN, "grid", "attention"}
+    both = {"grid", "grid per token", "attention", "attention per token"}
+    assert set(times.executor_ms) == {EVERY_PLAN, *both}
     assert sum(times.executor_ms.values()) > 0

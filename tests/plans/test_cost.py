@@ -105,7 +105,8 @@ def test_cost_of_a_plan_by_hand() -> None:
 
 def test_times_hold_what_the_executor_takes() -> None:
     shape = DecoderShape(4, 8, 16, 2, 2, 4, 10, 2)
-    own = {EVERY_PLAN: 0.5, "grid": 0.2, "attention": 0.7}
+    own = {EVERY_PLAN: 0.5, "grid": 0.2, "grid per token": 0.01}
+    own |= {"attention": 0.7, "attention per token": 0.0}
     line = [(0, 0.0), (20, 2.0)]
 
     def ms(*cuts: Cut) -> float | None:
@@ -115,9 +116,10 @@ def test_times_hold_what_the_executor_takes() -> None:
     layers = (13 + 8 + 8 + 3) / 10
     assert ms(Cut(1, 0.5, "attention"), Cut(3, 0.0)) == pytest.approx(layers + 0.5 + 0.7)
     layers = (8 + 8 + 5 + 5) / 10
-    assert ms(Cut(0, 0.5, "grid"), Cut(2, 0.2, "grid")) == pytest.approx(layers + 0.5 + 0.4)
+    grid = 0.5 + 0.2 + 0.01 * 5
+    assert ms(Cut(0, 0.5, "grid"), Cut(2, 0.2, "grid")) == pytest.approx(layers + grid + 0.22)
     slowest = ms(Cut(0, 0.5, "grid"), Cut(2, 0.2, "dart"))
-    assert slowest == pytest.approx(layers + 0.5 + 0.2 + 0.7)
+    assert slowest == pytest.approx(layers + grid + 0.7)
 
 
 def test_layers_between_and_beyond_measured_counts() -> None:
