@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcal.calibrate.models import device_of
 from tpcal.calibrate.samples import Sample
 from tpcal.plans.families import find
 
@@ -104,7 +105,7 @@ def prompt_inputs(
         return_tensors="pt",
     )
     inputs.pop("labels", None)  # PaliGemma's, all ignored
-    return dict(inputs.to(model.device, dtype=model.dtype))
+    return dict(inputs.to(device_of(model), dtype=model.dtype))
 
 
 def generate_ids(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tpcal.calibrate.batches import prompt_inputs
 from tpcal.calibrate.memory import memory_guard
-from tpcal.calibrate.models import Loaded
+from tpcal.calibrate.models import Loaded, device_of
 from tpcal.calibrate.samples import Sample
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, Law, Verdict, run
@@ -90,7 +90,7 @@ def _row(loaded: Loaded, sample: Sample) -> dict[str, Tensor]:
             raise
     tokens = loaded.processor.tokenizer(sample.question, return_tensors="pt")
     names = ("input_ids", "attention_mask")
-    return {name: tokens[name].to(loaded.model.device) for name in names}
+    return {name: tokens[name].to(device_of(loaded.model)) for name in names}
 
 
 def _picture(size: tuple[int, int], seed: int) -> Image.Image:

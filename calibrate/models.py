@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +96,7 @@ def load(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    offload: bool = False,
     trust_remote_code: bool = False,
 ) -> Loaded:
     """The model and its processor, on its device, in evaluation mode.
@@ -105,6 +109,9 @@ def load(
             turn), ``cpu``, ``cuda``, ``cuda:1``, …
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's own on an
             accelerator, float32 on a CPU, where half precision is slower and coarser.
+        offload: Keep the weights that the device has no room for in the CPU's memory, and what
+            that has no room for on disk. They are brought to the device in every pass, which is
+            slow. The numbers are those of a device with room.
         trust_remote_code: Run Python code that comes with the model.
 
     Raises:
@@ -119,7 +126,8 @@ def load(
         config = _configuration(place, keywords)
         precision = _dtype(dtype, where, config)
         processor = _processor(place, keywords)
-        model = _model(place, config, precision, where, keywords)
+        how = _offloaded(where) if offload else {}
+        model = _model(place, config, precision, None if offload else where, keywords | how)
     shown = place.name
     identity = families.identity(model, shown, place.revision)
     return Loaded(model, processor, identity, families.decoder_shape(model), shown)
@@ -127,12 +135,19 @@ def load(
 
 def weights_digest(model: torch.nn.Module) -> str:
     """sha256 over up to 16 numbers of every parameter: tells retrained weights apart, cheaply."""
+    from accelerate.utils import align_module_device
+
+    picked: dict[str, bytes] = {}
+    for module_name, module in model.named_modules():
+        with align_module_device(module):  # brings weights that are kept elsewhere
+            for name, parameter in module.named_parameters(recurse=False):
+                flat = parameter.detach().reshape(-1)
+                some = flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy()
+                picked[f"{module_name}.{name}".lstrip(".")] = some.tobytes()
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().reshape(-1)
-        step = max(1, flat.numel() // 16)
+    for name, _ in sorted(model.named_parameters()):
         digest.update(name.encode())
-        digest.update(flat[::step][:16].float().cpu().numpy().tobytes())
+        digest.update(picked[name])
     return digest.hexdigest()
 
 
@@ -244,19 +259,44 @@ def _model(
     place: _Place,
     config: Any,
     dtype: torch.dtype,
-    device: torch.device,
+    device: torch.device | None,
     keywords: Mapping[str, Any],
 ) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    advice = "Try --dtype bfloat16, another device, or a smaller model."
+    advice = "Try --dtype bfloat16, --offload, another device, or a smaller model."
     with memory_guard(f"Loading {place.name}", advice), _explained(place, "model.safetensors"):
         with torch.device("meta"):  # no family is told before the weights are fetched
             families.find(AutoModelForImageTextToText.from_config(config))
         model = AutoModelForImageTextToText.from_pretrained(
             place.source, config=config, dtype=dtype, **keywords
         )
-        return model.to(device).eval().requires_grad_(False)
+        placed = model if device is None else model.to(device)
+        return placed.eval().requires_grad_(False)
+
+
+def _offloaded(device: torch.device) -> dict[str, Any]:
+    """Keywords of ``from_pretrained`` that fill the device, then the CPU's memory, then the disk.
+
+    A fifth of each stays free for what passes compute. Other GPUs stay empty: a plan
+    runs on one device (`tpcal.plans.execute.apply`).
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"offload must go with a CPU or a CUDA device; got {device}.")
+    from accelerate.utils import get_max_memory
+
+    own = {"cpu", device.index or 0} if device.type == "cuda" else {"cpu"}
+    room = {place: int(0.8 * n) for place, n in get_max_memory().items() if place in own}
+    folder = tempfile.mkdtemp(prefix="tpcal-offload-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return {"device_map": "sequential", "max_memory": room, "offload_folder": folder}
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model computes, and wants its inputs; its weights may be elsewhere."""
+    hook = getattr(model, "_hf_hook", None)
+    where = getattr(hook, "execution_device", None)
+    return model.device if where is None else torch.device(where)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tpcal.calibrate import profile as profiles
 from tpcal.calibrate.batches import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS, prompt_inputs
 from tpcal.calibrate.figures import TAU
 from tpcal.calibrate.memory import memory_guard
-from tpcal.calibrate.models import Loaded, weights_digest
+from tpcal.calibrate.models import Loaded, device_of, weights_digest
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.calibrate.rounds import Progress, Refine, Rounds
 from tpcal.calibrate.samples import Samples
@@ -136,7 +136,7 @@ def _settings(
         "model": {k: v for k, v in asdict(loaded.identity).items() if v is not None},
         "weights": weights_digest(loaded.model),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": loaded.model.device.type,
+        "device": device_of(loaded.model).type,
         "data": {
             "name": samples.name,
             "description": samples.description,

@@ -184,6 +184,7 @@ class Handle:
             undo.callback(hook.remove)
         undo.callback(self._watch, False)
         encoded.remember(base, undo)
+        encoded.pass_on((model, base), undo)
         if any("vision" in cut.needs for cut in self._cuts.values()):
             self._vision = undo.enter_context(vision.reading(family, model))
         family.attach(model, lambda: self._pass, undo)
@@ -343,8 +344,12 @@ def _model_problems(model: PreTrainedModel) -> list[str]:
             f"The attention implementation must be {' or '.join(_KERNELS)}; got {kernel}. "
             'Load the model with attn_implementation="sdpa".'
         )
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
-        problems.append("The model must be on one device; got a device_map over several.")
+    places = set(map(str, getattr(model, "hf_device_map", {}).values()))
+    if len(places - {"cpu", "disk"}) > 1:  # what is kept on those is brought to the device
+        problems.append(
+            f"The model must compute on one device; got a device_map over {sorted(places)}. Name "
+            'one device, or let max_memory={0: …, "cpu": …} keep the rest in CPU memory.'
+        )
     return problems
 
 

@@ -8,7 +8,7 @@ images for beams.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from typing import Any
@@ -31,6 +31,22 @@ def remember(base: nn.Module, undo: ExitStack) -> None:
         if encode is None or name in vars(base):
             continue
         exchange(base, name, _marking(encode), undo)
+
+
+def pass_on(modules: Iterable[nn.Module], undo: ExitStack) -> None:
+    """Lets accelerate's hooks hand on encoded images as they are; their copies carry no marks.
+
+    Args:
+        modules: The model and its base, which are called with them.
+        undo: Takes it back when closed.
+    """
+    for module in modules:
+        hook: Any = getattr(module, "_hf_hook", None)
+        if hasattr(hook, "skip_keys"):
+            before = hook.skip_keys
+            kept = [before] if isinstance(before, str) else before or ()
+            hook.skip_keys = {*kept, "mm_encoder_outputs"}
+            undo.callback(setattr, hook, "skip_keys", before)
 
 
 def note(output: Any, known: Mapping[str, Sequence[Any] | Tensor]) -> None:
