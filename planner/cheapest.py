@@ -23,6 +23,7 @@ from tpcal.planner.finals import again, sizes
 from tpcal.planner.front import Point
 from tpcal.planner.hunt import Hunt
 from tpcal.planner.objective import Objective
+from tpcal.planner.optimum import worst_group_optimum
 from tpcal.planner.predict import Predictor
 from tpcal.planner.report import finished_plan
 from tpcal.planner.search import Result, search
@@ -30,12 +31,13 @@ from tpcal.planner.storage import open_storage
 from tpcal.planner.study import fully_measured
 from tpcal.planner.trials import Measures, cuts_of, tried
 from tpcal.plans.errors import GuardrailError
-from tpcal.plans.schema import Plan
+from tpcal.plans.schema import Cut, Plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
 
 Progress = Callable[[int, int, str], None]
+Cuts = tuple[Cut, ...]
 N_SEARCHES = 5
 LAST_SHARE = 1 / 3
 """Of the trials, for the last search: the others only have to find out where it should be."""
@@ -85,7 +87,8 @@ def cheapest(
     if measurer is None or allowance.nothing:
         return _predicted(profile, allowance, options)
     options |= {"n_trials": n_trials, "timeout": timeout, "storage": storage}
-    found = explore(profile, allowance, measurer=measurer, progress=progress, **options)
+    options |= {"progress": progress, "finals": finals}
+    found = explore(profile, allowance, measurer=measurer, **options)
     if finals is None:
         return found.plan(0)
     for place, trial in enumerate(found.trials):
@@ -103,6 +106,7 @@ def explore(
     allowance: Allowance,
     *,
     measurer: Measures,
+    finals: Measures | None = None,
     n_trials: int = 60,
     timeout: float | None = None,
     storage: Path | str | BaseStorage | None = None,
@@ -135,7 +139,11 @@ def explore(
             **options,
         )
         done += n
-        if not hunt.learn(budget, last.trials) or hunt.done or left == 0:
+        best = _best(hunt, last, opened, finals)
+        if best is None or left == 0:
+            break
+        hunt.learn(budget, *best)
+        if hunt.done:
             break
     return _within(hunt, last, opened)
 
@@ -201,15 +209,33 @@ def _predicted(profile: Profile, allowance: Allowance, options: Mapping[str, Any
     found, most = None, 0.0
     for _ in range(N_HALVINGS):
         middle = round((hunt.low + hunt.high) / 2, 4)
-        plan = search(profile, middle, **options).plan
-        most = hunt.predicted(plan.cuts)
+        cuts = worst_group_optimum(predictor, Budget(middle), options["max_cuts"])
+        most = hunt.predicted(cuts)
         if most <= 1:
-            found, hunt.high = plan, middle
+            found, hunt.high = middle, middle
         else:
             hunt.low = middle
     if found is None:
         raise _refusal(most, hunt.low, "by prediction ")
-    return limited(found, allowance)
+    return limited(search(profile, found, **options).plan, allowance)
+
+
+def _best(
+    hunt: Hunt, found: Result, storage: BaseStorage, finals: Measures | None
+) -> tuple[Cuts, float] | None:
+    """The plan of a search that loses least, and how many times the limit; on further samples
+    too, as it would be the one to look good by chance."""
+    assert found.study is not None, "a measurer was given"
+    study = optuna.load_study(study_name=found.study, storage=storage)
+    trials = [(hunt.times(tried(trial)), trial.number, trial) for trial in fully_measured(study)]
+    if not trials:
+        return None
+    times, _, best = min(trials, key=lambda each: each[:2])
+    if finals is not None and times <= 1:
+        second = again(study, best, finals)
+        more = hunt.allowance.times(second["measured"], second["flips"], sizes(finals))
+        times = max(times, more)
+    return cuts_of(best), times
 
 
 def _within(hunt: Hunt, last: Result, storage: BaseStorage) -> Within:

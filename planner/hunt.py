@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,20 +53,15 @@ class Hunt:
         """Whether there is nothing between the two worth another search."""
         return self.high - self.low < CLOSE
 
-    def learn(self, budget: float, trials: Iterable[Tried]) -> bool:
-        """Takes in what a search measured; False where that is nothing."""
-        full = [trial for trial in trials if trial.outcome == "measured"]
-        if not full:
-            return False
-        best = min(full, key=self.times)
-        expected = self.predicted(best.cuts)
+    def learn(self, budget: float, cuts: tuple[Cut, ...], times: float) -> None:
+        """Takes in what a search found: its best plan, and how many times the limit that loses."""
+        expected = self.predicted(cuts)
         if expected > 0:
-            self.scale = self.times(best) / expected
-        if self.times(best) <= 1:
-            self.high = min(self.high, self.cost(best.cuts))
+            self.scale = times / expected
+        if times <= 1:
+            self.high = min(self.high, self.cost(cuts))
         else:
             self.low = max(self.low, budget)
-        return True
 
     def times(self, trial: Tried) -> float:
         """How many times the limit a measured plan loses."""
