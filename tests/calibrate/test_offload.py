@@ -1,0 +1,99 @@
+"""A model whose weights are kept elsewhere gives the numbers of one that is whole, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import accelerate.utils
+import numpy as np
+import pytest
+import torch
+
+from tpcal.calibrate import models, probe
+from tpcal.calibrate.batches import encode, prompt_inputs
+from tpcal.calibrate.measure import Measurer
+from tpcal.calibrate.models import Loaded
+from tpcal.calibrate.samples import Samples
+from tpcal.plans.errors import FitError, UsageError
+from tpcal.plans.execute import apply, check
+from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.selectors import min_layer, names
+
+CUTS = (Cut(1, 0.5, "balanced"), Cut(2, 0.25, "dart"), Cut(3, 0.0))
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.9], ids=["disk", "memory and disk"])
+def parted(request: pytest.FixtureRequest, model_folder: Path, loaded: Loaded) -> Loaded:
+    """The tiny model with room in memory for a part of its weights."""
+    n_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    with pytest.MonkeyPatch.context() as patch:
+        room = {"cpu": int(request.param * n_bytes / 0.8)}
+        patch.setattr(accelerate.utils, "get_max_memory", lambda: room)
+        found = models.load(str(model_folder), device="cpu", offload=True)
+    places = set(found.model.hf_device_map.values())
+    assert places == ({"cpu", "disk"} if request.param else {"disk"})
+    return found
+
+
+def test_weights_are_told_apart_wherever_they_are(loaded: Loaded, parted: Loaded) -> None:
+    assert any(parameter.device.type == "meta" for parameter in parted.model.parameters())
+    assert models.device_of(parted.model) == torch.device("cpu")
+    assert models.weights_digest(parted.model) == models.weights_digest(loaded.model)
+
+
+@pytest.mark.parametrize("selector", names())
+def test_a_plan_gives_the_same_logits_and_answers(
+    loaded: Loaded, parted: Loaded, scenes: Samples, selector: str
+) -> None:
+    plan = Plan(cuts=(Cut(min_layer(selector), 0.5, selector), Cut(3, 0.0)))
+    logits, answers, kept = [], [], []
+    for whole_or_parted in (loaded, parted):
+        model, samples = whole_or_parted.model, [scenes[i] for i in range(3)]
+        prompts = prompt_inputs(whole_or_parted.processor, samples, model)
+        with torch.inference_mode(), apply(model, plan) as handle:
+            inputs = encode(whole_or_parted.processor, samples, model).inputs
+            logits.append(model(**inputs).logits)
+            kept.append(handle.last.cuts[0].kept)
+            answers.append(model.generate(**prompts, max_new_tokens=4, do_sample=False))
+    assert kept[0] == kept[1]
+    assert torch.equal(*logits)
+    assert torch.equal(*answers)
+
+
+def test_a_measured_plan_loses_the_same(loaded: Loaded, parted: Loaded, scenes: Samples) -> None:
+    whole, part = (
+        [kl for _, kl, _ in Measurer(model, scenes, batch_size=4).losses(CUTS)]
+        for model in (loaded, parted)
+    )
+    np.testing.assert_array_equal(np.concatenate(whole), np.concatenate(part))
+
+
+def test_a_profile_is_the_same(
+    loaded: Loaded, parted: Loaded, scenes: Samples, tmp_path: Path
+) -> None:
+    wish = {"selectors": ["attention", "grid"], "keeps": [0.5, 0], "batch_size": 3}
+    whole = probe.calibrate(loaded, scenes, tmp_path / "whole", **wish)
+    assert probe.calibrate(parted, scenes, tmp_path / "part", **wish).digest == whole.digest
+
+
+def test_what_fits_is_not_offloaded(model_folder: Path) -> None:
+    model = models.load(str(model_folder), device="cpu", offload=True).model
+    assert not any(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+def test_only_devices_with_room_beside_them_can_offload(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UsageError, match=r"^offload must go with a CPU or a CUDA device; got mps"):
+        models.load(str(model_folder), device="mps", offload=True)
+
+
+def test_a_model_that_computes_on_several_devices_is_refused(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded.model, "hf_device_map", {"a": 0, "b": "cpu"}, raising=False)
+    assert check(Plan(cuts=CUTS), loaded.model) == []
+    monkeypatch.setattr(loaded.model, "hf_device_map", {"a": 0, "b": 1}, raising=False)
+    with pytest.raises(FitError, match=r"must compute on one device; got .*\['0', '1'\]"):
+        apply(loaded.model, Plan(cuts=CUTS))
