@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tpcal import terminal
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
@@ -135,6 +133,8 @@ class Subject:
 
     def measurers(self) -> dict[str, LazyMeasurer]:
         """``measurer`` for a search, and ``finals`` where the data has enough further samples."""
+        if self._model.name is not None:
+            _ = self.loaded  # a wrong one is refused before the search begins
         first, further = self.drawn
         found = {"measurer": LazyMeasurer(self, 0)}
         return found | (
@@ -161,6 +161,8 @@ class LazyMeasurer:
     """A `Measurer` that loads nothing before it has to run a plan."""
 
     def __init__(self, subject: Subject, part: int) -> None:
+        import numpy as np
+
         self._subject, self._part = subject, part
         drawn = subject.drawn[part]
         self.groups = drawn.groups

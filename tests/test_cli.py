@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from rich.console import Console, RenderableType
 
 from tpcal import __version__
 from tpcal.calibrate.evaluate import Evaluation
-from tpcal.calibrate.profile import Probe, Profile, save
+from tpcal.calibrate.profile import Probe, Profile, load, save
 from tpcal.cli import cli
 from tpcal.options import Listed, layer
 from tpcal.plans.cost import DecoderShape, plan_cost
@@ -128,6 +129,18 @@ def test_no_command_shows_the_help(tpcal: Tpcal) -> None:
     ("args", "said"),
     [
         (["plan"], "Missing option '--budget'"),
+        (["plan"], "or --max-loss or --max-flips, for the cheapest plan"),
+        (["plan", "--confidence", "0.9"], "--confidence must come with --max-flips"),
+        (["plan", "--each-group"], "--each-group must come with --max-flips"),
+        (["plan", "--budget", "1", "--certify-samples", "9"], "must come with --confidence"),
+        (["plan", "--max-flips", "0", "--confidence", "0.9"], "must be above 0 and below 1 to be"),
+        (
+            ["plan", "--no-measure", "--max-flips", "0.1", "--confidence", "0.9"],
+            "--confidence must run the model",
+        ),
+        (["plan", "--max-flips", "1.1"], "1.1 is not in the range"),
+        (["plan", "--max-loss", "1", "--weight", "reading"], "must be GROUP=WEIGHT"),
+        (["plan", "--max-loss", "1", "--weight", "reading=0"], "a weight above 0; got reading=0"),
         (["plan", "--budgte", "1"], "Did you mean one of: '--budget'"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["plan", "--budget", "0"], "above 0 and at most 1: 0.22, 22%"),
@@ -382,6 +395,59 @@ def test_a_plan_that_loses_too_much_exits_4_and_is_not_written(
     result = tpcal("plan", "--budget", "0.1", "--no-measure", "--max-loss", "0.000001")
     assert result.exit_code == 4
     assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_without_a_budget_a_limit_asks_for_the_cheapest_plan(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    costs = []
+    for limit in ("0.5", "0.05"):
+        result = tpcal("plan", "--max-loss", limit, "--no-measure")
+        assert result.exit_code == 0, result.stderr
+        assert f"at most {limit} nats were allowed." in result.stdout
+        plan = load_plan(tmp_path / "plan.yaml")
+        assert plan.cost is not None
+        assert plan.loss is not None
+        assert max(plan.loss.predicted.values()) <= float(limit)
+        costs.append(plan.cost.layer_average_keep)
+    assert costs[0] < costs[1] < 1
+    assert "Limited by reading" in tpcal("show", "plan.yaml").stdout
+    unpruned = tpcal("plan", "--max-flips", "0", "--no-measure")
+    assert unpruned.exit_code == 0
+    assert load_plan(tmp_path / "plan.yaml").cuts == ()
+
+
+def test_a_share_of_changed_answers_guards_a_budget(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    few = ("plan", "--budget", "0.3", "--no-measure", "--max-flips", "0.01", "--each-group")
+    result = tpcal(*few)
+    assert result.exit_code == 4
+    assert _is_one_line(result.stderr)
+    assert "At most 0.01 of the answer tokens must change; got" in result.stderr
+    assert "(predicted) in reading" in result.stderr
+    assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_weights_are_of_groups_there_are_and_named_where_they_decide(
+    tpcal: Tpcal, tmp_path: Path
+) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    command = ("plan", "--budget", "0.4", "--no-measure")
+    wrong = tpcal(*command, "--weight", "smell=2")
+    assert wrong.exit_code == 2
+    assert "Weights must be of colour, reading; got smell" in wrong.stderr
+    assert tpcal(*command, "--weight", "colour=100", "--weight", "reading=1").exit_code == 0
+    assert load_plan(tmp_path / "plan.yaml").provenance["weights"] == {"colour": 100, "reading": 1}
+
+
+def test_plan_warns_once_of_samples_that_never_look_deep(tpcal: Tpcal, tmp_path: Path) -> None:
+    folder = tmp_path / "tpcal-out" / "tiny-1"
+    _profile(folder)
+    deep = load(folder)
+    save(replace(deep, kl=deep.kl * (np.arange(4) % 2 == 0)[:, None]), folder)
+    command = ("plan", "--budget", "0.6", "--no-measure")
+    warned = tpcal(*command).stderr
+    assert warned.count("tpcal: warning: No group of the samples needs the image from") == 1
+    assert _is_one_line(warned)
 
 
 def test_plan_overwrites_plans_but_nothing_else(tpcal: Tpcal, tmp_path: Path) -> None:

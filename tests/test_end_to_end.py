@@ -17,6 +17,7 @@ from tpcal.calibrate.embedded.export import export
 from tpcal.calibrate.embedded.model import Sizes, new_model
 from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
+from tpcal.options import DataChoice, ModelChoice
 from tpcal.plans.schema import Cut, ModelIdentity, Plan, load_plan, save_plan
 
 SIZES = Sizes(
@@ -101,13 +102,48 @@ def test_a_certificate_is_proven_and_kept_in_the_plan(tpcal: Tpcal, made: Path) 
     assert load_plan(made / "all.yaml").certificate is None
 
 
+def test_a_plan_is_proven_as_it_is_made(tpcal: Tpcal, made: Path) -> None:
+    # Nearly all answers of a random model change, as they are long.
+    args = ("plan", "--max-flips", "0.99", "--confidence", "0.6", "--trials", "6")
+    result = tpcal(*args, "--certify-samples", "28", "-o", "made.yaml")
+    assert result.exit_code == 0, result.stderr
+    plan = load_plan(made / "made.yaml")
+    assert plan.certificate is not None
+    assert plan.budget is None
+    assert plan.certificate.bound <= 0.99
+    assert plan.certificate.n == 28
+    assert plan.certificate.data == "28 built-in scenes (eval, seed 0)"
+    assert "Certified: at most" in result.stdout
+    args = ("plan", "--max-flips", "0.5", "--confidence", "0.9", "-o", "no.yaml")
+    few = tpcal(*args, "--certify-samples", "3")
+    assert few.exit_code == 4
+    assert "--certify-samples must be at least 4 to prove" in few.stderr
+    assert _is_one_error(few), few.stderr
+    assert not (made / "no.yaml").exists()
+
+
+def test_samples_a_plan_was_made_from_prove_nothing(tpcal: Tpcal, made: Path) -> None:
+    few = ("--max-flips", "0.5", "--samples", "21", "-o", "no.yaml")
+    # Of the 14 samples of the profile, the 28 plans were compared on and the 28 further ones.
+    seen = tpcal("certify", "plan.yaml", "--split", "calibration", *few)
+    assert seen.exit_code == 2
+    assert "got 21 of 21 of 21 built-in scenes (calibration, seed 0) that" in seen.stderr
+    assert _is_one_error(seen), seen.stderr
+    apart = tpcal("certify", "plan.yaml", "--split", "calibration", "--seed", "5", *few)
+    assert apart.exit_code in (0, 4), apart.stderr
+
+
 def test_what_cannot_be_proven_exits_with_4_and_writes_nothing(tpcal: Tpcal, made: Path) -> None:
-    few = ["--max-flips", "0.001", "--samples", "8", "--max-new-tokens", "1"]
-    result = tpcal("certify", "plan.yaml", *few, "-o", "no.yaml")
+    few = ["--samples", "28", "-o", "no.yaml"]
+    result = tpcal("certify", "plan.yaml", *few, "--max-flips", "0.2")
     assert result.exit_code == 4
     error = result.stderr.splitlines()[-1]
-    assert error.startswith("tpcal: error: At most 0.001 of the answers of all samples")
+    assert error.startswith("tpcal: error: At most 0.2 of the answers of all samples")
     assert "samples are needed" in error or "larger budget" in error
+    result = tpcal("certify", "plan.yaml", *few, "--max-flips", "0.1")
+    assert result.exit_code == 4
+    assert "Samples of embedded must be at least 29 to prove" in result.stderr
+    assert _is_one_error(result), result.stderr
     assert not (made / "no.yaml").exists()
     result = tpcal("certify", "preset:fastv")
     assert result.exit_code == 2
@@ -126,6 +162,32 @@ def test_a_finished_search_is_not_done_again(tpcal: Tpcal, made: Path) -> None:
     args = ("plan", "--budget", "0.4", "--trials", "2", "-o", "again.yaml")
     assert tpcal(*args).exit_code == 0
     assert load_plan(made / "again.yaml").cuts == load_plan(made / "plan.yaml").cuts
+
+
+def test_a_finished_search_needs_neither_model_nor_samples(
+    tpcal: Tpcal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("plan", "--budget", "0.4", "--trials", "2", "-o", "again.yaml")
+    before = tpcal(*args)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr(ModelChoice, "load", refuse)
+    monkeypatch.setattr(DataChoice, "load", refuse)
+    again = tpcal(*args)
+    assert again.exit_code == 0, again.stderr
+    assert again.stdout == before.stdout
+
+
+def test_what_is_remembered_of_samples_may_be_lost(tpcal: Tpcal, made: Path) -> None:
+    args = ("plan", "--budget", "0.4", "--trials", "2", "-o", "again.yaml")
+    assert tpcal(*args).exit_code == 0
+    seen = load_plan(made / "again.yaml").provenance["data"]["seen"]
+    for content in ("", "[]", '{"None": [1, 2]}'):
+        (newest(made / "tpcal-out") / "drawn.json").write_text(content)
+        assert tpcal(*args).exit_code == 0
+        assert load_plan(made / "again.yaml").provenance["data"]["seen"] == seen
 
 
 def test_the_plan_fits_its_model(tpcal: Tpcal) -> None:
