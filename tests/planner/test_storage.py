@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from tpcal.planner.others import measuring
+from tpcal.planner.storage import open_storage
+from tpcal.planner.study import Repeatable, open_study
+from tpcal.plans.errors import UsageError
+
+
+def one_trial(storage: Path | str) -> None:
+    """A study with one measured trial."""
+    study = open_study(open_storage(storage), "test", Repeatable("random", 0))
+    trial = study.ask()
+    with measuring(trial):
+        trial.report(0.25, 7)
+    study.tell(trial, 0.5)
+
+
+def test_optuna_reads_our_journal_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "study.journal"
+    one_trial(path)
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    (trial,) = optuna.load_study(study_name="test", storage=storage).trials
+    assert trial.value == 0.5
+    assert trial.intermediate_values == {7: 0.25}
+
+
+def test_half_a_line_is_cut_off_by_whoever_writes_next(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    one_trial(path)
+    opened = open_storage(path)
+    with path.open("ab") as file:
+        file.write(b'{"op_code":8,"half a li')  # another process is killed while it writes
+    study = open_study(opened, "test", Repeatable("random", 0))
+    study.tell(study.ask(), 0.75)
+    again = optuna.load_study(study_name="test", storage=open_storage(path))
+    assert [trial.value for trial in again.trials] == [0.5, 0.75]
+    assert b"half" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"no journal\n", b'{"op_code":0}\n', b"[]\n", b"\xff\n"])
+def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "study.journal"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"^storage must be an Optuna journal; got .* Delete it"):
+        open_storage(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("grpc://localhost:1", r"gRPC proxy of Optuna \(grpc://host:port\); got grpc://localhost:1, where none"),
+        ("grpc://localhost:port", "gRPC proxy of Optuna .* got grpc://localhost:port, where none"),
+        ("postgresql+psycopg://me:secret@localhost:1/x", r"got postgresql\+psycopg://me:\*\*\*@localhost:1/x: "),
+        ("nosuch://me:secret@host/db", r"got nosuch://me:\*\*\*@host/db: "),
+    ],
+)  # fmt: skip
+def test_a_storage_that_does_not_answer_is_one_line_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, url: str, message: str
+) -> None:
+    monkeypatch.setattr("tpcal.planner.storage._LONGEST_START_S", 0.1)
+    with pytest.raises(UsageError, match=f"^storage must be .*{message}") as caught:
+        open_storage(url)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    with pytest.raises(UsageError, match=r"needs a driver that is not installed\. .*pymysql"):
+        open_storage("mysql+pymysql://me:secret@localhost/x")
