@@ -17,6 +17,7 @@ from tpcal.cli import cli
 DOCS = Path(__file__).parent
 CLI = DOCS / "cli.md"
 FAMILIES = DOCS / "families.md"
+CERTIFICATES = DOCS / "certificates.md"
 
 
 def cli_page() -> str:
@@ -31,9 +32,33 @@ def cli_page() -> str:
 
 def families_page() -> str:
     """docs/families.md with its table made anew."""
-    page = FAMILIES.read_text(encoding="utf-8")
+    return _with_table(FAMILIES, _families_table())
+
+
+def certificates_page() -> str:
+    """docs/certificates.md with its table made anew."""
+    return _with_table(CERTIFICATES, _samples_table())
+
+
+def _with_table(path: Path, table: str) -> str:
     pattern = r"(<!-- generated [^>]*-->\n).*(<!-- end -->)"
-    return re.sub(pattern, lambda m: m[1] + _families_table() + m[2], page, flags=re.DOTALL)
+    page = path.read_text(encoding="utf-8")
+    return re.sub(pattern, lambda m: m[1] + table + m[2], page, flags=re.DOTALL)
+
+
+def _samples_table() -> str:
+    """Samples that a proof takes, by what is to be proven and by what is so."""
+    from tpcal.planner.certify import samples_needed
+
+    shares = {"no answer changes": 0.0, "a quarter of it": 0.25, "half of it": 0.5}
+    titles = ["at most", "confidence", *shares]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for most in (0.01, 0.02, 0.05, 0.1, 0.2):
+        for confidence in (0.9, 0.95, 0.99):
+            needed = [samples_needed(most, confidence, part * most) for part in shares.values()]
+            cells = [f"{most:.0%}", f"{confidence:.0%}", *map(str, needed)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _section(context: click.Context) -> str:
@@ -86,3 +111,4 @@ def _some(names: Iterable[str]) -> str:
 if __name__ == "__main__":
     CLI.write_text(cli_page(), encoding="utf-8")
     FAMILIES.write_text(families_page(), encoding="utf-8")
+    CERTIFICATES.write_text(certificates_page(), encoding="utf-8")

@@ -41,6 +41,12 @@ def test_the_families_page_is_what_the_registry_says(generate: ModuleType) -> No
     assert all(f"| `{name}` |" in page for name in families())
 
 
+def test_the_certificates_page_counts_samples_as_the_code_does(generate: ModuleType) -> None:
+    page = generate.CERTIFICATES.read_text(encoding="utf-8")
+    assert page == generate.certificates_page(), "run: make docs"
+    assert "| 5% | 95% | 59 |" in page  # (1 - 0.05)^59 < 0.05
+
+
 def test_the_family_that_is_walked_through_works() -> None:
     page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)
