@@ -51,7 +51,7 @@ def profile_view(
         Text(_facts(profile), style=QUIET),
         Text(),
         heading(
-            f"One cut before a layer, by keep: {names[measure]}, best selector, "
+            f"One cut before a layer, by keep: {names[measure]}, {_best(profile)}, "
             f"{group or 'all groups'}"
         ),
         deviation_table(profile, measure, group),
@@ -70,6 +70,11 @@ def _facts(profile: Profile) -> str:
         f"{profile.n_tokens} visual and {profile.n_text} text tokens",
     ]
     return ", ".join(facts)
+
+
+def _best(profile: Profile) -> str:
+    refined = profile.provenance.get("refined")  # good plans decided which ones were tried where
+    return "best selector tried there" if refined else "best selector"
 
 
 def deviation_table(profile: Profile, measure: str, group: str | None) -> Table:
