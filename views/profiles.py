@@ -74,7 +74,7 @@ def _facts(profile: Profile) -> str:
 
 def _best(profile: Profile) -> str:
     refined = profile.provenance.get("refined")  # good plans decided which ones were tried where
-    return "best selector tried there" if refined else "best selector"
+    return "best selector tried" if refined else "best selector"
 
 
 def deviation_table(profile: Profile, measure: str, group: str | None) -> Table:
