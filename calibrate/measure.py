@@ -114,23 +114,18 @@ class Measurer:
         return _Batch(np.array(numbers), tape, full, encoded.positions, encoded.valid)
 
 
-def n_to_measure(n_profile: int, n_rows: int | None) -> int:
-    """Samples that a search compares plans on.
+def n_of_finals(n_measured: int, n_rows: int | None) -> int:
+    """Further samples that the best plans of a search are measured on.
 
-    Twice those of the profile: on few, a search finds what suits them, while single cuts are told
-    apart by fewer. Of data with an end at most half of the rows, so that the others stay unseen.
+    Twice those of the search, as few plans get so far. Of data with an end at most half of the
+    rows are used in all, so that the others stay unseen.
 
     Args:
-        n_profile: Samples of the profile.
+        n_measured: Samples that the search compares plans on.
         n_rows: Rows of the data; None where there is no end of them.
     """
-    most = 2 * n_profile if n_rows is None else min(2 * n_profile, n_rows // 2)
-    return max(n_profile, most)
-
-
-def n_of_finals(n_measured: int, n_rows: int | None) -> int:
-    """Further samples that the best plans of a search are measured on, as far as the data goes."""
-    return n_measured if n_rows is None else max(0, min(n_measured, n_rows // 2 - n_measured))
+    most = 2 * n_measured
+    return most if n_rows is None else max(0, min(most, n_rows // 2 - n_measured))
 
 
 def in_turns(groups: Sequence[str]) -> list[int]:

@@ -52,7 +52,7 @@ class Subject:
         folder: Where it is.
         model: Another model than the profile names, as one that has moved.
         data: Where the profile's samples are now.
-        n_samples: Samples to compare plans on; None: `n_to_measure`.
+        n_samples: Samples to compare plans on; None: the profile's.
         batch_size: Samples per run of the model.
         report: Told what is being loaded.
     """
@@ -96,7 +96,7 @@ class Subject:
         Raises:
             UsageError: They are not those that the profile was measured on.
         """
-        from tpcal.calibrate.measure import n_of_finals, n_to_measure
+        from tpcal.calibrate.measure import n_of_finals
 
         self._report(0, 0, "Loading the samples")
         samples = self._choice.load("calibration")
@@ -105,7 +105,7 @@ class Subject:
                 f"{self._folder} was measured on other samples than {samples.name} gives now. "
                 "Name the data set with --data, calibrate again, or plan with --no-measure."
             )
-        wanted = self._n_samples or n_to_measure(len(samples), samples.n_rows)
+        wanted = self._n_samples or len(samples)
         total = wanted + n_of_finals(wanted, samples.n_rows)
         if total != len(samples):
             samples = replace(self._choice, samples=total).load("calibration")

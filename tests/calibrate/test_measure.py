@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from tpcal.calibrate.measure import in_turns, n_to_measure
+from tpcal.calibrate.measure import in_turns, n_of_finals
 
 
 @pytest.mark.parametrize(
-    ("n_profile", "n_rows", "n"),
+    ("n_measured", "n_rows", "n"),
     [
         (392, None, 784),
         (64, 10_000, 128),
-        (64, 200, 100),  # the other half stays unseen
-        (64, 100, 64),  # never fewer than the profile's
-        (64, 64, 64),
+        (64, 200, 36),  # the other half stays unseen
+        (64, 100, 0),
+        (64, 64, 0),
     ],
 )
-def test_a_search_measures_on_twice_the_samples_where_there_are_so_many(n_profile, n_rows, n):
-    assert n_to_measure(n_profile, n_rows) == n
+def test_finalists_get_twice_as_many_further_samples_where_there_are_so_many(
+    n_measured, n_rows, n
+):
+    assert n_of_finals(n_measured, n_rows) == n
 
 
 def test_groups_come_in_turns():
