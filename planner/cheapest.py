@@ -26,7 +26,7 @@ from tpcal.planner.objective import Objective
 from tpcal.planner.optimum import worst_group_optimum
 from tpcal.planner.predict import Predictor
 from tpcal.planner.report import finished_plan
-from tpcal.planner.search import Result, search
+from tpcal.planner.search import N_TRIALS, Result, search
 from tpcal.planner.storage import open_storage
 from tpcal.planner.study import fully_measured
 from tpcal.planner.trials import Measures, cuts_of, tried
@@ -51,7 +51,7 @@ def cheapest(
     *,
     measurer: Measures | None = None,
     finals: Measures | None = None,
-    n_trials: int = 60,
+    n_trials: int = N_TRIALS,
     timeout: float | None = None,
     seed: int = 0,
     storage: Path | str | BaseStorage | None = None,
@@ -107,7 +107,7 @@ def explore(
     *,
     measurer: Measures,
     finals: Measures | None = None,
-    n_trials: int = 60,
+    n_trials: int = N_TRIALS,
     timeout: float | None = None,
     storage: Path | str | BaseStorage | None = None,
     progress: Progress | None = None,
