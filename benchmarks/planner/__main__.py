@@ -23,8 +23,9 @@ from benchmarks.planner import (
     world,
 )
 from benchmarks.planner.found import Folders
-from benchmarks.planner.sizes import FULL, QUICK, Sizes
+from benchmarks.planner.sizes import LARGE, QUICK, Sizes
 from benchmarks.planner.work import ROOT, Work, code
+from benchmarks.planner.world import ADAPTIVE, FULL
 
 PAGE = ROOT / "docs" / "planner.md"
 STAGES = ("fidelity", "samplers", "samples", "comparison")
@@ -58,7 +59,7 @@ def main(
     quick: bool, chosen: tuple[str, ...], processes: int, folder: Path | None, path: Path
 ) -> None:
     """Measure predictions, samplers, calibration sizes and plans on the embedded model."""
-    sizes = QUICK if quick else FULL
+    sizes = QUICK if quick else LARGE
     folder = folder or ROOT / "tpcal-out" / "benchmark" / code("plans", "calibrate")
     work = Work(folder.resolve(), processes, Console())
     made = stages(work, sizes, path.parent / "planner")
@@ -75,10 +76,14 @@ def folders(work: Work, sizes: Sizes) -> Folders:
     return Folders(sizes.calibrated, work.folder / "profiles", work.folder / "searches")
 
 
-def calibrated(work: Work, sizes: Sizes) -> list[float]:
-    """The calibrations that all stages use; seconds of each."""
+def calibrated(work: Work, sizes: Sizes) -> list[None]:
+    """The calibrations that all stages use."""
     where = folders(work, sizes).profiles
-    calls = [(sizes.calibrated, seed, where) for seed in sizes.seeds]
+    calls = [
+        (n, seed, where, probes)
+        for n, probes in ((sizes.calibrated, FULL), (sizes.profile, ADAPTIVE))
+        for seed in sizes.seeds
+    ]
     return work.each(world.calibrate, calls, "calibrations")
 
 
@@ -99,8 +104,9 @@ def setting(sizes: Sizes, n_processes: int) -> str:
     seeds = ", ".join(map(str, sizes.seeds))
     rows = [
         ("model", "the embedded VLM: 8 layers, 144 visual tokens, 14 groups of questions"),
-        ("samples of a profile", f"{sizes.profile}, seeds {seeds}; default grid of probes"),
-        ("search", f"{sizes.trials} plans, each on twice the profile's samples, seeds {seeds}"),
+        ("samples of a profile", f"{sizes.profile}, seeds {seeds}; probes chosen by default"),
+        ("search", f"{sizes.trials} plans on the profile's samples, seeds {seeds}"),
+        ("finals", "the best 8 on twice as many others"),
         ("judged plans", f"{sizes.plans} per budget on {sizes.plan_samples} other samples"),
         (
             "sampler races",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,27 +125,27 @@ def _known(values: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
 
 def _others() -> tuple[list[Entry], dict[tuple[str, float], str]]:
     """Every other method on every budget, and the ones that cannot be that cheap."""
-    shape = world.model().shape
-    n_tokens = world.n_tokens()
-    makers: dict[str, Callable[[float], list[Entry]]] = {}
-    for method, preset in SCHEDULES.items():
-        makers[method] = lambda b, m=method, p=preset: [
-            Entry(m, b, 0, at_budget(p, b, shape.n_layers, n_tokens).cuts)
-        ]
-    for method, selector in SINGLE.items():
-        seeds = RANDOM_SEEDS if method == "random" else (0,)
-        makers[method] = lambda b, m=method, s=selector, seeds=seeds: [
-            Entry(m, b, i, single(s, b, i, n_tokens, shape.n_layers)) for i in seeds
-        ]
-    makers[DOWNSIZED] = lambda b: [Entry(DOWNSIZED, b, 0, None, patches(b, n_tokens))]
     entries, impossible = [], {}
-    for method, make in makers.items():
-        for budget in BUDGETS:
-            try:
-                entries += make(budget)
-            except BudgetError as error:
-                impossible[method, budget] = f"not below {error.reachable:.3f}"
+    for method, budget in product((*SCHEDULES, *SINGLE, DOWNSIZED), BUDGETS):
+        try:
+            entries += _made(method, budget)
+        except BudgetError as error:
+            impossible[method, budget] = f"not below {error.reachable:.3f}"
     return entries, impossible
+
+
+def _made(method: str, budget: float) -> list[Entry]:
+    """One method on a budget; several draws of one that draws by chance."""
+    n_tokens, n_layers = world.n_tokens(), world.model().shape.n_layers
+    if method == DOWNSIZED:
+        return [Entry(method, budget, 0, None, patches(budget, n_tokens))]
+    if method in SCHEDULES:
+        return [
+            Entry(method, budget, 0, at_budget(SCHEDULES[method], budget, n_layers, n_tokens).cuts)
+        ]
+    seeds = RANDOM_SEEDS if method == "random" else (0,)
+    cuts = [single(SINGLE[method], budget, seed, n_tokens, n_layers) for seed in seeds]
+    return [Entry(method, budget, seed, c) for seed, c in zip(seeds, cuts, strict=True)]
 
 
 def single(

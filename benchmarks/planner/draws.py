@@ -67,13 +67,13 @@ class _Draw:
         return around[int(self.rng.integers(len(around)))]
 
 
-def plans(target: float, n: int, calibrated_on: int, n_profile: int, folder: Path) -> list[Drawn]:
+def plans(target: float, n: int, n_profile: int, folder: Path) -> list[Drawn]:
     """``n`` distinct plans of a layer average: published ones, then drawn in turns.
 
     Half of them are drawn by chance; a quarter each are optima of the prediction and steps away
     from one, so that good plans, between which a search has to choose, are well represented.
     """
-    predictor = world.predictor(calibrated_on, n_profile, 0, folder)
+    predictor = world.predictor(n_profile, 0, folder)
     budget = Budget(target)
     draw = _Draw(predictor, budget, np.random.default_rng(round(target * 1000)))
     found: dict[Cuts, str] = {}

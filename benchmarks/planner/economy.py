@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.planner import found, world
-from benchmarks.planner.found import PREDICTED, Asked, Folders
+from benchmarks.planner.found import LABELLED, OWN, PREDICTED, Asked, Folders
 from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work, code
+from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.planner.objective import Objective
 
 Floats = NDArray[np.float64]
 TARGET = 0.22
+VARIANTS = ((FULL, LABELLED), (ADAPTIVE, LABELLED), (ADAPTIVE, OWN))
+"""Probes and answers; the second is what `tpcal calibrate` does by default."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Quality:
 def by_size(work: Work, sizes: Sizes, folders: Folders) -> Mapping[Asked, Quality]:
     """Plans from profiles of every size, searched and by prediction alone."""
     asked = [
-        Asked(n, seed, TARGET, n_trials)
+        Asked(n, seed, TARGET, n_trials, probes=FULL)
         for n in sorted(sizes.economy, reverse=True)  # the longest first
         for seed in sizes.seeds
         for n_trials in (sizes.economy_trials, PREDICTED)
@@ -44,14 +47,15 @@ def by_size(work: Work, sizes: Sizes, folders: Folders) -> Mapping[Asked, Qualit
 
 
 def by_variant(work: Work, sizes: Sizes, folders: Folders) -> Mapping[Asked, Quality]:
-    """Plans from profiles of one size with the data's answers and with the model's own."""
+    """Plans from profiles of one size that differ in probes or answers."""
     n, trials = sizes.variants, sizes.economy_trials
-    calls = [(n, seed, folders.profiles, True) for seed in sizes.seeds]
-    work.each(world.calibrate, calls, "calibrations without labels")
+    made = [(probes, answers == OWN) for probes, answers in VARIANTS if probes != FULL]
+    calls = [(n, seed, folders.profiles, *how) for seed in sizes.seeds for how in made]
+    work.each(world.calibrate, calls, "calibrations by variant")
     asked = [
-        Asked(n, seed, TARGET, n_trials, answers)
+        Asked(n, seed, TARGET, n_trials, answers, probes)
         for seed in sizes.seeds
-        for answers in (found.LABELLED, found.OWN)
+        for probes, answers in VARIANTS
         for n_trials in (trials, PREDICTED)
     ]
     return qualities(work, sizes, folders, asked, "plans by variant")
@@ -65,12 +69,13 @@ def qualities(
     plans = work.each(found.plan, [(a, folders, planner) for a in asked], title)
     where = (world.TEST, sizes.judged, 0)
     judged = work.each(world.losses, [(cuts, *where) for cuts in plans], f"{title}, judged")
-    return {a: _quality(*of, where) for a, of in zip(asked, judged, strict=True)}
+    return {a: _quality(*of, *where) for a, of in zip(asked, judged, strict=True)}
 
 
 def _quality(
-    nats: NDArray[np.float32], changed: NDArray[np.bool_], where: tuple[str, int, int]
+    nats: NDArray[np.float32], changed: NDArray[np.bool_], split: str, n: int, seed: int
 ) -> Quality:
+    where = (split, n, seed)
     losses = world.by_group(nats, *where)
     groups = world.samples(*where).groups
     both = float(Objective().values(losses, groups))

@@ -22,6 +22,7 @@ from tpcal.plans.schema import Cut, n_keep
 Floats = NDArray[np.float64]
 OBJECTIVE = Objective()
 PLAIN = "sample by sample"
+WHOLE = "the same, from the full grid"
 """The prediction that a search starts from."""
 
 
@@ -44,7 +45,7 @@ class Measured:
 
 def measured(work: Work, sizes: Sizes, profiles: Path) -> Measured:
     """Draws the plans and measures them."""
-    kind = (sizes.calibrated, sizes.profile, profiles)
+    kind = (sizes.profile, profiles)
     drawn = work.each(
         _drawn, [(b, sizes.plans, *kind, code("planner")) for b in BUDGETS], "plans drawn"
     )
@@ -62,10 +63,8 @@ def measured(work: Work, sizes: Sizes, profiles: Path) -> Measured:
     )
 
 
-def _drawn(
-    target: float, n: int, calibrated_on: int, n_profile: int, folder: Path, planner: str
-) -> list[draws.Drawn]:
-    return draws.plans(target, n, calibrated_on, n_profile, folder)
+def _drawn(target: float, n: int, n_profile: int, folder: Path, planner: str) -> list[draws.Drawn]:
+    return draws.plans(target, n, n_profile, folder)
 
 
 def sum_of_means(predictor: Predictor, cuts: Sequence[Cut]) -> float:
@@ -109,21 +108,25 @@ class Split:
 
 def unfitted(work: Work, sizes: Sizes, profiles: Path, plans: Measured) -> dict[str, Floats]:
     """[P] what every prediction says without having seen a measured plan."""
-    where = (sizes.calibrated, sizes.profile, 0, profiles, code("planner"))
-    calls = [(name, plans.cuts, *where) for name in UNFITTED]
-    return dict(zip(UNFITTED, work.each(_predicted, calls, "predictions"), strict=True))
+    where = (sizes.calibrated, sizes.profile, profiles, code("planner"))
+    names = [*UNFITTED, WHOLE]
+    found = work.each(_predicted, [(name, plans.cuts, *where) for name in names], "predictions")
+    return dict(zip(names, found, strict=True))
 
 
 def _predicted(
-    name: str, plans: Sequence[tuple[Cut, ...]], n: int, m: int, seed: int, folder: Path, _: str
+    name: str, plans: Sequence[tuple[Cut, ...]], n: int, n_profile: int, folder: Path, planner: str
 ) -> Floats:
-    predictor = world.predictor(n, m, seed, folder)
+    if name == WHOLE:
+        predictor = Predictor(world.first(world.calibrated(n, 0, folder), n_profile))
+        return np.array([predictor.score(cuts) for cuts in plans])
+    predictor = world.predictor(n_profile, 0, folder)
     return np.array([UNFITTED[name](predictor, cuts) for cuts in plans])
 
 
 def corrected(work: Work, sizes: Sizes, profiles: Path, plans: Measured) -> dict[int, list[Split]]:
     """By the number of plans fitted on: as many random splits, each budget alike in all."""
-    where = (sizes.calibrated, sizes.profile, 0, profiles, code("planner"))
+    where = (sizes.profile, profiles, code("planner"))
     fitted = {n: drawn_for_fitting(plans.budget, n, sizes.splits) for n in sizes.fitted}
     calls = [(plans.cuts, plans.score, at, *where) for splits in fitted.values() for at in splits]
     found = iter(work.each(_corrected, calls, "corrections"))
@@ -134,14 +137,12 @@ def _corrected(
     plans: Sequence[tuple[Cut, ...]],
     score: Floats,
     fitted: NDArray[np.int64],
-    n: int,
-    m: int,
-    seed: int,
+    n_profile: int,
     folder: Path,
-    _: str,
+    planner: str,
 ) -> Split:
     known = {plans[i]: float(score[i]) for i in fitted.tolist()}
-    correction = Correction(world.predictor(n, m, seed, folder), known)
+    correction = Correction(world.predictor(n_profile, 0, folder), known)
     others = np.setdiff1d(np.arange(len(plans)), fitted)
     return Split(others, correction.scores([plans[i] for i in others.tolist()]))
 

@@ -10,13 +10,13 @@ import optuna
 
 from benchmarks.planner import world
 from benchmarks.planner.sizes import MAX_CUTS
-from tpcal.calibrate.measure import Measurer, n_of_finals, n_to_measure
+from benchmarks.planner.world import ADAPTIVE, FULL
+from tpcal.calibrate.measure import Measurer, n_of_finals
 from tpcal.calibrate.profile import Profile
 from tpcal.planner.search import search
 from tpcal.plans.schema import Cut
 
 LABELLED, OWN = "labelled", "own answers"
-FULL, ADAPTIVE = "full", "adaptive"
 PREDICTED = 0
 """Trials of a plan that is chosen by prediction alone."""
 
@@ -32,7 +32,7 @@ class Asked:
     target: float
     n_trials: int
     answers: str = LABELLED
-    probes: str = FULL
+    probes: str = ADAPTIVE
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,20 @@ def plan(asked: Asked, folders: Folders, planner: str) -> tuple[Cut, ...]:
 
 @lru_cache(maxsize=1)
 def measurers(n: int, seed: int, own: bool) -> tuple[Measurer, Measurer | None]:
-    """For the search, the profile's samples and more; others for its finalists."""
-    wanted = n_to_measure(n, None)
-    total = wanted + n_of_finals(wanted, None)
+    """For the search, the profile's samples; further ones for its finalists."""
+    total = n + n_of_finals(n, None)
     drawn = world.samples(world.CALIBRATION, total, seed, own)
-    first, further = drawn.part(0, wanted), drawn.part(wanted, total)
+    first, further = drawn.part(0, n), drawn.part(n, total)
     finals = Measurer(world.model(), further, batch_size=world.BATCH)
     same = first.groups == further.groups
     return Measurer(world.model(), first, batch_size=world.BATCH), finals if same else None
 
 
 def profile_of(asked: Asked, folders: Folders) -> Profile:
-    """Cut from the large calibration of its seed, or calibrated where that is another kind."""
-    if asked.answers == LABELLED and asked.probes == FULL:
-        whole = world.calibrated(folders.n_calibrated, asked.seed, folders.profiles)
-        return world.first(whole, asked.n)
+    """Calibrated as asked; with all probes and labels, cut from the large one of its seed."""
     own = asked.answers == OWN
-    return world.calibrated(asked.n, asked.seed, folders.profiles, own)
+    if asked.probes == FULL and not own:
+        return world.first(
+            world.calibrated(folders.n_calibrated, asked.seed, folders.profiles), asked.n
+        )
+    return world.calibrated(asked.n, asked.seed, folders.profiles, asked.probes, own)

@@ -71,7 +71,7 @@ class Race:
 
 
 def race(
-    run: Race, n_trials: int, n: int, calibrated: tuple[int, int, Path], memory: Path, planner: str
+    run: Race, n_trials: int, n: int, profile: tuple[int, Path], memory: Path, planner: str
 ) -> list[float]:
     """The objective of every plan measured, in order.
 
@@ -79,16 +79,14 @@ def race(
         run: What is run.
         n_trials: Plans to measure.
         n: Samples to measure them on.
-        calibrated: Samples calibrated and used for the profile, and the folder of profiles.
+        profile: Its samples and the folder of profiles.
         memory: Where losses are kept.
         planner: Hash of the planner's code.
     """
-    n_all, n_profile, folder = calibrated
     kept = Memory(memory, verbose=0).cache(world.losses)
     measures = Remembered(kept, n)
-    profile = world.predictor(n_all, n_profile, 0, folder).profile
     search(
-        profile,
+        world.predictor(profile[0], 0, profile[1]).profile,
         TARGET,
         measurer=measures,
         n_trials=n_trials,
@@ -108,7 +106,7 @@ def races(work: Work, sizes: Sizes, profiles: Path) -> dict[Race, Floats]:
     ]
     rest = (
         *(sizes.sampler_trials, sizes.sampler_samples),
-        *((sizes.calibrated, sizes.profile, profiles), work.folder, code("planner")),
+        *((sizes.profile, profiles), work.folder, code("planner")),
     )
     found = work.each(race, [(run, *rest) for run in runs], "searches by sampler")
     return {

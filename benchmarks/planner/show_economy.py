@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.planner import page, plots
-from benchmarks.planner.economy import TARGET, Quality, by_size, by_variant
-from benchmarks.planner.found import LABELLED, OWN, PREDICTED, Asked, Folders
+from benchmarks.planner.economy import TARGET, VARIANTS, Quality, by_size, by_variant
+from benchmarks.planner.found import LABELLED, PREDICTED, Asked, Folders, profile_of
 from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work
+from benchmarks.planner.world import FULL
+from tpcal.planner.refine import work as work_of
 
 HOW = {"searched": False, "predicted": True}
 TITLES = {
@@ -29,28 +31,40 @@ def run(work: Work, sizes: Sizes, folders: Folders, pictures: Path) -> dict[str,
     found = by_size(work, sizes, folders)
     _plot(found, sizes, pictures / "samples.svg")
     variants = by_variant(work, sizes, folders)
-    answers = {f"{name}, {sizes.variants}": _of(variants, name) for name in (LABELLED, OWN)}
+    named = {
+        f"{probes} ({_work(sizes, folders, probes, answers):.0%} of the work), {answers}": _of(
+            {a: q for a, q in variants.items() if (a.probes, a.answers) == (probes, answers)}
+        )
+        for probes, answers in VARIANTS
+    }
     return {
         "samples": _by_size(found, sizes),
         "samples-plot": page.picture("samples", "Loss of the plan by calibration samples"),
-        "labels": _table("answers, samples", answers),
+        "variants": _table("probes, answers", named),
     }
 
 
-def _of(found: Found, answers: str) -> Callable[[bool], list[Quality]]:
+def _work(sizes: Sizes, folders: Folders, probes: str, answers: str) -> float:
+    """Work of the probes as a share of the full grid's, mean over seeds."""
+    shares = []
+    for seed in sizes.seeds:
+        asked = Asked(sizes.variants, seed, TARGET, PREDICTED, answers, probes)
+        profile = profile_of(asked, folders)
+        whole = profile_of(replace(asked, probes=FULL, answers=LABELLED), folders)
+        shares.append(sum(work_of(profile, profile.probes)) / sum(work_of(whole, whole.probes)))
+    return float(np.mean(shares))
+
+
+def _of(found: Found) -> Callable[[bool], list[Quality]]:
     def qualities(predicted: bool) -> list[Quality]:
-        return [
-            quality
-            for asked, quality in found.items()
-            if (asked.n_trials == PREDICTED) == predicted and asked.answers == answers
-        ]
+        return [q for asked, q in found.items() if (asked.n_trials == PREDICTED) == predicted]
 
     return qualities
 
 
 def _by_size(found: Found, sizes: Sizes) -> str:
     def at(n: int) -> Callable[[bool], list[Quality]]:
-        return _of({asked: q for asked, q in found.items() if asked.n == n}, LABELLED)
+        return _of({asked: q for asked, q in found.items() if asked.n == n})
 
     return _table("samples", {str(n): at(n) for n in sizes.economy})
 
@@ -88,4 +102,5 @@ def _plot(found: Found, sizes: Sizes, path: Path) -> None:
 
 
 def _asked(n: int, seed: int, sizes: Sizes, predicted: bool) -> Asked:
-    return Asked(n, seed, TARGET, PREDICTED if predicted else sizes.economy_trials)
+    trials = PREDICTED if predicted else sizes.economy_trials
+    return Asked(n, seed, TARGET, trials, probes=FULL)

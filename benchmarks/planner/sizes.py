@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tpcal.planner.search import N_TRIALS
+
 BUDGETS = (0.10, 0.22, 0.35, 0.50)
 MAX_CUTS = 4
 ELSEWHERE = 1000
@@ -47,23 +49,23 @@ class Sizes:
     """Of a bootstrap."""
 
 
-FULL = Sizes(
+LARGE = Sizes(
     seeds=(0, 1, 2),
     calibrated=512,
     profile=392,
-    trials=60,
+    trials=N_TRIALS,
     plans=200,
     plan_samples=196,
     fitted=(20, 40, 80, 160),
     splits=20,
     sampler_seeds=(0, 1, 2, 3, 4),
-    sampler_samples=98,
+    sampler_samples=70,
     sampler_trials=60,
     economy=(8, 16, 32, 64, 128, 256, 512),
-    economy_trials=40,
+    economy_trials=30,
     judged=1400,
     variants=126,
-    held_out=2800,
+    held_out=1400,
     resamples=2000,
 )
 QUICK = Sizes(

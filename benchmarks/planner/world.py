@@ -5,7 +5,6 @@ Everything is made at most once per process; losses and answers are what the sta
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, lru_cache, partial
@@ -23,11 +22,13 @@ from tpcal.calibrate.profile import MASSES, MEASURES, Profile
 from tpcal.calibrate.samples import Samples, load_samples
 from tpcal.planner.objective import MOST
 from tpcal.planner.predict import Predictor
+from tpcal.planner.refine import next_probes
 from tpcal.plans.schema import Cut, Plan
 
 Floats = NDArray[np.float64]
 BATCH = 49
 CALIBRATION, TEST = "calibration", "eval"
+FULL, ADAPTIVE = "full grid", "chosen probes"
 PATCH = 8  # pixels
 
 
@@ -54,13 +55,13 @@ def samples(split: str, n: int, seed: int, own: bool = False) -> Samples:
         own: Without answers, so that the model's own take their place.
     """
     drawn = load_samples(None, split=split, n=n, seed=seed)
-    return Samples.of([replace(s, answer=None) for s in drawn], "unlabelled") if own else drawn
+    return drawn.unanswered() if own else drawn
 
 
 @lru_cache(maxsize=2)
-def measurer(split: str, n: int, seed: int, own: bool = False) -> Measurer:
+def measurer(split: str, n: int, seed: int) -> Measurer:
     """Runs plans on these samples."""
-    return Measurer(model(), samples(split, n, seed, own), batch_size=BATCH)
+    return Measurer(model(), samples(split, n, seed), batch_size=BATCH)
 
 
 def losses(
@@ -102,17 +103,27 @@ def answers_downsized(height: int, width: int, n: int) -> tuple[str, ...]:
     return evaluate.answers(small, samples(TEST, n, 0), None)
 
 
-@lru_cache(maxsize=2)
-def calibrated(n: int, seed: int, folder: Path, own: bool = False) -> Profile:
-    """The profile of n samples with the default grid; continued or read where it was begun."""
-    return probe.calibrate(model(), samples(CALIBRATION, n, seed, own), folder, seed=seed)
+@lru_cache(maxsize=3)
+def calibrated(n: int, seed: int, folder: Path, probes: str = FULL, own: bool = False) -> Profile:
+    """The profile of n samples; continued or read where it was begun.
+
+    Args:
+        n: How many.
+        seed: Of the samples.
+        folder: Collects profiles.
+        probes: `FULL`, or `ADAPTIVE` as `tpcal calibrate` does it by default.
+        own: With the model's own answers.
+    """
+    return probe.calibrate(
+        *(model(), samples(CALIBRATION, n, seed, own), folder),
+        refine=next_probes if probes == ADAPTIVE else None,
+        seed=seed,
+    )
 
 
-def calibrate(n: int, seed: int, folder: Path, own: bool = False) -> float:
-    """Seconds until the profile is in the folder, for other processes to read."""
-    started = time.perf_counter()
-    calibrated(n, seed, folder, own)
-    return time.perf_counter() - started
+def calibrate(n: int, seed: int, folder: Path, probes: str, own: bool = False) -> None:
+    """Makes the profile, for other processes to read."""
+    calibrated(n, seed, folder, probes, own)
 
 
 def first(profile: Profile, n: int) -> Profile:
@@ -128,6 +139,6 @@ def first(profile: Profile, n: int) -> Profile:
 
 
 @lru_cache(maxsize=4)
-def predictor(calibrated_on: int, n: int, seed: int, folder: Path) -> Predictor:
-    """Predicts from the first n samples of a calibration."""
-    return Predictor(first(calibrated(calibrated_on, seed, folder), n))
+def predictor(n: int, seed: int, folder: Path) -> Predictor:
+    """Predicts from a profile as `tpcal calibrate` makes it."""
+    return Predictor(calibrated(n, seed, folder, ADAPTIVE))
