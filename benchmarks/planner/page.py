@@ -17,12 +17,10 @@ def filled(page: str, parts: Mapping[str, str]) -> str:
     """
     for name, text in parts.items():
         pattern = rf"(<!-- {re.escape(name)}: [^>]*-->\n).*?(<!-- end -->)"
-        made, n_found = re.subn(
-            pattern, lambda m, text=text: m[1] + text + m[2], page, count=1, flags=re.DOTALL
-        )
-        if not n_found:
+        part = re.search(pattern, page, flags=re.DOTALL)
+        if part is None:
             raise ValueError(f"The page must have a part called {name}; it has none.")
-        page = made
+        page = page[: part.end(1)] + text + page[part.start(2) :]
     return page
 
 
