@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -17,22 +18,39 @@ from tpcal.commands.inputs import read_profile
     metavar="URL",
     help="Optuna journal file or database URL of the searches.  [default: in the profile]",
 )
-def front(folder: Path | None, storage: str | None) -> None:
+@click.option(
+    "--svg", type=click.Path(dir_okay=False), metavar="FILE", help="Draw into a picture."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of a chart.")
+def front(folder: Path | None, storage: str | None, svg: str | None, as_json: bool) -> None:
     """Show the plans that no other plan beats in both cost and loss.
 
     They are those that 'tpcal plan' has measured for this profile, for any budget; before the
-    first search, the predicted ones. No model is loaded.
+    first search, the predicted ones. Published schedules among them are named. No model is
+    loaded.
 
     \b
     Examples:
       tpcal front
-      tpcal front tpcal-out/embedded-1f2e3d4c5b
+      tpcal front tpcal-out/embedded-1f2e3d4c5b --svg front.svg
     """
     from tpcal.planner.front import front as plans
+    from tpcal.planner.front import named
     from tpcal.planner.predict import Predictor
     from tpcal.planner.storage import open_storage
-    from tpcal.views.fronts import front_view
+    from tpcal.views.fronts import front_data, front_view
 
     folder, profile = read_profile(folder)
-    points = plans(Predictor(profile), open_storage(storage or folder / "study.journal"))
-    terminal.console().print(front_view(points, title=str(folder)))
+    predictor = Predictor(profile)
+    points = plans(predictor, open_storage(storage or folder / "study.journal"))
+    names = named(predictor, points)
+    if as_json:
+        click.echo(json.dumps(front_data(points, names), indent=2))
+        return
+    view = front_view(points, title=str(folder), names=names)
+    if svg is None:
+        terminal.console().print(view)
+        return
+    from tpcal.plans.files import write_atomic
+
+    write_atomic(svg, terminal.picture(view, title=f"tpcal front {folder.name}"))

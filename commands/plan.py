@@ -16,6 +16,7 @@ from tpcal.options import LimitChoice, ModelChoice
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
     from tpcal.planner.budget import Budget
+    from tpcal.planner.stored import Answer
     from tpcal.plans.schema import Plan
 
 N_CERTIFY = 700
@@ -53,10 +54,8 @@ MOST_PROVEN = 8
     "--trials",
     "n_trials",
     type=click.IntRange(min=1),
-    default=60,
-    show_default=True,
     metavar="N",
-    help="Plans to measure.",
+    help="Plans to measure.  [default: 100; of the whole front 300]",
 )
 @click.option("--timeout", type=options.Finite(min=0), metavar="S", help="Stop after S seconds.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
@@ -74,7 +73,7 @@ MOST_PROVEN = 8
     "--samples",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Samples to measure on.  [default: twice the profile's]",
+    help="Samples to compare plans on.  [default: as many as the profile has]",
 )
 @options.model_options
 @options.batch_size_option(16)
@@ -95,6 +94,7 @@ def plan(
     model: ModelChoice,
     batch_size: int,
     storage: str | None,
+    n_trials: int | None,
     **search: Any,
 ) -> None:
     """Choose the cuts that lose least at the cost you name, or cost least at the loss you name.
@@ -109,17 +109,25 @@ def plan(
     samples showed; with --confidence the plan comes with a proof for all samples like them, or
     exits with 4 and says how many samples that takes.
 
+    With neither, the whole front is searched: plans for budgets from 0.05 to 0.8. Then any
+    budget between is answered in seconds by what was measured, without the model; the output
+    says whether the plan's loss is measured or predicted. That takes 12 measured plans, and
+    of these cheaper and dearer ones than the budget, by a factor of at most 1.6; --trials
+    makes it measure again.
+
     \b
     Examples:
+      tpcal plan
       tpcal plan --budget 0.22
       tpcal plan --budget 0.1 --no-measure -o light.yaml
       tpcal plan --budget-kv 30% --max-loss 0.05 --trials 200 --timeout 600
       tpcal plan --max-loss 0.05
       tpcal plan --max-flips 0.05 --confidence 0.95 --weight reading=2
     """
+    from tpcal.views.fronts import stored_line
     from tpcal.views.plans import next_steps, plan_view
 
-    _check(budget, limits, no_measure)
+    _check(limits, no_measure)
     refuse_to_overwrite(output, force)
     folder, profile = read_profile(folder)
     with terminal.progress() as report:
@@ -127,7 +135,17 @@ def plan(
         search |= {"storage": storage or folder / "study.journal", "progress": report}
         search["command"] = terminal.command()
         subject = Subject(profile, folder, model, data, samples, batch_size, report)
-        if limits.confidence is None:
+        if budget is None and limits.max_loss is None and limits.max_flips is None:
+            _whole_front(profile, folder, subject, search, no_measure, n_trials)
+            return
+        known = None
+        if budget and not (n_trials or samples or no_measure or limits.confidence):
+            known = _known(profile, budget, search)
+        search["n_trials"] = n_trials or 100
+        if known is not None:
+            assert budget is not None
+            found = _within(profile, known.plan, limits)
+        elif limits.confidence is None:
             search |= {} if no_measure else subject.measurers()
             found = _measured(profile, budget, limits, search)
         else:
@@ -139,19 +157,16 @@ def plan(
 
     save_plan(found, output)
     terminal.console().print(plan_view(found, title=str(output)))
+    if known is not None:
+        terminal.console().print(stored_line(known.measured, known.n_measured))
     terminal.console().print(next_steps(str(output)))
     for warning in blind_spots(profile):
         terminal.warn(warning)
 
 
-def _check(budget: Budget | None, limits: LimitChoice, no_measure: bool) -> None:
+def _check(limits: LimitChoice, no_measure: bool) -> None:
     """Nothing, where the options fit together; otherwise click's own error."""
     limits.check()
-    if budget is None and limits.max_loss is None and limits.max_flips is None:
-        raise click.UsageError(
-            "Missing option '--budget' (or --budget-flops, --budget-kv, --budget-ms; or "
-            "--max-loss or --max-flips, for the cheapest plan that loses no more)."
-        )
     if no_measure and limits.confidence is not None:
         raise click.UsageError("--confidence must run the model, which --no-measure forbids.")
 
@@ -160,18 +175,24 @@ def _measured(
     profile: Profile, budget: Budget | None, limits: LimitChoice, search: dict[str, Any]
 ) -> Plan:
     """The best plan for the budget, or the cheapest within the limits."""
-    from tpcal.planner.allowance import Allowance
-
-    allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
     if budget is None:
+        from tpcal.planner.allowance import Allowance
         from tpcal.planner.cheapest import cheapest
 
+        allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
         return cheapest(profile, allowance, **search)
-    from tpcal.planner.finals import sizes
-    from tpcal.planner.predict import Predictor
     from tpcal.planner.search import search as search_within
 
-    found = search_within(profile, budget, **search).plan
+    return _within(profile, search_within(profile, budget, **search).plan, limits)
+
+
+def _within(profile: Profile, found: Plan, limits: LimitChoice) -> Plan:
+    """The plan of a budget, where it is within the limits."""
+    from tpcal.planner.allowance import Allowance
+    from tpcal.planner.finals import sizes
+    from tpcal.planner.predict import Predictor
+
+    allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
     assert found.loss is not None
     measured = found.loss.measured
     losses = measured or found.loss.predicted
@@ -179,6 +200,42 @@ def _measured(
     allowance.guard(losses, flips, sizes(profile), "measured" if measured else "predicted")
     loss = replace(found.loss, max_loss=limits.max_loss, max_flips=limits.max_flips)
     return replace(found, loss=loss)
+
+
+def _known(profile: Profile, budget: Budget, search: dict[str, Any]) -> Answer | None:
+    """The plan that earlier searches know for a budget; None where one has to be searched."""
+    from tpcal.planner.stored import answer
+
+    names = ("storage", "weights", "max_cuts", "seed", "command")
+    return answer(profile, budget, **{name: search[name] for name in names})
+
+
+def _whole_front(
+    profile: Profile,
+    folder: Path,
+    subject: Subject,
+    search: dict[str, Any],
+    no_measure: bool,
+    n_trials: int | None,
+) -> None:
+    """Measures plans of every budget, and prints the front."""
+    from tpcal.planner.front import front, named
+    from tpcal.planner.objective import Objective
+    from tpcal.planner.predict import Predictor
+    from tpcal.planner.storage import open_storage
+    from tpcal.planner.stored import N_TRIALS, whole_front
+    from tpcal.views.fronts import front_next, front_view
+
+    predictor = Predictor(profile, Objective(search["weights"]))
+    if no_measure:
+        points = front(predictor, open_storage(None))
+    else:
+        measurer = subject.measurers()["measurer"]
+        points = whole_front(profile, measurer=measurer, n_trials=n_trials or N_TRIALS, **search)
+    search["progress"](0, 0, "Drawing")
+    screen = terminal.console()
+    screen.print(front_view(points, title=str(folder), names=named(predictor, points)))
+    screen.print(front_next(points))
 
 
 def _proven(
@@ -217,7 +274,7 @@ def _proven(
         [subject.signed(one) for one in plans],
         promise,
         subject.loaded,
-        subject.unseen(n),
+        subject.unseen(limits.certify_samples, N_CERTIFY),
         batch_size=batch_size,
         progress=search["progress"],
     )

@@ -56,7 +56,7 @@ def search(
     n_trials: int = N_TRIALS,
     timeout: float | None = None,
     seed: int = 0,
-    storage: Path | str | None = None,
+    storage: Path | str | BaseStorage | None = None,
     max_cuts: int = 4,
     max_loss: float | None = None,
     weights: Mapping[str, float] | None = None,

@@ -49,7 +49,7 @@ def test_the_front_needs_no_model_and_holds_what_searches_measured(
     profile, journal = world.profile(), tmp_path / "study.journal"
     before = front(Predictor(profile), open_storage(journal))
     assert not any(p.measured for p in before)
-    assert before[-1] == Point(1.0, 0.0, (), measured=False)
+    assert before[-1] == Point(1.0, 0.0, (), measured=False, worst=0.0)
     for budget in (0.2, 0.4):
         made = search(profile, budget, measurer=make_measurer(world), n_trials=8, storage=journal)
     few = make_measurer(make_world(n_samples=24))
