@@ -128,7 +128,6 @@ def test_no_command_shows_the_help(tpcal: Tpcal) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["plan"], "or --max-loss or --max-flips, for the cheapest plan"),
         (["plan", "--confidence", "0.9"], "--confidence must come with --max-flips"),
         (["plan", "--each-group"], "--each-group must come with --max-flips"),
         (["plan", "--budget", "1", "--certify-samples", "9"], "must come with --confidence"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tpcal.planner.budget import Budget
@@ -33,7 +35,7 @@ def test_the_front_spans_all_budgets_under_one_bar(searched):
     costs = [point.layer_average_keep for point in points]
     assert costs[0] < 0.16
     assert costs[-1] > 0.6
-    assert all(a.loss > b.loss for a, b in zip(points, points[1:], strict=False))
+    assert all(a.loss > b.loss for a, b in itertools.pairwise(points))
     assert {total for _, total in told} == {told[-1][1]}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1][0] == told[-1][1]
