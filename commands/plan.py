@@ -111,9 +111,7 @@ def plan(
 
     With neither, the whole front is searched: plans for budgets from 0.05 to 0.8. Then any
     budget between is answered in seconds by what was measured, without the model; the output
-    says whether the plan's loss is measured or predicted. That takes 12 measured plans, and
-    of these cheaper and dearer ones than the budget, by a factor of at most 1.6; --trials
-    makes it measure again.
+    says whether the plan's loss is measured or predicted. --trials makes it search again.
 
     \b
     Examples:

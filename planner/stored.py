@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import optuna
 from optuna.storages import BaseStorage
 
 from tpcal.planner import front as fronts
@@ -36,6 +37,7 @@ STEP = 1.6
 """Measured plans this many times cheaper and dearer than a budget tell what is best on it: the
 budgets of the front lie closer, up to one twice the other at the cheap end."""
 N_MOVED = 40
+_PART = "whole front"
 
 
 def whole_front(
@@ -72,7 +74,7 @@ def whole_front(
     share = max(FEWEST_TRIALS, n_trials // max(1, len(budgets)))
     end = None if timeout is None else time.monotonic() + timeout
     for place, budget in enumerate(budgets):
-        search(
+        found = search(
             profile,
             budget,
             measurer=measurer,
@@ -83,7 +85,18 @@ def whole_front(
             progress=progress and _of_all(place * share, len(budgets) * share, progress),
             **options,
         )
+        if found.study is not None:
+            study = optuna.load_study(study_name=found.study, storage=opened)
+            study.set_user_attr(_PART, True)
     return fronts.front(predictor, opened)
+
+
+def is_searched(predictor: Predictor, storage: BaseStorage) -> bool:
+    """Whether `whole_front` has gone through the budgets that can be reached."""
+    names = optuna.get_all_study_names(storage)
+    own = [name for name in names if name.startswith(fronts.prefix(predictor))]
+    parts = [optuna.load_study(study_name=n, storage=storage).user_attrs.get(_PART) for n in own]
+    return sum(map(bool, parts)) >= sum(b >= predictor.limits.least for b in BUDGETS)
 
 
 def _of_all(done: int, total: int, progress: Progress) -> Progress:
@@ -113,10 +126,11 @@ def answer(
 ) -> Answer | None:
     """The best plan for a budget by what was measured for others; None where that says too little.
 
-    It says enough where `FEWEST` or more plans were measured, and of these some on both sides
-    within a factor `STEP` of the budget, as after `whole_front`: never one far-away budget alone.
-    The plans near by, put on the budget, are compared, by the prediction corrected with all that
-    was measured, with the measured plans that cost no more.
+    It says enough after `whole_front`, where `FEWEST` or more plans were measured, some of them on
+    both sides within a factor `STEP` of the budget. Searches for single budgets alone do not:
+    another one is better searched than guessed from those. The plans near by, put on the budget,
+    are compared, by the prediction corrected with all that was measured, with the measured plans
+    that cost no more.
 
     Args:
         profile: What calibration found.
@@ -135,7 +149,10 @@ def answer(
     predictor.prices.check(budget)
     if budget.kind == LAYER_AVERAGE:
         predictor.limits.budget(budget.target)
-    known = fronts.on_one_set(predictor, open_storage(storage))
+    opened = open_storage(storage)
+    if not is_searched(predictor, opened):
+        return None
+    known = fronts.on_one_set(predictor, opened)
     wanted = predictor.prices.average(budget)
     near = [m for m in known if wanted / STEP <= m.point.layer_average_keep <= wanted * STEP]
     if len(known) < FEWEST or not _on_both_sides(near, wanted):

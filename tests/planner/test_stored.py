@@ -57,10 +57,12 @@ def test_a_budget_between_is_answered_without_a_model(searched):
     assert (max(groups) + sum(groups) / 2) / 2 <= 1.25 * min(around)
 
 
-def test_one_far_away_budget_is_no_answer(make_world, make_measurer, tmp_path):
+def test_searches_of_single_budgets_are_no_answer(make_world, make_measurer, tmp_path):
     world = make_world(n_groups=2, n_samples=24)
     profile, journal = world.profile(), tmp_path / "study.journal"
     assert answer(profile, Budget(0.2), journal) is None
     search(profile, 0.5, measurer=make_measurer(world), n_trials=20, storage=journal)
     assert answer(profile, Budget(0.2), journal) is None
-    assert answer(profile, Budget(0.45), journal) is None  # nothing cheaper was measured
+    search(profile, 0.3, measurer=make_measurer(world), n_trials=20, storage=journal)
+    assert answer(profile, Budget(0.4), journal) is None  # though between two
+    assert answer(profile, Budget(0.3), journal) is None  # a study of its own, which goes on
