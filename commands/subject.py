@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpcal import terminal
+from tpcal import __version__, terminal
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 
@@ -111,15 +112,28 @@ class Subject:
             samples = replace(self._choice, samples=total).load("calibration")
         return samples.part(0, wanted), samples.part(wanted, len(samples))
 
-    def unseen(self, n_samples: int | None) -> Samples:
-        """Samples from the other end or another split of the profile's data."""
+    def unseen(self, n_samples: int | None, default: int) -> Samples:
+        """Samples from another split, or the other end, of the profile's data.
+
+        Args:
+            n_samples: How many; None: ``default``, or fewer where the next one was looked at.
+            default: As it says.
+        """
         self._report(0, 0, "Loading samples for the proof")
-        return replace(self._choice, samples=n_samples, split=None).load("eval")
+        choice = replace(self._choice, samples=n_samples or default, split=None)
+        samples = choice.load("eval")
+        if n_samples is not None:
+            return samples
+        from tpcal.calibrate.seen import unpack
+
+        seen = frozenset().union(*(unpack(drawn.seen) for drawn in self.drawn))
+        new = list(takewhile(lambda own: own not in seen, samples.identities))
+        return samples if len(new) == len(samples) else samples.part(0, len(new))
 
     @cached_property
     def drawn(self) -> tuple[Drawn, Drawn]:
         """As `samples`, but remembered: nothing is loaded where that was done before."""
-        file, key = self._folder / DRAWN, str(self._n_samples)
+        file, key = self._folder / DRAWN, f"{__version__} {self._n_samples}"
         known = _read(file)
         if key in known and not self._moved:
             return known[key]
@@ -154,7 +168,14 @@ class Subject:
         """Runs plans on one part of `samples`."""
         from tpcal.calibrate.measure import Measurer
 
-        return Measurer(self.loaded, self.samples[part], batch_size=self._batch_size)
+        samples = self.samples[part]
+        if Drawn.of(samples) != self.drawn[part]:
+            (self._folder / DRAWN).unlink(missing_ok=True)
+            raise UsageError(
+                f"{self._folder / DRAWN} must say which samples are drawn; got others, as of an "
+                "earlier version. It is deleted now: run the same command again."
+            )
+        return Measurer(self.loaded, samples, batch_size=self._batch_size)
 
 
 class LazyMeasurer:

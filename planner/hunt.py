@@ -13,7 +13,7 @@ from tpcal.planner.predict import Predictor
 from tpcal.planner.trials import Tried
 from tpcal.plans.schema import Cut
 
-LONGEST_STEP = 0.02
+LEAST_STEP = 0.02
 """Layer average to move where the prediction would hardly move."""
 CLOSE = 0.004
 """Layer averages that are taken for one."""
@@ -45,8 +45,11 @@ class Hunt:
         """The budget to search: where the prediction, as corrected so far, crosses the limit."""
         wanted = 1 / self.scale if self.scale > 0 else np.inf
         guess = float(np.interp(-wanted, -self._times, self._costs))
-        margin = min(0.2 * (self.high - self.low), LONGEST_STEP)
-        return round(min(max(guess, self.low + margin), self.high - margin), 4)
+        margin = min(0.2 * (self.high - self.low), LEAST_STEP)
+        least = self.low + margin
+        if self.high < 1:  # one measured loss that is far off says little of much cheaper plans
+            least = max(least, self.high / 2)
+        return round(min(max(guess, least), self.high - margin), 4)
 
     @property
     def done(self) -> bool:

@@ -94,9 +94,9 @@ def check_unseen(plan: Plan, samples: Samples) -> None:
     n_seen = sum(identity in seen for identity in samples.identities)
     if n_seen:
         raise UsageError(
-            f"No sample of a proof must have been seen before; got {n_seen} of {len(samples)} of "
-            f"{samples.description} that calibration or search looked at. Name other samples with "
-            "--split, --data or --seed."
+            f"Samples of a proof must be new; got {n_seen} of {len(samples)} that calibration or "
+            f"search looked at ({samples.description}). Take fewer, or name others with --split, "
+            "--data or --seed."
         )
 
 

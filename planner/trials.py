@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from tpcal.planner.objective import MOST, Objective
 from tpcal.planner.study import BestPruner
+from tpcal.plans.errors import RunFailed
 from tpcal.plans.schema import Condition, Cut
 
 Floats = NDArray[np.float64]
@@ -89,6 +90,10 @@ def _fill(
         # Float32 sums of a KL can end a little below 0, and the pruner's bound relies on >= 0.
         kl[at] = np.clip(np.asarray(losses, dtype=np.float64), 0.0, MOST)
         flips[at] = np.asarray(flipped, dtype=np.float64)
+        if not np.isfinite(kl[at]).all():
+            raise RunFailed(
+                "The losses of a plan must be numbers; got nan. Use --dtype float32 or bfloat16."
+            )
         yield at
 
 

@@ -127,7 +127,7 @@ def test_samples_a_plan_was_made_from_prove_nothing(tpcal: Tpcal, made: Path) ->
     # Of the 14 samples of the profile, the 28 plans were compared on and the 28 further ones.
     seen = tpcal("certify", "plan.yaml", "--split", "calibration", *few)
     assert seen.exit_code == 2
-    assert "got 21 of 21 of 21 built-in scenes (calibration, seed 0) that" in seen.stderr
+    assert "must be new; got 21 of 21 that calibration or search looked at" in seen.stderr
     assert _is_one_error(seen), seen.stderr
     apart = tpcal("certify", "plan.yaml", "--split", "calibration", "--seed", "5", *few)
     assert apart.exit_code in (0, 4), apart.stderr
@@ -184,10 +184,19 @@ def test_what_is_remembered_of_samples_may_be_lost(tpcal: Tpcal, made: Path) -> 
     args = ("plan", "--budget", "0.4", "--trials", "2", "-o", "again.yaml")
     assert tpcal(*args).exit_code == 0
     seen = load_plan(made / "again.yaml").provenance["data"]["seen"]
-    for content in ("", "[]", '{"None": [1, 2]}'):
-        (newest(made / "tpcal-out") / "drawn.json").write_text(content)
+    file = newest(made / "tpcal-out") / "drawn.json"
+    for content in ("", "[]", '{"0 None": [1, 2]}'):
+        file.write_text(content)
         assert tpcal(*args).exit_code == 0
         assert load_plan(made / "again.yaml").provenance["data"]["seen"] == seen
+    known = json.loads(file.read_text())
+    for first, _ in known.values():
+        first["sample_group"].reverse()
+    file.write_text(json.dumps(known))
+    stale = tpcal("plan", "--budget", "0.45", "--trials", "2", "-o", "stale.yaml")
+    assert stale.exit_code == 2
+    assert "got others, as of an earlier version" in stale.stderr
+    assert tpcal("plan", "--budget", "0.45", "--trials", "2", "-o", "new.yaml").exit_code == 0
 
 
 def test_the_plan_fits_its_model(tpcal: Tpcal) -> None:

@@ -12,7 +12,7 @@ from tpcal.planner.hunt import Hunt
 from tpcal.planner.predict import Predictor
 from tpcal.planner.search import search
 from tpcal.planner.trials import MOST
-from tpcal.plans.errors import GuardrailError, UsageError
+from tpcal.plans.errors import GuardrailError, RunFailed, UsageError
 from tpcal.plans.schema import dump_plan, parse_plan
 
 LIMIT = Allowance(max_loss=0.1)
@@ -181,3 +181,13 @@ def test_a_hunt_goes_up_where_too_much_is_lost_and_down_where_not(world) -> None
     hunt.learn(second, cuts, 0.1)
     assert (hunt.low, hunt.high) == (first, hunt.cost(cuts))
     assert first < hunt.next() < second
+
+
+def test_losses_that_are_no_numbers_end_the_search(world, make_measurer) -> None:
+    class Broken(type(make_measurer(world))):
+        def losses(self, cuts):
+            for at, losses, flips in super().losses(cuts):
+                yield at, losses * np.nan, flips
+
+    with pytest.raises(RunFailed, match="must be numbers; got nan"):
+        cheapest(world.profile(), LIMIT, measurer=Broken(world), n_trials=6)

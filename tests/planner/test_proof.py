@@ -27,7 +27,7 @@ def _plan(samples: Samples) -> Plan:
 def test_samples_that_were_seen_are_counted_and_refused() -> None:
     plan = _plan(_samples(10))
     check_unseen(plan, _samples(10, start=10))
-    with pytest.raises(UsageError, match="got 3 of 8 of 8 samples given that calibration or"):
+    with pytest.raises(UsageError, match=r"got 3 of 8 that .*\(8 samples given\)"):
         check_unseen(plan, _samples(8, start=7))
 
 
