@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -478,11 +479,7 @@ def test_the_front_is_predicted_before_the_first_search(tpcal: Tpcal, tmp_path: 
     result = tpcal("front")
     assert result.exit_code == 0, result.stderr
     assert "on the front, predicted" in result.stdout
-    rows = [
-        line.split()
-        for line in result.stdout.splitlines()
-        if line.strip().startswith(("0.", "1."))
-    ]
+    rows = re.findall(r"^ *([01]\.\d+) +(\d+\.\d+) ", result.stdout, re.MULTILINE)
     keeps, losses = [float(row[0]) for row in rows], [float(row[1]) for row in rows]
     assert len(keeps) > 3
     assert keeps == sorted(keeps)
