@@ -12,7 +12,7 @@ from tpcal.commands.inputs import read_profile
 
 
 @click.command(short_help="Show what every budget costs in quality.")
-@click.argument("folder", metavar="PROFILE", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", metavar="[PROFILE]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--storage",
     metavar="URL",
