@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -351,6 +352,20 @@ def weight(
             raise click.BadParameter(f"must be GROUP=WEIGHT with a weight above 0; got {word}")
         found[group] = float(value)
     return found
+
+
+def output_options(command: Command) -> Command:
+    """Adds --output and --force of a command that writes a plan."""
+    output = click.option(
+        "--output",
+        "-o",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("plan.yaml"),
+        show_default=True,
+        help="File to write.",
+    )
+    force = click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
+    return output(force(command))
 
 
 def batch_size_option(default: int) -> Callable[[Command], Command]:

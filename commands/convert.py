@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tpcal import terminal
+from tpcal import options, terminal
 from tpcal.commands.inputs import refuse_to_overwrite
 
 
@@ -20,15 +20,7 @@ from tpcal.commands.inputs import refuse_to_overwrite
     metavar="N",
     help="Decoder layers of the model it is for.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("plan.yaml"),
-    show_default=True,
-    help="File to write.",
-)
-@click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
+@options.output_options
 def convert(schedule: str, n_layers: int, output: Path, force: bool) -> None:
     """Turn a schedule in another tool's words into a plan file.
 

@@ -41,15 +41,7 @@ MOST_PROVEN = 8
     type=click.Path(path_type=Path),
     help="Profile to plan from.  [default: the newest in tpcal-out]",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("plan.yaml"),
-    show_default=True,
-    help="File to write.",
-)
-@click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
+@options.output_options
 @click.option(
     "--trials",
     "n_trials",
