@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -44,16 +43,13 @@ class Measurer:
     precision with one-word answers, about 1 MB for the embedded model.
 
     Args:
-        load: Gives the model, with no plan applied; asked when the first plan is measured, so
-            that a search which has measured enough already needs no model.
+        loaded: The model, with no plan applied.
         samples: What to measure on.
         batch_size: Samples per run of the model.
     """
 
-    def __init__(
-        self, load: Loaded | Callable[[], Loaded], samples: Samples, *, batch_size: int = 16
-    ) -> None:
-        self._load = load
+    def __init__(self, loaded: Loaded, samples: Samples, *, batch_size: int = 16) -> None:
+        self._loaded = loaded
         self._samples = samples
         self._batch_size = batch_size
         self._batches: list[_Batch] | None = None
@@ -95,14 +91,6 @@ class Measurer:
                 starts = range(0, len(turns), self._batch_size)
                 self._batches = [self._record(turns[i : i + self._batch_size]) for i in starts]
         return self._batches
-
-    def forget(self) -> None:
-        """Frees what is kept of the unpruned model; the next call of `losses` runs it again."""
-        self._batches = None
-
-    @cached_property
-    def _loaded(self) -> Loaded:
-        return self._load if isinstance(self._load, Loaded) else self._load()
 
     def _record(self, numbers: Sequence[int]) -> _Batch:
         model = self._loaded.model

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpcal.planner.predict import Predictor
+from tpcal.planner.space import spent
 from tpcal.plans.schema import Cut, Plan
 
 Floats = NDArray[np.float64]
@@ -100,4 +101,4 @@ class Correction:
 
     def _average(self, cuts: Cuts) -> float:
         n, n_layers = self._predictor.limits.n_tokens, self._predictor.limits.n_layers
-        return sum(Plan(cuts=cuts).schedule(n, n_layers)) / max(1, n * n_layers)
+        return spent(cuts, n, n_layers) / max(1, n * n_layers)

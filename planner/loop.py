@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -142,7 +142,7 @@ class Loop:
             self.study.tell(trial, float(np.nextafter(earlier.value, np.inf)))
             return
         value = measure(trial, self.measurer, cuts, self.pruner, self.predictor.objective)
-        self.known[cuts] = self.study.tell(trial, value)
+        self.study.tell(trial, value)
 
 
 def prepare(
@@ -167,15 +167,13 @@ def prepare(
     groups = np.asarray(measurer.sample_group)
     pruner = BestPruner(groups, measurer.groups, predictor.objective)
     study.pruner = pruner
-    loop = Loop(predictor, budget, encoding, measurer, study, pruner, seed)
-    if propose:
-        loop.elsewhere.update(_elsewhere(study, storage, family(predictor, measurer), predictor))
-        first = [first[0], *_moved(loop), *first[1:]]
-        fitting = [cuts for cuts in dict.fromkeys(first) if len(cuts) <= max_cuts]
-        loop = Loop(**{**vars(loop), "seeds": tuple(map(encoding.encode, fitting))})
-    for trial in study.get_trials(deepcopy=False, states=FINISHED):
-        loop.known.setdefault(cuts_of(trial), trial)
-    return loop
+    if not propose:
+        return Loop(predictor, budget, encoding, measurer, study, pruner, seed)
+    elsewhere = _elsewhere(study, storage, family(predictor, measurer), predictor)
+    first = [first[0], *_moved(predictor, budget, elsewhere), *first[1:]]
+    fitting = [cuts for cuts in dict.fromkeys(first) if len(cuts) <= max_cuts]
+    encoded = tuple(map(encoding.encode, fitting))
+    return Loop(predictor, budget, encoding, measurer, study, pruner, seed, encoded, elsewhere)
 
 
 def n_measured(study: optuna.Study) -> int:
@@ -230,13 +228,13 @@ def _elsewhere(
     }
 
 
-def _moved(loop: Loop) -> list[Cuts]:
+def _moved(predictor: Predictor, budget: Budget, elsewhere: Mapping[Cuts, float]) -> list[Cuts]:
     """The best plans of nearby budgets, put on this one."""
-    wanted = loop.predictor.prices.average(loop.budget)
+    wanted = predictor.prices.average(budget)
     front = fronts.pareto(
-        fronts.Point(fronts.average(loop.predictor, cuts), value, cuts, measured=True)
-        for cuts, value in loop.elsewhere.items()
+        fronts.Point(fronts.average(predictor, cuts), value, cuts, measured=True)
+        for cuts, value in elsewhere.items()
     )
     near = sorted(front, key=lambda point: abs(point.layer_average_keep - wanted))
-    plans = [fill(loop.predictor, point.cuts, loop.budget) for point in near if point.cuts]
+    plans = [fill(predictor, point.cuts, budget) for point in near if point.cuts]
     return list(dict.fromkeys(plans))[:MOST_MOVED]

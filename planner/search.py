@@ -15,6 +15,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from tpcal.planner import front as fronts
+from tpcal.planner.allowance import Allowance
 from tpcal.planner.budget import Budget
 from tpcal.planner.finals import play
 from tpcal.planner.front import Point
@@ -27,7 +28,7 @@ from tpcal.planner.steps import fill
 from tpcal.planner.storage import open_storage
 from tpcal.planner.study import FINISHED, SAMPLERS, fully_measured
 from tpcal.planner.trials import Measures, Tried, cuts_of, rank, tried
-from tpcal.plans.errors import GuardrailError, UsageError
+from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Cut, Plan
 
 if TYPE_CHECKING:
@@ -167,9 +168,4 @@ def _guard(plan: Plan, max_loss: float | None) -> None:
         return
     kind = "measured" if plan.loss.measured else "predicted"
     losses = plan.loss.measured or plan.loss.predicted
-    group = max(losses, key=lambda g: losses[g], default=None)
-    if group is not None and not losses[group] <= max_loss:
-        raise GuardrailError(
-            f"The worst group must lose at most {max_loss:g} nats; got {losses[group]:.4g} "
-            f"({kind}) on {group}. Ask for a larger budget, or allow more loss."
-        )
+    Allowance(max_loss).guard(losses, plan.loss.flips, {}, kind)
