@@ -368,6 +368,31 @@ def output_options(command: Command) -> Command:
     return output(force(command))
 
 
+def figures_option(command: Command) -> Command:
+    """Adds --output of figures; the command receives ``outputs``, files ending in .json or .md."""
+    files = click.option(
+        "--output",
+        "-o",
+        "outputs",
+        multiple=True,
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=_figures,
+        metavar="FILE",
+        help="Write the figures here too: FILE.json or FILE.md; may be given several times.",
+    )
+    force = click.option("--force", is_flag=True, help="Overwrite files that tpcal did not make.")
+    return files(force(command))
+
+
+def _figures(
+    _ctx: click.Context, _option: click.Parameter, paths: Sequence[Path]
+) -> tuple[Path, ...]:
+    for path in paths:
+        if path.suffix.lower() not in (".json", ".md"):
+            raise click.BadParameter(f"must end in .json or .md; got {path}")
+    return tuple(paths)
+
+
 def batch_size_option(default: int) -> Callable[[Command], Command]:
     """Adds --batch-size."""
     return click.option(

@@ -1,0 +1,59 @@
+"""What commands write beside what they print: figures as JSON and Markdown, pages as HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tpcal import __version__, terminal
+from tpcal.plans.errors import UsageError
+
+MARK = "made by tpcal"
+"""Stands near the beginning of every such file, so that no other file is overwritten."""
+N_BYTES = 2_000
+"""Of a file's beginning that are searched for `MARK`."""
+
+
+def made_by() -> str:
+    """`MARK` with the version."""
+    return f"{MARK} {__version__}"
+
+
+def check_outputs(outputs: Sequence[Path], force: bool = False) -> None:
+    """Nothing, where the files are free or of tpcal's making, or ``force`` is set.
+
+    To be asked before the work begins.
+
+    Raises:
+        UsageError: A file of someone else's is there, or its folder is not.
+    """
+    for path in outputs:
+        if not path.parent.is_dir():
+            raise UsageError(f"The folder of {path} must exist; got none. Make it first.")
+        if force or not path.exists():
+            continue
+        with path.open("rb") as file:
+            if MARK.encode() not in file.read(N_BYTES):
+                way_out = "Name another file with --output, or add --force"
+                raise UsageError(f"{path} exists and was not made by tpcal. {way_out}.")
+
+
+def write_figures(outputs: Sequence[Path], data: Mapping[str, Any], markdown: str) -> None:
+    """Writes the same figures into every file, by its ending: .json or .md.
+
+    Args:
+        outputs: As `options.figures_option` hands them over.
+        data: Plain; ``made_by`` and ``command`` are put first.
+        markdown: The same as a page.
+    """
+    from tpcal.plans.files import write_atomic
+
+    whole = {"made_by": made_by(), "command": terminal.command(), **data}
+    texts = {
+        ".json": json.dumps(whole, indent=2) + "\n",
+        ".md": f"<!-- {made_by()}: {terminal.command()} -->\n\n{markdown.rstrip()}\n",
+    }
+    for path in outputs:
+        write_atomic(path, texts[path.suffix.lower()])
