@@ -1,0 +1,1 @@
+"""EXPLAIN: one page that shows what was measured, planned and kept."""
