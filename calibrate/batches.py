@@ -17,6 +17,8 @@ MAX_ANSWER_TOKENS = 32
 """Answer tokens a loss is averaged over; longer answers are cut off there."""
 OWN_ANSWER_TOKENS = 16
 """Length of the model's own answer, where the data has none."""
+GREEDY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1}
+"""Keywords of ``generate`` that make every token the likeliest one."""
 _BY_PROMPT = frozenset({"num_crops", "num_soft_tokens_per_image"})
 """Outputs of the image processors of Gemma 3 and 4, which take empty lists of images too."""
 
@@ -76,7 +78,7 @@ def prompt_text(processor: Any, sample: Sample) -> str:
     questions (arXiv 2407.07726).
     """
     n_images = len(sample.images)
-    if _has_template(processor):
+    if has_template(processor):
         content = [*([{"type": "image"}] * n_images), {"type": "text", "text": sample.question}]
         message = [{"role": "user", "content": content}]
         return processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
@@ -109,16 +111,24 @@ def prompt_inputs(
 
 
 def generate_ids(
-    model: Any, processor: Any, prompts: Mapping[str, Tensor], max_new_tokens: int
+    model: Any,
+    processor: Any,
+    prompts: Mapping[str, Tensor],
+    max_new_tokens: int,
+    how: Mapping[str, Any] = GREEDY,
 ) -> list[list[int]]:
-    """Greedy answers as token ids, up to the first end-of-text token, which is left out."""
+    """Answers as token ids, up to the first end-of-text token, which is left out.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        prompts: From `prompt_inputs`.
+        max_new_tokens: Longest answer.
+        how: Other keywords of ``generate``.
+    """
     with torch.inference_mode():
         out = model.generate(
-            **prompts,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=_pad_id(processor),
+            **prompts, max_new_tokens=max_new_tokens, pad_token_id=_pad_id(processor), **how
         )
     ends = _end_ids(model, processor)
     rows = out[:, prompts["input_ids"].shape[1] :].tolist()
@@ -157,7 +167,8 @@ def _is_paligemma(processor: Any) -> bool:
     return type(processor).__name__ == "PaliGemmaProcessor"
 
 
-def _has_template(processor: Any) -> bool:
+def has_template(processor: Any) -> bool:
+    """Whether the model has a chat format of its own."""
     own = getattr(processor, "chat_template", None)
     return bool(own or getattr(processor.tokenizer, "chat_template", None))
 

@@ -147,6 +147,11 @@ class Plan:
     certificate: Certificate | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def digest(self) -> str:
+        """sha256 over the content, as the plan's file ends with it."""
+        return _digest(_plain(self))
+
     def counts(self, n_tokens: int) -> tuple[int, ...]:
         """Visual tokens left after each cut; conditional cuts are counted as not firing."""
         counts, alive = [], n_tokens
@@ -208,7 +213,7 @@ def save_plan(plan: Plan, path: Path | str) -> None:
 def dump_plan(plan: Plan) -> str:
     """YAML of a plan, ending with its digest."""
     data = _plain(plan)
-    data["digest"] = _digest(data)
+    data["digest"] = plan.digest
     data["cuts"] = [Line(cut) for cut in data.get("cuts", [])]
     return dump_yaml(data)
 
