@@ -1,0 +1,116 @@
+"""Prompts answered in batches, with a plan at work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tpcal.calibrate.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.memory import memory_guard
+from tpcal.calibrate.models import Loaded
+from tpcal.calibrate.samples import Sample
+from tpcal.integrations.decoding import Decoding
+from tpcal.integrations.prompts import Prompt
+from tpcal.integrations.tally import Tally
+from tpcal.planner.published import N_TOKENS, at_budget
+from tpcal.planner.words import share_kept
+from tpcal.plans.execute import apply
+from tpcal.plans.families import find
+from tpcal.plans.schema import Plan, load_plan, load_preset
+
+PRESET = "preset:"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to one prompt."""
+
+    text: str
+    n_input: int
+    """Tokens of the prompt, visual ones before the first cut included."""
+    n_output: int
+    """Tokens generated, the end-of-text token left out."""
+
+
+class Answerer:
+    """A model that answers with a plan until `remove` is called.
+
+    Args:
+        loaded: The model.
+        plan: Path of a plan, ``preset:NAME`` or ``preset:NAME@BUDGET``; None leaves the model
+            unpruned. A preset is put on its budget for the first prompt that has an image.
+
+    Raises:
+        UsageError: There is no such plan, or it breaks the rules.
+        FitError: It does not fit the model.
+        BudgetError: The preset cannot be that cheap.
+    """
+
+    def __init__(self, loaded: Loaded, plan: str | None = None) -> None:
+        self._loaded = loaded
+        self._on_budget = plan if plan and plan.startswith(PRESET) and "@" in plan else None
+        read = None if plan is None else _read_plan(plan, loaded.shape.n_layers, N_TOKENS)
+        self._handle = None if read is None else apply(loaded.model, read)
+        self.tally = Tally(loaded.shape.n_layers)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan at work."""
+        return None if self._handle is None else self._handle.plan
+
+    def remove(self) -> None:
+        """Restores the model."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def new_tally(self) -> None:
+        """Counts from nothing on."""
+        self.tally = Tally(self._loaded.shape.n_layers)
+
+    def answer(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Answer]:
+        """One answer to each prompt, all in one batch.
+
+        Raises:
+            RunFailed: Out of memory.
+        """
+        model, processor = self._loaded.model, self._loaded.processor
+        samples = [Sample(str(i), prompt.images, "") for i, prompt in enumerate(prompts)]
+        with memory_guard("Answering", "Use a smaller --batch_size."):
+            inputs = prompt_inputs(processor, samples, model, [p.text for p in prompts])
+            self._meet_budget(inputs["input_ids"])
+            ids = generate_ids(model, processor, inputs, decoding.max_new_tokens, decoding.how)
+        if self._handle is not None and self._handle.last is not None:
+            self.tally.add(self._handle.last)
+        tokenizer: Any = processor.tokenizer
+        texts = [decoding.cut(tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
+        return [
+            Answer(text, n_input, len(row))
+            for text, n_input, row in zip(texts, _lengths(inputs), ids, strict=True)
+        ]
+
+    def _meet_budget(self, ids: Tensor) -> None:
+        if self._on_budget is None:
+            return
+        model, n_layers = self._loaded.model, self._loaded.shape.n_layers
+        counts = find(model).visual_mask(model, ids, None).sum(dim=1).tolist()
+        n_tokens = next((n for n in counts if n), None)
+        if n_tokens is not None:
+            self.remove()
+            self._handle = apply(model, _read_plan(self._on_budget, n_layers, n_tokens))
+            self._on_budget = None
+
+
+def _lengths(inputs: Mapping[str, Tensor]) -> list[int]:
+    return inputs["attention_mask"].sum(dim=1).tolist()
+
+
+def _read_plan(name: str, n_layers: int, n_tokens: int) -> Plan:
+    if not name.startswith(PRESET):
+        return load_plan(name)
+    preset, at, budget = name.removeprefix(PRESET).partition("@")
+    if not at:
+        return load_preset(preset, n_layers)
+    return at_budget(preset, share_kept(budget), n_layers, n_tokens)
