@@ -13,7 +13,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FLOORS = {"plans": 1, "calibrate": 2, "planner": 3, "views": 4, "integrations": 4, "report": 4, "commands": 5}
+FLOORS = {
+    "plans": 1,
+    "calibrate": 2,
+    "planner": 3,
+    "views": 4,
+    "integrations": 4,
+    "report": 4,
+    "commands": 5,
+}
 TOP = 5  # cli.py and what it parses with
 SHELL = {"cli.py", "terminal.py", "__main__.py", "views", "commands"}
 
