@@ -7,6 +7,7 @@ import os
 import click
 
 from tpcal import __version__, terminal
+from tpcal.commands.bench import bench
 from tpcal.commands.calibrate import calibrate
 from tpcal.commands.certify import certify
 from tpcal.commands.check import check
@@ -15,6 +16,7 @@ from tpcal.commands.evaluate import evaluate
 from tpcal.commands.front import front
 from tpcal.commands.lists import presets, selectors
 from tpcal.commands.plan import plan
+from tpcal.commands.report import report
 from tpcal.commands.run import run
 from tpcal.commands.show import show
 
@@ -57,7 +59,7 @@ def cli(debug: bool) -> None:
 
 for _command in (
     *(calibrate, plan, front, convert, check, show),
-    *(evaluate, certify, run, presets, selectors),
+    *(evaluate, bench, certify, report, run, presets, selectors),
 ):
     cli.add_command(_command)
 

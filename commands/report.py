@@ -1,0 +1,119 @@
+"""`tpcal report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tpcal import options, terminal
+from tpcal.commands.inputs import OUT, PRESET, read_plan, read_profile
+from tpcal.options import ModelChoice
+from tpcal.plans.errors import UsageError
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.profile import Profile
+    from tpcal.plans.schema import Plan
+
+PLAN = Path("plan.yaml")
+
+
+def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise click.BadParameter(f"must end in .html; got {path}")
+    return path
+
+
+@click.command(short_help="Write a page of charts about a profile and its plans.")
+@click.argument("given", metavar="[PROFILE] [PLAN]...", nargs=-1)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    callback=_html,
+    help="File to write.",
+)
+@click.option("--force", is_flag=True, help="Overwrite a file that tpcal did not make.")
+@click.option(
+    "--samples",
+    "n_samples",
+    type=click.IntRange(min=0),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="Unseen samples whose kept patches and answers are shown; 0 loads no model.",
+)
+@click.option("--data", metavar="DATA", help="Where the profile's samples are now, if they moved.")
+@click.option(
+    "--storage",
+    metavar="URL",
+    help="Optuna journal file or database URL of the searches.  [default: in the profile]",
+)
+@options.model_options
+@options.answer_length_option(16)
+def report(
+    given: tuple[str, ...],
+    output: Path,
+    force: bool,
+    n_samples: int,
+    data: str | None,
+    storage: str | None,
+    model: ModelChoice,
+    max_new_tokens: int,
+) -> None:
+    """Write one HTML file that shows what was measured, planned and kept.
+
+    It holds charts and tables of what every cut loses, how early the image can go, loss against
+    cost beside published schedules, the plans' schedules and costs, and a few samples with the
+    patches that stay. The file needs no network. Without arguments: the newest profile in
+    tpcal-out, and plan.yaml where there is one.
+
+    \b
+    Examples:
+      tpcal report
+      tpcal report --samples 0 -o quick.html
+      tpcal report tpcal-out plan.yaml preset:dart@0.22
+    """
+    from tpcal.commands.outputs import check_outputs, made_by
+    from tpcal.plans.files import write_atomic
+    from tpcal.report.material import gather
+    from tpcal.report.whole import report as whole
+
+    check_outputs([output], force)
+    folder, profile, plans = _read(given)
+    with terminal.progress() as progress:
+        progress(0, 0, "Reading what was measured")
+        material = gather(profile, folder, plans, storage)
+        progress(0, 0, "Drawing")
+        html = whole(
+            material, made_by=made_by(), command=terminal.command(), now=datetime.now(UTC)
+        )
+    write_atomic(output, html)
+    size = output.stat().st_size / 1e6
+    click.echo(f"✓ {output} ({size:.1f} MB, of which 4.8 MB draw the charts)")
+    click.echo(f"Open it in a browser: {output.resolve().as_uri()}")
+
+
+def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
+    """The profile and the plans that were named, or those that lie here."""
+    places = [word for word in given if _is_profile(word)]
+    if len(places) > 1:
+        raise UsageError(f"Only one profile can be given; got {', '.join(places)}.")
+    names = [word for word in given if word not in places]
+    folder, profile = read_profile(Path(places[0]) if places else None)
+    if not given and PLAN.exists():
+        names = [str(PLAN)]
+    n_layers, n_tokens = profile.model.n_layers, profile.n_tokens
+    presets = {n: (n_layers, n_tokens) if n.startswith(PRESET) else (None, None) for n in names}
+    return folder, profile, {name: read_plan(name, *size) for name, size in presets.items()}
+
+
+def _is_profile(word: str) -> bool:
+    return not word.startswith(PRESET) and (
+        Path(word).is_dir() or Path(word).name == "profile.yaml" or Path(word) == OUT
+    )

@@ -1,0 +1,266 @@
+"""Loss against cost: every measured plan, the front, published schedules, controls, the plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from tpcal.plans.errors import BudgetError
+from tpcal.plans.schema import Cut, n_keep
+from tpcal.report.figures import Chart, Section, Table, figure, rounded
+from tpcal.report.style import FAINT, INK, QUIET, axis, frame, nats_axis, plain
+from tpcal.views.words import count, nats
+
+if TYPE_CHECKING:
+    from tpcal.planner.front import Point
+    from tpcal.planner.predict import Predictor
+    from tpcal.report.material import Given, Material
+
+CONTROLS = ("random", "grid")
+"""Selectors that look at nothing: what a plan has to beat."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that is marked in the chart."""
+
+    name: str
+    kind: str
+    """``preset`` or ``control``"""
+    keep: float
+    loss: float
+    measured: bool
+
+
+def fronts(material: Material) -> Section:
+    """The section of loss against cost."""
+    marks = (*presets(material), *controls(material))
+    return Section(
+        "front",
+        "Loss against cost",
+        _lead(material, marks),
+        "Each point is a plan: cheaper to the left, closer to the unpruned model below. The loss "
+        "is half that of the worst group and half the mean of all groups. Filled marks were "
+        "measured by running the model, hollow ones are predicted from single cuts; controls are "
+        "single cuts before the decoder that choose tokens at random or in a grid.",
+        (front_chart(material, marks),),
+    )
+
+
+def presets(material: Material) -> tuple[Mark, ...]:
+    """Published schedules: those that searches measured, and each as published, predicted."""
+    from tpcal.planner.front import point
+    from tpcal.plans.schema import load_preset
+    from tpcal.plans.schema import presets as names
+
+    predictor, limits = material.predictor, material.predictor.limits
+    found = [
+        Mark(material.names[p.cuts], "preset", p.layer_average_keep, p.loss, True)
+        for p in (m.point for m in material.known)
+        if p.cuts in material.names
+    ]
+    for name in names():
+        cuts = load_preset(name, limits.n_layers).cuts
+        if all(cut.layer <= limits.last_layer for cut in cuts):
+            as_is = point(predictor, cuts)
+            found.append(Mark(name, "preset", as_is.layer_average_keep, as_is.loss, False))
+    return tuple(found)
+
+
+def controls(material: Material) -> Iterator[Mark]:
+    """Single cuts before the decoder that choose blindly, at every keep that was probed."""
+    profile, predictor = material.profile, material.predictor
+    for probe in profile.probes:
+        if (
+            probe.layer == 0
+            and probe.selector in CONTROLS
+            and n_keep(probe.keep, profile.n_tokens)
+        ):
+            cut = Cut(0, probe.keep, probe.selector, probe.params)
+            loss = predictor.score([cut])  # exact for a single cut that was probed
+            keep = n_keep(probe.keep, profile.n_tokens) / profile.n_tokens
+            yield Mark(str(probe.selector), "control", keep, loss, material.same_samples)
+
+
+def points(material: Material) -> tuple[Point, ...]:
+    """The front."""
+    from tpcal.planner.front import pareto
+
+    if material.known:
+        return pareto(m.point for m in material.known)
+    return _predicted(material.predictor)
+
+
+@cache
+def _predicted(predictor: Predictor) -> tuple[Point, ...]:
+    from tpcal.planner.front import pareto, predictions
+
+    return pareto(predictions(predictor, 4))
+
+
+def score(material: Material, given: Given) -> float:
+    """A plan's loss as searches count it."""
+    return material.predictor.objective.of(given.losses)
+
+
+def front_chart(material: Material, marks: Sequence[Mark]) -> Chart:
+    """The chart."""
+    front = points(material)
+    solid = bool(material.known)
+    data = [*_others(material), _front_line(front, solid)]
+    for kind, symbol in (("preset", "square"), ("control", "x-thin")):
+        for measured in (True, False):
+            own = [m for m in marks if (m.kind, m.measured) == (kind, measured)]
+            data += [_marks(own, kind, symbol, measured)] if own else []
+    data += [_plan(material, given) for given in material.plans]
+    span = axis("layer-average keep (share of token-layers that stay)", range=[0, 1.02])
+    values = [*(p.loss for p in front), *(m.loss for m in marks)]
+    low = min([v for v in values if v > 1e-4] or [1e-3]) / 2
+    layout = frame(460, xaxis=span, yaxis=nats_axis("loss, nats per answer token", low))
+    layout["yaxis"]["range"][1] = 0.1
+    return Chart(
+        "front",
+        "Loss against layer-average keep",
+        "Points of plans by what they cost and what they lose, with the front that joins the "
+        "best, published schedules, controls, and the plans of this report.",
+        figure(data, layout),
+        _table(material, front, marks),
+    )
+
+
+def _others(material: Material) -> list[dict[str, Any]]:
+    if not material.known:
+        return []
+    own = [m.point for m in material.known]
+    trace = _points("measured by searches", [p.layer_average_keep for p in own], own)
+    return [{**trace, "mode": "markers", "marker": {"color": FAINT, "size": 6}}]
+
+
+def _front_line(front: Sequence[Point], measured: bool) -> dict[str, Any]:
+    name = "front, measured" if measured else "front, predicted"
+    symbol = "circle" if measured else "circle-open"
+    trace = _points(name, [p.layer_average_keep for p in front], front)
+    return {
+        **trace,
+        "mode": "lines+markers",
+        "line": {"color": QUIET, "width": 1.5, "dash": "solid" if measured else "dot"},
+        "marker": {"color": QUIET, "size": 7, "symbol": symbol},
+    }
+
+
+def _points(name: str, x: list[float], own: Sequence[Point]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "name": name,
+        "x": [rounded(v) for v in x],
+        "y": [rounded(max(p.loss, 1e-9)) for p in own],
+        "text": [plain(cuts_text(p.cuts)) for p in own],
+        "hovertemplate": "%{text}<br>keep %{x:.3f}, %{y:.4f} nats<extra></extra>",
+    }
+
+
+def _marks(own: Sequence[Mark], kind: str, symbol: str, measured: bool) -> dict[str, Any]:
+    what = {"preset": "published", "control": "control"}[kind]
+    thin = symbol.endswith("thin")
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": f"{what}, {'measured' if measured else 'predicted'}",
+        "x": [rounded(m.keep) for m in own],
+        "y": [rounded(max(m.loss, 1e-9)) for m in own],
+        "text": [plain(m.name) for m in own],
+        "textposition": "middle right",
+        "textfont": {"size": 10, "color": QUIET},
+        "marker": {
+            "symbol": symbol if measured or thin else f"{symbol}-open",
+            "color": INK,
+            "size": 8,
+            "line": {"width": 1.5, "color": INK if measured or not thin else QUIET},
+        },
+        "hovertemplate": "%{text}<br>keep %{x:.3f}, %{y:.4f} nats<extra>%{fullData.name}</extra>",
+    }
+
+
+def _plan(material: Material, given: Given) -> dict[str, Any]:
+    open_ = "" if given.measured else "-open"
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": plain(given.name),
+        "x": [rounded(given.cost.layer_average_keep)],
+        "y": [rounded(max(score(material, given), 1e-9))],
+        "marker": {
+            "symbol": given.symbol + open_,
+            "color": given.colour,
+            "size": 14,
+            "line": {"width": 2, "color": given.colour},
+        },
+        "hovertemplate": "%{fullData.name}<br>keep %{x:.3f}, %{y:.4f} nats<extra></extra>",
+    }
+
+
+def _table(material: Material, front: Sequence[Point], marks: Sequence[Mark]) -> Table:
+    rows = [
+        (
+            g.name,
+            "this report",
+            _kind(bool(g.measured)),
+            g.cost.layer_average_keep,
+            score(material, g),
+        )
+        for g in material.plans
+    ]
+    rows += [
+        (cuts_text(p.cuts), "front", _kind(p.measured), p.layer_average_keep, p.loss)
+        for p in front
+    ]
+    rows += [(m.name, m.kind, _kind(m.measured), m.keep, m.loss) for m in marks]
+    text = tuple((n, what, how, f"{keep:.4f}", nats(loss)) for n, what, how, keep, loss in rows)
+    head = ("plan", "what", "loss is", "layer-average keep", "loss, nats")
+    return Table("Plans by cost and loss", head, text, n_text=3)
+
+
+def cuts_text(cuts: Sequence[Cut]) -> str:
+    """`0:0.5 grid, 5:0.1 attention`, or `unpruned`."""
+    words = (f"{c.layer}:{c.keep:.3g} {c.selector or ''}".strip() for c in cuts)
+    return ", ".join(words) or "unpruned"
+
+
+def _kind(measured: bool) -> str:
+    return "measured" if measured else "predicted"
+
+
+def _lead(material: Material, marks: Sequence[Mark]) -> str:
+    n, front = len(material.known), points(material)
+    if n:
+        text = f"{count(n, 'plan')} measured on all samples; {len(front)} of them on the front."
+    else:
+        text = "No search has measured plans yet, so the front is predicted."
+    for given in material.plans[:1]:
+        own, average = score(material, given), given.cost.layer_average_keep
+        how = "loses" if given.measured else "is predicted to lose"
+        text += f" {given.name} {how} {nats(own)} nats at keep {average:.3f}"
+        best = best_published(material, average)
+        if best:
+            text += f"; at that cost the best published schedule, {best[0]}, is predicted to "
+            text += f"lose {nats(best[1])}"
+        text += "."
+    return text
+
+
+def best_published(material: Material, average: float) -> tuple[str, float] | None:
+    """The published schedule of the smallest predicted loss when put on a cost."""
+    from tpcal.planner.published import at_budget
+    from tpcal.plans.schema import presets as names
+
+    predictor, limits, found = material.predictor, material.predictor.limits, []
+    for name in names() if average > 0 else ():
+        try:
+            plan = at_budget(name, average, limits.n_layers, limits.n_tokens)
+        except BudgetError:
+            continue
+        if all(cut.layer <= limits.last_layer for cut in plan.cuts):
+            found.append((name, predictor.score(plan.cuts)))
+    return min(found, key=lambda one: one[1], default=None)

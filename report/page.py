@@ -1,0 +1,75 @@
+"""The page: sections put into the template, with everything it needs inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from tpcal.report.figures import script_json
+from tpcal.report.style import DARK
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from tpcal.report.figures import Section
+
+TEMPLATE = "page.html.j2"
+
+
+def page(
+    *,
+    title: str,
+    made_by: str,
+    sections: Sequence[Section],
+    head: Mapping[str, Any],
+    provenance: Sequence[tuple[str, str]],
+    shown: Sequence[Any] | None = None,
+) -> str:
+    """HTML that needs nothing but itself.
+
+    Args:
+        title: Of the page.
+        made_by: Mark of the file's maker.
+        sections: In order.
+        head: ``facts`` (name, value), ``plans`` (a table), ``notes``.
+        provenance: (what, value).
+        shown: Samples with kept patches; None where no model was loaded.
+    """
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    template = environment().get_template(TEMPLATE)
+    return template.render(
+        title=title,
+        made_by=made_by,
+        sections=sections,
+        head=head,
+        provenance=provenance,
+        shown=shown,
+        colours=script_json(dict(DARK)),
+        styles=[Markup(_text(name)) for name in ("page.css", "pictures.css")],
+        scripts=[Markup(_text(name)) for name in ("page.js", "pictures.js")],
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def environment() -> Environment:
+    """Jinja2 over the files beside this one; everything put in is escaped."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    def load(name: str) -> str | None:
+        return _text(name) or None
+
+    return Environment(
+        loader=FunctionLoader(load),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _text(name: str) -> str:
+    file = resources.files("tpcal.report").joinpath(name)
+    return file.read_text("utf-8") if file.is_file() else ""

@@ -1,0 +1,141 @@
+"""The plans themselves: tokens that enter each layer, and what that costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tpcal.report.figures import Chart, Section, Table, figure
+from tpcal.report.style import axis, frame, layer_axis, plain
+from tpcal.views.plans import cut_text
+from tpcal.views.words import arrows, binary, count, milliseconds, percent, si
+
+if TYPE_CHECKING:
+    from tpcal.plans.cost import Cost
+    from tpcal.report.material import Given, Material
+
+MOST_LABELLED = 2
+"""Plans whose cuts are named in the chart; of more, the names would cover each other."""
+
+
+def schedules(material: Material) -> Section:
+    """The section of schedules and costs."""
+    profile = material.profile
+    prompt = f"{profile.n_tokens} image and {profile.n_text} text tokens"
+    return Section(
+        "schedule",
+        "The plans and their cost",
+        " ".join(map(_sentence, material.plans)),
+        "Each step is a cut: it stands just before a layer and says which selector chooses the "
+        f"tokens that stay. Costs are those of the profile's typical prompt, {prompt}, and count "
+        "what choosing takes; the vision tower is left out.",
+        (steps(material), costs(material)),
+    )
+
+
+def _sentence(given: Given) -> str:
+    cost = given.cost
+    left = cost.counts[-1] if cost.counts else cost.n_tokens
+    text = (
+        f"{given.name} leaves {left} of {count(cost.n_tokens, 'image token')} to the last layer "
+        f"and takes {percent(cost.prefill_flops / cost.unpruned_prefill_flops)} of the prefill's "
+        f"FLOPs and {percent(cost.kv_bytes / cost.unpruned_kv_bytes)} of the KV cache"
+    )
+    if cost.prefill_ms is None or not cost.unpruned_prefill_ms:
+        return f"{text}."
+    saved = 1 - cost.prefill_ms / cost.unpruned_prefill_ms
+    how = "faster" if saved > 0 else "slower"
+    return f"{text}; by measured layer times its prefill is {percent(abs(saved))} {how}."
+
+
+def steps(material: Material) -> Chart:
+    """One stepped line a plan."""
+    profile, plans = material.profile, material.plans
+    layers = list(range(profile.model.n_layers))
+    schedule = {g.name: g.plan.schedule(profile.n_tokens, len(layers)) for g in plans}
+    data = [_line(given, schedule[given.name]) for given in plans]
+    labels = [
+        label
+        for given in plans[:MOST_LABELLED]
+        for label in _labels(given, schedule[given.name])
+        if len(plans) <= MOST_LABELLED
+    ]
+    layout = frame(
+        380,
+        xaxis=layer_axis(len(layers), "layer"),
+        yaxis=axis("image tokens entering the layer", range=[0, profile.n_tokens * 1.04]),
+        annotations=labels,
+    )
+    rows = [("unpruned", *(str(profile.n_tokens) for _ in layers))]
+    rows += [(g.name, *map(str, schedule[g.name])) for g in plans]
+    return Chart(
+        "schedule",
+        "Image tokens that enter each layer",
+        "Stepped lines, one for each plan: the image tokens that enter each layer.",
+        figure(data, layout),
+        Table("Image tokens that enter each layer", ("plan", *map(str, layers)), tuple(rows)),
+    )
+
+
+def _line(given: Given, schedule: list[int]) -> dict[str, Any]:
+    cuts = {cut.layer: plain(cut_text(cut)) for cut in given.plan.cuts}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": plain(given.name),
+        "x": list(range(len(schedule))),
+        "y": schedule,
+        "line": {"shape": "hvh", "color": given.colour, "dash": given.dash, "width": 2.5},
+        "text": [cuts.get(layer, "") for layer in range(len(schedule))],
+        "hovertemplate": "layer %{x}: %{y} tokens %{text}<extra>%{fullData.name}</extra>",
+    }
+
+
+def _labels(given: Given, schedule: list[int]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": "wide",
+            "x": cut.layer - 0.45,
+            "y": schedule[cut.layer],
+            "text": plain(cut.selector or "drop all"),
+            "showarrow": False,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "font": {"size": 11, "color": given.colour},
+        }
+        for cut in given.plan.cuts
+    ]
+
+
+def costs(material: Material) -> Table:
+    """Unpruned and every plan."""
+    rows = [_unpruned(material.plans[0].cost)]
+    rows += [_cost(given.name, given.cost) for given in material.plans]
+    head = (
+        *("plan", "tokens after each cut", "layer-average keep", "prefill FLOPs", "of unpruned"),
+        *("KV cache", "of unpruned", "choosing, FLOPs", "decoder prefill"),
+    )
+    return Table("Cost of one typical prompt", head, tuple(rows), n_text=2)
+
+
+def _unpruned(cost: Cost) -> tuple[str, ...]:
+    ms = cost.unpruned_prefill_ms
+    figures = ("1", si(cost.unpruned_prefill_flops), "100 %", binary(cost.unpruned_kv_bytes))
+    return ("unpruned", str(cost.n_tokens), *figures, "100 %", "0", _ms(ms))
+
+
+def _cost(name: str, cost: Cost) -> tuple[str, ...]:
+    return (
+        name,
+        arrows(cost.counts),
+        f"{cost.layer_average_keep:.4f}",
+        si(cost.prefill_flops),
+        percent(cost.prefill_flops / cost.unpruned_prefill_flops),
+        binary(cost.kv_bytes),
+        percent(cost.kv_bytes / cost.unpruned_kv_bytes),
+        si(cost.selection_flops or 0.0),
+        _ms(cost.prefill_ms),
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else milliseconds(value)

@@ -1,0 +1,169 @@
+"""The report from beginning to end: its head, its sections in order, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from tpcal.report.attention import attention
+from tpcal.report.depths import depths
+from tpcal.report.deviations import deviations
+from tpcal.report.figures import Section, Table
+from tpcal.report.fronts import fronts
+from tpcal.report.page import page
+from tpcal.report.predictions import predictions
+from tpcal.report.schedules import schedules
+from tpcal.views.words import count, milliseconds, nats, percent
+
+if TYPE_CHECKING:
+    from tpcal.plans.schema import Plan
+    from tpcal.report.material import Given, Material
+
+
+def report(
+    material: Material,
+    *,
+    made_by: str,
+    command: str,
+    now: datetime,
+    shown: Sequence[Any] | None = None,
+    evidence: Sequence[Section] = (),
+) -> str:
+    """The page as HTML; all but the time depends on the arguments alone.
+
+    Args:
+        material: Profile, plans and searches.
+        made_by: Mark of the file's maker.
+        command: Kept as provenance.
+        now: The page's date.
+        shown: Samples with kept patches; None where no model was loaded.
+        evidence: Sections of evaluations and timings.
+    """
+    found = [deviations(material), attention(material), depths(material), fronts(material)]
+    found += [schedules(material)] if material.plans else []
+    predicted = predictions(material)
+    found += [predicted] if predicted else []
+    return page(
+        title=f"{_model(material)}: what image tokens are worth",
+        made_by=made_by,
+        sections=[*found, *evidence],
+        head=_head(material, now),
+        provenance=_provenance(material, made_by, command, now),
+        shown=shown,
+    )
+
+
+def _model(material: Material) -> str:
+    model = material.profile.model
+    return model.name or model.architecture or "The model"
+
+
+def _head(material: Material, now: datetime) -> dict[str, Any]:
+    profile = material.profile
+    data = profile.provenance.get("data", {})
+    facts = [
+        ("Model", _model(material)),
+        ("Decoder", f"{profile.model.n_layers} layers"),
+        ("Data", data.get("name", "–")),
+        ("Samples", f"{len(profile.sample_group):,}"),
+        ("Groups", str(len(profile.groups))),
+        ("Probes", f"{len(profile.probes):,}"),
+        ("Tokens of a prompt", f"{profile.n_tokens} image, {profile.n_text} text"),
+        ("Made", f"{now:%Y-%m-%d %H:%M}"),
+    ]
+    notes = [f"{given.name}: {given.note}." for given in material.plans if given.note]
+    return {
+        "facts": facts,
+        "lead": _lead(material),
+        "plans": _plans(material) if material.plans else None,
+        "notes": notes,
+        "no_samples": "No samples are shown: the model was not loaded (--samples 0).",
+    }
+
+
+def _lead(material: Material) -> str:
+    if not material.plans:
+        return "What a profile measured, layer by layer. No plan was named."
+    words = []
+    for given in material.plans:
+        losses = given.losses
+        worst = max(losses, key=lambda g: losses[g])
+        how = "loses" if given.measured else "is predicted to lose"
+        words.append(
+            f"{given.name} keeps {percent(given.cost.layer_average_keep)} of the image's "
+            f"token-layers and {how} at most {nats(losses[worst])} nats in a group, {worst}."
+        )
+    return " ".join(words)
+
+
+def _plans(material: Material) -> Table:
+    head = (
+        *("plan", "budget", "layer-average keep", "prefill FLOPs", "KV cache"),
+        *("loss predicted, mean", "worst group", "loss measured, mean", "worst group"),
+        *("answers changed", "decoder prefill"),
+    )
+    rows = tuple(_row(given) for given in material.plans)
+    return Table("The plans; FLOPs and KV cache as shares of the unpruned model", head, rows)
+
+
+def _row(given: Given) -> tuple[str, ...]:
+    cost, flips = given.cost, given.flips
+    return (
+        given.name,
+        _budget(given.plan),
+        f"{cost.layer_average_keep:.4f}",
+        percent(cost.prefill_flops / cost.unpruned_prefill_flops),
+        percent(cost.kv_bytes / cost.unpruned_kv_bytes),
+        *_losses(given.predicted),
+        *_losses(given.measured),
+        percent(sum(flips.values()) / len(flips)) if flips else "–",
+        "–" if cost.prefill_ms is None else milliseconds(cost.prefill_ms),
+    )
+
+
+def _losses(losses: Any) -> tuple[str, str]:
+    if not losses:
+        return "–", "–"
+    worst = max(losses, key=lambda g: losses[g])
+    return nats(sum(losses.values()) / len(losses)), f"{nats(losses[worst])} ({worst})"
+
+
+def _budget(plan: Plan) -> str:
+    if plan.budget is None:
+        return "–"
+    kinds = {"flops": " of FLOPs", "kv": " of KV bytes", "ms": " ms"}
+    return f"{plan.budget.target:g}{kinds.get(plan.budget.kind or '', '')}"
+
+
+def _provenance(
+    material: Material, made_by: str, command: str, now: datetime
+) -> list[tuple[str, str]]:
+    profile = material.profile
+    facts = profile.provenance
+    data = facts.get("data", {})
+    found = [
+        ("report", f"{made_by} on {now:%Y-%m-%d %H:%M:%S %Z}".strip()),
+        ("report by", command),
+        ("profile", material.folder),
+        ("profile by", str(facts.get("command") or "–")),
+        ("profile digest", profile.digest),
+        ("model", _model(material)),
+        ("model revision", profile.model.revision or "–"),
+        ("model structure", profile.model.fingerprint or "–"),
+        ("computed in", f"{facts.get('dtype', '–')} on {facts.get('device', '–')}"),
+        ("data", str(data.get("description", "–"))),
+        ("data digest", str(data.get("fingerprint", "–"))),
+        ("versions", _listed(facts.get("versions"))),
+        ("plans measured", count(len(material.known), "plan")),
+    ]
+    for given in material.plans:
+        plan, more = given.plan, given.plan.provenance
+        found.append((given.name, str(more.get("command") or plan.source or "–")))
+        found.append((f"{given.name}, made", str(more.get("time", "–"))))
+        found.append((f"{given.name}, versions", _listed(more.get("libraries"))))
+    return found
+
+
+def _listed(versions: Any) -> str:
+    return ", ".join(f"{name} {version}" for name, version in (versions or {}).items()) or "–"
