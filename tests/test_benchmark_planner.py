@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.planner import page, plots
-from benchmarks.planner.comparison import patches, single
+from benchmarks.planner import page, plots, quality
+from benchmarks.planner.comparison import Answered, Comparison, patches, single
 from benchmarks.planner.intervals import holm, overall_difference, p_paired, worst_difference
+from benchmarks.planner.show_comparison import METHODS
+from benchmarks.planner.sizes import BUDGETS
 from benchmarks.planner.work import Work, code
 from tpcal.planner.space import spent
 from tpcal.plans.errors import BudgetError
@@ -112,6 +114,36 @@ def test_a_plot_is_the_same_every_time(tmp_path: Path) -> None:
         with plots.figure(tmp_path / name, 1) as panels:
             plots.bands(panels[0], [1, 2], {"x": [[1, 2], [2, 3]]})
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_names_beside_a_panel_keep_their_order_and_do_not_overlap(tmp_path: Path) -> None:
+    with plots.figure(tmp_path / "a.svg", 1) as panels:
+        plots.named(panels[0], {n: (y, {"color": "red"}) for n, y in _ENDS.items()})
+        heights = {text.get_text(): text.get_position()[1] for text in panels[0].texts}
+    assert sorted(heights, key=heights.__getitem__) == ["low", "b", "a", "c", "top"]
+    assert heights["low"] == pytest.approx(0.1)  # alone, where its line ends
+    assert heights["a"] == pytest.approx(0.5)  # of three in one place the middle one stays
+    assert np.diff(sorted(heights.values())).min() >= plots.GAP - 1e-9
+    assert heights["top"] == pytest.approx(1.0)
+
+
+_ENDS = {"a": 0.5, "b": 0.499, "c": 0.501, "low": 0.1, "top": 1.0}
+
+
+def test_the_picture_of_readme_names_every_method_and_draws_what_was_answered(
+    tmp_path: Path,
+) -> None:
+    right = np.array([[True, True, True, False]])
+    answered = tuple(
+        Answered(method, budget, budget, right, right) for method in METHODS for budget in BUDGETS
+    )
+    found = Comparison(("a", "b"), np.array([0, 0, 1, 1]), right[0] | True, answered, {}, {})
+    assert found.by_group(right).tolist() == [1.0, 0.5]
+    for name in ("a.svg", "b.svg"):
+        quality.draw(found, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    texts = (tmp_path / "a.svg").read_text()
+    assert all(f"<!-- {method} -->" in texts for method in (*METHODS, "unpruned"))
 
 
 @pytest.mark.slow

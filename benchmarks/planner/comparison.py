@@ -88,6 +88,11 @@ class Comparison:
     plans: Mapping[tuple[float, int], tuple[Cut, ...]]
     """tpcal's, by budget and seed."""
 
+    def by_group(self, right: NDArray[np.bool_]) -> Floats:
+        """[G] accuracy of every group, the mean of all entries of [R, n]."""
+        mean = right.mean(axis=0)
+        return np.array([mean[self.sample_group == g].mean() for g in range(len(self.groups))])
+
 
 def comparison(work: Work, sizes: Sizes, folders: Folders) -> Comparison:
     """Finds tpcal's plans, puts the others on the budgets, and lets all answer."""

@@ -13,12 +13,15 @@ from numpy.typing import ArrayLike
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
+from sklearn.isotonic import isotonic_regression
 
 GREY = "#808a94"
 COLOURS = (
     *("#3b8bd6", "#e0663a", "#2fa36b", "#b565c9", "#c29a1c", "#d6588c"),
     *("#3aa6a6", "#8f7a5c", "#7c86d9", "#7ba03b", "#c4717a", "#808a94"),
 )
+GAP = 0.043
+"""Between names beside a panel, as a share of its height."""
 STYLE = {
     "svg.hashsalt": "tpcal",
     "svg.fonttype": "path",
@@ -69,3 +72,28 @@ def bands(
         panel.fill_between(
             x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12, linewidth=0
         )
+
+
+def named(panel: Any, ends: Mapping[str, tuple[float, Mapping[str, Any]]]) -> None:
+    """Names beside a panel, each at the height where its line ends, moved apart to be read.
+
+    Args:
+        panel: With its limits and scales set.
+        ends: Name -> its height and what matplotlib is told of its text.
+    """
+    names = sorted(ends, key=lambda name: ends[name][0])
+    points = [(panel.get_xlim()[1], ends[name][0]) for name in names]
+    wanted = panel.transAxes.inverted().transform(panel.transData.transform(points))[:, 1]
+    steps = np.arange(len(names)) * GAP  # heights less steps must not fall
+    heights = steps + isotonic_regression(wanted - steps, y_max=1.0 - steps[-1])
+    for name, start, height in zip(names, wanted, heights, strict=True):
+        look = ends[name][1]
+        panel.plot(
+            [1.01, 1.06],
+            [start, height],
+            color=look["color"],
+            linewidth=0.6,
+            transform=panel.transAxes,
+            clip_on=False,
+        )
+        panel.text(1.07, height, name, va="center", transform=panel.transAxes, **look)

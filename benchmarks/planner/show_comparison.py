@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.planner import page, plots
+from benchmarks.planner import page, plots, quality
 from benchmarks.planner.comparison import (
     BASELINES,
     DOWNSIZED,
@@ -33,7 +33,6 @@ from benchmarks.planner.work import Work
 from tpcal.calibrate.evaluate import Share, share
 from tpcal.plans.schema import Cut
 
-Floats = NDArray[np.float64]
 METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)
 
 
@@ -52,6 +51,7 @@ def run(work: Work, sizes: Sizes, folders: Folders, pictures: Path) -> dict[str,
     found = comparison(work, sizes, folders)
     beside = _beside(found, sizes)
     _plot(found, pictures / "comparison.svg")
+    quality.draw(found, pictures.parent / "quality.svg")
     return {
         "comparison-plot": page.picture("comparison", "Accuracy by layer average"),
         "summary": _summary(found),
@@ -64,12 +64,6 @@ def run(work: Work, sizes: Sizes, folders: Folders, pictures: Path) -> dict[str,
 def _get(found: Comparison, method: str, target: float) -> Answered | None:
     at = (a for a in found.answered if (a.method, a.target) == (method, target))
     return next(at, None)
-
-
-def _groups(found: Comparison, right: NDArray[np.bool_]) -> Floats:
-    """[G] accuracy of every group, the mean of all entries."""
-    mean = right.mean(axis=0)
-    return np.array([mean[found.sample_group == g].mean() for g in range(len(found.groups))])
 
 
 def _beside(found: Comparison, sizes: Sizes) -> dict[tuple[str, float], Beside]:
@@ -113,7 +107,7 @@ def _summary(found: Comparison) -> str:
 
 
 def _pair(found: Comparison, right: NDArray[np.bool_]) -> str:
-    return f"{right.mean():.3f} / {_groups(found, right).min():.3f}"
+    return f"{right.mean():.3f} / {found.by_group(right).min():.3f}"
 
 
 def _leading(cell: str) -> float:
@@ -153,7 +147,7 @@ def _more(found: Comparison, right: NDArray[np.bool_], sizes: Sizes) -> str:
 
 def _accuracies(found: Comparison, right: NDArray[np.bool_]) -> list[str]:
     """Overall and of the worst group; with Wilson's intervals where it is one entry."""
-    by_group = _groups(found, right)
+    by_group = found.by_group(right)
     worst = int(np.argmin(by_group))
     name = found.groups[worst]
     if len(right) > 1:
@@ -234,4 +228,4 @@ def _mean(found: Comparison, answered: Answered) -> float:
 
 
 def _worst(found: Comparison, answered: Answered) -> float:
-    return float(_groups(found, answered.right).min())
+    return float(found.by_group(answered.right).min())
