@@ -30,7 +30,7 @@ def main() -> None:
 
 @click.group(
     cls=terminal.Commands,
-    resumable=("calibrate", "plan"),
+    resumable=("calibrate", "plan", "eval"),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="tpcal", message="%(prog)s %(version)s")
