@@ -212,9 +212,7 @@ class _Look:
     after: Mapping[str, _Run]
 
 
-def _look(
-    loaded: Loaded, sample: Sample, plans: Mapping[str, Plan], max_new_tokens: int
-) -> _Look:
+def _look(loaded: Loaded, sample: Sample, plans: Mapping[str, Plan], max_new_tokens: int) -> _Look:
     prompts = prompt_inputs(loaded.processor, [sample], loaded.model)
     tokenizer: Any = loaded.processor.tokenizer
 
