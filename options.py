@@ -31,6 +31,8 @@ class ModelChoice:
     dtype: str = "auto"
     offload: bool = False
     trust_remote_code: bool = False
+    attention: str | None = None
+    """None: transformers' choice; only `tpcal bench` asks."""
 
     def or_else(self, name: str | None, revision: str | None) -> ModelChoice:
         """The same choice, with the model of a plan or profile where none was named."""
@@ -49,6 +51,7 @@ class ModelChoice:
             dtype=self.dtype,
             offload=self.offload,
             trust_remote_code=self.trust_remote_code,
+            attention=self.attention,
         )
 
 

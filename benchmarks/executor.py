@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-import geometry as geometries
 import torch
 from machine import DTYPES, hardware, run_options, timer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from stopwatch import Bench, Seconds, measure, peak_bytes
+from stopwatch import Bench, Seconds, measure, peak
 
+from tpcal.calibrate.bench.figures import Spread
+from tpcal.calibrate.bench.geometry import GEOMETRIES, IMAGE, build, prompt
 from tpcal.planner.space import project
 from tpcal.plans import execute
 from tpcal.plans.cost import Cost, plan_cost
@@ -116,33 +117,25 @@ def figures(
     walls = [b / m for b, m in zip(base.prefill_wall, mine.prefill_wall, strict=True)]
     steps = [m / b for b, m in zip(base.decode, mine.decode, strict=True)]
     unpruned = statistics.median(base.prefill)
-    low, high = _quartiles(ratios)
     assert cost.selection_flops is not None
     ideal = cost.unpruned_prefill_flops / (cost.prefill_flops - cost.selection_flops)
-    speed_up = statistics.median(ratios)
+    speed_up = Spread.of(ratios)
     return Figures(
         name,
         layer_average_keep=cost.layer_average_keep,
-        speed_up=speed_up,
-        speed_up_spread=(high - low) / 2,
+        speed_up=speed_up.median,
+        speed_up_spread=speed_up.half,
         speed_up_wall=statistics.median(walls),
         ideal=ideal,
         reachable=reachable,
-        achieved=speed_up / ideal,
+        achieved=speed_up.median / ideal,
         overhead=statistics.median(mine.executor) / unpruned,
         selection=statistics.median(mine.selection) / unpruned,
         decode=statistics.median(steps),
-        decode_least=_quartiles(steps)[0],
+        decode_least=Spread.of(steps).low,
         memory=memory,
         kv=kv,
     )
-
-
-def _quartiles(values: list[float]) -> tuple[float, float]:
-    if len(values) == 1:
-        return values[0], values[0]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high
 
 
 def run(
@@ -151,20 +144,20 @@ def run(
     """The unpruned model's times, and the figures of every plan."""
     bar = progress.add_task("measuring", total=n_repeats + 1 + len(made))
     shape = replace(decoder_shape(bench.model), vocab=0)  # no output head
-    n_visual = int((bench.inputs["input_ids"] == geometries.IMAGE).sum())
+    n_visual = int((bench.inputs["input_ids"] == IMAGE).sum())
     lengths = {
         name: [n + n_text for n in plan.schedule(n_visual, shape.n_layers)]
         for name, plan in made.items()
     }
     short = {n for counts in lengths.values() for n in counts} - {n_visual + n_text}
     times = measure(bench, made, short, n_repeats, lambda: progress.advance(bar))
-    unpruned, full_kv = peak_bytes(bench, None), sum(execute.kv_bytes(bench.prefill()))
+    unpruned, full_kv = peak(bench, None), sum(execute.kv_bytes(bench.prefill()))
     results = []
     for name, plan in made.items():
         with execute.apply(bench.model, plan):
             kv = sum(execute.kv_bytes(bench.prefill())) / full_kv
         cost = plan_cost(plan, shape, n_visual, n_text)
-        memory, reachable = peak_bytes(bench, plan) / unpruned, times.reachable(lengths[name])
+        memory, reachable = peak(bench, plan) / unpruned, times.reachable(lengths[name])
         mine = times.plans[name]
         results.append(figures(name, mine, times.unpruned, reachable, cost, memory, kv))
         progress.advance(bar)
@@ -229,15 +222,17 @@ def verdicts(results: Sequence[Figures]) -> list[tuple[str, bool, str]]:
 @click.option(
     "--geometry",
     "preset",
-    type=click.Choice(sorted(geometries.GEOMETRIES)),
-    default="7b-layers",
+    type=click.Choice(sorted(GEOMETRIES)),
+    default="llava-1.5-7b",
     show_default=True,
     help="Widths of the decoder.",
 )
 @click.option(
     "--layers",
     type=click.IntRange(min=5),
-    help="Decoder layers; by default those of the geometry.",
+    default=8,
+    show_default=True,
+    help="Decoder layers.",
 )
 @click.option(
     "--budget",
@@ -266,7 +261,7 @@ def verdicts(results: Sequence[Figures]) -> list[tuple[str, bool, str]]:
 @click.option("--strict", is_flag=True, help=f"Exit with {MISSED} where a target is missed.")
 def main(
     preset: str,
-    layers: int | None,
+    layers: int,
     dtype: str,
     device: str,
     budget: float,
@@ -282,11 +277,11 @@ def main(
     now = timer(clock, threads, device)
     console = Console()
     console.width = max(console.width, 100)
-    chosen = geometries.with_layers(geometries.GEOMETRIES[preset], layers)
+    chosen = GEOMETRIES[preset].with_layers(layers)
     with torch.inference_mode(), Progress(console=console, transient=True) as progress:
         progress.add_task("building the model", total=None)
-        model = geometries.build(chosen, DTYPES[dtype], device)
-        inputs = geometries.prompt(chosen, n_text, DTYPES[dtype], device)
+        model = build(chosen, DTYPES[dtype], device)
+        inputs = prompt(chosen, n_text, DTYPES[dtype], device)
         made = plans(chosen.n_layers, chosen.n_visual, budget)
         bench = Bench(model, inputs, n_decode, now)
         base, results = run(bench, made, n_text, repeats, progress)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import torch
+
+from tpcal.calibrate.bench.machine import device_name
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 Command = Callable[..., None]
@@ -59,15 +60,5 @@ def timer(clock: str, threads: int | None, device: str) -> Callable[[], float]:
 
 def hardware(device: str) -> str:
     """The machine and the libraries, in words."""
-    if device != "cpu":
-        name = torch.cuda.get_device_name()
-    else:
-        model = [line for line in _cpuinfo() if line.startswith("model name")]
-        name = model[0].partition(":")[2].strip() if model else platform.machine()
-        name += f", {torch.get_num_threads()} threads"
-    return f"{name}, torch {torch.__version__}"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    return f"{device_name(torch.device(device))}{threads}, torch {torch.__version__}"

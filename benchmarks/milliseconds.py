@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-import geometry as geometries
 import numpy as np
 import torch
 from machine import DTYPES, hardware, run_options, timer
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tpcal.calibrate import timing
+from tpcal.calibrate.bench.geometry import GEOMETRIES, build, prompt
 from tpcal.calibrate.timing import Clock
 from tpcal.plans.cost import layers_ms, prefill_ms
 from tpcal.plans.schema import Cut, Plan
@@ -127,7 +127,7 @@ def embedded(device: str, dtype: torch.dtype, now: Callable[[], float]) -> Clock
 @click.option(
     "--geometry",
     "preset",
-    type=click.Choice([EMBEDDED, *sorted(geometries.GEOMETRIES)]),
+    type=click.Choice([EMBEDDED, *sorted(GEOMETRIES)]),
     default=EMBEDDED,
     show_default=True,
     help="The built-in model, or widths of a decoder with random weights.",
@@ -160,9 +160,9 @@ def main(
     if preset == EMBEDDED:
         timed = embedded(device, DTYPES[dtype], now)
     else:
-        chosen = geometries.with_layers(geometries.GEOMETRIES[preset], layers)
-        model = geometries.build(chosen, DTYPES[dtype], device)
-        timed = Clock(model, geometries.prompt(chosen, n_text, DTYPES[dtype], device), now)
+        chosen = GEOMETRIES[preset].with_layers(layers)
+        model = build(chosen, DTYPES[dtype], device)
+        timed = Clock(model, prompt(chosen, n_text, DTYPES[dtype], device), now)
     found = run(timed, SELECTORS, held_out(n_plans, timed.n_layers, SELECTORS, seed))
     tokens = "{} + {} tokens".format(*timed.n_tokens)
     console = Console()

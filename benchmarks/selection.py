@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
+from tpcal.calibrate.bench.stamps import now
 from tpcal.plans.selectors import create, names
 from tpcal.plans.selectors.base import Selector, Tokens
 
@@ -86,9 +87,7 @@ class Machine:
         return self._now() - started
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return self.clock()
+        return now(self.device, self.clock)
 
 
 def decoder_layer(machine: Machine) -> LlamaModel:

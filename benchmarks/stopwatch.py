@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache, PreTrainedModel
 
+from tpcal.calibrate.bench.measure import applied
+from tpcal.calibrate.bench.peak import peak_bytes
+from tpcal.calibrate.bench.stamps import now
 from tpcal.plans import attention, execute
 from tpcal.plans.forward import ForwardPass
 from tpcal.plans.schema import Plan
@@ -49,9 +50,7 @@ class Bench:
         return self.inputs["input_ids"].device
 
     def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return self.clock()
+        return now(self.device, self.clock)
 
     def prefill(self) -> DynamicCache:
         cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
@@ -89,10 +88,6 @@ class Bench:
             self.prefill()
         seconds.executor.append(spent["executor"])
         seconds.selection.append(spent["selection"])
-
-
-def applied(model: PreTrainedModel, plan: Plan | None) -> Any:
-    return nullcontext() if plan is None else execute.apply(model, plan)
 
 
 @contextmanager
@@ -151,31 +146,10 @@ def _timing(
     return timed
 
 
-def peak_bytes(bench: Bench, plan: Plan | None) -> int:
-    """Most bytes a prefill holds beyond what was there before, its KV cache included.
-
-    CUDA's own statistics; on a CPU the allocations that torch's profiler saw, added up.
-    """
-    gc.collect()
+def peak(bench: Bench, plan: Plan | None) -> int | None:
+    """Most bytes a prefill holds beyond what was there before, its KV cache included."""
     with applied(bench.model, plan):
-        if bench.device.type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            bench.prefill()
-            return torch.cuda.max_memory_allocated() - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            bench.prefill()
-    assert profiled.profiler is not None
-    events = profiled.profiler.kineto_results.events()
-    moves = sorted(
-        (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
-    )
-    held = most = 0
-    for _, _, n_bytes in moves:
-        held += n_bytes
-        most = max(most, held)
-    return most
+        return peak_bytes(bench.device, bench.prefill)
 
 
 @dataclass(frozen=True)

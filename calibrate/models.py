@@ -98,6 +98,7 @@ def load(
     dtype: str = "auto",
     offload: bool = False,
     trust_remote_code: bool = False,
+    attention: str | None = None,
 ) -> Loaded:
     """The model and its processor, on its device, in evaluation mode.
 
@@ -113,6 +114,7 @@ def load(
             that has no room for on disk. They are brought to the device in every pass, which is
             slow. The numbers are those of a device with room.
         trust_remote_code: Run Python code that comes with the model.
+        attention: ``sdpa`` or ``eager``; None: transformers' choice.
 
     Raises:
         UsageError: No such model, its files cannot be had, it takes no images, it has no processor
@@ -120,13 +122,14 @@ def load(
         RunFailed: It does not fit into memory.
     """
     place = _find(name, revision)
-    where = _device(device)
+    where = find_device(device)
     keywords = place.arguments(trust_remote_code)
     with _quiet():
         config = _configuration(place, keywords)
         precision = _dtype(dtype, where, config)
         processor = _processor(place, keywords)
         how = _offloaded(where) if offload else {}
+        how |= {"attn_implementation": attention} if attention else {}
         model = _model(place, config, precision, None if offload else where, keywords | how)
     shown = place.name
     identity = families.identity(model, shown, place.revision)
@@ -188,7 +191,8 @@ def _unknown(name: str) -> str:
     )
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name, as `load` takes it; errors as there."""
     if name == "auto":
         return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from tpcal.calibrate.bench.stamps import now
 from tpcal.calibrate.models import device_of
 from tpcal.plans import execute
 from tpcal.plans.cost import EVERY_PLAN, PER_TOKEN, layers_ms
@@ -100,9 +101,7 @@ class Clock:
         return (marks[1] - marks[0]) * 1000
 
     def _now(self) -> float:
-        if device_of(self.model).type == "cuda":
-            torch.cuda.synchronize(device_of(self.model))
-        return self.now()
+        return now(device_of(self.model), self.now)
 
 
 def measure(clock: Clock, counts: Sequence[int], cuts: Sequence[Cut]) -> Times:

@@ -79,7 +79,7 @@ def binary(n_bytes: float) -> str:
     """Bytes in KiB, MiB, GiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(n_bytes) < 1024 or unit == "TiB":
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.3g} {unit}"
+            return f"{n_bytes:.{4 if n_bytes >= 1000 else 3}g} {unit}"
         n_bytes /= 1024
     raise AssertionError
 

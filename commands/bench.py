@@ -1,0 +1,251 @@
+"""`tpcal bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tpcal import options, terminal
+from tpcal.commands.outputs import check_outputs, write_figures
+from tpcal.commands.timed import Subject, loaded_subject, random_subject
+from tpcal.options import ModelChoice
+from tpcal.plans.errors import SlowerError, UsageError
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.bench.figures import Cell
+    from tpcal.calibrate.bench.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the options ask for: every combination is a cell."""
+
+    batch_sizes: tuple[int, ...]
+    images: tuple[int, ...]
+    text: tuple[int, ...]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """In the order of the table."""
+        from tpcal.calibrate.bench.shapes import Shape
+
+        return [Shape(b, i, t) for i, t, b in product(self.images, self.text, self.batch_sizes)]
+
+
+def count(word: str) -> int:
+    """A whole number of 1 or more."""
+    if not word.isdecimal() or int(word) < 1:
+        raise ValueError("must be a whole number of 1 or more")
+    return int(word)
+
+
+@click.command(short_help="Time, memory: a plan beside the unpruned model.")
+@click.option(
+    "--plan",
+    "files",
+    metavar="PLAN",
+    multiple=True,
+    required=True,
+    help="Plan file, preset:NAME or preset:NAME@BUDGET; may be given several times.",
+)
+@options.model_options
+@click.option(
+    "--model-geometry",
+    "geometry",
+    metavar="NAME",
+    help="In place of --model: the widths of llava-1.5-7b, llava-1.5-13b, qwen2.5-vl-3b, "
+    "qwen2.5-vl-7b (or small, tiny) with random weights.",
+)
+@click.option(
+    "--layers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Decoder layers of --model-geometry, where all would take too long.",
+)
+@click.option(
+    "--attention", type=click.Choice(["sdpa", "eager"]), help="Kernel; transformers' choice."
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of torch on the CPU.")
+@click.option(
+    "--batch-sizes",
+    type=options.Listed(count),
+    default="1,4",
+    show_default=True,
+    metavar="N,…",
+    help="Prompts that are answered together.",
+)
+@click.option(
+    "--images",
+    type=options.Listed(count),
+    default="1",
+    show_default=True,
+    metavar="N,…",
+    help="Images of each prompt.",
+)
+@click.option(
+    "--text",
+    type=options.Listed(count),
+    default="32,256",
+    show_default=True,
+    metavar="N,…",
+    help="Text tokens of the longest prompt, nearly; in a batch down to half of it.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=28),
+    default=336,
+    show_default=True,
+    metavar="PX",
+    help="Height and width of an image.",
+)
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(min=2),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Tokens that every prompt is answered with.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    metavar="N",
+    help="Answers to time of each prompt, with a plan and without.",
+)
+@options.figures_option
+def bench(
+    files: tuple[str, ...],
+    model: ModelChoice,
+    geometry: str | None,
+    layers: int | None,
+    threads: int | None,
+    batch_sizes: tuple[int, ...],
+    images: tuple[int, ...],
+    text: tuple[int, ...],
+    image_size: int,
+    new_tokens: int,
+    repeats: int,
+    outputs: tuple[Path, ...],
+    force: bool,
+) -> None:
+    """Time real generation with plans and without, in turns, and compare memory.
+
+    Every combination of --batch-sizes, --images and --text is a cell: pictures of noise and
+    random words, answered by `generate` with --new-tokens tokens. In every repeat the unpruned
+    model and the plans take turns, so ratios hold on a machine that drifts; absolute times hold
+    for a machine that does nothing else. A few repeats warm up.
+
+    Exits with 6 where a plan is slower than the unpruned model in any cell: in time to the
+    first token, in time per token or in throughput, by more than 2% and beyond noise (sign
+    test over the repeats; 1% of false alarms for all cells together). Tables and files are
+    written all the same.
+
+    Without weights, --model-geometry times random ones of the same widths; images are then
+    given encoded, so the vision tower is not timed, and plans are scaled to the depth.
+
+    \b
+    Examples:
+      tpcal bench --plan plan.yaml
+      tpcal bench --plan plan.yaml --plan preset:dart-128@0.22 -o bench.json -o bench.md
+      tpcal bench --plan plan.yaml --batch-sizes 1,8,32 --images 2 --text 512
+      tpcal bench --plan preset:divprune@0.22 --model-geometry llava-1.5-7b --layers 4
+    """
+    sizes = Sizes(batch_sizes, images, text)
+    check_outputs(outputs, force)
+    _check(files, model, geometry, layers, repeats, len(sizes.shapes))
+    with terminal.progress() as report:
+        report(0, 0, "Loading the model")
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        subject = (
+            loaded_subject(files, model, image_size, report)
+            if geometry is None
+            else random_subject(files, geometry, layers, model, image_size)
+        )
+        from tpcal.calibrate.bench.measure import bench as measure
+
+        cells = measure(
+            subject.model,
+            subject.inputs_of,
+            sizes.shapes,
+            subject.plans,
+            n_new=new_tokens,
+            n_repeats=repeats,
+            progress=report,
+        )
+    _show(subject, cells, repeats, outputs)
+
+
+def _check(
+    files: Sequence[str],
+    model: ModelChoice,
+    geometry: str | None,
+    layers: int | None,
+    n_repeats: int,
+    n_cells: int,
+) -> None:
+    """Nothing, where the options fit together; otherwise everything that is wrong at once."""
+    from tpcal.calibrate.bench.geometry import GEOMETRIES
+    from tpcal.calibrate.bench.verdict import check_repeats
+
+    problems = []
+    if len(set(files)) < len(files):
+        problems.append("--plan must name each plan once; got one twice.")
+    if geometry is None and layers is not None:
+        problems.append("--layers must come with --model-geometry; got it alone.")
+    if geometry is not None:
+        given = {"--model": model.name, "--revision": model.revision, "--offload": model.offload}
+        problems += [
+            f"{option} cannot go with --model-geometry, which has no weights. Name one of them."
+            for option, value in given.items()
+            if value
+        ]
+        if geometry not in GEOMETRIES:
+            known = ", ".join(GEOMETRIES)
+            problems.append(f"--model-geometry must be one of {known}; got {geometry}.")
+        elif layers is not None and layers > GEOMETRIES[geometry].n_layers:
+            depth = GEOMETRIES[geometry].n_layers
+            problems.append(f"--layers must be at most {depth} for {geometry}; got {layers}.")
+    try:
+        check_repeats(n_repeats, n_cells, len(files))
+    except UsageError as error:
+        problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def _show(
+    subject: Subject, cells: Sequence[Cell], n_repeats: int, outputs: Sequence[Path]
+) -> None:
+    """Prints the table, writes the files, and then fails where a plan is slower."""
+    from datetime import UTC, datetime
+
+    from tpcal.calibrate.bench.figures import plain
+    from tpcal.calibrate.bench.machine import machine_of
+    from tpcal.calibrate.bench.verdict import sentences, slower
+    from tpcal.views.benches import Page, bench_markdown, bench_view
+
+    found, machine = slower(cells), machine_of(subject.model)
+    said = sentences(cells, found)
+    page = Page(subject.lines, machine, n_repeats, tuple(cells), found, tuple(said))
+    terminal.console().print(bench_view(page))
+    data = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **subject.about,
+        "machine": asdict(machine),
+        "repeats": n_repeats,
+        "cells": [plain(cell, names) for cell, names in zip(cells, found, strict=True)],
+        "slower": said,
+    }
+    write_figures(outputs, data, bench_markdown(page))
+    if said:
+        raise SlowerError("\n".join(said))
