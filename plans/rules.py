@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record")
 MAX_LAYERS = 1_000
-_FRACTIONS = {
+FRACTIONS = {
     "keep",
     "layer_average_keep",
     "text_to_visual_below",
@@ -57,7 +57,7 @@ class Reader:
         if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
             self.wrong(path, "be an integer" if integer else "be a number", value)
             return None
-        if path.rsplit(".", 1)[-1] in _FRACTIONS and not 0 <= value <= 1:
+        if path.rsplit(".", 1)[-1] in FRACTIONS and not 0 <= value <= 1:
             self.wrong(path, "be in [0, 1]", value)
             return None
         if value < 0 and "loss" not in path:
@@ -96,6 +96,7 @@ def read_record(
     data = reader.mapping(body[key], path, [f.name for f in fields(record)])  # type: ignore[arg-type]
     if data is None:
         return None
+    data = {name: value for name, value in data.items() if value is not None}  # null: not given
     before = len(reader.problems)
     values = {k: _read(reader, v, str(hints[k]), f"{path}.{k}") for k, v in data.items()}
     for name, hint in hints.items():
@@ -106,8 +107,6 @@ def read_record(
 
 
 def _read(reader: Reader, value: Any, hint: str, path: str) -> Any:
-    if value is None:
-        return None
     if "Mapping" in hint:
         data = reader.plain(value, path) if isinstance(value, Mapping) else None
         if data is None:
@@ -161,6 +160,15 @@ def read_step(reader: Reader, body: Mapping[str, Any]) -> int | None:
         reader.wrong("round_to", "be an integer of at least 1", step)
         return None
     return step
+
+
+def read_provenance(reader: Reader, body: Mapping[str, Any]) -> dict[str, Any]:
+    """``provenance`` of a plan: plain data under any names."""
+    given = body.get("provenance")
+    if given is not None and not isinstance(given, Mapping):
+        reader.wrong("provenance", "be a mapping", given)
+        return {}
+    return dict(reader.plain(given or {}, "provenance"))
 
 
 def read_budget(reader: Reader, body: Mapping[str, Any]) -> Budget | None:

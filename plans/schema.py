@@ -252,6 +252,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
         check_cuts,
         read_budget,
         read_cuts,
+        read_provenance,
         read_record,
         read_step,
     )
@@ -261,7 +262,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
     body = reader.mapping(data, "the plan", known)
     if body is None:
         raise PlanError(source, reader.problems)
-    if body.get("schema") != SCHEMA:
+    if body.get("schema") != SCHEMA or isinstance(body.get("schema"), bool):
         rule = f"schema must be {SCHEMA} (this version of tpcal reads no other)"
         raise PlanError(source, [f"{rule}; got {body.get('schema')!r}."])
     given = body.get("digest")
@@ -283,7 +284,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
         loss=read_record(reader, body, "loss", Loss),
         cost=read_record(reader, body, "cost", Cost),
         certificate=read_record(reader, body, "certificate", Certificate),
-        provenance=reader.plain(body.get("provenance") or {}, "provenance"),
+        provenance=read_provenance(reader, body),
     )
     if reader.problems:
         raise PlanError(source, reader.problems)

@@ -17,7 +17,7 @@ from tpcal.plans.errors import UsageError
 if TYPE_CHECKING:
     from tpcal.plans.selectors.base import Selector
 
-__all__ = ["create", "min_layer", "names", "needs", "parameters", "searched"]
+__all__ = ["create", "kind", "min_layer", "names", "needs", "parameters", "searched"]
 
 
 @cache
@@ -36,23 +36,23 @@ def create(name: str, params: Mapping[str, Any] | None = None) -> Selector:
     Raises:
         UsageError: The name or a parameter is unknown, or a value breaks its parameter's rule.
     """
-    kind = _kind(name)
-    known = [f.name for f in fields(kind)]
+    made = kind(name)
+    known = [f.name for f in fields(made)]
     unknown = [key for key in params or {} if key not in known]
     if unknown:
         listed = f"Known: {', '.join(known)}" if known else "It has none"
         raise UsageError("\n".join(f"{name} has no parameter {k!r}. {listed}." for k in unknown))
-    return kind(**(params or {}))
+    return made(**(params or {}))
 
 
 def parameters(name: str) -> dict[str, Any]:
     """Parameter names of a selector and their defaults, in the order of its file."""
-    return {f.name: f.default for f in fields(_kind(name))}
+    return {f.name: f.default for f in fields(kind(name))}
 
 
 def searched(name: str) -> dict[str, tuple[Any, ...]]:
     """Parameters worth searching: lowest and highest number, or all words."""
-    return dict(_kind(name).searched)
+    return dict(kind(name).searched)
 
 
 def needs(name: str, params: Mapping[str, Any] | None = None) -> frozenset[str]:
@@ -66,18 +66,23 @@ def min_layer(name: str, params: Mapping[str, Any] | None = None) -> int:
 
 
 @cache
-def _kind(name: str) -> type[Selector]:
+def kind(name: str) -> type[Selector]:
+    """The class of that name; its fields are the selector's parameters.
+
+    Raises:
+        UsageError: The name is unknown.
+    """
     if name not in names():
         raise UsageError(f"No selector is called {name!r}. Known: {', '.join(names())}.")
     from tpcal.plans.selectors.base import Selector
 
     module = import_module(f"{__name__}.{name}")
     found = [
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type)
-        and issubclass(kind, Selector)
-        and kind.__module__ == module.__name__
+        made
+        for made in vars(module).values()
+        if isinstance(made, type)
+        and issubclass(made, Selector)
+        and made.__module__ == module.__name__
     ]
     assert len(found) == 1, f"{module.__name__} must define one selector"
     return found[0]

@@ -157,30 +157,51 @@ def choice(default: str, *others: str) -> Any:
     """A parameter that is one of a few words."""
     options = (default, *others)
     return parameter(
-        default, f"be one of {', '.join(options)}", lambda v: isinstance(v, str) and v in options
+        default,
+        f"be one of {', '.join(options)}",
+        lambda v: isinstance(v, str) and v in options,
+        {"enum": list(options)},
     )
 
 
 def fraction(default: float) -> Any:
     """A parameter in [0, 1]."""
-    return parameter(default, "be in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)
+    return parameter(
+        default,
+        "be in [0, 1]",
+        lambda v: _is_number(v) and 0 <= v <= 1,
+        {"type": "number", "minimum": 0, "maximum": 1},
+    )
 
 
 def number(default: float, *, low: float) -> Any:
     """A finite parameter of at least ``low``."""
-    return parameter(default, f"be at least {low:g}", lambda v: _is_number(v) and v >= low)
+    return parameter(
+        default,
+        f"be at least {low:g}",
+        lambda v: _is_number(v) and v >= low,
+        {"type": "number", "minimum": low},
+    )
 
 
 def whole(default: int, *, low: int) -> Any:
     """A parameter that is an integer of at least ``low``."""
     return parameter(
-        default, f"be an integer of at least {low}", lambda v: type(v) is int and v >= low
+        default,
+        f"be an integer of at least {low}",
+        lambda v: type(v) is int and v >= low,
+        {"type": "integer", "minimum": low},
     )
 
 
-def parameter(default: Any, rule: str, holds: Callable[[Any], bool]) -> Any:
-    """A parameter with a rule of its own; ``rule`` completes "must …"."""
-    return field(default=default, metadata={"rule": rule, "holds": holds})
+def parameter(
+    default: Any, rule: str, holds: Callable[[Any], bool], schema: Mapping[str, Any]
+) -> Any:
+    """A parameter with a rule of its own; ``rule`` completes "must …".
+
+    ``schema`` says the same as ``holds`` in JSON Schema, for editors.
+    """
+    return field(default=default, metadata={"rule": rule, "holds": holds, "schema": schema})
 
 
 def _is_number(value: Any) -> bool:

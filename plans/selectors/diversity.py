@@ -46,7 +46,10 @@ class Diversity(Selector):
     rule: str = choice("max_min", "max_sum")
     """Next is the token farthest from its nearest picked one, or from all picked ones together."""
     pivot: str | int = parameter(
-        "farthest", f"be one of {', '.join(_PIVOTS)} or an original index", _is_pivot
+        "farthest",
+        f"be one of {', '.join(_PIVOTS)} or an original index",
+        _is_pivot,
+        {"anyOf": [{"enum": list(_PIVOTS)}, {"type": "integer", "minimum": 0}]},
     )
     """First token of max_sum: by cosine to the mean of all tokens (``farthest``, ``centre``), the
     longest (``norm``), the first one alive, or the one alive nearest to an original index."""

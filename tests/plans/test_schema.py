@@ -109,6 +109,10 @@ def test_a_changed_plan_is_refused_until_its_digest_is_deleted() -> None:
     ("text", "message"),
     [
         ("schema: 2\ncuts: []", "schema must be 1 .*; got 2"),
+        ("schema: true\ncuts: []", "schema must be 1 .*; got True"),
+        ("schema: 1\nbudget: {target: null, reached: 0.1}", "budget.target must be given"),
+        ("schema: 1\nmodel: {n_layers: null}", "model.n_layers must be given"),
+        ("schema: 1\nprovenance: by hand", "provenance must be a mapping; got 'by hand'"),
         ("cuts: []", "schema must be 1 .*; got None"),
         ("[1]", "the plan must be a mapping; got"),
         ("schema: 1\ncuts: 3", "cuts must be a list of at most 1000 cuts; got 3"),
