@@ -18,7 +18,7 @@ from lmms_eval.utils import Collator
 from loguru import logger
 from tqdm import tqdm
 
-from tpcal.calibrate.models import load
+from tpcal.calibrate.models import device_of, load
 from tpcal.integrations.answerer import Answer, Answerer
 from tpcal.integrations.decoding import read_decoding
 from tpcal.integrations.prompts import Prompt, read_prompt
@@ -71,6 +71,7 @@ class Tpcal(lmms):
             dtype=dtype,
             trust_remote_code=trust_remote_code,
         )
+        self.device = device_of(loaded.model)  # where lmms-eval counts the shares of processes
         self._processor = loaded.processor
         self._answerer = Answerer(loaded, None if plan is None else str(plan))
 
