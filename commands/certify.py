@@ -70,7 +70,6 @@ def certify(
         raise click.UsageError("A preset cannot be written to; name a file with --output.")
     with terminal.progress() as report:
         found, loaded, samples = plan_model_samples(file, model, data, report)
-        assert found is not None
         from tpcal.planner.certify import Promise
         from tpcal.planner.proof import prove
 

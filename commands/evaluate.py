@@ -2,39 +2,128 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import both_answers
-from tpcal.options import DataChoice, ModelChoice
+from tpcal.commands.inputs import OUT, count_seen, plans_model_samples
+from tpcal.commands.outputs import check_outputs, write_figures
+from tpcal.options import DataChoice, Listed, ModelChoice
+from tpcal.plans.errors import UsageError
 
 
-@click.command(name="eval", short_help="Accuracy with and without a plan, per group.")
+def control(word: str) -> str:
+    """The name of a control."""
+    from tpcal.calibrate.controls import CONTROLS
+
+    if word not in CONTROLS:
+        raise ValueError(f"a control must be one of {', '.join(CONTROLS)}")
+    return word
+
+
+@click.command(name="eval", short_help="Accuracy with and without plans, beside controls.")
 @click.option(
     "--plan",
-    "file",
+    "files",
     metavar="PLAN",
-    help="Plan file or preset:NAME; without it, the unpruned model only.",
+    multiple=True,
+    help="Plan file, preset:NAME or preset:NAME@BUDGET; may be given several times. Without it, "
+    "the unpruned model only.",
+)
+@click.option(
+    "--control",
+    "controls",
+    type=Listed(control),
+    default=(),
+    metavar="A,B",
+    help="Beside each plan, what else costs as much: random, grid, downsized. Each takes as long "
+    "as a plan, so none is the default.",
 )
 @options.model_options
 @options.data_options
+@click.option("--allow-seen", is_flag=True, help="Take samples too that a plan was made from.")
 @options.batch_size_option(32)
 @options.answer_length_option(16)
+@click.option("--fresh", is_flag=True, help="Answer anew, whatever is kept in tpcal-out.")
+@options.figures_option
 def evaluate(
-    file: str | None, model: ModelChoice, data: DataChoice, batch_size: int, max_new_tokens: int
+    files: tuple[str, ...],
+    controls: tuple[str, ...],
+    model: ModelChoice,
+    data: DataChoice,
+    allow_seen: bool,
+    batch_size: int,
+    max_new_tokens: int,
+    fresh: bool,
+    outputs: tuple[Path, ...],
+    force: bool,
 ) -> None:
-    """Compare the answers with the right ones, with and without a plan.
+    """Compare the answers with the right ones, with and without plans.
 
-    The built-in questions used here are none that calibration has seen.
+    Several plans are compared on the same samples; the unpruned model answers once. A control
+    shows what a plan's choice of tokens is worth, at the cost that the plan was measured to have:
+
+    \b
+      random      one cut before the first layer, drawn anew for every batch
+      grid        one cut before the first layer, evenly spread
+      downsized   smaller images, which become fewer tokens
+
+    Where the data has no answers, what counts is how often the answer is the unpruned model's.
+    Differences are tested in pairs (McNemar's exact test, corrected by Holm's method).
+
+    Samples that a plan was made from are refused. The built-in questions used here are none that
+    calibration has seen.
+
+    Answers are kept in tpcal-out/eval-…, as text. Interrupt it at any time: the same command
+    continues, and further plans take no more than their own answers.
 
     \b
     Examples:
       tpcal eval --plan plan.yaml
       tpcal eval --plan preset:fastv --samples 200
+      tpcal eval --plan plan.yaml --plan preset:dart-128@0.22 --control random,grid
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
+      tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
-    from tpcal.views.evaluations import evaluation_view
+    from tpcal.views.comparison_figures import figures
+    from tpcal.views.comparisons import comparison_view, markdown
 
-    _, samples, evaluation = both_answers(file, model, data, batch_size, max_new_tokens)
-    title = f"{file or 'unpruned'} on {samples.name}"
-    terminal.console().print(evaluation_view(evaluation, title=title))
+    if controls and not files:
+        raise click.UsageError("--control must come with --plan; got it alone.")
+    check_outputs(outputs, force)
+    with terminal.progress() as report:
+        plans, loaded, samples = plans_model_samples(files, model, data, report)
+        n_seen = count_seen(plans, samples)
+        if n_seen and not allow_seen:
+            raise UsageError(
+                f"Samples of an evaluation must be new; got {n_seen} of {len(samples)} that a "
+                f"plan was made from ({samples.description}). Take fewer, name others with "
+                "--split, --data or --seed, or add --allow-seen."
+            )
+        from tpcal.calibrate.comparison import compare_plans
+        from tpcal.calibrate.kept_answers import AnswerFolder
+
+        folder = AnswerFolder(OUT, loaded, samples, max_new_tokens)
+        if fresh:
+            folder.forget()
+        found = compare_plans(
+            loaded,
+            samples,
+            plans,
+            controls=controls,
+            kept=folder.of,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=report,
+        )
+    names = files[0] if len(files) == 1 else f"{len(files)} plans" if files else "unpruned"
+    title = f"{names} on {samples.name}, {len(samples)} samples"
+    if n_seen:
+        title += f" ({n_seen} of {len(samples)} samples seen by a plan)"
+        terminal.warn(
+            f"{n_seen} of {len(samples)} samples are among those that a plan was made from, so "
+            "its figures are too good."
+        )
+    terminal.console().print(comparison_view(found, title=title))
+    write_figures(outputs, figures(found, loaded, samples, n_seen), markdown(found, title=title))

@@ -1,7 +1,8 @@
-"""What commands read: plans, profiles, models, and the answers of both."""
+"""What commands read: plans, profiles, models and samples."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,6 @@ from tpcal.options import DataChoice, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.evaluate import Evaluation
     from tpcal.calibrate.models import Loaded
     from tpcal.calibrate.profile import Profile
     from tpcal.calibrate.samples import Samples
@@ -65,53 +65,92 @@ def plan_and_model(
     file: str | None, model: ModelChoice, report: terminal.Progress
 ) -> tuple[Plan | None, Loaded]:
     """The plan, checked against the model it is for or that is asked for."""
-    found = read_plan(file) if file else None
-    made_for = found.model if found else None
-    if made_for is not None:
-        model = model.or_else(made_for.name, made_for.revision)
+    plans, loaded = plans_and_model([file] if file else [], model, report)
+    return (plans[file] if file else None), loaded
+
+
+def plans_and_model(
+    names: Sequence[str], model: ModelChoice, report: terminal.Progress
+) -> tuple[dict[str, Plan], Loaded]:
+    """Plans by name, checked against the model they are for or that is asked for.
+
+    Raises:
+        UsageError: A name stands twice, or the plans are for different models.
+        FitError: Names every plan that does not fit, and why.
+    """
+    plans = {name: read_plan(name) for name in names}
+    if len(plans) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"Every plan must be named once; got {twice} more often.")
     report(0, 0, "Loading the model")
-    loaded = model.load()
-    if file is None or found is None:
-        return None, loaded
-    if file.startswith(PRESET):
-        found = read_plan(file, loaded.shape.n_layers)
+    loaded = model.or_else(*_made_for(plans, model)).load()
+    plans = {name: _at_depth(name, plan, loaded) for name, plan in plans.items()}
     from tpcal.plans.execute import check as problems_of
 
-    problems = problems_of(found, loaded.model)
-    if problems:
-        raise FitError(file, problems)
-    return found, loaded
+    unfit = {n: found for n, plan in plans.items() if (found := problems_of(plan, loaded.model))}
+    if len(unfit) == 1:
+        raise FitError(*unfit.popitem())
+    if unfit:
+        problems = [f"{name}: {problem}" for name, found in unfit.items() for problem in found]
+        raise FitError(f"{len(unfit)} plans", problems)
+    return plans, loaded
+
+
+def _made_for(plans: Mapping[str, Plan], model: ModelChoice) -> tuple[str | None, str | None]:
+    """Name and revision of the model that the plans were made for, where they say."""
+    named = {name: plan.model for name, plan in plans.items() if plan.model and plan.model.name}
+    found = {(made.name, made.revision): name for name, made in named.items()}
+    if len(found) > 1 and model.name is None:
+        each = ", ".join(f"{file} for {name}" for (name, _), file in found.items())
+        raise UsageError(f"The plans must be for one model; got {each}. Name one with --model.")
+    return next(iter(found), (None, None))
+
+
+def _at_depth(name: str, plan: Plan, loaded: Loaded, n_tokens: int | None = None) -> Plan:
+    """The same, a preset at the model's depth."""
+    return read_plan(name, loaded.shape.n_layers, n_tokens) if name.startswith(PRESET) else plan
 
 
 def plan_model_samples(
-    file: str | None, model: ModelChoice, data: DataChoice, report: terminal.Progress
-) -> tuple[Plan | None, Loaded, Samples]:
+    file: str, model: ModelChoice, data: DataChoice, report: terminal.Progress
+) -> tuple[Plan, Loaded, Samples]:
     """The plan, its model and unseen samples; a preset on a budget is put on it for these."""
-    found, loaded = plan_and_model(file, model, report)
+    plans, loaded, samples = plans_model_samples([file], model, data, report)
+    return plans[file], loaded, samples
+
+
+def plans_model_samples(
+    names: Sequence[str], model: ModelChoice, data: DataChoice, report: terminal.Progress
+) -> tuple[dict[str, Plan], Loaded, Samples]:
+    """As `plan_model_samples`, of several plans; errors as `plans_and_model`."""
+    plans, loaded = plans_and_model(names, model, report)
     report(0, 0, "Loading the samples")
     samples = data.load("eval")
-    if file is not None and file.startswith(PRESET):
-        found = read_plan(file, loaded.shape.n_layers, _n_tokens(loaded, samples))
-    return found, loaded, samples
+    n_tokens = _n_tokens(loaded, samples) if any(n.startswith(PRESET) for n in names) else None
+    fitted = {name: _at_depth(name, plan, loaded, n_tokens) for name, plan in plans.items()}
+    return fitted, loaded, samples
 
 
-def both_answers(
-    file: str | None, model: ModelChoice, data: DataChoice, batch_size: int, max_new_tokens: int
-) -> tuple[Plan | None, Samples, Evaluation]:
-    """The plan, unseen samples, and their answers with and without the plan."""
-    with terminal.progress() as report:
-        found, loaded, samples = plan_model_samples(file, model, data, report)
-        from tpcal.calibrate.evaluate import evaluate as run_both
+def count_seen(plans: Mapping[str, Plan], samples: Samples) -> int:
+    """Samples that any of the plans was made from; published plans were made from none.
 
-        evaluation = run_both(
-            loaded,
-            samples,
-            found,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            progress=report,
-        )
-    return found, samples, evaluation
+    Raises:
+        UsageError: A plan was made from samples and does not say which.
+    """
+    from tpcal.calibrate.seen import unpack
+
+    seen: set[bytes] = set()
+    for name, plan in plans.items():
+        if "profile" not in plan.provenance:
+            continue
+        try:
+            seen |= unpack(plan.provenance["data"]["seen"])
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(
+                f"{name} must say which samples it was made from (provenance.data.seen); got "
+                "none. Make it again with tpcal plan."
+            ) from None
+    return sum(identity in seen for identity in samples.identities)
 
 
 def _n_tokens(loaded: Loaded, samples: Samples) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.planner import page, plots, quality
 from benchmarks.planner.comparison import Answered, Comparison, patches, single
-from benchmarks.planner.intervals import holm, overall_difference, p_paired, worst_difference
+from benchmarks.planner.intervals import overall_difference, p_paired, worst_difference
 from benchmarks.planner.show_comparison import METHODS
 from benchmarks.planner.sizes import BUDGETS
 from benchmarks.planner.work import Work, code
@@ -38,12 +38,6 @@ def test_a_part_of_the_page_is_made_anew_and_the_rest_stays() -> None:
 def test_numbers_stand_on_the_right_of_a_table() -> None:
     made = page.table(["name", "n", "m"], [["a", "1", "2"]])
     assert made == "| name | n | m |\n|---|---:|---:|\n| a | 1 | 2 |\n"
-
-
-def test_holm_adjusts_as_by_hand() -> None:
-    # Sorted 0.01, 0.02, 0.03, 0.2 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.2.
-    assert holm([0.03, 0.01, 0.2, 0.02]) == pytest.approx([0.06, 0.04, 0.2, 0.06])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 def test_differences_are_of_all_questions_and_of_the_worst_groups() -> None:

@@ -12,7 +12,8 @@ from tpcal.views.words import QUIET, TITLE, WORST, Right, binary, heading, perce
 
 if TYPE_CHECKING:
     from tpcal.calibrate.answer import Answer
-    from tpcal.calibrate.evaluate import Evaluation, Row, Share
+    from tpcal.calibrate.evaluate import Evaluation, Row
+    from tpcal.calibrate.shares import Share
 
 
 def evaluation_view(evaluation: Evaluation, *, title: str) -> RenderableType:

@@ -102,16 +102,3 @@ def p_paired(one: Floats, other: Floats) -> float:
     if np.array_equal(one, other):
         return 1.0
     return float(stats.ttest_rel(one, other).pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of a family of tests, adjusted so that any false finding is as rare as one test's.
-
-    Source:
-        Holm 1979, "A simple sequentially rejective multiple test procedure".
-    """
-    order = np.argsort(p_values)
-    stepped = np.sort(p_values) * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(stepped))
-    return adjusted.tolist()

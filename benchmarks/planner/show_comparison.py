@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from statsmodels.stats.multitest import multipletests
 
 from benchmarks.planner import page, plots, quality
 from benchmarks.planner.comparison import (
@@ -23,14 +24,13 @@ from benchmarks.planner.comparison import (
 from benchmarks.planner.found import Folders
 from benchmarks.planner.intervals import (
     Interval,
-    holm,
     overall_difference,
     p_paired,
     worst_difference,
 )
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work
-from tpcal.calibrate.evaluate import Share, share
+from tpcal.calibrate.shares import Share, share
 from tpcal.plans.schema import Cut
 
 METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)
@@ -77,7 +77,7 @@ def _beside(found: Comparison, sizes: Sizes) -> dict[tuple[str, float], Beside]:
         given = (ours, other, found.sample_group, sizes.resamples)
         figures.append((overall_difference(*given), worst_difference(*given)))
         p_values.append(p_paired(ours, other))
-    adjusted = holm(p_values)
+    adjusted = multipletests(p_values, method="holm")[1].tolist()
     return {
         key: Beside(*intervals, p)
         for key, intervals, p in zip(keys, figures, adjusted, strict=True)

@@ -4,16 +4,11 @@ import numpy as np
 import pytest
 
 from tpcal.calibrate.batches import encode
-from tpcal.calibrate.evaluate import (
-    compare,
-    evaluate,
-    paired_difference,
-    share,
-)
+from tpcal.calibrate.evaluate import answers, compare
 from tpcal.calibrate.measure import Measurer, in_turns
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Sample, Samples
-from tpcal.plans.errors import FitError
+from tpcal.calibrate.shares import paired_difference, share
 from tpcal.plans.execute import apply
 from tpcal.plans.schema import Cut, Plan
 
@@ -57,29 +52,13 @@ def test_groups_take_turns() -> None:
 
 
 def test_keeping_all_changes_no_answer(loaded: Loaded, scenes: Samples) -> None:
-    found = evaluate(loaded, scenes, Plan(cuts=(Cut(1, 1.0, "grid"),)), batch_size=4)
-    assert found.answers_plan == found.answers_unpruned
+    all_kept = Plan(cuts=(Cut(1, 1.0, "grid"),))
+    unpruned, pruned = (answers(loaded, scenes, p, batch_size=4) for p in (None, all_kept))
+    assert unpruned == pruned
+    found = compare(scenes, unpruned, pruned)
     assert found.overall.agreement is not None
     assert found.overall.agreement.value == 1.0
     assert [row.group for row in found.rows()] == [*scenes.groups, "overall"]
-
-
-def test_without_a_plan_only_the_model_is_judged(loaded: Loaded, scenes: Samples) -> None:
-    reports: list[tuple[int, int, str]] = []
-    found = evaluate(loaded, scenes, batch_size=4, progress=lambda *r: reports.append(r))
-    assert found.correct_plan is None
-    assert found.overall.plan is found.overall.difference is found.overall.agreement is None
-    assert reports == [(4, 6, "Unpruned"), (6, 6, "Unpruned")]
-
-
-def test_a_plan_that_does_not_fit_is_refused_before_anything_runs(
-    loaded: Loaded, scenes: Samples
-) -> None:
-    def never(done: int, total: int, what: str) -> None:
-        raise AssertionError
-
-    with pytest.raises(FitError):
-        evaluate(loaded, scenes, Plan(cuts=(Cut(9, 0.0),)), progress=never)
 
 
 def some(answers: list[str | None]) -> Samples:

@@ -1,0 +1,229 @@
+"""Plans and their controls side by side: cost, quality, groups, tests; printed or as Markdown."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tpcal.views.evaluations import evaluation_view, interval
+from tpcal.views.words import QUIET, TITLE, WORST, Right, heading, table_of
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.comparison import Comparison, Entry
+    from tpcal.calibrate.paired import Test
+    from tpcal.calibrate.shares import Share
+
+PRESET = "preset:"
+SIGNIFICANT = 0.05
+MOST_COLUMNS = 4
+"""Of plans in one table."""
+
+
+def comparison_view(comparison: Comparison, *, title: str) -> RenderableType:
+    """One plan alone as a table of groups; otherwise an overview, groups and tests."""
+    if not comparison.entries:
+        return evaluation_view(comparison.unpruned, title=title)
+    if len(comparison.entries) == 1:
+        (entry,) = comparison.entries
+        return Group(
+            evaluation_view(entry.evaluation, title=title),
+            *(Text(_sentence(test)) for test in comparison.tests),
+            *_impossible(comparison),
+            Text(),
+            Text(_cost_line(entry), QUIET),
+        )
+    return Group(heading(title), *_parts(comparison))
+
+
+def markdown(comparison: Comparison, *, title: str) -> str:
+    """The same as a page of Markdown, with every table whole."""
+    parts = [f"# {title}"]
+    for part in _parts(comparison):
+        if isinstance(part, Table):
+            part.box = box.MARKDOWN
+            part.show_edge, part.pad_edge, part.collapse_padding = True, True, False
+            part.padding = (0, 1)
+        parts.append(_plain(part))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _plain(part: RenderableType) -> str:
+    """A part without colours, as wide as it likes."""
+    screen = Console(file=io.StringIO(), width=2_000, color_system=None, highlight=False)
+    screen.print(part)
+    assert isinstance(screen.file, io.StringIO)
+    lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
+    return "\n".join(line for line in lines if line)
+
+
+def _parts(comparison: Comparison) -> Iterator[RenderableType]:
+    yield _overview(comparison)
+    yield Text(_legend(comparison), QUIET)
+    for head, entries in _columns(comparison):
+        yield Text()
+        yield _groups_of(comparison, head, entries)
+    if comparison.tests:
+        yield Text()
+        yield _tests(comparison.tests)
+        yield Text(
+            "In points, with 95 % intervals. differ: answers that only one of both has right; p: "
+            "exact McNemar test, corrected for the number of tests (Holm)."
+            if comparison.measure == "accuracy"
+            else "In points, with 95 % intervals. differ: answers that only one of both shares "
+            "with the unpruned model; p: exact McNemar test, corrected for the number of tests "
+            "(Holm).",
+            QUIET,
+        )
+    yield from _impossible(comparison)
+
+
+def _overview(comparison: Comparison) -> Table:
+    """Every way to answer in one line: what it cost, how good it was."""
+    accuracy = comparison.measure == "accuracy"
+    titles = ("keep", "FLOPs", "KV", *(("right %", "change") if accuracy else ()), "same %")
+    table = table_of("", *map(Right, titles), "worst group")
+    table.padding = (0, 0)  # or 80 columns would not hold the figures
+    table.columns[0].overflow = "fold"
+    table.columns[-1].no_wrap = True
+    whole, *groups = reversed(comparison.unpruned.rows())
+    judged = (_part(whole.unpruned), "") if accuracy else ()
+    lowest = min(groups, key=lambda row: row.unpruned.value if row.unpruned else 1.0)
+    worst = _named(lowest.group, lowest.unpruned) if accuracy and len(groups) > 1 else ""
+    table.add_row("unpruned", "1", "100 %", "100 %", *judged, "", worst)
+    for entry in comparison.entries:
+        row, cost = entry.evaluation.overall, entry.cost
+        judged = (_part(row.plan), _part(row.difference, signed=True)) if accuracy else ()
+        table.add_row(
+            _label(entry),
+            f"{cost.layer_average_keep:.3f}",
+            f"{100 * cost.prefill_flops:.0f} %",
+            f"{100 * cost.kv_bytes:.0f} %",
+            *judged,
+            _value(row.agreement) if accuracy else _part(row.agreement),
+            _worst_of(entry),
+            style=QUIET if entry.beside else "",
+        )
+    return table
+
+
+def _columns(comparison: Comparison) -> Iterator[tuple[str, Sequence[Entry]]]:
+    """Entries whose groups stand side by side, with what to call them: plans, and controls.
+
+    Controls of which an earlier plan has the same are left out.
+    """
+    plans = comparison.plans
+    for at in range(0, len(plans), MOST_COLUMNS):
+        yield "plans", plans[at : at + MOST_COLUMNS]
+    shown: set[tuple[str, ...] | None] = set()
+    for plan in plans:
+        controls = comparison.controls(plan.name)
+        new = [entry for entry in controls if entry.evaluation.answers_plan not in shown]
+        shown.update(entry.evaluation.answers_plan for entry in controls)
+        if new:
+            yield f"controls of {_short(plan.name)}", new
+
+
+def _groups_of(comparison: Comparison, head: str, entries: Sequence[Entry]) -> Table:
+    """Groups down, ways to answer across."""
+    accuracy = comparison.measure == "accuracy"
+    names = [_label(entry).strip() for entry in entries]
+    first = f"{head}, {'right' if accuracy else 'same answer'} %"
+    table = table_of(first, Right("n"), *(["unpruned"] if accuracy else []), *names)
+    for column in table.columns[1:]:
+        column.justify, column.overflow = "right", "fold"
+    before = comparison.unpruned.rows()
+    after = [entry.evaluation.rows() for entry in entries]
+    for i, row in enumerate(before):
+        parts = [rows[i].plan if accuracy else rows[i].agreement for rows in after]
+        shown = [row.unpruned, *parts] if accuracy else parts
+        style = TITLE if i == len(before) - 1 else ""
+        table.add_row(row.group, str(row.n), *map(_value, shown), style=style)
+    return table
+
+
+def _tests(tests: Sequence[Test]) -> Table:
+    titles = ("less that of", Right("difference"), Right("differ"), Right("p"))
+    table = table_of(f"{tests[0].measure} of", *titles)
+    for test in tests:
+        table.add_row(
+            _short(test.one),
+            _other(test),
+            interval(test.difference, True, 1),
+            str(test.n_changed),
+            p_value(test.p_adjusted),
+            style=WORST if test.p_adjusted < SIGNIFICANT and test.difference.value < 0 else "",
+        )
+    for column in table.columns[:2]:
+        column.overflow = "fold"
+    return table
+
+
+def _other(test: Test) -> str:
+    """A control is its plan's own."""
+    kind, equal, plan = test.other.partition(" = ")
+    return f"its {kind}" if equal and plan == test.one else _short(test.other)
+
+
+def p_value(p: float) -> str:
+    """Two digits; the smallest are all alike."""
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _sentence(test: Test) -> str:
+    proven = "beyond chance" if test.p < SIGNIFICANT else "within chance"
+    return (
+        f"The difference is {proven}: p = {p_value(test.p)} (exact McNemar test; only one of "
+        f"both is right in {test.n_changed} answers)."
+    )
+
+
+def _cost_line(entry: Entry) -> str:
+    cost, agreement = entry.cost, _part(entry.evaluation.overall.agreement)
+    return (
+        f"Same answers as unpruned: {agreement} %. Layer-average keep, as measured: "
+        f"{cost.layer_average_keep:.4f}; of the unpruned prefill {100 * cost.prefill_flops:.0f} % "
+        f"of the FLOPs, {100 * cost.kv_bytes:.0f} % of the KV bytes."
+    )
+
+
+def _legend(comparison: Comparison) -> str:
+    words = "keep: layer average, as measured. FLOPs, KV: of the unpruned prefill. "
+    if comparison.measure == "accuracy":
+        words += "change: of right %, in points. "
+    return words + "same: as the unpruned answers. In brackets: 95 % intervals."
+
+
+def _impossible(comparison: Comparison) -> Iterator[Text]:
+    for name, why in comparison.impossible.items():
+        yield Text(f"No {name}: {why}", WORST)
+
+
+def _label(entry: Entry) -> str:
+    return f"  {entry.control}" if entry.control else _short(entry.name)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix(PRESET)
+
+
+def _worst_of(entry: Entry) -> str:
+    found = entry.worst()
+    return f"{found[0]} {100 * found[1]:.0f}" if found and len(entry.evaluation.groups) > 1 else ""
+
+
+def _named(group: str, part: Share | None) -> str:
+    return f"{group} {_value(part)}"
+
+
+def _part(part: Share | None, *, signed: bool = False) -> str:
+    return interval(part, signed, 0)
+
+
+def _value(part: Share | None) -> str:
+    return "–" if part is None else f"{100 * part.value:.0f}"
