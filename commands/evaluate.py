@@ -82,7 +82,7 @@ def evaluate(
     Examples:
       tpcal eval --plan plan.yaml
       tpcal eval --plan preset:fastv --samples 200
-      tpcal eval --plan plan.yaml --plan preset:dart-128@0.22 --control random,grid
+      tpcal eval --plan plan.yaml --plan preset:dart-128@0.22 --control grid
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
       tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
