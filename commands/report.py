@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +11,19 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.inputs import OUT, PRESET, read_plan, read_profile
+from tpcal.commands.subject import Subject
 from tpcal.options import ModelChoice
 from tpcal.plans.errors import UsageError
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
     from tpcal.plans.schema import Plan
+    from tpcal.report.figures import Section
+    from tpcal.report.pictures import Shown
 
 PLAN = Path("plan.yaml")
+N_LOOKED_AT = 4
+"""Times as many samples are answered as are shown."""
 
 
 def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
@@ -54,6 +59,18 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
     metavar="URL",
     help="Optuna journal file or database URL of the searches.  [default: in the profile]",
 )
+@click.option(
+    "--evaluation",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also show what 'tpcal eval -o FILE.json' wrote.",
+)
+@click.option(
+    "--bench",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also show what 'tpcal bench -o FILE.json' wrote.",
+)
 @options.model_options
 @options.answer_length_option(16)
 def report(
@@ -63,6 +80,8 @@ def report(
     n_samples: int,
     data: str | None,
     storage: str | None,
+    evaluation: Path | None,
+    bench: Path | None,
     model: ModelChoice,
     max_new_tokens: int,
 ) -> None:
@@ -77,7 +96,8 @@ def report(
     Examples:
       tpcal report
       tpcal report --samples 0 -o quick.html
-      tpcal report tpcal-out plan.yaml preset:dart@0.22
+      tpcal report tpcal-out plan.yaml preset:dart-128@0.22
+      tpcal report --evaluation eval.json --bench bench.json
     """
     from tpcal.commands.outputs import check_outputs, made_by
     from tpcal.plans.files import write_atomic
@@ -86,12 +106,22 @@ def report(
 
     check_outputs([output], force)
     folder, profile, plans = _read(given)
+    evidence = _evidence(profile, evaluation, bench)
     with terminal.progress() as progress:
         progress(0, 0, "Reading what was measured")
         material = gather(profile, folder, plans, storage)
+        shown = None
+        if n_samples and plans:
+            subject = Subject(profile, folder, model, data, None, 1, progress)
+            shown = _shown(subject, plans, n_samples, max_new_tokens, progress)
         progress(0, 0, "Drawing")
         html = whole(
-            material, made_by=made_by(), command=terminal.command(), now=datetime.now(UTC)
+            material,
+            made_by=made_by(),
+            command=terminal.command(),
+            now=datetime.now(UTC),
+            shown=shown,
+            evidence=evidence,
         )
     write_atomic(output, html)
     size = output.stat().st_size / 1e6
@@ -111,6 +141,42 @@ def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
     n_layers, n_tokens = profile.model.n_layers, profile.n_tokens
     presets = {n: (n_layers, n_tokens) if n.startswith(PRESET) else (None, None) for n in names}
     return folder, profile, {name: read_plan(name, *size) for name, size in presets.items()}
+
+
+def _evidence(profile: Profile, evaluation: Path | None, bench: Path | None) -> list[Section]:
+    from tpcal.report.benches import benches
+    from tpcal.report.evaluations import check_model, evaluations
+    from tpcal.report.reading import read_bench, read_evaluation
+
+    found = []
+    if evaluation is not None:
+        evaluated = read_evaluation(evaluation)
+        check_model(evaluated, str(evaluation), profile)
+        found.append(evaluations(evaluated))
+    if bench is not None:
+        found.append(benches(read_bench(bench)))
+    return found
+
+
+def _shown(
+    subject: Subject,
+    plans: Mapping[str, Plan],
+    n_samples: int,
+    max_new_tokens: int,
+    progress: terminal.Progress,
+) -> tuple[Shown, ...]:
+    """A few unseen samples under every plan; more are looked at, to find answers that change."""
+    from tpcal.report.pictures import shown
+
+    samples = subject.unseen(N_LOOKED_AT * n_samples, n_samples)
+    return shown(
+        subject.loaded,
+        samples,
+        plans,
+        n_samples=n_samples,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+    )
 
 
 def _is_profile(word: str) -> bool:

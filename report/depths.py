@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tpcal.calibrate.depth import SAFE, blind_spots, drop_all_curve, safe_depths
 from tpcal.report.deviations import ALL, line, safe_line
-from tpcal.report.figures import Chart, Section, Table, figure, listed, rounded
+from tpcal.report.figures import Chart, Section, Table, figure, listed, quoted, rounded
 from tpcal.report.style import HEAT, INK, axis, frame, layer_axis, nats_axis, plain
 from tpcal.views.words import count, nats
 
@@ -45,13 +45,15 @@ def _lead(profile: Profile) -> str:
         early = [g for g, layer in known.items() if layer == first]
         late = [g for g, layer in known.items() if layer == last]
         if first == last:
-            text.append(f"From layer {first} on, {listed(early, 3)} can lose the whole image.")
+            text.append(f"{listed(quoted(early), 3)} can lose the image from layer {first} on.")
         else:
-            text.append(f"{listed(early, 3)} can lose the whole image from layer {first} on")
-            text[0] += f"; {listed(late, 3)} only from layer {last}."
+            text.append(
+                f"{listed(quoted(early), 3)} can lose the image from layer {first} on; "
+                f"{listed(quoted(late), 3)} only from layer {last}."
+            )
     if never:
         verb = "needs" if len(never) == 1 else "need"
-        text.append(f"{listed(never, 5)} {verb} it to the last probed layer.")
+        text.append(f"{listed(quoted(never), 5)} {verb} it to the last probed layer.")
     return " ".join(text)
 
 

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tpcal.calibrate.depth import SAFE
-from tpcal.report.figures import Chart, Control, Matrix, Section, Table, figure, listed, rounded
+from tpcal.report.figures import (
+    Chart,
+    Control,
+    Matrix,
+    Section,
+    Table,
+    figure,
+    listed,
+    quoted,
+    rounded,
+)
 from tpcal.report.style import FAINT, HEAT, INK, axis, frame, layer_axis, nats_axis, plain
 from tpcal.views.words import nats
 
@@ -82,13 +92,14 @@ def _lead(profile: Profile, keep: float) -> str:
     first = (
         f"Of cuts to keep {keep:g} by the best selector, the worst is before layer {layers[at]}"
     )
-    text = f"{first}: {profile.groups[worst]} loses {nats(rows[at, worst])} nats there."
+    text = f"{first}: “{profile.groups[worst]}” loses {nats(rows[at, worst])} nats there."
     safe = [layer for i, layer in enumerate(layers) if (rows[i:] < SAFE).all()]
     if safe:
         return f"{text} From layer {safe[0]} on, no group loses {SAFE:g} nats or more."
     still = [profile.groups[g] for g in np.flatnonzero(rows[-1] >= SAFE)]
     verb = "loses" if len(still) == 1 else "lose"
-    return f"{text} Even before layer {layers[-1]}, {listed(still)} {verb} {SAFE:g} nats or more."
+    who = f"{listed(quoted(still))} {verb}"
+    return f"{text} Even before layer {layers[-1]}, {who} {SAFE:g} nats or more."
 
 
 def curves(material: Material, keep: float) -> Chart:
@@ -124,7 +135,7 @@ def curves(material: Material, keep: float) -> Chart:
             Control("Measure", MEASURES, "kl"),
             Control("Keep", tuple((f"{k:g}", _keep(k)) for k in keeps(profile)), f"{keep:g}"),
             _selector_control(profile),
-            Control("Make out", (("", "none"), *((g, g) for g in lines)), "", highlights=True),
+            Control("Highlight", (("", "none"), *((g, g) for g in lines)), "", highlights=True),
         ),
         views,
         _measure_frames(),
@@ -164,7 +175,7 @@ def heat_map(material: Material) -> Chart:
     groups = tuple((g, g) for g in (ALL, *profile.groups))
     return Chart(
         "cut-map",
-        "Layer by keep",
+        "Deviation of one cut, by layer and keep; empty cells were not probed",
         "A map of the deviation of a single cut: a row for each layer, a column for each keep.",
         figure([trace], layout),
         Table(

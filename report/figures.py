@@ -84,6 +84,8 @@ class Section:
     how: str
     parts: tuple[Chart | Table, ...] = ()
     notes: tuple[str, ...] = ()
+    side_by_side: bool = False
+    """Where the screen is wide enough."""
 
 
 def script_json(data: Any) -> Markup:
@@ -95,6 +97,11 @@ def script_json(data: Any) -> Markup:
 def rounded(value: float | None, digits: int = 4) -> float | None:
     """Significant digits; None stays."""
     return None if value is None or value != value else float(f"{value:.{digits}g}")
+
+
+def quoted(names: Sequence[str]) -> list[str]:
+    """Names of groups, as they stand in a sentence."""
+    return [f"“{name}”" for name in names]
 
 
 def listed(words: Sequence[str], most: int = 4) -> str:

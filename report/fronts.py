@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tpcal.plans.errors import BudgetError
 from tpcal.plans.schema import Cut, n_keep
 from tpcal.report.figures import Chart, Section, Table, figure, rounded
+from tpcal.report.labels import placed
 from tpcal.report.style import FAINT, INK, QUIET, axis, frame, nats_axis, plain
 from tpcal.views.words import count, nats
 
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 CONTROLS = ("random", "grid")
 """Selectors that look at nothing: what a plan has to beat."""
+
+
+WIDTH, HEIGHT = 900, 460
+"""Pixels of the chart, as far as names are placed by them."""
+LOWEST = 1e-4
+"""Nats below which a loss leaves the chart."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ def fronts(material: Material) -> Section:
         "front",
         "Loss against cost",
         _lead(material, marks),
-        "Each point is a plan: cheaper to the left, closer to the unpruned model below. The loss "
+        "Each point is a plan: cheaper to the left, closer to the unpruned model below, which has "
+        "keep 1 and loses nothing. The loss "
         "is half that of the worst group and half the mean of all groups. Filled marks were "
         "measured by running the model, hollow ones are predicted from single cuts; controls are "
         "single cuts before the decoder that choose tokens at random or in a grid.",
@@ -109,17 +118,20 @@ def front_chart(material: Material, marks: Sequence[Mark]) -> Chart:
     """The chart."""
     front = points(material)
     solid = bool(material.known)
+    own_places = [(g.cost.layer_average_keep, score(material, g)) for g in material.plans]
+    values = [*(p.loss for p in front), *(m.loss for m in marks), *(y for _, y in own_places)]
+    low = min([v for v in values if v > LOWEST] or [1e-3]) / 2
+    high = 1.3 * max(*values, 0.1)
+    where = _names(marks, own_places, low, high)
     data = [*_others(material), _front_line(front, solid)]
     for kind, symbol in (("preset", "square"), ("control", "x-thin")):
         for measured in (True, False):
             own = [m for m in marks if (m.kind, m.measured) == (kind, measured)]
-            data += [_marks(own, kind, symbol, measured)] if own else []
+            data += [_marks(own, symbol, where)] if own else []
     data += [_plan(material, given) for given in material.plans]
-    span = axis("layer-average keep (share of token-layers that stay)", range=[0, 1.02])
-    values = [*(p.loss for p in front), *(m.loss for m in marks)]
-    low = min([v for v in values if v > 1e-4] or [1e-3]) / 2
-    layout = frame(460, xaxis=span, yaxis=nats_axis("loss, nats per answer token", low))
-    layout["yaxis"]["range"][1] = 0.1
+    span = axis("layer-average keep", range=[0, 1.02])
+    axes = {"xaxis": span, "yaxis": nats_axis("loss, nats per answer token", low, high)}
+    layout = frame(HEIGHT, **axes)
     return Chart(
         "front",
         "Loss against layer-average keep",
@@ -128,6 +140,20 @@ def front_chart(material: Material, marks: Sequence[Mark]) -> Chart:
         figure(data, layout),
         _table(material, front, marks),
     )
+
+
+def _names(
+    marks: Sequence[Mark], taken: Sequence[tuple[float, float]], low: float, high: float
+) -> dict[Mark, str]:
+    """Where the names of marks stand; those without a free place are left out."""
+
+    def spot(keep: float, loss: float) -> tuple[float, float]:
+        share = math.log(max(loss, low) / low) / math.log(high / low)
+        return keep * WIDTH, share * (HEIGHT - 90)
+
+    spots = [spot(m.keep, m.loss) for m in marks]
+    sides = placed([m.name for m in marks], spots, [spot(*place) for place in taken], WIDTH)
+    return {mark: side for mark, side in zip(marks, sides, strict=True) if side}
 
 
 def _others(material: Material) -> list[dict[str, Any]]:
@@ -161,17 +187,18 @@ def _points(name: str, x: list[float], own: Sequence[Point]) -> dict[str, Any]:
     }
 
 
-def _marks(own: Sequence[Mark], kind: str, symbol: str, measured: bool) -> dict[str, Any]:
-    what = {"preset": "published", "control": "control"}[kind]
+def _marks(own: Sequence[Mark], symbol: str, where: Mapping[Mark, str]) -> dict[str, Any]:
+    what, measured = {"preset": "published", "control": "control"}[own[0].kind], own[0].measured
     thin = symbol.endswith("thin")
     return {
         "type": "scatter",
         "mode": "markers+text",
+        "customdata": [plain(m.name) for m in own],
         "name": f"{what}, {'measured' if measured else 'predicted'}",
         "x": [rounded(m.keep) for m in own],
         "y": [rounded(max(m.loss, 1e-9)) for m in own],
-        "text": [plain(m.name) for m in own],
-        "textposition": "middle right",
+        "text": [plain(m.name) if m in where else "" for m in own],
+        "textposition": [where.get(m, "middle right") for m in own],
         "textfont": {"size": 10, "color": QUIET},
         "marker": {
             "symbol": symbol if measured or thin else f"{symbol}-open",
@@ -179,7 +206,8 @@ def _marks(own: Sequence[Mark], kind: str, symbol: str, measured: bool) -> dict[
             "size": 8,
             "line": {"width": 1.5, "color": INK if measured or not thin else QUIET},
         },
-        "hovertemplate": "%{text}<br>keep %{x:.3f}, %{y:.4f} nats<extra>%{fullData.name}</extra>",
+        "hovertemplate": "%{customdata}<br>keep %{x:.3f}, %{y:.4f} nats"
+        "<extra>%{fullData.name}</extra>",
     }
 
 
@@ -247,6 +275,12 @@ def _lead(material: Material, marks: Sequence[Mark]) -> str:
             text += f"; at that cost the best published schedule, {best[0]}, is predicted to "
             text += f"lose {nats(best[1])}"
         text += "."
+        known = [m.point.loss for m in material.known if m.point.cuts == given.plan.cuts]
+        if given.measured and known and known[0] < 0.99 * own:
+            text += (
+                f" Its point on the front is lower, {nats(known[0])}, because the search chose by "
+                "those samples; the plan's own figure is of samples that it did not choose by."
+            )
     return text
 
 

@@ -19,7 +19,12 @@
 
   const written = (value, kind) => {
     if (value === null) return "–";
-    return kind === "share" ? `${(100 * value).toPrecision(3) * 1} %` : `${value.toPrecision(3) * 1}`;
+    return kind === "share" ? `${(100 * value).toPrecision(3) * 1} %` : `${value.toPrecision(4) * 1}`;
+  };
+  const brief = (value, kind) => {
+    if (value === null) return "";
+    if (kind === "share") return `${(100 * value).toFixed(value < 0.0995 && value > 0 ? 1 : 0)} %`;
+    return value > 0 && value < 0.0005 ? "<0.001" : value.toFixed(value < 0.9995 ? 3 : 2);
   };
 
   /* Numbers of a heat map as colours: of losses, four powers of ten up to one nat. */
@@ -28,7 +33,7 @@
     const log = kind === "log";
     const colour = (v) => (v === null ? null : log ? Math.log10(Math.max(v, 1e-4)) : v);
     trace.z = matrix.map((row) => row.map(colour));
-    trace.text = matrix.map((row) => row.map((v) => (v === null ? "" : written(v, kind))));
+    trace.text = matrix.map((row) => row.map((v) => brief(v, kind)));
     trace.texttemplate = "%{text}";
     Object.assign(layout.coloraxis, log ? { cmin: -4, cmax: 0 } : { cmin: 0, cmax: most });
   }

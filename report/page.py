@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -61,13 +62,20 @@ def environment() -> Environment:
     def load(name: str) -> str | None:
         return _text(name) or None
 
-    return Environment(
+    made = Environment(
         loader=FunctionLoader(load),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["units"] = _units
+    return made
+
+
+def _units(text: str) -> str:
+    """The text with no line ending between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|nats\b|ms\b|[KMG]iB\b)", "\u00a0", text)
 
 
 def _text(name: str) -> str:

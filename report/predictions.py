@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LOWEST = 1e-4
 """Nats; smaller losses are drawn here, as noise decides how small they are."""
+FEWEST = 8
+"""Plans from which on a correlation says something."""
 Row = tuple[str, str, float, float]
 
 
@@ -36,6 +38,7 @@ def predictions(material: Material) -> Section | None:
         "Above the diagonal a plan loses more than single cuts promised, below it less. Losses "
         f"under {LOWEST:g} nats are drawn at {LOWEST:g}.",
         tuple(charts),
+        side_by_side=True,
     )
 
 
@@ -61,10 +64,10 @@ def _lead(of_groups: Sequence[Row], of_plans: Sequence[Row]) -> str:
     if of_groups:
         plan, group, predicted, measured = max(of_groups, key=lambda r: abs(r[3] - r[2]))
         text.append(
-            f"Of the plans' groups, {group} of {plan} is furthest off: {nats(measured)} nats "
+            f"Of the plans' groups, “{group}” of {plan} is furthest off: {nats(measured)} nats "
             f"measured, {nats(predicted)} predicted."
         )
-    if len(of_plans) > 2:
+    if len(of_plans) >= FEWEST:
         from scipy.stats import spearmanr
 
         found = spearmanr([r[2] for r in of_plans], [r[3] for r in of_plans]).statistic
@@ -135,9 +138,7 @@ def _diagonal() -> dict[str, Any]:
 
 def _square() -> dict[str, Any]:
     low = LOWEST / 1.5
-    x, y = nats_axis("predicted, nats", low), nats_axis("measured, nats", low)
-    for one in (x, y):
-        one["range"][1] = 0.3
+    x, y = nats_axis("predicted, nats", low, 2), nats_axis("measured, nats", low, 2)
     return frame(400, xaxis=x, yaxis=y)
 
 

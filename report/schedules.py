@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tpcal.report.figures import Chart, Section, Table, figure
@@ -50,19 +51,18 @@ def _sentence(given: Given) -> str:
 def steps(material: Material) -> Chart:
     """One stepped line a plan."""
     profile, plans = material.profile, material.plans
-    layers = list(range(profile.model.n_layers))
-    schedule = {g.name: g.plan.schedule(profile.n_tokens, len(layers)) for g in plans}
-    data = [_line(given, schedule[given.name]) for given in plans]
-    labels = [
-        label
-        for given in plans[:MOST_LABELLED]
-        for label in _labels(given, schedule[given.name])
-        if len(plans) <= MOST_LABELLED
-    ]
+    layers, n_tokens = list(range(profile.model.n_layers)), profile.n_tokens
+    schedule = {g.name: g.plan.schedule(n_tokens, len(layers)) for g in plans}
+    data = [_line(given, schedule[given.name], n_tokens) for given in plans]
+    labels = _labels(plans, schedule) if len(plans) <= MOST_LABELLED else []
     layout = frame(
         380,
-        xaxis=layer_axis(len(layers), "layer"),
-        yaxis=axis("image tokens entering the layer", range=[0, profile.n_tokens * 1.04]),
+        xaxis=layer_axis(len(layers), "layer", -0.7),
+        yaxis=axis(
+            "image tokens entering the layer",
+            range=[-0.09 * n_tokens, 1.04 * n_tokens],
+            tickvals=[round(i * n_tokens / 4) for i in range(5)],
+        ),
         annotations=labels,
     )
     rows = [("unpruned", *(str(profile.n_tokens) for _ in layers))]
@@ -76,34 +76,45 @@ def steps(material: Material) -> Chart:
     )
 
 
-def _line(given: Given, schedule: list[int]) -> dict[str, Any]:
+def _line(given: Given, schedule: list[int], n_tokens: int) -> dict[str, Any]:
+    """Through both ends of every layer, from the unpruned count on."""
     cuts = {cut.layer: plain(cut_text(cut)) for cut in given.plan.cuts}
+    ends = [(layer, x) for layer in range(len(schedule)) for x in (layer - 0.5, layer + 0.5)]
+    words = [f"layer {layer}: {schedule[layer]} tokens" for layer, _ in ends]
+    words = [f"{w}<br>{cuts.get(layer, '')}" for w, (layer, _) in zip(words, ends, strict=True)]
     return {
         "type": "scatter",
         "mode": "lines",
         "name": plain(given.name),
-        "x": list(range(len(schedule))),
-        "y": schedule,
-        "line": {"shape": "hvh", "color": given.colour, "dash": given.dash, "width": 2.5},
-        "text": [cuts.get(layer, "") for layer in range(len(schedule))],
-        "hovertemplate": "layer %{x}: %{y} tokens %{text}<extra>%{fullData.name}</extra>",
+        "x": [-0.5, *(x for _, x in ends)],
+        "y": [n_tokens, *(schedule[layer] for layer, _ in ends)],
+        "line": {"color": given.colour, "dash": given.dash, "width": 2.5},
+        "text": [f"{n_tokens} tokens", *words],
+        "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
     }
 
 
-def _labels(given: Given, schedule: list[int]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": "wide",
-            "x": cut.layer - 0.45,
-            "y": schedule[cut.layer],
-            "text": plain(cut.selector or "drop all"),
-            "showarrow": False,
-            "xanchor": "left",
-            "yanchor": "bottom",
-            "font": {"size": 11, "color": given.colour},
-        }
-        for cut in given.plan.cuts
-    ]
+def _labels(plans: Sequence[Given], schedules: Mapping[str, list[int]]) -> list[dict[str, Any]]:
+    """The selector of every cut, above the line of the plan that keeps more there."""
+    found = []
+    for given in plans:
+        for cut in given.plan.cuts:
+            left = schedules[given.name][cut.layer]
+            others = [schedules[g.name][cut.layer] for g in plans if g is not given]
+            above = all(left > n or (left == n and given is plans[0]) for n in others)
+            found.append(
+                {
+                    "name": "wide",
+                    "x": cut.layer - 0.45,
+                    "y": left,
+                    "text": plain(cut.selector or "drop all"),
+                    "showarrow": False,
+                    "xanchor": "left",
+                    "yanchor": "bottom" if above else "top",
+                    "font": {"size": 11, "color": given.colour},
+                }
+            )
+    return found
 
 
 def costs(material: Material) -> Table:

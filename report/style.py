@@ -8,11 +8,12 @@ be hard to read on white; no chart tells things apart by hue alone.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-INK, QUIET, FAINT, PAPER = "#1b1f24", "#656d76", "#c3cad2", "#ffffff"
+INK, QUIET, FAINT, GRID, PAPER = "#1b1f24", "#59616b", "#aeb6c0", "#e4e8ec", "#ffffff"
 BLUE, GREEN, PURPLE, AMBER, RED, SKY = (
     *("#0067a8", "#007a5a", "#9a3f82", "#a86a00", "#c64f00", "#2a8fc9"),
 )
@@ -20,7 +21,8 @@ DARK: Mapping[str, str] = MappingProxyType(
     {
         INK: "#e8eaed",
         QUIET: "#a0a8b3",
-        FAINT: "#474e58",
+        FAINT: "#5d6672",
+        GRID: "#2b3037",
         PAPER: "#14171b",
         BLUE: "#5fb6f2",
         GREEN: "#35c79c",
@@ -61,9 +63,9 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     """An axis with a hairline grid."""
     return {
         "title": {"text": title, "standoff": 8},
-        "gridcolor": FAINT,
-        "griddash": "dot",
+        "gridcolor": GRID,
         "linecolor": FAINT,
+        "tickcolor": FAINT,
         "zeroline": False,
         "automargin": True,
         "fixedrange": True,
@@ -71,24 +73,26 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def nats_axis(title: str = "loss, nats per answer token", low: float = 1e-4) -> dict[str, Any]:
+def nats_axis(
+    title: str = "loss, nats per answer token", low: float = 1e-4, high: float = 5.0
+) -> dict[str, Any]:
     """A logarithmic axis of losses; what lies below ``low`` is noise, and leaves the chart."""
-    import math
-
     values = [10.0**i for i in range(-6, 3)]
     return axis(
         title,
         type="log",
-        range=[math.log10(low), math.log10(10)],
+        range=[math.log10(low), math.log10(high)],
         tickvals=values,
         ticktext=[f"{value:g}" for value in values],
     )
 
 
-def layer_axis(n_layers: int, title: str = "cut just before layer") -> dict[str, Any]:
+def layer_axis(
+    n_layers: int, title: str = "cut just before layer", first: float = -0.5
+) -> dict[str, Any]:
     """An axis of decoder layers, each a tick where there is room."""
     step = max(1, round(n_layers / 16))
-    return axis(title, range=[-0.5, n_layers - 0.5], tick0=0, dtick=step, showgrid=False)
+    return axis(title, range=[first, n_layers - 0.5], tick0=0, dtick=step, showgrid=False)
 
 
 def frame(height: int, **more: Any) -> dict[str, Any]:

@@ -78,7 +78,11 @@ def _head(material: Material, now: datetime) -> dict[str, Any]:
         "lead": _lead(material),
         "plans": _plans(material) if material.plans else None,
         "notes": notes,
-        "no_samples": "No samples are shown: the model was not loaded (--samples 0).",
+        "no_samples": (
+            "No samples are shown: the model was not loaded (--samples 0)."
+            if material.plans
+            else "No samples are shown, because no plan was named."
+        ),
     }
 
 
@@ -91,8 +95,9 @@ def _lead(material: Material) -> str:
         worst = max(losses, key=lambda g: losses[g])
         how = "loses" if given.measured else "is predicted to lose"
         words.append(
-            f"{given.name} keeps {percent(given.cost.layer_average_keep)} of the image's "
-            f"token-layers and {how} at most {nats(losses[worst])} nats in a group, {worst}."
+            f"{given.name} lets {percent(given.cost.layer_average_keep)} of the image's tokens "
+            f"through, averaged over the layers, and {how} {nats(losses[worst])} nats per answer "
+            f"token in its worst group, “{worst}”."
         )
     return " ".join(words)
 

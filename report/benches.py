@@ -1,0 +1,137 @@
+"""Time and memory, as `tpcal bench` measured them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tpcal.report.figures import Chart, Section, Table, figure, rounded
+from tpcal.report.style import INK, PLANS, axis, frame, plain
+from tpcal.views.words import binary, count
+
+if TYPE_CHECKING:
+    from tpcal.report.reading import Cell, Run, Span, Timed
+
+MEASURES = (
+    ("ttft", "time to first token"),
+    ("token", "time per token"),
+    ("throughput", "throughput"),
+)
+
+
+def benches(timed: Timed) -> Section:
+    """The section of a timing."""
+    machine = ", ".join(f"{name} {value}" for name, value in timed.machine.items())
+    charts = tuple(_chart(timed, key, title) for key, title in MEASURES if _has(timed, key))
+    return Section(
+        "bench",
+        "Time and memory, measured",
+        _lead(timed),
+        f"{timed.model}, pruned and unpruned in turns on the same prompts. Bars are medians of "
+        "ratios to the unpruned model, with the middle half of the repeats; left of the line at 1 "
+        f"takes less time, and of throughput, right of it is better. Measured on: {machine}.",
+        (*charts, _table(timed)),
+    )
+
+
+def _lead(timed: Timed) -> str:
+    n = count(len(timed.cells), "cell")
+    if timed.slower:
+        return f"Slower than unpruned in {len(timed.slower)} of the figures of {n}: " + " ".join(
+            timed.slower
+        )
+    ratios = [run.ratios["ttft"].value for cell in timed.cells for run in cell.runs if run.ratios]
+    if not ratios:
+        return f"{n} measured, of the unpruned model alone."
+    low, high = min(ratios), max(ratios)
+    return (
+        f"No plan is slower than unpruned in any of {n}; the first token takes "
+        f"{low:.2f} to {high:.2f} times as long."
+    )
+
+
+def _has(timed: Timed, key: str) -> bool:
+    return any(key in run.ratios for cell in timed.cells for run in cell.runs)
+
+
+def _chart(timed: Timed, key: str, title: str) -> Chart:
+    names = list(dict.fromkeys(r.name for c in timed.cells for r in c.runs if key in r.ratios))
+    data = [_bars(timed, key, i, name) for i, name in enumerate(names)]
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 1, "x1": 1}
+    n_bars = len(timed.cells) * len(names)
+    layout = frame(
+        120 + 22 * n_bars,
+        xaxis=axis(f"{title}, times unpruned", rangemode="tozero"),
+        yaxis=axis("", type="category", autorange="reversed", showgrid=False),
+        shapes=[{**line, "line": {"color": INK, "width": 1, "dash": "dot"}}],
+        bargap=0.35,
+    )
+    rows = tuple(
+        (cell.title, run.name, _ratio(run.ratios[key]))
+        for cell in timed.cells
+        for run in cell.runs
+        if key in run.ratios
+    )
+    return Chart(
+        f"bench-{key}",
+        f"{title[0].upper()}{title[1:]}, as a ratio to unpruned",
+        f"Bars, one for each plan and cell: {title} as a ratio to the unpruned model.",
+        figure(data, layout),
+        Table(f"{title}, times unpruned", ("cell", "plan", "ratio"), rows, n_text=2),
+    )
+
+
+def _bars(timed: Timed, key: str, place: int, name: str) -> dict[str, Any]:
+    own = [(c, r.ratios[key]) for c in timed.cells for r in c.runs if r.name == name and r.ratios]
+    spans = [span for _, span in own]
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": plain(name),
+        "y": [plain(_wrapped(cell)).replace("\n", "<br>") for cell, _ in own],
+        "x": [rounded(span.value) for span in spans],
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [rounded(s.high - s.value) for s in spans],
+            "arrayminus": [rounded(s.value - s.low) for s in spans],
+            "color": INK,
+            "thickness": 1,
+            "width": 3,
+        },
+        "marker": {"color": PLANS[place % len(PLANS)][0]},
+        "hovertemplate": "%{fullData.name}<br>%{y}: × %{x:.3f}<extra></extra>",
+    }
+
+
+def _wrapped(cell: Cell) -> str:
+    return cell.title.replace(", ", "\n", 1)
+
+
+def _table(timed: Timed) -> Table:
+    head = (
+        *("cell", "run", "first token, ms", "per token, ms", "tokens per second"),
+        *("peak memory beyond the weights", "KV cache", "first token, × unpruned"),
+    )
+    rows = tuple(_row(cell, run) for cell in timed.cells for run in cell.runs)
+    return Table("Medians, and the middle half of the repeats", head, rows, n_text=2)
+
+
+def _row(cell: Cell, run: Run) -> tuple[str, ...]:
+    return (
+        cell.title,
+        run.name,
+        _times(run.ttft_ms),
+        _times(run.token_ms),
+        _times(run.tokens_per_s),
+        "–" if run.peak_bytes is None else binary(run.peak_bytes),
+        binary(run.kv_bytes),
+        _ratio(run.ratios["ttft"]) if "ttft" in run.ratios else "1",
+    )
+
+
+def _times(span: Span) -> str:
+    return f"{span.value:.4g} [{span.low:.4g}, {span.high:.4g}]"
+
+
+def _ratio(span: Span) -> str:
+    return f"{span.value:.3f} [{span.low:.3f}, {span.high:.3f}]"

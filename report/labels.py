@@ -1,0 +1,51 @@
+"""Where names stand beside points, so that none covers another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Spot = tuple[float, float]
+Box = tuple[float, float, float, float]
+LETTER, HALF, GAP = 6.2, 6.0, 7.0
+"""Pixels: width of a letter, half the height of a line, from a point to its name."""
+
+
+def placed(
+    names: Sequence[str], spots: Sequence[Spot], taken: Sequence[Spot], width: float
+) -> list[str | None]:
+    """Where each name stands, in plotly's words; None where every place would cover something.
+
+    Args:
+        names: Of the points.
+        spots: The points, in pixels, upwards.
+        taken: Further points that no name may cover.
+        width: Of the chart, in pixels.
+    """
+    points = [*spots, *taken]
+    boxes = [(x - HALF, y - HALF, x + HALF, y + HALF) for x, y in points]
+    found: list[str | None] = []
+    for i, name in enumerate(names):
+        others = [*boxes[:i], *boxes[i + 1 :]]
+        free = [
+            (side, box)
+            for side, box in _sides(*points[i], LETTER * len(name)).items()
+            if box[0] >= 0 and box[2] <= width and not any(_overlap(box, b) for b in others)
+        ]
+        found.append(free[0][0] if free else None)
+        boxes += [box for _, box in free[:1]]
+    return found
+
+
+def _sides(x: float, y: float, width: float) -> dict[str, Box]:
+    half = width / 2
+    return {
+        "middle right": (x + GAP, y - HALF, x + GAP + width, y + HALF),
+        "middle left": (x - GAP - width, y - HALF, x - GAP, y + HALF),
+        "top center": (x - half, y + HALF, x + half, y + 3 * HALF),
+        "bottom center": (x - half, y - 3 * HALF, x + half, y - HALF),
+    }
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    beside = one[2] <= other[0] or other[2] <= one[0]
+    return not beside and one[1] < other[3] and other[1] < one[3]
