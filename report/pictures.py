@@ -112,6 +112,11 @@ class Shown:
             for at, (steps, n) in enumerate(zip(together, counts, strict=True))
         )
 
+    @property
+    def has_views(self) -> bool:
+        """Whether a place of a picture is seen more than once."""
+        return any(_n_views(steps[0]) > 1 for steps in self.steps)
+
     def shades(self, image: int) -> tuple[Shade, ...]:
         """What each step darkens of a picture.
 
@@ -119,8 +124,7 @@ class Shown:
         views (an overview and its tiles), each takes a share of the light.
         """
         steps = self.steps[image]
-        n_views = max(1, round(sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in steps[0].boxes)))
-        opacity = round(1 - (1 - DARK) ** (1 / n_views), 3)
+        opacity = round(1 - (1 - DARK) ** (1 / _n_views(steps[0])), 3)
         return tuple(
             Shade(at, opacity, "".join(map(_outline, cells)))
             for at, (earlier, later) in enumerate(pairwise(steps), start=1)
@@ -341,6 +345,12 @@ def _data_uri(picture: Image.Image) -> tuple[str, tuple[int, int]]:
     image.save(file, kind, optimize=True, quality=85)
     text = base64.b64encode(file.getvalue()).decode()
     return f"data:image/{kind};base64,{text}", image.size
+
+
+def _n_views(everything: Step) -> int:
+    """How often the model sees a picture: its area in the boxes of all its tokens."""
+    area = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in everything.boxes)
+    return max(1, round(area))
 
 
 def _layers(boxes: Any) -> list[list[Box]]:
