@@ -182,7 +182,7 @@ def bench(
             n_repeats=repeats,
             progress=report,
         )
-    _show(subject, cells, repeats, outputs)
+    show(subject, cells, repeats, outputs)
 
 
 def _check(
@@ -223,9 +223,7 @@ def _check(
         raise UsageError("\n".join(problems))
 
 
-def _show(
-    subject: Subject, cells: Sequence[Cell], n_repeats: int, outputs: Sequence[Path]
-) -> None:
+def show(subject: Subject, cells: Sequence[Cell], n_repeats: int, outputs: Sequence[Path]) -> None:
     """Prints the table, writes the files, and then fails where a plan is slower."""
     from datetime import UTC, datetime
 

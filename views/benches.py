@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpcal.views.words import QUIET, WORST, Right, binary, count, heading, table_of
+from tpcal.views.words import QUIET, WORST, Right, binary, count, heading, percent, table_of
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.figures import Cell, Run, Spread
@@ -39,7 +39,13 @@ class Page:
     @property
     def verdict(self) -> str:
         """The end of the page."""
-        return "\n".join(self.sentences) or f"Nowhere slower than unpruned ({self._n_cells})."
+        from tpcal.calibrate.bench.verdict import hidden
+
+        if self.sentences:
+            return "\n".join(self.sentences)
+        most, where = hidden(self.cells)
+        noise = f"; noise could hide up to {percent(most)} ({where})" if where else ""
+        return f"Nowhere slower than unpruned beyond noise, in {self._n_cells}{noise}."
 
     @property
     def _n_cells(self) -> str:

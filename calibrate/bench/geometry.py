@@ -108,13 +108,13 @@ def check_memory(name: str, geometry: Geometry, dtype: torch.dtype, device: torc
     depths = range(geometry.n_layers - 1, 0, -1)
     fits = (n for n in depths if _SPARE * geometry.with_layers(n).weight_bytes(dtype) <= room)
     most = next(fits, 0)
-    needed = geometry.weight_bytes(dtype) / 2**30
+    weights = geometry.weight_bytes(dtype) / 2**30
     way_out = f"--layers {most} fits" if most else "Not even one layer fits"
     half = ", or --dtype bfloat16 halves it" if dtype == torch.float32 else ""
     raise RunFailed(
         f"{name} with {geometry.n_layers} layers in {str(dtype).removeprefix('torch.')} must have "
-        f"{_SPARE:g} times {needed:.1f} GiB; {room / 2**30:.1f} GiB are free on {device}. "
-        f"{way_out}{half}."
+        f"{_SPARE * weights:.1f} GiB on {device} ({weights:.1f} for weights, a fifth more to "
+        f"compute); {room / 2**30:.1f} GiB are free. {way_out}{half}."
     )
 
 
