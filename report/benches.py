@@ -9,8 +9,9 @@ from tpcal.report.style import INK, PLANS, axis, frame, plain
 from tpcal.views.words import binary, count
 
 if TYPE_CHECKING:
-    from tpcal.report.reading import Cell, Run, Span, Timed
+    from tpcal.report.reading import Run, Span, Timed
 
+SIZES = ("batch {}", "{} image tokens", "{} text tokens", "{} new tokens")
 MEASURES = (
     ("ttft", "time to first token"),
     ("token", "time per token"),
@@ -28,7 +29,8 @@ def benches(timed: Timed) -> Section:
         _lead(timed),
         f"{timed.model}, pruned and unpruned in turns on the same prompts. Bars are medians of "
         "ratios to the unpruned model, with the middle half of the repeats; left of the line at 1 "
-        f"takes less time, and of throughput, right of it is better. Measured on: {machine}.",
+        f"takes less time, and of throughput, right of it is better. {_same(timed)}Measured on: "
+        f"{machine}.",
         (*charts, _table(timed)),
     )
 
@@ -36,9 +38,7 @@ def benches(timed: Timed) -> Section:
 def _lead(timed: Timed) -> str:
     n = count(len(timed.cells), "cell")
     if timed.slower:
-        return f"Slower than unpruned in {len(timed.slower)} of the figures of {n}: " + " ".join(
-            timed.slower
-        )
+        return " ".join(timed.slower)
     ratios = [run.ratios["ttft"].value for cell in timed.cells for run in cell.runs if run.ratios]
     if not ratios:
         return f"{n} measured, of the unpruned model alone."
@@ -60,14 +60,14 @@ def _chart(timed: Timed, key: str, title: str) -> Chart:
     n_bars = len(timed.cells) * len(names)
     layout = frame(
         120 + 22 * n_bars,
-        xaxis=axis(f"{title}, times unpruned", rangemode="tozero"),
+        xaxis=axis("× unpruned", rangemode="tozero"),
         yaxis=axis("", type="category", autorange="reversed", showgrid=False),
         shapes=[{**line, "line": {"color": INK, "width": 1, "dash": "dot"}}],
         bargap=0.35,
     )
     rows = tuple(
-        (cell.title, run.name, _ratio(run.ratios[key]))
-        for cell in timed.cells
+        (words, run.name, _ratio(run.ratios[key]))
+        for words, cell in zip(names_of(timed), timed.cells, strict=True)
         for run in cell.runs
         if key in run.ratios
     )
@@ -81,13 +81,18 @@ def _chart(timed: Timed, key: str, title: str) -> Chart:
 
 
 def _bars(timed: Timed, key: str, place: int, name: str) -> dict[str, Any]:
-    own = [(c, r.ratios[key]) for c in timed.cells for r in c.runs if r.name == name and r.ratios]
+    own = [
+        (words, run.ratios[key])
+        for words, cell in zip(names_of(timed), timed.cells, strict=True)
+        for run in cell.runs
+        if run.name == name and key in run.ratios
+    ]
     spans = [span for _, span in own]
     return {
         "type": "bar",
         "orientation": "h",
         "name": plain(name),
-        "y": [plain(_wrapped(cell)).replace("\n", "<br>") for cell, _ in own],
+        "y": [plain(words) for words, _ in own],
         "x": [rounded(span.value) for span in spans],
         "error_x": {
             "type": "data",
@@ -103,22 +108,41 @@ def _bars(timed: Timed, key: str, place: int, name: str) -> dict[str, Any]:
     }
 
 
-def _wrapped(cell: Cell) -> str:
-    return cell.title.replace(", ", "\n", 1)
+def names_of(timed: Timed) -> list[str]:
+    """What tells each cell from the others."""
+    differ = [len({cell.sizes[i] for cell in timed.cells}) > 1 for i in range(len(SIZES))]
+    differ[0] = True
+    return [
+        ", ".join(w.format(n) for w, n, d in zip(SIZES, cell.sizes, differ, strict=True) if d)
+        for cell in timed.cells
+    ]
+
+
+def _same(timed: Timed) -> str:
+    """A sentence on what all cells have in common."""
+    sizes = [{cell.sizes[i] for cell in timed.cells} for i in range(len(SIZES))]
+    same = [w.format(*n) for w, n in zip(SIZES, sizes, strict=True) if len(n) == 1]
+    return f"In all cells: {', '.join(same)}. " if same else ""
 
 
 def _table(timed: Timed) -> Table:
     head = (
         *("cell", "run", "first token, ms", "per token, ms", "tokens per second"),
-        *("peak memory beyond the weights", "KV cache", "first token, × unpruned"),
+        *("peak memory", "KV cache", "first token, × unpruned"),
     )
-    rows = tuple(_row(cell, run) for cell in timed.cells for run in cell.runs)
-    return Table("Medians, and the middle half of the repeats", head, rows, n_text=2)
+    named = zip(names_of(timed), timed.cells, strict=True)
+    rows = tuple(_row(words, run) for words, cell in named for run in cell.runs)
+    return Table(
+        "Medians, and the middle half of the repeats; peak memory is beyond the weights",
+        head,
+        rows,
+        n_text=2,
+    )
 
 
-def _row(cell: Cell, run: Run) -> tuple[str, ...]:
+def _row(cell: str, run: Run) -> tuple[str, ...]:
     return (
-        cell.title,
+        cell,
         run.name,
         _times(run.ttft_ms),
         _times(run.token_ms),
@@ -130,7 +154,8 @@ def _row(cell: Cell, run: Run) -> tuple[str, ...]:
 
 
 def _times(span: Span) -> str:
-    return f"{span.value:.4g} [{span.low:.4g}, {span.high:.4g}]"
+    digits = 0 if span.value >= 100 else 1 if span.value >= 10 else 2
+    return f"{span.value:.{digits}f} [{span.low:.{digits}f}, {span.high:.{digits}f}]"
 
 
 def _ratio(span: Span) -> str:

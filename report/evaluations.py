@@ -20,8 +20,10 @@ WIDTH, HEIGHT = 900, 300
 KINDS = {
     "plan": ("plan", BLUE, "circle"),
     "preset": ("published", INK, "square"),
-    "control": ("control of the same cost", QUIET, "x"),
+    "control": ("control", QUIET, "x"),
 }
+APART = 16
+"""Pixels between entries of one cost."""
 SMALL = 0.05
 
 
@@ -46,9 +48,9 @@ def evaluations(evaluated: Evaluated) -> Section:
         "evaluation",
         "Answers, measured",
         _lead(evaluated, what),
-        f"On {evaluated.n:,} samples of {evaluated.data}. Bars and brackets are 95 % intervals; "
-        "differences are paired, sample by sample. Costs are means over these samples. Controls "
-        "choose blindly at the cost of the plan they stand beside.",
+        f"On {evaluated.data}. Bars and brackets are 95 % intervals; differences are paired, "
+        "sample by sample. Costs are means over these samples; where several entries cost the "
+        "same, they are drawn a little apart. Controls choose blindly at the cost of a plan.",
         tuple(parts),
     )
 
@@ -65,8 +67,8 @@ def _lead(evaluated: Evaluated, what: str) -> str:
     if evaluated.tests:
         n = sum(test.p_adjusted < SMALL for test in evaluated.tests)
         text.append(
-            f"Of {len(evaluated.tests)} paired comparisons, {n} differ beyond chance "
-            f"(p below {SMALL:g} after correction for their number)."
+            f"{n} of {len(evaluated.tests)} paired comparisons {'is' if n == 1 else 'are'} beyond "
+            f"chance (p below {SMALL:g} after correction for their number)."
         )
     return " ".join(text)
 
@@ -79,21 +81,21 @@ def _chart(evaluated: Evaluated, what: str) -> Chart:
     spans = [_value(e) for e in evaluated.entries] + [evaluated.unpruned]
     lows, highs = [s.low for s in spans if s], [s.high for s in spans if s]
     low, high = max(0.0, min(lows, default=0) - 0.03), min(1.0, max(highs, default=1) + 0.03)
+    keeps = [entry.keep for entry in evaluated.entries]
+    right = min(1.02, 1.5 * max(keeps))
+    places = _apart(keeps, APART * right / WIDTH)
     spots = [
-        (e.keep * WIDTH, (s.value - low) / ((high - low) or 1) * HEIGHT) if s else (-1.0, -1.0)
-        for e, s in zip(evaluated.entries, spans, strict=False)
+        (x / right * WIDTH, (s.value - low) / ((high - low) or 1) * HEIGHT) if s else (-1.0, -1.0)
+        for x, s in zip(places, spans, strict=False)
     ]
     sides = placed([e.name for e in evaluated.entries], spots, [], WIDTH)
-    named = list(zip(evaluated.entries, sides, strict=True))
-    data = [
-        _points(kind, [(entry, side) for entry, side in named if entry.kind == kind])
-        for kind in KINDS
-        if any(entry.kind == kind for entry in evaluated.entries)
-    ]
+    drawn = list(zip(evaluated.entries, places, sides, strict=True))
+    own = {kind: [one for one in drawn if one[0].kind == kind] for kind in KINDS}
+    data = [_points(kind, those) for kind, those in own.items() if those]
     shapes, notes = _unpruned(evaluated.unpruned)
     layout = frame(
         400,
-        xaxis=axis("layer-average keep", range=[0, 1.02]),
+        xaxis=axis("layer-average keep", range=[0, right]),
         yaxis=axis(what, range=[low, high], tickformat=".0%"),
         shapes=shapes,
         annotations=notes,
@@ -110,30 +112,42 @@ def _chart(evaluated: Evaluated, what: str) -> Chart:
     )
 
 
-def _points(kind: str, own: Sequence[tuple[Entry, str | None]]) -> dict[str, Any]:
+def _apart(keeps: Sequence[float], step: float) -> list[float]:
+    """The keeps, those within a step of each other spread around their middle."""
+    found, order = list(keeps), sorted(range(len(keeps)), key=keeps.__getitem__)
+    while order:
+        near = [i for i in order if keeps[i] - keeps[order[0]] <= step]
+        order = order[len(near) :]
+        middle = sum(keeps[i] for i in near) / len(near)
+        for place, i in enumerate(sorted(near)):
+            found[i] = middle + (place - (len(near) - 1) / 2) * step if near[1:] else keeps[i]
+    return found
+
+
+def _points(kind: str, own: Sequence[tuple[Entry, float, str | None]]) -> dict[str, Any]:
     name, colour, symbol = KINDS[kind]
-    known = [(entry, span, side) for entry, side in own if (span := _value(entry))]
+    known = [(entry, x, span, side) for entry, x, side in own if (span := _value(entry))]
     return {
         "type": "scatter",
         "mode": "markers+text",
         "name": name,
-        "x": [rounded(e.keep) for e, _, _ in known],
-        "y": [rounded(s.value) for _, s, _ in known],
+        "x": [rounded(x) for _, x, _, _ in known],
+        "y": [rounded(s.value) for _, _, s, _ in known],
         "error_y": {
             "type": "data",
             "symmetric": False,
-            "array": [rounded(s.high - s.value) for _, s, _ in known],
-            "arrayminus": [rounded(s.value - s.low) for _, s, _ in known],
+            "array": [rounded(s.high - s.value) for _, _, s, _ in known],
+            "arrayminus": [rounded(s.value - s.low) for _, _, s, _ in known],
             "color": colour,
             "thickness": 1,
             "width": 3,
         },
-        "text": [plain(e.name) if side else "" for e, _, side in known],
-        "textposition": [side or "middle right" for _, _, side in known],
+        "text": [plain(e.name) if side else "" for e, _, _, side in known],
+        "textposition": [side or "middle right" for _, _, _, side in known],
         "textfont": {"size": 10, "color": QUIET},
-        "customdata": [plain(e.name) for e, _, _ in known],
+        "customdata": [[plain(e.name), f"{e.keep:.3f}"] for e, _, _, _ in known],
         "marker": {"color": colour, "symbol": symbol, "size": 10},
-        "hovertemplate": "%{customdata}<br>keep %{x:.3f}, %{y:.1%}<extra></extra>",
+        "hovertemplate": "%{customdata[0]}<br>keep %{customdata[1]}, %{y:.1%}<extra></extra>",
     }
 
 
@@ -204,4 +218,4 @@ def _span(share: Span | None, signed: bool = False) -> str:
         return "–"
     form = "+.1f" if signed else ".1f"
     low, high = f"{100 * share.low:{form}}", f"{100 * share.high:{form}}"
-    return f"{100 * share.value:{form}} % [{low}, {high}]"
+    return f"{100 * share.value:{form}} % [{low}, {high}]".replace("-", "−")

@@ -64,7 +64,7 @@ class Evaluated:
     model: str
     fingerprint: str | None
     data: str
-    n: int
+    """What was drawn, and how."""
     command: str
     unpruned: Span | None
     groups: Mapping[str, Span | None]
@@ -91,7 +91,8 @@ class Run:
 class Cell:
     """A batch size and a shape of prompts."""
 
-    title: str
+    sizes: tuple[int, int, int, int]
+    """Rows of a batch, image and text tokens of a row, tokens that were generated."""
     runs: tuple[Run, ...]
 
 
@@ -141,8 +142,7 @@ def _evaluated(data: Any) -> Evaluated:
     return Evaluated(
         model=str(model["name"]),
         fingerprint=model.get("fingerprint"),
-        data=str(data["data"].get("description") or data["data"]["name"]),
-        n=int(_number(data["data"]["n"])),
+        data=str(data["data"].get("description") or f"samples of {data['data']['name']}"),
         command=str(data.get("command", "–")),
         unpruned=_share(before["accuracy"]),
         groups={str(g): _share(v["accuracy"]) for g, v in before["groups"].items()},
@@ -198,9 +198,10 @@ def _timed(data: Any) -> Timed:
 
 
 def _cell(data: Any) -> Cell:
-    sizes = [int(_number(data[k])) for k in ("batch_size", "n_visual", "n_text", "n_new")]
-    title = "batch {}, {} image + {} text tokens, {} new".format(*sizes)
-    return Cell(title, tuple(map(_run, data["runs"])))
+    rows, n_visual, n_text, n_new = (
+        int(_number(data[name])) for name in ("batch_size", "n_visual", "n_text", "n_new")
+    )
+    return Cell((rows, n_visual, n_text, n_new), tuple(map(_run, data["runs"])))
 
 
 def _run(data: Any) -> Run:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tpcal.plans.cost import Cost
     from tpcal.report.material import Given, Material
 
+MOST_TOLD = 3
+"""Plans that have a sentence of their own."""
 MOST_LABELLED = 2
 """Plans whose cuts are named in the chart; of more, the names would cover each other."""
 
@@ -25,7 +27,7 @@ def schedules(material: Material) -> Section:
     return Section(
         "schedule",
         "The plans and their cost",
-        " ".join(map(_sentence, material.plans)),
+        " ".join(map(_sentence, material.plans[:MOST_TOLD])),
         "Each step is a cut: it stands just before a layer and says which selector chooses the "
         f"tokens that stay. Costs are those of the profile's typical prompt, {prompt}, and count "
         "what choosing takes; the vision tower is left out.",

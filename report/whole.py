@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
     from tpcal.report.material import Given, Material
 
+MOST_TOLD = 3
+"""Plans that the first sentences speak of."""
+
 
 def report(
     material: Material,
@@ -90,7 +93,7 @@ def _lead(material: Material) -> str:
     if not material.plans:
         return "What a profile measured, layer by layer. No plan was named."
     words = []
-    for given in material.plans:
+    for given in material.plans[:MOST_TOLD]:
         losses = given.losses
         worst = max(losses, key=lambda g: losses[g])
         how = "loses" if given.measured else "is predicted to lose"
@@ -99,6 +102,8 @@ def _lead(material: Material) -> str:
             f"through, averaged over the layers, and {how} {nats(losses[worst])} nats per answer "
             f"token in its worst group, “{worst}”."
         )
+    more = len(material.plans) - MOST_TOLD
+    words += [f"The table has {count(more, 'more plan')}."] if more > 0 else []
     return " ".join(words)
 
 
