@@ -278,7 +278,7 @@ def _steps(
     whole = replace(report, cuts=(everything, *report.cuts))
     kept = [whole.patches(at) for at in range(len(whole.cuts))]
     if not placed:
-        kept = [[replace(patch, image=0, box=None) for patch in left] for left in kept]
+        kept = [tuple(replace(patch, image=0, box=None) for patch in left) for left in kept]
     fired = [
         cut.condition is None or len(left) < len(earlier)
         for cut, (earlier, left) in zip(cuts, pairwise(kept), strict=True)
