@@ -68,7 +68,9 @@ def count(word: str) -> int:
     help="Decoder layers of --model-geometry, where all would take too long.",
 )
 @click.option(
-    "--attention", type=click.Choice(["sdpa", "eager"]), help="Kernel; transformers' choice."
+    "--attention",
+    type=click.Choice(["sdpa", "eager"]),
+    help="Attention kernel; by default transformers' choice.",
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of torch on the CPU.")
 @click.option(
@@ -140,7 +142,7 @@ def bench(
     Every combination of --batch-sizes, --images and --text is a cell: pictures of noise and
     random words, answered by `generate` with --new-tokens tokens. In every repeat the unpruned
     model and the plans take turns, so ratios hold on a machine that drifts; absolute times hold
-    for a machine that does nothing else. A few repeats warm up.
+    for a machine that does nothing else. The first two rounds only warm up.
 
     Exits with 6 where a plan is slower than the unpruned model in any cell: in time to the
     first token, in time per token or in throughput, by more than 2% and beyond noise (sign
@@ -153,9 +155,9 @@ def bench(
     \b
     Examples:
       tpcal bench --plan plan.yaml
-      tpcal bench --plan plan.yaml --plan preset:dart-128@0.22 -o bench.json -o bench.md
+      tpcal bench --plan plan.yaml --plan preset:dart-128@0.22 -o bench.json
       tpcal bench --plan plan.yaml --batch-sizes 1,8,32 --images 2 --text 512
-      tpcal bench --plan preset:divprune@0.22 --model-geometry llava-1.5-7b --layers 4
+      tpcal bench --plan plan.yaml --model-geometry llava-1.5-7b --layers 4
     """
     sizes = Sizes(batch_sizes, images, text)
     check_outputs(outputs, force)
