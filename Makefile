@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check fix docs benchmark-planner
+.PHONY: demo test check fix docs docs-serve benchmark-planner
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,8 +33,13 @@ fix: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Pages that are made from the code, plans/plan.schema.json, and site/ from all pages; a link that leads nowhere is an error.
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(READY)
+	$(BIN)/mkdocs serve --strict
 
 # What docs/planner.md says, measured on the built-in model: 40 minutes on two cores. It goes on where it was stopped.
 benchmark-planner: $(READY)

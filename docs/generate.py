@@ -1,7 +1,8 @@
-"""Writes what docs/ says of commands and families from the commands and families: `make docs`."""
+"""Writes what docs/ says of the code from the code: `make docs`."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections import defaultdict
@@ -9,15 +10,31 @@ from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import click
+import plan_schema
 
 from tpcal.cli import cli
+from tpcal.plans import selectors
 
 DOCS = Path(__file__).parent
 CLI = DOCS / "cli.md"
 FAMILIES = DOCS / "families.md"
 CERTIFICATES = DOCS / "certificates.md"
+PLAN_FORMAT = DOCS / "plan-format.md"
+SELECTORS = DOCS / "selectors.md"
+PARTS = {
+    "plan": "The plan",
+    "Cut": "A cut",
+    "Condition": "Its condition",
+    "ModelIdentity": "`model`",
+    "Budget": "`budget`",
+    "Loss": "`loss`",
+    "Cost": "`cost`",
+    "Certificate": "`certificate`",
+}
+"""Parts of the plan's schema and their titles on the page."""
 
 
 def cli_page() -> str:
@@ -40,8 +57,76 @@ def certificates_page() -> str:
     return _with_table(CERTIFICATES, _samples_table())
 
 
+def plan_format_page() -> str:
+    """docs/plan-format.md with the tables of its keys made anew."""
+    schema = plan_schema.plan()
+    parts = {"plan": schema, **schema["$defs"]}
+    tables = [f"### {title}\n\n{_keys(parts[part])}" for part, title in PARTS.items()]
+    return _with_table(PLAN_FORMAT, "\n".join(tables))
+
+
+def selectors_page() -> str:
+    """docs/selectors.md with an entry for every selector made anew."""
+    return _with_table(SELECTORS, "\n".join(map(_selector, selectors.names())))
+
+
+def _keys(part: dict[str, Any]) -> str:
+    lines = ["| key | is | |", "|---|---|---|"]
+    for key, rule in part["properties"].items():
+        needed = "" if key in part.get("required", ()) else ", optional"
+        about = _cell(rule.get("description", "").partition("\n")[0])
+        lines.append(f"| `{key}` | {_kind(rule)}{needed} | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+def _kind(rule: dict[str, Any]) -> str:
+    """What a value may be, in words."""
+    if "$ref" in rule:
+        return "mapping, see below"
+    if "const" in rule:
+        return str(rule["const"])
+    if "anyOf" in rule:
+        return " or ".join(map(_kind, rule["anyOf"]))
+    if "enum" in rule:
+        words = [str(word) for word in rule["enum"] if word is not None]
+        return "a selector's name" if len(words) > 9 else " or ".join(f"`{w}`" for w in words)
+    kinds = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+    names = {"string": "text", "object": "mapping", "array": "list"}
+    said = names.get(kinds[0], kinds[0])
+    if rule.get("maximum") == 1:
+        return f"{said} in [0, 1]"
+    return f"{said} ≥ {rule['minimum']:g}" if "minimum" in rule else said
+
+
+def _selector(name: str) -> str:
+    """Title, what it does, needs, cost and source; its parameters as a table."""
+    kind = selectors.kind(name)
+    first = (sys.modules[kind.__module__].__doc__ or "").splitlines()[0]
+    text = (inspect.getdoc(kind) or "").replace("``", "`")
+    text = re.sub(r"^(Needs|Cost|Source): +", r"- *\1*: ", text, flags=re.MULTILINE)
+    text = re.sub(r"\n +", "\n  ", text.replace("\n- *Needs", "\n\n- *Needs", 1))
+    text = text.replace("\n\n\n", "\n\n")
+    made = [f"### `{name}`", f"*{first.partition(': ')[2]}*", text]
+    rules = plan_schema.parameters(name)["properties"]
+    if rules:
+        rows = ["| parameter | is | default | |", "|---|---|---|---|"]
+        for key, rule in rules.items():
+            cells = f"`{key}`", _kind(rule), _plain(rule["default"]), _cell(rule["description"])
+            rows.append(f"| {' | '.join(cells)} |")
+        made.append("\n".join(rows))
+    return "\n\n".join(made) + "\n"
+
+
+def _plain(value: Any) -> str:
+    return f"`{value}`" if isinstance(value, str) else f"{value:g}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def _with_table(path: Path, table: str) -> str:
-    pattern = r"(<!-- generated [^>]*-->\n).*(<!-- end -->)"
+    pattern = r"(<!-- (?:\w+: )?generated [^>]*-->\n).*(<!-- end -->)"
     page = path.read_text(encoding="utf-8")
     return re.sub(pattern, lambda m: m[1] + table + m[2], page, flags=re.DOTALL)
 
@@ -108,7 +193,17 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "–"
 
 
+PAGES = {
+    CLI: cli_page,
+    FAMILIES: families_page,
+    CERTIFICATES: certificates_page,
+    PLAN_FORMAT: plan_format_page,
+    SELECTORS: selectors_page,
+    plan_schema.PATH: plan_schema.text,
+}
+"""Files and what they are made by."""
+
+
 if __name__ == "__main__":
-    CLI.write_text(cli_page(), encoding="utf-8")
-    FAMILIES.write_text(families_page(), encoding="utf-8")
-    CERTIFICATES.write_text(certificates_page(), encoding="utf-8")
+    for path, made in PAGES.items():
+        path.write_text(made(), encoding="utf-8")

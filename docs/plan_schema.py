@@ -48,7 +48,7 @@ def plan() -> Schema:
         **{key: ref(kind) for key, kind in records.items()},
         "cuts": {"type": "array", "maxItems": rules.MAX_LAYERS, "items": ref("Cut")},
         "provenance": {"type": ["object", "null"]},
-        "digest": optional({"type": "string"}),
+        "digest": optional({"type": "string", "description": "sha256 of all the rest."}),
     }
     for name, said in about.items():
         properties[name]["description"] = said
@@ -70,12 +70,15 @@ def cut() -> Schema:
     about, names = described(schema.Cut), list(selectors.names())
     said = [f"{name}: {said_of(selectors.kind(name))}" for name in names]
     properties: Schema = {
-        "layer": {"type": "integer", "minimum": 0, "description": "Decoder layer, from 0."},
-        "keep": {**number("keep"), "description": about["keep"]},
-        "selector": {"enum": [*names, None], "description": "\n".join([about["selector"], *said])},
-        "params": {"type": "object", "description": "Parameters of the selector."},
+        "layer": {"type": "integer", "minimum": 0},
+        "keep": number("keep"),
+        "selector": {"enum": [*names, None]},
+        "params": {"type": "object"},
         "condition": ref("Condition"),
     }
+    for name in properties:
+        properties[name]["description"] = about[name]
+    properties["selector"]["description"] += "\n\n" + "\n".join(said)
     chosen = [
         {
             "if": {"properties": {"selector": {"const": name}}, "required": ["selector"]},
@@ -169,7 +172,7 @@ def ref(name: str) -> Schema:
 
 def said_of(kind: type) -> str:
     """First line of a class's docstring."""
-    return (inspect.getdoc(kind) or "").splitlines()[0].replace("``", "")
+    return (inspect.getdoc(kind) or "").splitlines()[0].replace("``", "`")
 
 
 def described(kind: type) -> dict[str, str]:
@@ -177,7 +180,7 @@ def described(kind: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
     return {
-        first.target.id: " ".join(str(second.value.value).split()).replace("``", "")
+        first.target.id: " ".join(str(second.value.value).replace("``", "`").split())
         for first, second in zip(body.body, body.body[1:], strict=False)
         if isinstance(first, ast.AnnAssign) and isinstance(first.target, ast.Name)
         if isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant)

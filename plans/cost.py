@@ -60,19 +60,26 @@ class Cost:
     """
 
     n_tokens: int
+    """Visual tokens of the prompt that is counted."""
     n_text: int
+    """Text tokens of it."""
     counts: tuple[int, ...]
     """Visual tokens left after each cut."""
     layer_average_keep: float
     """The budget: mean over layers of visual tokens entering the layer / n_tokens."""
     prefill_flops: float
+    """Of the decoder, a multiply-add counted as two."""
     unpruned_prefill_flops: float
+    """The same without the plan."""
     kv_bytes: int
+    """Bytes of K and V after the prefill."""
     unpruned_kv_bytes: int
+    """The same without the plan."""
     prefill_ms: float | None = None
     """Of the decoder, from the embedded prompt to its last norm; predicted from times measured on
     one machine, None where none were measured."""
     unpruned_prefill_ms: float | None = None
+    """The same without the plan."""
     selection_flops: float | None = None
     """The part of ``prefill_flops`` that chooses tokens; None in plans of older versions."""
 

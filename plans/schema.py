@@ -55,12 +55,15 @@ class Cut:
     """One act of pruning, just before decoder layer ``layer`` (0 = before the decoder)."""
 
     layer: int
+    """Decoder layer, from 0."""
     keep: float
     """Fraction of the image's original visual tokens that go on; 0 drops all."""
     selector: str | None = None
     """Name of the selector; None where ``keep`` is 0, as there is nothing to choose."""
     params: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Parameters of the selector; what is left out keeps its default."""
     condition: Condition | None = None
+    """Where there is one, the cut is made only for prompts that fulfil it."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,15 @@ class ModelIdentity:
     """The model a plan or profile was made for. A published schedule knows only ``n_layers``."""
 
     n_layers: int
+    """Decoder layers."""
     name: str | None = None
+    """Hub id, folder or alias it was loaded by."""
     revision: str | None = None
+    """On the Hub, where one was given."""
     family: str | None = None
+    """Name of the family that serves it."""
     architecture: str | None = None
+    """Class of transformers."""
     fingerprint: str | None = None
     """sha256 of the structure: two models with one fingerprint can share a plan."""
 
@@ -85,7 +93,9 @@ class Budget:
     """What the plan may cost: asked for and reached."""
 
     target: float
+    """What was asked for."""
     reached: float
+    """What the plan costs."""
     kind: str | None = None
     """``flops`` or ``kv`` (shares of the unpruned prefill), or ``ms``; None: layer average."""
 
@@ -95,7 +105,9 @@ class Loss:
     """Deviation from the unpruned model per group: KL(full || pruned), nats per answer token."""
 
     predicted: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Nats of each group, from single cuts."""
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Nats of each group, by running the plan on samples it was not chosen by."""
     flips: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Share of answer tokens whose most likely token changed."""
     max_loss: float | None = None
@@ -119,6 +131,7 @@ class Certificate:
     bound: float
     """What was proven, at most ``max_flips``."""
     test: str
+    """The statistical test."""
     of: str
     """``all samples`` or ``each group``."""
     data: str | None = None
@@ -134,18 +147,26 @@ class Plan:
     """The cuts for one model and what is known of them."""
 
     cuts: tuple[Cut, ...] = ()
+    """In the order of their layers; none: nothing is pruned."""
     name: str | None = None
+    """For people; errors begin with it."""
     source: str | None = None
     """Where a published schedule comes from."""
     round_to: int | None = None
     """Every count that a cut leaves goes up to a multiple of this, so that prompts of many lengths
     meet few of them: shapes that compiled code and tuned kernels know. None: as `keep` says."""
     model: ModelIdentity | None = None
+    """The model it was made for."""
     budget: Budget | None = None
+    """What it may cost, and costs."""
     loss: Loss | None = None
+    """What it loses."""
     cost: Cost | None = None
+    """What one prefill costs, with and without it."""
     certificate: Certificate | None = None
+    """What was proven of it."""
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Where it comes from: versions, profile, data, seed, sampler, command, time."""
 
     @property
     def digest(self) -> str:

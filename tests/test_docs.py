@@ -2,57 +2,85 @@
 
 from __future__ import annotations
 
-import importlib.util
+import io
 import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
+import generate
 import pytest
 import torch
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families import families
-from tpcal.plans.schema import presets
+from tpcal.plans.schema import parse_plan, presets
 from tpcal.plans.selectors import names
 from tpcal.plans.stack import read_prompt
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+EXAMPLES = ("index.md", "plan-format.md", "production.md", "cost.md")
+"""Pages whose Python runs, block after block; the output stands below its block."""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.parametrize("path", generate.PAGES, ids=lambda path: path.name)
+def test_what_is_generated_is_up_to_date(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == generate.PAGES[path](), "run: make docs"
 
 
-def test_the_command_line_page_is_what_help_says(generate: ModuleType) -> None:
-    assert generate.CLI.read_text(encoding="utf-8") == generate.cli_page(), "run: make docs"
+def test_generated_pages_name_everything_that_is_registered() -> None:
+    families_page = (DOCS / "families.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in families_page for name in families())
+    selectors_page = (DOCS / "selectors.md").read_text(encoding="utf-8")
+    assert all(f"### `{name}`" in selectors_page for name in names())
+    certificates = (DOCS / "certificates.md").read_text(encoding="utf-8")
+    assert "| 5% | 95% | 59 |" in certificates  # (1 - 0.05)^59 < 0.05
 
 
-def test_the_families_page_is_what_the_registry_says(generate: ModuleType) -> None:
-    page = generate.FAMILIES.read_text(encoding="utf-8")
-    assert page == generate.families_page(), "run: make docs"
-    assert all(f"| `{name}` |" in page for name in families())
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_the_examples_of_a_page_print_what_it_says(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = _blocks(DOCS / page)
+    assert any(language == "python" for language, _ in blocks)
+    namespace: dict[str, Any] = {}
+    for (language, code), (following, says) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
+        if language == "python":
+            printed = io.StringIO()
+            with redirect_stdout(printed):
+                exec(code, namespace)
+            assert printed.getvalue() == (says if following == "text" else "")
 
 
-def test_the_certificates_page_counts_samples_as_the_code_does(generate: ModuleType) -> None:
-    page = generate.CERTIFICATES.read_text(encoding="utf-8")
-    assert page == generate.certificates_page(), "run: make docs"
-    assert "| 5% | 95% | 59 |" in page  # (1 - 0.05)^59 < 0.05
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_plans_that_are_shown_are_plans(path: Path) -> None:
+    for language, text in _blocks(path):
+        if language == "yaml":
+            assert parse_plan(text, path.name).cuts
+
+
+def test_the_selector_that_is_walked_through_works() -> None:
+    made: dict[str, Any] = {}
+    exec(_first_python(DOCS / "selectors.md"), made)
+    hidden = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [0.0, 6.0]]])
+    tokens = SimpleNamespace(hidden=hidden, valid=torch.ones(1, 3).bool())
+    assert made["Norm"]().select(tokens, torch.tensor([2])).tolist() == [[True, False, True]]
+    assert made["Norm"](p=1.0).select(tokens, torch.tensor([1])).tolist() == [[True, False, False]]
+    with pytest.raises(UsageError, match="p must be at least 1; got 0"):
+        made["Norm"](p=0)
 
 
 def test_the_family_that_is_walked_through_works() -> None:
-    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
-    code = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert code is not None
     made: dict[str, Any] = {}
-    exec(code[1], made)
+    exec(_first_python(DOCS / "families.md"), made)
     model = SimpleNamespace(config=SimpleNamespace(vision_config=SimpleNamespace(image_size=64)))
     visual = torch.tensor([[0] + [1] * 10 + [0], [0] + [1] * 5 + [0] * 6]).bool()
     grids = made["FAMILY"].grids(model, read_prompt(visual, None), {})
@@ -75,8 +103,45 @@ def test_the_readme_tells_of_every_published_schedule() -> None:
 
 
 def test_links_between_files_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md")]:  # of docs/ mkdocs does it
         targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
         for target in targets:
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_links_to_other_sites_are_whole() -> None:
+    """There is no network in tests: that the pages are there is not tried."""
+    for page in [*ROOT.glob("*.md"), *PAGES]:
+        for link in re.findall(r"\]\((http[^)]*)\)", page.read_text(encoding="utf-8")):
+            parts = urlsplit(link)
+            assert parts.scheme == "https", f"{page.name}: {link}"
+            assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), f"{page.name}: {link}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages as a site; a page, link or anchor that leads nowhere fails the build."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_has_every_page_and_fetches_nothing_from_elsewhere(site: Path) -> None:
+    assert {page.stem for page in PAGES} == {page.stem for page in site.glob("*.html")} - {"404"}
+    fetched = r"""<(?:script|img|iframe)[^>]+src="(http[^"]*)|<link[^>]+href="(http[^"]*)"""
+    for page in site.rglob("*.html"):
+        assert not re.findall(fetched, page.read_text(encoding="utf-8")), page.name
+    for sheet in site.rglob("*.css"):
+        assert not re.findall(r"url\(.?http[^)]*", sheet.read_text(encoding="utf-8")), sheet.name
+
+
+def _blocks(path: Path) -> list[tuple[str, str]]:
+    """Language and text of every fenced block of a page."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def _first_python(path: Path) -> str:
+    return next(text for language, text in _blocks(path) if language == "python")

@@ -29,6 +29,7 @@ from tpcal.plans.schema import (
 
 TEXT = resources.files("tpcal.plans").joinpath("plan.schema.json").read_text(encoding="utf-8")
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(TEXT))
+OLDER = jsonschema.Draft7Validator(json.loads(TEXT))  # what many editors know
 GRID = "{layer: 2, keep: 0.5, selector: grid}"
 BOTH = {
     "cuts: []": "schema must be 1",
@@ -85,7 +86,10 @@ SCHEMA = (
 
 
 def _valid(text: str) -> bool:
-    return VALIDATOR.is_valid(yaml.safe_load(text))
+    data = yaml.safe_load(text)
+    valid = VALIDATOR.is_valid(data)
+    assert OLDER.is_valid(data) == valid
+    return valid
 
 
 def test_the_file_is_what_the_records_and_selectors_say() -> None:
