@@ -36,10 +36,10 @@ fix: $(READY)
 # Pages that are made from the code, plans/plan.schema.json, and site/ from all pages; a link that leads nowhere is an error.
 docs: $(READY)
 	$(BIN)/python docs/generate.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(READY)
-	$(BIN)/mkdocs serve --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
 
 # What docs/planner.md says, measured on the built-in model: 40 minutes on two cores. It goes on where it was stopped.
 benchmark-planner: $(READY)

@@ -119,14 +119,31 @@ def test_links_to_other_sites_are_whole() -> None:
             assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), f"{page.name}: {link}"
 
 
+def _build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", site]  # --quiet is lax
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pages as a site; a page, link or anchor that leads nowhere fails the build."""
+    """The pages as a site."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", folder]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = _build(ROOT, folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.mark.parametrize("link", ["gone.md", "cost.md#gone", "../README.md", "/cost.md"])
+def test_a_link_that_leads_nowhere_fails_the_build(link: str, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# A\n[b]({link})\n")
+    (tmp_path / "docs" / "cost.md").write_text("# B\n")
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    nav = "nav: [index.md, cost.md]\n\nexclude_docs"
+    (tmp_path / "mkdocs.yml").write_text(re.sub(r"nav:.*exclude_docs", nav, config, flags=re.S))
+    done = _build(tmp_path, tmp_path / "site")
+    assert done.returncode == 1
+    assert done.stderr.count("WARNING") == done.stderr.count(link) == 1
 
 
 def test_the_site_has_every_page_and_fetches_nothing_from_elsewhere(site: Path) -> None:
