@@ -87,13 +87,25 @@ def plans_and_model(
     plans = {name: _at_depth(name, plan, loaded) for name, plan in plans.items()}
     from tpcal.plans.execute import check as problems_of
 
-    unfit = {n: found for n, plan in plans.items() if (found := problems_of(plan, loaded.model))}
+    refuse_unfit({name: problems_of(plan, loaded.model) for name, plan in plans.items()})
+    return plans, loaded
+
+
+def refuse_unfit(problems: Mapping[str, Sequence[str]]) -> None:
+    """Nothing, where no plan has a problem.
+
+    Args:
+        problems: Of each plan, by name.
+
+    Raises:
+        FitError: Names every problem of every plan.
+    """
+    unfit = {name: found for name, found in problems.items() if found}
     if len(unfit) == 1:
         raise FitError(*unfit.popitem())
     if unfit:
-        problems = [f"{name}: {problem}" for name, found in unfit.items() for problem in found]
-        raise FitError(f"{len(unfit)} plans", problems)
-    return plans, loaded
+        each = [f"{name}: {problem}" for name, found in unfit.items() for problem in found]
+        raise FitError(f"{len(unfit)} plans", each)
 
 
 def _made_for(plans: Mapping[str, Plan], model: ModelChoice) -> tuple[str | None, str | None]:

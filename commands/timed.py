@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tpcal import terminal
-from tpcal.commands.inputs import PRESET, plans_and_model, read_plan
+from tpcal.commands.inputs import PRESET, plans_and_model, read_plan, refuse_unfit
 from tpcal.options import ModelChoice
-from tpcal.plans.errors import FitError
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.shapes import Shape
@@ -89,6 +88,7 @@ def random_subject(
     """
     from tpcal.calibrate.bench.geometry import GEOMETRIES, build, check_memory, prompts
     from tpcal.calibrate.models import DTYPES, find_device
+    from tpcal.plans.execute import check
     from tpcal.views.words import binary
 
     read = {name: read_plan(name) for name in names}
@@ -106,7 +106,7 @@ def random_subject(
     presets = _presets(names, depth, model, inputs_of)
     made = {n: plan.scaled(depth) for n, plan in read.items() if n not in presets and plan.model}
     plans = read | made | presets
-    _check_fit(plans, model)
+    refuse_unfit({name: check(plan, model) or _blind(plan) for name, plan in plans.items()})
     about = {"name": geometry, "random_weights": True, **asdict(widths), "weight_bytes": size}
     depths = f"{depth} of {whole.n_layers} layers"
     return Subject(
@@ -141,18 +141,6 @@ def _presets(
     ids = inputs_of(Shape())["input_ids"]
     n_visual = int(find(model).visual_mask(model, ids, None).sum())
     return {name: read_plan(name, n_layers, n_visual) for name in presets}
-
-
-def _check_fit(plans: Mapping[str, Plan], model: Any) -> None:
-    from tpcal.plans.execute import check
-
-    problems = {name: check(plan, model) or _blind(plan) for name, plan in plans.items()}
-    unfit = {name: found for name, found in problems.items() if found}
-    if len(unfit) == 1:
-        raise FitError(*unfit.popitem())
-    if unfit:
-        each = [f"{name}: {problem}" for name, found in unfit.items() for problem in found]
-        raise FitError(f"{len(unfit)} plans", each)
 
 
 def _blind(plan: Plan) -> list[str]:

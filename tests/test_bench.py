@@ -98,7 +98,7 @@ def test_slower_is_an_error_and_the_figures_are_written_first(
     out = tmp_path / "bench.json"
     said = (
         "plan.yaml is slower than unpruned in the only cell: batch 1, 144 + 20 tokens: first token "
-        "6.1 ms, unpruned 5.6 (+9 %)."
+        "6.10 ms, unpruned 5.60 (+9 %)."
     )
     with click.Context(bench, obj="tpcal bench"), pytest.raises(SlowerError) as error:
         show(_subject(), _cells(6.1), 15, [out])

@@ -104,9 +104,9 @@ def _short(name: str) -> str:
 
 def _values(run: Run) -> Iterator[str]:
     yield _spread(run.spread("ttft_ms"))
-    yield f"{run.spread('decoder_ms').median:.3g}"
+    yield _number(run.spread("decoder_ms").median)
     yield _spread(run.spread("token_ms"))
-    yield f"{run.spread('tokens_per_s').median:.3g}"
+    yield _number(run.spread("tokens_per_s").median)
     yield "–" if run.peak_bytes is None else binary(run.peak_bytes)
     yield binary(run.kv_bytes)
 
@@ -125,8 +125,15 @@ def _ratios(run: Run, cell: Cell) -> Iterator[str]:
 
 def _spread(spread: Spread) -> str:
     """`12.3 ±0.4`, the spread to the median's last digit."""
-    digits = 0 if spread.median >= 100 else 1 if spread.median >= 10 else 2
-    return f"{spread.median:.{digits}f} ±{spread.half:.{digits}f}"
+    from tpcal.calibrate.bench.figures import digits_of
+
+    return f"{_number(spread.median)} ±{spread.half:.{digits_of(spread.median)}f}"
+
+
+def _number(value: float) -> str:
+    from tpcal.calibrate.bench.figures import digits_of
+
+    return f"{value:.{digits_of(value)}f}"
 
 
 def bench_markdown(page: Page) -> str:

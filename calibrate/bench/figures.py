@@ -31,6 +31,11 @@ class Spread:
         return (self.high - self.low) / 2
 
 
+def digits_of(value: float) -> int:
+    """Decimals that show three digits of a number, and all of one above 100."""
+    return 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+
+
 @dataclass(frozen=True)
 class Repeat:
     """One call of `generate`."""

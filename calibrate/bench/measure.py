@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from tpcal.calibrate.batches import GREEDY
 from tpcal.calibrate.bench.figures import UNPRUNED, Cell, Repeat, Run
 from tpcal.calibrate.bench.peak import peak_bytes
 from tpcal.calibrate.bench.shapes import Shape
@@ -79,8 +80,7 @@ class Generator:
             **more,
             max_new_tokens=self.n_new,
             min_new_tokens=self.n_new,
-            do_sample=False,
-            num_beams=1,
+            **GREEDY,
             use_cache=True,
             pad_token_id=self._pad_id(),
         )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import quantile_test
 
-from tpcal.calibrate.bench.figures import MEASURES, Cell, Measure, Run
+from tpcal.calibrate.bench.figures import MEASURES, Cell, Measure, Run, digits_of
 from tpcal.plans.errors import UsageError
 
 ALARM = 0.01
@@ -113,7 +113,8 @@ def _by_how_much(names: Sequence[str], run: Run, cell: Cell) -> str:
             mine, theirs = (r.spread(measure.of).median for r in (run, cell.unpruned))
             change = np.median(run.ratios(measure.of, cell.unpruned)) - 1
             parts.append(
-                f"{measure.says} {mine:.3g} {measure.unit}, unpruned {theirs:.3g} "
+                f"{measure.says} {mine:.{digits_of(mine)}f} {measure.unit}, unpruned "
+                f"{theirs:.{digits_of(theirs)}f} "
                 f"({change:+.0%})".replace("%", " %")
             )
     return ", ".join(parts)

@@ -35,7 +35,7 @@ def test_a_plan_that_takes_longer_in_every_repeat_is_slower() -> None:
     assert found == [[["ttft"]], [[]]]
     assert sentences([cell, fine], found) == [
         "plan.yaml is slower than unpruned in 1 of 2 cells: batch 1, 144 + 20 tokens: first token "
-        "6.1 ms, unpruned 5.6 (+9 %)."
+        "6.10 ms, unpruned 5.60 (+9 %)."
     ]
 
 
@@ -45,7 +45,7 @@ def test_less_throughput_is_slower_and_more_is_not() -> None:
     found = slower([_cell(less, more, unpruned=unpruned)])
     assert found == [[["throughput"], []]]
     (said,) = sentences([_cell(less, more, unpruned=unpruned)], found)
-    assert said.endswith("throughput 90 tokens/s, unpruned 100 (-10 %).")
+    assert said.endswith("throughput 90.0 tokens/s, unpruned 100 (-10 %).")
 
 
 def test_what_lies_within_the_margin_is_not_slower() -> None:
