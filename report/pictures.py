@@ -199,7 +199,7 @@ def choose(
         if any(flags) and not any(flags[at] for at in picked):
             picked[list(flags).index(True)] = (
                 f"Added to show a change: {name} changed {sum(flags)} of the {len(flags)} answers "
-                "looked at, and none of the others here."
+                "looked at, none of them among the samples taken in order."
             )
     return picked
 

@@ -201,6 +201,12 @@ def test_groups_take_turns_and_no_answer_decides() -> None:
     assert choose(groups, unchanged, 9) == dict.fromkeys([0, 2, 3, 1, 4, 5], "")
 
 
+EXPLAINED = (
+    "Added to show a change: {} of the 4 answers looked at, none of them among the samples taken "
+    "in order."
+)
+
+
 def test_a_sample_added_for_its_changed_answer_says_so() -> None:
     groups = ["a", "b", "a", "b"]
     changed = {"mild": [False, False, False, True], "wild": [True, False, True, True]}
@@ -208,6 +214,10 @@ def test_a_sample_added_for_its_changed_answer_says_so() -> None:
     assert list(picked) == [0, 1, 3]
     assert picked[0] == picked[1] == ""
     assert "mild changed 1 of the 4 answers looked at" in picked[3]
+    both = {"one": [False, False, True, True], "two": [False, False, False, True]}
+    first, second = list(choose(groups, both, 2).items())[2:]
+    assert first == (2, EXPLAINED.format("one changed 2"))
+    assert second == (3, EXPLAINED.format("two changed 1"))  # "one" changed it too
 
 
 def step(at: int, *boxes: tuple[float, float, float, float]) -> Step:
