@@ -217,5 +217,6 @@ def _span(share: Span | None, signed: bool = False) -> str:
     if share is None:
         return "–"
     form = "+.1f" if signed else ".1f"
-    low, high = f"{100 * share.low:{form}}", f"{100 * share.high:{form}}"
-    return f"{100 * share.value:{form}} % [{low}, {high}]".replace("-", "−")
+    shares = (share.value, share.low, share.high)
+    value, low, high = (f"{round(100 * x, 1) + 0.0:{form}}" for x in shares)  # no -0.0
+    return f"{value} % [{low}, {high}]".replace("-", "−")

@@ -1,0 +1,238 @@
+"""Evaluations and timings: read, checked, and shown."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import NASTY, Page, html_of, small_profile
+
+from tpcal.plans.errors import FitError, UsageError
+from tpcal.report.benches import benches
+from tpcal.report.evaluations import _apart, check_model, evaluations
+from tpcal.report.material import Material
+from tpcal.report.reading import Span, read_bench, read_evaluation
+
+
+def _share(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.05, "high": value + 0.05}
+
+
+def _entry(name: str, kind: str, accuracy: float | None) -> dict[str, Any]:
+    right = None if accuracy is None else _share(accuracy)
+    return {
+        "name": name,
+        "kind": kind,
+        "beside": "plan.yaml" if kind == "control" else None,
+        "cost": {"layer_average_keep": 0.22, "prefill_flops": 0.25, "kv_bytes": 0.3},
+        "accuracy": right,
+        "difference": None if accuracy is None else _share(accuracy - 0.9),
+        "agreement": _share(0.8),
+        "worst_group": {"group": NASTY, "value": 0.5},
+        "groups": {
+            NASTY: {"n": 7, "accuracy": right, "difference": None, "agreement": _share(0.7)}
+        },
+    }
+
+
+EVALUATION: dict[str, Any] = {
+    "made_by": "made by tpcal 9",
+    "command": "tpcal eval",
+    "time": "2026",
+    "model": {"name": "tiny", "family": "llava", "fingerprint": "sha256:1"},
+    "data": {
+        "name": "made-up",
+        "description": "70 of them",
+        "n": 70,
+        "groups": [NASTY],
+        "n_seen": 0,
+    },
+    "unpruned": {"accuracy": _share(0.9), "groups": {NASTY: {"n": 7, "accuracy": _share(0.6)}}},
+    "entries": [
+        _entry("plan.yaml", "plan", 0.85),
+        _entry("preset:fastv", "preset", 0.7),
+        _entry("random = plan.yaml", "control", 0.6),
+    ],
+    "tests": [
+        {
+            "one": "plan.yaml",
+            "other": "random = plan.yaml",
+            "measure": "accuracy",
+            "difference": _share(0.25),
+            "p": 1e-6,
+            "p_adjusted": 2e-6,
+            "n_changed": 30,
+        },
+        {
+            "one": "plan.yaml",
+            "other": "unpruned",
+            "measure": "accuracy",
+            "difference": _share(-0.05),
+            "p": 0.04,
+            "p_adjusted": 0.08,
+            "n_changed": 9,
+        },
+    ],
+}
+
+
+def _spread(median: float) -> dict[str, float]:
+    return {"median": median, "low": median * 0.9, "high": median * 1.1}
+
+
+def _run(name: str, ms: float, ratio: float | None = None) -> dict[str, Any]:
+    run = {
+        "name": name,
+        "ttft_ms": _spread(ms),
+        "token_ms": _spread(2),
+        "tokens_per_s": _spread(9),
+    }
+    run |= {"peak_bytes": None, "kv_bytes": 2048}
+    if ratio is not None:
+        ratios = {"ttft": _spread(ratio), "token": _spread(1), "throughput": _spread(1 / ratio)}
+        run |= {"ratios": ratios, "slower": []}
+    return run
+
+
+BENCH: dict[str, Any] = {
+    "made_by": "made by tpcal 9",
+    "command": "tpcal bench",
+    "time": "2026",
+    "model": {"name": "tiny"},
+    "machine": {"device": "cpu", "threads": 1},
+    "cells": [
+        {
+            **{"batch_size": rows, "n_visual": 144, "n_text": 20, "n_new": 8},
+            "runs": [_run("unpruned", 10 * rows), _run("plan.yaml", 10 * rows * ratio, ratio)],
+        }
+        for rows, ratio in ((1, 1.25), (8, 0.5))
+    ],
+    "slower": [],
+}
+
+
+def _file(path: Path, data: Any) -> Path:
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.fixture
+def shown(material: Material, tmp_path: Path) -> Page:
+    evaluated = read_evaluation(_file(tmp_path / "eval.json", EVALUATION))
+    timed = read_bench(_file(tmp_path / "bench.json", BENCH))
+    return Page(html_of(material, evidence=[evaluations(evaluated), benches(timed)]))
+
+
+def test_an_evaluation_is_shown_with_its_intervals(shown: Page) -> None:
+    _, unpruned, plan, *_ = shown.tables["Cost as shares of the unpruned model, and answers"]
+    assert unpruned[5] == "90.0 % [85.0, 95.0]"
+    assert plan == [
+        *("plan.yaml", "plan", "0.2200", "25 %", "30 %", "85.0 % [80.0, 90.0]"),
+        *("−5.0 % [−10.0, +0.0]", "80.0 % [75.0, 85.0]", f"{NASTY} 50 %"),
+    ]
+    plans, published, control = shown.charts["evaluation"]["data"]
+    assert (plans["y"], published["y"], control["y"]) == ([0.85], [0.7], [0.6])
+    assert plans["error_y"]["array"] == [0.05]
+    assert shown.tables["Accuracy by group"][1] == [NASTY, "60 %", "85 %", "70 %", "60 %"]
+
+
+def test_tests_are_told_apart_from_chance(shown: Page) -> None:
+    caption = "Paired tests; bold where the adjusted p is below 0.05"
+    _, one, other = shown.tables[caption]
+    assert one[0] == "plan.yaml − random = plan.yaml"
+    assert one[4:] == ["< 0.0001", "< 0.0001"]
+    assert other[4:] == ["0.04", "0.08"]
+    assert len([a for a in shown.all("tr") if a.get("class") == "strong"]) == 1
+    assert "1 of 2 paired comparisons is beyond chance" in shown.text
+
+
+def test_agreement_stands_in_where_there_are_no_answers(
+    material: Material, tmp_path: Path
+) -> None:
+    data = deepcopy(EVALUATION)
+    data["unpruned"]["accuracy"] = data["unpruned"]["groups"][NASTY]["accuracy"] = None
+    data["entries"] = [_entry("plan.yaml", "plan", None)]
+    section = evaluations(read_evaluation(_file(tmp_path / "eval.json", data)))
+    page = Page(html_of(material, evidence=[section]))
+    assert page.charts["evaluation"]["data"][0]["y"] == [0.8]
+    assert page.tables["Agreement with the unpruned model by group"][1] == [NASTY, "–", "70 %"]
+
+
+def test_entries_of_one_cost_are_drawn_apart_around_it() -> None:
+    found = _apart([0.22, 0.35, 0.22, 0.221], 0.01)
+    assert found[1] == 0.35
+    near = [found[0], found[2], found[3]]
+    assert [b - a for a, b in pairwise(near)] == pytest.approx([0.01, 0.01])
+    assert sum(near) / 3 == pytest.approx((0.22 + 0.22 + 0.221) / 3)
+
+
+def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:
+    evaluated = read_evaluation(_file(tmp_path / "eval.json", EVALUATION))
+    check_model(evaluated, "eval.json", small_profile())
+    with pytest.raises(FitError, match="made with tiny; the profile is of another model"):
+        check_model(replace(evaluated, fingerprint="sha256:9"), "eval.json", small_profile())
+
+
+def test_a_timing_is_shown_cell_by_cell(shown: Page) -> None:
+    (bars,) = shown.charts["bench-ttft"]["data"]
+    assert (bars["y"], bars["x"]) == (["batch 1", "batch 8"], [1.25, 0.5])
+    caption = "Medians, and the middle half of the repeats; peak memory is beyond the weights"
+    _, unpruned, plan, *_ = shown.tables[caption]
+    assert unpruned[:3] == ["batch 1", "unpruned", "10.0 [9.0, 11.0]"]
+    assert plan[5:] == ["–", "2 KiB", "1.250 [1.125, 1.375]"]
+    assert "In all cells: 144 image tokens, 20 text tokens, 8 new tokens." in shown.text
+    assert "the first token takes 0.50 to 1.25 times as long" in shown.text
+
+
+def test_what_is_slower_is_said_first(tmp_path: Path) -> None:
+    data = {**BENCH, "slower": ["plan.yaml is slower."]}
+    assert benches(read_bench(_file(tmp_path / "bench.json", data))).lead == "plan.yaml is slower."
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"entries": [{"name": "x"}]}, "'cost' is missing"),
+        ({"entries": None}, "got something else"),
+        ({"entries": [_entry("x", "guess", 0.5)]}, "'guess' is not one of plan, preset, control"),
+        (
+            {"unpruned": {"accuracy": {"value": "1", "low": 0, "high": 1}, "groups": {}}},
+            "'1' is not",
+        ),
+        ({"model": []}, "got something else"),
+    ],
+)
+def test_a_damaged_evaluation_is_one_clear_error(tmp_path: Path, change: Any, reason: str) -> None:
+    path = _file(tmp_path / "eval.json", EVALUATION | change)
+    with pytest.raises(UsageError, match=reason) as caught:
+        read_evaluation(path)
+    assert f"{path} must be the JSON that tpcal eval -o FILE.json writes" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "null", "\ufeff{}", "NaN"])
+@pytest.mark.parametrize("read", [read_evaluation, read_bench])
+def test_other_files_are_refused(tmp_path: Path, text: str, read: Any) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match="must be the JSON that tpcal"):
+        read(path)
+
+
+def test_numbers_have_to_be_numbers(tmp_path: Path) -> None:
+    data = deepcopy(BENCH)
+    data["cells"][0]["runs"][0]["ttft_ms"]["median"] = float("nan")
+    with pytest.raises(UsageError, match="nan is not a number"):
+        read_bench(_file(tmp_path / "bench.json", data))
+
+
+def test_a_timing_of_a_geometry_names_it(tmp_path: Path) -> None:
+    data = {k: v for k, v in BENCH.items() if k != "model"} | {"geometry": {"name": "llava-7b"}}
+    timed = read_bench(_file(tmp_path / "bench.json", data))
+    assert timed.model == "llava-7b"
+    assert timed.cells[1].runs[1].ratios["ttft"] == Span(0.5, 0.45, 0.55)
