@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tpcal.plans.cost import Cost
     from tpcal.report.material import Given, Material
 
+CONDITIONAL = (
+    "Cuts with * are made only where the text looks at the image little; schedules and costs "
+    "count them as not made, and so are upper bounds."
+)
 MOST_TOLD = 3
 """Plans that have a sentence of their own."""
 MOST_LABELLED = 2
@@ -32,6 +36,7 @@ def schedules(material: Material) -> Section:
         f"tokens that stay. Costs are those of the profile's typical prompt, {prompt}, and count "
         "what choosing takes; the vision tower is left out.",
         (steps(material), costs(material)),
+        (CONDITIONAL,) if any(c.condition for g in material.plans for c in g.plan.cuts) else (),
     )
 
 
@@ -109,7 +114,9 @@ def _labels(plans: Sequence[Given], schedules: Mapping[str, list[int]]) -> list[
                     "name": "wide",
                     "x": cut.layer - 0.45,
                     "y": left,
-                    "text": plain(cut.selector or "drop all"),
+                    "text": plain(
+                        (cut.selector or "drop all") + " *" * (cut.condition is not None)
+                    ),
                     "showarrow": False,
                     "xanchor": "left",
                     "yanchor": "bottom" if above else "top",

@@ -14,6 +14,7 @@ from tpcal.report.fronts import fronts
 from tpcal.report.page import page
 from tpcal.report.predictions import predictions
 from tpcal.report.schedules import schedules
+from tpcal.views.plans import certificate_line
 from tpcal.views.words import count, milliseconds, nats, percent
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def _head(material: Material, now: datetime) -> dict[str, Any]:
         ("Made", f"{now:%Y-%m-%d %H:%M}"),
     ]
     notes = [f"{given.name}: {given.note}." for given in material.plans if given.note]
+    proven = [(g.name, g.plan.certificate) for g in material.plans if g.plan.certificate]
+    notes += [f"{name}: {certificate_line(one).plain}." for name, one in proven]
     return {
         "facts": facts,
         "lead": _lead(material),
