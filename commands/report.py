@@ -18,8 +18,8 @@ from tpcal.plans.errors import UsageError
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
     from tpcal.plans.schema import Plan
+    from tpcal.report.cards import Shown
     from tpcal.report.figures import Section
-    from tpcal.report.pictures import Shown
 
 PLAN = Path("plan.yaml")
 N_LOOKED_AT = 4

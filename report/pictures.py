@@ -1,10 +1,10 @@
-"""Samples as cards: the pictures, which visual tokens stayed at every cut, both answers."""
+"""Samples run under plans: pictures, which visual tokens stayed at every cut, both answers."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tpcal.calibrate.answers import is_right, normalise
 from tpcal.calibrate.batches import generate_ids, prompt_inputs
 from tpcal.calibrate.memory import memory_guard
 from tpcal.calibrate.models import Loaded
@@ -23,113 +22,13 @@ from tpcal.plans.execute import Patch, Report, apply
 from tpcal.plans.families import find
 from tpcal.plans.forward import CutRecord
 from tpcal.plans.schema import Cut, Plan
+from tpcal.report.cards import Shown, Step, differ, title
 
 Progress = Callable[[int, int, str], None]
-Box = tuple[float, float, float, float]
 SIDE = 512
 """Longest side of a picture in the page, in pixels."""
 LOSSLESS = 256
 """Pictures up to this side are kept to the pixel."""
-DARK = 0.8
-"""How much of the light is taken from a place that every view of it has dropped."""
-SCALE = 1000
-"""Width and height of the coordinates that shades are drawn in."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What is left of one picture at one point of the decoder."""
-
-    title: str
-    layer: int
-    keep: float
-    """As the plan says; 1 before the first cut."""
-    n_kept: int
-    boxes: tuple[Box, ...]
-    """x0, y0, x1, y1 of the tokens kept, in fractions of the picture."""
-    n_unplaced: int
-    """Tokens kept that cover no part of the picture, or nobody knows which."""
-    fired: bool = True
-    """False where the condition of the cut did not hold."""
-
-
-@dataclass(frozen=True)
-class Shade:
-    """Places of a picture that go dark together."""
-
-    step: int
-    """The first step without them."""
-    opacity: float
-    path: str
-    """Of an SVG, `SCALE` wide and high."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One sample under one plan."""
-
-    plan: str
-    question: str
-    group: str
-    expected: str | None
-    before: str
-    """Answer of the unpruned model."""
-    after: str
-    """Answer with the plan."""
-    images: tuple[str, ...]
-    """data: URIs."""
-    sizes: tuple[tuple[int, int], ...]
-    """Width and height of each in pixels."""
-    steps: tuple[tuple[Step, ...], ...]
-    """Of each picture; the first step has all tokens. Empty without visual tokens."""
-    number: int = 0
-    """Which sample, counted over those shown; the same for all plans."""
-    chosen: str = ""
-    """Why this sample is shown; empty for those taken in order."""
-
-    @property
-    def changed(self) -> bool:
-        """Whether the plan gives another answer."""
-        return _differ(self.before, self.after)
-
-    @property
-    def right_before(self) -> bool | None:
-        """Whether the unpruned answer is right; None where nobody knows."""
-        return None if self.expected is None else is_right(self.before, self.expected)
-
-    @property
-    def right_after(self) -> bool | None:
-        """Whether the plan's answer is right; None where nobody knows."""
-        return None if self.expected is None else is_right(self.after, self.expected)
-
-    @property
-    def titles(self) -> tuple[str, ...]:
-        """What every step is called, all pictures together."""
-        together = list(zip(*self.steps, strict=True))
-        counts = [sum(step.n_kept for step in steps) for steps in together]
-        return tuple(
-            _title(at, steps[0].layer, n, counts[0], steps[0].fired)
-            for at, (steps, n) in enumerate(zip(together, counts, strict=True))
-        )
-
-    @property
-    def has_views(self) -> bool:
-        """Whether a place of a picture is seen more than once."""
-        return any(_n_views(steps[0]) > 1 for steps in self.steps)
-
-    def shades(self, image: int) -> tuple[Shade, ...]:
-        """What each step darkens of a picture.
-
-        Cells of one size tile a view and go into one path; where a picture is seen in several
-        views (an overview and its tiles), each takes a share of the light.
-        """
-        steps = self.steps[image]
-        opacity = round(1 - (1 - DARK) ** (1 / _n_views(steps[0])), 3)
-        return tuple(
-            Shade(at, opacity, "".join(map(_outline, cells)))
-            for at, (earlier, later) in enumerate(pairwise(steps), start=1)
-            for cells in _layers((Counter(earlier.boxes) - Counter(later.boxes)).elements())
-        )
 
 
 def shown(
@@ -164,7 +63,7 @@ def shown(
             if progress:
                 progress(done, len(samples), "Samples to show")
     changed = {
-        name: [_differ(look.before, look.after[name].answer) for look in looks] for name in plans
+        name: [differ(look.before, look.after[name].answer) for look in looks] for name in plans
     }
     picked = choose(samples.sample_groups, changed, n_samples)
     return tuple(
@@ -295,16 +194,9 @@ def _of_image(
     steps = []
     for at, (left, (layer, keep, fires)) in enumerate(zip(own, points, strict=True)):
         boxes = tuple(patch.box for patch in left if patch.box is not None)
-        title = _title(at, layer, len(left), len(own[0]), fires)
-        steps.append(Step(title, layer, keep, len(left), boxes, len(left) - len(boxes), fires))
+        said = title(at, layer, len(left), len(own[0]), fires)
+        steps.append(Step(said, layer, keep, len(left), boxes, len(left) - len(boxes), fires))
     return tuple(steps)
-
-
-def _title(at: int, layer: int, n_kept: int, n_all: int, fired: bool) -> str:
-    if at == 0:
-        return f"all {n_all} tokens"
-    unmet = "" if fired else ", as the condition of this cut did not hold"
-    return f"before layer {layer}: {n_kept} of {n_all} tokens{unmet}"
 
 
 def _pictures(loaded: Loaded, sample: Sample, n_images: int) -> Sequence[Image.Image]:
@@ -324,7 +216,7 @@ def _as_seen(processor: Any, prompts: Mapping[str, Any]) -> list[Image.Image]:
         return []
     pixels = pixels.flatten(0, -4).float().cpu()  # [n, 3, H, W]
     made = processor.image_processor
-    if getattr(made, "do_normalize", True):
+    if getattr(made, "do_normalize", False):
         std, mean = torch.tensor(made.image_std), torch.tensor(made.image_mean)
         pixels = pixels * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
     shades = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -345,29 +237,3 @@ def _data_uri(picture: Image.Image) -> tuple[str, tuple[int, int]]:
     image.save(file, kind, optimize=True, quality=85)
     text = base64.b64encode(file.getvalue()).decode()
     return f"data:image/{kind};base64,{text}", image.size
-
-
-def _n_views(everything: Step) -> int:
-    """How often the model sees a picture: its area in the boxes of all its tokens."""
-    area = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in everything.boxes)
-    return max(1, round(area))
-
-
-def _layers(boxes: Any) -> list[list[Box]]:
-    """The boxes in lists of one size, in which none lies on another."""
-    layers: dict[tuple[float, float, int], list[Box]] = defaultdict(list)
-    times: Counter[Box] = Counter()
-    for box in boxes:
-        x0, y0, x1, y1 = box
-        layers[round(x1 - x0, 6), round(y1 - y0, 6), times[box]].append(box)
-        times[box] += 1
-    return list(layers.values())
-
-
-def _outline(box: Box) -> str:
-    x0, y0, x1, y1 = (f"{value * SCALE:.6g}" for value in box)
-    return f"M{x0} {y0}H{x1}V{y1}H{x0}Z"
-
-
-def _differ(one: str, other: str) -> bool:
-    return normalise(one) != normalise(other)

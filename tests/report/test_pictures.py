@@ -21,8 +21,9 @@ from tpcal.calibrate.samples import Sample, Samples, load_samples
 from tpcal.plans import families
 from tpcal.plans.execute import apply
 from tpcal.plans.schema import Condition, Cut, Plan, n_keep
+from tpcal.report.cards import Shown, Step
 from tpcal.report.page import environment
-from tpcal.report.pictures import SIDE, Shown, Step, choose, shown
+from tpcal.report.pictures import SIDE, choose, shown
 
 PLAN = Plan((Cut(2, 0.5, "grid"), Cut(4, 0.25, "attention"), Cut(6, 0.0)))
 ALL = (0.0, 0.0, 1.0, 1.0)
@@ -155,6 +156,23 @@ def test_answers_and_pictures_are_the_models_own() -> None:
     assert [card.group for card in cards] == list(samples.sample_groups)
     original = samples[0].images[0]  # as large as the tower wants it
     assert np.array_equal(decoded(cards[0].images[0]), original)
+
+
+def test_where_the_family_is_not_known_no_place_is_claimed() -> None:
+    known = loaded("vipllava")
+    kind = type(known.model)
+    known.model.__class__ = type("Unheard", (kind,), {})
+    assert families.find(known.model).name == "generic"
+    (card,) = shown(known, SAMPLES.part(0, 1), {"plan": PLAN}, max_new_tokens=1)
+    (steps,) = card.steps
+    assert [(step.n_kept, step.n_unplaced, step.boxes) for step in steps] == [
+        (16, 16, ()),
+        (8, 8, ()),
+        (4, 4, ()),
+        (0, 0, ()),
+    ]
+    assert card.shades(0) == ()
+    assert "8 of these without a place in the picture" in rendered((card,))
 
 
 def test_a_condition_that_does_not_hold_is_said() -> None:
