@@ -12,12 +12,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-# The whole way on the built-in model: measure, decide, run. Writes plan.yaml.
+# The whole way on the built-in model: measure, decide, run. Writes plan.yaml and report.html.
 demo: $(READY)
 	$(BIN)/tpcal calibrate
 	$(BIN)/tpcal plan --budget 0.22
 	$(BIN)/tpcal show plan.yaml
 	$(BIN)/tpcal eval --plan plan.yaml
+	$(BIN)/tpcal report
 
 test: $(READY)
 	$(BIN)/python -m pytest
