@@ -270,7 +270,7 @@ def _lead(material: Material, marks: Sequence[Mark]) -> str:
         own, average = score(material, given), given.cost.layer_average_keep
         how = "loses" if given.measured else "is predicted to lose"
         text += f" {given.name} {how} {nats(own)} nats at keep {average:.3f}"
-        best = best_published(material, average)
+        best = None if given.plan.source else best_published(material, average)
         if best:
             text += f"; at that cost the best published schedule, {best[0]}, is predicted to "
             text += f"lose {nats(best[1])}"

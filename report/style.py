@@ -31,9 +31,9 @@ DARK: Mapping[str, str] = MappingProxyType(
         RED: "#ff8b4a",
         SKY: "#8fd0f5",
         "#fbf7f1": "#1e2023",
-        "#f5d9b3": "#4a3420",
-        "#e59c56": "#91501f",
-        "#bb5320": "#d9853f",
+        "#f8e1c4": "#40301f",
+        "#f0b478": "#7d471e",
+        "#b24c1a": "#dc8a45",
         "#6b2107": "#ffdcae",
     }
 )

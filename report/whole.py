@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tpcal.report.attention import attention
 from tpcal.report.depths import depths
 from tpcal.report.deviations import deviations
-from tpcal.report.figures import Section, Table
+from tpcal.report.figures import Section, Table, listed
 from tpcal.report.fronts import fronts
 from tpcal.report.page import page
 from tpcal.report.predictions import predictions
@@ -76,7 +76,10 @@ def _head(material: Material, now: datetime) -> dict[str, Any]:
         ("Tokens of a prompt", f"{profile.n_tokens} image, {profile.n_text} text"),
         ("Made", f"{now:%Y-%m-%d %H:%M}"),
     ]
-    notes = [f"{given.name}: {given.note}." for given in material.plans if given.note]
+    notes = [
+        f"{listed([g.name for g in material.plans if g.note == note])}: {note}."
+        for note in dict.fromkeys(given.note for given in material.plans if given.note)
+    ]
     proven = [(g.name, g.plan.certificate) for g in material.plans if g.plan.certificate]
     notes += [f"{name}: {certificate_line(one).plain}." for name, one in proven]
     return {
