@@ -165,6 +165,20 @@ def test_a_conversation_goes_on_after_the_handle_was_removed(model):
     assert torch.equal(model(input_ids=token, past_key_values=cache).logits, wanted)
 
 
+def test_a_turn_of_text_is_the_same_under_any_plan(model):
+    inputs = rows_alone(batch(FIRST))[1]
+    words, n = torch.tensor([[9, 8, 9]]), inputs["input_ids"].shape[1]
+    logits = []
+    for later in (PLAN, Plan((Cut(2, 0.25, "grid"),)), Plan()):
+        with apply(model, PLAN):
+            cache = model(**inputs, use_cache=True).past_key_values
+        with apply(model, later):
+            turn = {"input_ids": words, "attention_mask": torch.ones(1, n + 3, dtype=torch.int64)}
+            logits.append(model(**turn, past_key_values=cache).logits)
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+
+
 @pytest.mark.parametrize("implementation", ["static", StaticCache, QuantizedCache])
 def test_caches_of_one_length_are_refused_with_a_way_out(model, implementation):
     inputs = batch(FIRST)
