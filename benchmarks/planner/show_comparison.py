@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
-from benchmarks.planner import page, plots, quality
+from benchmarks.planner import page, quality
 from benchmarks.planner.comparison import (
     BASELINES,
     DOWNSIZED,
@@ -50,10 +50,9 @@ def run(work: Work, sizes: Sizes, folders: Folders, pictures: Path) -> dict[str,
     """Measures, draws, and returns the parts of the page."""
     found = comparison(work, sizes, folders)
     beside = _beside(found, sizes)
-    _plot(found, pictures / "comparison.svg")
-    quality.draw(found, pictures.parent / "quality.svg")
+    quality.draw(found, pictures.parent / "quality.svg")  # README's too
     return {
-        "comparison-plot": page.picture("comparison", "Accuracy by layer average"),
+        "comparison-plot": "![Right answers by layer average of keep](quality.svg)\n",
         "summary": _summary(found),
         "verdict": _verdicts(found, beside),
         "comparison": "\n".join(_of_budget(found, beside, b, sizes) for b in BUDGETS),
@@ -204,28 +203,3 @@ def _cut(cut: Cut) -> str:
         return f"{cut.layer}: drop all"
     params = ", ".join(f"{k} {v}" for k, v in cut.params.items())
     return f"{cut.layer}: {cut.keep:.3g} {cut.selector}" + (f" ({params})" if params else "")
-
-
-def _plot(found: Comparison, path: Path) -> None:
-    with plots.figure(path, 2, width=9.0, height=4.2) as panels:
-        for method in METHODS:
-            own = [a for a in found.answered if a.method == method]
-            ours = method == OURS
-            look = {"linewidth": 2.4 if ours else 1.0, "marker": "o", "markersize": 3}
-            if not ours:
-                look["linestyle"] = "--" if method in BASELINES else "-"
-            for panel, of in zip(panels, (_mean, _worst), strict=True):
-                panel.plot(
-                    [a.target for a in own], [of(found, a) for a in own], label=method, **look
-                )
-        panels[0].set(title="all questions", xlabel="layer average of keep", ylabel="accuracy")
-        panels[1].set(title="worst group", xlabel="layer average of keep")
-        panels[1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _mean(found: Comparison, answered: Answered) -> float:
-    return float(answered.right.mean())
-
-
-def _worst(found: Comparison, answered: Answered) -> float:
-    return float(found.by_group(answered.right).min())
