@@ -1,4 +1,4 @@
-# make demo | test | check | fix | docs | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
