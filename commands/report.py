@@ -139,8 +139,11 @@ def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
     if not given and PLAN.exists():
         names = [str(PLAN)]
     n_layers, n_tokens = profile.model.n_layers, profile.n_tokens
-    presets = {n: (n_layers, n_tokens) if n.startswith(PRESET) else (None, None) for n in names}
-    return folder, profile, {name: read_plan(name, *size) for name, size in presets.items()}
+    sizes = {n: (n_layers, n_tokens) if n.startswith(PRESET) else (None, None) for n in names}
+    short = [n if n.startswith(PRESET) else Path(n).name for n in sizes]
+    titles = short if len(set(short)) == len(short) else list(sizes)
+    plans = (read_plan(name, *size) for name, size in sizes.items())
+    return folder, profile, dict(zip(titles, plans, strict=True))
 
 
 def _evidence(profile: Profile, evaluation: Path | None, bench: Path | None) -> list[Section]:

@@ -186,7 +186,7 @@ def test_a_timing_is_shown_cell_by_cell(shown: Page) -> None:
     assert unpruned[:3] == ["batch 1", "unpruned", "10.0 [9.0, 11.0]"]
     assert plan[5:] == ["–", "2 KiB", "1.250 [1.125, 1.375]"]
     assert "In all cells: 144 image tokens, 20 text tokens, 8 new tokens." in shown.text
-    assert "the first token takes 0.50 to 1.25 times as long" in shown.text
+    assert "first token are 0.50 to 1.25 times the unpruned ones" in shown.text
 
 
 def test_what_is_slower_is_said_first(tmp_path: Path) -> None:
