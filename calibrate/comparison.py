@@ -53,6 +53,8 @@ class Entry:
     """Of a control: the plan whose cost it has."""
     control: str | None
     """Of a control: its kind."""
+    shared: bool
+    """Of a control: an earlier plan has the very same."""
     cost: Measured
     evaluation: Evaluation
 
@@ -140,24 +142,24 @@ def compare_plans(
     known: dict[str, Answers] = {}
     for (name, plan), own in zip(plans.items(), pruned, strict=True):
         cost = measured(loaded.shape, plan, own, unpruned)
-        given.append(_Given(name, None, None, cost, own))
+        given.append(_Given(name, None, None, False, cost, own))
         for kind in controls:
             called, target = f"{kind} = {name}", cost.layer_average_keep
             try:
                 way = control(kind, target, loaded, samples, n_visual, batch_size)
                 key = str(way.key)
-                if key not in known:
+                shared = key in known
+                if not shared:
                     (known[key],) = answered([way], f"Control {kind}")
             except Impossible as error:
                 impossible[called] = str(error)
                 continue
             cut = way.plan if isinstance(way, Pruned | Redrawn) else UNCUT
             cost_of_it = measured(loaded.shape, cut, known[key], unpruned)
-            given.append(_Given(called, name, kind, cost_of_it, known[key]))
+            given.append(_Given(called, name, kind, shared, cost_of_it, known[key]))
     alone, *judged = compare_all(samples, _texts(unpruned), [_texts(one.answers) for one in given])
     entries = tuple(
-        Entry(one.name, one.beside, one.control, one.cost, evaluation)
-        for one, evaluation in zip(given, judged, strict=True)
+        Entry(*one[:-1], evaluation) for one, evaluation in zip(given, judged, strict=True)
     )
     return Comparison(alone, entries, paired_tests(list(_pairs(entries))), impossible)
 
@@ -168,6 +170,7 @@ class _Given(NamedTuple):
     name: str
     beside: str | None
     control: str | None
+    shared: bool
     cost: Measured
     answers: Answers
 

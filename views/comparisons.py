@@ -91,10 +91,10 @@ def _overview(comparison: Comparison) -> Table:
     table.padding = (0, 0)  # or 80 columns would not hold the figures
     table.columns[0].overflow = "fold"
     table.columns[-1].no_wrap = True
-    whole, *groups = reversed(comparison.unpruned.rows())
+    *groups, whole = comparison.unpruned.rows()
     judged = (_part(whole.unpruned), "") if accuracy else ()
     lowest = min(groups, key=lambda row: row.unpruned.value if row.unpruned else 1.0)
-    worst = _named(lowest.group, lowest.unpruned) if accuracy and len(groups) > 1 else ""
+    worst = f"{lowest.group} {_value(lowest.unpruned)}" if accuracy else ""
     table.add_row("unpruned", "1", "100 %", "100 %", *judged, "", worst)
     for entry in comparison.entries:
         row, cost = entry.evaluation.overall, entry.cost
@@ -109,22 +109,25 @@ def _overview(comparison: Comparison) -> Table:
             _worst_of(entry),
             style=QUIET if entry.beside else "",
         )
+    if len(comparison.unpruned.groups) == 1:
+        table.columns.pop()
     return table
 
 
 def _columns(comparison: Comparison) -> Iterator[tuple[str, Sequence[Entry]]]:
     """Entries whose groups stand side by side, with what to call them: plans, and controls.
 
-    Controls of which an earlier plan has the same are left out.
+    Controls that an earlier plan has too are left out.
     """
     plans = comparison.plans
+    if len(comparison.unpruned.groups) == 1:
+        return
+    if not plans:
+        yield "group", ()
     for at in range(0, len(plans), MOST_COLUMNS):
         yield "plans", plans[at : at + MOST_COLUMNS]
-    shown: set[tuple[str, ...] | None] = set()
     for plan in plans:
-        controls = comparison.controls(plan.name)
-        new = [entry for entry in controls if entry.evaluation.answers_plan not in shown]
-        shown.update(entry.evaluation.answers_plan for entry in controls)
+        new = [entry for entry in comparison.controls(plan.name) if not entry.shared]
         if new:
             yield f"controls of {_short(plan.name)}", new
 
@@ -214,11 +217,7 @@ def _short(name: str) -> str:
 
 def _worst_of(entry: Entry) -> str:
     found = entry.worst()
-    return f"{found[0]} {100 * found[1]:.0f}" if found and len(entry.evaluation.groups) > 1 else ""
-
-
-def _named(group: str, part: Share | None) -> str:
-    return f"{group} {_value(part)}"
+    return f"{found[0]} {100 * found[1]:.0f}" if found else ""
 
 
 def _part(part: Share | None, *, signed: bool = False) -> str:

@@ -50,6 +50,8 @@ def _worst_row(rows: Sequence[Row]) -> Row | None:
 
 
 def _verdict(overall: Row) -> list[Text]:
+    if overall.unpruned is None and overall.agreement is None:
+        return [Text("The data has no answers to judge by. Name a --plan to compare with.", QUIET)]
     note = Text("In brackets: 95 % intervals; those of the difference are paired.", QUIET)
     if overall.unpruned is None or overall.plan is None or not overall.unpruned.value:
         return [note]

@@ -61,7 +61,9 @@ def test_plans_of_one_cost_share_the_answers_of_their_controls(
     # unpruned, three plans, three controls of half and late, three of all
     assert len(kept) == 1 + 3 + 3 + 3
     one, other = found.controls("half"), found.controls("late")
+    assert not any(entry.shared for entry in one)
     for a, b in zip(one, other, strict=True):
+        assert b.shared
         assert a.evaluation.answers_plan == b.evaluation.answers_plan
 
 
