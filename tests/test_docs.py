@@ -68,6 +68,12 @@ def test_plans_that_are_shown_are_plans(path: Path) -> None:
             assert parse_plan(text, path.name).cuts
 
 
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_presets_that_are_named_exist(path: Path) -> None:
+    named = re.findall(r"preset:([a-z][\w-]*)", path.read_text(encoding="utf-8"))
+    assert set(named) <= set(presets())
+
+
 def test_the_selector_that_is_walked_through_works() -> None:
     made: dict[str, Any] = {}
     exec(_first_python(DOCS / "selectors.md"), made)
