@@ -144,7 +144,13 @@ def plans_model_samples(
 
 
 def count_seen(plans: Mapping[str, Plan], samples: Samples) -> int:
-    """Samples that any of the plans was made from; published plans were made from none.
+    """Samples that any of the plans was made from; errors as `seen_by`."""
+    seen = seen_by(plans)
+    return sum(identity in seen for identity in samples.identities)
+
+
+def seen_by(plans: Mapping[str, Plan]) -> set[bytes]:
+    """Identities of what the plans were made from; published plans were made from nothing.
 
     Raises:
         UsageError: A plan was made from samples and does not say which.
@@ -162,7 +168,7 @@ def count_seen(plans: Mapping[str, Plan], samples: Samples) -> int:
                 f"{name} must say which samples it was made from (provenance.data.seen); got "
                 "none. Make it again with tpcal plan."
             ) from None
-    return sum(identity in seen for identity in samples.identities)
+    return seen
 
 
 def _n_tokens(loaded: Loaded, samples: Samples) -> int:

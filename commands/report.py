@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import OUT, PRESET, read_plan, read_profile
+from tpcal.commands.inputs import OUT, PRESET, read_plan, read_profile, seen_by
 from tpcal.commands.subject import Subject
 from tpcal.options import ModelChoice
 from tpcal.plans.errors import UsageError
@@ -168,13 +169,23 @@ def _shown(
     max_new_tokens: int,
     progress: terminal.Progress,
 ) -> tuple[Shown, ...]:
-    """A few unseen samples under every plan; more are looked at, to find answers that change."""
+    """A few unseen samples under every plan; more are looked at, to find answers that change.
+
+    Raises:
+        UsageError: The data has no sample that none of the plans was made from.
+    """
     from tpcal.report.pictures import shown
 
-    samples = subject.unseen(N_LOOKED_AT * n_samples, n_samples)
+    samples, seen = subject.unseen(N_LOOKED_AT * n_samples, n_samples), seen_by(plans)
+    n_new = len(list(takewhile(lambda own: own not in seen, samples.identities)))
+    if not n_new:
+        raise UsageError(
+            f"Samples to show must be new to the plans; got none from {samples.name}. Leave them "
+            "out with --samples 0."
+        )
     return shown(
         subject.loaded,
-        samples,
+        samples.part(0, n_new),
         plans,
         n_samples=n_samples,
         max_new_tokens=max_new_tokens,

@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 from pages import Page
 
 from tpcal.calibrate.profile import load, newest
+from tpcal.calibrate.samples import load_samples
+from tpcal.calibrate.seen import pack
 from tpcal.cli import cli
 from tpcal.plans.schema import load_plan, save_plan
 
@@ -130,6 +132,20 @@ def test_without_a_profile_it_says_how_to_make_one(
     done = tpcal("report")
     assert done.exit_code == 2
     assert "No profile in tpcal-out. Make one with: tpcal calibrate." in done.stderr
+
+
+def test_samples_that_a_plan_was_made_from_are_not_shown(tpcal: Tpcal, made: Path) -> None:
+    plan = load_plan(made / "plan.yaml")
+    unseen = load_samples(n=8, split="eval").identities
+    for known, code in ((unseen[1:], 0), (unseen[:1], 2)):
+        data = {**plan.provenance["data"], "seen": pack(known)}
+        told = replace(plan, provenance={**plan.provenance, "data": data})
+        save_plan(told, made / "told.yaml")
+        done = tpcal("report", "tpcal-out", "told.yaml", "--samples", "2", "-o", "told.html")
+        assert done.exit_code == code, done.output
+    assert "Samples to show must be new to the plans" in done.stderr
+    page = Page((made / "told.html").read_text())
+    assert len([a for a in page.all("img") if a]) == 1  # the first is new, the second is not
 
 
 def test_reading_leaves_the_profile_as_it_was(tpcal: Tpcal, made: Path) -> None:
