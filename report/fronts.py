@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tpcal.plans.errors import BudgetError
-from tpcal.plans.schema import Cut, n_keep
+from tpcal.plans.schema import Cut
 from tpcal.report.figures import Chart, Section, Table, figure, rounded
 from tpcal.report.labels import placed
+from tpcal.report.marks import Mark, best_published, controls, presets
 from tpcal.report.style import FAINT, INK, QUIET, axis, frame, nats_axis, plain
 from tpcal.views.words import count, nats
 
 if TYPE_CHECKING:
     from tpcal.planner.front import Point
-    from tpcal.planner.predict import Predictor
     from tpcal.report.material import Given, Material
-
-CONTROLS = ("random", "grid")
-"""Selectors that look at nothing: what a plan has to beat."""
-
 
 WIDTH, HEIGHT = 900, 460
 """Pixels of the chart, as far as names are placed by them."""
 LOWEST = 1e-4
 """Nats below which a loss leaves the chart."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Something that is marked in the chart."""
-
-    name: str
-    kind: str
-    """``preset`` or ``control``"""
-    keep: float
-    loss: float
-    measured: bool
 
 
 def fronts(material: Material) -> Section:
@@ -48,83 +29,27 @@ def fronts(material: Material) -> Section:
     return Section(
         "front",
         "Loss against cost",
-        _lead(material, marks),
+        _lead(material),
         "Each point is a plan: cheaper to the left, closer to the unpruned model below, which has "
-        "keep 1 and loses nothing. The loss "
-        "is half that of the worst group and half the mean of all groups. Filled marks were "
-        "measured by running the model, hollow ones are predicted from single cuts; controls are "
-        "single cuts before the decoder that choose tokens at random or in a grid.",
+        "keep 1 and loses nothing. The loss is half that of the worst group and half the mean of "
+        "all groups. Filled marks were measured by running the model, hollow ones are predicted "
+        "from single cuts; controls are single cuts before the decoder that choose tokens at "
+        "random or in a grid.",
         (front_chart(material, marks),),
     )
 
 
-def presets(material: Material) -> tuple[Mark, ...]:
-    """Published schedules: those that searches measured, and each as published, predicted."""
-    from tpcal.planner.front import point
-    from tpcal.plans.schema import load_preset
-    from tpcal.plans.schema import presets as names
-
-    predictor, limits = material.predictor, material.predictor.limits
-    found = [
-        Mark(material.names[p.cuts], "preset", p.layer_average_keep, p.loss, True)
-        for p in (m.point for m in material.known)
-        if p.cuts in material.names
-    ]
-    for name in names():
-        cuts = load_preset(name, limits.n_layers).cuts
-        if all(cut.layer <= limits.last_layer for cut in cuts):
-            as_is = point(predictor, cuts)
-            found.append(Mark(name, "preset", as_is.layer_average_keep, as_is.loss, False))
-    return tuple(found)
-
-
-def controls(material: Material) -> Iterator[Mark]:
-    """Single cuts before the decoder that choose blindly, at every keep that was probed."""
-    profile, predictor = material.profile, material.predictor
-    for probe in profile.probes:
-        if (
-            probe.layer == 0
-            and probe.selector in CONTROLS
-            and n_keep(probe.keep, profile.n_tokens)
-        ):
-            cut = Cut(0, probe.keep, probe.selector, probe.params)
-            loss = predictor.score([cut])  # exact for a single cut that was probed
-            keep = n_keep(probe.keep, profile.n_tokens) / profile.n_tokens
-            yield Mark(str(probe.selector), "control", keep, loss, material.same_samples)
-
-
-def points(material: Material) -> tuple[Point, ...]:
-    """The front."""
-    from tpcal.planner.front import pareto
-
-    if material.known:
-        return pareto(m.point for m in material.known)
-    return _predicted(material.predictor)
-
-
-@cache
-def _predicted(predictor: Predictor) -> tuple[Point, ...]:
-    from tpcal.planner.front import pareto, predictions
-
-    return pareto(predictions(predictor, 4))
-
-
-def score(material: Material, given: Given) -> float:
-    """A plan's loss as searches count it."""
-    return material.predictor.objective.of(given.losses)
-
-
 def front_chart(material: Material, marks: Sequence[Mark]) -> Chart:
     """The chart."""
-    front = points(material)
+    front = material.front
     solid = bool(material.known)
-    own_places = [(g.cost.layer_average_keep, score(material, g)) for g in material.plans]
+    own_places = [(g.cost.layer_average_keep, material.score(g)) for g in material.plans]
     values = [*(p.loss for p in front), *(m.loss for m in marks), *(y for _, y in own_places)]
     low = min([v for v in values if v > LOWEST] or [1e-3]) / 2
     high = 1.3 * max(*values, 0.1)
     where = _names(marks, own_places, low, high)
     data = [*_others(material), _front_line(front, solid)]
-    for kind, symbol in (("preset", "square"), ("control", "x-thin")):
+    for kind, symbol in (("preset", "square"), ("control", "x")):
         for measured in (True, False):
             own = [m for m in marks if (m.kind, m.measured) == (kind, measured)]
             data += [_marks(own, symbol, where)] if own else []
@@ -160,14 +85,14 @@ def _others(material: Material) -> list[dict[str, Any]]:
     if not material.known:
         return []
     own = [m.point for m in material.known]
-    trace = _points("measured by searches", [p.layer_average_keep for p in own], own)
+    trace = _points("measured by searches", own)
     return [{**trace, "mode": "markers", "marker": {"color": FAINT, "size": 6}}]
 
 
 def _front_line(front: Sequence[Point], measured: bool) -> dict[str, Any]:
     name = "front, measured" if measured else "front, predicted"
     symbol = "circle" if measured else "circle-open"
-    trace = _points(name, [p.layer_average_keep for p in front], front)
+    trace = _points(name, front)
     return {
         **trace,
         "mode": "lines+markers",
@@ -176,11 +101,11 @@ def _front_line(front: Sequence[Point], measured: bool) -> dict[str, Any]:
     }
 
 
-def _points(name: str, x: list[float], own: Sequence[Point]) -> dict[str, Any]:
+def _points(name: str, own: Sequence[Point]) -> dict[str, Any]:
     return {
         "type": "scatter",
         "name": name,
-        "x": [rounded(v) for v in x],
+        "x": [rounded(p.layer_average_keep) for p in own],
         "y": [rounded(max(p.loss, 1e-9)) for p in own],
         "text": [plain(cuts_text(p.cuts)) for p in own],
         "hovertemplate": "%{text}<br>keep %{x:.3f}, %{y:.4f} nats<extra></extra>",
@@ -189,7 +114,6 @@ def _points(name: str, x: list[float], own: Sequence[Point]) -> dict[str, Any]:
 
 def _marks(own: Sequence[Mark], symbol: str, where: Mapping[Mark, str]) -> dict[str, Any]:
     what, measured = {"preset": "published", "control": "control"}[own[0].kind], own[0].measured
-    thin = symbol.endswith("thin")
     return {
         "type": "scatter",
         "mode": "markers+text",
@@ -201,10 +125,10 @@ def _marks(own: Sequence[Mark], symbol: str, where: Mapping[Mark, str]) -> dict[
         "textposition": [where.get(m, "middle right") for m in own],
         "textfont": {"size": 10, "color": QUIET},
         "marker": {
-            "symbol": symbol if measured or thin else f"{symbol}-open",
+            "symbol": symbol if measured else f"{symbol}-open",
             "color": INK,
-            "size": 8,
-            "line": {"width": 1.5, "color": INK if measured or not thin else QUIET},
+            "size": 7,
+            "line": {"width": 1.2 if measured else 1.5, "color": INK},
         },
         "hovertemplate": "%{customdata}<br>keep %{x:.3f}, %{y:.4f} nats"
         "<extra>%{fullData.name}</extra>",
@@ -218,7 +142,7 @@ def _plan(material: Material, given: Given) -> dict[str, Any]:
         "mode": "markers",
         "name": plain(given.name),
         "x": [rounded(given.cost.layer_average_keep)],
-        "y": [rounded(max(score(material, given), 1e-9))],
+        "y": [rounded(max(material.score(given), 1e-9))],
         "marker": {
             "symbol": given.symbol + open_,
             "color": given.colour,
@@ -236,7 +160,7 @@ def _table(material: Material, front: Sequence[Point], marks: Sequence[Mark]) ->
             "this report",
             _kind(bool(g.measured)),
             g.cost.layer_average_keep,
-            score(material, g),
+            material.score(g),
         )
         for g in material.plans
     ]
@@ -260,14 +184,14 @@ def _kind(measured: bool) -> str:
     return "measured" if measured else "predicted"
 
 
-def _lead(material: Material, marks: Sequence[Mark]) -> str:
-    n, front = len(material.known), points(material)
+def _lead(material: Material) -> str:
+    n, front = len(material.known), material.front
     if n:
         text = f"{count(n, 'plan')} measured on all samples; {len(front)} of them on the front."
     else:
         text = "No search has measured plans yet, so the front is predicted."
     for given in material.plans[:1]:
-        own, average = score(material, given), given.cost.layer_average_keep
+        own, average = material.score(given), given.cost.layer_average_keep
         how = "loses" if given.measured else "is predicted to lose"
         text += f" {given.name} {how} {nats(own)} nats at keep {average:.3f}"
         best = None if given.plan.source else best_published(material, average)
@@ -282,19 +206,3 @@ def _lead(material: Material, marks: Sequence[Mark]) -> str:
                 "those samples; the plan's own figure is of samples that it did not choose by."
             )
     return text
-
-
-def best_published(material: Material, average: float) -> tuple[str, float] | None:
-    """The published schedule of the smallest predicted loss when put on a cost."""
-    from tpcal.planner.published import at_budget
-    from tpcal.plans.schema import presets as names
-
-    predictor, limits, found = material.predictor, material.predictor.limits, []
-    for name in names() if average > 0 else ():
-        try:
-            plan = at_budget(name, average, limits.n_layers, limits.n_tokens)
-        except BudgetError:
-            continue
-        if all(cut.layer <= limits.last_layer for cut in plan.cuts):
-            found.append((name, predictor.score(plan.cuts)))
-    return min(found, key=lambda one: one[1], default=None)

@@ -15,10 +15,13 @@ from tpcal.report.style import GROUPS, PLANS
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
-    from tpcal.planner.front import Measured
+    from tpcal.planner.front import Measured, Point
     from tpcal.planner.predict import Predictor
     from tpcal.plans.cost import Cost
     from tpcal.plans.schema import Cut, Plan
+
+MOST_CUTS = 4
+"""Of a predicted plan."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,19 @@ class Material:
         from tpcal.planner.front import named
 
         return named(self.predictor, [m.point for m in self.known])
+
+    @cached_property
+    def front(self) -> tuple[Point, ...]:
+        """The plans that nothing beats: of those that were measured; predicted where none were."""
+        from tpcal.planner.front import pareto, predictions
+
+        if self.known:
+            return pareto(m.point for m in self.known)
+        return pareto(predictions(self.predictor, MOST_CUTS))
+
+    def score(self, given: Given) -> float:
+        """A plan's loss as searches count it."""
+        return self.predictor.objective.of(given.losses)
 
 
 def gather(

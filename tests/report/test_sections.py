@@ -17,7 +17,8 @@ from tpcal.plans.errors import FitError
 from tpcal.plans.schema import Cut, ModelIdentity, Plan, load_preset
 from tpcal.report.depths import depths
 from tpcal.report.deviations import ALL, deviations
-from tpcal.report.fronts import Mark, controls, fronts, presets
+from tpcal.report.fronts import fronts
+from tpcal.report.marks import Mark, controls, presets
 from tpcal.report.material import Material, gather
 from tpcal.report.predictions import predictions
 
