@@ -85,7 +85,7 @@ def answer_all(
         ways: With what is known of their answers.
         batch_size: Samples per run of the model.
         max_new_tokens: Longest answer.
-        progress: Told the answers there are, of ``len(ways) * n``.
+        progress: Told the answers there are, of ``len(ways) * n``, after each run of the model.
 
     Raises:
         FitError: A plan does not fit the model.
@@ -97,8 +97,8 @@ def answer_all(
         if missing:
             with memory_guard("Evaluation", "Use a smaller --batch-size."):
                 _answer_batch(loaded, samples, missing, numbers, max_new_tokens)
-        if progress:
-            progress(len(ways) * numbers.stop)
+            if progress:
+                progress(len(ways) * numbers.stop)
     return [kept.whole(len(samples)) for _, kept in ways]
 
 

@@ -136,7 +136,7 @@ def _started(made: Path, *args: str) -> subprocess.Popen[str]:
 def test_an_interrupted_evaluation_continues(
     tpcal: Tpcal, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = ("--plan", "half.yaml", "--samples", "160", "--batch-size", "2")
+    args = ("--plan", "half.yaml", "--samples", "80", "--batch-size", "2", "--max-new-tokens=4")
     before = set((made / "tpcal-out").glob("eval-*/*"))
     process = _started(made, *args)
     try:
@@ -162,8 +162,8 @@ def test_an_interrupted_evaluation_continues(
     monkeypatch.setattr("tpcal.calibrate.answered.generate_ids", counted)
     result = tpcal(*args)
     assert result.exit_code == 0, result.stderr
-    assert asked == 2 * 80 - sum(n_kept) // 2
-    assert 0 < asked < 2 * 80
+    assert asked == 2 * 40 - sum(n_kept) // 2
+    assert 0 < asked < 2 * 40
 
 
 def test_samples_that_a_plan_was_made_from_are_refused(tpcal: Tpcal, made: Path) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PRESET = "preset:"
 SIGNIFICANT = 0.05
+ENOUGH = 500
+"""Samples that support a decimal, where there is room for it."""
 MOST_COLUMNS = 4
 """Of plans in one table."""
 
@@ -44,7 +46,8 @@ def comparison_view(comparison: Comparison, *, title: str) -> RenderableType:
 def markdown(comparison: Comparison, *, title: str) -> str:
     """The same as a page of Markdown, with every table whole."""
     parts = [f"# {title}"]
-    for part in _parts(comparison):
+    digits = int(comparison.unpruned.overall.n >= ENOUGH)
+    for part in _parts(comparison, digits):
         if isinstance(part, Table):
             part.box = box.MARKDOWN
             part.show_edge, part.pad_edge, part.collapse_padding = True, True, False
@@ -62,8 +65,8 @@ def _plain(part: RenderableType) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _parts(comparison: Comparison) -> Iterator[RenderableType]:
-    yield _overview(comparison)
+def _parts(comparison: Comparison, digits: int = 0) -> Iterator[RenderableType]:
+    yield _overview(comparison, digits)
     yield Text(_legend(comparison), QUIET)
     for head, entries in _columns(comparison):
         yield Text()
@@ -83,8 +86,12 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
     yield from _impossible(comparison)
 
 
-def _overview(comparison: Comparison) -> Table:
+def _overview(comparison: Comparison, digits: int) -> Table:
     """Every way to answer in one line: what it cost, how good it was."""
+
+    def shown(part: Share | None, signed: bool = False) -> str:
+        return interval(part, signed, digits)
+
     accuracy = comparison.measure == "accuracy"
     titles = ("keep", "FLOPs", "KV", *(("right %", "change") if accuracy else ()), "same %")
     table = table_of("", *map(Right, titles), "worst group")
@@ -92,20 +99,20 @@ def _overview(comparison: Comparison) -> Table:
     table.columns[0].overflow = "fold"
     table.columns[-1].no_wrap = True
     *groups, whole = comparison.unpruned.rows()
-    judged = (_part(whole.unpruned), "") if accuracy else ()
+    judged = (shown(whole.unpruned), "") if accuracy else ()
     lowest = min(groups, key=lambda row: row.unpruned.value if row.unpruned else 1.0)
     worst = f"{lowest.group} {_value(lowest.unpruned)}" if accuracy else ""
     table.add_row("unpruned", "1", "100 %", "100 %", *judged, "", worst)
     for entry in comparison.entries:
         row, cost = entry.evaluation.overall, entry.cost
-        judged = (_part(row.plan), _part(row.difference, signed=True)) if accuracy else ()
+        judged = (shown(row.plan), shown(row.difference, True)) if accuracy else ()
         table.add_row(
             _label(entry),
             f"{cost.layer_average_keep:.3f}",
             f"{100 * cost.prefill_flops:.0f} %",
             f"{100 * cost.kv_bytes:.0f} %",
             *judged,
-            _value(row.agreement) if accuracy else _part(row.agreement),
+            _value(row.agreement) if accuracy else shown(row.agreement),
             _worst_of(entry),
             style=QUIET if entry.beside else "",
         )
@@ -187,7 +194,7 @@ def _sentence(test: Test) -> str:
 
 
 def _cost_line(entry: Entry) -> str:
-    cost, agreement = entry.cost, _part(entry.evaluation.overall.agreement)
+    cost, agreement = entry.cost, interval(entry.evaluation.overall.agreement, False, 0)
     return (
         f"Same answers as unpruned: {agreement} %. Layer-average keep, as measured: "
         f"{cost.layer_average_keep:.4f}; of the unpruned prefill {100 * cost.prefill_flops:.0f} % "
@@ -218,10 +225,6 @@ def _short(name: str) -> str:
 def _worst_of(entry: Entry) -> str:
     found = entry.worst()
     return f"{found[0]} {100 * found[1]:.0f}" if found else ""
-
-
-def _part(part: Share | None, *, signed: bool = False) -> str:
-    return interval(part, signed, 0)
 
 
 def _value(part: Share | None) -> str:
