@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
-import numpy as np
-
 from tpcal.calibrate.answered import Answered, InMemory, Kept, answer_all
 from tpcal.calibrate.controls import control
+from tpcal.calibrate.costs import Measured, measured
 from tpcal.calibrate.evaluate import Evaluation, compare_all
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.paired import Pair, Test, paired_tests
 from tpcal.calibrate.samples import Samples
 from tpcal.calibrate.shares import Array
 from tpcal.calibrate.ways import UNCUT, Impossible, Pruned, Redrawn, Way
-from tpcal.plans.cost import (
-    DecoderShape,
-    kv_bytes,
-    layer_average_keep,
-    prefill_flops,
-    selection_flops,
-)
+from tpcal.plans.execute import apply
 from tpcal.plans.schema import Plan
 
 UNPRUNED = "unpruned"
 ACCURACY, AGREEMENT = "accuracy", "agreement"
 Progress = Callable[[int, int, str], None]
 Answers = tuple[Answered, ...]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What answering took, by the tokens that were really there; means over the samples."""
-
-    layer_average_keep: float = 1.0
-    prefill_flops: float = 1.0
-    """As a share of the unpruned model's; choosing the tokens included."""
-    kv_bytes: float = 1.0
-    """As a share of the unpruned model's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +103,8 @@ def compare_plans(
         FitError: A plan does not fit the model.
         RunFailed: Out of memory.
     """
+    for plan in plans.values():
+        apply(loaded.model, plan).remove()  # one that does not fit is refused before any run
     n, report = len(samples), progress or (lambda done, total, what: None)
 
     def answered(ways: Sequence[Way], what: str) -> list[Answers]:
@@ -136,32 +119,17 @@ def compare_plans(
 
     what = "With and without plans" if plans else "Unpruned"
     unpruned, *pruned = answered([Pruned(), *map(Pruned, plans.values())], what)
-    n_visual = [answer.n_visual for answer in unpruned]
+    beside = _Controls(loaded, samples, unpruned, answered, batch_size)
     given: list[_Given] = []
-    impossible: dict[str, str] = {}
-    known: dict[str, Answers] = {}
     for (name, plan), own in zip(plans.items(), pruned, strict=True):
         cost = measured(loaded.shape, plan, own, unpruned)
         given.append(_Given(name, None, None, False, cost, own))
-        for kind in controls:
-            called, target = f"{kind} = {name}", cost.layer_average_keep
-            try:
-                way = control(kind, target, loaded, samples, n_visual, batch_size)
-                key = str(way.key)
-                shared = key in known
-                if not shared:
-                    (known[key],) = answered([way], f"Control {kind}")
-            except Impossible as error:
-                impossible[called] = str(error)
-                continue
-            cut = way.plan if isinstance(way, Pruned | Redrawn) else UNCUT
-            cost_of_it = measured(loaded.shape, cut, known[key], unpruned)
-            given.append(_Given(called, name, kind, shared, cost_of_it, known[key]))
+        given += beside.controls(given[-1], controls)
     alone, *judged = compare_all(samples, _texts(unpruned), [_texts(one.answers) for one in given])
     entries = tuple(
         Entry(*one[:-1], evaluation) for one, evaluation in zip(given, judged, strict=True)
     )
-    return Comparison(alone, entries, paired_tests(list(_pairs(entries))), impossible)
+    return Comparison(alone, entries, paired_tests(list(_pairs(entries))), beside.impossible)
 
 
 class _Given(NamedTuple):
@@ -175,41 +143,46 @@ class _Given(NamedTuple):
     answers: Answers
 
 
+class _Controls:
+    """The controls of all plans; each is asked once, whatever plans have its cost."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        samples: Samples,
+        unpruned: Answers,
+        answered: Callable[[Sequence[Way], str], list[Answers]],
+        batch_size: int,
+    ) -> None:
+        self._loaded, self._samples, self._unpruned = loaded, samples, unpruned
+        self._answered, self._batch_size = answered, batch_size
+        self._known: dict[str, Answers] = {}
+        self.impossible: dict[str, str] = {}
+
+    def controls(self, plan: _Given, kinds: Sequence[str]) -> Iterator[_Given]:
+        """Those of the plan's cost that this model can carry out."""
+        for kind in kinds:
+            name = f"{kind} = {plan.name}"
+            try:
+                yield self._control(kind, name, plan)
+            except Impossible as error:
+                self.impossible[name] = str(error)
+
+    def _control(self, kind: str, name: str, plan: _Given) -> _Given:
+        n_visual = [answer.n_visual for answer in self._unpruned]
+        target = plan.cost.layer_average_keep
+        way = control(kind, target, self._loaded, self._samples, n_visual, self._batch_size)
+        key = str(way.key)
+        shared = key in self._known
+        if not shared:
+            (self._known[key],) = self._answered([way], f"Control {kind}")
+        cut = way.plan if isinstance(way, Pruned | Redrawn) else UNCUT
+        cost = measured(self._loaded.shape, cut, self._known[key], self._unpruned)
+        return _Given(name, plan.name, kind, shared, cost, self._known[key])
+
+
 def _texts(answers: Answers) -> list[str]:
     return [answer.text for answer in answers]
-
-
-def measured(
-    shape: DecoderShape, plan: Plan, answers: Sequence[Answered], unpruned: Sequence[Answered]
-) -> Measured:
-    """The cost of answers beside that of the unpruned model's to the same samples.
-
-    Tokens are those that were counted in every layer. What choosing them computes is arithmetic
-    (`tpcal.plans.cost.selection_flops`) and an upper bound.
-
-    Args:
-        shape: Widths of the decoder.
-        plan: With which the answers were given.
-        answers: [n].
-        unpruned: [n]. Samples without visual tokens count for nothing in the layer average.
-    """
-    pairs = zip(answers, unpruned, strict=True)
-    alike = Counter((replace(a, text=""), replace(u, text="")) for a, u in pairs)
-    keeps, times, sums = [], [], np.zeros((2, 2))
-    for (mine, full), m in alike.items():
-        entering = mine.schedule(shape.n_layers)
-        if full.n_visual:
-            keeps.append(layer_average_keep(entering, full.n_visual))
-            times.append(m)
-        choosing = selection_flops(plan, shape, mine.n_visual, mine.n_text)
-        tokens = [[n + x.n_text for n in x.schedule(shape.n_layers)] for x in (mine, full)]
-        flops = [prefill_flops(shape, n) for n in tokens]
-        sums += m * np.array(
-            [[flops[0] + choosing, flops[1]], [kv_bytes(shape, n) for n in tokens]]
-        )
-    flops_share, kv_share = (sums[:, 0] / sums[:, 1]).tolist()
-    keep = float(np.average(keeps, weights=times)) if keeps else 1.0
-    return Measured(keep, flops_share, kv_share)
 
 
 def _pairs(entries: Sequence[Entry]) -> Iterator[Pair]:

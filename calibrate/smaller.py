@@ -127,12 +127,12 @@ def smaller_images(
         share: In (0, 1].
 
     Raises:
-        Impossible: This model or its processor cannot do it, as far as one sample shows.
+        Impossible: This model or its processor cannot do it, as the largest prompt shows.
     """
-    number = next((i for i, n in enumerate(n_visual) if n), None)
-    if number is None:
-        raise Impossible("No sample has visual tokens.")
+    number = max(range(len(n_visual)), key=n_visual.__getitem__)
     sample, full = samples[number], n_visual[number]
+    if full == 0:
+        raise Impossible("No sample has visual tokens.")
     halved = _resized(sample, _at(sample, N_STEPS // 2))
     if _n_visual(loaded, halved) < full:
         scaled = Scaled(round(share, 6))

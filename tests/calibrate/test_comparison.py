@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tpcal.calibrate.answered import Answered, InMemory
-from tpcal.calibrate.comparison import Comparison, compare_plans, measured
+from tpcal.calibrate.comparison import Comparison, compare_plans
+from tpcal.calibrate.costs import measured
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Samples
 from tpcal.calibrate.ways import Pruned, Way
@@ -116,9 +117,14 @@ def test_a_control_that_cannot_be_does_not_stop_the_others(
     assert "would cost more" in found.impossible["grid = none"]
 
 
-def test_a_plan_that_does_not_fit_is_refused(loaded: Loaded, scenes: Samples) -> None:
+def test_a_plan_that_does_not_fit_is_refused_before_anything_runs(
+    loaded: Loaded, scenes: Samples
+) -> None:
+    def never(*report: object) -> None:
+        raise AssertionError
+
     with pytest.raises(FitError):
-        compare_plans(loaded, scenes, {"deep": Plan((Cut(9, 0.0),))})
+        compare_plans(loaded, scenes, {"deep": Plan((Cut(9, 0.0),))}, progress=never)
 
 
 def test_the_cost_of_a_plan_is_that_of_its_arithmetic(loaded: Loaded) -> None:
