@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import PRESET, plan_model_samples
+from tpcal.commands.inputs import plan_model_samples
 from tpcal.options import DataChoice, ModelChoice
+from tpcal.planner.named import is_preset
 
 
 @click.command(short_help="Prove how few answers a plan changes.")
@@ -66,7 +67,7 @@ def certify(
     from tpcal.plans.schema import save_plan
     from tpcal.views.plans import certificate_line
 
-    if output is None and file.startswith(PRESET):
+    if output is None and is_preset(file):
         raise click.UsageError("A preset cannot be written to; name a file with --output.")
     with terminal.progress() as report:
         found, loaded, samples = plan_model_samples(file, model, data, report)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import plan_and_model, read_plan
+from tpcal.commands.inputs import plan_and_model
 from tpcal.options import ModelChoice
+from tpcal.planner.named import read_plan
 from tpcal.plans.errors import FitError
 
 

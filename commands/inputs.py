@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tpcal import terminal
 from tpcal.options import DataChoice, ModelChoice
+from tpcal.planner.named import is_preset, read_plan
 from tpcal.plans.errors import FitError, UsageError
 
 if TYPE_CHECKING:
@@ -17,31 +18,6 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
 
 OUT = Path("tpcal-out")
-PRESET = "preset:"
-
-
-def read_plan(name: str, n_layers: int | None = None, n_tokens: int | None = None) -> Plan:
-    """The plan in a file, or the published schedule called `preset:NAME` or `preset:NAME@BUDGET`.
-
-    Args:
-        name: Path or preset.
-        n_layers: Depth that a preset is scaled to.
-        n_tokens: Visual tokens of a prompt, for which a preset is put on a budget.
-    """
-    from tpcal.plans.schema import load_plan, load_preset
-
-    if not name.startswith(PRESET):
-        return load_plan(name)
-    preset, at, budget = name.removeprefix(PRESET).partition("@")
-    published = load_preset(preset, n_layers)
-    if not at:
-        return published
-    from tpcal.planner.published import N_TOKENS, at_budget
-    from tpcal.planner.words import share_kept
-
-    assert published.model is not None, "presets name their depth"
-    depth = published.model.n_layers
-    return at_budget(preset, share_kept(budget), depth, n_tokens or N_TOKENS)
 
 
 def refuse_to_overwrite(path: Path, force: bool) -> None:
@@ -120,7 +96,7 @@ def _made_for(plans: Mapping[str, Plan], model: ModelChoice) -> tuple[str | None
 
 def _at_depth(name: str, plan: Plan, loaded: Loaded, n_tokens: int | None = None) -> Plan:
     """The same, a preset at the model's depth."""
-    return read_plan(name, loaded.shape.n_layers, n_tokens) if name.startswith(PRESET) else plan
+    return read_plan(name, loaded.shape.n_layers, n_tokens) if is_preset(name) else plan
 
 
 def plan_model_samples(
@@ -138,7 +114,7 @@ def plans_model_samples(
     plans, loaded = plans_and_model(names, model, report)
     report(0, 0, "Loading the samples")
     samples = data.load("eval")
-    n_tokens = _n_tokens(loaded, samples) if any(n.startswith(PRESET) for n in names) else None
+    n_tokens = _n_tokens(loaded, samples) if any(is_preset(n) for n in names) else None
     fitted = {name: _at_depth(name, plan, loaded, n_tokens) for name, plan in plans.items()}
     return fitted, loaded, samples
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import OUT, PRESET, read_plan, read_profile, seen_by
+from tpcal.commands.inputs import OUT, read_profile, seen_by
 from tpcal.commands.subject import Subject
 from tpcal.options import ModelChoice
+from tpcal.planner.named import is_preset, read_plan
 from tpcal.plans.errors import UsageError
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
     if not given and PLAN.exists():
         names = [str(PLAN)]
     n_layers, n_tokens = profile.model.n_layers, profile.n_tokens
-    sizes = {n: (n_layers, n_tokens) if n.startswith(PRESET) else (None, None) for n in names}
-    short = [n if n.startswith(PRESET) else Path(n).name for n in sizes]
+    sizes = {n: (n_layers, n_tokens) if is_preset(n) else (None, None) for n in names}
+    short = [n if is_preset(n) else Path(n).name for n in sizes]
     titles = short if len(set(short)) == len(short) else list(sizes)
     plans = (read_plan(name, *size) for name, size in sizes.items())
     return folder, profile, dict(zip(titles, plans, strict=True))
@@ -194,6 +195,6 @@ def _shown(
 
 
 def _is_profile(word: str) -> bool:
-    return not word.startswith(PRESET) and (
+    return not is_preset(word) and (
         Path(word).is_dir() or Path(word).name == "profile.yaml" or Path(word) == OUT
     )

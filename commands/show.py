@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import read_plan, read_profile
+from tpcal.commands.inputs import read_profile
+from tpcal.planner.named import read_plan
 from tpcal.plans.errors import UsageError
 
 

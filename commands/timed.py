@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tpcal import terminal
-from tpcal.commands.inputs import PRESET, plans_and_model, read_plan, refuse_unfit
+from tpcal.commands.inputs import plans_and_model, refuse_unfit
 from tpcal.options import ModelChoice
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.shapes import Shape
-    from tpcal.plans.schema import Plan
+    from tpcal.planner.named import is_preset, read_plan
+from tpcal.plans.schema import Plan
 
 InputsOf = Callable[["Shape"], Mapping[str, Any]]
 
@@ -135,7 +136,7 @@ def _presets(
     from tpcal.calibrate.bench.shapes import Shape
     from tpcal.plans.families import find
 
-    presets = [name for name in names if name.startswith(PRESET)]
+    presets = [name for name in names if is_preset(name)]
     if not presets:
         return {}
     ids = inputs_of(Shape())["input_ids"]

@@ -15,13 +15,10 @@ from tpcal.calibrate.samples import Sample
 from tpcal.integrations.decoding import Decoding
 from tpcal.integrations.prompts import Prompt
 from tpcal.integrations.tally import Tally
-from tpcal.planner.published import N_TOKENS, at_budget
-from tpcal.planner.words import share_kept
+from tpcal.planner.named import is_preset, read_plan
 from tpcal.plans.execute import apply
 from tpcal.plans.families import find
-from tpcal.plans.schema import Plan, load_plan, load_preset
-
-PRESET = "preset:"
+from tpcal.plans.schema import Plan
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,8 @@ class Answerer:
 
     def __init__(self, loaded: Loaded, plan: str | None = None) -> None:
         self._loaded = loaded
-        self._on_budget = plan if plan and plan.startswith(PRESET) and "@" in plan else None
-        read = None if plan is None else _read_plan(plan, loaded.shape.n_layers, N_TOKENS)
+        self._on_budget = plan if plan and is_preset(plan) and "@" in plan else None
+        read = None if plan is None else read_plan(plan, loaded.shape.n_layers)
         self._handle = None if read is None else apply(loaded.model, read)
         self.tally = Tally(loaded.shape.n_layers)
 
@@ -99,18 +96,9 @@ class Answerer:
         n_tokens = next((n for n in counts if n), None)
         if n_tokens is not None:
             self.remove()
-            self._handle = apply(model, _read_plan(self._on_budget, n_layers, n_tokens))
+            self._handle = apply(model, read_plan(self._on_budget, n_layers, n_tokens))
             self._on_budget = None
 
 
 def _lengths(inputs: Mapping[str, Tensor]) -> list[int]:
     return inputs["attention_mask"].sum(dim=1).tolist()
-
-
-def _read_plan(name: str, n_layers: int, n_tokens: int) -> Plan:
-    if not name.startswith(PRESET):
-        return load_plan(name)
-    preset, at, budget = name.removeprefix(PRESET).partition("@")
-    if not at:
-        return load_preset(preset, n_layers)
-    return at_budget(preset, share_kept(budget), n_layers, n_tokens)

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tpcal.planner.named import PRESET
 from tpcal.views.evaluations import evaluation_view, interval
 from tpcal.views.words import QUIET, TITLE, WORST, Right, heading, table_of
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tpcal.calibrate.paired import Test
     from tpcal.calibrate.shares import Share
 
-PRESET = "preset:"
 SIGNIFICANT = 0.05
 ENOUGH = 500
 """Samples that support a decimal, where there is room for it."""
