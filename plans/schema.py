@@ -16,6 +16,8 @@ from tpcal.plans.errors import PlanError, UsageError
 from tpcal.plans.files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
 
 SCHEMA = 1
+SHORT_PRESETS = {"btp": "btp-llava-released", "dart": "dart-128", "todre": "todre-25"}
+"""Methods published with several schedules, and the one that is meant by the method's name."""
 
 
 def n_keep(keep: float, n_tokens: int, round_to: int | None = None) -> int:
@@ -249,12 +251,13 @@ def load_preset(name: str, n_layers: int | None = None) -> Plan:
     """A published schedule, at the same relative depths of a decoder with ``n_layers`` layers.
 
     Args:
-        name: One of `presets`.
+        name: One of `presets`, or of `SHORT_PRESETS`.
         n_layers: Depth of the model; None keeps the published depth.
 
     Raises:
         UsageError: Unknown name.
     """
+    name = SHORT_PRESETS.get(name, name)
     if name not in presets():
         raise UsageError(f"No preset is called {name!r}. Known: {', '.join(presets())}.")
     text = resources.files("tpcal.plans.presets").joinpath(f"{name}.yaml").read_text("utf-8")

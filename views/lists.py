@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.schema import SHORT_PRESETS, Cut, Plan
 from tpcal.views.plans import _value, average_keep
 from tpcal.views.words import QUIET, WORST, Right, heading, table_of
 
@@ -25,7 +25,10 @@ def preset_table(presets: Mapping[str, Plan]) -> Table:
         depth = plan.model.n_layers
         average = f"{average_keep(plan, depth):.4f}"
         table.add_row(name, str(depth), average, ", ".join(map(_short_cut, plan.cuts)))
-    table.caption = "* only where the text looks at the image little; counted as not firing"
+    short = ", ".join(f"{name} = {meant}" for name, meant in SHORT_PRESETS.items())
+    table.caption = (
+        f"* only where the text looks at the image little; counted as not firing\nShort: {short}"
+    )
     table.caption_justify = "left"
     return table
 

@@ -9,6 +9,7 @@ import pytest
 from tpcal.plans.cost import Cost
 from tpcal.plans.errors import PlanError, UsageError
 from tpcal.plans.schema import (
+    SHORT_PRESETS,
     Budget,
     Condition,
     Cut,
@@ -275,6 +276,15 @@ def test_cuts_of_a_scaled_schedule_never_share_a_layer() -> None:
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match="No preset is called 'btpp'. Known: btp"):
         load_preset("btpp")
+
+
+def test_a_method_with_several_schedules_has_a_short_name() -> None:
+    methods = [name.split("-")[0] for name in presets()]
+    several = {m for m in methods if methods.count(m) > 1 and m not in presets()}
+    assert several == set(SHORT_PRESETS)
+    for short, meant in SHORT_PRESETS.items():
+        assert meant.startswith(f"{short}-")
+        assert load_preset(short, 28) == load_preset(meant, 28)
 
 
 @pytest.mark.parametrize(
