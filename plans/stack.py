@@ -47,8 +47,8 @@ class Grid:
         n_cols = self.n_cols - self.n_extra_cols
         x0, y0, x1, y1 = self.region
         cell = torch.stack((self.col, self.row), dim=-1).double()  # [n, 2]
-        size = torch.tensor([(x1 - x0) / n_cols, (y1 - y0) / self.n_rows]).double()
-        corner = torch.tensor([x0, y0]).double() + cell * size
+        size = cell.new_tensor([(x1 - x0) / n_cols, (y1 - y0) / self.n_rows])
+        corner = cell.new_tensor([x0, y0]) + cell * size
         boxes = torch.cat((corner, corner + size), dim=-1)
         return boxes.masked_fill((self.col >= n_cols)[:, None], torch.nan)
 
