@@ -17,8 +17,8 @@ demo: $(READY)
 	$(BIN)/tpcal calibrate
 	$(BIN)/tpcal plan --budget 0.22
 	$(BIN)/tpcal show plan.yaml
-	$(BIN)/tpcal eval --plan plan.yaml
-	$(BIN)/tpcal report
+	$(BIN)/tpcal eval --plan plan.yaml --control random,grid --output tpcal-out/eval.json
+	$(BIN)/tpcal report --evaluation tpcal-out/eval.json
 
 test: $(READY)
 	$(BIN)/python -m pytest
