@@ -95,13 +95,17 @@ class AnswerFolder:
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """What the answers depend on, beside the way. Batches change none but by rounding."""
-        model = self._loaded.model
+        model, processor = self._loaded.model, self._loaded.processor
+        images: Any = getattr(processor, "image_processor", None)
+        chats = (getattr(own, "chat_template", None) for own in (processor, processor.tokenizer))
         return {
             "structure": self._loaded.identity.fingerprint,
             "weights": weights_digest(model),
             "dtype": str(model.dtype),
             "device": device_of(model).type,
             "attention": model.config.get_text_config(decoder=True)._attn_implementation,
+            "generation": _digest(model.generation_config.to_diff_dict()),
+            "prompts": _digest({"images": images.to_dict(), "chats": list(chats)}),
             "samples": self._samples.fingerprint,
             "max_new_tokens": self._max_new_tokens,
             "tpcal": __version__,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,22 @@ def test_a_run_goes_on_at_the_batch_and_a_repeated_one_asks_nothing(
     assert run() == whole
     assert asked == [0, 2, 4, 4]
     assert len(whole) == 6
+
+
+def test_another_processor_or_way_to_generate_begins_another_folder(
+    loaded: Loaded, scenes: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def path() -> Path:
+        return AnswerFolder(tmp_path, loaded, scenes, 2).path
+
+    images: Any = loaded.processor.image_processor
+    paths = [path(), path()]
+    monkeypatch.setattr(images, "size", {"height": 48, "width": 48})
+    paths.append(path())
+    monkeypatch.setattr(loaded.model.generation_config, "repetition_penalty", 1.5)
+    paths.append(path())
+    assert paths[0] == paths[1]
+    assert len(set(paths)) == 3
 
 
 def test_folders_and_files_go_by_what_answers_depend_on(
