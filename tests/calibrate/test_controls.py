@@ -53,6 +53,14 @@ def test_tokens_are_counted_in_every_layer(loaded: Loaded, scenes: Samples) -> N
         assert answer.schedule(4) == [16, 8, 8, 0]
 
 
+def test_a_batch_without_images_is_answered_too() -> None:
+    blank = Sample("blank", (), "why ?")
+    ways = [(Pruned(Plan((Cut(1, 0.5, "grid"),))), InMemory())]
+    samples = Samples.of([blank, *_pictures((32, 32))])
+    (given,) = answer_all(_tiny("vipllava"), samples, ways, batch_size=1, max_new_tokens=1)
+    assert [(answer.n_visual, answer.counts) for answer in given] == [(0, ()), (16, ((1, 8),))]
+
+
 def test_every_batch_is_another_draw(loaded: Loaded, scenes: Samples) -> None:
     way = control("random", 0.25, loaded, scenes, [16] * 6, 3)
     assert isinstance(way, Redrawn)
