@@ -14,7 +14,7 @@ from tpcal.calibrate.memory import memory_guard
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Sample
 from tpcal.plans import cost
-from tpcal.plans.execute import Report, apply, kv_bytes
+from tpcal.plans.execute import apply, kv_bytes
 from tpcal.plans.schema import Plan
 
 if TYPE_CHECKING:
@@ -74,14 +74,10 @@ def answer(
     return Answer(
         text=loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
         n_tokens=_n_visual(loaded, inputs["input_ids"]),
-        counts=_counts(report),
+        counts=report.counts()[0] if report else (),
         kv_bytes=sum(kv_bytes(out.past_key_values)),
         unpruned_kv_bytes=cost.kv_bytes(loaded.shape, [n_held] * loaded.shape.n_layers),
     )
-
-
-def _counts(report: Report | None) -> tuple[tuple[int, int], ...]:
-    return tuple((cut.layer, len(cut.kept[0])) for cut in report.cuts) if report else ()
 
 
 def _n_visual(loaded: Loaded, ids: Tensor) -> int:

@@ -16,6 +16,7 @@ from tpcal.calibrate.samples import Samples
 from tpcal.calibrate.ways import Way
 from tpcal.plans.execute import Report
 from tpcal.plans.families import find
+from tpcal.plans.schema import entering
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,7 @@ class Answered:
 
     def schedule(self, n_layers: int) -> list[int]:
         """[L] visual tokens that entered each layer."""
-        entering = [self.n_visual] * n_layers
-        for layer, count in self.counts:
-            entering[layer:] = [count] * (n_layers - layer)
-        return entering
+        return entering(self.n_visual, self.counts, n_layers)
 
 
 class Kept(Protocol):
@@ -128,13 +126,8 @@ def _records(
     tokenizer: Any = loaded.processor.tokenizer
     texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     n_visual, n_text = n_tokens(loaded, prompts)
-    cuts = report.cuts if report else ()
-    left = [cut.stays.sum(dim=1).tolist() for cut in cuts]
-    counts = [
-        [(cut.layer, of[row]) for cut, of in zip(cuts, left, strict=True)]
-        for row in range(len(ids))
-    ]
-    rows = zip(texts, n_visual, n_text, map(tuple, counts), strict=True)
+    counts = report.counts() if report and report.cuts else [()] * len(ids)
+    rows = zip(texts, n_visual, n_text, counts, strict=True)
     return [Answered(*row) for row in rows]
 
 

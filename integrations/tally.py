@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.execute import Report
+from tpcal.plans.schema import entering
 
 
 @dataclass
@@ -19,11 +20,12 @@ class Tally:
 
     def add(self, report: Report) -> None:
         """Counts the rows of one prefill."""
-        for row, n_visual in enumerate(report.n_visual):
+        for n_visual, counts in zip(report.n_visual, report.counts(), strict=True):
             if n_visual:
                 self.n_rows += 1
                 self._visual += n_visual
-                self._keep += layer_average_keep(self._schedule(report, row), n_visual)
+                schedule = entering(n_visual, counts, self.n_layers)
+                self._keep += layer_average_keep(schedule, n_visual)
 
     @property
     def layer_average_keep(self) -> float | None:
@@ -34,11 +36,3 @@ class Tally:
     def visual_tokens(self) -> float | None:
         """Mean number in a prompt before the first cut; None before the first prompt."""
         return self._visual / self.n_rows if self.n_rows else None
-
-    def _schedule(self, report: Report, row: int) -> list[int]:
-        """[L] visual tokens entering each layer."""
-        left = {cut.layer: int(cut.stays[row].sum()) for cut in report.cuts}
-        entering = [report.n_visual[row]]
-        for layer in range(self.n_layers):
-            entering.append(left.get(layer, entering[-1]))
-        return entering[1:]

@@ -70,6 +70,13 @@ class Report:
     grids: tuple[tuple[stack.Grid, ...], ...] = ()
     """The views of each row's images."""
 
+    def counts(self) -> list[tuple[tuple[int, int], ...]]:
+        """For each row (layer, visual tokens left) of every cut; a condition may leave all."""
+        left = [cut.stays.sum(dim=1).tolist() for cut in self.cuts]
+        layers = [cut.layer for cut in self.cuts]
+        rows = zip(*left, strict=True) if left else [()] * len(self.n_visual)
+        return [tuple(zip(layers, row, strict=True)) for row in rows]
+
     def patches(self, cut: int, row: int = 0) -> tuple[Patch, ...]:
         """The visual tokens that a prompt kept at a cut, as places in its images.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,20 @@ def n_keep(keep: float, n_tokens: int, round_to: int | None = None) -> int:
     step = round_to or 1
     count = max(1, math.floor(keep * n_tokens + 0.5))
     return min(n_tokens, -(-count // step) * step)
+
+
+def entering(n_tokens: int, counts: Iterable[tuple[int, int]], n_layers: int) -> list[int]:
+    """[L] visual tokens entering each layer.
+
+    Args:
+        n_tokens: Original ones.
+        counts: (layer, tokens left) of every cut, by rising layer.
+        n_layers: Of the decoder.
+    """
+    schedule = [n_tokens] * n_layers
+    for layer, count in counts:
+        schedule[layer:] = [count] * (n_layers - layer)
+    return schedule
 
 
 @dataclass(frozen=True)
@@ -186,10 +200,8 @@ class Plan:
 
     def schedule(self, n_tokens: int, n_layers: int) -> list[int]:
         """[L] visual tokens entering each layer; conditional cuts are counted as not firing."""
-        entering = [n_tokens] * n_layers
-        for cut, count in zip(self.cuts, self.counts(n_tokens), strict=True):
-            entering[cut.layer :] = [count] * (n_layers - cut.layer)
-        return entering
+        layers = (cut.layer for cut in self.cuts)
+        return entering(n_tokens, zip(layers, self.counts(n_tokens), strict=True), n_layers)
 
     def scaled(self, n_layers: int) -> Plan:
         """The same schedule at the same relative depths of a decoder with ``n_layers`` layers.

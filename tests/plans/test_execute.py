@@ -11,7 +11,7 @@ from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, run
 from tpcal.plans.laws.identity import failing
 from tpcal.plans.laws.reference import hidden_tokens, hiding
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.schema import Condition, Cut, Plan, entering, n_keep
 
 MIXED = [
     prompt(3, 0, 4),
@@ -49,6 +49,19 @@ def test_counts_are_rounded_up_as_the_plan_says(model):
         model(**batch([prompt(3, 0, 4)]))
     assert handle.last.lengths == (24, 24, *[8 + 12] * 3, *[8 + 4] * 3)  # 9 and 3 before rounding
     assert handle.last.lengths == tuple(8 + n for n in handle.plan.schedule(16, 8))
+    assert handle.last.counts() == [((2, 12), (5, 4))]
+    assert entering(16, handle.last.counts()[0], 8) == handle.plan.schedule(16, 8)
+
+
+def test_every_row_has_its_own_counts(model):
+    inputs = batch(MIXED)
+    with apply(model, Plan((Cut(2, 0.5, "grid"), Cut(4, 0.0)))) as handle:
+        model(**inputs)
+    expected = [((2, n_keep(0.5, n)), (4, 0)) for n in handle.last.n_visual]
+    assert handle.last.counts() == expected
+    with apply(model, Plan()) as handle:
+        model(**inputs)
+    assert handle.last.counts() == [()] * len(MIXED)
 
 
 def test_hidden_states_and_logits_keep_their_shapes(model):
