@@ -26,6 +26,10 @@ class Table:
     """Columns from the left that hold words; the others hold figures."""
     strong: frozenset[int] = frozenset()
     """Rows to make out."""
+    under: frozenset[int] = frozenset()
+    """Rows that belong to the one above them."""
+    folded: bool = False
+    """Whether it opens on demand."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Chart:
     views: Mapping[str, Matrix] = field(default_factory=dict)
     frames: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Layout that comes with a value of a control."""
+    narrow: Mapping[str, Any] = field(default_factory=dict)
+    """Layout that takes the place of its like on a phone."""
 
     @property
     def script(self) -> Markup:
@@ -70,6 +76,7 @@ class Chart:
             "layout": drawn["layout"],
             "views": self.views,
             "frames": self.frames,
+            "narrow": self.narrow,
         }
         return script_json(data)
 

@@ -17,6 +17,14 @@
     return value;
   }
 
+  /* A layout with the parts of another in their places. */
+  function merged(layout, patch) {
+    const isPart = (v) => v && typeof v === "object" && !Array.isArray(v);
+    for (const [name, value] of Object.entries(patch))
+      layout[name] = isPart(value) ? merged(layout[name] || {}, value) : value;
+    return layout;
+  }
+
   const written = (value, kind) => {
     if (value === null) return "–";
     return kind === "share" ? `${(100 * value).toPrecision(3) * 1} %` : `${value.toPrecision(4) * 1}`;
@@ -72,6 +80,7 @@
         layout.font.size = 11;
         data.forEach((trace) => { if (trace.mode) trace.mode = trace.mode.replace("+text", ""); });
         layout.annotations = (layout.annotations || []).filter((a) => a.name !== "wide");
+        merged(layout, source.narrow);
       }
       const [d, l] = isDark() ? [themed(data), themed(layout)] : [data, layout];
       Plotly.react(plot, d, l, config);

@@ -42,6 +42,18 @@ class Entry:
     worst: tuple[str, float] | None
     groups: Mapping[str, Span | None]
     """Accuracy of each group; where no sample has a right answer, the agreement."""
+    beside: str | None = None
+    """The plan whose cost a control has."""
+
+    @property
+    def short(self) -> str:
+        """Its name below its plan, as `tpcal eval` prints it: `random`, `divprune@0.22`."""
+        return brief(self.name, self.beside)
+
+    @property
+    def value(self) -> Span | None:
+        """Accuracy; where no sample has a right answer, the agreement."""
+        return self.accuracy or self.agreement
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,11 @@ class Timed:
     slower: tuple[str, ...]
 
 
+def brief(name: str, beside: str | None = None) -> str:
+    """A name without what kind it is of, and a control's without its plan."""
+    return name.removesuffix(f" = {beside}").removeprefix("preset:")
+
+
 def read_evaluation(path: Path) -> Evaluated:
     """The figures of `tpcal eval`.
 
@@ -167,6 +184,7 @@ def _entry(data: Any) -> Entry:
         agreement=_share(data["agreement"]),
         worst=None if worst is None else (str(worst["group"]), _number(worst["value"])),
         groups={str(g): _share(v[right]) for g, v in data["groups"].items()},
+        beside=None if data.get("beside") is None else str(data["beside"]),
     )
 
 

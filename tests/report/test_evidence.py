@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pages import NASTY, Page, html_of, small_profile
 
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.report.benches import benches
-from tpcal.report.evaluations import _apart, check_model, evaluations
+from tpcal.report.evaluations import check_model, evaluations
 from tpcal.report.material import Material
 from tpcal.report.reading import Span, read_bench, read_evaluation
 
@@ -129,24 +128,64 @@ def shown(material: Material, tmp_path: Path) -> Page:
 
 
 def test_an_evaluation_is_shown_with_its_intervals(shown: Page) -> None:
-    _, unpruned, plan, *_ = shown.tables["Cost as shares of the unpruned model, and answers"]
-    assert unpruned[5] == "90.0 % [85.0, 95.0]"
+    _, unpruned, plan, control, preset = next(
+        rows for caption, rows in shown.tables.items() if caption.startswith("Answers by plan.")
+    )
+    assert unpruned[4] == "90.0 [85.0, 95.0]"
     assert plan == [
-        *("plan.yaml", "plan", "0.2200", "25 %", "30 %", "85.0 % [80.0, 90.0]"),
-        *("−5.0 % [−10.0, +0.0]", "80.0 % [75.0, 85.0]", f"{NASTY} 50 %"),
+        *("plan.yaml", "0.220", "25 %", "30 %", "85.0 [80.0, 90.0]"),
+        *("−5.0 [−10.0, +0.0]", "80", f"{NASTY} 50"),
     ]
-    plans, published, control = shown.charts["evaluation"]["data"]
+    assert (control[0], preset[0]) == ("random", "fastv")  # a control stands below its plan
+    assert len([a for a in shown.all("tr") if a.get("class") == "under"]) == 1
+    assert shown.tables["Accuracy by group, %"][1] == [NASTY, "60", "85", "70"]
+    beside = shown.tables["plan.yaml beside its controls: accuracy by group, %"]
+    assert beside[:2] == [
+        ["group", "unpruned", "plan.yaml", "random"],
+        [NASTY, "60", "85", "60"],
+    ]
+
+
+def test_the_forest_draws_every_figure_where_it_is(shown: Page) -> None:
+    chart = shown.charts["evaluation"]
+    before, plans, published, control = chart["data"]
+    assert (before["x"], before["y"], before["error_x"]["array"]) == ([0.9], [0], [0.05])
+    assert (plans["x"], published["x"], control["x"]) == ([0.85], [0.7], [0.6])
+    assert plans["y"] < control["y"] < published["y"]
+    (line,) = chart["layout"]["shapes"]
+    assert (line["x0"], line["x1"]) == (0.9, 0.9)
+    words = {(a["text"], a["y"]) for a in chart["layout"]["annotations"]}
+    for name, trace in (("plan.yaml", plans), ("random", control), ("fastv", published)):
+        assert (name, trace["y"][0]) in words
+        assert ("0.220", trace["y"][0]) in words
+    low, high = chart["layout"]["xaxis"]["range"]
+    assert low < 0.55
+    assert high > 0.95
+
+
+def test_cost_has_an_axis_only_where_costs_differ(
+    shown: Page, material: Material, tmp_path: Path
+) -> None:
+    assert "evaluation-cost" not in shown.charts
+    data = deepcopy(EVALUATION)
+    data["entries"][1]["cost"]["layer_average_keep"] = 0.35
+    section = evaluations(read_evaluation(_file(tmp_path / "eval.json", data)))
+    plans, published, control = Page(html_of(material, evidence=[section])).charts[
+        "evaluation-cost"
+    ]["data"]
+    assert (plans["x"], published["x"], control["x"]) == ([0.22], [0.35], [0.22])
     assert (plans["y"], published["y"], control["y"]) == ([0.85], [0.7], [0.6])
-    assert plans["error_y"]["array"] == [0.05]
-    assert shown.tables["Accuracy by group"][1] == [NASTY, "60 %", "85 %", "70 %", "60 %"]
+    assert (plans["text"], published["text"]) == (["plan.yaml"], ["fastv"])
+    assert (control["mode"], control["name"]) == ("markers", "control: random")
 
 
 def test_tests_are_told_apart_from_chance(shown: Page) -> None:
-    caption = "Paired tests; bold where the adjusted p is below 0.05"
-    _, one, other = shown.tables[caption]
-    assert one[0] == "plan.yaml − random = plan.yaml"
-    assert one[4:] == ["< 0.0001", "< 0.0001"]
-    assert other[4:] == ["0.04", "0.08"]
+    _, one, other = next(
+        rows for caption, rows in shown.tables.items() if caption.startswith("Paired tests of acc")
+    )
+    assert one[0] == "plan.yaml − its random"
+    assert one[3:] == ["< 0.0001", "< 0.0001"]
+    assert other[3:] == ["0.04", "0.08"]
     assert len([a for a in shown.all("tr") if a.get("class") == "strong"]) == 1
     assert "1 of 2 paired comparisons is beyond chance" in shown.text
 
@@ -159,16 +198,9 @@ def test_agreement_stands_in_where_there_are_no_answers(
     data["entries"] = [_entry("plan.yaml", "plan", None)]
     section = evaluations(read_evaluation(_file(tmp_path / "eval.json", data)))
     page = Page(html_of(material, evidence=[section]))
-    assert page.charts["evaluation"]["data"][0]["y"] == [0.8]
-    assert page.tables["Agreement with the unpruned model by group"][1] == [NASTY, "–", "70 %"]
-
-
-def test_entries_of_one_cost_are_drawn_apart_around_it() -> None:
-    found = _apart([0.22, 0.35, 0.22, 0.221], 0.01)
-    assert found[1] == 0.35
-    near = [found[0], found[2], found[3]]
-    assert [b - a for a, b in pairwise(near)] == pytest.approx([0.01, 0.01])
-    assert sum(near) / 3 == pytest.approx((0.22 + 0.22 + 0.221) / 3)
+    (plans,) = page.charts["evaluation"]["data"]
+    assert plans["x"] == [0.8]
+    assert page.tables["Agreement with the unpruned model by group, %"][1] == [NASTY, "70"]
 
 
 def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:
