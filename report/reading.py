@@ -104,7 +104,8 @@ class Cell:
     """A batch size and a shape of prompts."""
 
     sizes: tuple[int, int, int, int]
-    """Rows of a batch, image and text tokens of a row, tokens that were generated."""
+    """Rows of a batch, image and most text tokens of a row, tokens that were generated."""
+    n_text_least: int
     runs: tuple[Run, ...]
 
 
@@ -219,7 +220,8 @@ def _cell(data: Any) -> Cell:
     rows, n_visual, n_text, n_new = (
         int(_number(data[name])) for name in ("batch_size", "n_visual", "n_text", "n_new")
     )
-    return Cell((rows, n_visual, n_text, n_new), tuple(map(_run, data["runs"])))
+    least = int(_number(data.get("n_text_least", n_text)))
+    return Cell((rows, n_visual, n_text, n_new), least, tuple(map(_run, data["runs"])))
 
 
 def _run(data: Any) -> Run:

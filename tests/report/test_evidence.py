@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,14 +212,39 @@ def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_timing_is_shown_cell_by_cell(shown: Page) -> None:
-    (bars,) = shown.charts["bench-ttft"]["data"]
-    assert (bars["y"], bars["x"]) == (["batch 1", "batch 8"], [1.25, 0.5])
+    chart = shown.charts["bench"]
+    first, per_token, throughput = chart["data"]  # one plan, three panels
+    assert (first["x"], per_token["x"], throughput["x"]) == ([1.25, 0.5], [1, 1], [0.8, 2])
+    assert first["y"] == [0, 1]
+    assert chart["layout"]["yaxis"]["ticktext"] == ["batch 1", "batch 8"]
+    assert first["error_x"]["arrayminus"] == [0.125, 0.05]
+    ranges = [chart["layout"][name]["range"] for name in ("xaxis", "xaxis2", "xaxis3")]
+    assert ranges[0] == ranges[1] == ranges[2]
+    assert 10 ** ranges[0][0] < 0.45  # the whole bars are in sight
+    assert 10 ** ranges[0][1] > 2.2
+    assert shown.tables["Ratios to unpruned"][1][2] == "1.250 [1.125, 1.375]"
     caption = "Medians, and the middle half of the repeats; peak memory is beyond the weights"
     _, unpruned, plan, *_ = shown.tables[caption]
     assert unpruned[:3] == ["batch 1", "unpruned", "10.0 [9.0, 11.0]"]
-    assert plan[5:] == ["–", "2 KiB", "1.250 [1.125, 1.375]"]
+    assert plan[5:] == ["–", "2 KiB"]
     assert "In all cells: 144 image tokens, 20 text tokens, 8 new tokens." in shown.text
     assert "first token are 0.50 to 1.25 times the unpruned ones" in shown.text
+
+
+def test_panels_stand_below_each_other_on_a_phone(shown: Page) -> None:
+    narrow = shown.charts["bench"]["narrow"]
+    tops = [narrow[name]["domain"] for name in ("yaxis", "yaxis2", "yaxis3")]
+    assert all(low < high for low, high in tops)
+    assert all(above[0] > below[1] for above, below in pairwise(tops))
+    assert tops[-1][0] == pytest.approx(0)
+
+
+def test_prompts_of_several_lengths_say_so(tmp_path: Path) -> None:
+    data = deepcopy(BENCH)
+    data["cells"][1]["n_text_least"] = 10
+    section = benches(read_bench(_file(tmp_path / "bench.json", data)))
+    names = section.parts[0].figure.layout.yaxis.ticktext
+    assert names == ("batch 1, 20 text tokens", "batch 8, 10–20 text tokens")
 
 
 def test_what_is_slower_is_said_first(tmp_path: Path) -> None:
