@@ -19,7 +19,7 @@ import torch
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families import families
-from tpcal.plans.schema import parse_plan, presets
+from tpcal.plans.schema import SHORT_PRESETS, parse_plan, presets
 from tpcal.plans.selectors import names
 from tpcal.plans.stack import read_prompt
 
