@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from tpcal import terminal
 from tpcal.commands.inputs import plans_and_model, refuse_unfit
 from tpcal.options import ModelChoice
+from tpcal.planner.named import is_preset, read_plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.shapes import Shape
-    from tpcal.planner.named import is_preset, read_plan
-from tpcal.plans.schema import Plan
+    from tpcal.plans.schema import Plan
 
 InputsOf = Callable[["Shape"], Mapping[str, Any]]
 
