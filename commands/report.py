@@ -50,7 +50,7 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
     "--samples",
     "n_samples",
     type=click.IntRange(min=0),
-    default=6,
+    default=14,
     show_default=True,
     metavar="N",
     help="Unseen samples whose kept patches and answers are shown; 0 loads no model.",

@@ -17,9 +17,9 @@ from tpcal.report.figures import (
     listed,
     quoted,
     rounded,
+    spoken,
 )
 from tpcal.report.style import FAINT, HEAT, INK, axis, frame, layer_axis, nats_axis, plain
-from tpcal.views.words import nats
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
@@ -92,7 +92,7 @@ def _lead(profile: Profile, keep: float) -> str:
     first = (
         f"Of cuts to keep {keep:g} by the best selector, the worst is before layer {layers[at]}"
     )
-    text = f"{first}: “{profile.groups[worst]}” loses {nats(rows[at, worst])} nats there."
+    text = f"{first}: “{profile.groups[worst]}” loses {spoken(rows[at, worst])} nats there."
     safe = [layer for i, layer in enumerate(layers) if (rows[i:] < SAFE).all()]
     if safe:
         return f"{text} From layer {safe[0]} on, no group loses {SAFE:g} nats or more."

@@ -93,6 +93,8 @@ class Section:
     notes: tuple[str, ...] = ()
     side_by_side: bool = False
     """Where the screen is wide enough."""
+    points: tuple[tuple[str, str], ...] = ()
+    """(name, what it does), in a list below the lead."""
 
 
 def script_json(data: Any) -> Markup:
@@ -104,6 +106,24 @@ def script_json(data: Any) -> Markup:
 def rounded(value: float | None, digits: int = 4) -> float | None:
     """Significant digits; None stays."""
     return None if value is None or value != value else float(f"{value:.{digits}g}")
+
+
+def spoken(value: float) -> str:
+    """Two significant digits, for sentences."""
+    return _digits(value, 2)
+
+
+def written(value: float) -> str:
+    """Three significant digits, for tables."""
+    return _digits(value, 3)
+
+
+def _digits(value: float, n: int) -> str:
+    if value != value:
+        return "–"
+    if 0 < abs(value) < 1e-4:
+        return "< 0.0001"
+    return f"{value:.{n}g}" if abs(value) < 10**n else f"{value:.0f}"
 
 
 def quoted(names: Sequence[str]) -> list[str]:

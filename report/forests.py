@@ -54,7 +54,7 @@ def forest(evaluated: Evaluated, what: str) -> Chart:
         margin={"l": round(LETTER * longest) + INDENT + 14, "r": 52, "t": 8, "b": 8},
         shapes=[
             {**line, "x0": s.value, "x1": s.value, "line": {"color": INK, "width": 1}}
-            | {"layer": "below"}
+            | {"layer": "between"}
             for s in [before]
             if s
         ],
@@ -84,7 +84,7 @@ def by_cost(evaluated: Evaluated, what: str) -> Chart | None:
         for name, own, symbol, colour in _kinds(entries)
     ]
     before = evaluated.unpruned
-    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "below"}
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "between"}
     layout = frame(
         400,
         xaxis=axis("layer-average keep", range=[0, right]),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tpcal.plans.schema import Cut
-from tpcal.report.figures import Chart, Section, Table, figure, rounded
-from tpcal.report.labels import placed
+from tpcal.report.figures import Chart, Section, Table, figure, rounded, spoken
+from tpcal.report.labels import HALF, placed
 from tpcal.report.marks import Mark, best_published, controls, presets
 from tpcal.report.style import FAINT, INK, QUIET, axis, frame, nats_axis, plain
 from tpcal.views.words import count, nats
@@ -21,6 +22,10 @@ WIDTH, HEIGHT = 900, 460
 """Pixels of the chart, as far as names are placed by them."""
 LOWEST = 1e-4
 """Nats below which a loss leaves the chart."""
+NEAR = 8
+"""Pixels within which marks coincide."""
+Place = tuple[float, float]
+"""(layer-average keep, loss), or pixels"""
 
 
 def fronts(material: Material) -> Section:
@@ -44,11 +49,18 @@ def front_chart(material: Material, marks: Sequence[Mark]) -> Chart:
     front = material.front
     solid = bool(material.known)
     own_places = [(g.cost.layer_average_keep, material.score(g)) for g in material.plans]
-    values = [*(p.loss for p in front), *(m.loss for m in marks), *(y for _, y in own_places)]
+    values = [
+        *(p.loss for p in (*front, *material.predicted_front)),
+        *(m.loss for m in marks),
+        *(y for _, y in own_places),
+    ]
     low = min([v for v in values if v > LOWEST] or [1e-3]) / 2
     high = 1.3 * max(*values, 0.1)
-    where = _names(marks, own_places, low, high)
-    data = [*_others(material), _front_line(front, solid)]
+    fronts = [material.predicted_front, *([front] if solid else [])]
+    lines = [[(p.layer_average_keep, p.loss) for p in line if p.loss > low] for line in fronts]
+    where = _names(marks, own_places, lines, low, high)
+    data = [*_others(material), _predicted_line(material.predicted_front)]
+    data += [_measured_line(front)] if solid else []
     for kind, symbol in (("preset", "square"), ("control", "x")):
         for measured in (True, False):
             own = [m for m in marks if (m.kind, m.measured) == (kind, measured)]
@@ -68,17 +80,44 @@ def front_chart(material: Material, marks: Sequence[Mark]) -> Chart:
 
 
 def _names(
-    marks: Sequence[Mark], taken: Sequence[tuple[float, float]], low: float, high: float
-) -> dict[Mark, str]:
-    """Where the names of marks stand; those without a free place are left out."""
+    marks: Sequence[Mark],
+    taken: Sequence[Place],
+    lines: Sequence[Sequence[Place]],
+    low: float,
+    high: float,
+) -> dict[Mark, tuple[str, str]]:
+    """Name and side of each mark that has a free place; marks that coincide have one name.
 
-    def spot(keep: float, loss: float) -> tuple[float, float]:
-        share = math.log(max(loss, low) / low) / math.log(high / low)
-        return keep * WIDTH, share * (HEIGHT - 90)
+    Args:
+        marks: Their names may cover neither each other nor what else is drawn.
+        taken: Further points.
+        lines: Their corners.
+        low: Loss at the foot of the chart.
+        high: Loss at its head.
+    """
 
-    spots = [spot(m.keep, m.loss) for m in marks]
-    sides = placed([m.name for m in marks], spots, [spot(*place) for place in taken], WIDTH)
-    return {mark: side for mark, side in zip(marks, sides, strict=True) if side}
+    def spot(place: Place) -> Place:
+        share = math.log(max(place[1], low) / low) / math.log(high / low)
+        return place[0] * WIDTH, share * (HEIGHT - 90)
+
+    together: dict[tuple[str, int, int], list[Mark]] = {}
+    for mark in marks:
+        x, y = spot((mark.keep, mark.loss))
+        together.setdefault((mark.kind, round(x / NEAR), round(y / NEAR)), []).append(mark)
+    first = [own[0] for own in together.values()]
+    names = [", ".join(dict.fromkeys(m.name for m in own)) for own in together.values()]
+    others = [spot(place) for place in taken]
+    others += [at for line in lines for at in _along([spot(place) for place in line])]
+    sides = placed(names, [spot((m.keep, m.loss)) for m in first], others, WIDTH)
+    found = zip(first, names, sides, strict=True)
+    return {mark: (name, side) for mark, name, side in found if side}
+
+
+def _along(corners: Sequence[Place]) -> Iterator[Place]:
+    """Points of a line, near enough to each other that no name fits between."""
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        n = max(1, round(math.hypot(x1 - x0, y1 - y0) / (2 * HALF)))
+        yield from ((x0 + (x1 - x0) * i / n, y0 + (y1 - y0) * i / n) for i in range(n + 1))
 
 
 def _others(material: Material) -> list[dict[str, Any]]:
@@ -89,15 +128,22 @@ def _others(material: Material) -> list[dict[str, Any]]:
     return [{**trace, "mode": "markers", "marker": {"color": FAINT, "size": 6}}]
 
 
-def _front_line(front: Sequence[Point], measured: bool) -> dict[str, Any]:
-    name = "front, measured" if measured else "front, predicted"
-    symbol = "circle" if measured else "circle-open"
-    trace = _points(name, front)
+def _predicted_line(front: Sequence[Point]) -> dict[str, Any]:
+    """Thin and dotted; it ends where the loss does."""
     return {
-        **trace,
+        **_points("front, predicted", [p for p in front if p.loss > LOWEST]),
         "mode": "lines+markers",
-        "line": {"color": QUIET, "width": 1.5, "dash": "solid" if measured else "dot"},
-        "marker": {"color": QUIET, "size": 7, "symbol": symbol},
+        "line": {"color": QUIET, "width": 1.2, "dash": "dot"},
+        "marker": {"color": QUIET, "size": 4, "symbol": "circle-open"},
+    }
+
+
+def _measured_line(front: Sequence[Point]) -> dict[str, Any]:
+    return {
+        **_points("front, measured", front),
+        "mode": "lines+markers",
+        "line": {"color": QUIET, "width": 1.5},
+        "marker": {"color": QUIET, "size": 7},
     }
 
 
@@ -108,11 +154,13 @@ def _points(name: str, own: Sequence[Point]) -> dict[str, Any]:
         "x": [rounded(p.layer_average_keep) for p in own],
         "y": [rounded(max(p.loss, 1e-9)) for p in own],
         "text": [plain(cuts_text(p.cuts)) for p in own],
-        "hovertemplate": "%{text}<br>keep %{x:.3f}, %{y:.4f} nats<extra></extra>",
+        "hovertemplate": "%{text}<br>keep %{x:.4f}, %{y:.4f} nats<extra></extra>",
     }
 
 
-def _marks(own: Sequence[Mark], symbol: str, where: Mapping[Mark, str]) -> dict[str, Any]:
+def _marks(
+    own: Sequence[Mark], symbol: str, where: Mapping[Mark, tuple[str, str]]
+) -> dict[str, Any]:
     what, measured = {"preset": "published", "control": "control"}[own[0].kind], own[0].measured
     return {
         "type": "scatter",
@@ -121,8 +169,8 @@ def _marks(own: Sequence[Mark], symbol: str, where: Mapping[Mark, str]) -> dict[
         "name": f"{what}, {'measured' if measured else 'predicted'}",
         "x": [rounded(m.keep) for m in own],
         "y": [rounded(max(m.loss, 1e-9)) for m in own],
-        "text": [plain(m.name) if m in where else "" for m in own],
-        "textposition": [where.get(m, "middle right") for m in own],
+        "text": [plain(where[m][0]) if m in where else "" for m in own],
+        "textposition": [where[m][1] if m in where else "middle right" for m in own],
         "textfont": {"size": 10, "color": QUIET},
         "marker": {
             "symbol": symbol if measured else f"{symbol}-open",
@@ -130,7 +178,7 @@ def _marks(own: Sequence[Mark], symbol: str, where: Mapping[Mark, str]) -> dict[
             "size": 7,
             "line": {"width": 1.2 if measured else 1.5, "color": INK},
         },
-        "hovertemplate": "%{customdata}<br>keep %{x:.3f}, %{y:.4f} nats"
+        "hovertemplate": "%{customdata}<br>keep %{x:.4f}, %{y:.4f} nats"
         "<extra>%{fullData.name}</extra>",
     }
 
@@ -149,7 +197,7 @@ def _plan(material: Material, given: Given) -> dict[str, Any]:
             "size": 14,
             "line": {"width": 2, "color": given.colour},
         },
-        "hovertemplate": "%{fullData.name}<br>keep %{x:.3f}, %{y:.4f} nats<extra></extra>",
+        "hovertemplate": "%{fullData.name}<br>keep %{x:.4f}, %{y:.4f} nats<extra></extra>",
     }
 
 
@@ -164,9 +212,10 @@ def _table(material: Material, front: Sequence[Point], marks: Sequence[Mark]) ->
         )
         for g in material.plans
     ]
+    fronts = dict.fromkeys((*front, *material.predicted_front))
     rows += [
         (cuts_text(p.cuts), "front", _kind(p.measured), p.layer_average_keep, p.loss)
-        for p in front
+        for p in fronts
     ]
     rows += [(m.name, m.kind, _kind(m.measured), m.keep, m.loss) for m in marks]
     text = tuple((n, what, how, f"{keep:.4f}", nats(loss)) for n, what, how, keep, loss in rows)
@@ -193,16 +242,16 @@ def _lead(material: Material) -> str:
     for given in material.plans[:1]:
         own, average = material.score(given), given.cost.layer_average_keep
         how = "loses" if given.measured else "is predicted to lose"
-        text += f" {given.name} {how} {nats(own)} nats at keep {average:.3f}"
+        text += f" {given.name} {how} {spoken(own)} nats at keep {average:.2g}"
         best = None if given.plan.source else best_published(material, average)
         if best:
             text += f"; at that cost the best published schedule, {best[0]}, is predicted to "
-            text += f"lose {nats(best[1])}"
+            text += f"lose {spoken(best[1])}"
         text += "."
         known = [m.point.loss for m in material.known if m.point.cuts == given.plan.cuts]
         if given.measured and known and known[0] < 0.99 * own:
             text += (
-                f" Its point on the front is lower, {nats(known[0])}: the search chose by those "
+                f" Its point on the front is lower, {spoken(known[0])}: the search chose by those "
                 "samples, and the plan's own figure is of samples that it did not choose by."
             )
     return text

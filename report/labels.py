@@ -29,7 +29,7 @@ def placed(
         free = [
             (side, box)
             for side, box in _sides(*points[i], LETTER * len(name)).items()
-            if box[0] >= 0 and box[2] <= width and not any(_overlap(box, b) for b in others)
+            if box[0] >= 0 and box[2] <= width and not any(overlap(box, b) for b in others)
         ]
         found.append(free[0][0] if free else None)
         boxes += [box for _, box in free[:1]]
@@ -46,6 +46,7 @@ def _sides(x: float, y: float, width: float) -> dict[str, Box]:
     }
 
 
-def _overlap(one: Box, other: Box) -> bool:
+def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes share more than an edge."""
     beside = one[2] <= other[0] or other[2] <= one[0]
     return not beside and one[1] < other[3] and other[1] < one[3]

@@ -97,10 +97,15 @@ class Material:
     @cached_property
     def front(self) -> tuple[Point, ...]:
         """The plans that nothing beats: of those that were measured; predicted where none were."""
+        from tpcal.planner.front import pareto
+
+        return pareto(m.point for m in self.known) if self.known else self.predicted_front
+
+    @cached_property
+    def predicted_front(self) -> tuple[Point, ...]:
+        """The best plan for each of several budgets, as far as single cuts tell."""
         from tpcal.planner.front import pareto, predictions
 
-        if self.known:
-            return pareto(m.point for m in self.known)
         return pareto(predictions(self.predictor, MOST_CUTS))
 
     def score(self, given: Given) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tpcal.report.figures import Chart, Section, Table, figure, rounded
+from tpcal.report.figures import Chart, Section, Table, figure, rounded, spoken
 from tpcal.report.fronts import cuts_text
 from tpcal.report.style import FAINT, QUIET, frame, nats_axis, plain
 from tpcal.views.words import count, nats
@@ -17,6 +17,10 @@ LOWEST = 1e-4
 """Nats; smaller losses are drawn here, as noise decides how small they are."""
 FEWEST = 8
 """Plans from which on a correlation says something."""
+FEW = (
+    "Only {} were measured on all samples; run tpcal plan without a budget to search the whole "
+    "front, and measure more."
+)
 Row = tuple[str, str, float, float]
 
 
@@ -38,6 +42,7 @@ def predictions(material: Material) -> Section | None:
         "Above the diagonal a plan loses more than single cuts promised, below it less. Losses "
         f"under {LOWEST:g} nats are drawn at {LOWEST:g}.",
         tuple(charts),
+        (FEW.format(count(len(of_plans), "plan")),) if 0 < len(of_plans) < FEWEST else (),
         side_by_side=True,
     )
 
@@ -64,8 +69,8 @@ def _lead(of_groups: Sequence[Row], of_plans: Sequence[Row]) -> str:
     if of_groups:
         plan, group, predicted, measured = max(of_groups, key=lambda r: abs(r[3] - r[2]))
         text.append(
-            f"Of the plans' groups, “{group}” of {plan} is furthest off: {nats(measured)} nats "
-            f"measured, {nats(predicted)} predicted."
+            f"Of the plans' groups, “{group}” of {plan} is furthest off: {spoken(measured)} nats "
+            f"measured, {spoken(predicted)} predicted."
         )
     if len(of_plans) >= FEWEST:
         from scipy.stats import spearmanr

@@ -45,7 +45,7 @@ def ratios(timed: Timed, cells: Sequence[str]) -> Chart:
     layout = frame(
         round(inside + ABOVE + BELOW + 20),
         **_axes(cells, ticks, limits, len(plans)),
-        annotations=[_title(n, title) for n, (_, title, _) in enumerate(MEASURES, start=1)],
+        annotations=[_title(n, "left") for n in range(1, 4)],
         shapes=[_line(n) for n in range(1, 4)],
         showlegend=len(plans) > 1,
         legend={"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"},
@@ -58,7 +58,7 @@ def ratios(timed: Timed, cells: Sequence[str]) -> Chart:
         "dots with intervals, a row for each cell, and a line at 1 for the unpruned model.",
         figure(panels, layout),
         _table(timed, cells),
-        narrow=_stacked(round(3 * (inside + ABOVE + BELOW) + 20)),
+        narrow=_stacked(round(3 * (inside + ABOVE + BELOW)) + 20, ROW * len(plans)),
     )
 
 
@@ -74,9 +74,9 @@ def _axes(
     cells: Sequence[str], ticks: Sequence[float], limits: tuple[float, float], n_plans: int
 ) -> dict[str, Any]:
     width, found = (1 - 2 * GAP) / 3, {}
-    for n, (_, _, better) in enumerate(MEASURES, start=1):
+    for n in range(1, 4):
         left = (n - 1) * (width + GAP)
-        x = axis(f"× unpruned; {better}", type="log", range=list(limits), anchor=f"y{_number(n)}")
+        x = axis("× unpruned", type="log", range=list(limits), anchor=f"y{_number(n)}")
         x |= {"tickvals": list(ticks), "ticktext": [f"{t:g}" for t in ticks]}
         x["title"] = {**x["title"], "font": {"size": 12}}
         y = axis("", range=[len(cells) - 0.5, -0.5], showgrid=False, zeroline=False)
@@ -87,11 +87,12 @@ def _axes(
     return found
 
 
-def _stacked(height: int) -> dict[str, Any]:
-    """The panels below each other."""
+def _stacked(height: int, legend: int) -> dict[str, Any]:
+    """The panels below each other; titles end where panels do, as there is room before them."""
     free = (ABOVE + BELOW) / height
     each = (1 - 2 * free) / 3
-    found: dict[str, Any] = {"height": height}
+    found: dict[str, Any] = {"height": height + legend, "margin": {"t": ABOVE + legend}}
+    found["annotations"] = [_title(n, "right") for n in range(1, 4)]
     for n in range(1, 4):
         top = 1 - (n - 1) * (each + free)
         found[_axis("x", n)] = {"domain": [0, 1]}
@@ -108,16 +109,11 @@ def _number(n: int) -> str:
     return str(n) if n > 1 else ""
 
 
-def _title(n: int, title: str) -> dict[str, Any]:
-    place = {
-        "xref": f"x{_number(n)} domain",
-        "yref": f"y{_number(n)} domain",
-        "x": 0,
-        "y": 1,
-        "yanchor": "bottom",
-    }
-    words = {"text": f"<b>{title}</b>", "showarrow": False, "xanchor": "left"}
-    return {**place, **words}
+def _title(n: int, side: str) -> dict[str, Any]:
+    _, title, better = MEASURES[n - 1]
+    refs = {"xref": f"x{_number(n)} domain", "yref": f"y{_number(n)} domain"}
+    place = {"x": int(side == "right"), "xanchor": side, "y": 1, "yanchor": "bottom"}
+    return {**refs, **place, "text": f"<b>{title}</b>: {better}", "showarrow": False}
 
 
 def _line(n: int) -> dict[str, Any]:
@@ -129,7 +125,7 @@ def _line(n: int) -> dict[str, Any]:
         "y0": 0,
         "y1": 1,
     }
-    return {"type": "line", "layer": "below", **where, "line": {"color": INK, "width": 1}}
+    return {"type": "line", "layer": "between", **where, "line": {"color": INK, "width": 1}}
 
 
 def _trace(

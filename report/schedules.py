@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tpcal.report.figures import Chart, Section, Table, figure
+from tpcal.report.cuts import FIRST, HIGH, LOW, labels
+from tpcal.report.figures import Chart, Section, Table, figure, spoken
 from tpcal.report.style import axis, frame, layer_axis, plain
 from tpcal.views.plans import cut_text
 from tpcal.views.words import arrows, binary, count, milliseconds, percent, si
@@ -20,8 +20,6 @@ CONDITIONAL = (
 )
 MOST_TOLD = 3
 """Plans that have a sentence of their own."""
-MOST_LABELLED = 2
-"""Plans whose cuts are named in the chart; of more, the names would cover each other."""
 
 
 def schedules(material: Material) -> Section:
@@ -31,28 +29,29 @@ def schedules(material: Material) -> Section:
     return Section(
         "schedule",
         "The plans and their cost",
-        " ".join(map(_sentence, material.plans[:MOST_TOLD])),
+        "What is left of the image, and what a prefill still takes:",
         "Each step is a cut: it stands just before a layer and says which selector chooses the "
         f"tokens that stay. Costs are those of the profile's typical prompt, {prompt}, and count "
         "what choosing takes; the vision tower is left out.",
         (steps(material), costs(material)),
         (CONDITIONAL,) if any(c.condition for g in material.plans for c in g.plan.cuts) else (),
+        points=tuple((given.name, _point(given)) for given in material.plans[:MOST_TOLD]),
     )
 
 
-def _sentence(given: Given) -> str:
+def _point(given: Given) -> str:
     cost = given.cost
     left = cost.counts[-1] if cost.counts else cost.n_tokens
     text = (
-        f"{given.name} leaves {left} of {count(cost.n_tokens, 'image token')} to the last layer "
-        f"and takes {percent(cost.prefill_flops / cost.unpruned_prefill_flops)} of the prefill's "
-        f"FLOPs and {percent(cost.kv_bytes / cost.unpruned_kv_bytes)} of the KV cache"
+        f"leaves {left} of {count(cost.n_tokens, 'image token')} to the last layer and takes "
+        f"{percent(cost.prefill_flops / cost.unpruned_prefill_flops)} of the FLOPs and "
+        f"{percent(cost.kv_bytes / cost.unpruned_kv_bytes)} of the KV cache"
     )
     if cost.prefill_ms is None or not cost.unpruned_prefill_ms:
-        return f"{text}."
+        return text
     saved = 1 - cost.prefill_ms / cost.unpruned_prefill_ms
     how = "faster" if saved > 0 else "slower"
-    return f"{text}; by measured layer times its prefill is {percent(abs(saved))} {how}."
+    return f"{text}; by measured layer times, it is {spoken(100 * abs(saved))} % {how}"
 
 
 def steps(material: Material) -> Chart:
@@ -61,16 +60,15 @@ def steps(material: Material) -> Chart:
     layers, n_tokens = list(range(profile.model.n_layers)), profile.n_tokens
     schedule = {g.name: g.plan.schedule(n_tokens, len(layers)) for g in plans}
     data = [_line(given, schedule[given.name], n_tokens) for given in plans]
-    labels = _labels(plans, schedule) if len(plans) <= MOST_LABELLED else []
     layout = frame(
         380,
-        xaxis=layer_axis(len(layers), "layer", -0.7),
+        xaxis=layer_axis(len(layers), "layer", FIRST),
         yaxis=axis(
             "image tokens entering the layer",
-            range=[-0.09 * n_tokens, 1.04 * n_tokens],
+            range=[LOW * n_tokens, HIGH * n_tokens],
             tickvals=[round(i * n_tokens / 4) for i in range(5)],
         ),
-        annotations=labels,
+        annotations=labels(plans, schedule, n_tokens),
     )
     rows = [("unpruned", *(str(profile.n_tokens) for _ in layers))]
     rows += [(g.name, *map(str, schedule[g.name])) for g in plans]
@@ -101,31 +99,6 @@ def _line(given: Given, schedule: list[int], n_tokens: int) -> dict[str, Any]:
     }
 
 
-def _labels(plans: Sequence[Given], schedules: Mapping[str, list[int]]) -> list[dict[str, Any]]:
-    """The selector of every cut, above the line of the plan that keeps more there."""
-    found = []
-    for given in plans:
-        for cut in given.plan.cuts:
-            left = schedules[given.name][cut.layer]
-            others = [schedules[g.name][cut.layer] for g in plans if g is not given]
-            above = all(left > n or (left == n and given is plans[0]) for n in others)
-            found.append(
-                {
-                    "name": "wide",
-                    "x": cut.layer - 0.45,
-                    "y": left,
-                    "text": plain(
-                        (cut.selector or "drop all") + " *" * (cut.condition is not None)
-                    ),
-                    "showarrow": False,
-                    "xanchor": "left",
-                    "yanchor": "bottom" if above else "top",
-                    "font": {"size": 11, "color": given.colour},
-                }
-            )
-    return found
-
-
 def costs(material: Material) -> Table:
     """Unpruned and every plan."""
     rows = [_unpruned(material.plans[0].cost)]
@@ -147,7 +120,7 @@ def _cost(name: str, cost: Cost) -> tuple[str, ...]:
     return (
         name,
         arrows(cost.counts),
-        f"{cost.layer_average_keep:.4f}",
+        f"{cost.layer_average_keep:.3f}",
         si(cost.prefill_flops),
         percent(cost.prefill_flops / cost.unpruned_prefill_flops),
         binary(cost.kv_bytes),

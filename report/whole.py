@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from tpcal.report.attention import attention
 from tpcal.report.depths import depths
 from tpcal.report.deviations import deviations
-from tpcal.report.figures import Section, Table, listed
+from tpcal.report.figures import Section, Table, listed, spoken, written
 from tpcal.report.fronts import fronts
 from tpcal.report.page import page
 from tpcal.report.predictions import predictions
 from tpcal.report.schedules import schedules
 from tpcal.views.plans import certificate_line
-from tpcal.views.words import count, milliseconds, nats, percent
+from tpcal.views.words import count, milliseconds, percent
 
 if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
@@ -85,6 +85,7 @@ def _head(material: Material, now: datetime) -> dict[str, Any]:
     return {
         "facts": facts,
         "lead": _lead(material),
+        "points": _points(material),
         "plans": _plans(material) if material.plans else None,
         "notes": notes,
         "no_samples": (
@@ -98,29 +99,41 @@ def _head(material: Material, now: datetime) -> dict[str, Any]:
 def _lead(material: Material) -> str:
     if not material.plans:
         return "What a profile measured, layer by layer. No plan was named."
-    words = []
+    some = len(material.plans) > 1
+    return (
+        f"How many of the image's tokens {'each plan' if some else 'the plan'} lets through, "
+        "averaged over the layers, and what that loses per answer token in the group that it "
+        "hurts most:"
+    )
+
+
+def _points(material: Material) -> list[tuple[str, str]]:
+    """A line for each plan."""
+    found = []
     for given in material.plans[:MOST_TOLD]:
         losses = given.losses
         worst = max(losses, key=lambda g: losses[g])
         how = "loses" if given.measured else "is predicted to lose"
-        words.append(
-            f"{given.name} lets {percent(given.cost.layer_average_keep)} of the image's tokens "
-            f"through, averaged over the layers, and {how} {nats(losses[worst])} nats per answer "
-            f"token in its worst group, “{worst}”."
+        kept = percent(given.cost.layer_average_keep)
+        found.append(
+            (given.name, f"keeps {kept} and {how} {spoken(losses[worst])} nats (“{worst}”)")
         )
     more = len(material.plans) - MOST_TOLD
-    words += [f"The table has {count(more, 'more plan')}."] if more > 0 else []
-    return " ".join(words)
+    return [*found, *([("", f"The table has {count(more, 'more plan')}.")] if more > 0 else [])]
 
 
 def _plans(material: Material) -> Table:
     head = (
-        *("plan", "budget", "layer-average keep", "prefill FLOPs", "KV cache"),
+        *("plan", "budget", "keep", "prefill FLOPs", "KV cache"),
         *("loss predicted, mean", "worst group", "loss measured, mean", "worst group"),
         *("answers changed", "decoder prefill"),
     )
     rows = tuple(_row(given) for given in material.plans)
-    return Table("The plans; FLOPs and KV cache as shares of the unpruned model", head, rows)
+    return Table(
+        "The plans. keep: layer average; FLOPs and KV cache: of unpruned; losses in nats",
+        head,
+        rows,
+    )
 
 
 def _row(given: Given) -> tuple[str, ...]:
@@ -128,7 +141,7 @@ def _row(given: Given) -> tuple[str, ...]:
     return (
         given.name,
         _budget(given.plan),
-        f"{cost.layer_average_keep:.4f}",
+        f"{cost.layer_average_keep:.3f}",
         percent(cost.prefill_flops / cost.unpruned_prefill_flops),
         percent(cost.kv_bytes / cost.unpruned_kv_bytes),
         *_losses(given.predicted),
@@ -142,7 +155,7 @@ def _losses(losses: Any) -> tuple[str, str]:
     if not losses:
         return "–", "–"
     worst = max(losses, key=lambda g: losses[g])
-    return nats(sum(losses.values()) / len(losses)), f"{nats(losses[worst])} ({worst})"
+    return written(sum(losses.values()) / len(losses)), f"{written(losses[worst])} ({worst})"
 
 
 def _budget(plan: Plan) -> str:

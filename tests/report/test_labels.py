@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import combinations
 
-from tpcal.report.labels import HALF, LETTER, _overlap, _sides, placed
+from tpcal.report.labels import HALF, LETTER, _sides, overlap, placed
 
 
 def test_no_name_covers_another_or_a_point() -> None:
@@ -21,9 +21,9 @@ def test_no_name_covers_another_or_a_point() -> None:
             if side
         ]
         assert boxes
-        assert not any(_overlap(a, b) for a, b in combinations(boxes, 2))
+        assert not any(overlap(a, b) for a, b in combinations(boxes, 2))
         points = [(x - HALF, y - HALF, x + HALF, y + HALF) for x, y in taken]
-        assert not any(_overlap(box, point) for box in boxes for point in points)
+        assert not any(overlap(box, point) for box in boxes for point in points)
         assert all(box[0] >= 0 and box[2] <= 900 for box in boxes)
 
 

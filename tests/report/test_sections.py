@@ -15,9 +15,10 @@ from tpcal.planner.steps import fill
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.errors import FitError
 from tpcal.plans.schema import Cut, ModelIdentity, Plan, load_preset
+from tpcal.report.cuts import labels
 from tpcal.report.depths import depths
 from tpcal.report.deviations import ALL, deviations
-from tpcal.report.fronts import fronts
+from tpcal.report.fronts import _names, fronts
 from tpcal.report.marks import Mark, controls, presets
 from tpcal.report.material import Material, gather
 from tpcal.report.predictions import predictions
@@ -80,7 +81,8 @@ def test_the_lead_names_the_worst_group_where_it_is_worst(material: Material) ->
     # keep 0.1 was probed before 4 layers, as was 0.5; before layer 0 "a & b" loses 2 * 0.9 nats
     lead = deviations(material).lead
     assert (
-        "keep 0.1 by the best selector, the worst is before layer 0: “a & b” loses 1.8000" in lead
+        "keep 0.1 by the best selector, the worst is before layer 0: “a & b” loses 1.8 nats"
+        in lead
     )
     assert "From layer 5 on, no group loses 0.01 nats or more." in lead
 
@@ -131,8 +133,24 @@ def test_the_front_is_predicted_until_a_search_has_measured(material: Material) 
     ]
     section = fronts(_with(*known, material=material))
     assert section.lead.startswith("3 plans measured on all samples; 2 of them on the front.")
-    (line,) = [t for t in section.parts[0].figure.data if t.name == "front, measured"]
+    lines = {t.name: t for t in section.parts[0].figure.data}
+    line, predicted = lines["front, measured"], lines["front, predicted"]
     assert (list(line.x), list(line.y)) == ([0.3, 0.5], [0.2, 0.1])
+    assert predicted.line.dash == "dot"
+    assert list(predicted.y) == sorted(predicted.y, reverse=True)
+    assert len(predicted.x) > 3  # a curve, though few plans were measured
+
+
+def test_marks_that_coincide_have_one_name() -> None:
+    marks = [Mark(name, "preset", 0.1, 0.2, False) for name in ("todre", "divprune")]
+    marks.append(Mark("alone", "preset", 0.5, 0.2, False))
+    found = _names(marks, [], [], 0.01, 1.0)
+    assert found == {
+        marks[0]: ("todre, divprune", "middle right"),
+        marks[2]: ("alone", "middle right"),
+    }
+    line = [(0.1, 0.2), (0.5, 0.2)]  # runs through all three, to the right of the first two
+    assert _names(marks, [], [line], 0.01, 1.0)[marks[0]][1] == "top center"
 
 
 def test_a_plan_that_looks_better_on_the_samples_it_was_chosen_by_says_so(
@@ -140,9 +158,7 @@ def test_a_plan_that_looks_better_on_the_samples_it_was_chosen_by_says_so(
 ) -> None:
     cuts = material.plans[0].plan.cuts
     known = Measured(Point(0.35, 0.05, cuts, True, 0.05), {}, {})
-    assert (
-        "Its point on the front is lower, 0.0500" in fronts(_with(known, material=material)).lead
-    )
+    assert "Its point on the front is lower, 0.05:" in fronts(_with(known, material=material)).lead
 
 
 def test_predictions_stand_beside_what_was_measured(material: Material, page: Page) -> None:
@@ -158,6 +174,19 @@ def test_predictions_stand_beside_what_was_measured(material: Material, page: Pa
     assert f"“{worst}” of plan.yaml is furthest off" in section.lead
 
 
+def test_few_measured_plans_say_how_to_get_more(material: Material) -> None:
+    known = [
+        Measured(Point(0.1 * i, 0.2 - 0.01 * i, (Cut(2, 0.1 * i, "grid"),), True, 0.2), {}, {})
+        for i in range(1, 9)
+    ]
+    few = predictions(_with(*known[:7], material=material))
+    enough = predictions(_with(*known, material=material))
+    assert few is not None
+    assert enough is not None
+    assert "Only 7 plans were measured" in few.notes[0]
+    assert enough.notes == ()
+
+
 def test_nothing_is_said_of_predictions_where_nothing_was_measured(material: Material) -> None:
     assert predictions(replace(material, plans=material.plans[1:])) is None
 
@@ -167,13 +196,30 @@ def test_costs_and_steps_are_those_of_the_typical_prompt(page: Page) -> None:
     cost = plan_cost(plan, PROFILE.shape, 144, 20, PROFILE.layer_ms)
     head, unpruned, row, _ = page.tables["Cost of one typical prompt"]
     assert (head[0], unpruned[0], unpruned[2]) == ("plan", "unpruned", "1")
-    assert row[1:3] == ["72 → 14 → 0", f"{cost.layer_average_keep:.4f}"]
+    assert row[1:3] == ["72 → 14 → 0", f"{cost.layer_average_keep:.3f}"]
     assert row[4] == f"{100 * cost.prefill_flops / cost.unpruned_prefill_flops:.0f} %"
     assert row[8] == f"{cost.prefill_ms:.3g} ms"
     _, _, steps, _ = page.tables["Image tokens that enter each layer"]
     assert steps[1:] == ["144", "72", "72", "14", "14", "0"]
     drawn = page.charts["schedule"]["data"][0]
     assert drawn["y"] == [144, *(n for n in (144, 72, 72, 14, 14, 0) for _ in range(2))]
+
+
+def test_cuts_are_named_where_there_is_room(page: Page, material: Material) -> None:
+    notes = page.charts["schedule"]["layout"]["annotations"]
+    assert {(a["text"], a["x"], a["y"]) for a in notes} == {
+        ("attention 72", 0.5, 72),
+        ("attention 14", 2.5, 14),
+        ("drop all", 4.5, 0),
+        ("grid 36", -0.5, 36),
+    }
+    schedule = [144, 72, 72, 14, 14, 0]
+    twice = replace(material.plans[0], name="again", place=1)
+    thrice = replace(material.plans[0], name="and again", place=2)
+    plans = [material.plans[0], twice, thrice]
+    found = labels(plans, {given.name: schedule for given in plans}, 144)
+    sides = [(a["x"], a["yanchor"]) for a in found]
+    assert sides.count((0.5, "bottom")) == sides.count((0.5, "top")) == 1  # the third has no room
 
 
 def test_a_slower_prefill_is_called_slower(material: Material) -> None:
