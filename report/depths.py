@@ -125,7 +125,7 @@ def curves(material: Material) -> Chart:
         data.append(line(material, name, list(curve), values))
     layers = list(named[-1][1])
     axes = {"xaxis": layer_axis(profile.model.n_layers, "all tokens dropped just before layer")}
-    layout = frame(340, **axes, yaxis=nats_axis(), shapes=[safe_line()])
+    layout = frame(340, **axes, yaxis=nats_axis(safe=SAFE), shapes=[safe_line()])
     rows = tuple((name, *map(nats, curve.values())) for name, curve in named)
     return Chart(
         "drop-all-curves",

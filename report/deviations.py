@@ -119,7 +119,9 @@ def curves(material: Material, keep: float) -> Chart:
         line(material, name, layers, values)
         for name, values in zip(lines, views[start], strict=True)
     ]
-    layout = frame(380, xaxis=layer_axis(len(layers)), yaxis=nats_axis(), shapes=[safe_line()])
+    layout = frame(
+        380, xaxis=layer_axis(len(layers)), yaxis=nats_axis(safe=SAFE), shapes=[safe_line()]
+    )
     return Chart(
         "cut-curves",
         "Deviation of one cut, by layer",
@@ -163,7 +165,15 @@ def heat_map(material: Material) -> Chart:
         "xgap": 2,
         "ygap": 2,
         "coloraxis": "coloraxis",
-        "hovertemplate": "before layer %{y}, %{x}: %{text}<extra></extra>",
+        "hovertemplate": "before layer %{y}, %{x}: %{customdata}<extra></extra>",
+    }
+    words = {
+        "type": "scatter",
+        "mode": "text",
+        "x": [name for _ in layers for name in names],
+        "y": [layer for layer in layers for _ in names],
+        "hoverinfo": "skip",
+        "showlegend": False,
     }
     layout = frame(
         max(260, 90 + 26 * len(layers)),
@@ -177,7 +187,7 @@ def heat_map(material: Material) -> Chart:
         "cut-map",
         "Deviation of one cut, by layer and keep; empty cells were not probed",
         "A map of the deviation of a single cut: a row for each layer, a column for each keep.",
-        figure([trace], layout),
+        figure([trace, words], layout),
         Table(
             "Deviation of one cut, by layer and keep",
             ("layer", *names),
@@ -220,8 +230,7 @@ def line(material: Material, name: str, x: list[int], y: list[float | None]) -> 
 def safe_line() -> dict[str, Any]:
     """A hairline at the loss that counts as none."""
     where = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": SAFE, "y1": SAFE}
-    words = {"text": f"safe: {SAFE:g}", "font": {"size": 11}, "textposition": "end"}
-    return {**where, "line": {"color": INK, "width": 1, "dash": "dot"}, "label": words}
+    return {**where, "line": {"color": INK, "width": 1, "dash": "dot"}}
 
 
 def _by_layer(cells: Cells, profile: Profile, keep: float, selector: str) -> Matrix:
@@ -249,7 +258,7 @@ def _measure_frames() -> dict[str, dict[str, Any]]:
     linear: dict[str, Any] = {"type": "linear", "autorange": True, "range": None}
     linear |= {"tickvals": None, "ticktext": None}
     return {
-        "kl": {"yaxis": nats_axis(), "shapes": [safe_line()]},
+        "kl": {"yaxis": nats_axis(safe=SAFE), "shapes": [safe_line()]},
         "local": {"yaxis": {**local, **linear}, "shapes": []},
         "flips": {"yaxis": {**flips, **linear}, "shapes": []},
     }

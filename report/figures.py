@@ -123,7 +123,7 @@ def _digits(value: float, n: int) -> str:
         return "–"
     if 0 < abs(value) < 1e-4:
         return "< 0.0001"
-    return f"{value:.{n}g}" if abs(value) < 10**n else f"{value:.0f}"
+    return f"{value:#.{n}g}".rstrip(".") if abs(value) < 10**n else f"{value:.0f}"
 
 
 def quoted(names: Sequence[str]) -> list[str]:

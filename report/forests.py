@@ -48,13 +48,13 @@ def forest(evaluated: Evaluated, what: str) -> Chart:
     line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1}
     last = max(rows, default=0) + 0.8
     layout = frame(
-        round(90 + ROW * (last + 0.8)),
+        round(106 + ROW * (last + 0.8)),
         xaxis=axis(what, range=[low, high], tickformat=".0%"),
         yaxis=axis("", range=[last, -0.8], showticklabels=False, showgrid=False, ticks=""),
-        margin={"l": round(LETTER * longest) + INDENT + 14, "r": 52, "t": 8, "b": 8},
+        margin={"l": round(LETTER * longest) + INDENT + 14, "r": 52, "t": 24, "b": 8},
         shapes=[
             {**line, "x0": s.value, "x1": s.value, "line": {"color": INK, "width": 1}}
-            | {"layer": "between"}
+            | {"layer": "below"}
             for s in [before]
             if s
         ],
@@ -84,7 +84,7 @@ def by_cost(evaluated: Evaluated, what: str) -> Chart | None:
         for name, own, symbol, colour in _kinds(entries)
     ]
     before = evaluated.unpruned
-    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "between"}
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "below"}
     layout = frame(
         400,
         xaxis=axis("layer-average keep", range=[0, right]),

@@ -100,15 +100,17 @@ def _names(
         share = math.log(max(place[1], low) / low) / math.log(high / low)
         return place[0] * WIDTH, share * (HEIGHT - 90)
 
-    together: dict[tuple[str, int, int], list[Mark]] = {}
+    together: dict[Mark, list[Mark]] = {}
     for mark in marks:
-        x, y = spot((mark.keep, mark.loss))
-        together.setdefault((mark.kind, round(x / NEAR), round(y / NEAR)), []).append(mark)
-    first = [own[0] for own in together.values()]
+        here = spot((mark.keep, mark.loss))
+        near = (m for m in together if m.kind == mark.kind)
+        same = (m for m in near if math.dist(here, spot((m.keep, m.loss))) < NEAR)
+        together.setdefault(next(same, mark), []).append(mark)
+    first = list(together)
     names = [", ".join(dict.fromkeys(m.name for m in own)) for own in together.values()]
     others = [spot(place) for place in taken]
     others += [at for line in lines for at in _along([spot(place) for place in line])]
-    sides = placed(names, [spot((m.keep, m.loss)) for m in first], others, WIDTH)
+    sides = placed(names, [spot((m.keep, m.loss)) for m in first], others, WIDTH, HEIGHT - 90)
     found = zip(first, names, sides, strict=True)
     return {mark: (name, side) for mark, name, side in found if side}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 Spot = tuple[float, float]
@@ -11,7 +12,11 @@ LETTER, HALF, GAP = 6.2, 6.0, 7.0
 
 
 def placed(
-    names: Sequence[str], spots: Sequence[Spot], taken: Sequence[Spot], width: float
+    names: Sequence[str],
+    spots: Sequence[Spot],
+    taken: Sequence[Spot],
+    width: float,
+    height: float = math.inf,
 ) -> list[str | None]:
     """Where each name stands, in plotly's words; None where every place would cover something.
 
@@ -20,6 +25,7 @@ def placed(
         spots: The points, in pixels, upwards.
         taken: Further points that no name may cover.
         width: Of the chart, in pixels.
+        height: The same.
     """
     points = [*spots, *taken]
     boxes = [(x - HALF, y - HALF, x + HALF, y + HALF) for x, y in points]
@@ -29,7 +35,10 @@ def placed(
         free = [
             (side, box)
             for side, box in _sides(*points[i], LETTER * len(name)).items()
-            if box[0] >= 0 and box[2] <= width and not any(overlap(box, b) for b in others)
+            if box[0] >= 0
+            and box[2] <= width
+            and box[3] <= height
+            and not any(overlap(box, b) for b in others)
         ]
         found.append(free[0][0] if free else None)
         boxes += [box for _, box in free[:1]]

@@ -35,15 +35,53 @@
     return value > 0 && value < 0.0005 ? "<0.001" : value.toFixed(value < 0.9995 ? 3 : 2);
   };
 
+  /* [r, g, b] of a colour scale, as the chart mixes it. */
+  function colourAt(scale, share) {
+    const at = Math.min(Math.max(share, 0), 1);
+    const next = Math.max(1, scale.findIndex(([end]) => end >= at));
+    const [[a, from], [b, to]] = [scale[next - 1], scale[next]];
+    const parts = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+    const end = parts(to);
+    return parts(from).map((v, i) => v + ((end[i] - v) * (at - a)) / (b - a));
+  }
+
+  /* Black or white: one of both has a contrast of 4.5 or more to any colour (WCAG 2.2). */
+  function inkOn(rgb) {
+    const [r, g, b] = rgb.map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    const light = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    return (light + 0.05) ** 2 > 0.05 * 1.05 ? "#000" : "#fff";
+  }
+
+  /* The legend over the whole width, in two halves side by side where names are short enough. */
+  function smallLegend(data, layout) {
+    const named = data.filter((trace) => trace.name && trace.showlegend !== false);
+    if (layout.showlegend === false || named.length < 2) return;
+    const whole = { xref: "container", x: 0, yref: "container", y: 1, yanchor: "top" };
+    Object.assign(layout.legend, whole, { font: { size: 10 } });
+    const longest = Math.max(...named.map((trace) => trace.name.length));
+    if (named.length < 4 || longest > 21) return;
+    layout.legend.entrywidth = 118;  // one column each
+    layout.legend2 = { ...layout.legend, x: 0.5 };
+    named.slice(Math.ceil(named.length / 2)).forEach((trace) => (trace.legend = "legend2"));
+  }
+
   /* Numbers of a heat map as colours: of losses, four powers of ten up to one nat. */
-  function heat(trace, layout, matrix, kind) {
+  function heat([trace, words], layout, matrix, kind) {
     const most = Math.max(...matrix.flat().filter((v) => v !== null), 1e-9);
     const log = kind === "log";
     const colour = (v) => (v === null ? null : log ? Math.log10(Math.max(v, 1e-4)) : v);
     trace.z = matrix.map((row) => row.map(colour));
-    trace.text = matrix.map((row) => row.map((v) => brief(v, kind)));
-    trace.texttemplate = "%{text}";
-    Object.assign(layout.coloraxis, log ? { cmin: -4, cmax: 0 } : { cmin: 0, cmax: most });
+    trace.customdata = matrix.map((row) => row.map((v) => written(v, kind)));
+    const [low, high] = log ? [-4, 0] : [0, most];
+    Object.assign(layout.coloraxis, { cmin: low, cmax: high });
+    const scale = layout.coloraxis.colorscale.map(([at, colour]) => [at, isDark() ? dark[colour] : colour]);
+    const cells = trace.z.flat();
+    words.text = matrix.flat().map((v) => brief(v, kind));
+    words.textfont = {
+      size: layout.font.size,
+      color: cells.map((z) => (z === null ? "#000" : inkOn(colourAt(scale, (z - low) / (high - low))))),
+    };
   }
 
   function chart(element) {
@@ -61,7 +99,7 @@
       const matrix = source.views[values.join("|")];
       const kind = values.map((v) => source.frames[v]).find(Boolean) || {};
       if (matrix) {
-        if (data[0].type === "heatmap") heat(data[0], layout, matrix, kind.meta);
+        if (data[0].type === "heatmap") heat(data, layout, matrix, kind.meta);
         else matrix.forEach((row, i) => (data[i].y = row));
         for (const [part, patch] of Object.entries(kind))
           if (part !== "meta") layout[part] = patch;
@@ -78,6 +116,7 @@
       }
       if (narrow.matches) {
         layout.font.size = 11;
+        smallLegend(data, layout);
         data.forEach((trace) => { if (trace.mode) trace.mode = trace.mode.replace("+text", ""); });
         layout.annotations = (layout.annotations || []).filter((a) => a.name !== "wide");
         merged(layout, source.narrow);

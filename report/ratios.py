@@ -22,6 +22,8 @@ FINE, COARSE = (0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 2.0), (0.1, 0.2, 0.5, 1.0, 2.0, 
 """Ticks of ratios near 1, and of others; about equally far apart on a logarithmic axis."""
 ROW, ABOVE, BELOW = 18, 44, 52
 """Pixels of a plan in a cell, above and below a panel."""
+SMALL_LETTER = 5.7
+"""Pixels, on a phone."""
 GAP = 0.035
 """Share of the width between panels."""
 Named = tuple[str, "Span"]
@@ -36,6 +38,7 @@ def ratios(timed: Timed, cells: Sequence[str]) -> Chart:
     """
     plans = list(dict.fromkeys(r.name for c in timed.cells for r in c.runs if r.ratios))
     ticks, limits = _scale([s for c in timed.cells for r in c.runs for s in r.ratios.values()])
+    lines = [_line(n, len(cells)) for n in range(1, 4)]
     panels = [
         _trace(timed, cells, key, n, place, plans)
         for n, (key, _, _) in enumerate(MEASURES, start=1)
@@ -46,7 +49,6 @@ def ratios(timed: Timed, cells: Sequence[str]) -> Chart:
         round(inside + ABOVE + BELOW + 20),
         **_axes(cells, ticks, limits, len(plans)),
         annotations=[_title(n, "left") for n in range(1, 4)],
-        shapes=[_line(n) for n in range(1, 4)],
         showlegend=len(plans) > 1,
         legend={"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"},
         margin={"l": 8, "r": 8, "t": ABOVE, "b": 8},
@@ -56,9 +58,9 @@ def ratios(timed: Timed, cells: Sequence[str]) -> Chart:
         "Time and throughput as ratios to unpruned",
         "Three panels, for the time to the first token, the time per token and the throughput: "
         "dots with intervals, a row for each cell, and a line at 1 for the unpruned model.",
-        figure(panels, layout),
+        figure([*lines, *panels], layout),
         _table(timed, cells),
-        narrow=_stacked(round(3 * (inside + ABOVE + BELOW)) + 20, ROW * len(plans)),
+        narrow=_stacked(inside, ROW * len(plans) * (len(plans) > 1), cells),
     )
 
 
@@ -87,16 +89,26 @@ def _axes(
     return found
 
 
-def _stacked(height: int, legend: int) -> dict[str, Any]:
-    """The panels below each other; titles end where panels do, as there is room before them."""
-    free = (ABOVE + BELOW) / height
-    each = (1 - 2 * free) / 3
-    found: dict[str, Any] = {"height": height + legend, "margin": {"t": ABOVE + legend}}
+def _stacked(inside: float, legend: int, cells: Sequence[str]) -> dict[str, Any]:
+    """The panels below each other; titles end where panels do, as there is room before them.
+
+    Margins are given, so that every panel has its height.
+
+    Args:
+        inside: Height of a panel in pixels.
+        legend: The same.
+        cells: Names to the left of each panel.
+    """
+    free, left = ABOVE + BELOW, round(SMALL_LETTER * max(map(len, cells))) + 14
+    height = 3 * inside + 2 * free
+    found: dict[str, Any] = {"height": round(height + ABOVE + BELOW + legend)}
+    found["margin"] = {"l": left, "r": 8, "t": ABOVE + legend, "b": BELOW}
     found["annotations"] = [_title(n, "right") for n in range(1, 4)]
     for n in range(1, 4):
-        top = 1 - (n - 1) * (each + free)
-        found[_axis("x", n)] = {"domain": [0, 1]}
-        found[_axis("y", n)] = {"domain": [max(0.0, top - each), top], "showticklabels": True}
+        top = 1 - (n - 1) * (inside + free) / height
+        domain = [max(0.0, top - inside / height), top]
+        found[_axis("x", n)] = {"domain": [0, 1], "automargin": False}
+        found[_axis("y", n)] = {"domain": domain, "showticklabels": True, "automargin": False}
     return found
 
 
@@ -116,16 +128,19 @@ def _title(n: int, side: str) -> dict[str, Any]:
     return {**refs, **place, "text": f"<b>{title}</b>: {better}", "showarrow": False}
 
 
-def _line(n: int) -> dict[str, Any]:
-    where = {
-        "xref": f"x{_number(n)}",
-        "yref": f"y{_number(n)} domain",
-        "x0": 1,
-        "x1": 1,
-        "y0": 0,
-        "y1": 1,
+def _line(n: int, n_cells: int) -> dict[str, Any]:
+    """The unpruned model."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "xaxis": f"x{_number(n)}",
+        "yaxis": f"y{_number(n)}",
+        "x": [1, 1],
+        "y": [-0.5, n_cells - 0.5],
+        "line": {"color": INK, "width": 1},
+        "hoverinfo": "skip",
+        "showlegend": False,
     }
-    return {"type": "line", "layer": "between", **where, "line": {"color": INK, "width": 1}}
 
 
 def _trace(

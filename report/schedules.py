@@ -51,7 +51,7 @@ def _point(given: Given) -> str:
         return text
     saved = 1 - cost.prefill_ms / cost.unpruned_prefill_ms
     how = "faster" if saved > 0 else "slower"
-    return f"{text}; by measured layer times, it is {spoken(100 * abs(saved))} % {how}"
+    return f"{text}; by layer times, {spoken(100 * abs(saved))} % {how}"
 
 
 def steps(material: Material) -> Chart:

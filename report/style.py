@@ -74,16 +74,22 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
 
 
 def nats_axis(
-    title: str = "loss, nats per answer token", low: float = 1e-4, high: float = 5.0
+    title: str = "loss, nats per answer token",
+    low: float = 1e-4,
+    high: float = 5.0,
+    safe: float | None = None,
 ) -> dict[str, Any]:
-    """A logarithmic axis of losses; what lies below ``low`` is noise, and leaves the chart."""
+    """A logarithmic axis of losses; what lies below ``low`` is noise, and leaves the chart.
+
+    Its tick at ``safe`` says so, where nothing that is drawn can cover the word.
+    """
     values = [10.0**i for i in range(-6, 3)]
     return axis(
         title,
         type="log",
         range=[math.log10(low), math.log10(high)],
         tickvals=values,
-        ticktext=[f"{value:g}" for value in values],
+        ticktext=["safe: " * (value == safe) + f"{value:g}" for value in values],
     )
 
 

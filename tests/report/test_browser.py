@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from tpcal.calibrate.samples import load_samples
 from tpcal.cli import cli
@@ -45,7 +48,7 @@ LOW_CONTRAST = """() => {
     const e = walk.currentNode.parentElement;
     if (!walk.currentNode.data.trim() || e.closest("script, style") || !e.checkVisibility()) continue;
     const style = getComputedStyle(e);
-    if (e.closest(".heatmap-label")) continue;  // plotly makes it dark or light as its cell is not
+    if (e.closest("#plot-cut-map .textpoint")) continue;  // stands on a cell; tested below
     const ink = rgb(e.namespaceURI.includes("svg") ? style.fill : style.color);
     const [low, high] = [light(ink), light(behind(e))].sort((a, b) => a - b);
     const ratio = (high + 0.05) / (low + 0.05);
@@ -258,6 +261,41 @@ def test_text_can_be_read_in_both_themes(browser: Any, file: Path, scheme: str) 
     for details in page.query_selector_all("details"):
         details.evaluate("e => e.open = true")
     assert page.evaluate(LOW_CONTRAST) == []
+    page.context.close()
+
+
+def contrast(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """WCAG 2.2's ratio."""
+
+    def light(colour: tuple[int, ...]) -> float:
+        parts = [v / 255 for v in colour[:3]]
+        parts = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return sum(v * share for v, share in zip(parts, (0.2126, 0.7152, 0.0722), strict=True))
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("measure", ["kl", "local", "flips"])
+def test_figures_of_the_map_can_be_read_on_their_cells(
+    browser: Any, file: Path, scheme: str, measure: str
+) -> None:
+    page = Opened(browser, file, color_scheme=scheme).page
+    page.locator("#chart-cut-map select").first.select_option(measure)
+    page.wait_for_timeout(200)
+    plot = page.locator("#plot-cut-map")
+    image = Image.open(io.BytesIO(plot.screenshot())).convert("RGB")
+    texts = plot.locator(".textpoint text").evaluate_all(
+        """(all, plot) => { const own = document.getElementById(plot).getBoundingClientRect();
+        return all.filter(e => e.textContent.trim()).map(e => { const b = e.getBoundingClientRect();
+        return [e.textContent, b.x - own.x - 4, b.y - own.y + b.height / 2, getComputedStyle(e).fill] }) }""",
+        "plot-cut-map",
+    )
+    assert len(texts) >= 8 + 2  # a drop-all before every layer, and more
+    for text, x, y, fill in texts:
+        ink = tuple(int(v) for v in re.findall(r"\d+", fill)[:3])
+        assert contrast(ink, image.getpixel((round(x), round(y)))) >= 4.5, text
     page.context.close()
 
 

@@ -213,7 +213,8 @@ def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_timing_is_shown_cell_by_cell(shown: Page) -> None:
     chart = shown.charts["bench"]
-    first, per_token, throughput = chart["data"]  # one plan, three panels
+    *lines, first, per_token, throughput = chart["data"]  # one plan, three panels
+    assert [line["x"] for line in lines] == [[1, 1]] * 3
     assert (first["x"], per_token["x"], throughput["x"]) == ([1.25, 0.5], [1, 1], [0.8, 2])
     assert first["y"] == [0, 1]
     assert chart["layout"]["yaxis"]["ticktext"] == ["batch 1", "batch 8"]

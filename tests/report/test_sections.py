@@ -158,7 +158,9 @@ def test_a_plan_that_looks_better_on_the_samples_it_was_chosen_by_says_so(
 ) -> None:
     cuts = material.plans[0].plan.cuts
     known = Measured(Point(0.35, 0.05, cuts, True, 0.05), {}, {})
-    assert "Its point on the front is lower, 0.05:" in fronts(_with(known, material=material)).lead
+    assert (
+        "Its point on the front is lower, 0.050:" in fronts(_with(known, material=material)).lead
+    )
 
 
 def test_predictions_stand_beside_what_was_measured(material: Material, page: Page) -> None:
