@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tpcal.report.figures import Chart, Table, figure, rounded
-from tpcal.report.labels import LETTER, placed
+from tpcal.report.labels import HALF, LETTER, placed
 from tpcal.report.style import BLUE, INK, QUIET, axis, frame, plain
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ ROW, BETWEEN = 24, 0.5
 """Pixels of a row; rows left free between plans."""
 INDENT = 16
 """Pixels that controls stand to the right of their plan."""
+MOST_LETTERS = 24
+"""Of a name, so that a phone has room for its row; the table has all of it."""
 APART = 0.05
 """Difference of layer-average keeps from which on costs are told apart by a chart."""
 WIDTH, HEIGHT = 900, 300
@@ -44,14 +46,13 @@ def forest(evaluated: Evaluated, what: str) -> Chart:
     data = [_unpruned(before)] if before else []
     data += [_dots(kind, entries, rows) for kind in KINDS if any(e.kind == kind for e in entries)]
     low, high = _limits([e.value for e in entries] + [before])
-    longest = max(len("unpruned"), *(len(e.short) for e in entries))
     line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1}
     last = max(rows, default=0) + 0.8
     layout = frame(
         round(106 + ROW * (last + 0.8)),
-        xaxis=axis(what, range=[low, high], tickformat=".0%"),
+        xaxis=axis(what, range=[low, high], tickformat=".0%", tickangle=0),
         yaxis=axis("", range=[last, -0.8], showticklabels=False, showgrid=False, ticks=""),
-        margin={"l": round(LETTER * longest) + INDENT + 14, "r": 52, "t": 24, "b": 8},
+        margin={"l": _left(entries) + 14, "r": 52, "t": 24, "b": 8},
         shapes=[
             {**line, "x0": s.value, "x1": s.value, "line": {"color": INK, "width": 1}}
             | {"layer": "below"}
@@ -68,6 +69,7 @@ def forest(evaluated: Evaluated, what: str) -> Chart:
         f"A row for each plan and, below it, its controls: {what} as a dot with its interval.",
         figure(data, layout),
         Table(f"{what}, with 95 % intervals", ("entry", "what", "keep", what), text, n_text=2),
+        narrow={"xaxis": {"nticks": 4}},
     )
 
 
@@ -80,7 +82,7 @@ def by_cost(evaluated: Evaluated, what: str) -> Chart | None:
     low, high = _limits([e.value for e in entries] + [evaluated.unpruned])
     right = min(1.02, 1.25 * max(keeps))
     data = [
-        _series(name, own, symbol, colour, _sides(own, entries, (right, low, high)))
+        _series(name, own, symbol, colour, _sides(own, evaluated, (right, low, high)))
         for name, own, symbol, colour in _kinds(entries)
     ]
     before = evaluated.unpruned
@@ -136,8 +138,7 @@ def _words(
     left = {"xref": "paper", "x": 0, "xanchor": "right", "showarrow": False}
     right = {"xref": "paper", "x": 1, "xanchor": "left", "xshift": 10, "showarrow": False}
     size = {"font": {"size": 12}}
-    longest = max(len("unpruned"), *(len(e.short) for e in entries))
-    start = -(round(LETTER * longest) + INDENT + 8)
+    start = -(_left(entries) + 8)
     left |= {"xanchor": "left", "xshift": start}
     found = [{**right, **size, "y": -0.8, "yanchor": "bottom", "text": "keep"}]
     if before:
@@ -147,9 +148,21 @@ def _words(
         is_control = entry.kind == "control"
         font = {"size": 12, "color": QUIET if is_control else INK}
         place = {"xshift": start + INDENT * is_control}
-        found.append({**left, **place, "font": font, "y": row, "text": plain(entry.short)})
+        found.append(
+            {**left, **place, "font": font, "y": row, "text": plain(_cropped(entry.short))}
+        )
         found.append({**right, "font": font, "y": row, "text": f"{entry.keep:.3f}"})
     return found
+
+
+def _left(entries: Sequence[Entry]) -> int:
+    """Pixels that the names take."""
+    longest = max(len("unpruned"), *(len(_cropped(e.short)) for e in entries))
+    return round(LETTER * longest) + INDENT
+
+
+def _cropped(name: str) -> str:
+    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
 
 
 def _unpruned(span: Span) -> dict[str, Any]:
@@ -207,19 +220,24 @@ def _kinds(entries: Sequence[Entry]) -> list[tuple[str, list[Entry], str, str]]:
 
 
 def _sides(
-    own: Sequence[Entry], entries: Sequence[Entry], limits: tuple[float, float, float]
+    own: Sequence[Entry], evaluated: Evaluated, limits: tuple[float, float, float]
 ) -> list[str | None]:
     """Where the names of plans stand; controls have none."""
     right, low, high = limits
 
+    def height(span: Span | None) -> float:
+        return (span.value - low) / (high - low) * HEIGHT if span else -HEIGHT
+
     def spot(entry: Entry) -> tuple[float, float]:
-        share = (entry.value.value - low) / (high - low) if entry.value else -1.0
-        return entry.keep / right * WIDTH, share * HEIGHT
+        return entry.keep / right * WIDTH, height(entry.value)
 
     if own[0].kind == "control":
         return [None] * len(own)
-    others = [spot(e) for e in entries if e not in own]
-    return placed([e.short for e in own], [spot(e) for e in own], others, WIDTH)
+    others = [spot(e) for e in evaluated.entries if e not in own]
+    line = height(evaluated.unpruned) + HALF  # thinner than a point: names come nearer
+    others += [(2 * HALF * i, line) for i in range(int(WIDTH / HALF / 2))]
+    names = [_cropped(e.short) for e in own]
+    return placed(names, [spot(e) for e in own], others, WIDTH, HEIGHT)
 
 
 def _series(
@@ -235,7 +253,7 @@ def _series(
         "y": trace["x"],
         "error_y": {**error, "thickness": 1},
         "name": plain(name),
-        "text": [plain(e.short) if side else "" for e, _, side in known],
+        "text": [plain(_cropped(e.short)) if side else "" for e, _, side in known],
         "textposition": [side or "middle right" for _, _, side in known],
         "textfont": {"size": 11, "color": INK},
     }
