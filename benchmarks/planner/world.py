@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from tpcal.calibrate import evaluate, models, probe
+from tpcal.calibrate.answered import InMemory, answer_all
 from tpcal.calibrate.measure import Measurer
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.profile import MASSES, MEASURES, Profile
 from tpcal.calibrate.samples import Samples, load_samples
+from tpcal.calibrate.smaller import Resized
 from tpcal.planner.objective import MOST
 from tpcal.planner.predict import Predictor
 from tpcal.planner.refine import next_probes
@@ -93,14 +95,9 @@ def answers_downsized(height: int, width: int, n: int) -> tuple[str, ...]:
     The tower interpolates its position embeddings, as transformers does for CLIP; it was trained
     at one size only.
     """
-    small = models.load(models.EMBEDDED, device="cpu")
-    size = {"height": height * PATCH, "width": width * PATCH}
-    images: Any = small.processor.image_processor  # type: ignore[attr-defined]
-    images.size, images.crop_size = size, size
-    tower: Any = small.model.model.vision_tower
-    tower.forward = partial(tower.forward, interpolate_pos_encoding=True)
-    torch.set_num_threads(1)
-    return evaluate.answers(small, samples(TEST, n, 0), None)
+    way = Resized(height * PATCH, width * PATCH)
+    (given,) = answer_all(model(), samples(TEST, n, 0), [(way, InMemory())])
+    return tuple(answer.text for answer in given)
 
 
 @lru_cache(maxsize=3)
