@@ -104,6 +104,7 @@ def report(
     from tpcal.commands.outputs import check_outputs, made_by
     from tpcal.plans.files import write_atomic
     from tpcal.report.material import gather
+    from tpcal.report.page import chart_library
     from tpcal.report.whole import report as whole
 
     check_outputs([output], force)
@@ -126,8 +127,8 @@ def report(
             evidence=evidence,
         )
     write_atomic(output, html)
-    size = output.stat().st_size / 1e6
-    click.echo(f"✓ {output} ({size:.1f} MB, of which 4.8 MB draw the charts)")
+    size, drawing = (n / 1e6 for n in (len(html.encode()), len(chart_library().encode())))
+    click.echo(f"✓ {output} ({size:.1f} MB, of which {drawing:.1f} MB draw the charts)")
     click.echo(f"Open it in a browser: {output.resolve().as_uri()}")
 
 

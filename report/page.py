@@ -38,7 +38,6 @@ def page(
         shown: Samples with kept patches; None where no model was loaded.
     """
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     template = environment().get_template(TEMPLATE)
     return template.render(
@@ -51,8 +50,15 @@ def page(
         colours=script_json(dict(DARK)),
         styles=[Markup(_text(name)) for name in ("page.css", "pictures.css")],
         scripts=[Markup(_text(name)) for name in ("page.js", "pictures.js")],
-        plotly=Markup(get_plotlyjs()),
+        plotly=Markup(chart_library()),
     )
+
+
+def chart_library() -> str:
+    """JavaScript that draws the charts: plotly.js, whole."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
 
 
 def environment() -> Environment:
