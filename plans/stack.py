@@ -359,20 +359,21 @@ def layer_mask(
     if mask is None and key_valid is None and n_queries in (1, held.n_held):
         return None
     positions = held.positions()  # [B, K]
-    n_rows = positions.shape[0]
-    places = survivors.places
-    if places is None:
-        places = torch.arange(length, device=positions.device).expand(n_rows, -1)  # [B, S]
+    n_rows, places = positions.shape[0], survivors.places
     if mask is None:
+        if places is None:
+            places = torch.arange(length, device=positions.device).expand(n_rows, -1)  # [B, S]
         queries = places + (held.n_seen - length)
         gathered = positions[:, None, :] <= queries[:, :, None]
     else:
-        rows = torch.arange(n_rows, device=positions.device)[:, None, None]
         gathered = mask.expand(n_rows, *mask.shape[1:])[:, 0]
         columns = positions - (held.n_seen - mask.shape[-1])
-        gathered = gathered[
-            rows, places[:, :, None], columns.clamp(min=0)[:, None, :]
-        ]  # [B, m, K]
+        wanted = columns.clamp(min=0)[:, None, :]  # [B, 1, K]
+        if places is None:  # one kernel instead of four: each step of decoding comes here
+            gathered = gathered.gather(2, wanted.expand(-1, length, -1))
+        else:
+            rows = torch.arange(n_rows, device=positions.device)[:, None, None]
+            gathered = gathered[rows, places[:, :, None], wanted]  # [B, m, K]
         if held.n_seen > mask.shape[-1]:
             in_sight = columns >= 0
             key_valid = in_sight if key_valid is None else key_valid & in_sight
