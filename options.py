@@ -252,7 +252,8 @@ def data_options(command: Command) -> Command:
         click.option(
             "--data",
             metavar="DATA",
-            help="Hub id, folder, .parquet, .json or .jsonl; the built-in scenes if left out.",
+            help="Hub id, folder, .parquet, .csv, .json or .jsonl; the built-in scenes if left "
+            "out.",
         ),
         click.option(
             "--split",
@@ -323,8 +324,8 @@ def limit_options(command: Command) -> Command:
             "--max-flips",
             type=Finite(min=0, max=1),
             metavar="P",
-            help="Share of answers that may change, of all samples: as measured, or, with "
-            "--confidence, as proven.",
+            help="Share that may change, over all samples: of answer tokens, as measured; with "
+            "--confidence also of answers, as proven.",
         ),
         click.option("--each-group", is_flag=True, help="--max-flips is about every group."),
         click.option(
@@ -357,18 +358,22 @@ def weight(
     return found
 
 
-def output_options(command: Command) -> Command:
+def output_options(default: str) -> Callable[[Command], Command]:
     """Adds --output and --force of a command that writes a plan."""
-    output = click.option(
-        "--output",
-        "-o",
-        type=click.Path(path_type=Path, dir_okay=False),
-        default=Path("plan.yaml"),
-        show_default=True,
-        help="File to write.",
-    )
-    force = click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
-    return output(force(command))
+
+    def add(command: Command) -> Command:
+        output = click.option(
+            "--output",
+            "-o",
+            type=click.Path(path_type=Path, dir_okay=False),
+            default=Path(default),
+            show_default=True,
+            help="File to write.",
+        )
+        force = click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
+        return output(force(command))
+
+    return add
 
 
 def figures_option(command: Command) -> Command:

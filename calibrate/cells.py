@@ -100,7 +100,8 @@ def _read_image(cell: Any, folder: Path | None, row: str) -> Image.Image:
             raise UsageError(f"{row}: the image must be a path or an image; got {cell!r:.60}.")
         return ImageOps.exif_transpose(cell).convert("RGB")
     except FileNotFoundError:
-        raise UsageError(f"{row}: no image at {shown}. Paths start at {folder or '.'}.") from None
+        start = f"the folder {folder}" if folder and str(folder) != "." else "this folder"
+        raise UsageError(f"{row}: no image at {shown}. Paths start at {start}.") from None
     except UnidentifiedImageError:
         raise UsageError(f"{row}: {shown} must be an image; got something else.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

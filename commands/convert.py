@@ -20,7 +20,7 @@ from tpcal.commands.inputs import refuse_to_overwrite
     metavar="N",
     help="Decoder layers of the model it is for.",
 )
-@options.output_options
+@options.output_options("converted.yaml")
 def convert(schedule: str, n_layers: int, output: Path, force: bool) -> None:
     """Turn a schedule in another tool's words into a plan file.
 

@@ -41,7 +41,7 @@ MOST_PROVEN = 8
     type=click.Path(path_type=Path),
     help="Profile to plan from.  [default: the newest in tpcal-out]",
 )
-@options.output_options
+@options.output_options("plan.yaml")
 @click.option(
     "--trials",
     "n_trials",
@@ -97,9 +97,9 @@ def plan(
     decides. Interrupt it at any time: the same command continues.
 
     With a budget, --max-loss and --max-flips refuse a plan that loses more. Without one, they
-    ask for the cheapest plan that does not. A measured share of changed answers is what these
-    samples showed; with --confidence the plan comes with a proof for all samples like them, or
-    exits with 4 and says how many samples that takes.
+    ask for the cheapest plan that does not. A measured share of changed answer tokens is what
+    these samples showed; with --confidence the plan comes with a proof for all samples like
+    them, or exits with 4 and says how many samples that takes.
 
     With neither, the whole front is searched: plans for budgets from 0.05 to 0.8. Then any
     budget between is answered in seconds by what was measured, without the model; the output
@@ -112,7 +112,7 @@ def plan(
       tpcal plan --budget 0.1 --no-measure -o light.yaml
       tpcal plan --budget-kv 30% --max-loss 0.05 --trials 200 --timeout 600
       tpcal plan --max-loss 0.05
-      tpcal plan --max-flips 0.05 --confidence 0.95 --weight reading=2
+      tpcal plan --max-flips 0.05 --confidence 0.95 --weight count=2
     """
     from tpcal.views.fronts import stored_line
     from tpcal.views.plans import next_steps, plan_view

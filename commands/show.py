@@ -64,7 +64,7 @@ def show(
       tpcal show plan.yaml
       tpcal show preset:pyramiddrop --layers 28
       tpcal show preset:dart-128@0.22 --layers 32 --tokens 576
-      tpcal show tpcal-out --group reading
+      tpcal show tpcal-out --group count
       tpcal show plan.yaml --svg plan.svg
     """
     from tpcal.views.plans import plan_view

@@ -172,7 +172,13 @@ def _families_table() -> str:
         towers = _some(case.name for case in tried if family.tower(case.model) is not None)
         names = _some(case.name for case in tried)
         lines.append(f"| `{name}` | {models} | {about} | {videos} | {towers} | {names} |")
-    return "\n".join([*lines, "", *_exceptions()]) + "\n"
+    said = (
+        "Laws that say nothing about a model, because the unpruned model cannot do it either: "
+        "*samples* are several sampled answers to a prompt, *drafts* prompt lookup, *beams* beam "
+        "search, *rows alone* a padded row beside the row by itself, *image turn* a later turn "
+        "with a new image."
+    )
+    return "\n".join([*lines, "", said, "", *_exceptions()]) + "\n"
 
 
 def _exceptions() -> list[str]:

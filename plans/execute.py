@@ -302,7 +302,7 @@ def _identity_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
         if made_for is not None and made_for != got:
             problems.append(
                 f"model.{field} must be {got}, as this model has; got {made_for}. "
-                "Calibrate this model, or pass check=False."
+                "Calibrate this model; in Python, check=False applies it all the same."
             )
     return problems
 

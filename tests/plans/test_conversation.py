@@ -243,7 +243,7 @@ def test_a_condition_before_the_decoder_does_not_fit(model):
 
 def test_a_plan_for_another_structure_is_applied_when_told_to(model):
     plan = Plan((Cut(2, 0.0),), model=ModelIdentity(n_layers=9, fingerprint="sha256:0"))
-    with pytest.raises(FitError, match="Calibrate this model, or pass check=False"):
+    with pytest.raises(FitError, match="Calibrate this model; in Python, check=False applies it"):
         apply(model, plan)
     with apply(model, plan, check=False):
         model(**batch(FIRST))
