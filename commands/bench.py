@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tpcal.calibrate.bench.shapes import Shape
 
 
+MOST_THREADS = 1024
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What the options ask for: every combination is a cell."""
@@ -72,7 +75,12 @@ def count(word: str) -> int:
     type=click.Choice(["sdpa", "eager"]),
     help="Attention kernel; by default transformers' choice.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of torch on the CPU.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1, max=MOST_THREADS),
+    metavar="N",
+    help="Of torch on the CPU.",
+)
 @click.option(
     "--batch-sizes",
     type=options.Listed(count),

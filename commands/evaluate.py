@@ -88,6 +88,7 @@ def evaluate(
     """
     from tpcal.views.comparison_figures import figures
     from tpcal.views.comparisons import comparison_view, markdown
+    from tpcal.views.words import count
 
     if controls and not files:
         raise click.UsageError("--control must come with --plan; got it alone.")
@@ -118,7 +119,7 @@ def evaluate(
             progress=report,
         )
     names = files[0] if len(files) == 1 else f"{len(files)} plans" if files else "unpruned"
-    title = f"{names} on {samples.name}, {len(samples)} samples"
+    title = f"{names} on {samples.name}, {count(len(samples), 'sample')}"
     if n_seen:
         title += f" ({n_seen} of {len(samples)} samples seen by a plan)"
         terminal.warn(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tpcal import terminal
 from tpcal.options import DataChoice, ModelChoice
-from tpcal.planner.named import is_preset, read_plan
+from tpcal.planner.named import is_preset, off_budget, read_plan
 from tpcal.plans.errors import FitError, UsageError
 
 if TYPE_CHECKING:
@@ -54,10 +54,11 @@ def plans_and_model(
         UsageError: A name stands twice, or the plans are for different models.
         FitError: Names every plan that does not fit, and why.
     """
-    plans = {name: read_plan(name) for name in names}
-    if len(plans) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    places = [name if is_preset(name) else str(Path(name).resolve()) for name in names]
+    if len(set(places)) < len(names):
+        twice = next(n for n, p in zip(names, places, strict=True) if places.count(p) > 1)
         raise UsageError(f"Every plan must be named once; got {twice} more often.")
+    plans = {name: read_plan(off_budget(name)) for name in names}
     report(0, 0, "Loading the model")
     loaded = model.or_else(*_made_for(plans, model)).load()
     plans = {name: _at_depth(name, plan, loaded) for name, plan in plans.items()}

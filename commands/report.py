@@ -160,7 +160,9 @@ def _evidence(profile: Profile, evaluation: Path | None, bench: Path | None) -> 
         check_model(evaluated, str(evaluation), profile)
         found.append(evaluations(evaluated))
     if bench is not None:
-        found.append(benches(read_bench(bench)))
+        timed = read_bench(bench)
+        check_model(timed, str(bench), profile)
+        found.append(benches(timed))
     return found
 
 

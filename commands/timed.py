@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tpcal import terminal
 from tpcal.commands.inputs import plans_and_model, refuse_unfit
 from tpcal.options import ModelChoice
-from tpcal.planner.named import is_preset, read_plan
+from tpcal.planner.named import is_preset, off_budget, read_plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.shapes import Shape
@@ -92,7 +92,7 @@ def random_subject(
     from tpcal.plans.execute import check
     from tpcal.views.words import binary
 
-    read = {name: read_plan(name) for name in names}
+    read = {name: read_plan(off_budget(name)) for name in names}
     whole = GEOMETRIES[geometry]
     widths, device = whole.with_layers(n_layers).for_images(image_size), find_device(choice.device)
     auto = "float32" if device.type == "cpu" else "bfloat16"
@@ -118,15 +118,19 @@ def random_subject(
         (
             f"{geometry}, {depths}, random weights ({binary(size)})",
             "Images are given encoded: no figure includes a vision tower.",
-            *(_scaling(name, plan) for name, plan in read.items() if name in made),
+            *(_scaling(name, read[name], plan) for name, plan in (made | presets).items()),
         ),
     )
 
 
-def _scaling(name: str, plan: Plan) -> str:
+def _scaling(name: str, plan: Plan, scaled: Plan) -> str:
     assert plan.model is not None
     made_for = f"{plan.model.name or 'a decoder'}, {plan.model.n_layers} layers"
-    return f"{name} was made for {made_for}; here its cuts stand at the same depths."
+    here = "its cuts stand at the same depths"
+    if len(scaled.cuts) < len(plan.cuts):
+        left = f"{len(scaled.cuts)} of its {len(plan.cuts)} cuts" if scaled.cuts else "no cut"
+        here = f"{left} can stand, so these are not its times: take more --layers"
+    return f"{name} was made for {made_for}; here {here}."
 
 
 def _presets(

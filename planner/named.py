@@ -15,6 +15,11 @@ def is_preset(name: str) -> bool:
     return name.startswith(PRESET)
 
 
+def off_budget(name: str) -> str:
+    """The name of the schedule as published: what a budget does to it depends on the model."""
+    return name.partition("@")[0] if is_preset(name) else name
+
+
 def read_plan(name: str, n_layers: int | None = None, n_tokens: int | None = None) -> Plan:
     """The plan in a file, or the published schedule called `preset:NAME` or `preset:NAME@BUDGET`.
 

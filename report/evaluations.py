@@ -14,13 +14,13 @@ from tpcal.views.words import percent
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
-    from tpcal.report.reading import Compared, Entry, Evaluated, Span
+    from tpcal.report.reading import Compared, Entry, Evaluated, Span, Timed
 
 SMALL = 0.05
 
 
-def check_model(evaluated: Evaluated, name: str, profile: Profile) -> None:
-    """Nothing, where the evaluation is of the profile's model.
+def check_model(evaluated: Evaluated | Timed, name: str, profile: Profile) -> None:
+    """Nothing, where figures are of the profile's model, or of random weights.
 
     Raises:
         FitError: It is of another one.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tpcal.plans.errors import UsageError
 from tpcal.plans.files import read_bytes
 
+RATIOS = ("ttft", "token", "throughput")
 KINDS = ("plan", "preset", "control")
 MAX_BYTES = 50_000_000
 T = TypeVar("T")
@@ -114,6 +115,7 @@ class Timed:
     """What `tpcal bench -o FILE.json` wrote."""
 
     model: str
+    fingerprint: str | None
     machine: Mapping[str, str]
     command: str
     cells: tuple[Cell, ...]
@@ -150,7 +152,7 @@ def _read(path: Path, command: str, parse: Callable[[Any], T]) -> T:
         return parse(json.loads(data.decode("utf-8")))
     except KeyError as error:
         raise UsageError(f"{rule}; {error.args[0]!r} is missing in it. Write it again.") from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{rule}; got something else: {reason}. Write it again.") from None
 
@@ -181,7 +183,7 @@ def _entry(data: Any) -> Entry:
         prefill_flops=_number(cost["prefill_flops"]),
         kv_bytes=_number(cost["kv_bytes"]),
         accuracy=_share(data["accuracy"]),
-        difference=_share(data["difference"]),
+        difference=_share(data["difference"], -1.0),
         agreement=_share(data["agreement"]),
         worst=None if worst is None else (str(worst["group"]), _number(worst["value"])),
         groups={str(g): _share(v[right]) for g, v in data["groups"].items()},
@@ -190,7 +192,7 @@ def _entry(data: Any) -> Entry:
 
 
 def _test(data: Any) -> Compared:
-    difference = _share(data["difference"])
+    difference = _share(data["difference"], -1.0)
     if difference is None:
         raise ValueError("a test has no difference")
     return Compared(
@@ -209,9 +211,10 @@ def _timed(data: Any) -> Timed:
     name = of if isinstance(of, str) else of.get("name") or ", ".join(map(str, of.values()))
     return Timed(
         model=str(name),
+        fingerprint=None if isinstance(of, str) else of.get("fingerprint"),
         machine={str(k): str(v) for k, v in data["machine"].items()},
         command=str(data.get("command", "–")),
-        cells=tuple(map(_cell, data["cells"])),
+        cells=tuple(map(_cell, _some(data["cells"], "cells"))),
         slower=tuple(map(str, data["slower"])),
     )
 
@@ -221,7 +224,9 @@ def _cell(data: Any) -> Cell:
         int(_number(data[name])) for name in ("batch_size", "n_visual", "n_text", "n_new")
     )
     least = int(_number(data.get("n_text_least", n_text)))
-    return Cell((rows, n_visual, n_text, n_new), least, tuple(map(_run, data["runs"])))
+    return Cell(
+        (rows, n_visual, n_text, n_new), least, tuple(map(_run, _some(data["runs"], "runs")))
+    )
 
 
 def _run(data: Any) -> Run:
@@ -233,16 +238,32 @@ def _run(data: Any) -> Run:
         tokens_per_s=_spread(data["tokens_per_s"]),
         peak_bytes=None if peak is None else int(_number(peak)),
         kv_bytes=int(_number(data["kv_bytes"])),
-        ratios={str(k): _spread(v) for k, v in data.get("ratios", {}).items()},
+        ratios={k: _spread(data["ratios"][k]) for k in RATIOS if "ratios" in data},
     )
 
 
-def _share(data: Any) -> Span | None:
-    return None if data is None else Span(*(_number(data[k]) for k in ("value", "low", "high")))
+def _share(data: Any, least: float = 0.0) -> Span | None:
+    """A share with its interval; a difference of two where ``least`` is -1."""
+    if data is None:
+        return None
+    value, low, high = (_number(data[k]) for k in ("value", "low", "high"))
+    slack = 1e-9
+    if not least - slack <= low <= value + slack <= high + 2 * slack <= 1 + 3 * slack:
+        raise ValueError(f"{value:g} [{low:g}, {high:g}] is no share with its interval")
+    return Span(value, low, high)
 
 
 def _spread(data: Any) -> Span:
-    return Span(*(_number(data[k]) for k in ("median", "low", "high")))
+    median, low, high = (_number(data[k]) for k in ("median", "low", "high"))
+    if not 0 < low <= median <= high:
+        raise ValueError(f"{median:g} [{low:g}, {high:g}] is no spread of times")
+    return Span(median, low, high)
+
+
+def _some(data: Any, what: str) -> Any:
+    if not data:
+        raise ValueError(f"it has no {what}")
+    return data
 
 
 def _number(value: Any) -> float:

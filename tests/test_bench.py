@@ -92,6 +92,13 @@ def _subject() -> Subject:
     return Subject(model, lambda shape: {}, {}, about, ("tiny",))
 
 
+def test_cuts_that_cannot_stand_are_told_of(tpcal: Tpcal) -> None:
+    plans = ["--plan", "deep.yaml", "--plan", "preset:fastv"]
+    done = tpcal(*plans, *TINY, "--layers", "1", *SHORT)
+    said = " ".join(done.output.split())
+    assert "preset:fastv was made for a decoder, 32 layers; here no cut can stand" in said
+
+
 def test_slower_is_an_error_and_the_figures_are_written_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

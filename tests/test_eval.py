@@ -196,6 +196,7 @@ def test_plans_that_cannot_be_compared_are_refused(tpcal: Tpcal, made: Path) -> 
     save_plan(replace(HALF, model=model), made / "another.yaml")
     said = {
         ("--plan", "half.yaml", "--plan", "half.yaml"): "must be named once; got half.yaml",
+        ("--plan", "half.yaml", "--plan", "./half.yaml"): "must be named once; got half.yaml",
         ("--plan", "half.yaml", "--plan", "another.yaml"): "another.yaml for another. Name one",
         ("--control", "grid"): "--control must come with --plan",
         ("--plan", "half.yaml", "--control", "hat"): "one of random, grid, downsized",
@@ -205,6 +206,23 @@ def test_plans_that_cannot_be_compared_are_refused(tpcal: Tpcal, made: Path) -> 
         assert result.exit_code == 2
         assert part in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_names_stay_whole_in_every_form(tpcal: Tpcal, made: Path) -> None:
+    save_plan(HALF, made / "a[b]|<i>.yaml")
+    done = tpcal("--plan", "a[b]|<i>.yaml", "--plan", "quarter.yaml", *FEW, "-o", "names.md")
+    assert done.exit_code == 0, done.output
+    assert "a[b]|<i>.yaml" in done.stdout
+    lines = (made / "names.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|") and "a[b]" in line]
+    assert rows
+    assert all("a[b]\\|&lt;i>.yaml" in row for row in rows)
+
+
+def test_a_budget_is_judged_at_the_depth_of_the_model(tpcal: Tpcal) -> None:
+    done = tpcal("--plan", "preset:fastv@0.01", "--model", "tiny", *FEW)
+    assert done.exit_code == 3
+    assert "on 4 layers" in done.stderr
 
 
 def test_one_plan_has_its_groups_its_test_and_its_cost(tpcal: Tpcal) -> None:

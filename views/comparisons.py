@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -45,7 +46,8 @@ def comparison_view(comparison: Comparison, *, title: str) -> RenderableType:
 
 def markdown(comparison: Comparison, *, title: str) -> str:
     """The same as a page of Markdown, with every table whole."""
-    parts = [f"# {title}"]
+    comparison = _escaped(comparison)
+    parts = [f"# {_cell(title)}"]
     digits = int(comparison.unpruned.overall.n >= ENOUGH)
     for part in _parts(comparison, digits):
         if isinstance(part, Table):
@@ -56,9 +58,31 @@ def markdown(comparison: Comparison, *, title: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _escaped(comparison: Comparison) -> Comparison:
+    """The same, with names that no cell of Markdown ends at."""
+    entries = [
+        replace(e, name=_cell(e.name), beside=None if e.beside is None else _cell(e.beside))
+        for e in comparison.entries
+    ]
+    tests = [replace(t, one=_cell(t.one), other=_cell(t.other)) for t in comparison.tests]
+    impossible = {_cell(name): why for name, why in comparison.impossible.items()}
+    return replace(comparison, entries=tuple(entries), tests=tuple(tests), impossible=impossible)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("<", "&lt;")
+
+
 def _plain(part: RenderableType) -> str:
     """A part without colours, as wide as it likes."""
-    screen = Console(file=io.StringIO(), width=2_000, color_system=None, highlight=False)
+    screen = Console(
+        file=io.StringIO(),
+        width=2_000,
+        color_system=None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
     screen.print(part)
     assert isinstance(screen.file, io.StringIO)
     lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]

@@ -264,6 +264,14 @@ def test_what_is_slower_is_said_first(tmp_path: Path) -> None:
             "'1' is not",
         ),
         ({"model": []}, "got something else"),
+        (
+            {"unpruned": {"accuracy": {"value": 17, "low": 0, "high": 40}, "groups": {}}},
+            "is no share with its interval",
+        ),
+        (
+            {"unpruned": {"accuracy": {"value": 10**400, "low": 0, "high": 1}, "groups": {}}},
+            "too large",
+        ),
     ],
 )
 def test_a_damaged_evaluation_is_one_clear_error(tmp_path: Path, change: Any, reason: str) -> None:
@@ -288,6 +296,32 @@ def test_numbers_have_to_be_numbers(tmp_path: Path) -> None:
     data["cells"][0]["runs"][0]["ttft_ms"]["median"] = float("nan")
     with pytest.raises(UsageError, match="nan is not a number"):
         read_bench(_file(tmp_path / "bench.json", data))
+
+
+@pytest.mark.parametrize("name", ["ttft", "token", "throughput"])
+def test_no_ratio_of_a_timing_may_be_missing(tmp_path: Path, name: str) -> None:
+    data = deepcopy(BENCH)
+    del data["cells"][0]["runs"][1]["ratios"][name]
+    with pytest.raises(UsageError, match=f"'{name}' is missing"):
+        read_bench(_file(tmp_path / "bench.json", data))
+
+
+def test_impossible_times_are_refused(tmp_path: Path) -> None:
+    for change in ({"cells": []}, {"cells": [{**BENCH["cells"][0], "runs": []}]}):
+        with pytest.raises(UsageError, match="it has no (cells|runs)"):
+            read_bench(_file(tmp_path / "bench.json", BENCH | change))
+    data = deepcopy(BENCH)
+    data["cells"][0]["runs"][0]["token_ms"]["low"] = -1
+    with pytest.raises(UsageError, match="is no spread of times"):
+        read_bench(_file(tmp_path / "bench.json", data))
+
+
+def test_a_timing_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = {"name": "other", "fingerprint": "sha256:9"}
+    timed = read_bench(_file(tmp_path / "bench.json", BENCH | {"model": model}))
+    with pytest.raises(FitError, match="made with other; the profile is of another model"):
+        check_model(timed, "bench.json", small_profile())
+    check_model(replace(timed, fingerprint=None), "bench.json", small_profile())
 
 
 def test_a_timing_of_a_geometry_names_it(tmp_path: Path) -> None:
