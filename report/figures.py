@@ -12,6 +12,8 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+    from tpcal.report.reading import Span
+
 Matrix = list[list[float | None]]
 
 
@@ -143,3 +145,16 @@ def figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> Figu
     import plotly.graph_objects as go
 
     return go.Figure(data=list(data), layout=dict(layout))
+
+
+def error_bars(spans: Sequence[Span], colour: str) -> dict[str, Any]:
+    """Of points along x: their intervals, without caps."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [rounded(s.high - s.value) for s in spans],
+        "arrayminus": [rounded(s.value - s.low) for s in spans],
+        "color": colour,
+        "thickness": 1.5,
+        "width": 0,
+    }

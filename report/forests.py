@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tpcal.report.figures import Chart, Table, figure, rounded
+from tpcal.report.figures import Chart, Table, error_bars, figure, rounded
 from tpcal.report.labels import HALF, LETTER, placed
 from tpcal.report.style import BLUE, INK, QUIET, axis, frame, plain
 
@@ -186,23 +186,11 @@ def _trace(
         "mode": "markers",
         "name": name,
         "x": [rounded(s.value) for s in spans],
-        "error_x": _error(spans, colour),
+        "error_x": error_bars(spans, colour),
         "customdata": [[plain(n), f"{keep:.4g}", exact(s)] for n, keep, s in points],
         "marker": {"color": colour, "symbol": symbol, "size": 9, "line": {"color": colour}},
         "hovertemplate": "%{customdata[0]}<br>%{customdata[2]}, keep %{customdata[1]}"
         "<extra></extra>",
-    }
-
-
-def _error(spans: Sequence[Span], colour: str) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [rounded(s.high - s.value) for s in spans],
-        "arrayminus": [rounded(s.value - s.low) for s in spans],
-        "color": colour,
-        "thickness": 1.5,
-        "width": 0,
     }
 
 

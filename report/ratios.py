@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tpcal.report.figures import Chart, Table, figure, rounded
+from tpcal.report.figures import Chart, Table, error_bars, figure, rounded
 from tpcal.report.reading import brief
 from tpcal.report.style import INK, PLANS, axis, frame, plain
 
@@ -167,15 +167,7 @@ def _trace(
         "x": [rounded(s.value) for s in spans],
         "y": [rounded(at + off) for at, _ in own],
         "customdata": [[plain(cells[at]), ratio(s)] for at, s in own],
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [rounded(s.high - s.value) for s in spans],
-            "arrayminus": [rounded(s.value - s.low) for s in spans],
-            "color": colour,
-            "thickness": 1.5,
-            "width": 0,
-        },
+        "error_x": error_bars(spans, colour),
         "marker": {"color": colour, "symbol": symbol, "size": 9},
         "hovertemplate": "%{fullData.name}, %{customdata[0]}<br>× %{customdata[1]}<extra></extra>",
     }
