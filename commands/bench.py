@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import options, terminal
+from tpcal.commands.inputs import named_twice
 from tpcal.commands.outputs import check_outputs, write_figures
 from tpcal.commands.timed import Subject, loaded_subject, random_subject
 from tpcal.options import ModelChoice
@@ -208,7 +209,7 @@ def _check(
     from tpcal.calibrate.bench.verdict import check_repeats
 
     problems = []
-    if len(set(files)) < len(files):
+    if named_twice(files) is not None:
         problems.append("--plan must name each plan once; got one twice.")
     if geometry is None and layers is not None:
         problems.append("--layers must come with --model-geometry; got it alone.")

@@ -54,9 +54,8 @@ def plans_and_model(
         UsageError: A name stands twice, or the plans are for different models.
         FitError: Names every plan that does not fit, and why.
     """
-    places = [name if is_preset(name) else str(Path(name).resolve()) for name in names]
-    if len(set(places)) < len(names):
-        twice = next(n for n, p in zip(names, places, strict=True) if places.count(p) > 1)
+    twice = named_twice(names)
+    if twice is not None:
         raise UsageError(f"Every plan must be named once; got {twice} more often.")
     plans = {name: read_plan(off_budget(name)) for name in names}
     report(0, 0, "Loading the model")
@@ -66,6 +65,13 @@ def plans_and_model(
 
     refuse_unfit({name: problems_of(plan, loaded.model) for name, plan in plans.items()})
     return plans, loaded
+
+
+def named_twice(names: Sequence[str]) -> str | None:
+    """The first plan that is named more than once, however its path is spelled."""
+    places = [name if is_preset(name) else str(Path(name).resolve()) for name in names]
+    pairs = zip(names, places, strict=True)
+    return next((name for name, place in pairs if places.count(place) > 1), None)
 
 
 def refuse_unfit(problems: Mapping[str, Sequence[str]]) -> None:
