@@ -8,7 +8,7 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.inputs import OUT, count_seen, plans_model_samples
-from tpcal.commands.outputs import check_outputs, write_figures
+from tpcal.commands.outputs import check_folder, check_outputs, write_figures
 from tpcal.options import DataChoice, Listed, ModelChoice
 from tpcal.plans.errors import UsageError
 
@@ -45,7 +45,19 @@ def control(word: str) -> str:
 @click.option("--allow-seen", is_flag=True, help="Take samples too that a plan was made from.")
 @options.batch_size_option(32)
 @options.answer_length_option(16)
-@click.option("--fresh", is_flag=True, help="Answer anew, whatever is kept in tpcal-out.")
+@click.option("--fresh", is_flag=True, help="Answer anew, whatever is kept in --out.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=OUT,
+    show_default=True,
+    help="Folder that keeps the answers.",
+)
+@click.option(
+    "--no-keep",
+    is_flag=True,
+    help="Keep no answers: no folder is needed, and an interrupted run starts again.",
+)
 @options.figures_option
 def evaluate(
     files: tuple[str, ...],
@@ -56,6 +68,8 @@ def evaluate(
     batch_size: int,
     max_new_tokens: int,
     fresh: bool,
+    out: Path,
+    no_keep: bool,
     outputs: tuple[Path, ...],
     force: bool,
 ) -> None:
@@ -76,7 +90,8 @@ def evaluate(
     calibration has seen.
 
     Answers are kept in tpcal-out/eval-…, as text. Interrupt it at any time: the same command
-    continues, and further plans take no more than their own answers.
+    continues, and further plans take no more than their own answers. --out names another
+    folder; with --no-keep nothing is kept.
 
     \b
     Examples:
@@ -93,6 +108,8 @@ def evaluate(
     if controls and not files:
         raise click.UsageError("--control must come with --plan; got it alone.")
     check_outputs(outputs, force)
+    if not no_keep:
+        check_folder(out, "Name another folder with --out, or add --no-keep")
     with terminal.progress() as report:
         plans, loaded, samples = plans_model_samples(files, model, data, report)
         n_seen = count_seen(plans, samples)
@@ -102,18 +119,19 @@ def evaluate(
                 f"plan was made from ({samples.description}). Take fewer, name others with "
                 "--split, --data or --seed, or add --allow-seen."
             )
+        from tpcal.calibrate.answered import InMemory
         from tpcal.calibrate.comparison import compare_plans
         from tpcal.calibrate.kept_answers import AnswerFolder
 
-        folder = AnswerFolder(OUT, loaded, samples, max_new_tokens)
-        if fresh:
+        folder = None if no_keep else AnswerFolder(out, loaded, samples, max_new_tokens)
+        if folder and fresh:
             folder.forget()
         found = compare_plans(
             loaded,
             samples,
             plans,
             controls=controls,
-            kept=folder.of,
+            kept=folder.of if folder else lambda way: InMemory(),
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             progress=report,

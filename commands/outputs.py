@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from tpcal import __version__, terminal
@@ -38,6 +39,20 @@ def check_outputs(outputs: Sequence[Path], force: bool = False) -> None:
             if MARK.encode() not in file.read(N_BYTES):
                 way_out = "Name another file with --output, or add --force"
                 raise UsageError(f"{path} exists and was not made by tpcal. {way_out}.")
+
+
+def check_folder(folder: Path, way_out: str) -> None:
+    """Makes the folder, and a file in it for a moment, before the work begins.
+
+    Raises:
+        UsageError: The folder cannot be written; ends with ``way_out``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}. {way_out}.") from None
 
 
 def write_figures(outputs: Sequence[Path], data: Mapping[str, Any], markdown: str) -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan, load_plan
 from tpcal.terminal import Commands, short_command
 from tpcal.views.evaluations import evaluation_view
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "calibrate",
     "plan",
@@ -700,6 +702,29 @@ def test_sigint_ends_with_130() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGINT
     assert done.stderr == "tpcal: Interrupted; nothing was written.\n"
+
+
+@pytest.mark.parametrize("module", ["click", "tpcal.terminal", "tpcal.commands.report"])
+def test_sigint_while_modules_load_leaves_no_traceback(module: str) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "sys.argv = ['tpcal', 'presets']\n"
+        "from tpcal.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "tpcal: Interrupted.\n"
+
+
+def test_the_program_starts_where_an_interruption_is_caught() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"tpcal": "tpcal.__main__:main"}
 
 
 def test_show_draws_into_a_picture(tpcal: Tpcal, tmp_path: Path) -> None:

@@ -117,6 +117,29 @@ def test_what_was_answered_is_not_asked_again(
     assert tpcal(*PLANS, *FEW, "--fresh").exit_code == 0
 
 
+def test_a_folder_that_cannot_be_written_stops_eval_before_the_model_is_loaded(
+    tpcal: Tpcal, made: Path
+) -> None:
+    (made / "file").write_text("")
+    result = tpcal(*PLANS, *FEW, "--out", "file/answers")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "tpcal: error: file/answers cannot be written: Not a directory. Name another folder with "
+        "--out, or add --no-keep.\n"
+    )
+
+
+def test_answers_go_to_the_folder_asked_for_or_nowhere(
+    tpcal: Tpcal, made: Path, tmp_path: Path
+) -> None:
+    kept = tpcal(*PLANS, *FEW, "--out", str(tmp_path / "answers"))
+    assert len(list(tmp_path.glob("answers/eval-*/*.jsonl"))) == 3
+    before = sorted(path for path in made.rglob("*"))
+    nothing = tpcal(*PLANS, *FEW, "--no-keep")
+    assert (nothing.exit_code, nothing.stdout) == (0, kept.stdout)
+    assert sorted(path for path in made.rglob("*")) == before
+
+
 def _started(made: Path, *args: str) -> subprocess.Popen[str]:
     code = (
         "import signal, sys\n"
