@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -40,6 +41,10 @@ from tpcal.plans.schema import Cut, load_preset, presets
 
 Progress = Callable[[int, int, str], None]
 MOST_MOVED = 6
+TIME_IS_UP = (
+    "The search stopped because the time of --timeout was over, not because all trials were done. "
+    "The same command continues it."
+)
 SAMPLED_EVERY = 4
 """Of so many trials after the seeds the sampler suggests one; the others are proposals."""
 
@@ -68,7 +73,7 @@ class Loop:
     known: dict[Cuts, FrozenTrial] = field(default_factory=dict)
 
     def run(self, n_trials: int, timeout: float | None, progress: Progress | None) -> None:
-        """Measures plans until there are ``n_trials``, or time is up."""
+        """Measures plans until there are ``n_trials``; warns if time is up before that."""
         end = None if timeout is None else time.monotonic() + timeout
         others = Others(self.study)
         while True:
@@ -81,6 +86,7 @@ class Loop:
             if done >= n_trials or len(finished) >= 5 * n_trials:
                 return
             if end is not None and time.monotonic() >= end:
+                warnings.warn(TIME_IS_UP, stacklevel=2)
                 return
             if done + len(busy) >= n_trials:  # others measure the last ones, or leave them to us
                 others.wait()

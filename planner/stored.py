@@ -74,17 +74,20 @@ def whole_front(
     share = max(FEWEST_TRIALS, n_trials // max(1, len(budgets)))
     end = None if timeout is None else time.monotonic() + timeout
     for place, budget in enumerate(budgets):
+        left = None if end is None else max(0.0, end - time.monotonic())
         found = search(
             profile,
             budget,
             measurer=measurer,
             n_trials=share,
-            timeout=None if end is None else max(0.0, end - time.monotonic()),
+            timeout=left,
             storage=opened,
             weights=weights,
             progress=progress and _of_all(place * share, len(budgets) * share, progress),
             **options,
         )
+        if end is not None and time.monotonic() >= end:
+            break  # this budget and the ones after it are not searched yet
         if found.study is not None:
             study = optuna.load_study(study_name=found.study, storage=opened)
             study.set_user_attr(_PART, True)

@@ -132,7 +132,10 @@ def test_further_samples_have_to_agree(world, make_measurer) -> None:
 
 def test_nothing_measured_and_nothing_within_exit_with_a_way_out(world, make_measurer) -> None:
     profile = world.profile()
-    with pytest.raises(GuardrailError, match="none was measured in time. Raise --timeout"):
+    with (
+        pytest.warns(UserWarning, match="time of --timeout was over"),
+        pytest.raises(GuardrailError, match="none was measured in time. Raise --timeout"),
+    ):
         cheapest(profile, LIMIT, measurer=make_measurer(world), timeout=0)
     with pytest.raises(GuardrailError, match=r"times the limit .*Raise the limit or --trials"):
         cheapest(profile, Allowance(1e-9), measurer=make_measurer(world), n_trials=6)

@@ -57,6 +57,15 @@ def test_a_budget_between_is_answered_without_a_model(searched):
     assert (max(groups) + sum(groups) / 2) / 2 <= 1.25 * min(around)
 
 
+def test_a_front_that_ran_out_of_time_does_not_count_as_searched(
+    make_world, make_measurer, tmp_path
+):
+    world, journal = make_world(), tmp_path / "study.journal"
+    with pytest.warns(UserWarning, match="time of --timeout was over"):
+        whole_front(world.profile(), measurer=make_measurer(world), timeout=0, storage=journal)
+    assert answer(world.profile(), Budget(0.26), journal) is None
+
+
 def test_searches_of_single_budgets_are_no_answer(make_world, make_measurer, tmp_path):
     world = make_world(n_groups=2, n_samples=24)
     profile, journal = world.profile(), tmp_path / "study.journal"
