@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -150,6 +151,7 @@ def test_a_link_that_leads_nowhere_fails_the_build(link: str, tmp_path: Path) ->
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text(f"# A\n[b]({link})\n")
     (tmp_path / "docs" / "cost.md").write_text("# B\n")
+    shutil.copy(DOCS / "package_link.py", tmp_path / "docs")
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     nav = "nav: [index.md, cost.md]\n\nexclude_docs"
     (tmp_path / "mkdocs.yml").write_text(re.sub(r"nav:.*exclude_docs", nav, config, flags=re.S))
