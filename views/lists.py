@@ -69,6 +69,6 @@ def laws_view(verdicts: Sequence[Verdict], *, title: str) -> RenderableType:
     note = (
         "Differences are of logits. Allowed is four times what rounding alone changes in this model "
         "without a plan: measured by moving every number its modules give by up to one step of "
-        "its precision."
+        "its precision, by chance; in half precision, what batching changes, where that is less."
     )
     return Group(heading(title), table, Text(), Text(summary), Text(note, style=QUIET))

@@ -4,11 +4,11 @@ A law compares two ways to compute the same logits: on a cache or without, in a 
 token left out or hidden. They add the same numbers in another order, and processors differ in the
 orders they choose; so does one processor between lengths. What that changes is measured by Monte
 Carlo arithmetic: the unpruned model runs again, and every number that one of its modules gives is
-moved by chance, by at most one step of its precision. A sum in another order moves the number by
-about as much, wherever it is added and by whatever kernel; so the logits of both answer alike, a
-model that makes much of small differences (norms of small states, experts) more than another. A
-pruned run goes through no other modules than the unpruned one, and each row of it through no more
-of them: its rounding is bounded by the same measure.
+moved by chance, by at most half a step of its precision, as it was rounded to it, and half a step
+of float32, in which sums are taken. A sum in another order moves the number by about as much,
+whatever kernel takes it; so the logits answer to both alike, and those of a model that makes much
+of small differences (norms of small states, experts) more than those of another. A pruned run
+goes through the same modules as the unpruned one, so the same measure bounds its rounding.
 
 Source: D. S. Parker, Monte Carlo Arithmetic, UCLA 1997; here after each module, not each operation.
 """
@@ -29,19 +29,28 @@ _TIMES = 4.0  # what two orders of sums change in the tiny models is at most 1.5
 _N_RUNS = 3  # of which the middle one counts: in one of them, two experts may change places
 
 
-def allowed(model: nn.Module, run: Callable[[], Tensor]) -> float:
+def allowed(
+    model: nn.Module, run: Callable[[], Tensor], seen: Callable[[], float] | None = None
+) -> float:
     """Largest difference of logits that counts as none.
 
-    Four times what rounding moves, and at least one step of the largest logit.
+    Four times what rounding moves, and at least one step of the largest logit. In half precision
+    nearly every sum is rounded to the same number in whatever order it was taken, so less than
+    that is allowed: four times what another order was seen to change.
 
     Args:
         model: The model without a plan, or with one that chooses by place, as rounding must not
             turn a choice.
         run: Gives its logits, the same every time but for rounding; without those of padding.
+        seen: Gives a difference that another order of sums made in this model; nothing but half
+            precision asks for it. It may be too large, where the model did something else too.
     """
     logits = run()
-    step = torch.finfo(logits.dtype).eps * float(logits.abs().max())
-    return max(_TIMES * _moved(model, run, logits), step)
+    eps = torch.finfo(logits.dtype).eps
+    moved = _moved(model, run, logits)
+    if seen is not None and eps > torch.finfo(torch.float32).eps:
+        moved = min(moved, seen())
+    return max(_TIMES * moved, eps * float(logits.abs().max()))
 
 
 def distance(one: Tensor, two: Tensor) -> float:
@@ -60,7 +69,7 @@ def distance(one: Tensor, two: Tensor) -> float:
 
 @contextmanager
 def nudging(model: nn.Module, seed: int) -> Iterator[None]:
-    """The model with every number that a module gives moved by chance, by one step at most.
+    """The model with every number that a module gives moved by chance, as rounding may move it.
 
     The random numbers of the caller stay what they would be without.
     """
@@ -68,7 +77,8 @@ def nudging(model: nn.Module, seed: int) -> Iterator[None]:
     def nudge(given: Any) -> Any:
         if isinstance(given, Tensor) and given.is_floating_point():
             chance = 2 * torch.rand_like(given) - 1
-            return given + torch.finfo(given.dtype).eps * given * chance
+            step = (torch.finfo(given.dtype).eps + torch.finfo(torch.float32).eps) / 2
+            return given + step * given * chance
         return tuple(map(nudge, given)) if type(given) is tuple else given
 
     innermost = [module for module in model.modules() if not any(module.children())]

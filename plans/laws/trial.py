@@ -234,7 +234,7 @@ class Trial:
         def run() -> Tensor:
             return self.at_text(self.left, self.forward(self.left, n_steps=0).logits)
 
-        return rounding.allowed(self.model, run)
+        return rounding.allowed(self.model, run, lambda: self.unpruned_noise("left"))
 
     @cached_property
     def _std(self) -> float:
