@@ -1,4 +1,4 @@
-"""How far rounding alone moves logits: measured on the model at hand, so no machine sets the bound.
+"""How far rounding alone moves logits, measured on the model and the machine at hand.
 
 A law compares two ways to compute the same logits: on a cache or without, in a batch or alone, a
 token left out or hidden. They add the same numbers in another order, and processors differ in the
@@ -10,7 +10,7 @@ whatever kernel takes it; so the logits answer to both alike, and those of a mod
 of small differences (norms of small states, experts) more than those of another. A pruned run
 goes through the same modules as the unpruned one, so the same measure bounds its rounding.
 
-Source: D. S. Parker, Monte Carlo Arithmetic, UCLA 1997; here after each module, not each operation.
+Source: D. S. Parker, Monte Carlo Arithmetic, UCLA, 1997; here after modules, not operations.
 """
 
 from __future__ import annotations

@@ -38,9 +38,7 @@ LAWS = (
 """In the order to read them; `tpcal.plans.laws.compiled` holds one more, which takes minutes."""
 
 
-def run(
-    case: Case, laws: Sequence[Law] = LAWS, plan: Plan | None = None
-) -> Iterator[Verdict]:
+def run(case: Case, laws: Sequence[Law] = LAWS, plan: Plan | None = None) -> Iterator[Verdict]:
     """The verdict of each law, as soon as it is there.
 
     Args:

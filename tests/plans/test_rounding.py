@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from capabilities import capabilities
 from models import batch, prompt, tiny_llava
 from reference import close
 
@@ -47,7 +48,9 @@ def reordered(model):
 
 def in_precision(case, dtype):
     """The case with model and pictures of another precision."""
-    rows = [{k: v.to(dtype) if v.is_floating_point() else v for k, v in r.items()} for r in case.rows]
+    rows = [
+        {k: v.to(dtype) if v.is_floating_point() else v for k, v in r.items()} for r in case.rows
+    ]
     return replace(case, model=copy.deepcopy(case.model).to(dtype), rows=tuple(rows))
 
 
@@ -119,3 +122,16 @@ def test_a_nudged_model_is_afterwards_as_before():
     assert snapshot(model) == modules
     assert torch.equal(model(**inputs).logits, before)
     assert 0 < distance(nudged, before) <= close(model, inputs)
+
+
+@pytest.mark.parametrize(
+    ("widest", "known"),
+    [
+        ("DEFAULT", ["default"]),
+        ("AVX2", ["default", "avx2"]),
+        ("AVX512", ["default", "avx2", "avx512"]),
+        ("SVE256", ["default", "sve256"]),
+    ],
+)
+def test_every_instruction_set_up_to_the_widest_is_tried(widest, known):
+    assert capabilities(widest) == known

@@ -88,4 +88,6 @@ def test_a_replay_keeps_the_temperature_of_every_place():
     batch, cuts = encoded(tiny), (Cut(1, 0.5, "grid"), Cut(5, 0.2, "grid"))
     tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
     logits, _ = production(tiny, cuts)
-    assert (tape.replay(cuts, batch.positions).logits - logits).abs().max() <= close(tiny.model, batch)
+    assert (tape.replay(cuts, batch.positions).logits - logits).abs().max() <= close(
+        tiny.model, batch
+    )
