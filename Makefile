@@ -1,11 +1,11 @@
-# make demo | test | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-capabilities | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check fix docs docs-serve benchmark-planner
+.PHONY: demo test test-capabilities check fix docs docs-serve benchmark-planner
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,13 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# What compares numbers, with the sums of every instruction set of this processor. Torch reads the variable when it is imported.
+test-capabilities: $(READY)
+	set -e; known=$$($(BIN)/python tests/capabilities.py); for capability in $$known; do \
+		echo "ATEN_CPU_CAPABILITY=$$capability"; \
+		ATEN_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest tests/plans tests/calibrate; \
+	done
 
 # mypy finds the package, whose root is this folder, through a link outside of it.
 check: $(READY)

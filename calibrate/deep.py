@@ -53,7 +53,7 @@ def judge(
     verdicts: list[Verdict] = []
     report = progress or (lambda done, total, what: None)
     with memory_guard("The check", "Use --dtype bfloat16, or a device with more memory."):
-        tried = run(case(loaded), laws, plan, follow_noise=True)
+        tried = run(case(loaded), laws, plan)
         for law in laws:
             report(len(verdicts), len(laws), f"Trying: {law.name}")
             verdicts.append(next(tried))

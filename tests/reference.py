@@ -7,10 +7,18 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from tpcal.plans.laws.rounding import allowed
+
 
 def positions_of(real: Tensor) -> Tensor:
     """[B, S] positions as `generate` numbers them."""
     return (real.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def close(model: nn.Module, inputs: dict[str, Tensor]) -> float:
+    """Largest difference of the model's logits for these inputs that counts as none."""
+    real = inputs["attention_mask"].bool()
+    return allowed(model, lambda: model(**inputs, position_ids=positions_of(real)).logits[real])
 
 
 def class_attention(model: nn.Module, pixels: Tensor) -> Tensor:

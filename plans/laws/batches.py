@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.execute import apply
-from tpcal.plans.laws.trial import N_STEPS, Run, Trial, distance
+from tpcal.plans.laws.rounding import distance
+from tpcal.plans.laws.trial import N_STEPS, Run, Trial
 from tpcal.plans.laws.verdict import Broken, Inapplicable
 
 _ROUNDS = 2
@@ -21,7 +22,7 @@ def rows_alone(trial: Trial) -> str:
     found, remarks = [], ""
     plans = _stable_plans(trial)
     for side in ("left", "right"):
-        n_steps, allowed, remark = _yardstick(trial, side)
+        n_steps, remark = _yardstick(trial, side)
         remarks += remark
         for name in plans:
             together = trial.pruned(name, side)
@@ -30,9 +31,7 @@ def rows_alone(trial: Trial) -> str:
                 what = f"plan {name}, row {row} of the {side}-padded batch"
                 _require_same_choice(together, alone, row, what)
                 different = trial.row_difference(row, side, together, alone, n_steps)
-                if not different <= allowed:
-                    raise Broken(f"{what}: difference {different:.1e} (allowed {allowed:.1e})")
-                found.append(different)
+                found.append(trial.require_close(different, what))
     return f"{len(found)} rows under {' and '.join(plans)}: {trial.within(found)}{remarks}"
 
 
@@ -59,22 +58,18 @@ def threads(trial: Trial) -> str:
     return f"{_ROUNDS} rounds in {len(names)} threads: {trial.within(found)}"
 
 
-def _yardstick(trial: Trial, side: str) -> tuple[int, float, str]:
-    """Decode steps to compare, the difference allowed, and a remark.
+def _yardstick(trial: Trial, side: str) -> tuple[int, str]:
+    """Decode steps to compare, and a remark where the prefill alone can be.
 
-    Batching changes the order of sums, and the unpruned model shows how much that matters: twice
-    its own difference is allowed. Where its rows really differ (windows that count padding), only
-    the prefill is compared.
+    The unpruned model shows how much of a row depends on its company: where its rows really
+    differ (windows that count padding), the law says nothing.
     """
-    own = trial.unpruned_noise(side)
-    if own <= trial.allowed or not trial.is_exact:
-        remark = f"; {side} {2 * own:.1e}, twice the unpruned" if 2 * own > trial.allowed else ""
-        return N_STEPS, max(trial.allowed, 2 * own), remark
+    if trial.unpruned_noise(side) <= trial.allowed:
+        return N_STEPS, ""
     own = trial.unpruned_noise(side, 0)
-    if own > trial.allowed:
+    if not own <= trial.allowed:
         raise Inapplicable(f"the unpruned model's own {side}-padded rows differ by {own:.1e}")
-    remark = f"; {side} without decode steps, in which the unpruned model's rows differ too"
-    return 0, max(trial.allowed, 2 * own), remark
+    return 0, f"; {side} without decode steps, in which the unpruned model's rows differ too"
 
 
 def _stable_plans(trial: Trial) -> list[str]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tpcal.plans.execute import apply
 from tpcal.plans.forward import prepare
-from tpcal.plans.laws.trial import N_STEPS, Trial, distance
+from tpcal.plans.laws.rounding import distance
+from tpcal.plans.laws.trial import N_STEPS, Trial
 from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Cut, Plan
 from tpcal.plans.selectors.base import Selector

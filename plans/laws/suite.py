@@ -38,22 +38,14 @@ LAWS = (
 """In the order to read them; `tpcal.plans.laws.compiled` holds one more, which takes minutes."""
 
 
-def run(
-    case: Case,
-    laws: Sequence[Law] = LAWS,
-    plan: Plan | None = None,
-    *,
-    follow_noise: bool = False,
-) -> Iterator[Verdict]:
+def run(case: Case, laws: Sequence[Law] = LAWS, plan: Plan | None = None) -> Iterator[Verdict]:
     """The verdict of each law, as soon as it is there.
 
     Args:
         case: A model in evaluation mode with no plan applied, and prompts for it.
         laws: Some of `LAWS`.
         plan: A plan to try beside the suite's own.
-        follow_noise: Allow differences up to four times what batching changes in the unpruned
-            model: for models too deep for a fixed bound. Always so in half precision and on GPUs.
     """
-    trial = Trial(case, plan, follow_noise=follow_noise)
+    trial = Trial(case, plan)
     for law in laws:
         yield law.judge(trial)

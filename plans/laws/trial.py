@@ -15,16 +15,17 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from tpcal.plans.execute import Report, apply, check
 from tpcal.plans.families import find
 from tpcal.plans.forward import CutRecord
+from tpcal.plans.laws import rounding
 from tpcal.plans.laws.case import Case, Inputs
 from tpcal.plans.laws.reference import hidden_tokens, hiding
+from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Cut, Plan
 
 N_STEPS = 4
 """Decode steps after a prefill."""
-CLOSE = 1e-5
-"""Largest difference in float32, of logits with a standard deviation of 1."""
-_NOISE = 4.0  # times the difference that batching alone makes
+_FINE = 1e-3  # of the logits' spread: rounding below that turns no choice
+_COARSE = 0.5  # of the logits' spread: rounding above that hides everything
 _LARGE = 2**31  # bytes of weights that are copied without asking
 
 
@@ -51,19 +52,14 @@ class Trial:
     Args:
         case: The model and its prompts.
         plan: A plan to try beside the suite's own.
-        follow_noise: Allow what batching changes in the unpruned model, four times; otherwise only
-            where sums are not exact to `CLOSE` anyway.
     """
 
-    def __init__(
-        self, case: Case, plan: Plan | None = None, *, follow_noise: bool = False
-    ) -> None:
+    def __init__(self, case: Case, plan: Plan | None = None) -> None:
         self.case = case
         self.model = case.model
         self.family = find(case.model)
         self.n_layers = len(self.family.layers(case.model))
         self.given = plan
-        self._follow_noise = follow_noise
         self._runs: dict[tuple[str, str], Run] = {}
 
     @cached_property
@@ -212,29 +208,40 @@ class Trial:
                 "sequence itself"
             )
 
-    @cached_property
+    @property
     def allowed(self) -> float:
-        """Largest difference of logits that counts as none."""
-        text = self.text(self.left)
-        logits = self.unpruned("left").logits[:, : text.shape[1]][text].float()
-        exact = CLOSE * max(1.0, float(logits.std()))
-        if self.is_exact and not self._follow_noise:
-            return exact
-        return max(exact, _NOISE * self.noise)
+        """Largest difference of logits that counts as none.
+
+        Raises:
+            Inapplicable: Rounding moves the logits so far that nothing could be told from it.
+        """
+        if self._rounding > _COARSE * self._std:
+            raise Inapplicable(
+                f"rounding alone may move logits by {self._rounding:.1e} and their standard "
+                f"deviation is {self._std:.1e}, so equality shows nothing"
+            )
+        return self._rounding
 
     @property
     def is_exact(self) -> bool:
-        """Whether sums come out the same however they are batched, up to `CLOSE`."""
+        """Whether rounding is so fine that it turns no choice of a token or a word."""
         weight = next(self.model.parameters())
-        return weight.dtype == torch.float32 and weight.device.type == "cpu"
+        precise = weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
+        return precise and self._rounding <= _FINE * self._std
 
     @cached_property
-    def noise(self) -> float:
-        """Largest difference between the unpruned model's rows in a batch and alone."""
-        return self.unpruned_noise("left")
+    def _rounding(self) -> float:
+        def run() -> Tensor:
+            return self.at_text(self.left, self.forward(self.left, n_steps=0).logits)
+
+        return rounding.allowed(self.model, run, lambda: self.unpruned_noise("left"))
+
+    @cached_property
+    def _std(self) -> float:
+        return float(self.at_text(self.left, self.unpruned("left").logits).float().std())
 
     def unpruned_noise(self, side: str, n_steps: int = N_STEPS) -> float:
-        """The same for batches padded on ``side``."""
+        """Largest difference between the unpruned model's rows in a batch and alone."""
         together = self.unpruned(side)
         return max(
             self.row_difference(row, side, together, self.unpruned(str(row)), n_steps)
@@ -299,13 +306,6 @@ def special_ids(model: PreTrainedModel) -> list[int]:
     n_words = model.config.get_text_config(decoder=True).vocab_size
     found = {*ids(model.config.to_dict()), *ids(model.generation_config.to_dict())}
     return sorted(at for at in found if isinstance(at, int) and 0 <= at < n_words)
-
-
-def distance(one: Tensor, two: Tensor) -> float:
-    """Largest difference; nan where there is one in either, 0 between nothing and nothing."""
-    if one.shape != two.shape:
-        raise Broken(f"shapes differ: {tuple(one.shape)} and {tuple(two.shape)}")
-    return float((one.float() - two.float()).abs().max()) if one.numel() else 0.0
 
 
 def _spread(layers: Sequence[int]) -> tuple[int, int, int]:

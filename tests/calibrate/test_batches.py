@@ -13,6 +13,7 @@ from tpcal.calibrate.deviation import (
 )
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Sample, Samples
+from tpcal.plans.laws.rounding import allowed, distance
 
 
 def test_answers_follow_their_prompts(loaded: Loaded, scenes: Samples) -> None:
@@ -35,11 +36,13 @@ def test_answers_follow_their_prompts(loaded: Loaded, scenes: Samples) -> None:
 def test_teacher_forcing_gives_what_rows_alone_give(loaded: Loaded, scenes: Samples) -> None:
     together = encode(loaded.processor, list(scenes), loaded.model)
     logits = loaded.model(**together.inputs).logits
+    real = together.inputs["attention_mask"].bool()
+    most = allowed(loaded.model, lambda: loaded.model(**together.inputs).logits[real])
     for row, sample in enumerate(scenes):
         alone = encode(loaded.processor, [sample], loaded.model)
         expected = loaded.model(**alone.inputs).logits[0]
         length = expected.shape[0]
-        torch.testing.assert_close(logits[row, :length], expected, atol=1e-4, rtol=1e-4)
+        assert distance(logits[row, :length], expected) <= most
 
 
 def test_without_an_answer_the_models_own_stands_in(loaded: Loaded, scenes: Samples) -> None:

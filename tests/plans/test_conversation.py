@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, rows_alone
-from reference import positions_of
+from reference import close, positions_of
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from tpcal.plans.cache import PrunedKV
@@ -15,7 +15,6 @@ from tpcal.plans.families import find, identity
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.schema import Condition, Cut, ModelIdentity, Plan
 
-CLOSE = 1e-5
 FIRST = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
 EARLY = Plan((Cut(0, 0.4, "random"), Cut(3, 0.1, "attention")))
@@ -85,7 +84,7 @@ def test_decoding_after_a_crop_equals_the_reference(model, n_gone):
             assert turns.cache.get_seq_length() == turns.real.shape[1]
             logits = torch.cat([turns.feed(batch([[30], [31]])) for _ in range(3)], 1)
         wanted = turns.wanted()
-        assert float((logits - wanted[:, -3:]).abs().max()) <= CLOSE
+        assert float((logits - wanted[:, -3:]).abs().max()) <= close(model, first)
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

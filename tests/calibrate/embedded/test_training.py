@@ -20,6 +20,7 @@ from tpcal.calibrate.embedded.muon import orthogonalise
 from tpcal.calibrate.embedded.packing import packed_logits, visual_tokens
 from tpcal.calibrate.embedded.questions import GROUPS
 from tpcal.calibrate.embedded.scenes import plan_scene, scene
+from tpcal.plans.laws.rounding import allowed, distance
 
 TINY = Sizes(patch=16, tower_width=16, tower_layers=1, tower_ffn=16, width=16, layers=3, ffn=16)
 OPTIONS = (
@@ -49,7 +50,8 @@ def test_packed_logits_equal_those_of_the_ordinary_forward() -> None:
             text = processor.apply_chat_template(turns)
             inputs = processor(images=asked.image, text=text, return_tensors="pt")
             wanted = model(**inputs).logits[0, 2 + TINY.grid**2 :]
-            torch.testing.assert_close(row[: len(wanted)], wanted, rtol=1e-4, atol=1e-5)
+            most = allowed(model, lambda given=inputs: model(**given).logits)
+            assert distance(row[: len(wanted)], wanted) <= most
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(

@@ -7,7 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from replays import decoded, gives_what_production_gives, keeping_all_changes_nothing, recorded
+from replays import (
+    close,
+    decoded,
+    gives_what_production_gives,
+    keeping_all_changes_nothing,
+    recorded,
+)
 from tiny import case
 from torch import Tensor
 
@@ -17,7 +23,6 @@ from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.schema import Condition, Cut
 
-CLOSE = 1e-5
 NAMES = [
     "gemma3",
     "gemma3_wide",
@@ -71,7 +76,8 @@ def test_a_replay_that_keeps_everything_equals_the_recording(name):
     tape = recorded(tiny, batch)
     out = tiny.model(**batch.inputs, position_ids=tiny.numbered(batch.inputs))
     rows = torch.arange(len(batch.positions))[:, None]
-    torch.testing.assert_close(out.logits[rows, batch.positions], tape.logits(batch.positions))
+    different = (out.logits[rows, batch.positions] - tape.logits(batch.positions)).abs().max()
+    assert different <= close(tiny.model, batch)
     keeping_all_changes_nothing(tape, batch, (0, 1, 3))
 
 
@@ -82,4 +88,6 @@ def test_a_replay_keeps_the_temperature_of_every_place():
     batch, cuts = encoded(tiny), (Cut(1, 0.5, "grid"), Cut(5, 0.2, "grid"))
     tape = Tape.record(tiny.model, batch.inputs, prompt_length=batch.prompt_length)
     logits, _ = production(tiny, cuts)
-    assert (tape.replay(cuts, batch.positions).logits - logits).abs().max() <= CLOSE
+    assert (tape.replay(cuts, batch.positions).logits - logits).abs().max() <= close(
+        tiny.model, batch
+    )

@@ -6,7 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from replays import decoded, gives_what_production_gives, keeping_all_changes_nothing, recorded
+from replays import (
+    close,
+    decoded,
+    gives_what_production_gives,
+    keeping_all_changes_nothing,
+    recorded,
+)
 from tiny import case
 from torch import Tensor
 
@@ -17,7 +23,6 @@ from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.schema import Condition, Cut
 
-CLOSE = 1e-5
 NAMES = [
     "qwen2_vl",
     "qwen2_5_vl",
@@ -91,7 +96,7 @@ def test_a_batch_of_words_only_replays_after_a_batch_with_images(name):
     replayed = tape.replay([Cut(2, 0.0)], words.positions)
     assert torch.equal(replayed.logits, tape.logits(words.positions))
     logits, _ = production(tiny, [2], (Cut(2, 0.0),))
-    assert (replayed.logits - logits).abs().max() <= CLOSE
+    assert (replayed.logits - logits).abs().max() <= close(tiny.model, words)
 
 
 def test_a_model_without_a_family_numbers_its_prompts_itself():

@@ -16,7 +16,6 @@ from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.schema import Cut, Plan
 
-CLOSE = 1e-5
 LATE = (Cut(3, 0.5, "attention"), Cut(5, 0.25, "grid"))
 EARLY = (Cut(0, 0.6, "random"), Cut(1, 0.4, "grid"), Cut(2, 0.2, "attention"))
 NAMES = ["idefics3", "internvl", "ovis2", "aria", "granite_docling", "granite4_vision"]

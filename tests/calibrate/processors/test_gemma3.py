@@ -10,6 +10,7 @@ import tiles
 import torch
 from chats import is_the_processors_chat, keeps_what_the_plan_says
 from gemma import SIDE
+from replays import close
 from tiny.gemma3 import build
 from transformers import Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -108,9 +109,10 @@ def test_a_replay_keeps_and_answers_what_production_does(model, processor):
     forced = encode(processor, SAMPLES, model)
     tape = Tape.record(model, forced.inputs, prompt_length=forced.prompt_length)
     replayed = tape.replay(PLAN.cuts, forced.positions)
+    allowed = close(model, forced)
     for row, sample in enumerate(SAMPLES[:2]):
         with apply(model, PLAN) as handle:
             out = model(**prompt_inputs(processor, [sample], model), logits_to_keep=1)
         assert handle.last is not None
         assert [r.kept[row] for r in replayed.records] == [c.kept[0] for c in handle.last.cuts]
-        assert (replayed.logits[row, 0] - out.logits[0, -1]).abs().max() <= 1e-5
+        assert (replayed.logits[row, 0] - out.logits[0, -1]).abs().max() <= allowed

@@ -20,6 +20,7 @@ from tpcal.plans.execute import apply
 from tpcal.plans.families import decoder_shape, find, identity
 from tpcal.plans.forward import with_grids
 from tpcal.plans.laws.reference import hidden_tokens, hiding
+from tpcal.plans.laws.rounding import allowed, distance
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.schema import Cut, Plan
 from tpcal.plans.selectors.attention import Attention
@@ -223,7 +224,8 @@ def test_logits_are_bounded_as_the_model_bounds_them(name):
     tiny = case(name, "eager")
     model, family, row = tiny.model, find(tiny.model), tiny.rows[0]
     out = model(**row, output_hidden_states=True)
-    torch.testing.assert_close(family.logits(model, out.hidden_states[-1]), out.logits)
+    different = distance(family.logits(model, out.hidden_states[-1]), out.logits)
+    assert different <= allowed(model, lambda: model(**row).logits)
     assert out.logits.abs().max() < 10
 
 
@@ -284,8 +286,9 @@ def test_shieldgemma_runs_the_plan_of_the_model_inside():
     with apply(inner.model, plan):
         wanted = inner.model(**row).logits[:, -1, [40, 50]]
     plain = shield(**row).logits
+    most = allowed(inner.model, lambda: inner.model(**row).logits)
     with apply(shield, plan) as handle:
-        torch.testing.assert_close(shield(**row).logits, wanted)
+        assert distance(shield(**row).logits, wanted) <= most
     assert handle.last is not None
     assert [len(cut.kept[0]) for cut in handle.last.cuts] == [8, 0]
-    assert (plain - wanted).abs().max() > 1e-3
+    assert distance(plain, wanted) > 100 * most
