@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import local
 from typing import Any
 
 import torch
@@ -57,13 +58,17 @@ class Capture:
     """[B] the same from visual tokens to text."""
 
 
-class Probe:
-    """One attention module's reader."""
+class Probe(local):
+    """One attention module's reader; every thread has a request and a capture of its own.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        config: The module's own.
+    """
+
+    def __init__(self, config: Any) -> None:
         self.request: Request | None = None
         self.capture: Capture | None = None
-        self.config: Any = module.config
+        self.config = config
 
     def take(self) -> Capture | None:
         """What was read in this pass, once."""
@@ -74,7 +79,7 @@ class Probe:
 @contextmanager
 def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Probe]]:
     """Readers on attention modules, by layer; afterwards the modules are as before."""
-    probes = {layer: Probe(module) for layer, module in modules.items()}
+    probes = {layer: Probe(module.config) for layer, module in modules.items()}
     with ExitStack() as undo:
         for layer, module in modules.items():
             undo.enter_context(switched(module, NAME, probes[layer]))

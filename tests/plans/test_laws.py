@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 
 import pytest
@@ -214,6 +215,11 @@ def _state_kept_after_an_error(patch):
     patch.setattr(execute.Handle, "_after_decoder", unless_failed)
 
 
+def _threads_that_share_a_pass(patch):
+    patch.setattr(execute, "RLock", nullcontext)
+    patch.setattr(execute, "_Thread", type("_Shared", (), {"__init__": execute._Thread.__init__}))
+
+
 MUTANTS = {
     _tables_of_the_first_tokens: ["reference", "positions", "drop all"],
     _states_of_the_wrong_tokens: ["reference"],
@@ -229,6 +235,7 @@ MUTANTS = {
     _handle_that_stays: ["removed"],
     _a_hook_left_behind: ["removed", "failed"],
     _state_kept_after_an_error: ["failed"],
+    _threads_that_share_a_pass: ["threads"],
 }
 
 
