@@ -167,14 +167,8 @@ class Handle:
             for at, layer in enumerate(self._family.layers(self._model) if needed else ())
         ]
 
-    @property
-    def _pass(self) -> ForwardPass | None:
-        return self._thread.run
-
     @graphs.around
-    def _run_base(
-        self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def _run_base(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         # before images are encoded: in training a tower's batch norms would learn from them
         _refuse_training(self._family.decoder(self._model))
         mine = self._thread
@@ -378,9 +372,7 @@ def _refuse_chunks(model: PreTrainedModel, undo: ExitStack) -> None:
     undo.callback(delattr, model, "_prefill")
 
 
-def _size(
-    kwargs: Mapping[str, Any], ids: Tensor | None, embeds: Tensor | None
-) -> tuple[int, int]:
+def _size(kwargs: Mapping[str, Any], ids: Tensor | None, embeds: Tensor | None) -> tuple[int, int]:
     """Rows and tokens of a pass."""
     given = kwargs.get("inputs_embeds")
     given = given if given is not None else kwargs.get("input_ids")

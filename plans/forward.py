@@ -231,7 +231,7 @@ class ForwardPass:
         wanted = stack.attention_request(
             self._prompt, self.survivors, text=text, visual_queries=both
         )
-        self._probes[layer].request = wanted
+        self._probes[layer].ask(wanted)
 
     def _cut(self, prepared: PreparedCut, hidden: Tensor) -> Tensor:
         prompt, before, cut = self._prompt, self.survivors, prepared.cut

@@ -203,7 +203,7 @@ def _state_kept_after_an_error(patch):
     before = execute.Handle._before_decoder
 
     def once(self, module, args, kwargs):
-        if self._pass is None:
+        if self._thread.run is None:
             before(self, module, args, kwargs)
 
     patch.setattr(execute.Handle, "_before_decoder", once)

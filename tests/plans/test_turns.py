@@ -191,7 +191,9 @@ def test_a_call_from_inside_a_pass_is_refused_and_the_pass_can_go_on(model):
         logits = model(**inputs).logits
         hook.remove()
     assert torch.equal(logits, wanted)
-    assert [error[:52] for error in refused] == ["A model with a plan cannot be called from inside its"]
+    assert [error[:52] for error in refused] == [
+        "A model with a plan cannot be called from inside its"
+    ]
 
 
 @pytest.mark.parametrize("following", [None, Plan((Cut(1, 0.25, "grid"),))])
