@@ -127,7 +127,7 @@ class Tape:
                     prompt, everything, text=True, visual_queries=True
                 )
                 for probe in probes.values():
-                    probe.request = wanted
+                    probe.ask(wanted)
 
             def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 at = len(calls)

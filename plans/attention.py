@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import local
 from typing import Any
 
 import torch
@@ -57,24 +58,54 @@ class Capture:
     """[B] the same from visual tokens to text."""
 
 
-class Probe:
-    """One attention module's reader."""
+class _Thread(local):
+    """What is asked and was read in one thread."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.request: Request | None = None
-        self.capture: Capture | None = None
-        self.config: Any = module.config
+    request: Request | None = None
+    capture: Capture | None = None
+
+
+class Probe:
+    """One attention module's reader.
+
+    Args:
+        config: The module's own.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._thread = _Thread()
+
+    def ask(self, request: Request) -> None:
+        """Lets this thread's next call of the module be read."""
+        self._thread.request = request
+
+    @torch.compiler.disable
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> None:
+        """Reads one call of the module, where it was asked for."""
+        mine = self._thread
+        if mine.request is not None:
+            mine.capture = read(query, key, mask, scaling, mine.request, softcap)
+            mine.request = None
 
     def take(self) -> Capture | None:
         """What was read in this pass, once."""
-        capture, self.capture, self.request = self.capture, None, None
+        mine = self._thread
+        capture, mine.capture, mine.request = mine.capture, None, None
         return capture
 
 
 @contextmanager
 def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Probe]]:
     """Readers on attention modules, by layer; afterwards the modules are as before."""
-    probes = {layer: Probe(module) for layer, module in modules.items()}
+    probes = {layer: Probe(module.config) for layer, module in modules.items()}
     with ExitStack() as undo:
         for layer, module in modules.items():
             undo.enter_context(switched(module, NAME, probes[layer]))
@@ -107,12 +138,9 @@ def probe_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention output of the module's own kernel; fills the probe where it has a request."""
+    """The attention output of the module's own kernel; the probe sees queries and keys."""
     probe: Probe = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
-    if probe.request is not None:
-        softcap = kwargs.get("softcap")
-        probe.capture = read(query, key, attention_mask, scaling, probe.request, softcap)
-        probe.request = None
+    probe.attend(query, key, attention_mask, scaling, kwargs.get("softcap"))
     kernel = kernel_of(module, probe.config._attn_implementation)
     return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from math import isnan
+from dataclasses import replace
+from threading import RLock, local
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -28,74 +28,17 @@ from tpcal.plans.families import find, identity
 from tpcal.plans.families.base import Family
 from tpcal.plans.forward import CutRecord, ForwardPass, prepare, shared_layers, with_grids
 from tpcal.plans.images import encoded, vision
+from tpcal.plans.reports import Patch, Report, without_images
 from tpcal.plans.rules import Reader, check_cuts
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create
+from tpcal.plans.turns import Forward, in_turn
 
 __all__ = ["Handle", "Patch", "Report", "apply", "check", "is_applied", "kv_bytes"]
 
 _LOG = logging.getLogger(__name__)
 _KERNELS = ("sdpa", "eager")
 _APPLIED: WeakSet[nn.Module] = WeakSet()
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Where a visual token stands in its image."""
-
-    token: int
-    """Rank among the prompt's original visual tokens."""
-    image: int
-    """Which image or video of the prompt, from 0."""
-    time: int
-    """Step of a video; 0 in an image."""
-    row: int
-    """Row in the token grid of its view."""
-    col: int
-    box: tuple[float, float, float, float] | None
-    """x0, y0, x1, y1 in fractions of the image as the vision tower saw it, after the processor's
-    resizing and cropping; None for tokens that cover no pixels. Times width and height: pixels."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a prefill did."""
-
-    cuts: tuple[CutRecord, ...]
-    """In order; ``.kept`` are the tokens that stayed, ``.text_to_visual`` the mass measured."""
-    lengths: tuple[int, ...]
-    """[L] tokens each layer got, filler of ragged rows included; empty without an image."""
-    n_visual: tuple[int, ...]
-    """Visual tokens of each row before the first cut."""
-    grids: tuple[tuple[stack.Grid, ...], ...] = ()
-    """The views of each row's images."""
-
-    def counts(self) -> list[tuple[tuple[int, int], ...]]:
-        """For each row (layer, visual tokens left) of every cut; a condition may leave all."""
-        left = [cut.stays.sum(dim=1).tolist() for cut in self.cuts]
-        layers = [cut.layer for cut in self.cuts]
-        rows = zip(*left, strict=True) if left else [()] * len(self.n_visual)
-        return [tuple(zip(layers, row, strict=True)) for row in rows]
-
-    def patches(self, cut: int, row: int = 0) -> tuple[Patch, ...]:
-        """The visual tokens that a prompt kept at a cut, as places in its images.
-
-        Args:
-            cut: Which cut, from 0.
-            row: Which prompt of the batch.
-        """
-        places = [
-            (grid, *place)
-            for grid in self.grids[row]
-            for place in zip(
-                grid.row.tolist(), grid.col.tolist(), grid.boxes().tolist(), strict=True
-            )
-        ]
-        return tuple(
-            Patch(token, grid.image, grid.time, at, col, None if isnan(box[0]) else tuple(box))
-            for token in self.cuts[cut].kept[row]
-            for grid, at, col, box in [places[token]]
-        )
 
 
 def check(plan: Plan, model: PreTrainedModel) -> list[str]:
@@ -127,20 +70,31 @@ def is_applied(model: PreTrainedModel) -> bool:
     return find(model).decoder(model) in _APPLIED
 
 
+class _Thread(local):
+    """What a thread's own pass goes by, and what its last one did."""
+
+    def __init__(self) -> None:
+        self.inputs: Mapping[str, Any] = {}
+        self.run: ForwardPass | None = None
+        self.n_new = 0
+        """Rows that the pass begins; 0 where it goes on."""
+        self.last: Report | None = None
+
+
 class Handle:
-    """A plan at work on a model. Leaving its context, or `remove`, restores the model."""
+    """A plan at work on a model. Leaving its context, or `remove`, restores the model.
+
+    Threads may call the model at once: its passes wait for each other.
+    """
 
     def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
         self.plan = plan
-        self.last: Report | None = None
-        """What the last pass that began a sequence or saw an image did; None before the first."""
         self._model = model
         self._family: Family = find(model)
         self._cuts = prepare(plan.cuts, plan.round_to)
         self._shared = shared_layers(self._family, model)
-        self._inputs: Mapping[str, Any] = {}
-        self._pass: ForwardPass | None = None
-        self._starts = True
+        self._lock = RLock()
+        self._thread = _Thread()
         self._probes: Mapping[int, Probe] = {}
         self._vision: vision.Vision | None = None
         self._watching: list[RemovableHandle] = []
@@ -150,10 +104,18 @@ class Handle:
             self._attach(undo)
             self._undo = undo.pop_all()
 
+    @property
+    def last(self) -> Report | None:
+        """What the last pass in this thread that began a sequence or saw an image did.
+
+        None before the thread's first; another thread's reports are not seen.
+        """
+        return self._thread.last
+
     def remove(self) -> None:
-        """Restores the model; a second call does nothing."""
-        self._undo.close()
-        self._inputs, self._pass = {}, None
+        """Restores the model, after the pass that may be running; a second call does nothing."""
+        with self._lock:
+            self._undo.close()
 
     def __enter__(self) -> Handle:
         return self
@@ -179,22 +141,16 @@ class Handle:
         modules = {at: family.attention(layers[at]) for at in read}
         self._probes = undo.enter_context(probing(modules))
         base = family.base(model)
-        hooks = [
-            base.register_forward_pre_hook(graphs.outside(self._before_base), with_kwargs=True),
-            base.register_forward_hook(graphs.outside(self._after_base), always_call=True),
-            decoder.register_forward_pre_hook(
-                graphs.outside(self._before_decoder), with_kwargs=True
-            ),
-            decoder.register_forward_hook(graphs.outside(self._after_decoder), always_call=True),
-        ]
-        for hook in hooks:
-            undo.callback(hook.remove)
+        for module in (model, base, decoder):
+            encoded.exchange(module, "__reduce_ex__", _refuse_copy, undo)
+        in_turn(base, self._lock, self._run_base, undo)
+        in_turn(decoder, self._lock, self._run_decoder, undo)
         undo.callback(self._watch, False)
         encoded.remember(base, undo)
         encoded.pass_on((model, base), undo)
         if any("vision" in cut.needs for cut in self._cuts.values()):
             self._vision = undo.enter_context(vision.reading(family, model))
-        family.attach(model, lambda: self._pass, undo)
+        family.attach(model, lambda: self._thread.run, undo)
         graphs.bound((model, base, decoder, *layers), len(layers), undo)
         _refuse_chunks(model, undo)
 
@@ -211,30 +167,52 @@ class Handle:
             for at, layer in enumerate(self._family.layers(self._model) if needed else ())
         ]
 
-    def _before_base(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    @graphs.around
+    def _run_base(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         # before images are encoded: in training a tower's batch norms would learn from them
         _refuse_training(self._family.decoder(self._model))
-        self._inputs = {"input_ids": args[0], **kwargs} if args else kwargs
+        mine = self._thread
+        outer = mine.inputs
+        mine.inputs = {"input_ids": args[0], **kwargs} if args else kwargs
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            mine.inputs = outer
 
-    def _after_base(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._inputs = {}
+    @graphs.around
+    def _run_decoder(
+        self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        decoder = self._family.decoder(self._model)
+        self._before_decoder(decoder, args, kwargs)
+        output = changed = None
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            changed = self._after_decoder(decoder, args, output)
+        return output if changed is None else changed
 
+    @graphs.outside
     def _before_decoder(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         _refuse_training(module)
-        ids, embeds = self._inputs.get("input_ids"), self._inputs.get("inputs_embeds")
-        length = _length(kwargs, ids, embeds)
+        mine = self._thread
+        if mine.run is not None:
+            raise UsageError(
+                "A model with a plan cannot be called from inside its own forward pass, by a hook "
+                "for instance; call it before or afterwards."
+            )
+        ids, embeds = mine.inputs.get("input_ids"), mine.inputs.get("inputs_embeds")
+        n_rows, length = _size(kwargs, ids, embeds)
         prompt = None if length == 1 else self._read_prompt(ids, embeds)
         cache = kwargs.get("past_key_values")
-        self._starts = cache is None or cache.get_seq_length() == 0
+        mine.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
         masks = (
             kwargs.get("attention_mask") is not None or self._text._attn_implementation != "sdpa"
         )
         self._watch(length > 1 or masks or needs_mask(cache))
-        self._pass = ForwardPass(
+        mine.run = ForwardPass(
             self._cuts,
             prompt,
             length,
@@ -243,14 +221,17 @@ class Handle:
             probes=self._probes,
         )
 
+    @graphs.outside
     def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
-        run, self._pass = self._pass, None
+        mine = self._thread
+        run, mine.run = mine.run, None
         if run is None or output is None:  # None: the forward failed
             return None
-        if run.prompt is not None or self._starts:
-            n_visual = run.prompt.n_visual if run.prompt else ()
-            grids = run.prompt.grids if run.prompt else ()
-            self.last = Report(tuple(run.records), tuple(run.lengths), n_visual, grids)
+        if run.prompt is not None:
+            seen = run.prompt.n_visual, run.prompt.grids
+            mine.last = Report(tuple(run.records), tuple(run.lengths), *seen)
+        elif mine.n_new:
+            mine.last = without_images(self._cuts.values(), mine.n_new)
         if run.survivors.places is None:
             return None
         if isinstance(output, tuple):
@@ -260,7 +241,7 @@ class Handle:
 
     def _layer_hook(self, at: int) -> Callable[..., Any]:
         def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            run = self._pass
+            run = self._thread.run
             if run is None or run.leaves_alone(at, kwargs):
                 return None
             if at == 0 and run.cuts:
@@ -277,16 +258,17 @@ class Handle:
         if ids is None and embeds is None:
             return None  # the decoder was called by itself
         visual = self._family.visual_mask(self._model, ids, embeds)
-        mask = self._inputs.get("attention_mask")
+        inputs = self._thread.inputs
+        mask = inputs.get("attention_mask")
         prompt = stack.read_prompt(visual, mask if _is_flat(mask) else None)
         if max(prompt.n_visual) == 0:
             if ids is None:
                 _LOG.warning("No visual token was found in inputs_embeds, so nothing is pruned.")
             return None
-        prompt = with_grids(self._family, self._model, prompt, self._inputs)
+        prompt = with_grids(self._family, self._model, prompt, inputs)
         if self._vision is None:
             return prompt
-        return replace(prompt, vision=self._vision.of(prompt, self._inputs))
+        return replace(prompt, vision=self._vision.of(prompt, inputs))
 
 
 def _identity_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
@@ -365,6 +347,13 @@ def _refuse_training(decoder: nn.Module) -> None:
         raise UsageError("The model must be in evaluation mode to run a plan; call model.eval().")
 
 
+def _refuse_copy(protocol: object) -> Any:
+    raise UsageError(
+        "A model with a plan cannot be copied or pickled, as the copy would run on the original's "
+        "plan. Call remove(), copy the model, and apply the plan to each."
+    )
+
+
 def _refuse_chunks(model: PreTrainedModel, undo: ExitStack) -> None:
     """Chunked prefill would choose tokens before the question is read; nothing else shows it."""
     prefill = getattr(model, "_prefill", None)
@@ -383,12 +372,13 @@ def _refuse_chunks(model: PreTrainedModel, undo: ExitStack) -> None:
     undo.callback(delattr, model, "_prefill")
 
 
-def _length(kwargs: Mapping[str, Any], ids: Tensor | None, embeds: Tensor | None) -> int:
+def _size(kwargs: Mapping[str, Any], ids: Tensor | None, embeds: Tensor | None) -> tuple[int, int]:
+    """Rows and tokens of a pass."""
     given = kwargs.get("inputs_embeds")
     given = given if given is not None else kwargs.get("input_ids")
     for tensor in (given, ids, embeds):
         if tensor is not None:
-            return tensor.shape[1]
+            return tensor.shape[0], tensor.shape[1]
     raise UsageError("The decoder must be called with input_ids or inputs_embeds by keyword.")
 
 

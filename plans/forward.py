@@ -21,7 +21,7 @@ from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded
 from tpcal.plans.schema import Condition, Cut, n_keep
 from tpcal.plans.selectors import create
-from tpcal.plans.selectors.base import Selector, Tokens
+from tpcal.plans.selectors.base import Selector, Tokens, checked
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class ForwardPass:
         wanted = stack.attention_request(
             self._prompt, self.survivors, text=text, visual_queries=both
         )
-        self._probes[layer].request = wanted
+        self._probes[layer].ask(wanted)
 
     def _cut(self, prepared: PreparedCut, hidden: Tensor) -> Tensor:
         prompt, before, cut = self._prompt, self.survivors, prepared.cut
@@ -250,7 +250,8 @@ class ForwardPass:
                 stays = valid & (wanted > 0)[:, None]
             else:
                 tokens = self._tokens(prepared, hidden, capture, columns, valid, index)
-                stays = prepared.selector.select(tokens, wanted)
+                chosen = prepared.selector.select(tokens, wanted)
+                stays = checked(chosen, tokens, wanted, cut.selector or "")
                 merged = prepared.selector.merged(tokens, stays)
             self.survivors, order = stack.narrowed(prompt, before, columns, stays, n_left)
             hidden = stack.take_columns(hidden, order)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.decorators import skip
 
 _LOG = logging.getLogger(__name__)
 _PER_LAYER = 4  # graphs of one function: fixed and any length, prefill and decode
@@ -23,6 +24,11 @@ _PER_LAYER = 4  # graphs of one function: fixed and any length, prefill and deco
 def outside(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, which no graph takes in."""
     return torch.compiler.disable(hook)
+
+
+def around(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which no graph takes in, though graphs may take in what it calls."""
+    return skip(call)
 
 
 def bound(modules: Iterable[nn.Module], n_layers: int, undo: ExitStack) -> None:

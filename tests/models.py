@@ -17,9 +17,14 @@ N_IMAGE = SIDE * SIDE
 
 
 def tiny_llava(
-    attn: str = "sdpa", *, n_kv_heads: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32
+    attn: str = "sdpa",
+    *,
+    n_kv_heads: int = 2,
+    n_layers: int = N_LAYERS,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> LlavaForConditionalGeneration:
-    """A random LLaVA: 8 layers, hidden 64, 16 visual tokens per image, in evaluation mode."""
+    """A random LLaVA: hidden 64, 16 visual tokens per image, in evaluation mode."""
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=32,
@@ -32,7 +37,7 @@ def tiny_llava(
         text_config=LlamaConfig(
             hidden_size=64,
             intermediate_size=128,
-            num_hidden_layers=N_LAYERS,
+            num_hidden_layers=n_layers,
             num_attention_heads=4,
             num_key_value_heads=n_kv_heads,
             vocab_size=VOCAB,

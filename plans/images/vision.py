@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,14 +130,23 @@ def problem(family: Family, model: PreTrainedModel) -> str | None:
     return None
 
 
+class _Thread(local):
+    """What was read in this thread, which may encode images while another one's pass runs."""
+
+    def __init__(self) -> None:
+        self.patches: list[Tensor] | None = None
+        """Of the encoding that runs now; None between encodings."""
+        self.latest: dict[str, Tensor] = {}
+        """By kind, since the last pass began."""
+
+
 class Vision:
     """The reader of one model's vision tower."""
 
     def __init__(self, family: Family, model: PreTrainedModel, tower: Tower) -> None:
         self._family, self._model, self._tower = family, model, tower
         self._config: Any = tower.attention.config
-        self._patches: list[Tensor] | None = None
-        self._latest: dict[str, Tensor] = {}
+        self._thread = _Thread()
 
     def of(self, prompt: stack.Prompt, inputs: Mapping[str, Any]) -> Tensor:
         """[B, N, 1 + E] score and keys of the prompt's visual tokens by rank; zeros on filler.
@@ -150,7 +160,8 @@ class Vision:
         """
         made = (inputs.get("mm_encoder_outputs") or {}).items()
         marks = {kind: getattr(out, _MARK, None) for kind, out in made if out is not None}
-        read = {kind: mark for kind, mark in (marks or self._latest).items() if mark is not None}
+        known = marks or self._thread.latest
+        read = {kind: mark for kind, mark in known.items() if mark is not None}
         if not read or len(read) < len(marks):
             raise _unread("images encoded before")
         columns, real = stack.columns_of(prompt.visual, max(prompt.n_visual))
@@ -164,8 +175,9 @@ class Vision:
     @torch.compiler.disable
     def attend(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         """Reads one attention call of the tower, where an image is being encoded."""
-        if self._patches is not None:
-            self._patches.append(read(query, key, mask, scaling, self._tower.has_class))
+        patches = self._thread.patches
+        if patches is not None:
+            patches.append(read(query, key, mask, scaling, self._tower.has_class))
 
     def encoder(self, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
         """``encode``, whose output carries what was read while it ran."""
@@ -173,17 +185,18 @@ class Vision:
 
         @wraps(encode)  # generate reads the signature to know what to pass
         def reading(*args: Any, **kwargs: Any) -> Any:
-            if self._patches is not None:
+            mine = self._thread
+            if mine.patches is not None:
                 return encode(*args, **kwargs)  # one kind encoded as the other
-            self._patches = []
+            mine.patches = []
             try:
                 output = encode(*args, **kwargs)
                 given = signature.bind(*args, **kwargs).arguments
                 inputs = {**given, **given.pop("kwargs", {})}
-                read = self._family.by_visual_token(self._model, self._patches, inputs)
+                read = self._family.by_visual_token(self._model, mine.patches, inputs)
             finally:
-                self._patches = None
-            self._latest[kind] = read  # [n, 1 + E], in the order of the placeholders
+                mine.patches = None
+            mine.latest[kind] = read  # [n, 1 + E], in the order of the placeholders
             if hasattr(output, "__dict__"):  # a tuple goes nowhere from here
                 setattr(output, _MARK, read)
             return output
@@ -193,7 +206,7 @@ class Vision:
     @torch.compiler.disable
     def forget(self, *_: Any) -> None:
         """Drops what the last pass encoded; outputs made before keep theirs."""
-        self._latest = {}
+        self._thread.latest = {}
 
     def _are(self, kind: str, inputs: Mapping[str, Any], columns: Tensor) -> Tensor:
         ids = inputs.get("input_ids")

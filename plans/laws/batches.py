@@ -1,20 +1,22 @@
-"""Laws about company: rows of a batch, and models in other threads, do not see each other."""
+"""Laws about company: rows of a batch, and calls from other threads, do not see each other."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from threading import Barrier
+from time import sleep
 
 import torch
-from torch import Tensor
 
 from tpcal.plans.execute import apply
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import N_STEPS, Run, Trial
 from tpcal.plans.laws.verdict import Broken, Inapplicable
 
-_ROUNDS = 2
+_PAUSE = 0.002  # seconds
 
 
 def rows_alone(trial: Trial) -> str:
@@ -36,26 +38,48 @@ def rows_alone(trial: Trial) -> str:
 
 
 def threads(trial: Trial) -> str:
-    """Two models with two plans in two threads give what each gives alone."""
-    names = list(trial.plans)[:2]
-    other = Trial(replace(trial.case, model=trial.copied()))
-    wanted = [trial.pruned(name, "left").logits for name in names]
-    together = Barrier(len(names))
+    """Calls from several threads at once give what each gives alone, in one model and in two."""
+    one, two = (2 * list(trial.plans))[:2]
+    works = [(trial, one, str(row)) for row in range(len(trial.case.rows))]
+    works.append((trial, one, "left"))
+    with suppress(Inapplicable):  # a model too large for a second one
+        other = Trial(replace(trial.case, model=trial.copied()))
+        works.append((other, two, "left"))
+    wanted = [trial.pruned(name, inputs) for _, name, inputs in works]
+    found = []
+    for at, (alone, got) in enumerate(zip(wanted, _together(works), strict=True)):
+        what = f"thread {at}"
+        found.append(trial.require_close(distance(alone.logits, got.logits), what))
+        if got.report is None or got.kept != alone.kept:
+            raise Broken(f"{what}: other tokens kept than alone")
+    return f"{len(works)} threads: {trial.within(found)}"
 
-    def work(at: int) -> list[Tensor]:
-        mine = (trial, other)[at]
-        together.wait()
-        with torch.no_grad(), apply(mine.model, trial.plans[names[at]], check=False):
-            return [mine.forward(trial.left).logits for _ in range(_ROUNDS)]
 
-    with ThreadPoolExecutor(len(names)) as pool:
-        got = list(pool.map(work, range(len(names))))
-    found = [
-        trial.require_close(distance(one, two), f"thread {at}")
-        for at, (one, results) in enumerate(zip(wanted, got, strict=True))
-        for two in results
-    ]
-    return f"{_ROUNDS} rounds in {len(names)} threads: {trial.within(found)}"
+def _together(works: Sequence[tuple[Trial, str, str]]) -> list[Run]:
+    """Each work in a thread of its own, all begun at once."""
+    together = Barrier(len(works))
+    plans = {id(mine.model): (mine, name) for mine, name, _ in works}
+    with ExitStack() as undo:
+        handles = {}
+        for mine, name in plans.values():
+            handle = undo.enter_context(apply(mine.model, mine.plans[name], check=False))
+            handles[id(mine.model)] = handle
+            undo.callback(_slow(mine))
+
+        def work(mine: Trial, name: str, inputs: str) -> Run:
+            together.wait()
+            with torch.no_grad():
+                run = mine.forward(mine.inputs(inputs))
+            return replace(run, report=handles[id(mine.model)].last)
+
+        with ThreadPoolExecutor(len(works)) as pool:
+            return list(pool.map(work, *zip(*works, strict=True)))
+
+
+def _slow(trial: Trial) -> Callable[[], None]:
+    """Makes passes wait in the middle, where others would get in; undone by the result."""
+    layer = trial.family.layers(trial.model)[trial.n_layers // 2]
+    return layer.register_forward_pre_hook(lambda *_: sleep(_PAUSE)).remove
 
 
 def _yardstick(trial: Trial, side: str) -> tuple[int, str]:

@@ -136,6 +136,41 @@ class Selector(ABC):
         return None
 
 
+def checked(choice: Tensor, tokens: Tokens, n_keep: Tensor, name: str) -> Tensor:
+    """The choice of a selector, where it is what `Selector.select` promises.
+
+    The counts are compared without waiting for the device. On a GPU a wrong count therefore shows
+    a little later, as CUDA's "device-side assert triggered"; on the CPU it is told in words.
+
+    Args:
+        choice: What ``select`` returned.
+        tokens: What it saw.
+        n_keep: [B] int64, what it was asked for; no more than the row has.
+        name: The selector's.
+
+    Raises:
+        UsageError: The choice has another shape or dtype, or rows with other counts or filler.
+    """
+    rule = (
+        f"The selector {name} must return a bool tensor {list(tokens.valid.shape)} that is True "
+        "for exactly n_keep tokens of each row and never on filler"
+    )
+    if not isinstance(choice, Tensor):
+        raise UsageError(f"{rule}; got {type(choice).__name__}.")
+    if choice.dtype != torch.bool or choice.shape != tokens.valid.shape:
+        raise UsageError(f"{rule}; got {choice.dtype} {list(choice.shape)}.")
+    right = (choice.sum(dim=1) == n_keep).all() & ~(choice & ~tokens.valid).any()
+    message = f"{rule}; it broke this at layer {tokens.layer} (docs/selectors.md)."
+    try:
+        torch._assert_async(right, message)
+    except NotImplementedError:  # a device without it, which is waited for
+        if not right:
+            raise UsageError(message) from None
+    except RuntimeError:
+        raise UsageError(message) from None
+    return choice
+
+
 @dataclass(frozen=True)
 class ScoredSelector(Selector):
     """A selector that keeps the tokens of the highest score."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+
 import pytest
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, rows_alone, tiny_llava
 from reference import close
 
+from tpcal.plans.errors import UsageError
 from tpcal.plans.execute import apply
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, run
 from tpcal.plans.laws.identity import failing
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.schema import Condition, Cut, Plan, entering, n_keep
+from tpcal.plans.selectors.random import Random
 
 MIXED = [
     prompt(3, 0, 4),
@@ -133,4 +139,79 @@ def test_a_pass_of_another_length_may_follow_one_that_failed(model):
         with failing(attention.q_proj), pytest.raises(Exception, match="^$"):
             model(**inputs)  # the probe was asked, but not answered
         model(input_ids=torch.tensor([[9]]))
+        assert torch.equal(model(**inputs).logits, wanted)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": pickle.dumps,
+    "save": lambda module: torch.save(module, io.BytesIO()),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_model_with_a_plan_is_not_copied_and_without_it_is_again(how):
+    model, inputs = tiny_llava(), batch(MIXED)
+    parts = (model, model.model, model.model.language_model, {"held": model})
+    with apply(model, CONTENT):
+        for part in parts:
+            with pytest.raises(UsageError, match=r"cannot be copied or pickled.*Call remove\(\)"):
+                COPIES[how](part)
+    for part in parts:
+        COPIES[how](part)
+    copied = copy.deepcopy(model)
+    with apply(copied, CONTENT) as handle:
+        unpruned = model(**inputs).logits
+        assert handle.last is None
+        assert not torch.equal(copied(**inputs).logits, unpruned)
+
+
+def test_weights_are_saved_while_a_plan_is_applied(model, tmp_path):
+    with apply(model, CONTENT):
+        names = list(model.state_dict())
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path).eval()
+    assert list(again.state_dict()) == names
+
+
+def _more(choice, valid):
+    return valid
+
+
+def _fewer(choice, valid):
+    return choice & (choice.cumsum(1) > 1)
+
+
+def _filler(choice, valid):
+    moved = choice.clone()
+    moved[-1] = moved[-1].flip(0)
+    return moved
+
+
+def _numbers(choice, valid):
+    return choice.long()
+
+
+def _narrow(choice, valid):
+    return choice[:, :-1]
+
+
+def _list(choice, valid):
+    return choice.tolist()
+
+
+@pytest.mark.parametrize("fault", [_more, _fewer, _filler, _numbers, _narrow, _list])
+def test_a_selector_that_breaks_its_promise_is_one_clear_error(model, fault, monkeypatch):
+    select = Random.select
+
+    def broken(self, tokens, n_keep):
+        return fault(select(self, tokens, n_keep), tokens.valid)
+
+    inputs = batch(MIXED)
+    with apply(model, CONTENT):
+        wanted = model(**inputs).logits
+        with monkeypatch.context() as patch:
+            patch.setattr(Random, "select", broken)
+            with pytest.raises(UsageError, match="The selector random must return a bool tensor"):
+                model(**inputs)
         assert torch.equal(model(**inputs).logits, wanted)

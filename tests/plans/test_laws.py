@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 
 import pytest
@@ -193,7 +194,7 @@ def _state_kept_after_an_error(patch):
     before = execute.Handle._before_decoder
 
     def once(self, module, args, kwargs):
-        if self._pass is None:
+        if self._thread.run is None:
             before(self, module, args, kwargs)
 
     patch.setattr(execute.Handle, "_before_decoder", once)
@@ -203,6 +204,11 @@ def _state_kept_after_an_error(patch):
         return None if output is None else after(self, module, args, output)
 
     patch.setattr(execute.Handle, "_after_decoder", unless_failed)
+
+
+def _threads_that_share_a_pass(patch):
+    patch.setattr(execute, "RLock", nullcontext)
+    patch.setattr(execute, "_Thread", type("_Shared", (), {"__init__": execute._Thread.__init__}))
 
 
 MUTANTS = {
@@ -220,6 +226,7 @@ MUTANTS = {
     _handle_that_stays: ["removed"],
     _a_hook_left_behind: ["removed", "failed"],
     _state_kept_after_an_error: ["failed"],
+    _threads_that_share_a_pass: ["threads"],
 }
 
 

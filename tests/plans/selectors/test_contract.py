@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tpcal.plans.selectors import create, names, needs
-from tpcal.plans.selectors.base import Tokens
+from tpcal.plans.selectors.base import Tokens, checked
 
 VARIANTS = [
     *((name, {}) for name in names()),
@@ -53,6 +53,8 @@ def test_every_row_keeps_exactly_its_count_and_never_filler(name, params, n_keep
     assert mask.shape == tokens.valid.shape
     assert mask.sum(-1).tolist() == tokens.valid.sum(-1).clamp(max=n_keep).tolist()
     assert not (mask & ~tokens.valid).any()
+    asked = tokens.valid.sum(-1).clamp(max=n_keep)
+    assert checked(mask, tokens, asked, name) is mask  # what the executor asks of every choice
 
 
 @NAMED
