@@ -11,14 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from tpcal.calibrate.cells import (
-    DEFAULT_GROUP,
-    Columns,
-    has_image,
-    read_answer,
-    read_images,
-    read_question,
-)
+from tpcal.calibrate.cells import DEFAULT_GROUP, Columns, read_answer, read_question
+from tpcal.calibrate.images import has_image, read_images
 from tpcal.calibrate.seen import identity
 from tpcal.calibrate.sources import Table, load_table, order
 from tpcal.plans.errors import UsageError

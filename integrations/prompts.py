@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from tpcal.calibrate.batches import has_template, prompt_text
-from tpcal.calibrate.cells import read_images
+from tpcal.calibrate.images import read_images
 from tpcal.calibrate.samples import Sample
 from tpcal.plans.errors import UsageError
 
