@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import UsageError, excerpt, listed
 
 GUESSES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "images", "img", "picture", "image_path", "file_name", "path"),
@@ -51,7 +51,7 @@ class Columns:
                 wrong.append(f"no {name} column (name it with --{name}-column)")
         if wrong:
             raise UsageError(
-                f"{source} has {' and '.join(wrong)}. It has these columns: {', '.join(present)}."
+                f"{source} has {' and '.join(wrong)}. It has these columns: {listed(present)}."
             )
         return Columns(**found)
 
@@ -73,7 +73,7 @@ def read_question(cell: Any, row: str) -> tuple[str, str | None]:
             answer = turns[asked + 1][1] or None
     text = cell.replace("<image>", "").strip() if isinstance(cell, str) else ""
     if not text:
-        raise UsageError(f"{row}: the question must be text; got {cell!r:.60}.")
+        raise UsageError(f"{row}: the question must be text; got {excerpt(cell)}.")
     return text, answer
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tpcal.calibrate import hub
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import UsageError, excerpt, listed
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 ROLES: Mapping[str, tuple[str, ...]] = {
@@ -161,7 +161,7 @@ def _pick(
     wanted = ROLES.get(split, (split,))
     found = [s for s in wanted if s in loaded] or (list(loaded) if len(loaded) == 1 else [])
     if not found or (split not in ROLES and split not in loaded):
-        raise UsageError(f"{name} has no split {split!r}. It has: {', '.join(map(str, loaded))}.")
+        raise UsageError(f"{name} has no split {split!r}. It has: {listed(list(loaded))}.")
     return _table(name, loaded[found[0]], folder, n, seed)
 
 
@@ -204,8 +204,9 @@ def _explained(name: str) -> Iterator[None]:
     except (OSError, ValueError, DatasetGenerationError, NotImplementedError) as error:
         cause = error.__cause__ or error
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
-        shown = first if len(first) <= 200 else f"{first[:200]}…"
-        raise UsageError(f"{name} cannot be loaded as a data set: {shown}.") from error
+        raise UsageError(
+            f"{name} cannot be loaded as a data set: {excerpt(first, 200)}."
+        ) from error
     finally:
         if not bars:
             datasets.enable_progress_bars()
