@@ -196,9 +196,11 @@ def _explained(name: str) -> Iterator[None]:
     """Keeps `datasets` quiet and turns its errors into one line."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
+    from datasets.utils import logging
 
-    bars = datasets.are_progress_bars_disabled()
+    bars, verbosity = datasets.are_progress_bars_disabled(), logging.get_verbosity()
     datasets.disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # its errors log whole cells, and are raised besides
     try:
         yield
     except (OSError, ValueError, DatasetGenerationError, NotImplementedError) as error:
@@ -208,5 +210,6 @@ def _explained(name: str) -> Iterator[None]:
             f"{name} cannot be loaded as a data set: {excerpt(first, 200)}."
         ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if not bars:
             datasets.enable_progress_bars()
