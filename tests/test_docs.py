@@ -26,7 +26,7 @@ from tpcal.plans.stack import read_prompt
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-EXAMPLES = ("index.md", "plan-format.md", "production.md", "cost.md")
+EXAMPLES = ("index.md", "plan-format.md", "production.md", "cost.md", "images.md")
 """Pages whose Python runs, block after block; the output stands below its block."""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
