@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +176,8 @@ def _table(
     for column, feature in features.items():
         if isinstance(feature, datasets.ClassLabel):
             labels[column] = tuple(feature.names)
-        elif isinstance(feature, datasets.Image):
-            loaded = loaded.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            raw = datasets.List(datasets.Image(decode=False))
-            loaded = loaded.cast_column(column, raw)
+        elif (encoded := _encoded(feature)) != feature:
+            loaded = loaded.cast_column(column, encoded)
     if isinstance(loaded, datasets.IterableDataset):
         assert n is not None
         drawn = loaded.shuffle(seed=seed, buffer_size=max(MIN_SHUFFLE, n))
@@ -189,6 +186,19 @@ def _table(
         raise UsageError(f"{name} must hold samples; got none.")
     columns = tuple(features) or tuple(loaded[0])
     return Table(name, loaded, columns, labels, folder)
+
+
+def _encoded(feature: Any) -> Any:
+    """The feature with its images left encoded, however deep they lie; `datasets` turns others."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, dict):
+        return {name: _encoded(inner) for name, inner in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return replace(feature, feature=_encoded(feature.feature))
+    return feature
 
 
 @contextmanager

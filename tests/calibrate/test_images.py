@@ -262,6 +262,25 @@ def test_the_documented_copy_is_what_transformers_loads_from_a_path(folder: Path
     assert image.tobytes() == ImageOps.exif_transpose(photograph).convert("RGB").tobytes()
 
 
+@turned_on_purpose
+def test_images_deep_in_a_data_set_are_as_opened_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` turns the images that it decodes."""
+    import datasets
+
+    from tpcal.calibrate.samples import load_samples
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+    picture = {"bytes": opened.turned(), "path": None}
+    part = {"type": datasets.Value("string"), "image": datasets.Image()}
+    features = datasets.Features({"image": datasets.List(part), "question": part["type"]})
+    row = {"image": [{"type": "image", "image": picture}], "question": "What?"}
+    datasets.Dataset.from_list([row], features=features).to_parquet(str(folder / "data.parquet"))
+    images = load_samples(str(folder / "data.parquet"))[0].images
+    assert [image.size for image in images] == [(opened.WIDTH, opened.HEIGHT)]
+
+
 def test_a_data_set_may_spell_its_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
