@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.batches import prompt_inputs
-from tpcal.calibrate.cells import read_images
+from tpcal.calibrate.images import read_images
 from tpcal.calibrate.memory import memory_guard
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Sample

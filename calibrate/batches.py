@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcal.calibrate.images import for_processor
 from tpcal.calibrate.models import device_of
 from tpcal.calibrate.samples import Sample
 from tpcal.plans.families import find
@@ -137,13 +138,14 @@ def generate_ids(
 
 def _images(processor: Any, samples: Sequence[Sample]) -> Any:
     """The images by prompt; in one list where prompts without images must not appear in it."""
-    rows = [list(sample.images) for sample in samples if sample.images]
+    prompts = [for_processor(processor, sample.images) for sample in samples]
+    rows = [images for images in prompts if images]
     image_processor = getattr(processor, "image_processor", None)
     names = getattr(image_processor, "model_input_names", ())
     if len(rows) == len(samples) or "batch_num_images" in names:  # LLaVA-OneVision tiles by it
         return rows or None
     if rows and _BY_PROMPT.intersection(names):
-        return [list(sample.images) for sample in samples]
+        return prompts
     return [image for row in rows for image in row] or None
 
 

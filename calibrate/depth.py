@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tpcal.plans.errors import excerpt
+
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
 
@@ -83,7 +85,8 @@ def blind_spots(profile: Profile) -> tuple[str, ...]:
         )
     if len(profile.groups) == 1:
         found.append(
-            f"All samples are of one group ({profile.groups[0]}), so a plan that ruins one kind "
-            "of question can look fine. Name the column of their kinds with --group-column."
+            f"All samples are of one group ({excerpt(profile.groups[0])}), so a plan that ruins "
+            "one kind of question can look fine. Name the column of their kinds with "
+            "--group-column."
         )
     return tuple(found)

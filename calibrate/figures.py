@@ -21,7 +21,7 @@ from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.samples import Samples
 from tpcal.calibrate.tape import Tape
-from tpcal.plans.errors import RunFailed, UsageError
+from tpcal.plans.errors import RunFailed, UsageError, excerpt
 from tpcal.plans.schema import Cut
 
 TAU = 0.93
@@ -53,7 +53,7 @@ def measure(
     n_tokens = tape.visual_mask.sum(dim=1)
     if not bool(n_tokens.all()):
         bad = next(s.id for s, n in zip(batch, n_tokens.tolist(), strict=True) if not n)
-        raise UsageError(f"Samples must have images; got none in sample {bad}.")
+        raise UsageError(f"Samples must have images; got none in sample {excerpt(bad)}.")
     columns = _columns_of_layers(tape)
     columns |= _columns_of_probes(tape, probes, encoded.positions, encoded.valid)
     columns["counts"] = torch.stack((n_tokens, encoded.prompt_length - n_tokens), dim=1)

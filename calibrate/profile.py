@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import UsageError, listed
 from tpcal.plans.files import Line, dump_yaml, read_bytes, read_yaml, write_atomic
 from tpcal.plans.schema import ModelIdentity
 
@@ -92,8 +92,7 @@ class Profile:
         if group is not None:
             if group not in self.groups:
                 raise UsageError(
-                    f"No group is called {group!r} in this profile. It has: "
-                    f"{', '.join(self.groups)}."
+                    f"No group is called {group!r} in this profile. It has: {listed(self.groups)}."
                 )
             values = values[self.sample_group == self.groups.index(group)]
         return values.mean(axis=0, dtype=np.float64)

@@ -11,14 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from tpcal.calibrate.cells import (
-    DEFAULT_GROUP,
-    Columns,
-    has_image,
-    read_answer,
-    read_images,
-    read_question,
-)
+from tpcal.calibrate.cells import DEFAULT_GROUP, Columns, read_answer, read_question
+from tpcal.calibrate.images import as_rgb, has_image, read_images
 from tpcal.calibrate.seen import identity
 from tpcal.calibrate.sources import Table, load_table, order
 from tpcal.plans.errors import UsageError
@@ -36,7 +30,7 @@ class Sample:
 
     id: str
     images: tuple[Image.Image, ...]
-    """RGB."""
+    """As opened (`tpcal.calibrate.images`)."""
     question: str
     answer: str | None = None
     """None where the data has none: the model's own answer stands in."""
@@ -77,7 +71,7 @@ class Samples(Sequence[Sample]):
             groups.append(sample.group)
             identities.append(identity(sample))
         self.fingerprint = f"sha256:{digest.hexdigest()}"
-        """Over ids, questions, answers, groups and pixels, in order."""
+        """Over ids, questions, answers, groups and pixels as a model is shown them, in order."""
         self.sample_groups: tuple[str, ...] = tuple(groups)
         """[n] the group of each sample."""
         self.groups: tuple[str, ...] = tuple(sorted(set(groups)))
@@ -214,4 +208,4 @@ def _feed(digest: Any, sample: Sample) -> None:
         data = part.encode()
         digest.update(len(data).to_bytes(8, "little") + data)
     for image in sample.images:
-        digest.update(image.tobytes())
+        digest.update(as_rgb(image).tobytes())

@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from tpcal.calibrate.images import as_rgb, upright
+
 if TYPE_CHECKING:
     from tpcal.calibrate.samples import Sample
 
@@ -15,9 +17,12 @@ N_BYTES = 5
 
 
 def identity(sample: Sample) -> bytes:
-    """[N_BYTES] digest of the question and the pixels; neither id, group nor answer counts."""
+    """[N_BYTES] digest of the question and the pixels; neither id, group nor answer counts.
+
+    Images count in RGB and upright: a copy that was turned or converted is the same sample.
+    """
     digest = hashlib.sha256(sample.question.encode())
-    for image in sample.images:
+    for image in (as_rgb(upright(image)) for image in sample.images):
         digest.update(f"\0{image.size}".encode() + image.tobytes())
     return digest.digest()[:N_BYTES]
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tpcal.calibrate.answered import n_tokens
 from tpcal.calibrate.batches import prompt_inputs
+from tpcal.calibrate.images import as_rgb
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Sample, Samples
 from tpcal.calibrate.ways import Impossible, Way, Work
@@ -206,4 +207,4 @@ def _at(sample: Sample, step: int) -> Sizes:
 
 def _resized(sample: Sample, sizes: Sizes) -> Sample:
     pairs = zip(sample.images, sizes, strict=True)
-    return replace(sample, images=tuple(image.resize(size) for image, size in pairs))
+    return replace(sample, images=tuple(as_rgb(image).resize(size) for image, size in pairs))

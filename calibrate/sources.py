@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tpcal.calibrate import hub
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import UsageError, excerpt, listed
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 ROLES: Mapping[str, tuple[str, ...]] = {
@@ -161,7 +161,7 @@ def _pick(
     wanted = ROLES.get(split, (split,))
     found = [s for s in wanted if s in loaded] or (list(loaded) if len(loaded) == 1 else [])
     if not found or (split not in ROLES and split not in loaded):
-        raise UsageError(f"{name} has no split {split!r}. It has: {', '.join(map(str, loaded))}.")
+        raise UsageError(f"{name} has no split {split!r}. It has: {listed(list(loaded))}.")
     return _table(name, loaded[found[0]], folder, n, seed)
 
 
@@ -176,11 +176,8 @@ def _table(
     for column, feature in features.items():
         if isinstance(feature, datasets.ClassLabel):
             labels[column] = tuple(feature.names)
-        elif isinstance(feature, datasets.Image):
-            loaded = loaded.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            raw = datasets.List(datasets.Image(decode=False))
-            loaded = loaded.cast_column(column, raw)
+        elif (encoded := _encoded(feature)) != feature:
+            loaded = loaded.cast_column(column, encoded)
     if isinstance(loaded, datasets.IterableDataset):
         assert n is not None
         drawn = loaded.shuffle(seed=seed, buffer_size=max(MIN_SHUFFLE, n))
@@ -191,21 +188,38 @@ def _table(
     return Table(name, loaded, columns, labels, folder)
 
 
+def _encoded(feature: Any) -> Any:
+    """The feature with its images left encoded, however deep they lie; `datasets` turns others."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, dict):
+        return {name: _encoded(inner) for name, inner in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return replace(feature, feature=_encoded(feature.feature))
+    return feature
+
+
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
     """Keeps `datasets` quiet and turns its errors into one line."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
+    from datasets.utils import logging
 
-    bars = datasets.are_progress_bars_disabled()
+    bars, verbosity = datasets.are_progress_bars_disabled(), logging.get_verbosity()
     datasets.disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # its errors log whole cells, and are raised besides
     try:
         yield
     except (OSError, ValueError, DatasetGenerationError, NotImplementedError) as error:
         cause = error.__cause__ or error
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
-        shown = first if len(first) <= 200 else f"{first[:200]}…"
-        raise UsageError(f"{name} cannot be loaded as a data set: {shown}.") from error
+        raise UsageError(
+            f"{name} cannot be loaded as a data set: {excerpt(first, 200)}."
+        ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if not bars:
             datasets.enable_progress_bars()

@@ -10,7 +10,7 @@ import click
 from tpcal import options, terminal
 from tpcal.commands.inputs import read_profile
 from tpcal.planner.named import read_plan
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import UsageError, listed
 
 
 @click.command(short_help="Draw a plan or a profile in the terminal.")
@@ -86,7 +86,7 @@ def _profile_view(path: Path, measure: str, group: str | None, threshold: float)
 
     folder, profile = read_profile(path)
     if group is not None and group not in profile.groups:
-        known = ", ".join(profile.groups)
+        known = listed(profile.groups)
         raise UsageError(f"No group is called {group!r} in {folder}. Known: {known}.")
     return profile_view(
         profile, title=str(folder), measure=measure, group=group, threshold=threshold

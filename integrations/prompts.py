@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image
 
 from tpcal.calibrate.batches import has_template, prompt_text
-from tpcal.calibrate.cells import read_images
+from tpcal.calibrate.images import read_images
 from tpcal.calibrate.samples import Sample
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import UsageError, excerpt
 
 Message = Mapping[str, Any]
 """``role`` and ``content``, a list of ``{"type": "text", "text": …}`` and ``{"type": "image",
@@ -25,7 +25,7 @@ class Prompt:
     text: str
     """In the model's chat format, with a placeholder for each image."""
     images: tuple[Image.Image, ...]
-    """RGB, in the order of their placeholders."""
+    """As opened, in the order of their placeholders."""
 
 
 def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> Prompt:
@@ -33,7 +33,7 @@ def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> Pr
 
     Args:
         processor: The model's processor.
-        messages: Turns. Images are pictures, paths or encoded bytes.
+        messages: Turns. Images are what `read_images` takes.
         subject: Names the dialogue in errors.
 
     Raises:
@@ -61,8 +61,8 @@ def _refuse_others(parts: Sequence[Mapping[str, Any]], subject: str) -> None:
     other = next((p["type"] for p in parts if p["type"] not in ("text", "image")), None)
     if other is not None:
         raise UsageError(
-            f"{subject} must hold text and images; got {other}. Choose a task without {other}, or "
-            "one that gives a video's frames as images."
+            f"{subject} must hold text and images; got {excerpt(other)}. Choose a task without "
+            "it, or one that gives a video's frames as images."
         )
 
 

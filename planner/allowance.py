@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tpcal.plans.errors import GuardrailError, UsageError
+from tpcal.plans.errors import GuardrailError, UsageError, excerpt
 
 Losses = Mapping[str, float]
 
@@ -78,12 +78,13 @@ class Allowance:
         if self.max_loss is not None and not losses[worst] <= self.max_loss:
             raise GuardrailError(
                 f"The worst group must lose at most {self.max_loss:g} nats; got "
-                f"{losses[worst]:.4g} ({kind}) on {worst}. Ask for a larger budget, or allow more "
-                "loss."
+                f"{losses[worst]:.4g} ({kind}) on {excerpt(worst)}. Ask for a larger budget, or "
+                "allow more loss."
             )
         if self.max_flips is None:
             return
-        share, most = self.changed(flips, sizes), max(flips, key=lambda group: flips[group])
+        share = self.changed(flips, sizes)
+        most = excerpt(max(flips, key=lambda group: flips[group]))
         if not share <= self.max_flips:
             where = f"in {most}" if self.each_group else f"over all samples, most in {most}"
             raise GuardrailError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import UsageError, listed
 
 MOST = 1.0
 """Nats per answer token that a sample's loss counts at most: beyond them the answer is lost, and
@@ -38,7 +38,7 @@ class Objective:
         """
         for group, weight in self.weights.items():
             if group not in groups:
-                raise UsageError(f"Weights must be of {', '.join(groups)}; got {group}.")
+                raise UsageError(f"Weights must be of {listed(groups)}; got {group}.")
             if not 0 < weight < np.inf:
                 raise UsageError(f"The weight of {group} must be above 0; got {weight:g}.")
 

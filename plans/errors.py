@@ -1,8 +1,33 @@
-"""Every error tpcal raises on purpose, in one tree; the class decides the exit code."""
+"""Every error tpcal raises on purpose, in one tree; the class decides the exit code.
+
+`excerpt` and `listed` say how much of a user's values an error shows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+SHOWN = 120
+"""Most characters of a user's value that an error shows."""
+
+
+def excerpt(value: object, limit: int = SHOWN) -> str:
+    """At most ``limit`` characters of a value, on one line; of a longer one its start and its end.
+
+    Args:
+        value: Text, or anything that has a ``repr``.
+        limit: Characters.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}…{text[len(text) - (limit - 1) // 2 :]}"
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
+def listed(names: Sequence[object], most: int = 30) -> str:
+    """Names for an error, 60 characters of each: the first ``most``, then how many more."""
+    shown = ", ".join(excerpt(str(name), 60) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 class TpcalError(Exception):

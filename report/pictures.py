@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tpcal.calibrate.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.images import as_rgb
 from tpcal.calibrate.memory import memory_guard
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Sample, Samples
@@ -230,7 +231,7 @@ def _as_seen(processor: Any, prompts: Mapping[str, Any]) -> list[Image.Image]:
 
 def _data_uri(picture: Image.Image) -> tuple[str, tuple[int, int]]:
     """The picture in the page, and its size there."""
-    image = picture.convert("RGB")
+    image = as_rgb(picture).copy()
     image.thumbnail((SIDE, SIDE))
     kind = "png" if max(image.size) <= LOSSLESS else "jpeg"
     file = io.BytesIO()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import opened
 import torch
 
-from tpcal.calibrate.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.batches import generate_ids, prompt_inputs, prompt_text
+from tpcal.calibrate.images import read_images
 from tpcal.calibrate.samples import Sample
 from tpcal.plans.execute import apply
 from tpcal.plans.schema import Plan
@@ -50,3 +52,22 @@ def is_the_processors_chat(model: Any, processor: Any, sample: Sample) -> None:
     assert set(chat) == set(mine)
     for name, value in mine.items():
         torch.testing.assert_close(value, chat[name], check_dtype=False)
+
+
+def sees_files_as_the_processor_does(model: Any, processor: Any) -> None:
+    """Of a file in any mode we make what the processor makes of ``Image.open(file)``."""
+    for mode, make in opened.FILES.items():
+        data = make()
+        sample = Sample(mode, read_images(data, None, mode), "What is it?")
+        mine = prompt_inputs(processor, [sample], model)
+        theirs = processor(
+            images=opened.in_pillow(data),
+            text=prompt_text(processor, sample),
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        for name, value in mine.items():
+            if name not in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
+                torch.testing.assert_close(
+                    value, theirs[name], rtol=0, atol=0, msg=f"{mode} {name}"
+                )

@@ -3,12 +3,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import opened
 import processors
 import pytest
 from PIL import Image
 
 from tpcal.calibrate.answered import Answered, InMemory, answer_all
 from tpcal.calibrate.controls import control, keep_within
+from tpcal.calibrate.images import as_rgb
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Sample, Samples
 from tpcal.calibrate.smaller import Resized, Scaled, smaller_images
@@ -120,6 +122,19 @@ def test_images_of_any_size_are_scaled_one_by_one(any_size: Loaded) -> None:
     assert isinstance(way, Scaled)
     small = [answer.n_visual for answer in _answered(any_size, samples, way)]
     assert small == [25, 15, 25]  # 5 x 5 and 5 x 3 are the largest within 32 and 16
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P tRNS", "RGBA", "CMYK"])
+def test_an_image_of_any_mode_is_made_smaller_as_the_model_sees_it(
+    any_size: Loaded, mode: str
+) -> None:
+    data = opened.in_pillow(opened.FILES[mode]())
+    way = Scaled(0.5)
+    (image,), (seen,) = (
+        way.shown(any_size, Sample("1", (one,), "what ?")).images for one in (data, as_rgb(data))
+    )
+    assert image.size == seen.size < data.size
+    assert image.tobytes() == seen.tobytes()
 
 
 def test_what_cannot_be_shrunk_says_so(any_size: Loaded) -> None:

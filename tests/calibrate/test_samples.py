@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,31 @@ def test_the_documented_example_loads() -> None:
     assert len(samples.groups) >= 2
     assert any(len(sample.images) > 1 for sample in samples)
     assert any(sample.answer is None for sample in samples)
+
+
+LONG = "Zq" * 400_000
+LONG_FILES = {
+    "header.csv": f"{LONG},b\n1,2\n",
+    "names.csv": ",".join(f"{i}{LONG[:1000]}" for i in range(100)) + "\n",
+    "image.csv": f"image,question\n{LONG},b\n",
+    "types.jsonl": '{"image": "a", "question": 1}\n'
+    + json.dumps({"image": "b", "question": LONG}),
+    "types.json": json.dumps([{"image": "a", "question": 1}, {"image": "b", "question": LONG}]),
+    "name.jsonl": json.dumps({LONG: 1, "question": "a"}) + "\n",
+    "question.jsonl": json.dumps({"image": "a", "question": {LONG: LONG}}) + "\n",
+    "broken.jsonl": f'{{"image": "{LONG}',
+}
+
+
+@pytest.mark.parametrize("name", LONG_FILES)
+def test_no_error_shows_more_than_a_little_of_a_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    (tmp_path / name).write_text(LONG_FILES[name])
+    with pytest.raises(UsageError) as caught:
+        load_samples(str(tmp_path / name))
+    said = str(caught.value)
+    longest = max(map(len, re.findall("[Zq]+", said)), default=0)
+    assert longest <= 200
+    assert said.count("Zq") <= 1000
+    assert "Zq" not in caplog.text  # nor do libraries log it

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
+import opened
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tpcal.calibrate.samples import Sample, Samples, load_samples
 from tpcal.calibrate.seen import N_BYTES, identity, pack, unpack
@@ -24,6 +26,34 @@ def test_a_sample_is_its_question_and_its_pixels(sample: Sample) -> None:
         replace(sample, images=sample.images * 2),
     ]
     assert len({identity(one) for one in [sample, *others]}) == 5
+
+
+OPAQUE = ("1", "L", "P", "RGB", "RGB jpeg", "RGB turned", "CMYK", "CMYK tiff", "YCbCr", "HSV")
+
+
+@pytest.mark.parametrize("mode", OPAQUE)
+def test_samples_of_earlier_plans_are_known_again(mode: str) -> None:
+    """Plans name them by what a bare conversion to RGB, turned upright, had of them."""
+    image = opened.in_pillow(opened.FILES[mode]())
+    rgb = ImageOps.exif_transpose(image).convert("RGB")
+    wanted = hashlib.sha256(f"What?\0{rgb.size}".encode() + rgb.tobytes()).digest()[:N_BYTES]
+    assert identity(Sample("1", (image,), "What?")) == wanted
+
+
+def test_an_earlier_digest_and_fingerprint_are_what_they_were() -> None:
+    images = (opened.colours(), opened.colours().convert("L").convert("RGB"))
+    samples = Samples.of([Sample("1", images, "What?", "a", "g")])
+    assert samples.identities[0].hex() == "2eb0a80ef5"
+    assert samples.fingerprint.startswith("sha256:854afc84f8c30a24d532f7cd6cf397a7e42a79ff")
+
+
+def test_drawings_that_differ_in_opacity_alone_are_others() -> None:
+    drawing = opened.drawing()
+    other = drawing.copy()
+    other.putalpha(200)
+    one, two = (Samples.of([Sample("1", (image,), "What?")]) for image in (drawing, other))
+    assert one.identities != two.identities
+    assert one.fingerprint != two.fingerprint
 
 
 def test_a_packed_set_comes_back_whatever_its_order() -> None:

@@ -32,7 +32,7 @@ def test_a_question_becomes_the_prompt_that_calibration_makes(loaded: Loaded) ->
         loaded.processor, [_user(_image(RED), _image(GREY), _text("How many dots?"))], "t"
     )
     assert found.text == prompt_text(loaded.processor, Sample("0", (RED, GREY), "How many dots?"))
-    assert [image.mode for image in found.images] == ["RGB", "RGB"]
+    assert [image.mode for image in found.images] == ["RGB", "L"]  # the processor converts them
 
 
 def test_earlier_turns_stay_turns(loaded: Loaded) -> None:

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from importlib import import_module
 
 import numpy as np
+import opened
 import processors
 import pytest
 from markupsafe import escape
@@ -16,6 +17,7 @@ from PIL import Image
 
 from tpcal.calibrate import models
 from tpcal.calibrate.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.images import as_rgb, read_images
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Sample, Samples, load_samples
 from tpcal.plans import families
@@ -209,6 +211,16 @@ def test_large_pictures_are_made_smaller() -> None:
     assert card.sizes == ((SIDE, SIDE // 2),)
     assert card.images[0].startswith("data:image/jpeg;")
     assert decoded(card.images[0]).size == (SIDE, SIDE // 2)
+
+
+@pytest.mark.filterwarnings("ignore:Some images are stored turned:UserWarning")
+@pytest.mark.parametrize("mode", ["P tRNS", "RGBA", "CMYK", "RGB turned"])
+def test_pictures_are_shown_as_the_model_sees_them(mode: str) -> None:
+    images = read_images(opened.FILES[mode](), None, mode)
+    samples = Samples.of([Sample("one", images, "Which?")])
+    (card,) = shown(loaded("llava_next"), samples, {"plan": PLAN}, max_new_tokens=1)
+    assert decoded(card.images[0]).tobytes() == as_rgb(images[0]).tobytes()
+    assert not decoded(card.images[0]).getexif()  # a browser would turn it
 
 
 def test_groups_take_turns_and_no_answer_decides() -> None:

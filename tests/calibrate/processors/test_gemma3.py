@@ -8,7 +8,11 @@ import letters
 import pytest
 import tiles
 import torch
-from chats import is_the_processors_chat, keeps_what_the_plan_says
+from chats import (
+    is_the_processors_chat,
+    keeps_what_the_plan_says,
+    sees_files_as_the_processor_does,
+)
 from gemma import SIDE
 from replays import close
 from tiny.gemma3 import build
@@ -116,3 +120,8 @@ def test_a_replay_keeps_and_answers_what_production_does(model, processor):
         assert handle.last is not None
         assert [r.kept[row] for r in replayed.records] == [c.kept[0] for c in handle.last.cuts]
         assert (replayed.logits[row, 0] - out.logits[0, -1]).abs().max() <= allowed
+
+
+@pytest.mark.filterwarnings("ignore:Some images are stored turned:UserWarning")
+def test_files_of_any_mode_are_seen_as_the_processor_sees_them(model, processor):
+    sees_files_as_the_processor_does(model, processor)

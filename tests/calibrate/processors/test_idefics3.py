@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 import tiles
 import torch
-from chats import is_the_processors_chat, keeps_what_the_plan_says
+from chats import (
+    is_the_processors_chat,
+    keeps_what_the_plan_says,
+    sees_files_as_the_processor_does,
+)
 from tiny.idefics3 import N_TOKENS, build
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -120,3 +124,8 @@ def test_teacher_forced_batches_keep_the_same_tokens_as_their_prompts(model, pro
         assert handle.last is not None
         assert report.n_visual == handle.last.n_visual == N_VISUAL
         assert [cut.kept for cut in report.cuts] == [cut.kept for cut in handle.last.cuts]
+
+
+@pytest.mark.filterwarnings("ignore:Some images are stored turned:UserWarning")
+def test_files_of_any_mode_are_seen_as_the_processor_sees_them(model, processor):
+    sees_files_as_the_processor_does(model, processor)

@@ -8,7 +8,11 @@ import numpy as np
 import processors
 import pytest
 import torch
-from chats import is_the_processors_chat, keeps_what_the_plan_says
+from chats import (
+    is_the_processors_chat,
+    keeps_what_the_plan_says,
+    sees_files_as_the_processor_does,
+)
 from PIL import Image
 
 from tpcal.calibrate.batches import encode, prompt_inputs
@@ -78,3 +82,8 @@ def test_teacher_forced_batches_keep_the_same_tokens_as_their_prompts(kind, mode
         model.generate(**prompt_inputs(processor, SAMPLES, model), max_new_tokens=1)
         assert report.n_visual == handle.last.n_visual == N_VISUAL[kind]
         assert [cut.kept for cut in report.cuts] == [cut.kept for cut in handle.last.cuts]
+
+
+@pytest.mark.filterwarnings("ignore:Some images are stored turned:UserWarning")
+def test_files_of_any_mode_are_seen_as_the_processor_sees_them(model, processor):
+    sees_files_as_the_processor_does(model, processor)
