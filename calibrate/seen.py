@@ -15,8 +15,13 @@ N_BYTES = 5
 
 
 def identity(sample: Sample) -> bytes:
-    """[N_BYTES] digest of the question and the pixels; neither id, group nor answer counts."""
+    """[N_BYTES] digest of the question, all that was said before it, and the pixels.
+
+    Neither id, group nor answer counts.
+    """
     digest = hashlib.sha256(sample.question.encode())
+    for turn in sample.turns:
+        digest.update(f"\0{turn!r}".encode())
     for image in sample.images:
         digest.update(f"\0{image.size}".encode() + image.tobytes())
     return digest.digest()[:N_BYTES]
