@@ -14,6 +14,7 @@ from tpcal.calibrate.conversations import Turn
 from tpcal.calibrate.models import device_of
 from tpcal.calibrate.placeholders import plain_text
 from tpcal.calibrate.samples import Sample
+from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find
 
 MAX_ANSWER_TOKENS = 32

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tpcal.plans.errors import UsageError
 
+
 def has_image(cell: Any) -> bool:
     """Whether an image cell holds anything."""
     if isinstance(cell, Sequence) and not isinstance(cell, str | bytes):

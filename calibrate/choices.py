@@ -1,4 +1,4 @@
-"""Multiple choice: which columns hold the choices, how they are asked, and which letter is right."""
+"""Multiple choice: which columns hold the choices, how they are asked, which letter is right."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def split_columns(choices: str, present: Sequence[str]) -> list[str]:
 
 
 def read_choices(row: Mapping[str, Any], columns: str | None, where: str) -> tuple[str, ...]:
-    """The texts of a row's choices, without letters before them; none where the row has none.
+    """The texts of a row's choices, without letters before them; none where it has none.
 
     Raises:
         UsageError: The choices are no list, or more than there are letters.
@@ -51,13 +51,13 @@ def read_choices(row: Mapping[str, Any], columns: str | None, where: str) -> tup
     if columns is None:
         return ()
     names = split_columns(columns, tuple(row))
-    cells = _listed(row.get(names[0]), where) if len(names) == 1 else [row.get(n) for n in names]
+    cells = [row.get(name) for name in names] if names[1:] else _listed(row.get(columns))
     texts = [read_answer(cell) for cell in cells]
     while texts and texts[-1] is None:
         texts.pop()
     if len(texts) == 1 or None in texts or len(texts) > len(ascii_uppercase):
         raise UsageError(
-            f"{where}: the choices must be 2 to 26 texts; got {cells!r:.80}. Name their column, or "
+            f"{where}: choices must be 2 to 26 texts; got {cells!r:.80}. Name their column, or "
             "their columns with commas between, with --choices-column; 'none' reads none."
         )
     return _without_letters([text for text in texts if text is not None])
@@ -114,10 +114,10 @@ def _meant(text: str, choices: Sequence[str], is_number: bool) -> set[int]:
     return {at for at in by_number | by_letter | by_text if at < len(choices)}
 
 
-def _listed(cell: Any, where: str) -> list[Any]:
+def _listed(cell: Any) -> list[Any]:
     """The items of a list, of a list written as text, or of a table of letters."""
     if isinstance(cell, str) and cell.strip():
-        cell = _parsed(cell, where)
+        cell = _parsed(cell)
     if cell is None or cell == "":
         return []
     if isinstance(cell, Mapping):
@@ -127,7 +127,7 @@ def _listed(cell: Any, where: str) -> list[Any]:
     return list(cell)
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)

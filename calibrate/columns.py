@@ -62,7 +62,9 @@ class Columns:
             if column is None and name in ({"question"} if talks else {"image", "question"}):
                 wrong.append(f"no {name} column (name it with --{name}-column)")
             each = split_columns(column, present) if column and name == "choices" else [column]
-            wrong += [f"no column {one!r}" for one in each if one is not None and one not in present]
+            wrong += [
+                f"no column {one!r}" for one in each if one is not None and one not in present
+            ]
         if wrong:
             raise UsageError(
                 f"{source} has {' and '.join(wrong)}. It has these columns: {', '.join(present)}."

@@ -15,7 +15,7 @@ ROLES = {
     **{"user": "user", "human": "user", "system": "system"},
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
 }
-_HOLDERS = ("image", "image_url", "url", "path", "bytes", "base64", "data")
+_HOLDERS = ("image", "image_url", "url", "path", "bytes", "base64", "source", "data")
 """Keys of a part that bring the image along."""
 Part = str | None
 """Text, or None for the next image."""
@@ -166,7 +166,9 @@ def _stands_alone(before: str, after: str) -> bool:
 def messages_of(cell: Any) -> Any:
     """A cell's messages as a list, where older versions of `datasets` make a table of them."""
     if isinstance(cell, Mapping) and isinstance(cell.get("role", cell.get("from")), list):
-        return [dict(zip(cell, values, strict=True)) for values in zip(*cell.values(), strict=True)]
+        return [
+            dict(zip(cell, values, strict=True)) for values in zip(*cell.values(), strict=True)
+        ]
     return cell
 
 
@@ -181,29 +183,24 @@ def _turn(message: Mapping[str, Any], where: str) -> tuple[Turn, list[Any]]:
     content = message.get("value") if content is None else content
     if not isinstance(content, Sequence) or isinstance(content, str):
         content = [{"type": "text", "text": content}] if content not in (None, "") else []
-    parts: list[Part] = []
-    brought: list[Any] = []
-    for item in content:
-        part = _part(item, where)
-        parts.append(part if isinstance(part, str) else None)
-        brought += [] if isinstance(part, str) else [part]
-    return Turn(ROLES[role], _trimmed(parts)), brought
+    read = [_part(item, where) for item in content]
+    brought = [image for text, image in read if text is None]
+    return Turn(ROLES[role], _trimmed([text for text, _ in read])), brought
 
 
-def _part(item: Any, where: str) -> Any:
-    """The text of a part, or what its image is."""
-    if isinstance(item, str):
-        return item
+def _part(item: Any, where: str) -> tuple[Part, Any]:
+    """The text of a part, or None and what its image is."""
+    item = {"type": "text", "text": item} if isinstance(item, str) else item
     kind = item.get("type") if isinstance(item, Mapping) else None
     held = [key for key in _HOLDERS if isinstance(item, Mapping) and item.get(key) is not None]
     if kind in ("image", "image_url", "input_image") or (kind is None and held):
-        return (item[held[0]] if held[0] == "image" else item) if held else _Room
+        return None, (item[held[0]] if held[0] == "image" else item) if held else _Room
     text = item.get("text") if isinstance(item, Mapping) else None
     if kind not in (None, "text", "input_text", "output_text") or not isinstance(text, str):
         raise UsageError(
             f"{where}: a conversation must hold text and images; got {kind or item!r:.40}."
         )
-    return text
+    return text, None
 
 
 def _marked(turns: Sequence[Turn], n_images: int, where: str) -> Iterator[Turn]:

@@ -1,4 +1,4 @@
-"""Data sets as tables of raw rows: text files, and what `datasets` loads from folders and the Hub."""
+"""Data sets as tables of raw rows: text files, and what `datasets` loads otherwise."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "eval": ("eval", "test", "testing", "validation", "valid", "val", "dev"),
 }
 """Splits looked for, in this order, when a role is asked for instead of a split's own name."""
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Files that say of each image of a folder what is asked about it, as `datasets` knows them."""
 MIN_SHUFFLE = 1_000
 """Rows of a streamed Hub data set among which samples are drawn."""
 
@@ -112,8 +114,9 @@ def _folder(path: Path, split: str) -> Table:
     own = [by_split[name] for name in ROLES.get(split, (split,)) if name in by_split]
     if len(files) == 1 or own:
         return _file((own or files)[0], split)
-    if (path / "metadata.csv").is_file():
-        return _described(path / "metadata.csv")
+    described = next((path / name for name in METADATA if (path / name).is_file()), None)
+    if described and not any((path / name).is_dir() for name in sum(ROLES.values(), ())):
+        return _described(described)
     if not any(path.iterdir()):
         raise UsageError(f"{path} must hold samples; got an empty folder.")
     with _explained(str(path)):
@@ -122,16 +125,14 @@ def _folder(path: Path, split: str) -> Table:
 
 
 def _described(file: Path) -> Table:
-    """The images of a folder with what a CSV file says about them, in the order of their names."""
+    """The images of a folder, with what a text file says about them."""
     rows, columns = read_rows(file)
     name = "file_name"
     if name not in columns:
         raise UsageError(f"{file} must have a column {name!r}; got {', '.join(columns)}.")
-    renamed = [{"image" if k == name else k: v for k, v in row.items()} for row in rows]
-    renamed.sort(key=lambda row: str(row["image"]))
     return Table(
         file.parent.name,
-        renamed,
+        [{"image" if k == name else k: v for k, v in row.items()} for row in rows],
         tuple("image" if column == name else column for column in columns),
         {},
         file.parent,
