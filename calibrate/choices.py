@@ -93,10 +93,10 @@ def right_letter(cell: Any, choices: Sequence[str], where: str) -> str | None:
     meant = {at for text in texts for at in _meant(text, choices, is_number)}
     if len(texts) == 1 and len(meant) == 1:
         return ascii_uppercase[meant.pop()]
-    found = "several of them" if meant else "none of them"
+    found = "fits several" if meant else "is none"
     raise UsageError(
         f"{where}: the answer must be one of the {len(choices)} choices: its letter, its text or "
-        f"its number from 0 on; {', '.join(texts)!r:.80} may be {found}. Give letters, or name "
+        f"its number from 0 on; {', '.join(texts)!r:.80} {found} of them. Give letters, or name "
         "other columns with --answer-column and --choices-column."
     )
 

@@ -173,7 +173,11 @@ def load_samples(
     drawing = Drawing(table, named)
 
     def read(place: Place) -> Sample:
-        return _sample(drawing, place)
+        try:
+            return _sample(drawing, place)
+        except UsageError as error:
+            way_out = "" if skip_bad else " Add --skip-bad to go on without such rows."
+            raise UsageError(f"{error}{way_out}") from None
 
     places = drawing.take(n, order(len(table), split, seed), read if skip_bad else None)
     source = Source(len(table), dict(drawing.left_out), tuple(drawing.unreadable.values()))

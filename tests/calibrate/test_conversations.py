@@ -85,7 +85,7 @@ def test_only_turns_after_the_first_image_are_measured_each_with_its_history(fol
     assert [(s.id, s.question, s.answer) for s in samples] == [
         ("7", "Colour?", "Red."),
         ("7#1", "Sure?", "Yes."),
-    ] or [s.id for s in samples] == ["7", "7#1"]
+    ]
     assert [colours(s) for s in samples] == [["red"], ["red"]]
     assert prompt(samples[1]) == (
         "SYSTEM: Be brief.USER: HelloASSISTANT: HiUSER: <image>Colour?ASSISTANT: Red."
