@@ -79,7 +79,7 @@ def test_the_choice_is_recorded_and_comes_back(data: Path) -> None:
 @pytest.fixture
 def calibrate(data: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(data.parent)
-    least = ("--layers=1", "--keeps=0", "--selectors=grid", "--samples=6", "--device=cpu")
+    least = ("--layers=1", "--keeps=0", "--selectors=grid", "--samples=8", "--device=cpu")
     words = ("calibrate", "--model", str(model_folder), "--data", data.name, *least)
 
     def run(*args: str) -> Result:
