@@ -139,7 +139,7 @@ def _described(file: Path) -> Table:
     )
 
 
-def _as_written(loaded: Any, name: str, **how: Any) -> Any:
+def _as_written(loaded: Any, path: str, /, **how: Any) -> Any:
     """The same, loaded again where it comes from CSV files, every cell as text."""
     import datasets
 
@@ -149,7 +149,7 @@ def _as_written(loaded: Any, name: str, **how: Any) -> Any:
         return loaded
     columns = list(first.features or next(iter(first)))
     text = datasets.Features({column: datasets.Value("string") for column in columns})
-    return datasets.load_dataset(name, features=text, na_filter=False, **how)
+    return datasets.load_dataset(path, features=text, na_filter=False, **how)
 
 
 def _hub(data: str, split: str, n: int | None, seed: int) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tpcal.calibrate import hub, sources
 from tpcal.calibrate.cells import read_answer
 from tpcal.calibrate.samples import Samples, load_samples
 from tpcal.calibrate.text_files import read_rows
@@ -108,6 +109,17 @@ def test_csv_files_that_datasets_finds_are_read_as_text(folder: Path) -> None:
     for name in ("train-00000-of-00001", "test-00000-of-00001"):
         (folder / "data" / f"{name}.csv").write_text(text)
     assert in_order(load_samples(str(folder))) == ["007", None]
+
+
+def test_streamed_csv_files_are_read_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    (tmp_path / "hub").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "hub" / f"{name}.csv").write_text(csv_of(["007"]))
+    table = sources._hub(str(tmp_path / "hub"), "eval", 5, 0)
+    assert sorted(str(row["answer"]) for row in table.rows) == ["", "007"]
 
 
 @pytest.mark.parametrize(
