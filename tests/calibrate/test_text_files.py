@@ -111,6 +111,7 @@ def test_csv_files_that_datasets_finds_are_read_as_text(folder: Path) -> None:
     assert in_order(load_samples(str(folder))) == ["007", None]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of datasets
 def test_streamed_csv_files_are_read_as_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
