@@ -67,6 +67,9 @@ class DataChoice:
     question_column: str | None = None
     answer_column: str | None = None
     group_column: str | None = None
+    choices_column: str | None = None
+    system_column: str | None = None
+    skip_bad: bool = False
     own_answers: bool = False
     """The model's own answers, whether or not the data has any."""
 
@@ -75,10 +78,7 @@ class DataChoice:
         from tpcal.calibrate import samples
 
         columns = samples.Columns(
-            image=self.image_column,
-            question=self.question_column,
-            answer=self.answer_column,
-            group=self.group_column,
+            **{f.name: getattr(self, f"{f.name}_column") for f in fields(samples.Columns)}
         )
         drawn = samples.load_samples(
             self.data,
@@ -86,6 +86,7 @@ class DataChoice:
             seed=self.seed,
             split=self.split or split,
             columns=columns,
+            skip_bad=self.skip_bad,
         )
         return drawn.unanswered() if self.own_answers else drawn
 
@@ -274,8 +275,17 @@ def data_options(command: Command) -> Command:
             ("question", "question"),
             ("answer", "answer; optional"),
             ("group", "group a sample counts to; optional"),
+            ("choices", "choices, or A,B,C,D with one each; 'none' reads none"),
+            ("system", "system prompt; optional"),
         ]
     ]
+    options.append(
+        click.option(
+            "--skip-bad",
+            is_flag=True,
+            help="Go on without rows that cannot be read, list and count them.",
+        )
+    )
     return _gather(DataChoice, "data", options, command)
 
 

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
+from tpcal.calibrate.conversations import Turn
 from tpcal.calibrate.images import for_processor
 from tpcal.calibrate.models import device_of
+from tpcal.calibrate.placeholders import plain_text
 from tpcal.calibrate.samples import Sample
+from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find
 
 MAX_ANSWER_TOKENS = 32
@@ -61,7 +65,7 @@ def encode(processor: Any, samples: Sequence[Sample], model: Any) -> Encoded:
     prompts = prompt_inputs(processor, samples, model, texts)
     end = "\n" if _is_paligemma(processor) else ""  # the processor adds it to every prompt
     answers = [
-        None if s.answer is None else _answer_ids(processor.tokenizer, text + end, s.answer)
+        None if s.answer is None else _answer_ids(processor, text + end, s.answer)
         for s, text in zip(samples, texts, strict=True)
     ]
     if None in answers:
@@ -75,18 +79,70 @@ def encode(processor: Any, samples: Sequence[Sample], model: Any) -> Encoded:
 def prompt_text(processor: Any, sample: Sample) -> str:
     """The prompt with image placeholders, in the model's chat format where it has one.
 
-    A processor without a chat template gets LLaVA-1.5's form; PaliGemma's its task prefix for
-    questions (arXiv 2407.07726).
+    Special tokens that the text spells are plain text (`plain_text`). A processor without a chat
+    template gets LLaVA-1.5's form; PaliGemma's its task prefix for questions (arXiv 2407.07726).
+
+    Raises:
+        UsageError: The model has no form for such a conversation.
     """
-    n_images = len(sample.images)
+    question = Turn("user", (*[None] * len(sample.images), sample.question))
+    turns = [_typed(processor, turn) for turn in sample.turns or [question]]
     if has_template(processor):
-        content = [*([{"type": "image"}] * n_images), {"type": "text", "text": sample.question}]
-        message = [{"role": "user", "content": content}]
-        return processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        return _templated(processor, turns, sample)
     token = getattr(processor, "image_token", "<image>")
-    if _is_paligemma(processor):
-        return f"{token * n_images}answer en {sample.question}"
-    return f"USER: {f'{token} ' * n_images}{sample.question} ASSISTANT:"
+    if not _is_paligemma(processor):
+        end = processor.tokenizer.eos_token or ""
+        return "".join(_vicuna(turn, token, end) for turn in turns) + "ASSISTANT:"
+    if sample.turns:
+        raise UsageError(
+            f"Sample {sample.id} must be images followed by one question, as the model has no "
+            f"form for conversations; got {len(sample.turns)} turns of text and images."
+        )
+    return f"{token * len(sample.images)}answer en {turns[0].parts[-1]}"
+
+
+def _typed(processor: Any, turn: Turn) -> Turn:
+    parts = (part if part is None else plain_text(processor, part) for part in turn.parts)
+    return Turn(turn.role, tuple(parts))
+
+
+def _templated(processor: Any, turns: Sequence[Turn], sample: Sample) -> str:
+    """The turns in the chat format, their content in parts or, where it wants that, as text."""
+    parts = [{"role": turn.role, "content": _content(turn)} for turn in turns]
+    text = [
+        message if turn.n_images else {"role": turn.role, "content": "".join(map(str, turn.parts))}
+        for turn, message in zip(turns, parts, strict=True)
+    ]
+    reason = "it writes the content of a turn as code"
+    for messages in (parts, text):
+        try:
+            prompt: str = processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        except (TemplateError, TypeError) as error:
+            reason = str(error).rstrip(".")
+            continue
+        if "'type': 'text'" not in prompt or any("'type': 'text'" in t.text for t in turns):
+            return prompt
+    raise UsageError(
+        f"Sample {sample.id} has turns that the model's chat template does not take "
+        f"({', '.join(turn.role for turn in turns)}): {reason}. Choose data without such turns."
+    )
+
+
+def _content(turn: Turn) -> list[dict[str, str]]:
+    return [
+        {"type": "image"} if part is None else {"type": "text", "text": part}
+        for part in turn.parts
+    ]
+
+
+def _vicuna(turn: Turn, token: str, end: str) -> str:
+    """A turn as LLaVA-1.5 was trained (Vicuna's form, version 1)."""
+    text = " ".join(token if part is None else part for part in turn.parts)
+    if turn.role == "system":
+        return f"{text} "
+    return f"USER: {text} " if turn.role == "user" else f"ASSISTANT: {text}{end}"
 
 
 def prompt_inputs(
@@ -175,11 +231,12 @@ def has_template(processor: Any) -> bool:
     return bool(own or getattr(processor.tokenizer, "chat_template", None))
 
 
-def _answer_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
-    """Token ids of the answer as they follow the prompt.
+def _answer_ids(processor: Any, prompt: str, answer: str) -> list[int]:
+    """Token ids of the answer as they follow the prompt; special tokens it spells are text.
 
     A tokenizer may merge across the border; then the answer is tokenized by itself.
     """
+    tokenizer, answer = processor.tokenizer, plain_text(processor, answer)
     special = any(prompt.endswith(token) for token in tokenizer.all_special_tokens)
     gap = "" if prompt[-1:].isspace() or special else " "
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"]

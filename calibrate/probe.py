@@ -89,6 +89,7 @@ def calibrate(
         return profiles.load(folder)
     kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
     kept["data"] = {**samples.recipe, **kept["data"], "seen": pack(samples.identities)}
+    kept["data"] |= samples.source.counts()
     if allowed.stop < loaded.identity.n_layers:
         kept["stop_layer"] = allowed.stop
     kept |= provenance or {}

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
-from tpcal.calibrate.cells import DEFAULT_GROUP, Columns, read_answer, read_question
-from tpcal.calibrate.images import as_rgb, has_image, read_images
+from tpcal.calibrate.columns import DEFAULT_GROUP, Columns
+from tpcal.calibrate.conversations import Turn
+from tpcal.calibrate.drawing import Drawing, Place
+from tpcal.calibrate.images import as_rgb, read_images
 from tpcal.calibrate.seen import identity
-from tpcal.calibrate.sources import Table, load_table, order
+from tpcal.calibrate.sources import load_table, order
 from tpcal.plans.errors import UsageError
 
-__all__ = ["Columns", "Sample", "Samples", "load_samples"]
+__all__ = ["Columns", "Sample", "Samples", "Source", "load_samples"]
 
 EMBEDDED = "embedded"
 DEFAULT_N: Mapping[str, int] = {"calibration": 392, "eval": 700}
@@ -32,9 +32,30 @@ class Sample:
     images: tuple[Image.Image, ...]
     """As opened (`tpcal.calibrate.images`)."""
     question: str
+    """Of a conversation, the text of its last turn."""
     answer: str | None = None
     """None where the data has none: the model's own answer stands in."""
     group: str = DEFAULT_GROUP
+    turns: tuple[Turn, ...] = ()
+    """The conversation up to the answer; empty where it is the images followed by the question."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What samples were drawn from."""
+
+    n_rows: int | None = None
+    """None where there is no end of them."""
+    left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """How many of what, and why, were no samples; of the rows that were looked at."""
+    unreadable: tuple[str, ...] = ()
+    """What was wrong with each row that was skipped."""
+
+    def counts(self) -> dict[str, Any]:
+        """Plain data for provenance: what was left out, and how many rows were skipped."""
+        left_out = {f"{what} {why}": n for (what, why), n in sorted(self.left_out.items())}
+        found = {"left_out": left_out, "n_unreadable": len(self.unreadable)}
+        return {name: value for name, value in found.items() if value}
 
 
 class Samples(Sequence[Sample]):
@@ -46,7 +67,7 @@ class Samples(Sequence[Sample]):
         rows: What ``read`` makes samples of.
         read: The sample of a row.
         recipe: Plain data from which the same samples can be loaded again.
-        n_rows: Rows they were drawn from; None where there is no end of them.
+        source: What they were drawn from.
     """
 
     def __init__(
@@ -56,10 +77,10 @@ class Samples(Sequence[Sample]):
         rows: Sequence[Any],
         read: Callable[[Any], Sample],
         recipe: Mapping[str, Any] | None = None,
-        n_rows: int | None = None,
+        source: Source | None = None,
     ) -> None:
         self.name = name
-        self.n_rows = n_rows
+        self.source = source or Source()
         self.description = description
         self.recipe: Mapping[str, Any] = recipe or {}
         self._rows = rows
@@ -84,6 +105,11 @@ class Samples(Sequence[Sample]):
         held = tuple(samples)
         return cls(name, f"{len(held)} samples given", held, lambda sample: sample)
 
+    @property
+    def n_rows(self) -> int | None:
+        """Rows they were drawn from; None where there is no end of them."""
+        return self.source.n_rows
+
     def part(self, start: int, stop: int) -> Samples:
         """Some of them, in order."""
         rows = self._rows[start:stop]
@@ -97,7 +123,7 @@ class Samples(Sequence[Sample]):
         def read(row: Any) -> Sample:
             return replace(self._read(row), answer=None)
 
-        return Samples(self.name, description, self._rows, read, recipe, self.n_rows)
+        return Samples(self.name, description, self._rows, read, recipe, self.source)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -116,6 +142,7 @@ def load_samples(
     seed: int = 0,
     split: str | None = None,
     columns: Columns | None = None,
+    skip_bad: bool = False,
 ) -> Samples:
     """Samples of a data set, or of the built-in scenes.
 
@@ -127,9 +154,11 @@ def load_samples(
         seed: Another seed draws other samples. The same seed always draws the same.
         split: ``calibration`` (also None) or ``eval``, or a split's own name.
         columns: Names of the columns; guessed where not given.
+        skip_bad: Take further rows in place of those that cannot be read, and note them.
 
     Raises:
-        UsageError: Missing, empty or unreadable data, missing columns, no images, a broken image.
+        UsageError: Missing, empty or unreadable data, missing columns, no images; a row that
+            cannot be read, or none that can.
     """
     split = split or "calibration"
     n = DEFAULT_N.get(split, DEFAULT_N["eval"]) if n is None else n
@@ -139,13 +168,27 @@ def load_samples(
     if data in (None, EMBEDDED):
         return _embedded(split, n, seed, recipe)
     table = load_table(str(data), split=split, n=n, seed=seed)
-    named = (columns or Columns()).resolved(table.columns, table.name)
+    named = (columns or Columns()).resolved(table.columns, table.rows[0], table.name)
     recipe |= {f"{k}_column": v for k, v in asdict(named).items() if v is not None}
-    rows = _draw(table, named, n, order(len(table), split, seed))
-    description = f"{len(rows)} of {len(table)} samples of {table.name} ({split}, seed {seed})"
-    return Samples(
-        table.name, description, rows, lambda i: _sample(table, named, i), recipe, len(table)
-    )
+    drawing = Drawing(table, named)
+
+    def read(place: Place) -> Sample:
+        try:
+            return _sample(drawing, place)
+        except UsageError as error:
+            way_out = "" if skip_bad else " Add --skip-bad to go on without such rows."
+            raise UsageError(f"{error}{way_out}") from None
+
+    places = drawing.take(n, order(len(table), split, seed), read if skip_bad else None)
+    source = Source(len(table), dict(drawing.left_out), tuple(drawing.unreadable.values()))
+    description = f"{len(places)} of {len(table)} samples of {table.name} ({split}, seed {seed})"
+    if any(place.question for place in places):
+        n_rows = len({place.row for place in places})
+        description = (
+            f"{len(places)} questions of {n_rows} of {len(table)} conversations of {table.name} "
+            f"({split}, seed {seed})"
+        )
+    return Samples(table.name, description, places, read, recipe, source)
 
 
 def _embedded(split: str, n: int, seed: int, recipe: Mapping[str, Any]) -> Samples:
@@ -160,50 +203,31 @@ def _embedded(split: str, n: int, seed: int, recipe: Mapping[str, Any]) -> Sampl
     return Samples(EMBEDDED, description, held, lambda sample: sample, recipe)
 
 
-def _draw(table: Table, columns: Columns, n: int, drawn: Iterable[int]) -> list[int]:
-    """Row numbers: the first ones in the drawn order that have an image, groups in turn."""
-    by_group: dict[str, list[int]] = defaultdict(list)
-    n_seen = 0
-    for i in map(int, drawn):
-        row = table.rows[i]
-        n_seen += 1
-        if has_image(row[str(columns.image)]):
-            by_group[_group(row, columns)].append(i)
-        if columns.group is None and len(by_group[DEFAULT_GROUP]) >= n:
-            break
-    turns = zip_longest(*(by_group[group] for group in sorted(by_group)))
-    rows = [i for turn in turns for i in turn if i is not None][:n]
-    if not rows:
+def _sample(drawing: Drawing, place: Place) -> Sample:
+    row, table = drawing.table.rows[place.row], drawing.table
+    where = drawing.where(place.row)
+    asked = drawing.questions(row, where)[place.question]
+    images = read_images(asked.images, table.folder, where)
+    if len(images) != len(asked.images):
         raise UsageError(
-            f"{table.name} must hold samples with images; got {n_seen} rows without any in column "
-            f"{columns.image!r}. Name the right one with --image-column."
+            f"{where}: every place for an image must have one; got {len(images)} for "
+            f"{len(asked.images)}."
         )
-    return rows
-
-
-def _group(row: Mapping[str, Any], columns: Columns) -> str:
-    value = row.get(columns.group) if columns.group else None
-    return DEFAULT_GROUP if value is None else str(value)
-
-
-def _sample(table: Table, columns: Columns, i: int) -> Sample:
-    row = table.rows[i]
-    where = f"{table.name} row {i + 1}"
-    question, answer = read_question(row[str(columns.question)], where)
-    if columns.answer is not None:
-        answer = read_answer(row[columns.answer], table.labels.get(columns.answer))
+    own = str(row.get("id") or row.get("question_id") or place.row)
     return Sample(
-        id=str(row.get("id") or row.get("question_id") or i),
-        images=read_images(row[str(columns.image)], table.folder, where),
-        question=question,
-        answer=answer,
-        group=_group(row, columns),
+        id=f"{own}#{place.question}" if place.question else own,
+        images=images,
+        question=asked.question,
+        answer=asked.answer,
+        group=drawing.group(row),
+        turns=asked.turns,
     )
 
 
 def _feed(digest: Any, sample: Sample) -> None:
     """Adds a sample to a hash; lengths keep neighbouring fields apart."""
     parts = [sample.id, sample.question, str(sample.answer), sample.group]
+    parts += [repr(turn) for turn in sample.turns]
     for part in [*parts, *(str(image.size) for image in sample.images)]:
         data = part.encode()
         digest.update(len(data).to_bytes(8, "little") + data)

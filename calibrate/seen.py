@@ -17,11 +17,14 @@ N_BYTES = 5
 
 
 def identity(sample: Sample) -> bytes:
-    """[N_BYTES] digest of the question and the pixels; neither id, group nor answer counts.
+    """[N_BYTES] digest of the question, all that was said before it, and the pixels.
 
-    Images count in RGB and upright: a copy that was turned or converted is the same sample.
+    Neither id, group nor answer counts. Images count in RGB and upright: a copy that was turned or
+    converted is the same sample.
     """
     digest = hashlib.sha256(sample.question.encode())
+    for turn in sample.turns:
+        digest.update(f"\0{turn!r}".encode())
     for image in (as_rgb(upright(image)) for image in sample.images):
         digest.update(f"\0{image.size}".encode() + image.tobytes())
     return digest.digest()[:N_BYTES]

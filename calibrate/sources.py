@@ -1,8 +1,7 @@
-"""Data sets as tables of raw rows, loaded by `datasets`: Hub ids, folders and files."""
+"""Data sets as tables of raw rows: text files, and what `datasets` loads otherwise."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,14 +11,17 @@ from typing import Any
 import numpy as np
 
 from tpcal.calibrate import hub
+from tpcal.calibrate.text_files import Row, read_rows
 from tpcal.plans.errors import UsageError, excerpt, listed
 
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+FORMATS = (".jsonl", ".json", ".parquet", ".csv")
 ROLES: Mapping[str, tuple[str, ...]] = {
     "calibration": ("calibration", "train", "training"),
     "eval": ("eval", "test", "testing", "validation", "valid", "val", "dev"),
 }
 """Splits looked for, in this order, when a role is asked for instead of a split's own name."""
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Files that say of each image of a folder what is asked about it, as `datasets` knows them."""
 MIN_SHUFFLE = 1_000
 """Rows of a streamed Hub data set among which samples are drawn."""
 
@@ -29,7 +31,8 @@ class Table:
     """Raw rows of one split, not yet drawn from."""
 
     name: str
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
+    """A row may lack columns."""
     columns: tuple[str, ...]
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names of the classes of columns that hold class numbers."""
@@ -79,35 +82,23 @@ def order(n_rows: int, split: str, seed: int) -> np.ndarray:
 
 
 def _file(path: Path, split: str) -> Table:
-    import datasets
-
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
         raise UsageError(
             f"{path} must be a {', '.join(FORMATS)} file; got {path.suffix or 'no suffix'}."
         )
     if path.stat().st_size == 0:
         raise UsageError(f"{path} must hold samples; got an empty file.")
-    if path.suffix.lower() == ".jsonl":
-        _check_lines(path)
-    with _explained(str(path)):
-        loaded = datasets.load_dataset(kind, data_files=str(path), split="train")
-    return _table(path.name, loaded, path.parent)
+    if kind == ".parquet":
+        import datasets
 
-
-def _check_lines(path: Path) -> None:
-    """Names the first line that is not a JSON object; `datasets` only says that some is not."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip() and not _is_object(line):
-                raise UsageError(f"{path} line {number} must be a JSON object.")
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+        with _explained(str(path)):
+            loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")
+        return _table(path.name, loaded, path.parent)
+    rows, columns = read_rows(path)
+    if not rows:
+        raise UsageError(f"{path} must hold samples; got none.")
+    return Table(path.name, rows, columns, {}, path.parent)
 
 
 def _folder(path: Path, split: str) -> Table:
@@ -119,13 +110,46 @@ def _folder(path: Path, split: str) -> Table:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         with _explained(str(path)):
             return _pick(path.name, datasets.load_from_disk(str(path)), split, path)
-    if len(files) == 1:
-        return _file(files[0], split)
+    by_split = {file.stem: file for file in files if file.suffix.lower() != ".parquet"}
+    own = [by_split[name] for name in ROLES.get(split, (split,)) if name in by_split]
+    if len(files) == 1 or own:
+        return _file((own or files)[0], split)
+    described = next((path / name for name in METADATA if (path / name).is_file()), None)
+    if described and not any((path / name).is_dir() for name in sum(ROLES.values(), ())):
+        return _described(described)
     if not any(path.iterdir()):
         raise UsageError(f"{path} must hold samples; got an empty folder.")
     with _explained(str(path)):
-        loaded = datasets.load_dataset(str(path))
+        loaded = _as_written(datasets.load_dataset(str(path)), str(path))
     return _pick(path.name, loaded, split, path)
+
+
+def _described(file: Path) -> Table:
+    """The images of a folder, with what a text file says about them."""
+    rows, columns = read_rows(file)
+    name = "file_name"
+    if name not in columns:
+        raise UsageError(f"{file} must have a column {name!r}; got {listed(columns)}.")
+    return Table(
+        file.parent.name,
+        [{"image" if k == name else k: v for k, v in row.items()} for row in rows],
+        tuple("image" if column == name else column for column in columns),
+        {},
+        file.parent,
+    )
+
+
+def _as_written(loaded: Any, path: str, /, **how: Any) -> Any:
+    """The same, loaded again where it comes from CSV files, every cell as text."""
+    import datasets
+
+    splits = loaded if isinstance(loaded, dict) else {"": loaded}
+    first = next(iter(splits.values()))
+    if first.info.builder_name != "csv":
+        return loaded
+    columns = list(first.features or next(iter(first)))
+    text = datasets.Features({column: datasets.Value("string") for column in columns})
+    return datasets.load_dataset(path, features=text, na_filter=False, **how)
 
 
 def _hub(data: str, split: str, n: int | None, seed: int) -> Table:
@@ -140,9 +164,8 @@ def _hub(data: str, split: str, n: int | None, seed: int) -> Table:
     name, revision = hub.split_revision(data)
     name, _, config = name.partition(":")
     with _explained(data):
-        loaded = datasets.load_dataset(
-            name, config or None, revision=revision, streaming=n is not None
-        )
+        how = {"name": config or None, "revision": revision, "streaming": n is not None}
+        loaded = _as_written(datasets.load_dataset(name, **how), name, **how)
         table = _pick(data, loaded, split, None, n, seed)
     return table
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import OUT
+from tpcal.commands.inputs import OUT, tell_source
 from tpcal.options import DataChoice, Listed, ModelChoice
 
 
@@ -86,6 +86,7 @@ def calibrate(
         loaded = model.load()
         report(0, 0, "Loading the samples")
         samples = data.load("calibration")
+        tell_source(samples)
         facts = {"command": terminal.command(), "samples": data.recorded()}
         everything = full_grid or any(wish is not None for wish in grid.values())
         found = probe.calibrate(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
 
 OUT = Path("tpcal-out")
+MAX_LISTED = 100
+"""Rows that are named one by one."""
 
 
 def refuse_to_overwrite(path: Path, force: bool) -> None:
@@ -121,9 +123,27 @@ def plans_model_samples(
     plans, loaded = plans_and_model(names, model, report)
     report(0, 0, "Loading the samples")
     samples = data.load("eval")
+    tell_source(samples)
     n_tokens = _n_tokens(loaded, samples) if any(is_preset(n) for n in names) else None
     fitted = {name: _at_depth(name, plan, loaded, n_tokens) for name, plan in plans.items()}
     return fitted, loaded, samples
+
+
+def tell_source(samples: Samples) -> None:
+    """One line on what of the data was left out and why, and one on each row that was skipped."""
+    from tpcal.views.words import count
+
+    left_out = samples.source.left_out.items()
+    if left_out:
+        each = ", ".join(f"{count(n, what)} {why}" for (what, why), n in left_out)
+        terminal.note(f"{samples.name}: left out {each}.")
+    unreadable = samples.source.unreadable
+    if unreadable:
+        terminal.warn(f"{samples.name}: {count(len(unreadable), 'row')} skipped as unreadable:")
+    for problem in unreadable[:MAX_LISTED]:
+        terminal.note(problem)
+    if len(unreadable) > MAX_LISTED:
+        terminal.note(f"and {len(unreadable) - MAX_LISTED} more.")
 
 
 def count_seen(plans: Mapping[str, Plan], samples: Samples) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpcal import __version__, terminal
+from tpcal.commands.inputs import tell_source
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 
@@ -122,6 +123,7 @@ class Subject:
         self._report(0, 0, "Loading samples for the proof")
         choice = replace(self._choice, samples=n_samples or default, split=None)
         samples = choice.load("eval")
+        tell_source(samples)
         if n_samples is not None:
             return samples
         from tpcal.calibrate.seen import unpack

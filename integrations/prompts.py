@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from tpcal.calibrate.batches import has_template, prompt_text
+from tpcal.calibrate.conversations import MARK, Part, Turn, placed
 from tpcal.calibrate.images import read_images
 from tpcal.calibrate.samples import Sample
 from tpcal.plans.errors import UsageError, excerpt
@@ -44,16 +45,15 @@ def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> Pr
     _refuse_others(parts, subject)
     cells = [part["image"] for part in parts if part["type"] == "image"]
     images = read_images(cells, None, subject)
-    plain = [_plain(processor, message) for message in messages]
+    turns = tuple(_turn(message) for message in messages)
     if has_template(processor):
-        text = processor.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
-        return Prompt(text, images)
+        return Prompt(prompt_text(processor, Sample(subject, images, "", turns=turns)), images)
     if not _is_one_question([message["role"] for message in messages], parts):
         raise UsageError(
             f"{subject} must be images followed by one question, as the model has no chat "
             f"template; got {len(messages)} messages. Add chat_template.jinja to the model."
         )
-    question = "".join(p["text"] for p in plain[0]["content"] if p["type"] == "text")
+    question = "".join(part for part in turns[0].parts if part is not None)
     return Prompt(prompt_text(processor, Sample(subject, images, question)), images)
 
 
@@ -66,16 +66,15 @@ def _refuse_others(parts: Sequence[Mapping[str, Any]], subject: str) -> None:
         )
 
 
-def _plain(processor: Any, message: Message) -> dict[str, Any]:
-    """The turn without its images, and without placeholders of images that the text spells."""
-    token = getattr(processor, "image_token", None) or "<image>"
-    content = [
-        {"type": "text", "text": part["text"].replace(token, "")}
-        if part["type"] == "text"
-        else {"type": "image"}
-        for part in message["content"]
+def _turn(message: Message) -> Turn:
+    """The turn; images that come before a text with as many marks go where the marks are."""
+    parts: list[Part] = [
+        part["text"] if part["type"] == "text" else None for part in message["content"]
     ]
-    return {"role": message["role"], "content": content}
+    *images, text = parts or [None]
+    if message["role"] == "user" and text and MARK in text and not any(images):
+        return Turn("user", placed(text, len(images)))
+    return Turn(message["role"], tuple(parts))
 
 
 def _is_one_question(roles: Sequence[str], parts: Sequence[Mapping[str, Any]]) -> bool:

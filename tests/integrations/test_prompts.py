@@ -48,10 +48,22 @@ def test_earlier_turns_stay_turns(loaded: Loaded) -> None:
     assert len(found.images) == 1
 
 
-def test_text_that_spells_an_image_is_none(loaded: Loaded) -> None:
+def test_text_that_spells_an_image_stays_text(loaded: Loaded) -> None:
     found = read_prompt(loaded.processor, [_user(_text("What does <image>this say?"))], "t")
-    assert found.text == "USER: What does this say? ASSISTANT:"
+    assert found.text == "USER: What does < image>this say? ASSISTANT:"
     assert found.images == ()
+
+
+def test_images_before_a_text_with_as_many_marks_go_where_the_marks_are(loaded: Loaded) -> None:
+    marked = _user(_image(RED), _image(GREY), _text("One: <image> Two: <image> Which is grey?"))
+    processor = copy.copy(loaded.processor)
+    processor.chat_template = (
+        "{% for part in messages[0].content %}{{ part.text or '<image>' }}{% endfor %}"
+    )
+    found = read_prompt(processor, [marked], "t")
+    assert found.text == "One: <image> Two: <image> Which is grey?"
+    one = read_prompt(processor, [_user(_image(RED), _text("What does <image> do?"))], "t")
+    assert one.text == "<image>What does < image> do?"
 
 
 def test_videos_are_refused_by_name(loaded: Loaded) -> None:

@@ -1,0 +1,240 @@
+"""Conversations of a data set: turns with parts in order, and the questions that need an image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tpcal.plans.errors import UsageError, excerpt
+
+MARK = "<image>"
+"""What data writes where an image belongs (LLaVA, ShareGPT and their kin)."""
+ROLES = {
+    **{"user": "user", "human": "user", "system": "system"},
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
+}
+_HOLDERS = ("image", "image_url", "url", "path", "bytes", "base64", "source", "data")
+"""Keys of a part that bring the image along."""
+Part = str | None
+"""Text, or None for the next image."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says."""
+
+    role: str
+    """``system``, ``user`` or ``assistant``."""
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The text alone."""
+        return " ".join(part.strip() for part in self.parts if part is not None).strip()
+
+    @property
+    def n_images(self) -> int:
+        """Images it shows."""
+        return self.parts.count(None)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, and the cells of their images in the order of their places."""
+
+    turns: tuple[Turn, ...]
+    cells: tuple[Any, ...] = ()
+
+
+def is_conversation(cell: Any) -> bool:
+    """Whether a cell holds messages, in the form of LLaVA (from, value) or of chats."""
+    cell = messages_of(cell)
+    return (
+        isinstance(cell, Sequence)
+        and bool(cell)
+        and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in cell)
+    )
+
+
+def read_conversation(messages: Any, cells: Sequence[Any], where: str) -> Conversation:
+    """The turns of messages.
+
+    Args:
+        messages: Of LLaVA's form (from, value), or of chats (role, content as text or parts).
+        cells: Images from a column of their own. They belong where parts without an image, or
+            else the data's marks, leave room for them; without either, before the first question.
+        where: Names the row in errors.
+
+    Raises:
+        UsageError: An unknown role, video or sound, or another number of places than images.
+    """
+    read = [_turn(message, where) for message in messages_of(messages)]
+    brought = [cell for _, own in read for cell in own]
+    turns = [turn for turn, _ in read]
+    if not brought:
+        turns = list(_marked(turns, len(cells), where))
+        brought = [_Room] * len(cells)
+    room = brought.count(_Room)
+    if room and room != len(cells):
+        raise UsageError(
+            f"{where}: the conversation must have a place for every image; got {room} for "
+            f"{len(cells)}."
+        )
+    given = iter(cells)
+    filled = tuple(next(given) if cell is _Room else cell for cell in brought)
+    return Conversation(tuple(turns), filled)
+
+
+class _Room:
+    """Stands for an image that a part leaves room for."""
+
+
+def questions(
+    conversation: Conversation,
+) -> tuple[list[tuple[tuple[Turn, ...], str | None]], Counter[tuple[str, str]]]:
+    """The questions to measure, and how many turns are left out and why.
+
+    Every answered turn after the first image is one, with the turns before it. Where no turn is
+    answered, the last is one without an answer.
+    """
+    turns, left_out = conversation.turns, Counter[tuple[str, str]]()
+    found: list[tuple[tuple[Turn, ...], str | None]] = []
+    open_end = None
+    for at, turn in enumerate(turns):
+        if turn.role != "user":
+            continue
+        if not any(earlier.n_images for earlier in turns[: at + 1]):
+            left_out["turn", "before the first image"] += 1
+        elif at + 1 < len(turns) and turns[at + 1].role == "assistant" and turns[at + 1].text:
+            found.append((turns[: at + 1], turns[at + 1].text))
+        elif at + 1 == len(turns):
+            open_end = turns
+        else:
+            left_out["turn", "without an answer"] += 1
+    if open_end and not found:
+        found.append((open_end, None))
+    elif open_end:
+        left_out["turn", "without an answer"] += 1
+    return found, left_out
+
+
+def with_answer(conversation: Conversation, answer: str) -> Conversation:
+    """The same with the last question's answer, or another one to it."""
+    said = Turn("assistant", (answer,))
+    turns = conversation.turns
+    kept = turns[:-1] if turns and turns[-1].role == "assistant" else turns
+    return replace(conversation, turns=(*kept, said))
+
+
+def with_system(conversation: Conversation, text: str) -> Conversation:
+    """The same after a system turn, unless it has its own."""
+    turns = conversation.turns
+    if any(turn.role == "system" for turn in turns):
+        return conversation
+    return replace(conversation, turns=(Turn("system", (text,)), *turns))
+
+
+def plain_question(turns: Sequence[Turn]) -> str | None:
+    """The question, where the turns are images followed by one question; else None."""
+    if len(turns) != 1 or turns[0].role != "user" or not turns[0].parts:
+        return None
+    *images, text = turns[0].parts
+    return None if text is None or any(part is not None for part in images) else text
+
+
+def placed(text: str, n_images: int) -> tuple[Part, ...]:
+    """The parts of a question with images: where its marks stand, otherwise images first.
+
+    Marks are places where there are as many as images, except for a single one inside a line,
+    which is a word of the question. Marks before the text say that images are first. Any other
+    mark is text.
+    """
+    pieces = text.split(MARK)
+    if n_images and len(pieces) == n_images + 1 and (n_images > 1 or _stands_alone(*pieces)):
+        return _trimmed([part for piece in pieces for part in (piece, None)][:-1])
+    while n_images and text.lstrip().startswith(MARK):
+        text = text.lstrip().removeprefix(MARK)
+    return _trimmed([*[None] * n_images, text])
+
+
+def _stands_alone(before: str, after: str) -> bool:
+    return not before.rpartition("\n")[2].strip() or not after.partition("\n")[0].strip()
+
+
+def messages_of(cell: Any) -> Any:
+    """A cell's messages as a list, where older versions of `datasets` make a table of them."""
+    if isinstance(cell, Mapping) and isinstance(cell.get("role", cell.get("from")), list):
+        return [
+            dict(zip(cell, values, strict=True)) for values in zip(*cell.values(), strict=True)
+        ]
+    return cell
+
+
+def _turn(message: Mapping[str, Any], where: str) -> tuple[Turn, list[Any]]:
+    """A turn, and what its images are."""
+    role = str(message.get("role") or message.get("from"))
+    if role not in ROLES:
+        raise UsageError(
+            f"{where}: every turn must be of {', '.join(ROLES)}; got one of {excerpt(repr(role))}."
+        )
+    content = message.get("content")
+    content = message.get("value") if content is None else content
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        content = [{"type": "text", "text": content}] if content not in (None, "") else []
+    read = [_part(item, where) for item in content]
+    brought = [image for text, image in read if text is None]
+    return Turn(ROLES[role], _trimmed([text for text, _ in read])), brought
+
+
+def _part(item: Any, where: str) -> tuple[Part, Any]:
+    """The text of a part, or None and what its image is."""
+    item = {"type": "text", "text": item} if isinstance(item, str) else item
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    held = [key for key in _HOLDERS if isinstance(item, Mapping) and item.get(key) is not None]
+    if kind in ("image", "image_url", "input_image") or (kind is None and held):
+        return None, (item[held[0]] if held[0] == "image" else item) if held else _Room
+    text = item.get("text") if isinstance(item, Mapping) else None
+    if kind not in (None, "text", "input_text", "output_text") or not isinstance(text, str):
+        raise UsageError(
+            f"{where}: a conversation must hold text and images; got {excerpt(repr(kind or item))}."
+        )
+    return text, None
+
+
+def _marked(turns: Sequence[Turn], n_images: int, where: str) -> Iterator[Turn]:
+    """The turns with places for images: the first marks, or before the first question."""
+    n_marks = sum(t.count(MARK) for turn in turns if turn.role == "user" for t in _texts(turn))
+    if 0 < n_marks < n_images:
+        raise UsageError(
+            f"{where}: the conversation must have a place for every image; got {n_marks} "
+            f"{MARK} for {n_images}."
+        )
+    left = n_images
+    for turn in turns:
+        if turn.role == "user" and left:
+            if n_marks:
+                pieces = "".join(_texts(turn)).split(MARK, left)
+                parts = [part for piece in pieces for part in (piece, None)][:-1]
+            else:
+                parts = [*[None] * left, *turn.parts]
+            left -= parts.count(None)
+            turn = replace(turn, parts=_trimmed(parts))
+        yield turn
+
+
+def _texts(turn: Turn) -> list[str]:
+    return [part for part in turn.parts if part is not None]
+
+
+def _trimmed(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Without blanks before and after the turn's text, and without empty texts."""
+    kept = list(parts)
+    texts = [at for at, part in enumerate(kept) if part is not None]
+    while texts and not str(kept[texts[0]]).strip():
+        kept[texts.pop(0)] = ""
+    if texts:
+        kept[texts[0]] = str(kept[texts[0]]).lstrip()
+        kept[texts[-1]] = str(kept[texts[-1]]).rstrip()
+    return tuple(part for part in kept if part != "")
