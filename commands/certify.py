@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import plan_model_samples
+from tpcal.commands.inputs import plan_model_samples, refuse_to_overwrite
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.planner.named import is_preset
 
@@ -37,6 +37,7 @@ from tpcal.planner.named import is_preset
     type=click.Path(path_type=Path, dir_okay=False),
     help="File to write.  [default: PLAN itself]",
 )
+@click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
 @options.model_options
 @options.data_options
 @options.batch_size_option(32)
@@ -47,6 +48,7 @@ def certify(
     confidence: float,
     each_group: bool,
     output: Path | None,
+    force: bool,
     model: ModelChoice,
     data: DataChoice,
     batch_size: int,
@@ -69,6 +71,7 @@ def certify(
 
     if output is None and is_preset(file):
         raise click.UsageError("A preset cannot be written to; name a file with --output.")
+    refuse_to_overwrite(output or Path(file), force)
     with terminal.progress() as report:
         found, loaded, samples = plan_model_samples(file, model, data, report)
         from tpcal.planner.certify import Promise
