@@ -74,8 +74,8 @@ def open_storage(storage: Path | str | BaseStorage | None) -> BaseStorage:
         return _database(storage)
     if _NO_FILE.search(str(storage)):
         raise UsageError(
-            "storage must be a file, or a URL with '://' as in postgresql+psycopg://host/name; got "
-            "a connection in other words, whose password would become the name of a file."
+            "storage must be a file, or a URL with '://' as in postgresql+psycopg://host/name; "
+            "got a connection in other words, whose password would become the name of a file."
         )
     return _journal(Path(storage))
 
@@ -123,8 +123,8 @@ def _proxy(url: str) -> BaseStorage:
             proxy.wait_server_ready(timeout=_LONGEST_START_S)
     except ImportError:
         raise UsageError(
-            f"storage {redacted(url, url)} needs packages that are not installed. Way out: pip install grpcio "
-            "protobuf."
+            f"storage {redacted(url, url)} needs packages that are not installed. "
+            "Way out: pip install grpcio protobuf."
         ) from None
     except (ValueError, ConnectionError):
         raise UsageError(
@@ -142,8 +142,9 @@ def _database(url: str, n_tries: int = 3) -> BaseStorage:
         return get_storage(RDBStorage(url, engine_kwargs=ping))
     except ImportError:
         raise UsageError(
-            f"storage {redacted(url, url)} needs a driver that is not installed. Way out: pip install "
-            '"psycopg[binary]" for PostgreSQL; pymysql and mysql+pymysql://… for MySQL.'
+            f"storage {redacted(url, url)} needs a driver that is not installed. "
+            'Way out: pip install "psycopg[binary]" for PostgreSQL; pymysql and mysql+pymysql://… '
+            "for MySQL."
         ) from None
     except (SQLAlchemyError, StorageInternalError, RuntimeError, ValueError) as error:
         if n_tries > 1 and not isinstance(error, ArgumentError):

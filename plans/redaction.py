@@ -1,8 +1,8 @@
 """Text without credentials, as it may reach a file, a screen or a log; and paths without machines.
 
 A secret is found in two ways. Its shape gives it away: the password in a URL, ``password=…``, a
-token of a known kind. Or its value is known, from a URL that the user typed or from the environment,
-so that it is found too where a library repeats a part of it.
+token of a known kind. Or its value is known, from a URL that the user typed or from the
+environment, so that it is found too where a library repeats a part of it.
 """
 
 from __future__ import annotations
