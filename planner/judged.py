@@ -1,10 +1,10 @@
 """Which plans were judged on which samples, so that a promise allows for all that were tried.
 
 Of many plans that change too much one passes a test by luck, and whoever ships the first that
-passes ships that one. So every plan that was tried on samples, or whose changed answers were shown,
-takes a place in the row of all that were, and `tpcal.planner.certify.level` tests it the more
-strictly the later that place is. A file of JSON lines remembers them, as digests: no pixels, no
-text, no cuts.
+passes ships that one. So every plan that was tried on samples, or whose changed answers were
+shown, takes a place in the row of all that were, and `tpcal.planner.certify.level` tests it the
+more strictly the later that place is. A file of JSON lines remembers them, as digests: no pixels,
+no text, no cuts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from tpcal.calibrate.seen import pack, unpack
 from tpcal.plans.schema import Plan
 
 if TYPE_CHECKING:
+    from optuna.storages.journal import JournalFileSymlinkLock
+
     from tpcal.calibrate.samples import Samples
 
 FILE = "judged.jsonl"
@@ -141,23 +143,12 @@ class Judged:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One process at a time, where a folder can be written."""
-        from optuna.storages.journal import JournalFileSymlinkLock
-
-        for file in self._files:
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                writable = os.access(file.parent, os.W_OK)
-            except OSError:
-                continue
-            if writable:
-                lock = JournalFileSymlinkLock(str(file))
-                lock.acquire()
-                try:
-                    yield
-                finally:
-                    lock.release()
-                return
-        yield
+        lock = next(filter(None, map(_locked, self._files)), None)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
 
 
 def name_of(plans: Iterable[Plan], weights: str) -> str:
@@ -169,6 +160,19 @@ def name_of(plans: Iterable[Plan], weights: str) -> str:
     """
     acts = [Plan(cuts=plan.cuts, round_to=plan.round_to).digest for plan in plans]
     return f"sha256:{hashlib.sha256(json.dumps([*acts, weights]).encode()).hexdigest()}"
+
+
+def _locked(file: Path) -> JournalFileSymlinkLock | None:
+    """A lock that is held; None where the folder cannot be written."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(str(file))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        return None
+    return lock
 
 
 def _lines(file: Path) -> list[str]:

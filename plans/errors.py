@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tpcal.plans.redaction import redacted
+
 
 class TpcalError(Exception):
-    """Base of all deliberate errors; its message is one sentence and says how to go on."""
+    """Base of all deliberate errors; its message is one sentence and says how to go on.
+
+    It often repeats what another library said, so that credentials are taken out of it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class RunFailed(TpcalError):

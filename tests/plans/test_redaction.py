@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tpcal.plans.errors import (
+    BudgetError,
+    FitError,
+    GuardrailError,
+    RunFailed,
+    TpcalError,
+    UsageError,
+)
 from tpcal.plans.redaction import redacted, redacted_data, without_machine
 
 URLS = {
@@ -87,6 +95,17 @@ def test_tokens_of_known_kinds_are_hidden_whoever_brought_them() -> None:
         "*** Illegal header b'Bearer ***\\n' "
         "host=h password=*** user=me {'password': ***} api_key=*** ***"
     )
+
+
+@pytest.mark.parametrize("kind", [UsageError, GuardrailError, RunFailed])
+def test_no_deliberate_error_repeats_a_secret(
+    kind: type[TpcalError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "of-a-new-kind")
+    said = "401 Bearer x.y.z for https://me:s3cret@hub/api?token=s3cret, of-a-new-kind"
+    for error in (kind(said), FitError("plan", [said]), BudgetError(said, 0.1)):
+        assert "401 Bearer *** for https://me:***@hub/api?token=***" in str(error)
+        assert "new-kind" not in str(error)
 
 
 def test_data_is_cleaned_in_depth() -> None:
