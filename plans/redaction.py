@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
@@ -122,10 +123,15 @@ def _typed(words: Iterable[str]) -> Iterator[str]:
 
 def _variables(environ: Mapping[str, str]) -> Iterator[str]:
     for name, value in environ.items():
-        if _URL.fullmatch(value):
+        if "://" in value and _URL.fullmatch(value):
             yield from _typed([value])
-        elif name != "PWD" and len(value) >= SHORTEST_OF_VARIABLE and _VARIABLE.search(name):
+        elif len(value) >= SHORTEST_OF_VARIABLE and _is_secret(name):
             yield value.strip()
+
+
+@cache
+def _is_secret(name: str) -> bool:
+    return name != "PWD" and _VARIABLE.search(name) is not None
 
 
 def _pattern(secret: str) -> re.Pattern[str]:
