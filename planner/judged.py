@@ -72,8 +72,9 @@ class Judged:
     def place(self, plan: str, samples: Samples, test: Test) -> int:
         """The place that a test has or would take, from 1; nothing is remembered.
 
-        The same test of a plan on the same samples always has the same place. One that looks at
-        samples among those on which the plan's changed answers were shown has the place of that.
+        The same test of a plan on the same samples always has the same place. One on samples among
+        those on which the plan's changed answers were shown has the place of that; with further
+        samples it comes after all other plans.
         """
         return self._judgement(plan, frozenset(samples.identities), test).place
 
@@ -99,12 +100,14 @@ class Judged:
         own = [one for one in near if one.plan == plan]
         same = [one for one in own if one.test == test and one.samples == samples]
         used = {one.slot for one in own if one.test is not None}
-        looks = [one for one in own if one.samples >= samples]
-        if test is not None:  # one look allows for one test
-            looks = [one for one in looks if one.test is None and one.slot not in used]
-        for known in (*same, *looks):
+        looks = [one for one in own if test is None or one.slot not in used]  # a test takes it up
+        within = [one for one in looks if one.samples >= samples]
+        for known in (*same, *within):
             return Judgement(known.slot, plan, known.place, samples, test)
-        return Judgement(uuid4().hex, plan, 1 + len({one.slot for one in near}), samples, test)
+        slot = looks[0].slot if looks else uuid4().hex
+        last = 1 + len({one.slot for one in near} - {slot})
+        place = max([last, *(one.place for one in looks if one.slot == slot)])
+        return Judgement(slot, plan, place, samples, test)
 
     def _near(self, samples: frozenset[bytes]) -> list[Judgement]:
         return [one for one in self._all() if one.samples & samples]

@@ -109,6 +109,18 @@ def test_a_look_takes_a_place_that_one_test_of_the_plan_may_use(judged: Judged) 
     assert judged.n_plans(samples) == 4
 
 
+def test_a_look_at_a_few_samples_costs_the_plan_that_is_proven_nothing(judged: Judged) -> None:
+    few, all_of_them = _samples(0, 5), _samples(0, 20)
+    assert judged.take("a", few) == 1
+    assert judged.take("a", all_of_them) == 1
+    assert judged.take("a", all_of_them, _test(all_of_them)) == 1
+    assert judged.take("b", few) == 2
+    assert judged.take("c", all_of_them) == 3
+    assert judged.take("b", all_of_them, _test(all_of_them)) == 3  # behind a and c
+    assert judged.take("b", all_of_them, _test(all_of_them, each_group=True)) == 4
+    assert judged.n_plans(all_of_them) == 4
+
+
 @pytest.mark.parametrize("lost", ["own", "out"])
 def test_one_of_two_files_is_enough(judged: Judged, tmp_path: Path, lost: str) -> None:
     samples = _samples(0, 20)
