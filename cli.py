@@ -25,6 +25,7 @@ def main() -> None:
     """Entry point of the `tpcal` program."""
     terminal.survive_encodings()
     terminal.be_quiet(os.environ)
+    terminal.keep_secrets()
     cli(prog_name="tpcal")
 
 

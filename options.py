@@ -34,6 +34,14 @@ class ModelChoice:
     attention: str | None = None
     """None: transformers' choice; only `tpcal bench` asks."""
 
+    def __post_init__(self) -> None:
+        """A plan or profile is data that others may have written: it must not choose the code."""
+        if self.trust_remote_code and self.name is None:
+            raise click.UsageError(
+                "--trust-remote-code must come with --model, as no plan or profile may choose "
+                "whose code runs; got it alone."
+            )
+
     def or_else(self, name: str | None, revision: str | None) -> ModelChoice:
         """The same choice, with the model of a plan or profile where none was named."""
         if self.name is not None or name is None:
@@ -241,7 +249,9 @@ def model_options(command: Command) -> Command:
             help="Keep weights that the device has no room for in CPU memory or on disk; slow.",
         ),
         click.option(
-            "--trust-remote-code", is_flag=True, help="Run Python code that comes with the model."
+            "--trust-remote-code",
+            is_flag=True,
+            help="Run Python code that comes with the model, which --model has to name.",
         ),
     ]
     return _gather(ModelChoice, "model", options, command)
@@ -384,6 +394,18 @@ def output_options(default: str) -> Callable[[Command], Command]:
         return output(force(command))
 
     return add
+
+
+def picture_options(command: Command) -> Command:
+    """Adds --svg and --force of a command that draws; the command receives ``svg`` or None."""
+    svg = click.option(
+        "--svg",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Draw into a picture.",
+    )
+    force = click.option("--force", is_flag=True, help="Overwrite a file that tpcal did not make.")
+    return svg(force(command))
 
 
 def figures_option(command: Command) -> Command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import logging
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from tpcal.plans import redaction
 from tpcal.plans.errors import TpcalError
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ _PLAIN = {
     **{"─": "-", "━": "-", "·": "-", "–": "-", "−": "-", "→": "->", "◂": "<", "±": "+/-"},
     **{"×": "x", "…": "...", "✓": "ok", "≤": "<=", "≥": ">="},
 }
+
+
+_TYPED: list[str] = []
+"""The words of the command line that is being carried out."""
 
 
 class Interrupted(TpcalError):
@@ -86,6 +92,7 @@ class Commands(click.Group):
             return super().main(args, prog_name, standalone_mode=False, **extra)
         self._debug = bool(os.environ.get("TPCAL_DEBUG"))
         words = list(sys.argv[1:] if args is None else args)
+        _TYPED[:] = words
         extra["obj"] = short_command(words)
         try:
             code = super().main(words, prog_name, standalone_mode=False, **extra)
@@ -102,10 +109,10 @@ class Commands(click.Group):
         if self._debug:
             import traceback
 
-            traceback.print_exception(error)
+            click.echo(redacted("".join(traceback.format_exception(error))), err=True, nl=False)
         lines, code = explain(error)
         for line in lines:
-            click.echo(f"tpcal: {line}", err=True)
+            click.echo(f"tpcal: {redacted(line)}", err=True)
         sys.exit(code)
 
 
@@ -177,7 +184,7 @@ def _show_warning(
 def warn(text: str) -> None:
     """One line on stderr that does not stop anything."""
     if is_main_process():
-        click.echo(f"tpcal: warning: {text}", err=True)
+        click.echo(f"tpcal: warning: {redacted(text)}", err=True)
 
 
 def note(text: str) -> None:
@@ -297,16 +304,28 @@ def command() -> str:
 
 
 def short_command(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> str:
-    """The command line as typed, for provenance: this folder and home are not spelled out."""
+    """The command line for provenance: as typed, without credentials and places of the machine."""
     import shlex
 
-    places = [(os.getcwd() + os.sep, ""), (environ.get("HOME", "") + os.sep, "~/")]
-    return shlex.join(["tpcal", *(_shorten(word, places) for word in arguments)])
+    shown = (redaction.redacted(word, *arguments, environ=environ) for word in arguments)
+    return shlex.join(["tpcal", *(redaction.without_machine(word, environ) for word in shown)])
 
 
-def _shorten(word: str, places: Sequence[tuple[str, str]]) -> str:
-    option, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    for place, short in places:
-        if len(place) > 1 and value.startswith(place):
-            return f"{option}{sign}{short}{value[len(place) :]}"
-    return word
+def redacted(text: str) -> str:
+    """The text without the credentials of the command line and the environment."""
+    return redaction.redacted(text, *_TYPED)
+
+
+def keep_secrets() -> None:
+    """No log record and no warning of any library shows a credential from now on."""
+    make, form = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def record(*args: Any, **extra: Any) -> logging.LogRecord:
+        made = make(*args, **extra)
+        made.msg, made.args = redacted(made.getMessage()), None
+        if made.exc_info:
+            made.exc_text = redacted(logging.Formatter().formatException(made.exc_info))
+        return made
+
+    logging.setLogRecordFactory(record)
+    warnings.formatwarning = lambda *args, **extra: redacted(form(*args, **extra))

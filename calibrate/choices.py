@@ -96,8 +96,8 @@ def right_letter(cell: Any, choices: Sequence[str], where: str) -> str | None:
     found = "fits several" if meant else "is none"
     raise UsageError(
         f"{where}: the answer must be one of the {len(choices)} choices: its letter, its text or "
-        f"its number from 0 on; {excerpt(', '.join(texts))} {found} of them. Give letters, or name "
-        "other columns with --answer-column and --choices-column."
+        f"its number from 0 on; {excerpt(', '.join(texts))} {found} of them. Give letters, or "
+        "name other columns with --answer-column and --choices-column."
     )
 
 

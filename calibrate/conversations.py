@@ -198,7 +198,8 @@ def _part(item: Any, where: str) -> tuple[Part, Any]:
     text = item.get("text") if isinstance(item, Mapping) else None
     if kind not in (None, "text", "input_text", "output_text") or not isinstance(text, str):
         raise UsageError(
-            f"{where}: a conversation must hold text and images; got {excerpt(repr(kind or item))}."
+            f"{where}: a conversation must hold text and images; got "
+            f"{excerpt(repr(kind or item))}."
         )
     return text, None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import plan_model_samples
+from tpcal.commands.inputs import OUT, plan_model_samples, refuse_to_overwrite
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.planner.named import is_preset
 
@@ -37,6 +37,7 @@ from tpcal.planner.named import is_preset
     type=click.Path(path_type=Path, dir_okay=False),
     help="File to write.  [default: PLAN itself]",
 )
+@click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
 @options.model_options
 @options.data_options
 @options.batch_size_option(32)
@@ -47,6 +48,7 @@ def certify(
     confidence: float,
     each_group: bool,
     output: Path | None,
+    force: bool,
     model: ModelChoice,
     data: DataChoice,
     batch_size: int,
@@ -57,7 +59,9 @@ def certify(
     Answers every sample with and without the plan, on samples that no search has seen, and
     tests the share of changed answers (exact binomial test). Exits with 4 where it cannot be
     proven, and says how many samples that would take. Samples that the plan was made from are
-    refused.
+    refused. Of several plans that are tried on the same samples, here or by 'tpcal eval', each
+    is tested more strictly than the one before, so that the promise holds for whichever you ship
+    (judged.jsonl in tpcal-out and in ~/.local/state/tpcal remembers them).
 
     \b
     Examples:
@@ -69,9 +73,11 @@ def certify(
 
     if output is None and is_preset(file):
         raise click.UsageError("A preset cannot be written to; name a file with --output.")
+    refuse_to_overwrite(output or Path(file), force)
     with terminal.progress() as report:
         found, loaded, samples = plan_model_samples(file, model, data, report)
         from tpcal.planner.certify import Promise
+        from tpcal.planner.judged import Judged
         from tpcal.planner.proof import prove
 
         proven = prove(
@@ -82,6 +88,7 @@ def certify(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             progress=report,
+            judged=Judged.beside(OUT),
         )
     save_plan(proven, output or Path(file))
     assert proven.certificate is not None

@@ -102,7 +102,7 @@ def evaluate(
       tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
     from tpcal.views.comparison_figures import figures
-    from tpcal.views.comparisons import comparison_view, markdown
+    from tpcal.views.comparisons import comparison_view, judged_line, markdown
     from tpcal.views.words import count
 
     if controls and not files:
@@ -122,6 +122,7 @@ def evaluate(
         from tpcal.calibrate.answered import InMemory
         from tpcal.calibrate.comparison import compare_plans
         from tpcal.calibrate.kept_answers import AnswerFolder
+        from tpcal.planner.judged import Judged, name_of
 
         folder = None if no_keep else AnswerFolder(out, loaded, samples, max_new_tokens)
         if folder and fresh:
@@ -136,6 +137,9 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             progress=report,
         )
+    judged = Judged.beside(OUT)
+    for plan in plans.values():
+        judged.take(name_of([plan], folder.settings["weights"]), samples)
     names = files[0] if len(files) == 1 else f"{len(files)} plans" if files else "unpruned"
     title = f"{names} on {samples.name}, {count(len(samples), 'sample')}"
     if n_seen:
@@ -145,4 +149,6 @@ def evaluate(
             "its figures are too good."
         )
     terminal.console().print(comparison_view(found, title=title))
+    if plans:
+        terminal.console().print(judged_line(judged.n_plans(samples)))
     write_figures(outputs, figures(found, loaded, samples, n_seen), markdown(found, title=title))

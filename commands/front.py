@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from tpcal import terminal
+from tpcal import options, terminal
 from tpcal.commands.inputs import read_profile
+from tpcal.commands.outputs import check_outputs, write_picture
 
 
 @click.command(short_help="Show what every budget costs in quality.")
@@ -18,11 +19,11 @@ from tpcal.commands.inputs import read_profile
     metavar="URL",
     help="Optuna journal file or database URL of the searches.  [default: in the profile]",
 )
-@click.option(
-    "--svg", type=click.Path(dir_okay=False), metavar="FILE", help="Draw into a picture."
-)
+@options.picture_options
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of a chart.")
-def front(folder: Path | None, storage: str | None, svg: str | None, as_json: bool) -> None:
+def front(
+    folder: Path | None, storage: str | None, svg: Path | None, force: bool, as_json: bool
+) -> None:
     """Show the plans that no other plan beats in both cost and loss.
 
     They are those that 'tpcal plan' has measured for this profile, for any budget; before the
@@ -40,6 +41,7 @@ def front(folder: Path | None, storage: str | None, svg: str | None, as_json: bo
     from tpcal.planner.storage import open_storage
     from tpcal.views.fronts import front_data, front_view
 
+    check_outputs([svg] if svg else [], force)
     folder, profile = read_profile(folder)
     predictor = Predictor(profile)
     points = plans(predictor, open_storage(storage or folder / "study.journal"))
@@ -51,6 +53,4 @@ def front(folder: Path | None, storage: str | None, svg: str | None, as_json: bo
     if svg is None:
         terminal.console().print(view)
         return
-    from tpcal.plans.files import write_atomic
-
-    write_atomic(svg, terminal.picture(view, title=f"tpcal front {folder.name}"))
+    write_picture(svg, view, title=f"tpcal front {folder.name}")

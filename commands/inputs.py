@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpcal import terminal
+from tpcal.commands.outputs import check_place
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.planner.named import is_preset, off_budget, read_plan
 from tpcal.plans.errors import FitError, UsageError
@@ -26,10 +27,11 @@ def refuse_to_overwrite(path: Path, force: bool) -> None:
     """Nothing, where the path is free or holds a plan, or ``force`` is set.
 
     Raises:
-        UsageError: Something else is there.
+        UsageError: Something else is there, or its folder is not.
     """
     from tpcal.plans.schema import load_plan
 
+    check_place(path)
     if force or not path.exists():
         return
     try:

@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpcal import __version__, terminal
 from tpcal.plans.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 MARK = "made by tpcal"
 """Stands near the beginning of every such file, so that no other file is overwritten."""
@@ -22,6 +25,18 @@ def made_by() -> str:
     return f"{MARK} {__version__}"
 
 
+def check_place(path: Path) -> None:
+    """Nothing, where a file can be written; to be asked before the work begins.
+
+    Raises:
+        UsageError: Its folder is not there, or something is there that is no file.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"The folder of {path} must exist; got none. Make it first.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} must be a file; got something else. Name another one.")
+
+
 def check_outputs(outputs: Sequence[Path], force: bool = False) -> None:
     """Nothing, where the files are free or of tpcal's making, or ``force`` is set.
 
@@ -31,13 +46,12 @@ def check_outputs(outputs: Sequence[Path], force: bool = False) -> None:
         UsageError: A file of someone else's is there, or its folder is not.
     """
     for path in outputs:
-        if not path.parent.is_dir():
-            raise UsageError(f"The folder of {path} must exist; got none. Make it first.")
+        check_place(path)
         if force or not path.exists():
             continue
         with path.open("rb") as file:
             if MARK.encode() not in file.read(N_BYTES):
-                way_out = "Name another file with --output, or add --force"
+                way_out = "Name another file, or add --force"
                 raise UsageError(f"{path} exists and was not made by tpcal. {way_out}.")
 
 
@@ -72,3 +86,11 @@ def write_figures(outputs: Sequence[Path], data: Mapping[str, Any], markdown: st
     }
     for path in outputs:
         write_atomic(path, texts[path.suffix.lower()])
+
+
+def write_picture(path: Path, view: RenderableType, title: str) -> None:
+    """Writes what a terminal would show as SVG, with `MARK` in it."""
+    from tpcal.plans.files import write_atomic
+
+    opening, end, rest = terminal.picture(view, title).partition(">")
+    write_atomic(path, f"{opening}{end}<!-- {made_by()} -->{rest}")

@@ -139,7 +139,7 @@ def plan(
             search |= {} if no_measure else subject.measurers()
             found = _measured(profile, budget, limits, search)
         else:
-            found = _proven(profile, subject, budget, limits, search, batch_size)
+            found = _proven(profile, folder, subject, budget, limits, search, batch_size)
         if not no_measure:
             found = subject.signed(found)
     from tpcal.calibrate.depth import blind_spots
@@ -230,6 +230,7 @@ def _whole_front(
 
 def _proven(
     profile: Profile,
+    folder: Path,
     subject: Subject,
     budget: Budget | None,
     limits: LimitChoice,
@@ -241,7 +242,7 @@ def _proven(
 
     assert limits.max_flips is not None
     assert limits.confidence is not None
-    promise = Promise(limits.max_flips, limits.confidence, limits.each_group)
+    promise = Promise(limits.max_flips, limits.confidence, limits.each_group, place=1)
     n = limits.certify_samples or N_CERTIFY
     if limits.each_group:
         promise.check_n(n // len(profile.groups), "--certify-samples of each group")
@@ -258,6 +259,7 @@ def _proven(
         plans = explore(profile, allowance, measurer=measurers["measurer"], **search).row(
             MOST_PROVEN
         )
+    from tpcal.planner.judged import Judged
     from tpcal.planner.proof import prove
 
     return prove(
@@ -267,4 +269,5 @@ def _proven(
         subject.unseen(limits.certify_samples, N_CERTIFY),
         batch_size=batch_size,
         progress=search["progress"],
+        judged=Judged.beside(folder.parent),
     )

@@ -178,6 +178,8 @@ def _shown(
     Raises:
         UsageError: The data has no sample that none of the plans was made from.
     """
+    from tpcal.calibrate.models import weights_digest
+    from tpcal.planner.judged import Judged, name_of
     from tpcal.report.pictures import shown
 
     samples, seen = subject.unseen(N_LOOKED_AT * n_samples, n_samples), seen_by(plans)
@@ -187,14 +189,19 @@ def _shown(
             f"Samples to show must be new to the plans; got none from {samples.name}. Leave them "
             "out with --samples 0."
         )
-    return shown(
+    new = samples.part(0, n_new)
+    found = shown(
         subject.loaded,
-        samples.part(0, n_new),
+        new,
         plans,
         n_samples=n_samples,
         max_new_tokens=max_new_tokens,
         progress=progress,
     )
+    weights = weights_digest(subject.loaded.model)
+    for plan in plans.values():
+        Judged.beside(OUT).take(name_of([plan], weights), new)
+    return found
 
 
 def _is_profile(word: str) -> bool:

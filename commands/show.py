@@ -9,6 +9,7 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.inputs import read_profile
+from tpcal.commands.outputs import check_outputs, write_picture
 from tpcal.planner.named import read_plan
 from tpcal.plans.errors import UsageError, listed
 
@@ -45,9 +46,7 @@ from tpcal.plans.errors import UsageError, listed
     metavar="NATS",
     help="Of a profile: loss that counts as safe.",
 )
-@click.option(
-    "--svg", type=click.Path(dir_okay=False), metavar="FILE", help="Draw into a picture."
-)
+@options.picture_options
 def show(
     what: str,
     depth: int | None,
@@ -55,7 +54,8 @@ def show(
     measure: str,
     group: str | None,
     threshold: float,
-    svg: str | None,
+    svg: Path | None,
+    force: bool,
 ) -> None:
     """Draw a plan's schedule, cost and loss, or what a profile found.
 
@@ -69,6 +69,7 @@ def show(
     """
     from tpcal.views.plans import plan_view
 
+    check_outputs([svg] if svg else [], force)
     if Path(what).is_dir() or what.endswith("profile.yaml"):
         view = _profile_view(Path(what), measure, group, threshold)
     else:
@@ -76,9 +77,7 @@ def show(
     if svg is None:
         terminal.console().print(view)
     else:
-        from tpcal.plans.files import write_atomic
-
-        write_atomic(svg, terminal.picture(view, title=f"tpcal show {what}"))
+        write_picture(svg, view, title=f"tpcal show {what}")
 
 
 def _profile_view(path: Path, measure: str, group: str | None, threshold: float) -> Any:

@@ -10,6 +10,7 @@ from tpcal import terminal
 from tpcal.commands.inputs import plans_and_model, refuse_unfit
 from tpcal.options import ModelChoice
 from tpcal.planner.named import is_preset, off_budget, read_plan
+from tpcal.plans.redaction import without_machine
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.shapes import Shape
@@ -52,7 +53,7 @@ def loaded_subject(
 
     identity, n_layers = loaded.identity, loaded.shape.n_layers
     about = {
-        "name": loaded.name,
+        "name": without_machine(loaded.name),
         "family": identity.family,
         "fingerprint": identity.fingerprint,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),

@@ -132,15 +132,19 @@ def _with_table(path: Path, table: str) -> str:
 
 
 def _samples_table() -> str:
-    """Samples that a proof takes, by what is to be proven and by what is so."""
-    from tpcal.planner.certify import samples_needed
+    """Samples that a proof takes, by what is to be proven and by what is so.
+
+    Of the first plan that is judged on them.
+    """
+    from tpcal.planner.certify import level, samples_needed
 
     shares = {"no answer changes": 0.0, "a quarter of it": 0.25, "half of it": 0.5}
     titles = ["at most", "confidence", *shares]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for most in (0.01, 0.02, 0.05, 0.1, 0.2):
         for confidence in (0.9, 0.95, 0.99):
-            needed = [samples_needed(most, confidence, part * most) for part in shares.values()]
+            first = 1 - level(confidence, 1)
+            needed = [samples_needed(most, first, part * most) for part in shares.values()]
             cells = [f"{most:.0%}", f"{confidence:.0%}", *map(str, needed)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -49,6 +49,25 @@ def bound(changed: Changed, confidence: float) -> float:
     return float(betaincinv(changed.n_changed + 1, changed.n - changed.n_changed, confidence))
 
 
+def level(confidence: float, place: int | None) -> float:
+    """Significance level of one test: all levels of a row together are at most 1 - confidence.
+
+    So a plan that breaks its promise passes on the same samples no more often than a single one
+    would, however many are tried, whatever they have in common and whichever is shipped.
+
+    Args:
+        confidence: Of the promise.
+        place: Of the plan among all that were judged on these samples, from 1; None: no other
+            ever is.
+
+    Source:
+        Alpha-spending, Foster and Stine 2008, sec. 2; Tian and Ramdas 2021, arXiv 1910.04900: the
+        familywise error rate is kept under any dependence. The series is 6 / (pi j)^2, which sums
+        to 1.
+    """
+    return (1 - confidence) * (1 if place is None else 6 / (math.pi * place) ** 2)
+
+
 def samples_needed(max_flips: float, confidence: float, share: float = 0.0) -> int | None:
     """Fewest samples that can prove ``max_flips`` where a ``share`` of the answers changes.
 
@@ -71,6 +90,13 @@ class Promise:
     """How often such promises hold."""
     each_group: bool = False
     """Of every group, and not of all samples together."""
+    place: int | None = None
+    """As `level`."""
+
+    @property
+    def level(self) -> float:
+        """As `level`."""
+        return level(self.confidence, self.place)
 
     def check_n(self, n: int, what: str) -> None:
         """Nothing, where ``n`` samples can be enough.
@@ -80,12 +106,12 @@ class Promise:
             GuardrailError: They cannot, even if no answer changes; says how many can.
         """
         check_promise(self.max_flips, self.confidence)
-        needed = samples_needed(self.max_flips, self.confidence)
+        needed = samples_needed(self.max_flips, 1 - self.level)
         if needed is not None and n < needed:
             raise GuardrailError(
                 f"{what} must be at least {needed} to prove that at most {self.max_flips:g} of "
                 f"the answers change, with a confidence of {self.confidence:g}, even where none "
-                f"does; got {n}. Take more samples, or promise less."
+                f"does; got {n}. Take more samples, or promise less.{self.allows}"
             )
 
     def check_samples(self, samples: Samples) -> None:
@@ -97,9 +123,25 @@ class Promise:
         smallest = min(sizes, key=lambda group: sizes[group])
         self.check_n(sizes[smallest], f"Samples of {samples.name} in {smallest}")
 
+    @property
+    def allows(self) -> str:
+        """Why the test is stricter than for the first plan; empty for that one."""
+        if self.place is None or self.place == 1:
+            return ""
+        return (
+            f" This is judgement {self.place} on these samples, so it is tested at a level of "
+            f"{self.level:.2g}; on samples that judged no other plan it would be "
+            f"{level(self.confidence, 1):.2g}."
+        )
+
 
 def certificate(
-    groups: Mapping[str, Changed], max_flips: float, confidence: float, *, each_group: bool = False
+    groups: Mapping[str, Changed],
+    max_flips: float,
+    confidence: float,
+    *,
+    each_group: bool = False,
+    place: int | None = None,
 ) -> Certificate:
     """The promise that a plan changes at most a share ``max_flips`` of the answers.
 
@@ -110,6 +152,7 @@ def certificate(
         each_group: Promise it of every group and not of all samples together. Every group is
             tested at the full level: the promise is made only where all tests succeed, so that a
             false one is never more likely than in a single test (intersection-union test).
+        place: As `level`.
 
     Raises:
         UsageError: A number out of range, or no samples.
@@ -119,22 +162,24 @@ def certificate(
         Angelopoulos et al. 2021, arXiv 2110.01052 (Learn then Test) with binomial p-values; Berger
         1982 (intersection-union tests).
     """
+    promise = Promise(max_flips, confidence, each_group, place)
     check_promise(max_flips, confidence)
     if not any(changed.n for changed in groups.values()):
         raise UsageError("A certificate must have samples; got none.")
     tested = parts(groups, each_group)
     for name, changed in tested.items():
-        if p_value(changed, max_flips) > 1 - confidence:
-            raise _refusal(name, changed, max_flips, confidence)
-    worst = max(tested.values(), key=lambda changed: bound(changed, confidence))
+        if p_value(changed, max_flips) > promise.level:
+            raise _refusal(name, changed, promise)
+    closest = max(tested.values(), key=lambda changed: p_value(changed, max_flips))
     return Certificate(
         max_flips=max_flips,
         confidence=confidence,
-        n=worst.n,
-        n_changed=worst.n_changed,
-        bound=round(bound(worst, confidence), 6),
+        n=closest.n,
+        n_changed=closest.n_changed,
+        bound=max_flips,  # a tighter one would not hold for the best of several plans
         test=TEST,
         of="each group" if each_group else ALL,
+        place=place,
     )
 
 
@@ -189,6 +234,7 @@ def last_promised(
     confidence: float,
     *,
     each_group: bool = False,
+    place: int | None = None,
 ) -> tuple[int, Certificate]:
     """The last plan of a fixed order that can be promised (`first_failure`), and its certificate.
 
@@ -198,6 +244,7 @@ def last_promised(
         max_flips: As `certificate`.
         confidence: As `certificate`.
         each_group: As `certificate`.
+        place: Of the whole row, as `level`.
 
     Returns:
         The number of the plan, from 0, and its certificate.
@@ -212,20 +259,20 @@ def last_promised(
             tested.append(groups)
             yield tuple(parts(groups, each_group).values())
 
-    n_passed = first_failure(each(), max_flips, confidence)
+    n_passed = first_failure(each(), max_flips, 1 - level(confidence, place))
     at = max(n_passed, 1) - 1
-    promised = certificate(tested[at], max_flips, confidence, each_group=each_group)
+    promised = certificate(tested[at], max_flips, confidence, each_group=each_group, place=place)
     return at, replace(promised, n_plans=at + 1)
 
 
-def _refusal(name: str, changed: Changed, max_flips: float, confidence: float) -> GuardrailError:
+def _refusal(name: str, changed: Changed, promise: Promise) -> GuardrailError:
     share = changed.n_changed / changed.n if changed.n else 0.0
     got = (
-        f"At most {max_flips:g} of the answers of {name} must change, with a confidence of "
-        f"{confidence:g}; got {changed.n_changed} of {changed.n} changed, which proves "
-        f"{bound(changed, confidence):.4f}."
+        f"At most {promise.max_flips:g} of the answers of {name} must change, with a confidence "
+        f"of {promise.confidence:g}; got {changed.n_changed} of {changed.n} changed, which proves "
+        f"{bound(changed, 1 - promise.level):.4f}."
     )
-    needed = samples_needed(max_flips, confidence, share)
+    needed = samples_needed(promise.max_flips, 1 - promise.level, share)
     if needed is None:
         return GuardrailError(f"{got} More samples will not help: ask for a larger budget.")
-    return GuardrailError(f"{got} At this rate about {needed} samples are needed.")
+    return GuardrailError(f"{got} At this rate about {needed} samples are needed.{promise.allows}")

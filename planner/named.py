@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from tpcal.plans.redaction import redacted_data
 
 if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
@@ -23,6 +26,8 @@ def off_budget(name: str) -> str:
 def read_plan(name: str, n_layers: int | None = None, n_tokens: int | None = None) -> Plan:
     """The plan in a file, or the published schedule called `preset:NAME` or `preset:NAME@BUDGET`.
 
+    Credentials that an earlier version wrote into a plan's provenance are left out.
+
     Args:
         name: Path or preset.
         n_layers: Depth that a preset is scaled to.
@@ -36,7 +41,8 @@ def read_plan(name: str, n_layers: int | None = None, n_tokens: int | None = Non
     from tpcal.plans.schema import load_plan, load_preset
 
     if not is_preset(name):
-        return load_plan(name)
+        plan = load_plan(name)
+        return replace(plan, provenance=redacted_data(plan.provenance))
     preset, at, budget = name.removeprefix(PRESET).partition("@")
     published = load_preset(preset, n_layers)
     if not at:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.evaluate import answers, compare
+from tpcal.calibrate.models import weights_digest
 from tpcal.calibrate.seen import unpack
 from tpcal.planner.certify import (
     Changed,
@@ -14,6 +15,7 @@ from tpcal.planner.certify import (
     changed_by_group,
     last_promised,
 )
+from tpcal.planner.judged import Judged, name_of
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Plan
 
@@ -33,12 +35,16 @@ def prove(
     batch_size: int = 32,
     max_new_tokens: int = 16,
     progress: Progress | None = None,
+    judged: Judged | None = None,
 ) -> Plan:
     """The last plan of a row that can be promised with all before it, with its certificate.
 
-    Every plan is tested at the full level, as testing stops at the first that fails: the chance
-    that the plan that comes out breaks the promise is at most 1 - confidence (`first_failure`).
-    The model runs once without a plan and once for each plan tested.
+    Every plan of the row is tested at the same level, as testing stops at the first that fails:
+    the chance that the plan that comes out breaks the promise is at most that level
+    (`first_failure`). With ``judged`` the level is what is left by all that was judged on these
+    samples before, so that the chance is at most 1 - confidence however often this is called.
+    Without, it is 1 - confidence for one call alone. The model runs once without a plan and once
+    for each plan tested.
 
     Args:
         plans: In an order that does not depend on the samples: the dearest first.
@@ -48,15 +54,22 @@ def prove(
         batch_size: Samples per run of the model.
         max_new_tokens: Longest answer; two that agree so far count as equal.
         progress: Told of answers given, answers in all and what is going on.
+        judged: What was judged before; this is added to it.
 
     Raises:
         GuardrailError: Not even the first can be promised; says how many samples would be needed.
         UsageError: Samples that were seen, or a number out of range.
         FitError: A plan does not fit the model.
     """
-    promise.check_samples(samples)
     for plan in plans:
         check_unseen(plan, samples)
+    row = name_of(plans, weights_digest(loaded.model)) if judged else ""
+    test = _test(plans, promise, samples, max_new_tokens)
+    if judged is not None:
+        promise = replace(promise, place=judged.place(row, samples, test))
+    promise.check_samples(samples)
+    if judged is not None:  # from here on it counts, whatever comes out
+        promise = replace(promise, place=judged.take(row, samples, test))
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     total, report = (1 + len(plans)) * len(samples), progress or (lambda done, of, what: None)
     unpruned = answers(loaded, samples, None, **limits, progress=_after(0, total, report))
@@ -68,10 +81,31 @@ def prove(
             yield changed_by_group(compare(samples, unpruned, pruned))
 
     at, proven = last_promised(
-        each(), promise.max_flips, promise.confidence, each_group=promise.each_group
+        each(),
+        promise.max_flips,
+        promise.confidence,
+        each_group=promise.each_group,
+        place=promise.place,
     )
     proven = replace(proven, data=samples.description, fingerprint=samples.fingerprint)
     return replace(plans[at], certificate=proven)
+
+
+def _test(
+    plans: Sequence[Plan], promise: Promise, samples: Samples, max_new_tokens: int
+) -> dict[str, Any]:
+    """What tells one test of the same plans from another.
+
+    A single plan passes for every limit above one figure, so its tests at several limits are one.
+    In a row another limit is broken by another plan.
+    """
+    limit = {"max_flips": promise.max_flips} if len(plans) > 1 else {}
+    return {
+        "samples": samples.fingerprint,
+        "each_group": promise.each_group,
+        "max_new_tokens": max_new_tokens,
+        **limit,
+    }
 
 
 def check_unseen(plan: Plan, samples: Samples) -> None:

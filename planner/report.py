@@ -13,6 +13,7 @@ from tpcal.planner.budget import LAYER_AVERAGE, Budget
 from tpcal.planner.predict import Predictor
 from tpcal.plans import schema
 from tpcal.plans.cost import plan_cost
+from tpcal.plans.redaction import redacted_data
 from tpcal.plans.schema import Cut, Loss, Plan
 
 LIBRARIES = ("numpy", "optuna", "scipy", "torch", "transformers")
@@ -68,7 +69,7 @@ def _provenance(predictor: Predictor, facts: Mapping[str, Any]) -> dict[str, Any
         **facts,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: redacted_data(value) for name, value in found.items() if value is not None}
 
 
 def _version(name: str) -> str | None:

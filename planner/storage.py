@@ -23,8 +23,11 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.redaction import redacted
 
 _LONGEST_START_S = 10.0
+_NO_FILE = re.compile(r"(?i)^[a-z][a-z0-9+.\-]+:|\bpassword\s*=")
+"""URLs without their slashes, and libpq's own connection strings; ``C:`` is a drive."""
 
 
 class _Journal(JournalFileBackend):
@@ -69,6 +72,11 @@ def open_storage(storage: Path | str | BaseStorage | None) -> BaseStorage:
         return _proxy(storage)
     if isinstance(storage, str) and "://" in storage:
         return _database(storage)
+    if _NO_FILE.search(str(storage)):
+        raise UsageError(
+            "storage must be a file, or a URL with '://' as in postgresql+psycopg://host/name; "
+            "got a connection in other words, whose password would become the name of a file."
+        )
     return _journal(Path(storage))
 
 
@@ -115,13 +123,13 @@ def _proxy(url: str) -> BaseStorage:
             proxy.wait_server_ready(timeout=_LONGEST_START_S)
     except ImportError:
         raise UsageError(
-            f"storage {url} needs packages that are not installed. Way out: pip install grpcio "
-            "protobuf."
+            f"storage {redacted(url, url)} needs packages that are not installed. "
+            "Way out: pip install grpcio protobuf."
         ) from None
     except (ValueError, ConnectionError):
         raise UsageError(
-            f"storage must be a running gRPC proxy of Optuna (grpc://host:port); got {url}, where "
-            "none answers. Start one, or check host and port."
+            f"storage must be a running gRPC proxy of Optuna (grpc://host:port); got "
+            f"{redacted(url, url)}, where none answers. Start one, or check host and port."
         ) from None
     return proxy
 
@@ -134,19 +142,15 @@ def _database(url: str, n_tries: int = 3) -> BaseStorage:
         return get_storage(RDBStorage(url, engine_kwargs=ping))
     except ImportError:
         raise UsageError(
-            f"storage {_shown(url)} needs a driver that is not installed. Way out: pip install "
-            '"psycopg[binary]" for PostgreSQL; pymysql and mysql+pymysql://… for MySQL.'
+            f"storage {redacted(url, url)} needs a driver that is not installed. "
+            'Way out: pip install "psycopg[binary]" for PostgreSQL; pymysql and mysql+pymysql://… '
+            "for MySQL."
         ) from None
     except (SQLAlchemyError, StorageInternalError, RuntimeError, ValueError) as error:
         if n_tries > 1 and not isinstance(error, ArgumentError):
             time.sleep(0.5)  # another process may be making the tables at this moment
             return _database(url, n_tries - 1)
-        reason = str(error).splitlines()[0]
+        got = f"{url}: {(str(error).splitlines() or [type(error).__name__])[0]}"
         raise UsageError(
-            f"storage must be a database Optuna can open; got {_shown(url)}: {reason}"
+            f"storage must be a database Optuna can open; got {redacted(got, url)}"
         ) from None
-
-
-def _shown(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)

@@ -30,10 +30,19 @@ def listed(names: Sequence[object], most: int = 30) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+from tpcal.plans.redaction import redacted
+
+
 class TpcalError(Exception):
-    """Base of all deliberate errors; its message is one sentence and says how to go on."""
+    """Base of all deliberate errors; its message is one sentence and says how to go on.
+
+    It often repeats what another library said, so that credentials are taken out of it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class RunFailed(TpcalError):

@@ -145,7 +145,7 @@ class Certificate:
     n_changed: int
     """Answers changed among them."""
     bound: float
-    """What was proven, at most ``max_flips``."""
+    """The same as ``max_flips``; older versions wrote less, which held for a single plan only."""
     test: str
     """The statistical test."""
     of: str
@@ -155,7 +155,10 @@ class Certificate:
     fingerprint: str | None = None
     """sha256 of these samples."""
     n_plans: int | None = None
-    """Plans that were tested on these samples, in a fixed order, up to this one."""
+    """Plans that were tested together, in a fixed order, up to this one."""
+    place: int | None = None
+    """Of the test among all on these samples, from 1: its level is 6 (1 - confidence) /
+    (pi place)^2. None: 1 - confidence, as of the only plan that ever was tested on them."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tpcal.plans.redaction import redacted, without_machine
 from tpcal.report.attention import attention
 from tpcal.report.depths import depths
 from tpcal.report.deviations import deviations
@@ -60,7 +61,7 @@ def report(
 
 def _model(material: Material) -> str:
     model = material.profile.model
-    return model.name or model.architecture or "The model"
+    return without_machine(model.name or model.architecture or "The model")
 
 
 def _head(material: Material, now: datetime) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def _provenance(
     found = [
         ("report", f"{made_by} on {now:%Y-%m-%d %H:%M:%S %Z}".strip()),
         ("report by", command),
-        ("profile", material.folder),
+        ("profile", without_machine(material.folder)),
         ("profile by", str(facts.get("command") or "–")),
         ("profile digest", profile.digest),
         ("model", _model(material)),
@@ -191,7 +192,7 @@ def _provenance(
         found.append((given.name, str(more.get("command") or plan.source or "–")))
         found.append((f"{given.name}, made", str(more.get("time", "–"))))
         found.append((f"{given.name}, versions", _listed(more.get("libraries"))))
-    return found
+    return [(name, redacted(text)) for name, text in found]
 
 
 def _listed(versions: Any) -> str:

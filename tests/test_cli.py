@@ -665,6 +665,174 @@ def test_provenance_names_no_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert shown == "tpcal plan '--profile=out/a b' -o '~/x.yaml' --budget 0.2"
 
 
+def test_provenance_holds_no_credential_and_no_folder_of_the_machine() -> None:
+    words = [
+        "plan",
+        "--storage",
+        "postgresql://me:a'@s3 cret@db.example/x",
+        "--data=/data/x/c.csv",
+    ]
+    shown = short_command(words, {"HOME": "/home/me"})
+    assert "s3" not in shown
+    assert "cret" not in shown
+    assert "/data" not in shown
+    assert re.search(r"--storage 'postgresql://me:\*\*\*@db.example/x' '--data=\[\w{8}\]/c", shown)
+
+
+SECRET_URLS = (
+    "nosuch://me:s3cret@localhost/db",
+    "postgresql+psycopg://me:x@s3cret:y@localhost/db",
+    "nosuch://localhost/db?password=s3cret",
+    "postgresql:me:s3cret@localhost/db",
+)
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+@pytest.mark.parametrize(
+    "command", [("plan", "--budget", "0.4"), ("front",), ("report", "--samples=0")]
+)
+def test_no_password_of_a_storage_reaches_the_screen_or_a_file(
+    tpcal: Tpcal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    debug: list[str],
+    url: str,
+) -> None:
+    monkeypatch.setattr("tpcal.planner.storage.time.sleep", lambda seconds: None)
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal(*debug, *command, "--storage", url)
+    assert result.exit_code == 2
+    assert "s3cret" not in result.output
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and b"s3cret" in f.read_bytes()]
+    assert not [f for f in tmp_path.rglob("*") if "s3cret" in f.name]
+
+
+@pytest.mark.filterwarnings("ignore:Query string argument")
+def test_a_search_in_a_database_leaves_its_password_in_no_file(
+    tpcal: Tpcal, tmp_path: Path
+) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    url = f"sqlite:///{tmp_path}/study.db?password=s3cret"
+    for command in (
+        ("plan", "--budget", "0.4", "--no-measure"),
+        ("show", "plan.yaml"),
+        ("report", "--samples", "0"),
+        ("front", "--svg", "front.svg"),
+    ):
+        more = () if command[0] == "show" else ("--storage", url)
+        result = tpcal(*command, *more)
+        assert result.exit_code == 0, result.output
+        assert "s3cret" not in result.output
+    assert "?password=***" in load_plan(tmp_path / "plan.yaml").provenance["command"]
+    files = {f.name: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    assert {"plan.yaml", "report.html", "front.svg"} <= set(files)
+    assert not [name for name, content in files.items() if b"s3cret" in content]
+
+
+def test_a_password_in_an_older_plan_goes_no_further(tpcal: Tpcal, plan: Plan) -> None:
+    command = "tpcal plan --storage postgresql://me:s3cret@localhost/db"
+    old = replace(plan, provenance={**plan.provenance, "command": command})
+    save_plan(old, "old.yaml")
+    assert "s3cret" not in tpcal("show", "old.yaml").output
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_an_error_repeats_no_secret_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, debug: list[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf-of-a-new-kind")
+    monkeypatch.setenv("TPCAL_DEBUG", "1" if debug else "")
+    error = RuntimeError("401 for header b'Bearer hf-of-a-new-kind' and hf_abcdefghijklmnopqrst")
+    error.__cause__ = ValueError("hf-of-a-new-kind again")
+    result = CliRunner().invoke(_group_that_raises(error), ["fail"])
+    assert "401 for header" in result.stderr
+    assert ("Traceback" in result.stderr) == bool(debug)
+    assert "hf-of" not in result.stderr
+    assert "hf_abc" not in result.stderr
+
+
+def test_logs_and_warnings_of_libraries_show_no_secret() -> None:
+    code = (
+        "import logging, warnings, os; from tpcal import terminal; terminal.keep_secrets()\n"
+        "log = logging.getLogger('lib'); log.warning('with %s', 'hf-of-a-new-kind')\n"
+        "try: raise ValueError('hf-of-a-new-kind')\n"
+        "except ValueError: log.exception('see')\n"
+        "warnings.warn('hf-of-a-new-kind')\n"
+        "terminal.warn('hf-of-a-new-kind')\n"
+    )
+    environ = {**os.environ, "HF_TOKEN": "hf-of-a-new-kind"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("***") == 4
+    shown = [line for line in done.stderr.splitlines() if "hf-of" in line]
+    assert all("warnings.warn(" in line for line in shown)  # the source, which names it itself
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "--plan", "plan.yaml", "hello"),
+        ("certify", "plan.yaml"),
+        ("eval", "--plan", "plan.yaml"),
+        ("bench", "--plan", "plan.yaml"),
+        ("plan", "--budget", "0.4"),
+        ("report",),
+        ("calibrate",),
+        ("check", "plan.yaml"),
+    ],
+)
+def test_code_is_trusted_only_of_a_model_that_the_user_names(
+    tpcal: Tpcal, plan: Plan, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    assert plan.model is not None
+    save_plan(replace(plan, model=replace(plan.model, name="evil/model")), "plan.yaml")
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal(*command, "--trust-remote-code")
+    assert result.exit_code == 2
+    assert "--trust-remote-code must come with --model" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("certify", "good.yaml"), "out.yaml"),
+        (("plan", "--budget", "0.4", "--no-measure"), "out.yaml"),
+        (("convert", "2:fastv:0.5", "--layers", "8"), "out.yaml"),
+        (("report", "--samples", "0"), "out.html"),
+        (("eval",), "out.json"),
+        (("bench", "--plan", "good.yaml"), "out.md"),
+        (("show", "good.yaml"), "out.svg"),
+        (("front",), "out.svg"),
+    ],
+)
+def test_nothing_but_what_tpcal_made_is_overwritten_and_folders_must_be_there(
+    tpcal: Tpcal, tmp_path: Path, command: tuple[str, ...], name: str
+) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    option = "--svg" if name.endswith("svg") else "-o"
+    (tmp_path / name).write_text("shopping: [milk]\n")
+    refused = tpcal(*command, option, name)
+    assert refused.exit_code == 2
+    assert f"{name} exists and " in refused.stderr
+    assert "add --force" in refused.stderr
+    assert (tmp_path / name).read_text() == "shopping: [milk]\n"
+    nowhere = tpcal(*command, option, f"none/{name}")
+    assert nowhere.exit_code == 2
+    assert f"The folder of none/{name} must exist" in nowhere.stderr
+    assert not (tmp_path / "none").exists()
+    os.mkfifo(tmp_path / f"pipe-{name}")
+    pipe = tpcal(*command, option, f"pipe-{name}", "--force")
+    assert pipe.exit_code == 2
+    assert "must be a file" in pipe.stderr
+    if command[0] in ("convert", "show"):
+        for more in (["--force"], []):
+            assert tpcal(*command, option, name, *more).exit_code == 0
+
+
 def test_colours_are_for_terminals_only() -> None:
     done = _process("show", "preset:fastv")
     assert "\x1b" not in done.stdout

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from tpcal.plans.redaction import without_machine
+
 if TYPE_CHECKING:
     from tpcal.calibrate.comparison import Comparison, Entry
     from tpcal.calibrate.evaluate import Row
@@ -31,7 +33,7 @@ def figures(
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {
-            "name": loaded.name,
+            "name": without_machine(loaded.name),
             "family": loaded.identity.family,
             "fingerprint": loaded.identity.fingerprint,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),

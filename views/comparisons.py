@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tpcal.planner.named import PRESET
 from tpcal.views.evaluations import evaluation_view, interval
-from tpcal.views.words import QUIET, TITLE, WORST, Right, heading, table_of
+from tpcal.views.words import QUIET, TITLE, WORST, Right, count, heading, table_of
 
 if TYPE_CHECKING:
     from tpcal.calibrate.comparison import Comparison, Entry
@@ -42,6 +42,13 @@ def comparison_view(comparison: Comparison, *, title: str) -> RenderableType:
             Text(_cost_line(entry), QUIET),
         )
     return Group(heading(title), *_parts(comparison))
+
+
+def judged_line(n_plans: int) -> Text:
+    """What has to be known of samples that plans were judged on."""
+    plans = count(n_plans, "plan")
+    text = f"Judged on these samples so far: {plans}. tpcal certify on them allows for all."
+    return Text(text, style=QUIET)
 
 
 def markdown(comparison: Comparison, *, title: str) -> str:

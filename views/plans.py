@@ -60,11 +60,12 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
 def certificate_line(proven: Certificate) -> Text:
     """What was proven of a plan, and how."""
     row = f", plan {proven.n_plans} of a fixed order" if (proven.n_plans or 1) > 1 else ""
+    place = f", judgement {proven.place} on these samples" if (proven.place or 1) > 1 else ""
     on = f" on {proven.data}" if proven.data else ""
     return Text(
-        f"Certified: at most {percent(proven.bound)} of the answers change in {proven.of} "
+        f"Certified: at most {percent(proven.max_flips)} of the answers change in {proven.of} "
         f"(confidence {percent(proven.confidence)}; {proven.n_changed} of {proven.n} changed"
-        f"{on}; {proven.test} test{row})"
+        f"{on}; {proven.test} test{row}{place})"
     )
 
 

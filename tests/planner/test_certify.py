@@ -142,6 +142,26 @@ def test_the_plan_a_row_ends_with_breaks_its_promise_as_rarely_as_promised(confi
     assert found / n_resamples > (0.3 if each_group else 0.9)
 
 
+def test_what_a_row_promises_is_the_limit_and_no_tighter_bound():
+    """A tighter one would hold for a plan named beforehand, not for the last that passed."""
+    rng = np.random.default_rng(5)
+    shares = np.array([0.02, 0.03, 0.04, 0.045, 0.049])  # all keep the promise
+    tighter = false = found = 0
+    for _ in range(2000):
+        row = [{"a": Changed(int(k), 700)} for k in rng.binomial(700, shares)]
+        try:
+            at, proven = last_promised(row, 0.05, 0.95)
+        except GuardrailError:
+            continue
+        found += 1
+        false += proven.bound < shares[at]
+        tighter += bound(Changed(proven.n_changed, 700), 0.95) < shares[at]
+        assert proven.bound == proven.max_flips == 0.05
+    assert found
+    assert false == 0
+    assert tighter / 2000 > 0.055  # what an earlier version wrote down
+
+
 def _changed(changed: np.ndarray) -> Changed:
     return Changed(int(changed.sum()), len(changed))
 

@@ -73,6 +73,37 @@ def test_a_storage_that_does_not_answer_is_one_line_without_the_password(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:x@s3cret@localhost:1/db",
+        "postgresql+psycopg://me:x%40s3cret@localhost:1/db",
+        "postgresql+psycopg://localhost:1/db?user=me&password=s3cret",
+        "postgresql+psycopg://me@localhost:1/db?sslpassword=s3cret",
+        "postgresql+psycopg://me:12@s3cret:x@localhost:1/db",
+        "mysql+pymysql://me:x@s3cret@localhost:1/db",
+        "nosuch://me:x/s3cret@localhost/db",
+        "grpc://me:s3cret@localhost:1",
+        "grpc://me:x@s3cret@localhost:port",
+        "grpc://localhost:1?token=s3cret",
+        "postgresql:me:s3cret@localhost/db",
+        "postgresql:/me:s3cret@localhost/db",
+        "host=localhost password=s3cret",
+    ],
+)
+def test_no_form_of_a_password_is_told_or_becomes_the_name_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr("tpcal.planner.storage._LONGEST_START_S", 0.1)
+    monkeypatch.setattr("tpcal.planner.storage.time.sleep", lambda seconds: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="^storage ") as caught:
+        open_storage(url)
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymysql", None)
     with pytest.raises(UsageError, match=r"needs a driver that is not installed\. .*pymysql"):
