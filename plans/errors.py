@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from tpcal.plans.redaction import redacted
+
 SHOWN = 120
 """Most characters of a user's value that an error shows."""
 
@@ -28,9 +30,6 @@ def listed(names: Sequence[object], most: int = 30) -> str:
     """Names for an error, 60 characters of each: the first ``most``, then how many more."""
     shown = ", ".join(excerpt(str(name), 60) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-from tpcal.plans.redaction import redacted
 
 
 class TpcalError(Exception):
