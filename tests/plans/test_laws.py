@@ -149,12 +149,13 @@ def _bytes_of_a_buffer_twice_as_long(patch):
 
 
 def _one_token_more_than_planned(patch):
-    patch.setattr(forward, "n_keep", lambda keep, n: min(n, 1 + round(keep * n)))
+    planned = forward.n_keep
+    patch.setattr(forward, "n_keep", lambda keep, n, *given: min(n, 1 + planned(keep, n, *given)))
 
 
 def _choice_that_changes(patch):
     score = Random.score
-    patch.setattr(Random, "score", lambda self, tokens: torch.rand_like(score(self, tokens)))
+    patch.setattr(Random, "score", lambda self, tokens: torch.rand(score(self, tokens).shape))
 
 
 def _choice_that_depends_on_the_batch(patch):
@@ -229,6 +230,9 @@ MUTANTS = {
     _threads_that_share_a_pass: ["threads"],
 }
 
+CRASHES = {_crop_that_keeps_the_count, _state_kept_after_an_error}
+"""Those that the model itself trips over; others must be found by what the law compares."""
+
 
 @pytest.mark.parametrize(
     ("mutant", "law"), [(m, law) for m, laws in MUTANTS.items() for law in laws]
@@ -239,6 +243,7 @@ def test_a_fault_breaks_the_law(mutant, law, monkeypatch):
     mutant(monkeypatch)
     (verdict,) = run(case, [LAW[law]])
     assert verdict.holds is False, verdict.detail
+    assert verdict.error is None or mutant in CRASHES, verdict.detail
 
 
 def test_a_plan_without_effect_shows_nothing():
