@@ -13,7 +13,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from tpcal.calibrate.answer import answer
+from tpcal.calibrate.batches import prompt_text
 from tpcal.calibrate.images import as_rgb, for_processor, has_image, read_images, upright
+from tpcal.calibrate.samples import Sample, load_samples
 from tpcal.plans.errors import UsageError
 
 turned_on_purpose = pytest.mark.filterwarnings("ignore:Some images are stored turned:UserWarning")
@@ -269,8 +272,6 @@ def test_images_deep_in_a_data_set_are_as_opened_too(
     """`datasets` turns the images that it decodes."""
     import datasets
 
-    from tpcal.calibrate.samples import load_samples
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
     picture = {"bytes": opened.turned(), "path": None}
     part = {"type": datasets.Value("string"), "image": datasets.Image()}
@@ -284,8 +285,6 @@ def test_images_deep_in_a_data_set_are_as_opened_too(
 def test_a_data_set_may_spell_its_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    from tpcal.calibrate.samples import load_samples
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
     rows = [
         {"image": cell, "question": "What?"}
@@ -294,3 +293,16 @@ def test_a_data_set_may_spell_its_images(folder: Path, monkeypatch: pytest.Monke
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen = {sample.images[0].tobytes() for sample in load_samples(str(folder / "data.jsonl"))}
     assert seen == {opened.colours().tobytes()}
+
+
+def test_run_answers_about_the_picture_that_production_shows(loaded: Any, folder: Path) -> None:
+    def produced(image: Image.Image) -> str:
+        prompt = prompt_text(loaded.processor, Sample("", (image,), "what ?"))
+        inputs = loaded.processor(images=image, text=prompt, return_tensors="pt")
+        ids = loaded.model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        return loaded.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    opened.drawing().save(folder / "drawing.png")
+    image = Image.open(folder / "drawing.png")
+    said = answer(loaded, "what ?", [folder / "drawing.png"], max_new_tokens=8).text
+    assert said == produced(image) != produced(image.convert("RGB"))
