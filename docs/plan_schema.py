@@ -150,7 +150,9 @@ def of_type(hint: str, name: str) -> Schema:
 
 def number(name: str, kind: str = "number") -> Schema:
     """A number within the bounds for its name."""
-    limits = zip(("minimum", "maximum"), rules.bounds(name, integer=kind == "integer"), strict=True)
+    limits = zip(
+        ("minimum", "maximum"), rules.bounds(name, integer=kind == "integer"), strict=True
+    )
     return {"type": kind, **{word: limit for word, limit in limits if limit is not None}}
 
 

@@ -316,7 +316,9 @@ def plan_from_data(data: Any, source: str) -> Plan:
 def _plain(plan: Plan) -> dict[str, Any]:
     """Plain data of a plan, what is not given left out."""
     data = {key: rules.given(value) for key, value in rules.data_of(plan).items()}
-    nothing = {key for key, value in data.items() if value is None or (value == {} and key != "loss")}
+    nothing = {
+        key for key, value in data.items() if value is None or (value == {} and key != "loss")
+    }
     return {"schema": SCHEMA, **{key: data[key] for key in data if key not in nothing}}
 
 
