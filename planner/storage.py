@@ -23,7 +23,6 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.files import refuse_special
 
 _LONGEST_START_S = 10.0
 _BROKEN = (
@@ -86,8 +85,10 @@ def open_storage(storage: Path | str | BaseStorage | None) -> BaseStorage:
 
 def _journal(path: Path) -> BaseStorage:
     try:
-        if path.exists():  # a pipe or device would be read without end
-            refuse_special(path, "journal", path.stat().st_mode)
+        if path.exists() and not path.is_file():  # which could be read without end
+            raise UsageError(
+                f"storage must be a writable file; got {path}, a folder, pipe or device."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_last_line(path)
         return JournalStorage(_Journal(str(path)))

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 Path = tuple[Any, ...]
 Edit = tuple[Path, Any]
 """Where, and the value there; `GONE` deletes."""
+Lines = tuple[int, list[str]]
+"""Number of a line, and those that stand in its place."""
 GONE = "<gone>"
 NESTED: Any = []
 for _ in range(40):
@@ -95,21 +97,28 @@ def mangled(text: str, snippets: tuple[str, ...] = SNIPPETS) -> st.SearchStrateg
     return st.lists(one, min_size=1, max_size=3).map(change)
 
 
-def lines(text: str) -> st.SearchStrategy[str]:
-    """A file of JSON lines with one of them changed inside, or mangled, or lost, or repeated."""
+def lines(text: str) -> st.SearchStrategy[Lines]:
+    """Of a file of JSON lines one that is changed inside, or mangled, or lost, or repeated."""
     rows = text.splitlines()
 
-    def change(at: int) -> st.SearchStrategy[str]:
-        before, row, after = rows[:at], rows[at], rows[at + 1 :]
+    def change(at: int) -> st.SearchStrategy[Lines]:
+        row = rows[at]
         data = json.loads(row)
         inside = edits(data, TEXTS).map(lambda found: json.dumps(edited(data, found), default=str))
         made = st.one_of(
             *(inside.map(lambda one: [one]), inside.map(lambda one: [one])),
             *(mangled(row).map(lambda one: [one]), st.just([]), st.just([row, row])),
         )
-        return made.map(lambda new: "\n".join([*before, *new, *after]) + "\n")
+        return made.map(lambda new: (at, new))
 
     return st.integers(0, len(rows) - 1).flatmap(change)
+
+
+def with_lines(text: str, change: Lines) -> str:
+    """The file with that line replaced."""
+    rows = text.splitlines()
+    at, new = change
+    return "\n".join([*rows[:at], *new, *rows[at + 1 :]]) + "\n"
 
 
 def _paths(data: Any, at: Path = ()) -> Iterator[Path]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from fuzz import tried
-from fuzz.broken import TEXTS, edited, edits, lines, mangled
+from fuzz.broken import TEXTS, Lines, edited, edits, lines, mangled, with_lines
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -148,9 +148,9 @@ def test_journals(report: Report, places: Callable[[], Path]) -> None:
     search(tried.small_profile(), 0.4, measurer=tried.Formula(), n_trials=4, storage=path)
     text = path.read_text(encoding="utf-8")
 
-    def run(example: str) -> bool:
+    def run(example: Lines) -> bool:
         journal = places() / "study.journal"
-        journal.write_bytes(example.encode("utf-8", "surrogatepass"))
+        journal.write_bytes(with_lines(text, example).encode("utf-8", "surrogatepass"))
         return tried.journal(journal)
 
     report("journals", try_many(lines(text), run, max(20, N // 30)))
@@ -173,11 +173,11 @@ def test_figures(report: Report, places: Callable[[], Path], name: str) -> None:
 def test_rows(report: Report, places: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     text = (tried.SEEDS / "rows.jsonl").read_text(encoding="utf-8")
 
-    def run(example: str) -> bool:
+    def run(example: Lines) -> bool:
         folder = places()
         shutil.copy(tried.SEEDS / "red.png", folder / "red.png")
         path = folder / "rows.jsonl"
-        path.write_bytes(example.encode("utf-8", "surrogatepass"))
+        path.write_bytes(with_lines(text, example).encode("utf-8", "surrogatepass"))
         return tried.rows(path)
 
     report("rows", try_many(lines(text), run, max(20, N // 50)))

@@ -137,7 +137,7 @@ def write_profile(folder: Path, data: Any, arrays: dict[str, Any] | None = None)
     (folder / profiles.PROFILE).write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
-class Unaliased(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+class Unaliased(yaml.SafeDumper):
     """Writes a value that stands in two places twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -188,7 +188,7 @@ def journal(path: Path) -> bool:
     def use() -> None:
         fronts.front(Predictor(base), open_storage(path))
         answer(base, Budget(0.4), path)
-        search(base, 0.4, measurer=Formula(), n_trials=6, storage=path)
+        search(base, 0.4, measurer=Formula(), n_trials=5, storage=path)
 
     with watched():
         return not refused(use)
