@@ -63,7 +63,8 @@ def _check_trial(
 ) -> None:
     at, attrs = f"trial {trial.number}", trial.user_attrs
     for sample, loss in trial.intermediate_values.items():
-        if not 0 <= sample < (n_samples or math.inf) or not 0 <= loss < math.inf:
+        known = type(sample) is int and 0 <= sample < (n_samples or math.inf)
+        if not known or type(loss) not in (int, float) or not 0 <= loss < math.inf:
             reader.wrong(f"{at}: the loss of sample {sample}", "be a number", loss)
     if "owner" in attrs and not _OWNER.fullmatch(str(attrs["owner"])):
         reader.wrong(f"{at}: owner", "be host:process", attrs["owner"])
@@ -76,8 +77,9 @@ def _check_trial(
         return
     if attrs.get("outcome") not in OUTCOMES or "cuts" not in attrs:
         reader.wrong(at, "have cuts and an outcome", attrs.get("outcome"))
-    if trial.value is None or not math.isfinite(trial.value):
-        reader.wrong(f"{at}: its value", "be a number", trial.value)
+    value: Any = trial.value
+    if type(value) not in (int, float) or not math.isfinite(value):
+        reader.wrong(f"{at}: its value", "be a number", value)
     if attrs.get("outcome") == "measured":
         _check_losses(reader, attrs, groups, at)
 

@@ -109,7 +109,9 @@ def test_plan_files_by_command_line(
         return tried.command([command, str(path)])
 
     words = st.sampled_from(["check", "show"])
-    report("plans by command line", try_many(st.tuples(words, plans()), run, max(300, N * 3 // 100)))
+    report(
+        "plans by command line", try_many(st.tuples(words, plans()), run, max(300, N * 3 // 100))
+    )
 
 
 def test_profiles(report: Report, places: Callable[[], Path]) -> None:
@@ -122,7 +124,9 @@ def test_profiles(report: Report, places: Callable[[], Path]) -> None:
         tried.write_profile(folder, edited(data, example[0]), spoiled(arrays, example[1]))
         return tried.profile(folder)
 
-    spoilers = st.one_of(st.just({}), st.just({}), st.dictionaries(st.sampled_from(names), hurt, max_size=2))
+    spoilers = st.one_of(
+        st.just({}), st.just({}), st.dictionaries(st.sampled_from(names), hurt, max_size=2)
+    )
     report("profiles", try_many(st.tuples(edits(data), spoilers), run, max(20, N // 20)))
 
 

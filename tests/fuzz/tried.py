@@ -122,15 +122,18 @@ def write_profile(folder: Path, data: Any, arrays: dict[str, Any] | None = None)
     """A profile with any content and digests that fit it."""
     from safetensors.numpy import save
 
-    profiles.save(small_profile(), folder)
+    packed = profiles._pack(small_profile())
     if arrays is not None:
         packed = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-        (folder / profiles.ARRAYS).write_bytes(packed)
         if isinstance(data, dict):
             data = {**data, "arrays": profiles._sha256(packed)}
+    (folder / profiles.ARRAYS).write_bytes(packed)
     if isinstance(data, dict):
         try:
-            data = {**data, "digest": profiles._digest({k: data[k] for k in data if k != "digest"})}
+            data = {
+                **data,
+                "digest": profiles._digest({k: data[k] for k in data if k != "digest"}),
+            }
         except (TypeError, ValueError):  # no digest of this is possible
             data = {**data, "digest": "sha256:0"}
     text = yaml.dump(data, Dumper=Unaliased, sort_keys=False)

@@ -71,7 +71,9 @@ def special(folder: Path, kind: str) -> tuple[Path, str]:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-def test_pipes_devices_and_folders_are_neither_read_nor_replaced(tmp_path: Path, kind: str) -> None:
+def test_pipes_devices_and_folders_are_neither_read_nor_replaced(
+    tmp_path: Path, kind: str
+) -> None:
     path, said = special(tmp_path, kind)
     with pytest.raises(UsageError, match=f"must be a plan file; got {said}"):
         read_bytes(path, "plan", 100)
