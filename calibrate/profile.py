@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError, listed
 from tpcal.plans.files import Line, dump_yaml, read_bytes, read_yaml, write_atomic
+from tpcal.plans.rules import MAX_WHOLE, is_plain
 from tpcal.plans.schema import ModelIdentity
 
 SCHEMA = 1
@@ -145,7 +146,7 @@ def load(folder: Path | str) -> Profile:
     try:
         return replace(_restore(data, packed), **_read_timing(folder))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _corrupt(folder, str(error)) from error
+        raise _corrupt(folder, str(error).rstrip(".")) from error
 
 
 def newest(out: Path | str) -> Path:
@@ -174,10 +175,10 @@ def _check_header(data: Any, folder: Path) -> None:
     if data.get("schema") != SCHEMA:
         raise UsageError(
             f"{folder / PROFILE}: schema must be {SCHEMA} (this version of tpcal reads no other); "
-            f"got {data.get('schema')!r}. Calibrate again."
+            f"got {data.get('schema')!r:.60}. Calibrate again."
         )
     body = {key: value for key, value in data.items() if key != "digest"}
-    if data.get("digest") != _digest(body):
+    if not is_plain(body) or data.get("digest") != _digest(body):
         raise _corrupt(folder, f"{PROFILE} was changed after it was written")
 
 
@@ -210,38 +211,13 @@ def _restore(data: Mapping[str, Any], packed: bytes) -> Profile:
     from safetensors import SafetensorError
     from safetensors.numpy import load as unpack
 
+    from tpcal.calibrate.profile_rules import read_profile
+
     try:
         arrays = unpack(packed)
     except SafetensorError as error:
         raise ValueError(f"{ARRAYS}: {error}") from error
-    profile = Profile(
-        model=ModelIdentity(**data["model"]),
-        shape=_shape(data["shape"]),
-        n_tokens=data["n_tokens"],
-        n_text=data["n_text"],
-        groups=tuple(data["groups"]),
-        probes=tuple(Probe(**probe) for probe in data["probes"]),
-        provenance=data["provenance"],
-        **{name: arrays[name] for name in ("sample_group", *MEASURES, *MASSES)},
-    )
-    _check_arrays(profile)
-    return profile
-
-
-def _shape(data: Mapping[str, Any]) -> DecoderShape:
-    return DecoderShape(**{**data, "kv_limits": tuple(data.get("kv_limits", ()))})
-
-
-def _check_arrays(profile: Profile) -> None:
-    n, n_groups = len(profile.sample_group), len(profile.groups)
-    shapes = {name: (n, len(profile.probes)) for name in MEASURES}
-    shapes |= dict.fromkeys(MASSES, (n, profile.model.n_layers))
-    for name, shape in shapes.items():
-        array = getattr(profile, name)
-        if array.shape != shape or not np.isfinite(array).all():
-            raise ValueError(f"{name} must be {shape} finite numbers; got shape {array.shape}")
-    if n and not (0 <= profile.sample_group.min() <= profile.sample_group.max() < n_groups):
-        raise ValueError("sample_group must number the groups")
+    return read_profile(data, arrays)
 
 
 def _pack(profile: Profile) -> bytes:
@@ -262,9 +238,13 @@ def _read_timing(folder: Path) -> dict[str, Any]:
         data = read_yaml(folder / TIMING, "timing file")
         layers = tuple((int(row["n_tokens"]), float(row["ms"])) for row in data["layer_ms"])
         own = {str(k): float(ms) for k, ms in (data.get("executor_ms") or {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise damaged from error
-    if not all(x >= 0 and math.isfinite(x) for x in (*sum(layers, ()), *own.values())):
+    times = [*(ms for _, ms in layers), *own.values()]
+    if not all(ms >= 0 and math.isfinite(ms) for ms in times):
+        raise damaged
+    counts = [n for n, _ in layers]
+    if len(set(counts)) < len(counts) or not all(0 <= n <= MAX_WHOLE for n in counts):
         raise damaged
     return {"layer_ms": layers, "executor_ms": own}
 

@@ -44,7 +44,7 @@ def plan() -> Schema:
         "schema": {"const": schema.SCHEMA, "description": "Version of the format."},
         "name": optional({"type": "string"}),
         "source": optional({"type": "string"}),
-        "round_to": optional({"type": "integer", "minimum": 1}),
+        "round_to": optional({**number("round_to", "integer"), "minimum": 1}),
         **{key: ref(kind) for key, kind in records.items()},
         "cuts": {"type": "array", "maxItems": rules.MAX_LAYERS, "items": ref("Cut")},
         "provenance": {"type": ["object", "null"]},
@@ -70,7 +70,7 @@ def cut() -> Schema:
     about, names = described(schema.Cut), list(selectors.names())
     said = [f"{name}: {said_of(selectors.kind(name))}" for name in names]
     properties: Schema = {
-        "layer": {"type": "integer", "minimum": 0},
+        "layer": number("layer", "integer"),
         "keep": number("keep"),
         "selector": {"enum": [*names, None]},
         "params": {"type": "object"},
@@ -140,18 +140,20 @@ def record(kind: type) -> Schema:
 def of_type(hint: str, name: str) -> Schema:
     """What a field of that type and name may hold."""
     if "Mapping" in hint:
-        return {"type": "object", "additionalProperties": {"type": "number"}}
+        return {"type": "object", "additionalProperties": number(name)}
     if "tuple" in hint:
-        return {"type": "array", "items": {"type": "integer", "minimum": 0}}
+        return {"type": "array", "items": number(name, "integer")}
     if "str" in hint:
         return {"type": "string"}
-    return {**number(name), "type": "integer" if "int" in hint else "number"}
+    return number(name, "integer" if "int" in hint else "number")
 
 
-def number(name: str) -> Schema:
-    """A number under the rule for its name."""
-    limits: Schema = {"type": "number"} if "loss" in name else {"type": "number", "minimum": 0}
-    return {**limits, "maximum": 1} if name in rules.FRACTIONS else limits
+def number(name: str, kind: str = "number") -> Schema:
+    """A number within the bounds for its name."""
+    limits = zip(
+        ("minimum", "maximum"), rules.bounds(name, integer=kind == "integer"), strict=True
+    )
+    return {"type": kind, **{word: limit for word, limit in limits if limit is not None}}
 
 
 def optional(found: Schema) -> Schema:

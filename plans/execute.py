@@ -29,7 +29,7 @@ from tpcal.plans.families.base import Family
 from tpcal.plans.forward import ForwardPass, prepare, shared_layers, with_grids
 from tpcal.plans.images import encoded, vision
 from tpcal.plans.reports import Patch, Report, without_images
-from tpcal.plans.rules import Reader, check_cuts
+from tpcal.plans.rules import Reader, check_cuts, problems_of
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create
 from tpcal.plans.turns import Forward, in_turn
@@ -294,6 +294,9 @@ def _problems(plan: Plan, model: PreTrainedModel) -> list[str]:
         family = find(model)
     except UsageError as error:
         return [str(error)]
+    broken = problems_of(plan)
+    if broken:
+        return [*broken, *family.problems(model), *_model_problems(model)]
     reader = Reader()
     check_cuts(reader, plan.cuts, len(family.layers(model)))
     problems = [*reader.problems, *family.problems(model)]
@@ -305,8 +308,6 @@ def _problems(plan: Plan, model: PreTrainedModel) -> list[str]:
                 f"{type(model).__name__}; got {cut.layer}."
             )
         if cut.selector is None:
-            if cut.keep > 0:
-                problems.append(f"cuts[{i}].selector must be given where keep is above 0.")
             continue
         try:
             selector = create(cut.selector, cut.params)

@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from functools import cache
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+from tpcal.plans.files import MAX_DEPTH, MAX_DIGITS, is_unicode
+
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Budget, Cut
+    from tpcal.plans.schema import Budget, Cut, Plan
 
 Record = TypeVar("Record")
+_hints = cache(get_type_hints)
 MAX_LAYERS = 1_000
+MAX_WHOLE = 2**53
+"""Largest whole number: up to here every reader of JSON and YAML has the same."""
 FRACTIONS = {
+    "bound",
+    "confidence",
+    "flips",
     "keep",
     "layer_average_keep",
+    "max_flips",
     "text_to_visual_below",
     "visual_to_text_below",
 }
+"""Fields that hold a number in [0, 1], or a mapping to such numbers."""
+RANGES: Mapping[str, tuple[float | None, float | None]] = {
+    **dict.fromkeys(FRACTIONS, (0, 1)),
+    **dict.fromkeys(("max_loss", "measured", "predicted"), (None, None)),
+    "layer": (0, MAX_LAYERS - 1),
+    "n_layers": (1, MAX_LAYERS),
+}
+"""Least and most of a field; `bounds` says those of all others."""
+
+
+def bounds(name: str, *, integer: bool) -> tuple[float | None, float | None]:
+    """The least and the most that a field of that name may hold; None: there is no limit."""
+    return RANGES.get(name, (0, MAX_WHOLE if integer else None))
 
 
 class Reader:
@@ -28,7 +53,10 @@ class Reader:
 
     def wrong(self, path: str, rule: str, value: Any) -> None:
         """Remembers ``<path> must <rule>; got <value>.``"""
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except (ValueError, RecursionError):  # whole numbers of very many digits, among others
+            shown = f"a {type(value).__name__} that cannot be shown"
         if len(shown) > 60:
             shown = shown[:57] + "…"
         self.problems.append(f"{path} must {rule}; got {shown}.")
@@ -46,39 +74,64 @@ class Reader:
     def text(self, body: Mapping[str, Any], key: str, path: str = "") -> str | None:
         """A string or None."""
         value = body.get(key)
-        if value is not None and not isinstance(value, str):
+        if value is not None and not _is_text(value):
             self.wrong(f"{path}{key}", "be text", value)
             return None
         return value
 
-    def number(self, value: Any, path: str, *, integer: bool = False) -> Any:
-        """A finite number within the rule for its name, or None."""
-        kind = int if integer else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+    def number(self, value: Any, path: str, name: str, *, integer: bool = False) -> Any:
+        """A finite number within the `bounds` of its field's name, or None."""
+        if not _is_number(value, integer):
             self.wrong(path, "be an integer" if integer else "be a number", value)
             return None
-        if path.rsplit(".", 1)[-1] in FRACTIONS and not 0 <= value <= 1:
+        least, most = bounds(name, integer=integer)
+        if name in FRACTIONS and not 0 <= value <= 1:
             self.wrong(path, "be in [0, 1]", value)
-            return None
-        if value < 0 and "loss" not in path:
-            self.wrong(path, "be at least 0", value)
-            return None
-        return value if integer else float(value)
+        elif least is not None and value < least:
+            self.wrong(path, f"be at least {least}", value)
+        elif most is not None and value > most:
+            self.wrong(path, f"be at most {most}", value)
+        else:
+            return value if integer else float(value)
+        return None
 
-    def plain(self, value: Any, path: str) -> Any:
+    def plain(self, value: Any, path: str, depth: int = 0) -> Any:
         """Plain data: text, finite numbers, booleans, lists and mappings with text keys."""
-        if isinstance(value, Mapping):
-            for key in value:
-                if not isinstance(key, str):
-                    self.wrong(f"{path} keys", "be text", key)
-            return {str(key): self.plain(item, f"{path}.{key}") for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
-        if isinstance(value, float) and not math.isfinite(value):
+        if depth > MAX_DEPTH and isinstance(value, Mapping | list):
+            self.wrong(path, f"be nested at most {MAX_DEPTH} deep", value)
+        elif isinstance(value, Mapping):
+            return self._plain_mapping(value, path, depth)
+        elif isinstance(value, list):
+            return [self.plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+        elif type(value) is float and not math.isfinite(value):
             self.wrong(path, "be finite", value)
-        elif value is not None and not isinstance(value, str | int | float):
+        elif type(value) is int and abs(value) >= 10 ** (MAX_DIGITS - 1):
+            self.wrong(path, f"have fewer than {MAX_DIGITS} digits", value)
+        elif value is not None and type(value) not in (bool, int, float) and not _is_text(value):
             self.wrong(path, "be text, a number, a list or a mapping", value)
         return value
+
+    def _plain_mapping(self, value: Mapping[Any, Any], path: str, depth: int) -> dict[str, Any]:
+        for key in value:
+            if not _is_text(key):
+                self.wrong(f"{path} keys", "be text", key)
+        texts = {key: item for key, item in value.items() if _is_text(key)}
+        return {k: self.plain(item, f"{path}.{k}", depth + 1) for k, item in texts.items()}
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that can be written."""
+    return type(value) is str and is_unicode(value)
+
+
+def _is_number(value: Any, integer: bool) -> bool:
+    """Whether a value is a number, and a finite one, also as a float."""
+    if type(value) not in ((int,) if integer else (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def read_record(
@@ -92,13 +145,13 @@ def read_record(
     if body.get(key) is None:
         return None
     path = f"{at}{key}"
-    hints = get_type_hints(record)
+    hints = _hints(record)
     data = reader.mapping(body[key], path, [f.name for f in fields(record)])  # type: ignore[arg-type]
     if data is None:
         return None
     data = {name: value for name, value in data.items() if value is not None}  # null: not given
     before = len(reader.problems)
-    values = {k: _read(reader, v, str(hints[k]), f"{path}.{k}") for k, v in data.items()}
+    values = {k: _read(reader, v, str(hints[k]), f"{path}.{k}", k) for k, v in data.items()}
     for name, hint in hints.items():
         needed = "None" not in str(hint) and "Mapping" not in str(hint)
         if needed and name not in data:
@@ -106,21 +159,93 @@ def read_record(
     return record(**values) if len(reader.problems) == before else None
 
 
-def _read(reader: Reader, value: Any, hint: str, path: str) -> Any:
+def _read(reader: Reader, value: Any, hint: str, path: str, name: str) -> Any:
     if "Mapping" in hint:
         data = reader.plain(value, path) if isinstance(value, Mapping) else None
         if data is None:
             reader.wrong(path, "be a mapping", value)
             return {}
-        return {k: reader.number(v, f"{path}.{k}") for k, v in data.items()}
+        return {k: reader.number(v, f"{path}.{k}", name) for k, v in data.items()}
     if "tuple" in hint:
         if not isinstance(value, list):
             reader.wrong(path, "be a list", value)
             return ()
-        return tuple(reader.number(v, f"{path}[{i}]", integer=True) for i, v in enumerate(value))
+        items = enumerate(value)
+        return tuple(reader.number(v, f"{path}[{i}]", name, integer=True) for i, v in items)
     if "str" in hint:
         return reader.text({path: value}, path)
-    return reader.number(value, path, integer="int" in hint)
+    return reader.number(value, path, name, integer="int" in hint)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is plain data all through."""
+    reader = Reader()
+    reader.plain(value, "")
+    return not reader.problems
+
+
+def given(value: Any) -> Any:
+    """Plain data without what is null or empty in its mappings; parameters of selectors whole."""
+    if isinstance(value, list):
+        return [given(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    items = {key: item if key == "params" else given(item) for key, item in value.items()}
+    return {key: item for key, item in items.items() if item is not None and item != {}}
+
+
+def data_of(record: Any) -> dict[str, Any]:
+    """Plain data of a record, its numbers of the types that their fields have."""
+    hints = _hints(type(record))
+    return {f.name: _data(getattr(record, f.name), str(hints[f.name])) for f in fields(record)}
+
+
+def _data(value: Any, hint: str) -> Any:
+    if is_dataclass(value):
+        return data_of(value)
+    if isinstance(value, Mapping):
+        return {key: _data(item, hint) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_data(item, hint) for item in value]
+    if isinstance(value, bool):
+        return value
+    with suppress(OverflowError):  # named by the rules
+        if "float" in hint and isinstance(value, Real):
+            return float(value)
+        if "int" in hint and isinstance(value, Integral):
+            return int(value)
+    return value
+
+
+def problems_of(plan: Plan) -> list[str]:
+    """Why a plan, however it was made, could not be read from a file; empty where it could."""
+    reader = Reader()
+    try:
+        read = read_plan(reader, data_of(plan))
+    except RecursionError:
+        return ["The plan must be plain data; got some that holds itself."]
+    if not reader.problems:
+        check_cuts(reader, read.cuts, read.model.n_layers if read.model else None)
+    return reader.problems
+
+
+def read_plan(reader: Reader, body: Mapping[str, Any]) -> Plan:
+    """The plan in a mapping, all but the rules between its cuts (`check_cuts`) checked."""
+    from tpcal.plans.cost import Cost
+    from tpcal.plans.schema import Certificate, Loss, ModelIdentity, Plan
+
+    return Plan(
+        cuts=tuple(read_cuts(reader, body.get("cuts", []))),
+        name=reader.text(body, "name"),
+        source=reader.text(body, "source"),
+        round_to=read_step(reader, body),
+        model=read_record(reader, body, "model", ModelIdentity),
+        budget=read_budget(reader, body),
+        loss=read_record(reader, body, "loss", Loss),
+        cost=read_record(reader, body, "cost", Cost),
+        certificate=read_record(reader, body, "certificate", Certificate),
+        provenance=read_provenance(reader, body),
+    )
 
 
 def read_cuts(reader: Reader, value: Any) -> list[Cut]:
@@ -137,8 +262,8 @@ def read_cuts(reader: Reader, value: Any) -> list[Cut]:
         if data is None:
             continue
         before = len(reader.problems)
-        layer = reader.number(data.get("layer"), f"{path}.layer", integer=True)
-        keep = reader.number(data.get("keep"), f"{path}.keep")
+        layer = reader.number(data.get("layer"), f"{path}.layer", "layer", integer=True)
+        keep = reader.number(data.get("keep"), f"{path}.keep", "keep")
         selector = reader.text(data, "selector", f"{path}.")
         params = data.get("params", {})
         if not isinstance(params, Mapping):
@@ -159,16 +284,19 @@ def read_step(reader: Reader, body: Mapping[str, Any]) -> int | None:
     if type(step) is not int or step < 1:
         reader.wrong("round_to", "be an integer of at least 1", step)
         return None
+    if step > MAX_WHOLE:
+        reader.wrong("round_to", f"be at most {MAX_WHOLE}", step)
+        return None
     return step
 
 
 def read_provenance(reader: Reader, body: Mapping[str, Any]) -> dict[str, Any]:
     """``provenance`` of a plan: plain data under any names."""
-    given = body.get("provenance")
-    if given is not None and not isinstance(given, Mapping):
-        reader.wrong("provenance", "be a mapping", given)
+    value = body.get("provenance")
+    if value is not None and not isinstance(value, Mapping):
+        reader.wrong("provenance", "be a mapping", value)
         return {}
-    return dict(reader.plain(given or {}, "provenance"))
+    return dict(given(reader.plain(value or {}, "provenance")))
 
 
 def read_budget(reader: Reader, body: Mapping[str, Any]) -> Budget | None:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from tpcal.plans import rules
 from tpcal.plans.cost import Cost
 from tpcal.plans.errors import PlanError, UsageError
 from tpcal.plans.files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
@@ -244,12 +245,19 @@ def parse_plan(text: str, source: str = "plan") -> Plan:
 
 
 def save_plan(plan: Plan, path: Path | str) -> None:
-    """Writes the plan atomically; the same plan gives the same bytes."""
+    """Writes the plan atomically; the same plan gives the same bytes. Errors as `dump_plan`."""
     write_atomic(path, dump_plan(plan))
 
 
 def dump_plan(plan: Plan) -> str:
-    """YAML of a plan, ending with its digest."""
+    """YAML of a plan, ending with its digest.
+
+    Raises:
+        PlanError: The plan breaks a rule of the format, so that nobody could read its file.
+    """
+    problems = rules.problems_of(plan)
+    if problems:
+        raise PlanError(plan.name or "The plan", problems)
     data = _plain(plan)
     data["digest"] = plan.digest
     data["cuts"] = [Line(cut) for cut in data.get("cuts", [])]
@@ -286,66 +294,35 @@ def plan_from_data(data: Any, source: str) -> Plan:
     Raises:
         PlanError: Names every problem at once.
     """
-    from tpcal.plans.rules import (
-        Reader,
-        check_cuts,
-        read_budget,
-        read_cuts,
-        read_provenance,
-        read_record,
-        read_step,
-    )
-
-    reader = Reader()
+    reader = rules.Reader()
     known = ["schema", *(f.name for f in fields(Plan)), "digest"]
     body = reader.mapping(data, "the plan", known)
     if body is None:
         raise PlanError(source, reader.problems)
     if body.get("schema") != SCHEMA or isinstance(body.get("schema"), bool):
         rule = f"schema must be {SCHEMA} (this version of tpcal reads no other)"
-        raise PlanError(source, [f"{rule}; got {body.get('schema')!r}."])
+        raise PlanError(source, [f"{rule}; got {body.get('schema')!r:.60}."])
     given = body.get("digest")
-    if given is not None and not reader.problems and given != _digest(body):
+    sealed = given is not None and not reader.problems and rules.is_plain(body)
+    if sealed and given != _digest(body):
         reader.problems.append(
             "digest must match the content; the file was changed after it was written. "
             "Delete the digest line to accept the change."
         )
-    model = read_record(reader, body, "model", ModelIdentity)
-    cuts = read_cuts(reader, body.get("cuts", []))
-    check_cuts(reader, cuts, model.n_layers if model else None)
-    plan = Plan(
-        cuts=tuple(cuts),
-        name=reader.text(body, "name"),
-        source=reader.text(body, "source"),
-        round_to=read_step(reader, body),
-        model=model,
-        budget=read_budget(reader, body),
-        loss=read_record(reader, body, "loss", Loss),
-        cost=read_record(reader, body, "cost", Cost),
-        certificate=read_record(reader, body, "certificate", Certificate),
-        provenance=read_provenance(reader, body),
-    )
+    plan = rules.read_plan(reader, body)
+    rules.check_cuts(reader, plan.cuts, plan.model.n_layers if plan.model else None)
     if reader.problems:
         raise PlanError(source, reader.problems)
     return plan
 
 
 def _plain(plan: Plan) -> dict[str, Any]:
-    """Plain data of a plan: empty parts left out, tuples as lists."""
-    data = {"schema": SCHEMA, **asdict(plan)}
-    return {key: _prune(value) for key, value in data.items() if key == "cuts" or _some(value)}
-
-
-def _prune(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _prune(item) for key, item in value.items() if _some(item)}
-    if isinstance(value, list | tuple):
-        return [_prune(item) for item in value]
-    return value
-
-
-def _some(value: Any) -> bool:
-    return value is not None and value != {}
+    """Plain data of a plan, what is not given left out."""
+    data = {key: rules.given(value) for key, value in rules.data_of(plan).items()}
+    nothing = {
+        key for key, value in data.items() if value is None or (value == {} and key != "loss")
+    }
+    return {"schema": SCHEMA, **{key: data[key] for key in data if key not in nothing}}
 
 
 def _digest(data: Mapping[str, Any]) -> str:
