@@ -72,8 +72,9 @@ def evaluate(
     Where the data has no answers, what counts is how often the answer is the unpruned model's.
     Differences are tested in pairs (McNemar's exact test, corrected by Holm's method).
 
-    Samples that a plan was made from are refused. The built-in questions used here are none that
-    calibration has seen.
+    The questions are those of the plan's own data that it was not made from; --data names others.
+    Samples that a plan was made from are refused. The built-in questions are for the built-in
+    model, which calibrates on others of them.
 
     Answers are kept in tpcal-out/eval-…, as text. Interrupt it at any time: the same command
     continues, and further plans take no more than their own answers.
@@ -94,7 +95,9 @@ def evaluate(
         raise click.UsageError("--control must come with --plan; got it alone.")
     check_outputs(outputs, force)
     with terminal.progress() as report:
-        plans, loaded, samples = plans_model_samples(files, model, data, report)
+        plans, loaded, samples = plans_model_samples(
+            files, model, data, report, allow_seen=allow_seen
+        )
         n_seen = count_seen(plans, samples)
         if n_seen and not allow_seen:
             raise UsageError(

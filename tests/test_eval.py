@@ -29,7 +29,7 @@ SIZES = Sizes(
     tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=32, heads=2, patch=16
 )
 HALF = Plan((Cut(1, 0.5, "attention"), Cut(3, 0)), model=ModelIdentity(4, name="./tiny"))
-FEW = ("--samples", "7", "--max-new-tokens", "2")
+FEW = ("--data", "embedded", "--samples", "7", "--max-new-tokens", "2")
 Tpcal = Callable[..., Result]
 
 
@@ -136,7 +136,8 @@ def _started(made: Path, *args: str) -> subprocess.Popen[str]:
 def test_an_interrupted_evaluation_continues(
     tpcal: Tpcal, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = ("--plan", "half.yaml", "--samples", "80", "--batch-size", "2", "--max-new-tokens=4")
+    args = ("--plan", "half.yaml", "--data=embedded", "--samples", "80")
+    args += ("--batch-size", "2", "--max-new-tokens=4")
     before = set((made / "tpcal-out").glob("eval-*/*"))
     process = _started(made, *args)
     try:
@@ -183,7 +184,7 @@ def test_samples_that_a_plan_was_made_from_are_refused(tpcal: Tpcal, made: Path)
 
 def test_every_plan_that_does_not_fit_is_named_before_anything_runs(tpcal: Tpcal) -> None:
     plans = [f"--plan={name}.yaml" for name in ("half", "deep", "deeper")]
-    result = tpcal(*plans, "--model", "./tiny")
+    result = tpcal(*plans, "--model", "./tiny", "--data", "embedded")
     assert result.exit_code == 5
     assert "half.yaml" not in result.stderr
     for name in ("deep.yaml", "deeper.yaml"):
