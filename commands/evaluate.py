@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from tpcal import options, terminal
 from tpcal.commands.inputs import OUT, count_seen, plans_model_samples
 from tpcal.commands.outputs import check_outputs, write_figures
 from tpcal.options import DataChoice, Listed, ModelChoice
+from tpcal.planner.named import is_preset
 from tpcal.plans.errors import UsageError
 
 
@@ -20,6 +22,15 @@ def control(word: str) -> str:
     if word not in CONTROLS:
         raise ValueError(f"a control must be one of {', '.join(CONTROLS)}")
     return word
+
+
+def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[str]) -> None:
+    """Nothing, where the options fit together; otherwise click's own error."""
+    if of and not controls:
+        raise click.UsageError("--control-of must come with --control; got it alone.")
+    unknown = next((name for name in of if name not in files), None)
+    if unknown is not None:
+        raise click.UsageError(f"--control-of must name a --plan, as it stands there; got {unknown}.")
 
 
 @click.command(name="eval", short_help="Accuracy with and without plans, beside controls.")
@@ -40,6 +51,13 @@ def control(word: str) -> str:
     help="Beside each plan, what else costs as much: random, grid, downsized. Each takes as long "
     "as a plan, so none is the default.",
 )
+@click.option(
+    "--control-of",
+    "controls_of",
+    metavar="PLAN",
+    multiple=True,
+    help="Plan whose controls run; may be given several times.  [default: every plan]",
+)
 @options.model_options
 @options.data_options
 @click.option("--allow-seen", is_flag=True, help="Take samples too that a plan was made from.")
@@ -50,6 +68,7 @@ def control(word: str) -> str:
 def evaluate(
     files: tuple[str, ...],
     controls: tuple[str, ...],
+    controls_of: tuple[str, ...],
     model: ModelChoice,
     data: DataChoice,
     allow_seen: bool,
@@ -70,7 +89,9 @@ def evaluate(
       downsized   smaller images, which become fewer tokens
 
     Where the data has no answers, what counts is how often the answer is the unpruned model's.
-    Differences are tested in pairs (McNemar's exact test, corrected by Holm's method).
+    Differences are tested in pairs (McNemar's exact test, corrected by Holm's method): each plan
+    file against the unpruned model, its controls and every other plan. Presets are tested against
+    each other only where no plan file is given.
 
     The questions are those of the plan's own data that it was not made from; --data names others.
     Samples that a plan was made from are refused. The built-in questions are for the built-in
@@ -83,7 +104,8 @@ def evaluate(
     Examples:
       tpcal eval --plan plan.yaml
       tpcal eval --plan preset:fastv --samples 200
-      tpcal eval --plan plan.yaml --plan preset:dart-128@0.22 --control grid
+      tpcal eval --plan plan.yaml --plan preset:dart-128@0.22 --control grid \\
+          --control-of plan.yaml
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
       tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
@@ -93,6 +115,7 @@ def evaluate(
 
     if controls and not files:
         raise click.UsageError("--control must come with --plan; got it alone.")
+    _check_controls(controls_of, controls, files)
     check_outputs(outputs, force)
     with terminal.progress() as report:
         plans, loaded, samples = plans_model_samples(
@@ -116,6 +139,8 @@ def evaluate(
             samples,
             plans,
             controls=controls,
+            controls_of=controls_of or None,
+            tested=[name for name in files if not is_preset(name)] or None,
             kept=folder.of,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tpcal.plans.errors import FitError
+from tpcal.plans.places import last_part
 from tpcal.report.style import GROUPS, PLANS
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def _check(name: str, plan: Plan, profile: Profile) -> None:
         )
     elif made_for and made_for.fingerprint not in (None, profile.model.fingerprint):
         of = last_part(made_for.name or "") or made_for.architecture
-        problems.append(f"made for {of}, whose structure is not that of {last_part(profile.model.name or "its model")}.")
+        own = last_part(profile.model.name or "the profile's model")
+        problems.append(f"made for {of}, whose structure is not that of {own}.")
     elif plan.cuts and plan.cuts[-1].layer >= n_layers:
         problems.append(f"cuts before layer {plan.cuts[-1].layer}; the model has {n_layers}.")
     if problems:

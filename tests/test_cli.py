@@ -281,6 +281,22 @@ def test_show_marks_the_worst_measured_group(tpcal: Tpcal, tmp_path: Path, plan:
     assert worst == ["colour"]  # predicted best, measured worst
 
 
+def test_show_says_whether_answers_or_tokens_changed(
+    tpcal: Tpcal, tmp_path: Path, plan: Plan
+) -> None:
+    assert plan.loss is not None
+    shares = {"colour": 0.01, "reading": 0.2}
+    limited = replace(plan.loss, max_flips=0.3)
+    save_plan(replace(plan, loss=replace(limited, changed=shares)), tmp_path / "new.yaml")
+    save_plan(replace(plan, loss=replace(limited, flips=shares)), tmp_path / "old.yaml")
+    new, old = (tpcal("show", f"{name}.yaml").stdout for name in ("new", "old"))
+    assert "answers changed" in new
+    assert "30 % of the answers may change" in " ".join(new.split())
+    assert "tokens changed" in old
+    assert "answers changed" not in old
+    assert "30 % of the answer tokens may change" in " ".join(old.split())
+
+
 def test_show_scales_a_preset_and_joins_many_layers(tpcal: Tpcal) -> None:
     short = tpcal("show", "preset:vtw", "--layers", "8").stdout
     long = tpcal("show", "preset:vtw", "--layers", "60").stdout

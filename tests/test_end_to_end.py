@@ -40,7 +40,7 @@ CALIBRATE = [
 ]
 
 
-def _model(folder: Path, sizes: Sizes) -> None:
+def make_model(folder: Path, sizes: Sizes) -> None:
     state = new_model(sizes, seed=0).state_dict()
     checkpoint = folder.parent / "checkpoint.pt"
     torch.save({"step": 0, "module": {f"model.{k}": v for k, v in state.items()}}, checkpoint)
@@ -51,7 +51,7 @@ def _model(folder: Path, sizes: Sizes) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, its profile, a plan from it, images and a data set."""
     folder = tmp_path_factory.mktemp("work")
-    _model(folder / "tiny", SIZES)
+    make_model(folder / "tiny", SIZES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         calibrated = CliRunner().invoke(cli, CALIBRATE)
@@ -265,7 +265,7 @@ def test_a_plan_for_more_layers_exits_5_with_every_problem(tpcal: Tpcal, made: P
 
 
 def test_a_profile_is_not_planned_with_another_model(tpcal: Tpcal, made: Path) -> None:
-    _model(made / "wider", replace(SIZES, ffn=64))
+    make_model(made / "wider", replace(SIZES, ffn=64))
     result = tpcal("plan", "--budget", "0.4", "--model", "./wider", "-o", "x.yaml")
     assert result.exit_code == 5, result.output
     assert _is_one_error(result), result.stderr
