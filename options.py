@@ -108,7 +108,7 @@ class DataChoice:
         """Nothing, where the data is named or the model is the built-in one.
 
         Raises:
-            UsageError: The built-in questions would be taken for another model without being named.
+            UsageError: The built-in questions would be taken for another model unasked.
         """
         if self.data is None and not model.is_built_in:
             raise UsageError(

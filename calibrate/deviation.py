@@ -27,7 +27,7 @@ def answer_deviation(full: Tensor, pruned: Tensor, valid: Tensor) -> tuple[Tenso
         valid: [B, A] which of the A distributions belong to the row's answer.
 
     Returns:
-        [B] nats, means over the row's answer positions, and [B] 1 where the answer changes, else 0.
+        [B] nats, means over the row's answer positions, and [B] 1 where the answer changes, or 0.
 
     Source:
         The final-output form of BTP's global objective (arXiv 2505.22038, eq. 6 sums layer outputs

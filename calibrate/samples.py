@@ -101,7 +101,8 @@ class Samples(Sequence[Sample]):
         Raises:
             UsageError: None is.
         """
-        new = [row for row, own in zip(self._rows, self.identities, strict=True) if own not in seen]
+        rows = zip(self._rows, self.identities, strict=True)
+        new = [row for row, own in rows if own not in seen]
         if len(new) == len(self):
             return self
         if not new:

@@ -30,7 +30,9 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
         raise click.UsageError("--control-of must come with --control; got it alone.")
     unknown = next((name for name in of if name not in files), None)
     if unknown is not None:
-        raise click.UsageError(f"--control-of must name a --plan, as it stands there; got {unknown}.")
+        raise click.UsageError(
+            f"--control-of must name a --plan, as it stands there; got {unknown}."
+        )
 
 
 @click.command(name="eval", short_help="Accuracy with and without plans, beside controls.")

@@ -134,11 +134,15 @@ def data_of(plans: Mapping[str, Plan], data: DataChoice, model: ModelChoice) -> 
             none, and the model has no questions of its own.
     """
     if data.data is None:
-        records = {file: _record(file, plan) for file, plan in plans.items() if not is_preset(file)}
+        records = {
+            file: _record(file, plan) for file, plan in plans.items() if not is_preset(file)
+        }
         known = {replace(one, seed=None): file for file, one in records.items() if one}
         if len(known) > 1:
             each = ", ".join(f"{file} of {one.data or EMBEDDED}" for one, file in known.items())
-            raise UsageError(f"The plans must be of one data set; got {each}. Name it with --data.")
+            raise UsageError(
+                f"The plans must be of one data set; got {each}. Name it with --data."
+            )
         for file in known.values():
             data = data.over(records[file] or data)
     data.check_asked_of(model)

@@ -100,7 +100,8 @@ class Subject:
         made_for = self._profile.model
         loaded = self._asked.load()
         if loaded.identity.fingerprint != made_for.fingerprint:
-            problem = f"made for {last_part(made_for.name or '')}, whose structure differs from {loaded.name}'s."
+            name = last_part(made_for.name or "another model")
+            problem = f"made for {name}, whose structure differs from {loaded.name}'s."
             raise FitError(str(self._folder), [problem])
         return loaded
 
@@ -182,11 +183,13 @@ class Subject:
         return replace(plan, provenance={**plan.provenance, "data": data})
 
     def placed(self, plan: Plan, folder: Path) -> Plan:
-        """The plan of this profile as a file in ``folder`` keeps it: where model and data are now."""
+        """The plan as a file in ``folder`` keeps it: with where model and data are now."""
         plan = moved(plan, self._folder, folder)
         if plan.model is not None and self._model.name is not None:
             name = kept(self._model.name, folder)
-            plan = replace(plan, model=replace(plan.model, name=name, revision=self._model.revision))
+            plan = replace(
+                plan, model=replace(plan.model, name=name, revision=self._model.revision)
+            )
         if self._data is not None:
             data = {**plan.provenance.get("data", {}), "data": kept(self._data, folder)}
             plan = replace(plan, provenance={**plan.provenance, "data": data})

@@ -217,7 +217,16 @@ def test_eval_compares_both_models_on_the_plans_own_model(tpcal: Tpcal) -> None:
 
 
 def test_eval_takes_a_preset(tpcal: Tpcal) -> None:
-    args = ("eval", "--plan", "preset:pyramiddrop", "--model", "./tiny", "--samples", "2", *BUILT_IN)
+    args = (
+        "eval",
+        "--plan",
+        "preset:pyramiddrop",
+        "--model",
+        "./tiny",
+        "--samples",
+        "2",
+        *BUILT_IN,
+    )
     result = tpcal(*args)
     assert result.exit_code == 0, result.output
 

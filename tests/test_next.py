@@ -153,7 +153,9 @@ def test_a_profile_and_a_plan_are_used_from_another_folder(
     assert (plan.model.name, plan.provenance["data"]["data"]) == ("../../my vlm", "../rows.jsonl")
     result = _pasted(_hints(result.stdout)[0], "--max-new-tokens", "1")
     assert result.exit_code == 0, result.output
-    assert _tpcal("run", "--plan", "../work/plan.yaml", "--image", "1.png", "what ?").exit_code == 0
+    assert (
+        _tpcal("run", "--plan", "../work/plan.yaml", "--image", "1.png", "what ?").exit_code == 0
+    )
 
 
 def test_neither_plan_nor_profile_spells_out_the_folders_of_a_machine(tree: Path) -> None:
