@@ -42,8 +42,16 @@ def refuse_to_overwrite(path: Path, force: bool) -> None:
 def plan_and_model(
     file: str | None, model: ModelChoice, report: terminal.Progress
 ) -> tuple[Plan | None, Loaded]:
-    """The plan, checked against the model it is for or that is asked for."""
-    plans, loaded = plans_and_model([file] if file else [], model, report)
+    """The plan, checked against the model it is for or that is asked for.
+
+    Raises:
+        UsageError: The plan names no model, and none is asked for.
+        FitError: The plan does not fit.
+    """
+    plans = _read_plans([file] if file else [])
+    model = _model_of(plans, model)
+    _refuse_silent(plans, model)
+    plans, loaded = _loaded(plans, model, report)
     return (plans[file] if file else None), loaded
 
 
@@ -53,7 +61,7 @@ def plans_and_model(
     """Plans by name, checked against the model they are for or that is asked for.
 
     Raises:
-        UsageError: A name stands twice, or the plans are for different models or for none.
+        UsageError: A name stands twice, or the plans are for different models.
         FitError: Names every plan that does not fit, and why.
     """
     plans = _read_plans(names)
@@ -107,7 +115,7 @@ def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
     """The model that is asked for, or that the plans were made for.
 
     Raises:
-        UsageError: The plans were made for several, for one that has moved, or do not say.
+        UsageError: The plans were made for several, or for one that has moved.
     """
     if model.name is not None:
         return model
@@ -118,12 +126,20 @@ def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
         raise UsageError(f"The plans must be for one model; got {each}. Name one with --model.")
     for (name, revision), file in places.items():
         return model.or_else(locate(str(name), Path(file).parent, file, "--model"), revision)
+    return model
+
+
+def _refuse_silent(plans: Mapping[str, Plan], model: ModelChoice) -> None:
+    """Nothing, where a model is named, by the user or a plan, or there are only presets.
+
+    Raises:
+        UsageError: A plan of some other model would be judged on the built-in one.
+    """
     silent = next((file for file in plans if not is_preset(file)), None)
-    if silent is not None:
+    if model.name is None and silent is not None:
         raise UsageError(
             f"The model of {silent} must be named with --model, as the plan names none; got none."
         )
-    return model
 
 
 def data_of(plans: Mapping[str, Plan], data: DataChoice, model: ModelChoice) -> DataChoice:
@@ -190,6 +206,7 @@ def plans_model_samples(
     """
     plans = _read_plans(names)
     model = _model_of(plans, model)
+    _refuse_silent(plans, model)
     choice = data_of(plans, data, model)
     plans, loaded = _loaded(plans, model, report)
     report(0, 0, "Loading the samples")

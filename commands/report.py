@@ -179,11 +179,14 @@ def _shown(
     """
     from tpcal.report.pictures import shown
 
-    samples = subject.unseen(N_LOOKED_AT * n_samples, n_samples)
+    samples, seen = subject.unseen(N_LOOKED_AT * n_samples, n_samples), seen_by(plans)
     try:
-        new = samples.without(seen_by(plans))
-    except UsageError as error:
-        raise UsageError(f"{error} Or leave them out with --samples 0.") from None
+        new = samples.without(seen)
+    except UsageError:
+        raise UsageError(
+            f"Samples to show must be new to the plans; got none from {samples.name}. Leave them "
+            "out with --samples 0."
+        ) from None
     return shown(
         subject.loaded,
         new,
