@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.places import EMBEDDED
 
 if TYPE_CHECKING:
     from tpcal.calibrate.models import Loaded
@@ -48,12 +49,17 @@ class ModelChoice:
             return self
         return replace(self, name=name, revision=self.revision or revision)
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is the embedded model, which is also taken where none is named."""
+        return self.name in (None, EMBEDDED)
+
     def load(self) -> Loaded:
         """The model; the embedded one where none is named."""
         from tpcal.calibrate import models
 
         return models.load(
-            self.name or "embedded",
+            self.name or EMBEDDED,
             revision=self.revision,
             device=self.device,
             dtype=self.dtype,
@@ -70,7 +76,8 @@ class DataChoice:
     data: str | None = None
     split: str | None = None
     samples: int | None = None
-    seed: int = 0
+    seed: int | None = None
+    """None: 0, or that of the data that a plan was made from."""
     image_column: str | None = None
     question_column: str | None = None
     answer_column: str | None = None
@@ -91,12 +98,32 @@ class DataChoice:
         drawn = samples.load_samples(
             self.data,
             n=self.samples,
-            seed=self.seed,
+            seed=self.seed or 0,
             split=self.split or split,
             columns=columns,
             skip_bad=self.skip_bad,
         )
         return drawn.unanswered() if self.own_answers else drawn
+
+    def over(self, known: DataChoice) -> DataChoice:
+        """The same data as ``known``, where this names other samples of it or other columns.
+
+        Neither its split, its number of samples nor whose answers count are taken over.
+        """
+        base = replace(known, split=None, samples=None, own_answers=False)
+        return replace(base, **self.recorded())
+
+    def check_asked_of(self, model: ModelChoice) -> None:
+        """Nothing, where the data is named or the model is the built-in one.
+
+        Raises:
+            UsageError: The built-in questions would be taken for another model unasked.
+        """
+        if self.data is None and not model.is_built_in:
+            raise UsageError(
+                f"Questions for {model.name} must be named with --data, as the built-in ones are "
+                "for the built-in model only; got none. (--data embedded takes them all the same.)"
+            )
 
     def recorded(self) -> dict[str, Any]:
         """Plain data for provenance, from which `DataChoice.restored` makes the same choice."""
@@ -105,9 +132,17 @@ class DataChoice:
 
     @classmethod
     def restored(cls, record: Mapping[str, Any]) -> DataChoice:
-        """The choice that was recorded."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in record.items() if name in known})
+        """The choice that was recorded.
+
+        Raises:
+            UsageError: What was recorded is none, as in a file that was changed.
+        """
+        kinds = get_type_hints(cls)
+        known = {name: value for name, value in record.items() if name in kinds}
+        for name, value in known.items():
+            if not isinstance(value, kinds[name]):
+                raise UsageError(f"{name} of a plan's or profile's data cannot be {value!r:.60}.")
+        return cls(**known)
 
 
 @dataclass(frozen=True)
@@ -263,8 +298,8 @@ def data_options(command: Command) -> Command:
         click.option(
             "--data",
             metavar="DATA",
-            help="Hub id, folder, .parquet, .csv, .json or .jsonl; the built-in scenes if left "
-            "out.",
+            help="Hub id, folder, .parquet, .csv, .json or .jsonl; 'embedded': the built-in "
+            "scenes. If left out: the plan's data, or for the built-in model the built-in scenes.",
         ),
         click.option(
             "--split",
@@ -275,7 +310,10 @@ def data_options(command: Command) -> Command:
             "--samples", type=click.IntRange(min=1), metavar="N", help="How many samples to draw."
         ),
         click.option(
-            "--seed", type=int, default=0, show_default=True, help="Seed of the sampling."
+            "--seed",
+            type=int,
+            metavar="N",
+            help="Seed of the sampling.  [default: the plan's, or 0]",
         ),
     ]
     options += [
@@ -344,8 +382,8 @@ def limit_options(command: Command) -> Command:
             "--max-flips",
             type=Finite(min=0, max=1),
             metavar="P",
-            help="Share that may change, over all samples: of answer tokens, as measured; with "
-            "--confidence also of answers, as proven.",
+            help="Share of answers that may change, over all samples: as measured; with "
+            "--confidence also as proven.",
         ),
         click.option("--each-group", is_flag=True, help="--max-flips is about every group."),
         click.option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -79,6 +79,8 @@ def compare_plans(
     plans: Mapping[str, Plan],
     *,
     controls: Sequence[str] = (),
+    controls_of: Collection[str] | None = None,
+    tested: Collection[str] | None = None,
     kept: Callable[[Way], Kept] = lambda way: InMemory(),
     batch_size: int = 32,
     max_new_tokens: int = 16,
@@ -94,6 +96,9 @@ def compare_plans(
         samples: Questions; where none has an answer, the agreement with the unpruned model counts.
         plans: By name; none judges the unpruned model alone.
         controls: Of `tpcal.calibrate.controls.CONTROLS`.
+        controls_of: Plans whose controls run; None: all.
+        tested: Plans that are tested against the unpruned model, their controls and every other
+            plan; None: all. Fewer tests leave more of a difference after the correction.
         kept: Where the answers of a way are, and go.
         batch_size: Samples per run of the model.
         max_new_tokens: Longest answer.
@@ -124,12 +129,14 @@ def compare_plans(
     for (name, plan), own in zip(plans.items(), pruned, strict=True):
         cost = measured(loaded.shape, plan, own, unpruned)
         given.append(_Given(name, None, None, False, cost, own))
-        given += beside.controls(given[-1], controls)
+        if controls_of is None or name in controls_of:
+            given += beside.controls(given[-1], controls)
     alone, *judged = compare_all(samples, _texts(unpruned), [_texts(one.answers) for one in given])
     entries = tuple(
         Entry(*one[:-1], evaluation) for one, evaluation in zip(given, judged, strict=True)
     )
-    return Comparison(alone, entries, paired_tests(list(_pairs(entries))), beside.impossible)
+    pairs = list(_pairs(entries, plans if tested is None else tested))
+    return Comparison(alone, entries, paired_tests(pairs), beside.impossible)
 
 
 class _Given(NamedTuple):
@@ -185,10 +192,12 @@ def _texts(answers: Answers) -> list[str]:
     return [answer.text for answer in answers]
 
 
-def _pairs(entries: Sequence[Entry]) -> Iterator[Pair]:
-    """Every plan beside the unpruned model, its controls and every other plan."""
+def _pairs(entries: Sequence[Entry], tested: Collection[str]) -> Iterator[Pair]:
+    """Every tested plan beside the unpruned model, its controls and every other plan, once."""
     plans = [entry for entry in entries if entry.beside is None]
     for plan in plans:
+        if plan.name not in tested:
+            continue
         scored = plan.evaluation.answered
         if scored.any():
             before = plan.evaluation.correct_unpruned[scored]
@@ -197,7 +206,10 @@ def _pairs(entries: Sequence[Entry]) -> Iterator[Pair]:
             if other.beside == plan.name:
                 yield _pair(plan, other)
     for one, other in combinations(plans, 2):
-        yield _pair(one, other)
+        if one.name in tested:
+            yield _pair(one, other)
+        elif other.name in tested:
+            yield _pair(other, one)
 
 
 def _pair(one: Entry, other: Entry) -> Pair:

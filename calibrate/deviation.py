@@ -12,7 +12,14 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def answer_deviation(full: Tensor, pruned: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Global deviation of each row: KL(full || pruned) and the share of changed argmax tokens.
+    """Global deviation of each row: KL(full || pruned), and whether the answer changes.
+
+    An answer changes where the likeliest token does at any of its positions, the end of text after
+    its last token among them. For an answer that is the unpruned model's own greedy one this is
+    exact: greedy decoding with the pruned model gives the same answer if and only if no token
+    changes. For an answer from the data that the unpruned model would not give, it says that the
+    model, led along that answer, would go on differently somewhere; docs/certificates.md compares
+    this with answers that are really generated.
 
     Args:
         full: [B, A, V] log-probabilities of the unpruned run.
@@ -20,7 +27,7 @@ def answer_deviation(full: Tensor, pruned: Tensor, valid: Tensor) -> tuple[Tenso
         valid: [B, A] which of the A distributions belong to the row's answer.
 
     Returns:
-        [B] nats and [B] shares, means over the row's answer positions.
+        [B] nats, means over the row's answer positions, and [B] 1 where the answer changes, or 0.
 
     Source:
         The final-output form of BTP's global objective (arXiv 2505.22038, eq. 6 sums layer outputs
@@ -28,8 +35,8 @@ def answer_deviation(full: Tensor, pruned: Tensor, valid: Tensor) -> tuple[Tenso
         VTW (arXiv 2405.05803) on longer answers.
     """
     kl = (full.exp() * (full - pruned)).sum(dim=-1).clamp_min(0)  # rounding can go below 0
-    flips = (full.argmax(dim=-1) != pruned.argmax(dim=-1)).float()
-    return _row_mean(kl, valid), _row_mean(flips, valid)
+    flips = (full.argmax(dim=-1) != pruned.argmax(dim=-1)) & valid
+    return _row_mean(kl, valid), flips.any(dim=1).float()
 
 
 def local_deviation(pruned: Tensor, full: Tensor, where: Tensor) -> Tensor:

@@ -65,7 +65,9 @@ class Measurer:
         return len(self._samples)
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Array, Array, Array]]:
-        """Sample numbers [b], KL in nats [b] and share of flips [b] of one batch after another.
+        """Sample numbers [b], KL in nats [b] and flips [b] of one batch after another.
+
+        A flip is 1 where the sample's answer changes, else 0.
 
         Batches mix the groups evenly, so that the mean of the first ones is a fair guess. Every
         sample comes once; the order is always the same. Without cuts all is exactly 0.

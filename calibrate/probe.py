@@ -102,7 +102,8 @@ def calibrate(
             rounds.refine(tried, refine)
         if workers.is_main:
             report(0, 0, "Timing layers")
-            profiles.save(_timed(rounds.profile(), loaded, samples), folder)
+            found = profiles.placed(_timed(rounds.profile(), loaded, samples), folder)
+            profiles.save(found, folder)
             rounds.discard()
     workers.wait()
     return profiles.load(folder)

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError, listed
 from tpcal.plans.files import Line, dump_yaml, read_bytes, read_yaml, write_atomic
+from tpcal.plans.places import kept
 from tpcal.plans.rules import MAX_WHOLE, is_plain
 from tpcal.plans.schema import ModelIdentity
 
-SCHEMA = 1
+SCHEMA = 2
+_TYPED_PATHS = 1
+"""Schema whose flips are shares of answer tokens, and whose paths start in the working folder."""
 PROFILE, ARRAYS, TIMING = "profile.yaml", "arrays.safetensors", "timing.yaml"
 SETTINGS = "settings.json"
 """What the results depend on; written first, so that it marks an unfinished profile."""
@@ -57,7 +60,7 @@ class Profile:
     probes: tuple[Probe, ...]
     local: Array  # [n, P] float32, relative L2 distance of the cut layer's output
     kl: Array  # [n, P] float32, nats per answer token
-    flips: Array  # [n, P] float32, share of answer tokens whose argmax changed
+    flips: Array  # [n, P] float32, 1 where the answer changed, else 0
     turns: Array  # [n, L] float32, share of visual tokens a layer turns (BTP)
     text_to_visual: Array  # [n, L] float32, attention mass (ToDRE)
     visual_to_text: Array  # [n, L] float32, attention mass (ToDRE)
@@ -112,6 +115,21 @@ def save(profile: Profile, folder: Path | str) -> None:
     write_atomic(folder / PROFILE, dump_yaml({**data, "digest": _digest(data)}))
 
 
+def placed(profile: Profile, folder: Path | str) -> Profile:
+    """The profile of a model and data as the user named them, as a file in ``folder`` keeps it."""
+    folder, name, facts = Path(folder), profile.model.name, dict(profile.provenance)
+    for part in ("data", "samples"):
+        if isinstance(record := facts.get(part), Mapping) and isinstance(record.get("data"), str):
+            facts[part] = {**record, "data": kept(record["data"], folder)}
+    model = profile.model if name is None else replace(profile.model, name=kept(name, folder))
+    return replace(profile, model=model, provenance=facts)
+
+
+def _of_today(profile: Profile, folder: Path) -> Profile:
+    """A profile of the first schema as one of this: an answer changes where any token does."""
+    return placed(replace(profile, flips=(profile.flips > 0).astype(np.float32)), folder)
+
+
 def write_timing(
     folder: Path, layer_ms: tuple[tuple[int, float], ...], executor_ms: Mapping[str, float]
 ) -> None:
@@ -144,7 +162,8 @@ def load(folder: Path | str) -> Profile:
     if _sha256(packed) != data["arrays"]:
         raise _corrupt(folder, f"{ARRAYS} is not the file that belongs to it")
     try:
-        return replace(_restore(data, packed), **_read_timing(folder))
+        found = replace(_restore(data, packed), **_read_timing(folder))
+        return _of_today(found, folder) if data["schema"] == _TYPED_PATHS else found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _corrupt(folder, str(error).rstrip(".")) from error
 
@@ -172,10 +191,10 @@ def newest(out: Path | str) -> Path:
 def _check_header(data: Any, folder: Path) -> None:
     if not isinstance(data, dict) or "arrays" not in data:
         raise _corrupt(folder, f"{PROFILE} must be a mapping with arrays")
-    if data.get("schema") != SCHEMA:
+    if data.get("schema") not in (_TYPED_PATHS, SCHEMA):
         raise UsageError(
-            f"{folder / PROFILE}: schema must be {SCHEMA} (this version of tpcal reads no other); "
-            f"got {data.get('schema')!r:.60}. Calibrate again."
+            f"{folder / PROFILE}: schema must be {_TYPED_PATHS} or {SCHEMA} (this version of "
+            f"tpcal reads no other); got {data.get('schema')!r:.60}. Calibrate again."
         )
     body = {key: value for key, value in data.items() if key != "digest"}
     if not is_plain(body) or data.get("digest") != _digest(body):

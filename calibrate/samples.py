@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -114,6 +114,23 @@ class Samples(Sequence[Sample]):
         """Some of them, in order."""
         rows = self._rows[start:stop]
         return Samples(self.name, f"{len(rows)} of {self.description}", rows, self._read)
+
+    def without(self, seen: Collection[bytes]) -> Samples:
+        """Those whose identities are new, in order; the same where all are.
+
+        Raises:
+            UsageError: None is.
+        """
+        rows = zip(self._rows, self.identities, strict=True)
+        new = [row for row, own in rows if own not in seen]
+        if len(new) == len(self):
+            return self
+        if not new:
+            raise UsageError(
+                f"Samples must be new; got {len(self)} that the plan was made from "
+                f"({self.description}). Name others with --data, --split or --seed."
+            )
+        return Samples(self.name, f"the {len(new)} new of {self.description}", new, self._read)
 
     def unanswered(self) -> Samples:
         """The same without the data's answers: the model's own stand in for every one."""

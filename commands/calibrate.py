@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tpcal import options, terminal
+from tpcal.commands.hints import after_calibrate
 from tpcal.commands.inputs import OUT, tell_source
 from tpcal.options import DataChoice, Listed, ModelChoice
 
@@ -78,6 +79,7 @@ def calibrate(
     """
     from tpcal.views.profiles import profile_summary
 
+    data.check_asked_of(model)
     with terminal.progress() as report:
         report(0, 0, "Loading the model")
         from tpcal.calibrate import probe, profile
@@ -95,12 +97,14 @@ def calibrate(
             out,
             refine=None if everything else next_probes,
             batch_size=batch_size,
-            seed=data.seed,
+            seed=data.seed or 0,
             progress=report,
             provenance=facts,
             **grid,
         )
-    terminal.console().print(profile_summary(found, profile.newest(out)))
+    folder = profile.newest(out)
+    terminal.console().print(profile_summary(found, folder))
+    after_calibrate(found, folder, is_default=out == OUT)
     from tpcal.calibrate.depth import blind_spots
 
     for warning in blind_spots(found):

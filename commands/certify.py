@@ -57,7 +57,8 @@ def certify(
     """Prove that a plan changes few answers, and write the proof into the plan.
 
     Answers every sample with and without the plan, on samples that no search has seen, and
-    tests the share of changed answers (exact binomial test). Exits with 4 where it cannot be
+    tests the share of changed answers (exact binomial test). The samples are those of the plan's
+    own data that it was not made from, or of --data. Exits with 4 where it cannot be
     proven, and says how many samples that would take. Samples that the plan was made from are
     refused. Of several plans that are tried on the same samples, here or by 'tpcal eval', each
     is tested more strictly than the one before, so that the promise holds for whichever you ship
@@ -68,6 +69,7 @@ def certify(
       tpcal certify plan.yaml --max-flips 0.05 --confidence 0.95
       tpcal certify plan.yaml --max-flips 0.1 --each-group --samples 2800
     """
+    from tpcal.plans.places import moved
     from tpcal.plans.schema import save_plan
     from tpcal.views.plans import certificate_line
 
@@ -90,6 +92,7 @@ def certify(
             progress=report,
             judged=Judged.beside(OUT),
         )
-    save_plan(proven, output or Path(file))
+    target = output or Path(file)
+    save_plan(moved(proven, Path(file).parent, target.parent), target)
     assert proven.certificate is not None
     terminal.console().print(certificate_line(proven.certificate))

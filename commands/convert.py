@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tpcal import options, terminal
+from tpcal.commands.hints import after_convert
 from tpcal.commands.inputs import refuse_to_overwrite
 
 
@@ -49,4 +50,4 @@ def convert(schedule: str, n_layers: int, output: Path, force: bool) -> None:
     found = read(schedule, n_layers)
     save_plan(found, output)
     terminal.console().print(plan_view(found, title=str(output)))
-    terminal.console().print(f"\nNext: tpcal check {output} --model NAME")
+    after_convert(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from tpcal import options, terminal
 from tpcal.commands.inputs import OUT, count_seen, plans_model_samples
 from tpcal.commands.outputs import check_folder, check_outputs, write_figures
 from tpcal.options import DataChoice, Listed, ModelChoice
+from tpcal.planner.named import is_preset
 from tpcal.plans.errors import UsageError
 
 
@@ -20,6 +22,17 @@ def control(word: str) -> str:
     if word not in CONTROLS:
         raise ValueError(f"a control must be one of {', '.join(CONTROLS)}")
     return word
+
+
+def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[str]) -> None:
+    """Nothing, where the options fit together; otherwise click's own error."""
+    if of and not controls:
+        raise click.UsageError("--control-of must come with --control; got it alone.")
+    unknown = next((name for name in of if name not in files), None)
+    if unknown is not None:
+        raise click.UsageError(
+            f"--control-of must name a --plan, as it stands there; got {unknown}."
+        )
 
 
 @click.command(name="eval", short_help="Accuracy with and without plans, beside controls.")
@@ -39,6 +52,13 @@ def control(word: str) -> str:
     metavar="A,B",
     help="Beside each plan, what else costs as much: random, grid, downsized. Each takes as long "
     "as a plan, so none is the default.",
+)
+@click.option(
+    "--control-of",
+    "controls_of",
+    metavar="PLAN",
+    multiple=True,
+    help="Plan whose controls run; may be given several times.  [default: every plan]",
 )
 @options.model_options
 @options.data_options
@@ -62,6 +82,7 @@ def control(word: str) -> str:
 def evaluate(
     files: tuple[str, ...],
     controls: tuple[str, ...],
+    controls_of: tuple[str, ...],
     model: ModelChoice,
     data: DataChoice,
     allow_seen: bool,
@@ -84,10 +105,13 @@ def evaluate(
       downsized   smaller images, which become fewer tokens
 
     Where the data has no answers, what counts is how often the answer is the unpruned model's.
-    Differences are tested in pairs (McNemar's exact test, corrected by Holm's method).
+    Differences are tested in pairs (McNemar's exact test, corrected by Holm's method): each plan
+    file against the unpruned model, its controls and every other plan. Presets are tested against
+    each other only where no plan file is given.
 
-    Samples that a plan was made from are refused. The built-in questions used here are none that
-    calibration has seen.
+    The questions are those of the plan's own data that it was not made from; --data names others.
+    Samples that a plan was made from are refused. The built-in questions are for the built-in
+    model, which calibrates on others of them.
 
     Answers are kept in tpcal-out/eval-…, as text. Interrupt it at any time: the same command
     continues, and further plans take no more than their own answers. --out names another
@@ -97,7 +121,8 @@ def evaluate(
     Examples:
       tpcal eval --plan plan.yaml
       tpcal eval --plan preset:fastv --samples 200
-      tpcal eval --plan plan.yaml --plan preset:dart-128@0.22 --control grid
+      tpcal eval --plan plan.yaml --plan preset:dart-128@0.22 --control grid \\
+          --control-of plan.yaml
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
       tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
@@ -107,11 +132,14 @@ def evaluate(
 
     if controls and not files:
         raise click.UsageError("--control must come with --plan; got it alone.")
+    _check_controls(controls_of, controls, files)
     check_outputs(outputs, force)
     if not no_keep:
         check_folder(out, "Name another folder with --out, or add --no-keep")
     with terminal.progress() as report:
-        plans, loaded, samples = plans_model_samples(files, model, data, report)
+        plans, loaded, samples = plans_model_samples(
+            files, model, data, report, allow_seen=allow_seen
+        )
         n_seen = count_seen(plans, samples)
         if n_seen and not allow_seen:
             raise UsageError(
@@ -132,6 +160,8 @@ def evaluate(
             samples,
             plans,
             controls=controls,
+            controls_of=controls_of or None,
+            tested=[name for name in files if not is_preset(name)] or None,
             kept=folder.of if folder else lambda way: InMemory(),
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from tpcal.commands.outputs import check_place
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.planner.named import is_preset, off_budget, read_plan
 from tpcal.plans.errors import FitError, UsageError
+from tpcal.plans.places import EMBEDDED, locate
 
 if TYPE_CHECKING:
     from tpcal.calibrate.models import Loaded
@@ -44,8 +46,16 @@ def refuse_to_overwrite(path: Path, force: bool) -> None:
 def plan_and_model(
     file: str | None, model: ModelChoice, report: terminal.Progress
 ) -> tuple[Plan | None, Loaded]:
-    """The plan, checked against the model it is for or that is asked for."""
-    plans, loaded = plans_and_model([file] if file else [], model, report)
+    """The plan, checked against the model it is for or that is asked for.
+
+    Raises:
+        UsageError: The plan names no model, and none is asked for.
+        FitError: The plan does not fit.
+    """
+    plans = _read_plans([file] if file else [])
+    model = _model_of(plans, model)
+    _refuse_silent(plans, model)
+    plans, loaded = _loaded(plans, model, report)
     return (plans[file] if file else None), loaded
 
 
@@ -58,17 +68,27 @@ def plans_and_model(
         UsageError: A name stands twice, or the plans are for different models.
         FitError: Names every plan that does not fit, and why.
     """
+    plans = _read_plans(names)
+    return _loaded(plans, _model_of(plans, model), report)
+
+
+def _read_plans(names: Sequence[str]) -> dict[str, Plan]:
     twice = named_twice(names)
     if twice is not None:
         raise UsageError(f"Every plan must be named once; got {twice} more often.")
-    plans = {name: read_plan(off_budget(name)) for name in names}
+    return {name: read_plan(off_budget(name)) for name in names}
+
+
+def _loaded(
+    plans: Mapping[str, Plan], model: ModelChoice, report: terminal.Progress
+) -> tuple[dict[str, Plan], Loaded]:
     report(0, 0, "Loading the model")
-    loaded = model.or_else(*_made_for(plans, model)).load()
-    plans = {name: _at_depth(name, plan, loaded) for name, plan in plans.items()}
+    loaded = model.load()
+    fitted = {name: _at_depth(name, plan, loaded) for name, plan in plans.items()}
     from tpcal.plans.execute import check as problems_of
 
-    refuse_unfit({name: problems_of(plan, loaded.model) for name, plan in plans.items()})
-    return plans, loaded
+    refuse_unfit({name: problems_of(plan, loaded.model) for name, plan in fitted.items()})
+    return fitted, loaded
 
 
 def named_twice(names: Sequence[str]) -> str | None:
@@ -95,14 +115,72 @@ def refuse_unfit(problems: Mapping[str, Sequence[str]]) -> None:
         raise FitError(f"{len(unfit)} plans", each)
 
 
-def _made_for(plans: Mapping[str, Plan], model: ModelChoice) -> tuple[str | None, str | None]:
-    """Name and revision of the model that the plans were made for, where they say."""
-    named = {name: plan.model for name, plan in plans.items() if plan.model and plan.model.name}
-    found = {(made.name, made.revision): name for name, made in named.items()}
-    if len(found) > 1 and model.name is None:
-        each = ", ".join(f"{file} for {name}" for (name, _), file in found.items())
+def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
+    """The model that is asked for, or that the plans were made for.
+
+    Raises:
+        UsageError: The plans were made for several, or for one that has moved.
+    """
+    if model.name is not None:
+        return model
+    named = {file: plan.model for file, plan in plans.items() if plan.model and plan.model.name}
+    places = {(made.name, made.revision): file for file, made in named.items()}
+    if len(places) > 1:
+        each = ", ".join(f"{file} for {name}" for (name, _), file in places.items())
         raise UsageError(f"The plans must be for one model; got {each}. Name one with --model.")
-    return next(iter(found), (None, None))
+    for (name, revision), file in places.items():
+        return model.or_else(locate(str(name), Path(file).parent, file, "--model"), revision)
+    return model
+
+
+def _refuse_silent(plans: Mapping[str, Plan], model: ModelChoice) -> None:
+    """Nothing, where a model is named, by the user or a plan, or there are only presets.
+
+    Raises:
+        UsageError: A plan of some other model would be judged on the built-in one.
+    """
+    silent = next((file for file in plans if not is_preset(file)), None)
+    if model.name is None and silent is not None:
+        raise UsageError(
+            f"The model of {silent} must be named with --model, as the plan names none; got none."
+        )
+
+
+def data_of(plans: Mapping[str, Plan], data: DataChoice, model: ModelChoice) -> DataChoice:
+    """The data that is asked for, that the plans were made from, or of the built-in model.
+
+    Raises:
+        UsageError: The plans were made from several data sets, from one that has moved, or from
+            none, and the model has no questions of its own.
+    """
+    if data.data is None:
+        records = {
+            file: _record(file, plan) for file, plan in plans.items() if not is_preset(file)
+        }
+        known = {replace(one, seed=None): file for file, one in records.items() if one}
+        if len(known) > 1:
+            each = ", ".join(f"{file} of {one.data or EMBEDDED}" for one, file in known.items())
+            raise UsageError(
+                f"The plans must be of one data set; got {each}. Name it with --data."
+            )
+        for file in known.values():
+            data = data.over(records[file] or data)
+    data.check_asked_of(model)
+    return data
+
+
+def _record(file: str, plan: Plan) -> DataChoice | None:
+    """What a plan was made from, seen from here; None where it does not say.
+
+    The built-in questions are taken for the built-in model only: as if they were not named.
+    """
+    record = plan.provenance.get("data")
+    if not isinstance(record, Mapping) or "data" not in record:
+        return None
+    choice = DataChoice().over(DataChoice.restored(record))
+    if choice.data in (None, EMBEDDED):
+        return replace(choice, data=None)
+    return replace(choice, data=locate(choice.data, Path(file).parent, file, "--data"))
 
 
 def _at_depth(name: str, plan: Plan, loaded: Loaded, n_tokens: int | None = None) -> Plan:
@@ -119,13 +197,27 @@ def plan_model_samples(
 
 
 def plans_model_samples(
-    names: Sequence[str], model: ModelChoice, data: DataChoice, report: terminal.Progress
+    names: Sequence[str],
+    model: ModelChoice,
+    data: DataChoice,
+    report: terminal.Progress,
+    *,
+    allow_seen: bool = False,
 ) -> tuple[dict[str, Plan], Loaded, Samples]:
-    """As `plan_model_samples`, of several plans; errors as `plans_and_model`."""
-    plans, loaded = plans_and_model(names, model, report)
+    """As `plan_model_samples`, of several plans; errors as `plans_and_model` and `data_of`.
+
+    Samples that the plans were made from are left out where no number of samples is asked for.
+    """
+    plans = _read_plans(names)
+    model = _model_of(plans, model)
+    _refuse_silent(plans, model)
+    choice = data_of(plans, data, model)
+    plans, loaded = _loaded(plans, model, report)
     report(0, 0, "Loading the samples")
-    samples = data.load("eval")
+    samples = choice.load("eval")
     tell_source(samples)
+    if choice.samples is None and not allow_seen:
+        samples = samples.without(seen_by(plans))
     n_tokens = _n_tokens(loaded, samples) if any(is_preset(n) for n in names) else None
     fitted = {name: _at_depth(name, plan, loaded, n_tokens) for name, plan in plans.items()}
     return fitted, loaded, samples

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpcal import options, terminal
+from tpcal.commands.hints import after_front, after_plan
 from tpcal.commands.inputs import read_profile, refuse_to_overwrite
 from tpcal.commands.subject import Subject
 from tpcal.options import LimitChoice, ModelChoice
@@ -25,6 +26,7 @@ MOST_PROVEN = 8
 
 
 @click.command(short_help="Choose the cuts for a budget, or the cheapest within a loss.")
+@click.argument("given", metavar="[PROFILE]", required=False, type=click.Path(path_type=Path))
 @options.budget_options
 @options.limit_options
 @click.option(
@@ -39,7 +41,7 @@ MOST_PROVEN = 8
     "--profile",
     "folder",
     type=click.Path(path_type=Path),
-    help="Profile to plan from.  [default: the newest in tpcal-out]",
+    help="Profile to plan from, as PROFILE.  [default: the newest in tpcal-out]",
 )
 @options.output_options("plan.yaml")
 @click.option(
@@ -75,6 +77,7 @@ MOST_PROVEN = 8
     help="Optuna journal file or database URL that keeps the search.  [default: in the profile]",
 )
 def plan(
+    given: Path | None,
     folder: Path | None,
     output: Path,
     force: bool,
@@ -97,7 +100,7 @@ def plan(
     decides. Interrupt it at any time: the same command continues.
 
     With a budget, --max-loss and --max-flips refuse a plan that loses more. Without one, they
-    ask for the cheapest plan that does not. A measured share of changed answer tokens is what
+    ask for the cheapest plan that does not. A measured share of changed answers is what
     these samples showed; with --confidence the plan comes with a proof for all samples like
     them, or exits with 4 and says how many samples that takes.
 
@@ -109,17 +112,20 @@ def plan(
     Examples:
       tpcal plan
       tpcal plan --budget 0.22
+      tpcal plan tpcal-out/embedded-1f2e3d4c5b --budget 0.22
       tpcal plan --budget 0.1 --no-measure -o light.yaml
       tpcal plan --budget-kv 30% --max-loss 0.05 --trials 200 --timeout 600
       tpcal plan --max-loss 0.05
       tpcal plan --max-flips 0.05 --confidence 0.95 --weight count=2
     """
     from tpcal.views.fronts import stored_line
-    from tpcal.views.plans import next_steps, plan_view
+    from tpcal.views.plans import plan_view
 
     _check(limits, no_measure)
+    if given is not None and folder is not None:
+        raise click.UsageError(f"Only one profile can be given; got {given} and {folder}.")
     refuse_to_overwrite(output, force)
-    folder, profile = read_profile(folder)
+    folder, profile = read_profile(given or folder)
     with terminal.progress() as report:
         report(0, 0, "Planning")
         search |= {"storage": storage or folder / "study.journal", "progress": report}
@@ -142,6 +148,7 @@ def plan(
             found = _proven(profile, folder, subject, budget, limits, search, batch_size)
         if not no_measure:
             found = subject.signed(found)
+        found = subject.placed(found, output.parent)
     from tpcal.calibrate.depth import blind_spots
     from tpcal.plans.schema import save_plan
 
@@ -149,7 +156,7 @@ def plan(
     terminal.console().print(plan_view(found, title=str(output)))
     if known is not None:
         terminal.console().print(stored_line(known.measured, known.n_measured))
-    terminal.console().print(next_steps(str(output)))
+    after_plan(found, output)
     for warning in blind_spots(profile):
         terminal.warn(warning)
 
@@ -186,7 +193,7 @@ def _within(profile: Profile, found: Plan, limits: LimitChoice) -> Plan:
     assert found.loss is not None
     measured = found.loss.measured
     losses = measured or found.loss.predicted
-    flips = found.loss.flips or Predictor(profile).flips(found.cuts)
+    flips = found.loss.changed or Predictor(profile).flips(found.cuts)
     allowance.guard(losses, flips, sizes(profile), "measured" if measured else "predicted")
     loss = replace(found.loss, max_loss=limits.max_loss, max_flips=limits.max_flips)
     return replace(found, loss=loss)
@@ -214,7 +221,7 @@ def _whole_front(
     from tpcal.planner.predict import Predictor
     from tpcal.planner.storage import open_storage
     from tpcal.planner.stored import N_TRIALS, whole_front
-    from tpcal.views.fronts import front_next, front_view
+    from tpcal.views.fronts import front_view
 
     predictor = Predictor(profile, Objective(search["weights"]))
     if no_measure:
@@ -225,7 +232,7 @@ def _whole_front(
     search["progress"](0, 0, "Drawing")
     screen = terminal.console()
     screen.print(front_view(points, title=str(folder), names=named(predictor, points)))
-    screen.print(front_next(points))
+    after_front(points)
 
 
 def _proven(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,13 +182,13 @@ def _shown(
     from tpcal.report.pictures import shown
 
     samples, seen = subject.unseen(N_LOOKED_AT * n_samples, n_samples), seen_by(plans)
-    n_new = len(list(takewhile(lambda own: own not in seen, samples.identities)))
-    if not n_new:
+    try:
+        new = samples.without(seen)
+    except UsageError:
         raise UsageError(
             f"Samples to show must be new to the plans; got none from {samples.name}. Leave them "
             "out with --samples 0."
-        )
-    new = samples.part(0, n_new)
+        ) from None
     found = shown(
         subject.loaded,
         new,

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from tpcal import __version__, terminal
 from tpcal.commands.inputs import tell_source
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
+from tpcal.plans.places import kept, last_part, locate, moved
 
 if TYPE_CHECKING:
     from tpcal.calibrate.measure import Measurer
@@ -70,10 +70,25 @@ class Subject:
         report: terminal.Progress,
     ) -> None:
         self._profile, self._folder, self._model = profile, folder, model
-        self._moved = data is not None
-        choice = DataChoice.restored(profile.provenance.get("samples", {}))
-        self._choice = replace(choice, data=data or choice.data)
+        self._data = data
         self._n_samples, self._batch_size, self._report = n_samples, batch_size, report
+
+    @cached_property
+    def _choice(self) -> DataChoice:
+        """What the profile's samples were drawn by, seen from here."""
+        choice = DataChoice.restored(self._profile.provenance.get("samples", {}))
+        if self._data is not None or choice.data is None:
+            return replace(choice, data=self._data)
+        here = locate(choice.data, self._folder, str(self._folder), "--data")
+        return replace(choice, data=here)
+
+    @cached_property
+    def _asked(self) -> ModelChoice:
+        """The model that is named, or the profile's, seen from here."""
+        name, made_for = self._profile.model.name, self._profile.model
+        if self._model.name is None and name is not None:
+            name = locate(name, self._folder, str(self._folder), "--model")
+        return self._model.or_else(name, made_for.revision)
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -84,9 +99,10 @@ class Subject:
         """
         self._report(0, 0, "Loading the model")
         made_for = self._profile.model
-        loaded = self._model.or_else(made_for.name, made_for.revision).load()
+        loaded = self._asked.load()
         if loaded.identity.fingerprint != made_for.fingerprint:
-            problem = f"made for {made_for.name}, whose structure differs from {loaded.name}'s."
+            name = last_part(made_for.name or "another model")
+            problem = f"made for {name}, whose structure differs from {loaded.name}'s."
             raise FitError(str(self._folder), [problem])
         return loaded
 
@@ -117,10 +133,14 @@ class Subject:
         """Samples from another split, or the other end, of the profile's data.
 
         Args:
-            n_samples: How many; None: ``default``, or fewer where the next one was looked at.
+            n_samples: How many; None: ``default`` but for those that were looked at.
             default: As it says.
+
+        Raises:
+            UsageError: The built-in questions are not for this model, or all were looked at.
         """
         self._report(0, 0, "Loading samples for the proof")
+        self._choice.check_asked_of(self._asked)
         choice = replace(self._choice, samples=n_samples or default, split=None)
         samples = choice.load("eval")
         tell_source(samples)
@@ -128,16 +148,14 @@ class Subject:
             return samples
         from tpcal.calibrate.seen import unpack
 
-        seen = frozenset().union(*(unpack(drawn.seen) for drawn in self.drawn))
-        new = list(takewhile(lambda own: own not in seen, samples.identities))
-        return samples if len(new) == len(samples) else samples.part(0, len(new))
+        return samples.without(frozenset().union(*(unpack(drawn.seen) for drawn in self.drawn)))
 
     @cached_property
     def drawn(self) -> tuple[Drawn, Drawn]:
         """As `samples`, but remembered: nothing is loaded where that was done before."""
         file, key = self._folder / DRAWN, f"{__version__} {self._n_samples}"
         known = _read(file)
-        if key in known and not self._moved:
+        if key in known and self._data is None:
             return known[key]
         from tpcal.plans.files import write_atomic
 
@@ -165,6 +183,19 @@ class Subject:
         seen = [*(drawn.seen for drawn in self.drawn), data.get("seen", "")]
         data["seen"] = pack(frozenset().union(*map(unpack, seen)))
         return replace(plan, provenance={**plan.provenance, "data": data})
+
+    def placed(self, plan: Plan, folder: Path) -> Plan:
+        """The plan as a file in ``folder`` keeps it: with where model and data are now."""
+        plan = moved(plan, self._folder, folder)
+        if plan.model is not None and self._model.name is not None:
+            name = kept(self._model.name, folder)
+            plan = replace(
+                plan, model=replace(plan.model, name=name, revision=self._model.revision)
+            )
+        if self._data is not None:
+            data = {**plan.provenance.get("data", {}), "data": kept(self._data, folder)}
+            plan = replace(plan, provenance={**plan.provenance, "data": data})
+        return plan
 
     def measurer(self, part: int) -> Measurer:
         """Runs plans on one part of `samples`."""

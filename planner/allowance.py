@@ -22,7 +22,7 @@ class Allowance:
     max_loss: float | None = None
     """Nats per answer token that the worst group may lose."""
     max_flips: float | None = None
-    """Share of answer tokens that may change."""
+    """Share of answers that may change."""
     each_group: bool = False
     """Whether ``max_flips`` is about every group, and not about all samples."""
 
@@ -49,7 +49,7 @@ class Allowance:
 
         Args:
             losses: Nats per group.
-            flips: Share of changed answer tokens per group.
+            flips: Share of changed answers per group.
             sizes: Samples of each group.
         """
         found = [0.0]
@@ -60,7 +60,7 @@ class Allowance:
         return max(found)
 
     def changed(self, flips: Losses, sizes: Mapping[str, int]) -> float:
-        """The share of changed answer tokens that is limited."""
+        """The share of changed answers that is limited."""
         if self.each_group:
             return max(flips.values())
         return sum(flips[g] * sizes[g] for g in flips) / sum(sizes[g] for g in flips)
@@ -88,7 +88,7 @@ class Allowance:
         if not share <= self.max_flips:
             where = f"in {most}" if self.each_group else f"over all samples, most in {most}"
             raise GuardrailError(
-                f"At most {self.max_flips:g} of the answer tokens must change; got {share:.4g} "
+                f"At most {self.max_flips:g} of the answers must change; got {share:.4g} "
                 f"({kind}) {where}. Ask for a larger budget, or allow more."
             )
 

@@ -44,7 +44,7 @@ class Measured:
     measured: Mapping[str, float]
     """Nats per group."""
     flips: Mapping[str, float]
-    """Share of changed answer tokens per group."""
+    """Share of changed answers per group."""
 
 
 def pareto(points: Iterable[Point]) -> tuple[Point, ...]:

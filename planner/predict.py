@@ -147,7 +147,7 @@ class Predictor:
         return self._by_group(cuts, "kl")
 
     def flips(self, cuts: Sequence[Cut]) -> dict[str, float]:
-        """Share of answer tokens whose most likely token changes, per group, at most 1."""
+        """Share of answers that change, per group, at most 1."""
         return self._by_group(cuts, "flips")
 
     def local(self, cuts: Sequence[Cut]) -> dict[str, float]:

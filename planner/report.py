@@ -36,7 +36,7 @@ def finished_plan(
         cuts: What the search chose.
         facts: Provenance of the search: seed, sampler, study, command; None is left out.
         measured: Nats per group, where the model was run.
-        flips: Share of changed answer tokens per group, where the model was run.
+        flips: Share of changed answers per group, where the model was run.
     """
     profile = predictor.profile
     reached = round(predictor.prices.of(cuts, budget.kind), 6)
@@ -60,7 +60,8 @@ def finished_plan(
 
 
 def _provenance(predictor: Predictor, facts: Mapping[str, Any]) -> dict[str, Any]:
-    data = predictor.profile.provenance.get("data")
+    known = predictor.profile.provenance
+    data = {**known.get("samples", {}), **known.get("data", {})} or None
     found = {
         "tpcal": tpcal.__version__,
         "libraries": {name: v for name in LIBRARIES if (v := _version(name))},

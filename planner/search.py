@@ -168,4 +168,4 @@ def _guard(plan: Plan, max_loss: float | None) -> None:
         return
     kind = "measured" if plan.loss.measured else "predicted"
     losses = plan.loss.measured or plan.loss.predicted
-    Allowance(max_loss).guard(losses, plan.loss.flips, {}, kind)
+    Allowance(max_loss).guard(losses, plan.loss.changed, {}, kind)

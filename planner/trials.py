@@ -68,7 +68,7 @@ def measure(
 
 
 def measure_all(measurer: Measures, cuts: Sequence[Cut]) -> tuple[Floats, Floats]:
-    """[n] nats, at most `MOST`, and [n] share of changed answer tokens, of every sample."""
+    """[n] nats, at most `MOST`, and [n] 1 where the answer changes, of every sample."""
     kl, flips = np.full((2, len(measurer.sample_group)), np.nan)
     for _ in _fill(measurer, cuts, kl, flips):
         pass

@@ -125,12 +125,14 @@ class Loss:
     """Nats of each group, from single cuts."""
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Nats of each group, by running the plan on samples it was not chosen by."""
+    changed: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Share of each group's answers that change, on the samples of ``measured``."""
     flips: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Share of answer tokens whose most likely token changed."""
+    """In plans of earlier versions: share of answer tokens, not of answers."""
     max_loss: float | None = None
     """Nats that the worst group was allowed to lose; None: no limit was set."""
     max_flips: float | None = None
-    """Share of answer tokens that was allowed to change."""
+    """Share of answers that was allowed to change; of answer tokens where there are ``flips``."""
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def _selector_control(profile: Profile) -> Control:
 
 def _measure_frames() -> dict[str, dict[str, Any]]:
     local = axis("relative change of the layer's output", rangemode="tozero")
-    flips = axis("answer tokens changed", rangemode="tozero", tickformat=".0%")
+    flips = axis("answers changed", rangemode="tozero", tickformat=".0%")
     linear: dict[str, Any] = {"type": "linear", "autorange": True, "range": None}
     linear |= {"tickvals": None, "ticktext": None}
     return {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tpcal.plans.errors import FitError
+from tpcal.plans.places import last_part
 from tpcal.report.style import GROUPS, PLANS
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Given:
     @property
     def flips(self) -> Mapping[str, float]:
         """Share of changed answer tokens per group, as the plan's file says."""
-        return self.plan.loss.flips if self.plan.loss else {}
+        return self.plan.loss.changed if self.plan.loss else {}
 
     @property
     def losses(self) -> Mapping[str, float]:
@@ -146,8 +147,9 @@ def _check(name: str, plan: Plan, profile: Profile) -> None:
             f"made for {made_for.n_layers} layers; the profile's model has {n_layers}."
         )
     elif made_for and made_for.fingerprint not in (None, profile.model.fingerprint):
-        of = made_for.name or made_for.architecture
-        problems.append(f"made for {of}, whose structure is not that of {profile.model.name}.")
+        of = last_part(made_for.name or "") or made_for.architecture
+        own = last_part(profile.model.name or "the profile's model")
+        problems.append(f"made for {of}, whose structure is not that of {own}.")
     elif plan.cuts and plan.cuts[-1].layer >= n_layers:
         problems.append(f"cuts before layer {plan.cuts[-1].layer}; the model has {n_layers}.")
     if problems:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tpcal.plans.places import last_part
 from tpcal.plans.redaction import redacted, without_machine
 from tpcal.report.attention import attention
 from tpcal.report.depths import depths
@@ -61,7 +62,7 @@ def report(
 
 def _model(material: Material) -> str:
     model = material.profile.model
-    return without_machine(model.name or model.architecture or "The model")
+    return last_part(model.name) if model.name else model.architecture or "The model"
 
 
 def _head(material: Material, now: datetime) -> dict[str, Any]:

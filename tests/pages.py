@@ -60,7 +60,7 @@ def small_plans(profile: Profile) -> dict[str, Plan]:
         cuts=(Cut(1, 0.5, "attention"), Cut(3, 0.1, "attention"), Cut(5, 0.0)),
         model=MODEL,
         budget=Budget(0.35, 0.3495),
-        loss=Loss(measured=losses, flips=dict.fromkeys(GROUPS, 0.05)),
+        loss=Loss(measured=losses, changed=dict.fromkeys(GROUPS, 0.05)),
         provenance={"profile": profile.digest, "command": f"tpcal plan {NASTY}"},
     )
     return {"plan.yaml": measured, "<img src=x>.yaml": Plan(cuts=(Cut(0, 0.25, "grid"),))}

@@ -283,6 +283,22 @@ def test_show_marks_the_worst_measured_group(tpcal: Tpcal, tmp_path: Path, plan:
     assert worst == ["colour"]  # predicted best, measured worst
 
 
+def test_show_says_whether_answers_or_tokens_changed(
+    tpcal: Tpcal, tmp_path: Path, plan: Plan
+) -> None:
+    assert plan.loss is not None
+    shares = {"colour": 0.01, "reading": 0.2}
+    limited = replace(plan.loss, max_flips=0.3)
+    save_plan(replace(plan, loss=replace(limited, changed=shares)), tmp_path / "new.yaml")
+    save_plan(replace(plan, loss=replace(limited, flips=shares)), tmp_path / "old.yaml")
+    new, old = (tpcal("show", f"{name}.yaml").stdout for name in ("new", "old"))
+    assert "answers changed" in new
+    assert "30 % of the answers may change" in " ".join(new.split())
+    assert "tokens changed" in old
+    assert "answers changed" not in old
+    assert "30 % of the answer tokens may change" in " ".join(old.split())
+
+
 def test_show_scales_a_preset_and_joins_many_layers(tpcal: Tpcal) -> None:
     short = tpcal("show", "preset:vtw", "--layers", "8").stdout
     long = tpcal("show", "preset:vtw", "--layers", "60").stdout
@@ -425,7 +441,7 @@ def test_a_share_of_changed_answers_guards_a_budget(tpcal: Tpcal, tmp_path: Path
     result = tpcal(*few)
     assert result.exit_code == 4
     assert _is_one_line(result.stderr)
-    assert "At most 0.01 of the answer tokens must change; got" in result.stderr
+    assert "At most 0.01 of the answers must change; got" in result.stderr
     assert "(predicted) in reading" in result.stderr
     assert not (tmp_path / "plan.yaml").exists()
 
@@ -908,7 +924,7 @@ def test_another_tools_schedule_becomes_a_plan_file(tpcal: Tpcal) -> None:
     done = tpcal("convert", "2:fastv:0.5,6:pdrop:0.3", "--layers", "8", "-o", "two.yaml")
     assert done.exit_code == 0, done.output
     assert "keep 0.15 by attention" in done.stdout
-    assert "Next: tpcal check two.yaml --model NAME" in done.stdout
+    assert "Next: tpcal check two.yaml\n" in done.stdout
     assert load_plan("two.yaml").cuts == (Cut(2, 0.5, "attention"), Cut(6, 0.15, "attention"))
     refused = tpcal("convert", "2:fitprune:0.5", "--layers", "8")
     assert refused.exit_code == 2

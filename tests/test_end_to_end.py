@@ -24,10 +24,13 @@ SIZES = Sizes(
     tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=32, heads=2, patch=16
 )
 Tpcal = Callable[..., Result]
+BUILT_IN = ("--data", "embedded")
 CALIBRATE = [
     "calibrate",
     "--model",
     "./tiny",
+    "--data",
+    "embedded",
     "--samples",
     "14",
     "--selectors",
@@ -37,7 +40,7 @@ CALIBRATE = [
 ]
 
 
-def _model(folder: Path, sizes: Sizes) -> None:
+def make_model(folder: Path, sizes: Sizes) -> None:
     state = new_model(sizes, seed=0).state_dict()
     checkpoint = folder.parent / "checkpoint.pt"
     torch.save({"step": 0, "module": {f"model.{k}": v for k, v in state.items()}}, checkpoint)
@@ -48,7 +51,7 @@ def _model(folder: Path, sizes: Sizes) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, its profile, a plan from it, images and a data set."""
     folder = tmp_path_factory.mktemp("work")
-    _model(folder / "tiny", SIZES)
+    make_model(folder / "tiny", SIZES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         calibrated = CliRunner().invoke(cli, CALIBRATE)
@@ -91,7 +94,7 @@ def test_the_plan_meets_the_budget_and_says_where_it_comes_from(made: Path) -> N
 def test_a_certificate_is_proven_and_kept_in_the_plan(tpcal: Tpcal, made: Path) -> None:
     plan = replace(load_plan(made / "plan.yaml"), cuts=(Cut(1, 1.0, "random"),))
     save_plan(plan, made / "all.yaml")  # changes no answer
-    few = ["--max-flips", "0.2", "--samples", "28", "--max-new-tokens", "1"]
+    few = ["--max-flips", "0.2", "--samples", "28", "--max-new-tokens", "1", *BUILT_IN]
     result = tpcal("certify", "all.yaml", "-o", "proven.yaml", *few)
     assert result.exit_code == 0, result.stderr
     proven = load_plan(made / "proven.yaml").certificate
@@ -153,7 +156,7 @@ def test_a_plan_is_proven_as_it_is_made(tpcal: Tpcal, made: Path) -> None:
 
 
 def test_samples_a_plan_was_made_from_prove_nothing(tpcal: Tpcal, made: Path) -> None:
-    few = ("--max-flips", "0.5", "--samples", "21", "-o", "no.yaml")
+    few = ("--max-flips", "0.5", "--samples", "21", "-o", "no.yaml", *BUILT_IN)
     # Of the 14 samples of the profile, the 28 plans were compared on and the 28 further ones.
     seen = tpcal("certify", "plan.yaml", "--split", "calibration", *few)
     assert seen.exit_code == 2
@@ -164,7 +167,7 @@ def test_samples_a_plan_was_made_from_prove_nothing(tpcal: Tpcal, made: Path) ->
 
 
 def test_what_cannot_be_proven_exits_with_4_and_writes_nothing(tpcal: Tpcal, made: Path) -> None:
-    few = ["--samples", "28", "-o", "no.yaml"]
+    few = ["--samples", "28", "-o", "no.yaml", *BUILT_IN]
     result = tpcal("certify", "plan.yaml", *few, "--max-flips", "0.2")
     assert result.exit_code == 4
     error = result.stderr.splitlines()[-1]
@@ -175,7 +178,7 @@ def test_what_cannot_be_proven_exits_with_4_and_writes_nothing(tpcal: Tpcal, mad
     assert "Samples of embedded must be at least 34 to prove" in result.stderr
     assert _is_one_error(result), result.stderr
     assert not (made / "no.yaml").exists()
-    result = tpcal("certify", "preset:fastv")
+    result = tpcal("certify", "preset:fastv", *BUILT_IN)
     assert result.exit_code == 2
     assert "--output" in result.stderr
 
@@ -236,7 +239,7 @@ def test_the_plan_fits_its_model(tpcal: Tpcal) -> None:
 
 
 def test_eval_compares_both_models_on_the_plans_own_model(tpcal: Tpcal) -> None:
-    result = tpcal("eval", "--plan", "plan.yaml", "--samples", "9")
+    result = tpcal("eval", "--plan", "plan.yaml", "--samples", "9", *BUILT_IN)
     assert result.exit_code == 0, result.output
     assert "plan.yaml on embedded" in result.stdout
     for part in ("unpruned", "with plan", "difference", "overall", "95 % interval"):
@@ -244,7 +247,16 @@ def test_eval_compares_both_models_on_the_plans_own_model(tpcal: Tpcal) -> None:
 
 
 def test_eval_takes_a_preset(tpcal: Tpcal) -> None:
-    args = ("eval", "--plan", "preset:pyramiddrop", "--model", "./tiny", "--samples", "2")
+    args = (
+        "eval",
+        "--plan",
+        "preset:pyramiddrop",
+        "--model",
+        "./tiny",
+        "--samples",
+        "2",
+        *BUILT_IN,
+    )
     result = tpcal(*args)
     assert result.exit_code == 0, result.output
 
@@ -273,7 +285,7 @@ def test_a_plan_for_another_model_exits_5(tpcal: Tpcal, made: Path) -> None:
     )
     for args in (
         ("check", "other.yaml", "--model", "./tiny"),
-        ("eval", "--plan", "other.yaml"),
+        ("eval", "--plan", "other.yaml", *BUILT_IN),
         ("run", "--plan", "other.yaml", "hello"),
     ):
         result = tpcal(*args)
@@ -292,7 +304,7 @@ def test_a_plan_for_more_layers_exits_5_with_every_problem(tpcal: Tpcal, made: P
 
 
 def test_a_profile_is_not_planned_with_another_model(tpcal: Tpcal, made: Path) -> None:
-    _model(made / "wider", replace(SIZES, ffn=64))
+    make_model(made / "wider", replace(SIZES, ffn=64))
     result = tpcal("plan", "--budget", "0.4", "--model", "./wider", "-o", "x.yaml")
     assert result.exit_code == 5, result.output
     assert _is_one_error(result), result.stderr
@@ -352,7 +364,8 @@ def test_bad_images_end_with_one_line(tpcal: Tpcal, image: str, said: str) -> No
 
 
 def test_a_layer_the_model_does_not_have_is_refused(tpcal: Tpcal) -> None:
-    result = tpcal("calibrate", "--model", "./tiny", "--samples", "2", "--layers", "2-9")
+    few = ("--samples", "2", "--layers", "2-9", *BUILT_IN)
+    result = tpcal("calibrate", "--model", "./tiny", *few)
     assert result.exit_code == 2
     assert "layers must be in 0..3 for this model; got 4" in result.stderr
 

@@ -29,7 +29,7 @@ SIZES = Sizes(
     tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=32, heads=2, patch=16
 )
 HALF = Plan((Cut(1, 0.5, "attention"), Cut(3, 0)), model=ModelIdentity(4, name="./tiny"))
-FEW = ("--samples", "7", "--max-new-tokens", "2")
+FEW = ("--data", "embedded", "--samples", "7", "--max-new-tokens", "2")
 Tpcal = Callable[..., Result]
 
 
@@ -82,8 +82,28 @@ def test_plans_and_controls_stand_side_by_side_in_every_form(tpcal: Tpcal, made:
     assert names[:4] == ["half.yaml", *(f"{k} = half.yaml" for k in CONTROLS[1].split(","))]
     kinds = [entry["kind"] for entry in found["entries"]]
     assert kinds == ["plan", *["control"] * 3, "preset", *["control"] * 3]
-    assert len(found["tests"]) == 2 * (1 + 3) + 1
+    tested = [(test["one"], test["other"]) for test in found["tests"]]
+    others = ["unpruned", *(f"{k} = half.yaml" for k in CONTROLS[1].split(","))]
+    assert tested == [("half.yaml", other) for other in [*others, "preset:divprune@0.4"]]
     _are_shares(found["entries"])
+
+
+def test_controls_run_of_the_plans_that_are_named(tpcal: Tpcal, made: Path) -> None:
+    of = ("--control", "grid", "--control-of", "half.yaml")
+    result = tpcal(*PLANS, *of, *FEW, "-o", "of.json")
+    assert result.exit_code == 0, result.stderr
+    entries = json.loads((made / "of.json").read_text())["entries"]
+    assert [e["name"] for e in entries] == ["half.yaml", "grid = half.yaml", "preset:divprune@0.4"]
+
+
+def test_presets_alone_are_tested_against_each_other(tpcal: Tpcal, made: Path) -> None:
+    names = ("preset:fastv@0.5", "preset:divprune@0.4")
+    plans = [word for name in names for word in ("--plan", name)]
+    result = tpcal(*plans, "--model", "./tiny", *FEW, "-o", "presets.json")
+    assert result.exit_code == 0, result.stderr
+    tests = json.loads((made / "presets.json").read_text())["tests"]
+    pairs = [(test["one"], test["other"]) for test in tests]
+    assert pairs == [*((name, "unpruned") for name in names), names]
 
 
 def _are_shares(entries: list[dict[str, Any]]) -> None:
@@ -159,7 +179,8 @@ def _started(made: Path, *args: str) -> subprocess.Popen[str]:
 def test_an_interrupted_evaluation_continues(
     tpcal: Tpcal, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = ("--plan", "half.yaml", "--samples", "80", "--batch-size", "2", "--max-new-tokens=4")
+    args = ("--plan", "half.yaml", "--data=embedded", "--samples", "80")
+    args += ("--batch-size", "2", "--max-new-tokens=4")
     before = set((made / "tpcal-out").glob("eval-*/*"))
     process = _started(made, *args)
     try:
@@ -206,7 +227,7 @@ def test_samples_that_a_plan_was_made_from_are_refused(tpcal: Tpcal, made: Path)
 
 def test_every_plan_that_does_not_fit_is_named_before_anything_runs(tpcal: Tpcal) -> None:
     plans = [f"--plan={name}.yaml" for name in ("half", "deep", "deeper")]
-    result = tpcal(*plans, "--model", "./tiny")
+    result = tpcal(*plans, "--model", "./tiny", "--data", "embedded")
     assert result.exit_code == 5
     assert "half.yaml" not in result.stderr
     for name in ("deep.yaml", "deeper.yaml"):
@@ -222,6 +243,8 @@ def test_plans_that_cannot_be_compared_are_refused(tpcal: Tpcal, made: Path) -> 
         ("--plan", "half.yaml", "--plan", "./half.yaml"): "must be named once; got half.yaml",
         ("--plan", "half.yaml", "--plan", "another.yaml"): "another.yaml for another. Name one",
         ("--control", "grid"): "--control must come with --plan",
+        ("--plan", "half.yaml", "--control-of", "half.yaml"): "must come with --control; got it",
+        (*PLANS, "--control=grid", "--control-of", "x.yaml"): "must name a --plan, as it stands",
         ("--plan", "half.yaml", "--control", "hat"): "one of random, grid, downsized",
     }
     for args, part in said.items():

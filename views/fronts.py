@@ -90,13 +90,6 @@ def front_data(
     ]
 
 
-def front_next(points: Sequence[Point]) -> Text:
-    """What a fresh front is good for."""
-    cheaper = [p.layer_average_keep for p in points if 0.05 < p.layer_average_keep <= 0.25]
-    budget = f"{math.ceil(100 * max(cheaper, default=0.22)) / 100:g}"
-    return Text(f"\nNext: tpcal plan --budget {budget}")
-
-
 def stored_line(measured: bool, n_measured: int) -> Text:
     """Where a plan comes from that no model was run for."""
     loss = "measured before" if measured else "predicted, not measured"

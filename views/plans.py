@@ -186,10 +186,15 @@ def loss_table(loss: Loss) -> Table:
     """Loss per group, the worst marked: by measurement where there is one."""
     decisive = loss.measured or loss.predicted
     worst = max(decisive, key=lambda group: decisive[group])
-    shown = [name for name in ("predicted", "measured", "flips") if getattr(loss, name)]
-    titles = {"predicted": "predicted", "measured": "measured", "flips": "answers changed"}
+    titles = {
+        "predicted": "predicted",
+        "measured": "measured",
+        "changed": "answers changed",
+        "flips": "tokens changed",
+    }
+    shown = [name for name in titles if getattr(loss, name)]
     table = table_of("loss in nats", *(Right(titles[name]) for name in shown), "")
-    for group in dict.fromkeys([*loss.predicted, *loss.measured, *loss.flips]):
+    for group in dict.fromkeys([*loss.predicted, *loss.measured, *loss.changed, *loss.flips]):
         cells = [_cell(getattr(loss, name).get(group), name) for name in shown]
         marked = group == worst
         table.add_row(group, *cells, "◂ worst" if marked else "", style=WORST if marked else "")
@@ -208,14 +213,15 @@ def limits_line(plan: Plan, loss: Loss) -> list[Text]:
     if loss.max_loss is not None:
         words.append(f"at most {loss.max_loss:g} nats were allowed")
     if loss.max_flips is not None:
-        words.append(f"at most {percent(loss.max_flips)} of the answers may change")
+        what = "answer tokens" if loss.flips else "answers"
+        words.append(f"at most {percent(loss.max_flips)} of the {what} may change")
     return [Text(f"{text[:1].upper()}{text[1:]}.")] if (text := "; ".join(words)) else []
 
 
 def _cell(value: float | None, name: str) -> str:
     if value is None:
         return "–"
-    return percent(value) if name == "flips" else nats(value)
+    return percent(value) if name in ("changed", "flips") else nats(value)
 
 
 def footer(plan: Plan) -> list[RenderableType]:
@@ -229,11 +235,6 @@ def footer(plan: Plan) -> list[RenderableType]:
     if "command" in plan.provenance:
         lines.append(Text(f"Made by: {plan.provenance['command']}", style=QUIET))
     return [Text(), *lines] if lines else []
-
-
-def next_steps(output: str) -> Text:
-    """What a fresh plan is good for."""
-    return Text(f"\nNext: tpcal eval --plan {output}")
 
 
 def check_view(plan: Plan, title: str, model: str | None) -> RenderableType:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpcal.calibrate.depth import drop_all_curve, safe_depths
+from tpcal.plans.places import last_part
 from tpcal.views.words import (
     QUIET,
     WORST,
@@ -28,12 +29,8 @@ if TYPE_CHECKING:
 
 
 def profile_summary(profile: Profile, folder: object) -> RenderableType:
-    """What a finished calibration says: where the profile is, and what to do next."""
-    return Group(
-        heading(f"✓ {folder}"),
-        Text(f"  {_facts(profile)}"),
-        Text(f"Next: tpcal plan --budget 0.22\n      tpcal show {folder}"),
-    )
+    """What a finished calibration says: where the profile is, and what it rests on."""
+    return Group(heading(f"✓ {folder}"), Text(f"  {_facts(profile)}"))
 
 
 def profile_view(
@@ -41,13 +38,14 @@ def profile_view(
 ) -> RenderableType:
     """What calibration found: deviations, turns, attention, safe depth of a drop-all, times."""
     model = profile.model
+    name = last_part(model.name) if model.name else model.architecture
     names = {
         "kl": "loss in nats",
         "local": "relative change of the layer",
         "flips": "answers changed",
     }
     return Group(
-        heading(f"{title} · {model.name or model.architecture} · {model.n_layers} layers"),
+        heading(f"{title} · {name} · {model.n_layers} layers"),
         Text(_facts(profile), style=QUIET),
         Text(),
         heading(

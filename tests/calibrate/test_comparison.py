@@ -79,6 +79,26 @@ def test_every_plan_is_tested_once_against_each_other_way(found: Comparison) -> 
         assert test.measure == "accuracy"
 
 
+def test_a_plan_alone_is_tested_against_all_others_and_only_its_tests_correct_each_other(
+    loaded: Loaded, scenes: Samples
+) -> None:
+    plans = {"late": LATE, "half": HALF, "all": Plan()}
+    found = compare_plans(
+        *(loaded, scenes, plans),
+        controls=["grid"],
+        controls_of=["half"],
+        tested=["half"],
+        batch_size=6,
+        max_new_tokens=2,
+    )
+    pairs = [(test.one, test.other) for test in found.tests]
+    others = ["unpruned", "grid = half", "late", "all"]
+    assert pairs == [("half", other) for other in others]
+    assert [entry.name for entry in found.entries] == ["late", "half", "grid = half", "all"]
+    smallest = min(found.tests, key=lambda test: test.p)
+    assert smallest.p_adjusted == pytest.approx(min(1, 4 * smallest.p))
+
+
 def test_keeping_all_agrees_with_the_unpruned_model_and_costs_as_much(found: Comparison) -> None:
     (entry,) = (entry for entry in found.plans if entry.name == "all")
     assert entry.cost.layer_average_keep == entry.cost.kv_bytes == 1.0

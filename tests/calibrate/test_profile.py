@@ -42,6 +42,27 @@ def made() -> Profile:
     )
 
 
+def test_a_profile_of_the_first_schema_tells_answers_and_finds_its_files(
+    made: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vlm").mkdir()
+    (tmp_path / "rows.jsonl").touch()
+    shares = np.array([[0.0, 0.5], [1.0, 0.0], [0.25, 0.0]], np.float32)
+    drawn = {"data": "rows.jsonl", "samples": 3}
+    old = replace(made, flips=shares, provenance={"samples": drawn, "data": {**drawn, "n": 3}})
+    old = replace(old, model=replace(made.model, name="./vlm"))
+    monkeypatch.setattr(profile, "SCHEMA", 1)
+    profile.save(old, tmp_path / "out" / "p")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    read = profile.load(tmp_path / "out" / "p")
+    assert read.flips.tolist() == [[0, 1], [1, 0], [1, 0]]
+    assert read.model.name == "../../vlm"
+    assert read.provenance["samples"]["data"] == "../../rows.jsonl"
+    assert read.provenance["data"]["data"] == "../../rows.jsonl"
+
+
 def test_what_is_saved_comes_back(made: Profile, tmp_path: Path) -> None:
     profile.save(made, tmp_path)
     back = profile.load(tmp_path)

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from tpcal.calibrate.samples import Sample, Samples, load_samples
 from tpcal.calibrate.seen import N_BYTES, identity, pack, unpack
+from tpcal.plans.errors import UsageError
 
 
 @pytest.fixture
@@ -73,3 +74,14 @@ def test_samples_know_their_own_and_splits_are_apart() -> None:
     assert len(set(more.identities)) == 14
     assert not set(more.identities) & set(load_samples(n=14, split="eval").identities)
     assert Samples.of(few).identities == few.identities
+
+
+def test_what_was_seen_is_left_out_wherever_it_stands() -> None:
+    drawn = load_samples(n=6, split="eval")
+    seen = {drawn.identities[0], drawn.identities[3]}
+    new = drawn.without(seen)
+    assert new.identities == tuple(one for one in drawn.identities if one not in seen)
+    assert new.description == f"the 4 new of {drawn.description}"
+    assert drawn.without({b"other"}) is drawn
+    with pytest.raises(UsageError, match="Samples must be new; got 6 that the plan was made from"):
+        drawn.without(set(drawn.identities))

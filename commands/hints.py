@@ -1,0 +1,110 @@
+"""What to run next, as commands that do the right thing when they are pasted."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from tpcal import terminal
+from tpcal.plans.errors import UsageError
+from tpcal.plans.places import EMBEDDED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tpcal.calibrate.profile import Profile
+    from tpcal.planner.front import Point
+    from tpcal.plans.schema import Plan
+
+BUDGET = 0.22
+"""Layer average that a first plan is made for, where it can be reached."""
+MODEL = ("device", "dtype", "offload", "trust_remote_code")
+SEARCH = ("given", "folder", "data", "storage", "weights", "seed", "max_cuts", "name", "revision")
+
+
+def after_calibrate(profile: Profile, folder: Path, is_default: bool) -> None:
+    """Prints how to plan from a profile, and how to look at it.
+
+    Args:
+        profile: What was found.
+        folder: Where it is.
+        is_default: Whether `tpcal plan` finds it by itself.
+    """
+    where = [] if is_default else ["--profile", str(folder)]
+    budget = _reachable(profile)
+    plan = ["plan", *where, "--budget", f"{budget:g}", *_of_model()] if budget else None
+    _print(*([plan] if plan else []), ["show", str(folder)])
+
+
+def after_plan(plan: Plan, file: Path) -> None:
+    """Prints how to evaluate a plan."""
+    data, model = plan.provenance.get("data") or {}, plan.model and plan.model.name
+    # Nothing but the built-in model takes the built-in questions without being told to.
+    own = ["--data", EMBEDDED] if data.get("data") == EMBEDDED and model != EMBEDDED else []
+    _print(["eval", "--plan", str(file), *own, *_of_model()])
+
+
+def after_front(points: Sequence[Point]) -> None:
+    """Prints how to get a plan from a front that has just been searched."""
+    cheaper = [p.layer_average_keep for p in points if 0.05 < p.layer_average_keep <= 0.25]
+    budget = f"{math.ceil(100 * max(cheaper, default=BUDGET)) / 100:g}"
+    search = _typed(*SEARCH, *MODEL)
+    if any("://" in word for word in search):  # may hold a password
+        terminal.console().print(f"\nAdd --budget {budget} to this command for a plan.")
+    else:
+        _print(["plan", "--budget", budget, *search])
+
+
+def after_convert(file: Path) -> None:
+    """Prints how to check a plan."""
+    _print(["check", str(file)])
+    terminal.console().print("Add --model with the name of your model to see whether it fits.")
+
+
+def _print(*commands: Sequence[str]) -> None:
+    lines = [shlex.join(["tpcal", *words]) for words in commands]
+    text = "\n      ".join(lines)
+    terminal.console().print(f"\nNext: {text}", soft_wrap=True)  # a break would end the command
+
+
+def _reachable(profile: Profile) -> float | None:
+    """A budget that plans of the profile can meet; None where it has no cut that leaves tokens."""
+    from tpcal.planner.predict import Predictor
+
+    try:
+        least = Predictor(profile).limits.least
+    except UsageError:
+        return None
+    return max(BUDGET, math.ceil(100 * least) / 100)
+
+
+def _of_model() -> list[str]:
+    """Options of the model that this command was given; the plan or profile names the model.
+
+    But for code that comes with a model, which has to be trusted by name.
+    """
+    trusted = click.get_current_context().params.get("trust_remote_code")
+    return _typed(*MODEL, *(("name", "revision") if trusted else ()))
+
+
+def _typed(*names: str) -> list[str]:
+    """Those of these options that were typed, with their values."""
+    ctx = click.get_current_context()
+    words: list[str] = []
+    for option in ctx.command.params:
+        name = str(option.name)
+        if name not in names or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        flag, value = option.opts[0], ctx.params[name]
+        if isinstance(option, click.Argument):
+            words.append(str(value))
+        elif isinstance(value, Mapping):
+            words += [part for key, n in value.items() for part in (flag, f"{key}={n:g}")]
+        else:
+            words += [flag] if getattr(option, "is_flag", False) else [flag, str(value)]
+    return words
