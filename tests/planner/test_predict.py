@@ -124,7 +124,9 @@ def test_only_the_counts_that_are_read_are_held(make_world) -> None:
     worst_group_optimum(predictor, Budget(0.22))
     n_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert n_bytes < 100e6  # all counts: 8 bytes * 4 selectors * 20 groups * 32 layers * 10,001 * 2
+    assert (
+        n_bytes < 100e6
+    )  # all counts: 8 bytes * 4 selectors * 20 groups * 32 layers * 10,001 * 2
 
 
 @pytest.mark.parametrize("counts", [(0,), (7, 0, 36), (1, 5)])
