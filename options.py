@@ -413,6 +413,29 @@ def batch_size_option(default: int) -> Callable[[Command], Command]:
     )
 
 
+def memory_option(command: Command) -> Command:
+    """Adds --memory, in bytes; None where it is left out."""
+    option = click.option(
+        "--memory",
+        callback=_n_bytes,
+        metavar="SIZE",
+        help="Most memory on the device, such as 8GB; recorded samples that do not fit into the "
+        "host's go to the disk.  [default: what is free]",
+    )
+    return option(command)
+
+
+def _n_bytes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    from accelerate.utils import convert_file_size_to_int
+
+    try:
+        return int(convert_file_size_to_int(value.replace(" ", "").upper().replace("IB", "iB")))
+    except ValueError:
+        raise click.BadParameter(f"must be a size such as 8GB or 500MiB; got {value}") from None
+
+
 def answer_length_option(default: int) -> Callable[[Command], Command]:
     """Adds --max-new-tokens."""
     return click.option(

@@ -77,7 +77,8 @@ def test_a_probe_is_what_the_executor_does(
         with apply(loaded.model, Plan(cuts=(Cut(2, 0.5, "grid"),))):
             pruned = loaded.model(**prompt.inputs).logits[0, -1].log_softmax(-1)
     expected = float((full.exp() * (full - pruned)).sum())
-    alone = figures.measure(loaded, Samples.of([sample]), [0], found.probes)["kl"][0, at]
+    batch = figures.record(loaded, Samples.of([sample]), [0])
+    alone = figures.measure(loaded, batch, found.probes)["kl"][0, at]
     assert alone == pytest.approx(expected, abs=1e-6)
 
 
@@ -301,6 +302,6 @@ def test_the_results_do_not_depend_on_the_company(
     loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path]
 ) -> None:
     found, _ = made
-    alone = figures.measure(loaded, scenes, [3], found.probes)
+    alone = figures.measure(loaded, figures.record(loaded, scenes, [3]), found.probes)
     np.testing.assert_allclose(alone["kl"][0], found.kl[3], atol=1e-5)
     np.testing.assert_allclose(alone["local"][0], found.local[3], atol=1e-5)
