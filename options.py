@@ -261,7 +261,11 @@ def data_options(command: Command) -> Command:
             help="'calibration', 'eval', or a split of the data set by name.",
         ),
         click.option(
-            "--samples", type=click.IntRange(min=1), metavar="N", help="How many samples to draw."
+            "--samples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="How many samples to draw.  [default: 126 to calibrate, but 9 of each group; 700 "
+            "to judge]",
         ),
         click.option(
             "--seed", type=int, default=0, show_default=True, help="Seed of the sampling."
@@ -419,8 +423,8 @@ def memory_option(command: Command) -> Command:
         "--memory",
         callback=_n_bytes,
         metavar="SIZE",
-        help="Most memory on the device, such as 8GB; recorded samples that do not fit into the "
-        "host's go to the disk.  [default: what is free]",
+        help="Most memory on the device, weights included, such as 8GB; batches shrink to keep to "
+        "it.  [default: what is free]",
     )
     return option(command)
 

@@ -26,8 +26,11 @@ from tpcal.plans.errors import UsageError
 __all__ = ["Columns", "Sample", "Samples", "load_samples"]
 
 EMBEDDED = "embedded"
-DEFAULT_N: Mapping[str, int] = {"calibration": 392, "eval": 700}
-"""Samples drawn where no number is given, per split."""
+DEFAULT_N: Mapping[str, int] = {"calibration": 126, "eval": 700}
+"""Samples drawn where no number is given, per split: 9 and 50 of each of the 14 built-in groups.
+More than about 128 find no better plans (docs/planner.md, "What calibration has to cost")."""
+LEAST_OF_GROUP = 9
+"""Samples of each group, where no number is given and the data has them."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,9 @@ def load_samples(
     Args:
         data: None or ``embedded`` for the built-in scenes; otherwise a Hub id, folder, .jsonl,
             .json, .parquet or .csv file (sources.load_table).
-        n: How many; None draws `DEFAULT_N`. Fewer come where the data has fewer. Where there are
-            groups, each gets an equal share as far as it reaches.
+        n: How many; None draws `DEFAULT_N`, or `LEAST_OF_GROUP` of each group where that is more.
+            Fewer come where the data has fewer. Where there are groups, each gets an equal share
+            as far as it reaches.
         seed: Another seed draws other samples. The same seed always draws the same.
         split: ``calibration`` (also None) or ``eval``, or a split's own name.
         columns: Names of the columns; guessed where not given.
@@ -138,6 +142,7 @@ def load_samples(
         UsageError: Missing, empty or unreadable data, missing columns, no images, a broken image.
     """
     split = split or "calibration"
+    least = LEAST_OF_GROUP if n is None else 0
     n = DEFAULT_N.get(split, DEFAULT_N["eval"]) if n is None else n
     if n < 1:
         raise UsageError(f"The number of samples must be at least 1; got {n}.")
@@ -147,7 +152,8 @@ def load_samples(
     table = load_table(str(data), split=split, n=n, seed=seed)
     named = (columns or Columns()).resolved(table.columns, table.name)
     recipe |= {f"{k}_column": v for k, v in asdict(named).items() if v is not None}
-    rows = _draw(table, named, n, order(len(table), split, seed))
+    rows = _draw(table, named, n, least, order(len(table), split, seed))
+    recipe["samples"] = max(n, len(rows))
     description = f"{len(rows)} of {len(table)} samples of {table.name} ({split}, seed {seed})"
     return Samples(
         table.name, description, rows, lambda i: _sample(table, named, i), recipe, len(table)
@@ -166,8 +172,11 @@ def _embedded(split: str, n: int, seed: int, recipe: Mapping[str, Any]) -> Sampl
     return Samples(EMBEDDED, description, held, lambda sample: sample, recipe)
 
 
-def _draw(table: Table, columns: Columns, n: int, drawn: Iterable[int]) -> list[int]:
-    """Row numbers: the first ones in the drawn order that have an image, groups in turn."""
+def _draw(table: Table, columns: Columns, n: int, least: int, drawn: Iterable[int]) -> list[int]:
+    """Row numbers: the first ones in the drawn order that have an image, groups in turn.
+
+    There are ``n`` of them, or ``least`` for each group where that is more.
+    """
     by_group: dict[str, list[int]] = defaultdict(list)
     n_seen = 0
     for i in map(int, drawn):
@@ -178,6 +187,7 @@ def _draw(table: Table, columns: Columns, n: int, drawn: Iterable[int]) -> list[
         if columns.group is None and len(by_group[DEFAULT_GROUP]) >= n:
             break
     turns = zip_longest(*(by_group[group] for group in sorted(by_group)))
+    n = n if columns.group is None else max(n, least * len(by_group))
     rows = [i for turn in turns for i in turn if i is not None][:n]
     if not rows:
         raise UsageError(

@@ -75,7 +75,8 @@ class Subject:
         self._profile, self._folder, self._model = profile, folder, model
         self._moved = data is not None
         choice = DataChoice.restored(profile.provenance.get("samples", {}))
-        self._choice = replace(choice, data=data or choice.data)
+        drawn = profile.provenance.get("data", {}).get("samples")  # whatever the default is now
+        self._choice = replace(choice, data=data or choice.data, samples=choice.samples or drawn)
         self._n_samples, self._batch_size, self._report = n_samples, batch_size, report
         self._memory = memory
 

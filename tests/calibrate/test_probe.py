@@ -17,6 +17,7 @@ from tpcal.calibrate.batches import encode
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.samples import Sample, Samples, load_samples
+from tpcal.calibrate.store import Store
 from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.execute import apply
 from tpcal.plans.schema import Cut, Plan
@@ -236,6 +237,29 @@ def test_refined_probes_are_found_as_in_the_whole_grid(
     assert some.provenance["refined"] is True
     assert "refined" not in whole.provenance
     assert refined[1].name != made[1].name
+
+
+@pytest.mark.parametrize(("room", "n_recordings"), [(None, 1), (0, 3)])
+def test_batches_are_recorded_once_where_memory_holds_them(
+    loaded: Loaded,
+    scenes: Samples,
+    refined: tuple[profile.Profile, Path],
+    tmp_path: Path,
+    room: int | None,
+    n_recordings: int,
+) -> None:
+    taken: list[str] = []
+
+    def read(sample: Sample) -> Sample:
+        taken.append(sample.id)
+        return sample
+
+    counted = Samples(scenes.name, scenes.description, list(scenes), read, scenes.recipe)
+    taken.clear()
+    store = Store(room)
+    probe.calibrate(loaded, counted, tmp_path, **GRID, refine=two_of_the_rest, store=store)
+    assert taken.count(scenes[5].id) == n_recordings  # sample 0 is timed besides
+    assert same_bytes(profile.newest(tmp_path), refined[1])
 
 
 def test_stopping_anywhere_while_refining_changes_nothing(
