@@ -307,7 +307,11 @@ def data_options(command: Command) -> Command:
             help="'calibration', 'eval', or a split of the data set by name.",
         ),
         click.option(
-            "--samples", type=click.IntRange(min=1), metavar="N", help="How many samples to draw."
+            "--samples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="How many samples to draw.  [default: 126 to calibrate, but 9 of each group; 700 "
+            "to judge]",
         ),
         click.option(
             "--seed",
@@ -481,6 +485,29 @@ def batch_size_option(default: int) -> Callable[[Command], Command]:
         metavar="N",
         help="Samples per run of the model.",
     )
+
+
+def memory_option(command: Command) -> Command:
+    """Adds --memory, in bytes; None where it is left out."""
+    option = click.option(
+        "--memory",
+        callback=_n_bytes,
+        metavar="SIZE",
+        help="Most memory on the device, weights included, such as 8GB; batches shrink to keep to "
+        "it.  [default: what is free]",
+    )
+    return option(command)
+
+
+def _n_bytes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    from accelerate.utils import convert_file_size_to_int
+
+    try:
+        return int(convert_file_size_to_int(value.replace(" ", "").upper().replace("IB", "iB")))
+    except ValueError:
+        raise click.BadParameter(f"must be a size such as 8GB or 500MiB; got {value}") from None
 
 
 def answer_length_option(default: int) -> Callable[[Command], Command]:

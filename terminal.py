@@ -193,6 +193,12 @@ def note(text: str) -> None:
         click.echo(f"tpcal: note: {text}", err=True)
 
 
+def note(text: str) -> None:
+    """One line on stderr that is no warning."""
+    if is_main_process():
+        click.echo(text, err=True)
+
+
 def survive_encodings() -> None:
     """Charts come out in ASCII where stdout or stderr cannot hold them."""
 

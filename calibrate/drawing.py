@@ -38,16 +38,22 @@ class Drawing:
         self.unreadable: dict[int, str] = {}
         """What is wrong with rows that were skipped, by row."""
         self._n_seen = 0
+        self._n_groups = 0
 
     def take(
-        self, n: int, order: Iterable[int], try_read: Callable[[Place], Any] | None = None
+        self,
+        n: int,
+        order: Iterable[int],
+        try_read: Callable[[Place], Any] | None = None,
+        least: int = 0,
     ) -> list[Place]:
-        """The first ``n`` places.
+        """The first ``n`` places, or ``least`` for each group where that is more.
 
         Args:
             n: How many; there may be fewer.
             order: Row numbers.
             try_read: Reads a place whole. A row it cannot read is skipped; None skips none.
+            least: Of each group, where there is a column of groups.
 
         Raises:
             UsageError: There are none.
@@ -56,7 +62,7 @@ class Drawing:
         for place in self._in_turn(order):
             if try_read is None or self._can(try_read, place):
                 taken.append(place)
-            if len(taken) == n:
+            if len(taken) >= max(n, least * self._n_groups):
                 break
         if not taken:
             raise UsageError(self._why_none())
@@ -83,6 +89,7 @@ class Drawing:
         by_group: dict[str, list[Place]] = defaultdict(list)
         for group, place in self._places(order):
             by_group[group].append(place)
+        self._n_groups = len(by_group)
         for turn in zip_longest(*(by_group[group] for group in sorted(by_group))):
             yield from (place for place in turn if place is not None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tpcal.calibrate.deviation import (
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.samples import Samples
-from tpcal.calibrate.tape import Tape
+from tpcal.calibrate.tape import Recording, Tape
 from tpcal.plans.errors import RunFailed, UsageError, excerpt
 from tpcal.plans.schema import Cut
 
@@ -38,14 +39,21 @@ def widths(n_probes: int, n_layers: int) -> dict[str, int]:
     }
 
 
-def measure(
-    loaded: Loaded, samples: Samples, numbers: Sequence[int], probes: Sequence[Probe]
-) -> Arrays:
-    """Every figure of some samples, [b, columns] each.
+@dataclass(frozen=True)
+class Recorded:
+    """A batch after its unpruned pass: all that `measure` needs, whichever probes come."""
+
+    recording: Recording
+    positions: Tensor  # [b, A]
+    valid: Tensor  # [b, A]
+    counts: Tensor  # [b, 2] visual and text tokens of the prompt
+
+
+def record(loaded: Loaded, samples: Samples, numbers: Sequence[int]) -> Recorded:
+    """The unpruned pass over some samples.
 
     Raises:
         UsageError: A sample without images.
-        RunFailed: Numbers that are not finite.
     """
     batch = [samples[i] for i in numbers]
     encoded = encode(loaded.processor, batch, loaded.model)
@@ -54,9 +62,20 @@ def measure(
     if not bool(n_tokens.all()):
         bad = next(s.id for s, n in zip(batch, n_tokens.tolist(), strict=True) if not n)
         raise UsageError(f"Samples must have images; got none in sample {excerpt(bad)}.")
+    counts = torch.stack((n_tokens, encoded.prompt_length - n_tokens), dim=1)
+    return Recorded(tape.recording, encoded.positions, encoded.valid, counts)
+
+
+def measure(loaded: Loaded, batch: Recorded, probes: Sequence[Probe]) -> Arrays:
+    """Every figure of a batch, [b, columns] each.
+
+    Raises:
+        RunFailed: Numbers that are not finite.
+    """
+    tape = Tape(loaded.model, batch.recording)
     columns = _columns_of_layers(tape)
-    columns |= _columns_of_probes(tape, probes, encoded.positions, encoded.valid)
-    columns["counts"] = torch.stack((n_tokens, encoded.prompt_length - n_tokens), dim=1)
+    columns |= _columns_of_probes(tape, probes, batch.positions, batch.valid)
+    columns["counts"] = batch.counts
     arrays = {name: value.float().cpu().numpy() for name, value in columns.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():

@@ -18,18 +18,18 @@ from tpcal.calibrate.deviation import answer_deviation, log_probabilities
 from tpcal.calibrate.memory import memory_guard
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.samples import Samples
-from tpcal.calibrate.tape import Tape
+from tpcal.calibrate.store import Kept, Store
+from tpcal.calibrate.tape import Recording, Tape
 from tpcal.plans.schema import Cut
 
 Array = NDArray[Any]
-ADVICE = "Use a smaller --batch-size or fewer samples."
+ADVICE = "Use a smaller --batch-size, or --memory with less than it had."
 
 
 @dataclass(frozen=True)
 class _Batch:
-    numbers: Array  # [b] which samples
-    tape: Tape
-    full: Tensor  # [b, A, V] unpruned log-probabilities of the answer
+    recording: Recording
+    answer: Tensor  # [b, A, D] last outputs of the unpruned run
     positions: Tensor  # [b, A]
     valid: Tensor  # [b, A]
 
@@ -37,22 +37,30 @@ class _Batch:
 class Measurer:
     """Measures plans, batch by batch, so that a caller can stop a bad one early.
 
-    The first call of `losses` runs the unpruned model once over all samples. What it keeps, on the
-    model's device, is layer 0's input and the last output, 2 * S * D numbers a sample in the
-    model's precision, and A * V float32 log-probabilities: 11 MB a sample for a 7B LLaVA in half
-    precision with one-word answers, about 1 MB for the embedded model.
+    The first call of `losses` runs the unpruned model once over all samples. What it keeps of it,
+    in ``store``, is layer 0's input, S * D numbers a sample in the model's precision, and little
+    else: 5 MB a sample for a 7B LLaVA in half precision. On the device is one batch at a time.
 
     Args:
         loaded: The model, with no plan applied.
         samples: What to measure on.
         batch_size: Samples per run of the model.
+        store: Where recorded batches are kept; several measurers may share one.
     """
 
-    def __init__(self, loaded: Loaded, samples: Samples, *, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        samples: Samples,
+        *,
+        batch_size: int = 16,
+        store: Store | None = None,
+    ) -> None:
         self._loaded = loaded
         self._samples = samples
         self._batch_size = batch_size
-        self._batches: list[_Batch] | None = None
+        self._store = Store() if store is None else store
+        self._batches: list[tuple[Array, Kept[_Batch]]] | None = None
         self.groups: tuple[str, ...] = samples.groups
         self.sample_group: Array = np.array(
             [samples.groups.index(group) for group in samples.sample_groups], dtype=np.int64
@@ -75,18 +83,22 @@ class Measurer:
         Raises:
             RunFailed: Out of memory.
         """
-        for batch in self._recorded():
+        for numbers, kept in self._recorded():
             if not cuts:
-                nothing = np.zeros(len(batch.numbers), np.float32)
-                yield batch.numbers, nothing, nothing
+                nothing = np.zeros(len(numbers), np.float32)
+                yield numbers, nothing, nothing
                 continue
             with memory_guard("Measuring a plan", ADVICE), torch.inference_mode():
-                replayed = batch.tape.replay(cuts, batch.positions)
-                pruned = log_probabilities(replayed.logits)
-                kl, flips = answer_deviation(batch.full, pruned, batch.valid)
-            yield batch.numbers, kl.cpu().numpy(), flips.cpu().numpy()
+                kl, flips = self._deviation(kept.load(), cuts)
+            yield numbers, kl.cpu().numpy(), flips.cpu().numpy()
 
-    def _recorded(self) -> list[_Batch]:
+    def _deviation(self, batch: _Batch, cuts: Sequence[Cut]) -> tuple[Tensor, Tensor]:
+        tape = Tape(self._loaded.model, batch.recording)
+        pruned = log_probabilities(tape.replay(cuts, batch.positions).logits)
+        full = log_probabilities(tape.head(batch.answer))
+        return answer_deviation(full, pruned, batch.valid)
+
+    def _recorded(self) -> list[tuple[Array, Kept[_Batch]]]:
         if self._batches is None:
             with memory_guard("Recording the unpruned model", ADVICE), torch.inference_mode():
                 turns = in_turns(self._samples.sample_groups)
@@ -94,14 +106,15 @@ class Measurer:
                 self._batches = [self._record(turns[i : i + self._batch_size]) for i in starts]
         return self._batches
 
-    def _record(self, numbers: Sequence[int]) -> _Batch:
+    def _record(self, numbers: Sequence[int]) -> tuple[Array, Kept[_Batch]]:
         model = self._loaded.model
         encoded = encode(self._loaded.processor, [self._samples[i] for i in numbers], model)
         tape = Tape.record(
             model, encoded.inputs, prompt_length=encoded.prompt_length, every_layer=False
         )
-        full = log_probabilities(tape.logits(encoded.positions))
-        return _Batch(np.array(numbers), tape, full, encoded.positions, encoded.valid)
+        answer, recording = tape.answer_states(encoded.positions), tape.recording.of_layer_0()
+        batch = _Batch(recording, answer, encoded.positions, encoded.valid)
+        return np.array(numbers), self._store.keep(batch)
 
 
 def n_of_finals(n_measured: int, n_rows: int | None) -> int:

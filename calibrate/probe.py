@@ -25,6 +25,7 @@ from tpcal.calibrate.rounds import Progress, Refine, Rounds
 from tpcal.calibrate.samples import Samples
 from tpcal.calibrate.seen import pack
 from tpcal.calibrate.sharing import team
+from tpcal.calibrate.store import Store
 from tpcal.plans import families
 from tpcal.plans.schema import Cut
 
@@ -41,6 +42,7 @@ def calibrate(
     layers: Sequence[int] | None = None,
     refine: Refine | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    store: Store | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -53,7 +55,7 @@ def calibrate(
     together (`sharing.team`) share the batches and give the same profile as one; all of them have
     to name one folder that they share. The cost of a sample is about as many forward passes as
     ``(layers + 1) / 2 * sum of keeps * selectors`` decoder layers make; with ``refine`` that of
-    the probes it names, and one pass for each time it is asked.
+    the probes it names; recorded batches are kept for that in ``store``.
 
     Args:
         loaded: The model.
@@ -65,6 +67,8 @@ def calibrate(
         refine: Chooses what to probe of the grid beyond `grid.coarse`; None probes all of it. The
             same profile has to get the same answer.
         batch_size: Samples per run of the model. May change between a run and its continuation.
+        store: Keeps recorded batches for refining, as far as its host memory goes; None: they are
+            recorded again each time ``refine`` is asked.
         seed: The seed the samples were drawn with; kept as provenance.
         progress: Called with samples done, samples in all and what is going on.
         provenance: Plain data to keep in the profile, under these keys.
@@ -84,6 +88,7 @@ def calibrate(
     settings = _settings(loaded, samples, tried, seed, refined=refine is not None)
     folder = Path(out) / _folder_name(loaded.name, settings)
     workers = team()
+    batch_size = workers.agree(lambda: batch_size)  # each may have chosen its own by free memory
     if workers.agree((folder / profiles.PROFILE).exists):
         os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
         return profiles.load(folder)
@@ -94,7 +99,17 @@ def calibrate(
         kept["stop_layer"] = allowed.stop
     kept |= provenance or {}
     report = progress if progress and workers.is_main else _silent
-    rounds = Rounds(loaded, samples, folder, settings, kept, batch_size, workers, report)
+    rounds = Rounds(
+        loaded,
+        samples,
+        folder,
+        settings,
+        kept,
+        batch_size,
+        workers,
+        report,
+        store if refine else None,
+    )
     advice = "What is done is kept. Run the same command with a smaller --batch-size."
     with memory_guard("Calibration", advice), torch.inference_mode():
         rounds.run(grid.coarse(tried) if refine else tried)

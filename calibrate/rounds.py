@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tpcal.calibrate.figures import Arrays, measure, widths
+from tpcal.calibrate.figures import Arrays, Recorded, measure, record, widths
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.parts import Parts, discard, found_once
 from tpcal.calibrate.profile import MEASURES, Probe, Profile
 from tpcal.calibrate.samples import Samples
 from tpcal.calibrate.sharing import Team
+from tpcal.calibrate.store import Kept, Store
 
 Progress = Callable[[int, int, str], None]
 Refine = Callable[[Profile, Sequence[Probe]], Sequence[Probe]]
@@ -33,6 +34,10 @@ class Rounds:
     batch_size: int
     workers: Team
     report: Progress
+    store: Store | None = None
+    """Keeps recorded batches for the rounds that follow, as far as host memory goes; None where
+    none follow."""
+    _recorded: dict[tuple[int, ...], Kept[Recorded]] = field(default_factory=dict)
     _made: list[tuple[tuple[Probe, ...], Parts]] = field(default_factory=list)
 
     def run(self, probes: Sequence[Probe], doing: str = "Calibrating") -> None:
@@ -46,11 +51,21 @@ class Rounds:
         done = n - len(undone)
         self.report(done, n, doing)
         for numbers in self.workers.share([undone[i : i + self.batch_size] for i in starts]):
-            parts.add(numbers, measure(self.loaded, self.samples, numbers, probes))
+            parts.add(numbers, measure(self.loaded, self._batch(numbers), probes))
             done = min(done + len(numbers) * self.workers.size, n)  # the others are about as far
             self.report(done, n, doing)
         self.workers.wait()
         self._made.append((tuple(probes), parts))
+
+    def _batch(self, numbers: Sequence[int]) -> Recorded:
+        """The recorded batch, from an earlier round where it is kept."""
+        key = tuple(numbers)
+        if key in self._recorded:
+            return self._recorded[key].load()
+        batch = record(self.loaded, self.samples, numbers)
+        if self.store is not None and self.store.has_room(batch):
+            self._recorded[key] = self.store.keep(batch)
+        return batch
 
     def refine(self, grid: Sequence[Probe], choose: Refine) -> None:
         """Runs rounds of what ``choose`` picks from the grid, until it picks nothing.

@@ -20,8 +20,11 @@ from tpcal.plans.errors import UsageError
 __all__ = ["Columns", "Sample", "Samples", "Source", "load_samples"]
 
 EMBEDDED = "embedded"
-DEFAULT_N: Mapping[str, int] = {"calibration": 392, "eval": 700}
-"""Samples drawn where no number is given, per split."""
+DEFAULT_N: Mapping[str, int] = {"calibration": 126, "eval": 700}
+"""Samples drawn where no number is given, per split: 9 and 50 of each of the 14 built-in groups.
+More than about 128 find no better plans (docs/planner.md, "What calibration has to cost")."""
+LEAST_OF_GROUP = 9
+"""Samples of each group, where no number is given and the data has them."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,9 @@ def load_samples(
     Args:
         data: None or ``embedded`` for the built-in scenes; otherwise a Hub id, folder, .jsonl,
             .json, .parquet or .csv file (sources.load_table).
-        n: How many; None draws `DEFAULT_N`. Fewer come where the data has fewer. Where there are
-            groups, each gets an equal share as far as it reaches.
+        n: How many; None draws `DEFAULT_N`, or `LEAST_OF_GROUP` of each group where that is more.
+            Fewer come where the data has fewer. Where there are groups, each gets an equal share
+            as far as it reaches.
         seed: Another seed draws other samples. The same seed always draws the same.
         split: ``calibration`` (also None) or ``eval``, or a split's own name.
         columns: Names of the columns; guessed where not given.
@@ -178,6 +182,7 @@ def load_samples(
             cannot be read, or none that can.
     """
     split = split or "calibration"
+    least = LEAST_OF_GROUP if n is None else 0
     n = DEFAULT_N.get(split, DEFAULT_N["eval"]) if n is None else n
     if n < 1:
         raise UsageError(f"The number of samples must be at least 1; got {n}.")
@@ -196,7 +201,8 @@ def load_samples(
             way_out = "" if skip_bad else " Add --skip-bad to go on without such rows."
             raise UsageError(f"{error}{way_out}") from None
 
-    places = drawing.take(n, order(len(table), split, seed), read if skip_bad else None)
+    places = drawing.take(n, order(len(table), split, seed), read if skip_bad else None, least)
+    recipe["samples"] = max(n, len(places))
     source = Source(len(table), dict(drawing.left_out), tuple(drawing.unreadable.values()))
     description = f"{len(places)} of {len(table)} samples of {table.name} ({split}, seed {seed})"
     if any(place.question for place in places):

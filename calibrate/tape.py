@@ -33,6 +33,9 @@ from tpcal.plans.forward import (
 from tpcal.plans.images import vision
 from tpcal.plans.schema import Cut
 
+_STATES = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+"""What the decoder is called with and only its own code reads, before its first layer."""
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -56,30 +59,42 @@ class _Call:
     named: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Recording:
+    """All that replays read of a pass; a `tpcal.calibrate.store.Store` can keep it."""
+
+    prompt: stack.Prompt
+    states: Mapping[int, Tensor]
+    calls: tuple[_Call, ...]
+    decoder_inputs: Mapping[str, Any]
+    captures: Mapping[int, Capture]
+
+    def of_layer_0(self) -> Recording:
+        """What whole plans read: the states of layer 0, B·S·D numbers, and the layers' arguments.
+
+        `Tape.answer_states` has to be taken before, as the last output is left out.
+        """
+        return replace(self, states={0: self.states[0]}, captures={})
+
+
 class Tape:
     """A recorded pass. Make one with `Tape.record`.
 
     Memory: with every layer, B·S·(D + key width) numbers a layer and B·T·N for what the text's
-    tokens look at, one to five in a hundred of it; otherwise B·S·D twice.
+    tokens look at, one to five in a hundred of it; otherwise B·S·D twice. Masks of uneven rows
+    take B·S·S bytes and more, for all layers together.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompt: stack.Prompt,
-        states: Mapping[int, Tensor],
-        calls: Sequence[_Call],
-        decoder_inputs: Mapping[str, Any],
-        captures: Mapping[int, Capture],
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, recording: Recording) -> None:
         self._model = model
         self._family = find(model)
         self._layers = self._family.layers(model)
-        self._prompt = prompt
-        self._states = states
-        self._calls = calls
-        self._decoder_inputs = decoder_inputs
-        self._captures = captures
+        self.recording = recording
+        self._prompt = recording.prompt
+        self._states = recording.states
+        self._calls = recording.calls
+        self._decoder_inputs = recording.decoder_inputs
+        self._captures = recording.captures
 
     @classmethod
     @torch.no_grad()
@@ -140,7 +155,7 @@ class Tape:
                 states[len(layers)] = output[0] if isinstance(output, tuple) else output
 
             def before_decoder(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-                decoder_inputs.update(kwargs)
+                decoder_inputs.update({k: v for k, v in kwargs.items() if k not in _STATES})
 
             hook = family.decoder(model).register_forward_pre_hook(
                 before_decoder, with_kwargs=True
@@ -157,7 +172,7 @@ class Tape:
                 capture = probe.take()
                 assert capture is not None
                 captures[at] = capture
-        return cls(model, prompt, states, calls, decoder_inputs, captures)
+        return cls(model, Recording(prompt, states, tuple(calls), decoder_inputs, captures))
 
     @property
     def n_layers(self) -> int:
@@ -188,7 +203,16 @@ class Tape:
     @torch.no_grad()
     def logits(self, positions: Tensor) -> Tensor:
         """[B, A, V] of the unpruned pass at ``positions`` [B, A]; negative ones give any value."""
-        return self._head(self.state(self.n_layers), positions)
+        return self.head(self.answer_states(positions))
+
+    def answer_states(self, positions: Tensor) -> Tensor:
+        """[B, A, D] the last output at ``positions``: all that `logits` needs, and far less."""
+        return _picked(self.state(self.n_layers), positions)
+
+    @torch.no_grad()
+    def head(self, states: Tensor) -> Tensor:
+        """[B, A, V] logits of last outputs [B, A, D], through the final norm."""
+        return self._family.logits(self._model, self._family.final_norm(self._model)(states))
 
     @torch.no_grad()
     def replay(self, cuts: Sequence[Cut], positions: Tensor) -> Replayed:
@@ -288,12 +312,13 @@ class Tape:
                 first_output = run.full_length(hidden)
                 kept = self._prompt.real if run.prompt is None else run.alive()
         hidden = run.full_length(hidden)
-        return Replayed(self._head(hidden, positions), first_output, kept, tuple(run.records))
+        logits = self.head(_picked(hidden, positions))
+        return Replayed(logits, first_output, kept, tuple(run.records))
 
-    def _head(self, states: Tensor, positions: Tensor) -> Tensor:
-        rows = torch.arange(states.shape[0], device=states.device)[:, None]
-        picked = states[rows, positions.to(states.device).clamp(min=0)]  # [B, A, D]
-        return self._family.logits(self._model, self._family.final_norm(self._model)(picked))
+
+def _picked(states: Tensor, positions: Tensor) -> Tensor:
+    rows = torch.arange(states.shape[0], device=states.device)[:, None]
+    return states[rows, positions.to(states.device).clamp(min=0)]
 
 
 def _read_prompt(

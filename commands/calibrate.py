@@ -46,6 +46,7 @@ from tpcal.options import DataChoice, Listed, ModelChoice
     help="Probe every layer, keep and selector, for twice the work.",
 )
 @options.batch_size_option(16)
+@options.memory_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -59,6 +60,7 @@ def calibrate(
     full_grid: bool,
     out: Path,
     batch_size: int,
+    memory: int | None,
     **grid: Any,
 ) -> None:
     """Measure what each decoder layer loses when visual tokens are dropped before it.
@@ -82,7 +84,7 @@ def calibrate(
     data.check_asked_of(model)
     with terminal.progress() as report:
         report(0, 0, "Loading the model")
-        from tpcal.calibrate import probe, profile
+        from tpcal.calibrate import needs, probe, profile
         from tpcal.planner.refine import next_probes
 
         loaded = model.load()
@@ -91,12 +93,17 @@ def calibrate(
         tell_source(samples)
         facts = {"command": terminal.command(), "samples": data.recorded()}
         everything = full_grid or any(wish is not None for wish in grid.values())
+        need = needs.of_probes(loaded, needs.longest(loaded, samples))
+        n_kept = 0 if everything else len(samples)
+        run = needs.arranged(loaded, need, n_kept, batch_size, memory)
+        terminal.note(run.said)
         found = probe.calibrate(
             loaded,
             samples,
             out,
             refine=None if everything else next_probes,
-            batch_size=batch_size,
+            batch_size=run.batch_size,
+            store=run.store,
             seed=data.seed or 0,
             progress=report,
             provenance=facts,

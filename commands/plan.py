@@ -71,6 +71,7 @@ MOST_PROVEN = 8
 )
 @options.model_options
 @options.batch_size_option(16)
+@options.memory_option
 @click.option(
     "--storage",
     metavar="URL",
@@ -88,6 +89,7 @@ def plan(
     samples: int | None,
     model: ModelChoice,
     batch_size: int,
+    memory: int | None,
     storage: str | None,
     n_trials: int | None,
     **search: Any,
@@ -130,7 +132,7 @@ def plan(
         report(0, 0, "Planning")
         search |= {"storage": storage or folder / "study.journal", "progress": report}
         search["command"] = terminal.command()
-        subject = Subject(profile, folder, model, data, samples, batch_size, report)
+        subject = Subject(profile, folder, model, data, samples, batch_size, report, memory=memory)
         if budget is None and limits.max_loss is None and limits.max_flips is None:
             _whole_front(profile, folder, subject, search, no_measure, n_trials)
             return

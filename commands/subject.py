@@ -18,6 +18,7 @@ from tpcal.plans.places import kept, last_part, locate, moved
 if TYPE_CHECKING:
     from tpcal.calibrate.measure import Measurer
     from tpcal.calibrate.models import Loaded
+    from tpcal.calibrate.needs import Arranged
     from tpcal.calibrate.profile import Profile
     from tpcal.calibrate.samples import Samples
     from tpcal.plans.schema import Cut, Plan
@@ -57,6 +58,7 @@ class Subject:
         n_samples: Samples to compare plans on; None: the profile's.
         batch_size: Samples per run of the model.
         report: Told what is being loaded.
+        memory: Most bytes on the device; None: what is free.
     """
 
     def __init__(
@@ -68,15 +70,22 @@ class Subject:
         n_samples: int | None,
         batch_size: int,
         report: terminal.Progress,
+        *,
+        memory: int | None = None,
     ) -> None:
         self._profile, self._folder, self._model = profile, folder, model
         self._data = data
         self._n_samples, self._batch_size, self._report = n_samples, batch_size, report
+        self._memory = memory
 
     @cached_property
     def _choice(self) -> DataChoice:
         """What the profile's samples were drawn by, seen from here."""
         choice = DataChoice.restored(self._profile.provenance.get("samples", {}))
+        drawn = self._profile.provenance.get("data", {}).get(
+            "samples"
+        )  # whatever the default is now
+        choice = replace(choice, samples=choice.samples or drawn)
         if self._data is not None or choice.data is None:
             return replace(choice, data=self._data)
         here = locate(choice.data, self._folder, str(self._folder), "--data")
@@ -208,7 +217,20 @@ class Subject:
                 f"{self._folder / DRAWN} must say which samples are drawn; got others, as of an "
                 "earlier version. It is deleted now: run the same command again."
             )
-        return Measurer(self.loaded, samples, batch_size=self._batch_size)
+        run = self._arranged
+        return Measurer(self.loaded, samples, batch_size=run.batch_size, store=run.store)
+
+    @cached_property
+    def _arranged(self) -> Arranged:
+        """How both parts of `samples` are run; told once, before the first is."""
+        from tpcal.calibrate import needs
+
+        first, further = self.samples
+        need = needs.of_plans(self.loaded, needs.longest(self.loaded, first))
+        n_samples = len(first) + len(further)
+        run = needs.arranged(self.loaded, need, n_samples, self._batch_size, self._memory)
+        terminal.note(run.said)
+        return run
 
 
 class LazyMeasurer:

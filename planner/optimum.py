@@ -53,7 +53,7 @@ class Solver:
         Raises:
             BudgetError: No plan is that cheap.
         """
-        limits, tables = self.predictor.limits, self.predictor.tables("kl")
+        limits = self.predictor.limits
         average = self.predictor.prices.average(self.budget)
         budget = limits.budget(max(average, limits.least))
         if budget >= limits.n_tokens * limits.n_layers:
@@ -63,8 +63,9 @@ class Solver:
         unit = max(1, math.ceil(budget / MAX_UNITS))
         levels = _levels(limits.min_count, limits.n_tokens, unit)
         alive = [0, *levels]
-        first = np.tensordot(tables.first[..., alive], w, axes=(1, 0))  # [S + 1, L, J]
-        later = np.tensordot(tables.later[..., alive], w, axes=(1, 0))
+        losses = self.predictor.tables("kl").at(alive)
+        first = np.tensordot(losses.first, w, axes=(1, 0))  # [S + 1, L, J]
+        later = np.tensordot(losses.later, w, axes=(1, 0))
         moves = [self._moves(layer) for layer in range(limits.n_layers)]
         units = np.array(alive) // unit
         rest = _rest(later, units, budget // unit, moves, self.max_cuts - 1)

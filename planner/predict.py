@@ -11,8 +11,9 @@ Dynamic programming needs a sum of group means instead (`Tables`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,20 +37,34 @@ Measure = Literal["kl", "local", "flips"]
 LIMITS: Mapping[Measure, float] = {"kl": MOST, "local": np.inf, "flips": 1.0}
 """The most that a sample's loss counts."""
 Floats = NDArray[np.float64]
+Curve = Callable[[Sequence[int]], Floats]
+"""From J token counts to [G, J] losses."""
+Curves = Sequence[Curve]
+KEPT = 16
+"""Sets of counts whose values are at hand; a search asks for the same ones again and again."""
 
 
-class Tables:
-    """d(l, k) of one measure for every selector, group, layer and token count.
+@dataclass(frozen=True)
+class Levels:
+    """d(l, k) at some token counts, J of them.
 
     The last entry of the selector axis stands for drop-all, which chooses nothing: at count 0 it
     holds d(l, 0), elsewhere the smallest of all selectors.
+    """
 
-    Attributes:
-        first: [S + 1, G, L, N + 1] through the probed values, for the first cut of a plan.
-        later: [S + 1, G, L, N + 1] never rising with the count, for the cuts after it. A plan's
-            later terms are differences of two measured values; where noise makes more tokens look
-            worse, a difference would be negative, and a search would collect such gifts.
-            Isotonic regression removes them at the source, so every term is >= 0.
+    first: Floats
+    """[S + 1, G, L, J] through the probed values, for the first cut of a plan."""
+    later: Floats
+    """[S + 1, G, L, J] never rising with the count, for the cuts after it. A plan's later terms
+    are differences of two measured values; where noise makes more tokens look worse, a difference
+    would be negative, and a search would collect such gifts. Isotonic regression removes them at
+    the source, so every term is >= 0."""
+
+
+class Tables:
+    """d(l, k) of one measure for every selector, group and layer, at the counts asked for.
+
+    A table of all counts would take 8 (S + 1) G L N bytes twice, gigabytes for large images.
 
     Source:
         Between probed keeps: monotone cubic interpolation (Fritsch and Butland 1984), which does
@@ -57,26 +72,41 @@ class Tables:
     """
 
     def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
-        n, n_layers, groups = profile.n_tokens, profile.shape.n_layers, profile.groups
-        values = _group_means(profile, measure)
-        *curves, drop = layer_curves(profile, options, values)
-        zero = drop.get(0)
-        shape = (len(options) + 1, len(groups), n_layers, n + 1)
-        self.first, self.later = np.zeros(shape), np.zeros(shape)
-        for s, curve in enumerate(curves):
-            rows = curve if zero is None else {0: zero, **curve}
-            counts = sorted(rows)
-            points = np.stack([rows[k] for k in counts])  # [K, L, G]
-            for layer in range(n_layers):
-                at = points[:, layer]
-                falling = np.stack([_falling(column) for column in at.T], axis=1)
-                self.first[s, :, layer] = _through(counts, at, n)
-                self.later[s, :, layer] = _through(counts, falling, n)
-        for table in (self.first, self.later):
-            table[-1] = table[:-1].min(axis=0)
-        if zero is not None:
-            self.first[-1, :, :, 0] = zero.T
-            self.later[-1, :, :, 0] = np.maximum(zero.T, self.later[-1, :, :, 1])
+        self._n = profile.n_tokens
+        *curves, drop = layer_curves(profile, options, _group_means(profile, measure))
+        self._zero = drop.get(0)
+        rows = curves if self._zero is None else [{0: self._zero, **curve} for curve in curves]
+        known = [np.stack([c[k] for k in sorted(c)], axis=1) for c in rows]  # [L, K, G]
+        falling = [np.apply_along_axis(_falling, 1, points) for points in known]
+        counts = [sorted(c) for c in rows]
+        self._first, self._later = self._curves(counts, known), self._curves(counts, falling)
+        self._at = lru_cache(maxsize=KEPT)(self._levels)
+
+    def at(self, counts: Sequence[int]) -> Levels:
+        """The values at these token counts, in 0..N."""
+        return self._at(tuple(counts))
+
+    def single(self, s: int, layer: int, count: int) -> Floats:
+        """[G] ``first`` of one selector at one layer and count."""
+        if s == len(self._first):
+            return self.at((count,)).first[s, :, layer, 0]
+        return self._first[s][layer]([count])[:, 0]
+
+    def _curves(self, counts: Sequence[Sequence[int]], points: Sequence[Floats]) -> list[Curves]:
+        """Of every selector, by layer."""
+        return [
+            [_through(known, layer, self._n) for layer in layers]
+            for known, layers in zip(counts, points, strict=True)
+        ]
+
+    def _levels(self, counts: tuple[int, ...]) -> Levels:
+        read = [*counts, 1]
+        first, later = _tabled(self._first, read), _tabled(self._later, read)
+        if self._zero is not None:
+            zero, dropped = self._zero.T[..., None], np.array(read) == 0
+            first[-1][..., dropped] = zero
+            later[-1][..., dropped] = np.maximum(zero, later[-1][..., -1:])
+        return Levels(first[..., :-1], later[..., :-1])
 
 
 class Singles:
@@ -258,14 +288,17 @@ def _falling(column: Floats) -> Floats:
     return np.asarray(isotonic_regression(column, increasing=False).x)
 
 
-def _through(counts: Sequence[int], points: Floats, n: int) -> Floats:
-    """[G, N + 1] through ``points`` [K, G] at ``counts`` and 0 at N; flat below the first."""
-    if counts[-1] < n:
-        counts = [*counts, n]
-        points = np.concatenate([points, np.zeros_like(points[:1])])
-    else:
-        points = np.concatenate([points[:-1], np.zeros_like(points[:1])])
-    at = np.clip(np.arange(n + 1), counts[0], n)
-    if len(counts) == 1:
-        return np.zeros((points.shape[1], n + 1))
-    return np.maximum(PchipInterpolator(counts, points, axis=0)(at).T, 0.0)
+def _through(known: Sequence[int], points: Floats, n: int) -> Curve:
+    """Through ``points`` [K, G] at ``known``, 0 at N, flat below the first."""
+    points = np.concatenate([points[: -1 if known[-1] == n else None], np.zeros_like(points[:1])])
+    known = [*(count for count in known if count < n), n]
+    if len(known) == 1:
+        return lambda counts: np.zeros((points.shape[1], len(counts)))
+    curve, lowest = PchipInterpolator(known, points, axis=0), known[0]
+    return lambda counts: np.maximum(curve(np.clip(counts, lowest, n)).T, 0.0)
+
+
+def _tabled(curves: Sequence[Curves], counts: Sequence[int]) -> Floats:
+    """[S + 1, G, L, J] values of all selectors, and the smallest of them last."""
+    found = [np.stack([curve(counts) for curve in layers], axis=1) for layers in curves]
+    return np.stack([*found, np.min(found, axis=0)])

@@ -10,6 +10,7 @@ from tpcal.planner.space import Limits, project, spent
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.schema import Budget, Cut, ModelIdentity, Plan, load_preset, n_keep
+from tpcal.plans.selectors import can_cut
 
 N_TOKENS = 576
 """Visual tokens where none are named: those of LLaVA-1.5, which most presets are made for."""
@@ -61,7 +62,7 @@ def _met(
     if not kept:
         met = _drop_alone(subject, cuts, target, n_layers)
     else:
-        limits = _limits(cuts, n_layers, n_tokens)
+        limits = _limits(cuts, target, n_layers, n_tokens)
         if target * n_tokens * n_layers < limits.cheapest * (1 - 1e-9):
             raise _too_little(subject, kept[0], limits, target)
         placed = _placed(cuts, target, limits)
@@ -84,26 +85,36 @@ def _drop_alone(
     return tuple(replace(cut, layer=layer) for cut in cuts if layer < n_layers)
 
 
-def _limits(cuts: Sequence[Cut], n_layers: int, n_tokens: int) -> Limits:
+def _limits(cuts: Sequence[Cut], target: float, n_layers: int, n_tokens: int) -> Limits:
     """What keeps a schedule itself: its selectors, and no drop-all where it has none."""
-    from tpcal.plans.selectors import min_layer  # loads torch
-
-    assert cuts[0].selector is not None
-    first = min_layer(cuts[0].selector, cuts[0].params)
     drops = any(n_keep(cut.keep, n_tokens) == 0 for cut in cuts)
-    return Limits(n_tokens, n_layers, first_layer=first, first_drop=first + 1 if drops else None)
+
+    def limits(first: int) -> Limits:
+        first_drop = first + 1 if drops else None
+        return Limits(n_tokens, n_layers, first_layer=first, first_drop=first_drop)
+
+    first, *_ = cuts
+    if first.layer == 0 or _meets(_placed(cuts, target, limits(1)), target, limits(1)):
+        return limits(min(first.layer, 1))  # no need to ask the selector, which takes torch
+    assert first.selector is not None
+    return limits(0 if can_cut(first.selector, first.params, 0) else 1)
 
 
 def _placed(cuts: Sequence[Cut], target: float, limits: Limits) -> list[Cut]:
     """The cuts as far down as a part of `SMALLEST_SCALE` of their keeps allows."""
-    allowed = target * limits.n_tokens * limits.n_layers
     moved = list(cuts)
     for first in range(cuts[0].layer, limits.first_layer - 1, -1):
         moved = _from_layer(cuts, first)
-        small = [replace(cut, keep=cut.keep * SMALLEST_SCALE) for cut in moved]
-        if spent(small, limits.n_tokens, limits.n_layers) <= allowed:
+        if _meets(moved, target, limits):
             break
     return moved
+
+
+def _meets(cuts: Sequence[Cut], target: float, limits: Limits) -> bool:
+    """Whether the cuts meet the budget with a part of `SMALLEST_SCALE` of their keeps."""
+    small = [replace(cut, keep=cut.keep * SMALLEST_SCALE) for cut in cuts]
+    allowed = target * limits.n_tokens * limits.n_layers
+    return spent(small, limits.n_tokens, limits.n_layers) <= allowed
 
 
 def _from_layer(cuts: Sequence[Cut], first: int) -> list[Cut]:

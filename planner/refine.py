@@ -132,8 +132,7 @@ def _guesses(
 def _single(predictor: Predictor, cut: Cut, count: int) -> Floats:
     """[G] predicted loss of this cut alone, to ``count``."""
     s = predictor.index(cut.selector, cut.params)
-    found: Floats = predictor.tables("kl").first[s, :, cut.layer, count]
-    return found
+    return predictor.tables("kl").single(s, cut.layer, count)
 
 
 def _around(probes: Mapping[int, Probe], count: int) -> list[tuple[Probe, float]]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Cut, ModelIdentity, Plan
-from tpcal.plans.selectors import min_layer, names
+from tpcal.plans.selectors import can_cut, names
 
 KEPT = ("keep", "kept", "keep_ratio", "retain_ratio")
 PRUNED = ("rate", "pruned", "prune_ratio", "sparsity")
@@ -177,7 +177,7 @@ def _check(text: str, cut: Cut, after: Cut | None, n_layers: int) -> None:
         )
     if after is not None and not (cut.layer < after.layer and cut.keep >= after.keep):
         raise UsageError(f"{subject} must come before layers that keep as much or less.")
-    if cut.selector is not None and cut.layer < (least := min_layer(cut.selector, cut.params)):
+    if cut.selector is not None and not can_cut(cut.selector, cut.params, cut.layer):
         raise UsageError(
-            f"{subject} must be at layer {least} or later, as {cut.selector} reads attention."
+            f"{subject} must be at layer 1 or later, as {cut.selector} reads attention."
         )

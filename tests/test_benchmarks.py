@@ -55,3 +55,15 @@ def test_the_selection_benchmark_times_every_selector(tmp_path: Path) -> None:
     assert {r["n_tokens"] for r in results} == {20, 36}
     for result in results:
         assert result["share"] == pytest.approx(result["ms"] / result["prefill_ms"])
+
+
+def test_the_memory_benchmark_finds_that_what_is_kept_is_less() -> None:
+    command = [sys.executable, "-m", "benchmarks.memory", "--samples", "64", "--sides", "20"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=BENCHMARKS.parent
+    )
+    assert done.returncode == 0, done.stderr
+    *_, row, _ = done.stdout.strip().splitlines()
+    tokens, samples, held, host, disk = (int(cell) for cell in row.strip("│").split("│"))
+    assert (tokens, samples) == (400, 64)
+    assert held > host > disk

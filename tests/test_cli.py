@@ -26,7 +26,16 @@ from tpcal.cli import cli
 from tpcal.options import Listed, layer
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
-from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan, load_plan, save_plan
+from tpcal.plans.schema import (
+    Budget,
+    Cut,
+    Loss,
+    ModelIdentity,
+    Plan,
+    load_plan,
+    presets,
+    save_plan,
+)
 from tpcal.terminal import Commands, short_command
 from tpcal.views.evaluations import evaluation_view
 
@@ -104,6 +113,24 @@ def test_help_loads_nothing_heavy(command: str) -> None:
         f"found = [m for m in {HEAVY} if m in sys.modules]; assert not found, found"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_schedules_are_read_without_torch(tmp_path: Path) -> None:
+    lists = "layers=[8,16,24] keeps=[0.5,0.25,0.125]"
+    schedules = "2:fastv:0.5,6:dart:0.3", lists, "K=2 R=50%"
+    lines = [["convert", schedule, "--layers", "32"] for schedule in schedules]
+    lines += [["show", f"preset:{name}{at}"] for name in presets() for at in ("", "@0.22")]
+    code = (
+        "import sys; from tpcal.cli import cli\n"
+        f"for line in {lines!r}:\n"
+        "    try: cli(line)\n"
+        "    except SystemExit as end: assert end.code == 0, line\n"
+        "    assert 'torch' not in sys.modules, line"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -69,7 +69,8 @@ def _drawn(target: float, n: int, n_profile: int, folder: Path, planner: str) ->
 
 def sum_of_means(predictor: Predictor, cuts: Sequence[Cut]) -> float:
     """The prediction that dynamic programming adds up: means of groups, limited afterwards."""
-    tables, n = predictor.tables("kl"), predictor.limits.n_tokens
+    n = predictor.limits.n_tokens
+    tables = predictor.tables("kl").at(range(n + 1))
     total, before = np.zeros(len(predictor.groups)), n
     for cut in cuts:
         count = min(before, n_keep(cut.keep, n))

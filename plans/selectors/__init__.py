@@ -17,7 +17,7 @@ from tpcal.plans.errors import UsageError
 if TYPE_CHECKING:
     from tpcal.plans.selectors.base import Selector
 
-__all__ = ["create", "kind", "min_layer", "names", "needs", "parameters", "searched"]
+__all__ = ["can_cut", "create", "kind", "min_layer", "names", "needs", "parameters", "searched"]
 
 
 @cache
@@ -58,6 +58,14 @@ def searched(name: str) -> dict[str, tuple[Any, ...]]:
 def needs(name: str, params: Mapping[str, Any] | None = None) -> frozenset[str]:
     """What the selector must find in ``Tokens``, as ``Selector.required`` lists it."""
     return create(name, params).needs
+
+
+def can_cut(name: str, params: Mapping[str, Any] | None, layer: int) -> bool:
+    """Whether the selector works at ``layer``; torch is imported for layer 0 only.
+
+    What a selector may need beside the states is the attention of one layer.
+    """
+    return layer > 0 or min_layer(name, params) == 0
 
 
 def min_layer(name: str, params: Mapping[str, Any] | None = None) -> int:

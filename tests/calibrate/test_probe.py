@@ -17,6 +17,7 @@ from tpcal.calibrate.batches import encode
 from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.samples import Sample, Samples, load_samples
+from tpcal.calibrate.store import Store
 from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.execute import apply
 from tpcal.plans.schema import Cut, Plan
@@ -77,7 +78,8 @@ def test_a_probe_is_what_the_executor_does(
         with apply(loaded.model, Plan(cuts=(Cut(2, 0.5, "grid"),))):
             pruned = loaded.model(**prompt.inputs).logits[0, -1].log_softmax(-1)
     expected = float((full.exp() * (full - pruned)).sum())
-    alone = figures.measure(loaded, Samples.of([sample]), [0], found.probes)["kl"][0, at]
+    batch = figures.record(loaded, Samples.of([sample]), [0])
+    alone = figures.measure(loaded, batch, found.probes)["kl"][0, at]
     assert alone == pytest.approx(expected, abs=1e-6)
 
 
@@ -237,6 +239,29 @@ def test_refined_probes_are_found_as_in_the_whole_grid(
     assert refined[1].name != made[1].name
 
 
+@pytest.mark.parametrize(("room", "n_recordings"), [(None, 1), (0, 3)])
+def test_batches_are_recorded_once_where_memory_holds_them(
+    loaded: Loaded,
+    scenes: Samples,
+    refined: tuple[profile.Profile, Path],
+    tmp_path: Path,
+    room: int | None,
+    n_recordings: int,
+) -> None:
+    taken: list[str] = []
+
+    def read(sample: Sample) -> Sample:
+        taken.append(sample.id)
+        return sample
+
+    counted = Samples(scenes.name, scenes.description, list(scenes), read, scenes.recipe)
+    taken.clear()
+    store = Store(room)
+    probe.calibrate(loaded, counted, tmp_path, **GRID, refine=two_of_the_rest, store=store)
+    assert taken.count(scenes[5].id) == n_recordings  # sample 0 is timed besides
+    assert same_bytes(profile.newest(tmp_path), refined[1])
+
+
 def test_stopping_anywhere_while_refining_changes_nothing(
     loaded: Loaded, scenes: Samples, refined: tuple[profile.Profile, Path], tmp_path: Path
 ) -> None:
@@ -301,6 +326,6 @@ def test_the_results_do_not_depend_on_the_company(
     loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path]
 ) -> None:
     found, _ = made
-    alone = figures.measure(loaded, scenes, [3], found.probes)
+    alone = figures.measure(loaded, figures.record(loaded, scenes, [3]), found.probes)
     np.testing.assert_allclose(alone["kl"][0], found.kl[3], atol=1e-5)
     np.testing.assert_allclose(alone["local"][0], found.local[3], atol=1e-5)

@@ -53,6 +53,30 @@ def jsonl(path: Path, data: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize(
+    ("n_groups", "n_rows", "n"),
+    [(1, 500, 126), (2, 500, 126), (20, 500, 180), (20, 100, 100), (0, 500, 126)],
+)
+def test_each_group_has_its_samples_by_default(
+    folder: Path, n_groups: int, n_rows: int, n: int
+) -> None:
+    data = rows(n_rows)
+    for i, row in enumerate(data):
+        del row["group"]
+        row |= {"group": f"group {i % n_groups}"} if n_groups else {}
+    drawn = load_samples(jsonl(folder / "data.jsonl", data))
+    assert len(drawn) == n
+    counts = [drawn.sample_groups.count(group) for group in drawn.groups]
+    assert max(counts) - min(counts) <= 1
+    again = load_samples(str(folder / "data.jsonl"), n=drawn.recipe["samples"])
+    assert again.fingerprint == drawn.fingerprint
+
+
+def test_the_built_in_scenes_come_nine_of_each_group_by_default() -> None:
+    drawn = load_samples()
+    assert [drawn.sample_groups.count(group) for group in drawn.groups] == [9] * 14
+
+
 def test_the_built_in_scenes_are_the_default() -> None:
     one, other = load_samples(n=4), load_samples("embedded", n=4, split="calibration")
     assert one.fingerprint == other.fingerprint

@@ -62,7 +62,8 @@ def test_the_optimum_is_that_of_trying_every_plan(make_world, seed, target) -> N
 
 def added(predictor: Predictor, cuts: Sequence[Cut]) -> np.ndarray:
     """[G] the sum over cuts of group means, which dynamic programming minimises."""
-    tables, total, before = predictor.tables("kl"), 0.0, predictor.limits.n_tokens
+    total, before = 0.0, predictor.limits.n_tokens
+    tables = predictor.tables("kl").at(range(before + 1))
     for cut in cuts:
         count, s = n_keep(cut.keep, predictor.limits.n_tokens), predictor.index(cut.selector, {})
         at = tables.later[s, :, cut.layer]

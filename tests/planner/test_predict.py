@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from tpcal.planner.budget import Budget
 from tpcal.planner.objective import MOST
+from tpcal.planner.optimum import worst_group_optimum
 from tpcal.planner.predict import Predictor
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Condition, Cut
@@ -44,7 +47,7 @@ def test_the_worlds_without_interaction_is_predicted_between_probed_keeps(make_w
 
 def test_more_tokens_are_never_predicted_to_hurt(make_world) -> None:
     predictor = Predictor(make_world().profile(noise=0.8))
-    later = predictor.tables("kl").later
+    later = predictor.tables("kl").at(range(37)).later
     assert (np.diff(later, axis=-1) <= 1e-12).all()
     one = predictor.losses([Cut(1, 0.5, "grid")])
     for keep in (0.4, 0.2, 0.1, 0.0):
@@ -65,7 +68,7 @@ def test_layers_between_probed_ones_are_filled_in(make_world) -> None:
 def test_dropping_everything_is_shared_by_all_selectors(make_world) -> None:
     predictor = Predictor(make_world().profile())
     drop = predictor.losses([Cut(5, 0.0)])
-    tables = predictor.tables("kl")
+    tables = predictor.tables("kl").at([0])
     for s in range(len(predictor.options)):
         np.testing.assert_allclose(tables.first[s, :, 5, 0], drop)
 
@@ -113,3 +116,24 @@ def test_flips_never_exceed_one(make_world) -> None:
     predictor = Predictor(make_world().profile())
     plan = [Cut(0, 0.1, "grid"), Cut(3, 0.0)]
     assert max(predictor.flips(plan).values()) <= 1
+
+
+def test_only_the_counts_that_are_read_are_held(make_world) -> None:
+    predictor = Predictor(make_world(n_layers=32, n_tokens=10_000, n_groups=20).profile())
+    tracemalloc.start()
+    worst_group_optimum(predictor, Budget(0.22))
+    n_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (
+        n_bytes < 100e6
+    )  # all counts: 8 bytes * 4 selectors * 20 groups * 32 layers * 10,001 * 2
+
+
+@pytest.mark.parametrize("counts", [(0,), (7, 0, 36), (1, 5)])
+def test_a_count_has_the_same_loss_whichever_others_are_read(make_world, counts) -> None:
+    tables = Predictor(make_world().profile(noise=0.8)).tables("kl")
+    some, every = tables.at(counts), tables.at(range(37))
+    for mine, whole in ((some.first, every.first), (some.later, every.later)):
+        np.testing.assert_array_equal(mine, whole[..., list(counts)])
+    for s in range(len(every.first)):
+        np.testing.assert_array_equal(tables.single(s, 3, counts[0]), some.first[s, :, 3, 0])

@@ -1,0 +1,201 @@
+"""Records of tensors kept off the device, in host memory up to a limit and beyond it on disk.
+
+What is kept comes back bit for bit, on the device it came from. Files have no name: they are gone
+with the process, however it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpcal.plans.errors import RunFailed
+
+R = TypeVar("R")
+Change = Callable[[Any], Any]
+
+
+class Store:
+    """Keeps records: dataclasses, mappings, lists and tuples with tensors anywhere in them.
+
+    Args:
+        host_bytes: Most host memory to use; what comes later goes to a file in the folder for
+            temporary files (TMPDIR). Host memory is pinned where CUDA is there. None: no limit.
+    """
+
+    def __init__(self, host_bytes: float | None = None) -> None:
+        self._most = float("inf") if host_bytes is None else host_bytes
+        self.host_bytes = 0
+        """Host memory in use."""
+        self._disk: _Disk | None = None
+
+    def keep(self, record: R) -> Kept[R]:
+        """The record without its tensors on the device.
+
+        Raises:
+            RunFailed: The disk is full.
+        """
+        return Kept(_mapped(record, self._slot, {}))
+
+    def has_room(self, record: Any) -> bool:
+        """Whether the record fits into host memory, tensors counted once, masks in full."""
+        sizes: dict[int, int] = {}
+
+        def measured(tensor: Tensor) -> Tensor:
+            sizes[id(tensor)] = _core(tensor).nbytes
+            return tensor
+
+        _mapped(record, measured, {})
+        return self.host_bytes + sum(sizes.values()) <= self._most
+
+    def _slot(self, tensor: Tensor) -> _Slot:
+        core = _core(tensor)
+        changes, runs = _Runs.of(core) or (core, None)
+        return _Slot(self._placed(changes), tensor.shape, tensor.device, runs)
+
+    def _placed(self, tensor: Tensor) -> Tensor | _OnDisk:
+        if self.host_bytes + tensor.nbytes > self._most:
+            self._disk = self._disk or _Disk()
+            return self._disk.written(tensor)
+        self.host_bytes += tensor.nbytes
+        if tensor.device.type == "cpu":
+            return tensor
+        pinned = tensor.device.type == "cuda"
+        return torch.empty_like(tensor, device="cpu", pin_memory=pinned).copy_(tensor)
+
+
+@dataclass(frozen=True)
+class Kept(Generic[R]):
+    """A record whose tensors are elsewhere."""
+
+    _record: Any
+
+    def load(self) -> R:
+        """The record, its tensors on their device; one that stands in it twice is one again."""
+        loaded: R = _mapped(self._record, _Slot.tensor, {})
+        return loaded
+
+
+class _Disk:
+    """One file without a name, as long as something in it is wanted."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile(prefix="tpcal-")  # noqa: SIM115  # outlives this call
+        weakref.finalize(self, self.file.close)
+
+    def written(self, tensor: Tensor) -> _OnDisk:
+        """The tensor, added at the end."""
+        source = tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
+        try:
+            place = self.file.seek(0, os.SEEK_END)
+            source.tofile(self.file)
+            self.file.flush()
+        except OSError as error:
+            raise RunFailed(
+                f"Recorded samples must fit into memory or into {tempfile.gettempdir()}; got "
+                f"{error.strerror or error}. Set TMPDIR to a larger disk, or take fewer --samples."
+            ) from error
+        return _OnDisk(self, place, source.nbytes, tensor.dtype, tensor.shape)
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    """A tensor in a file."""
+
+    disk: _Disk
+    place: int
+    n_bytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def tensor(self) -> Tensor:
+        """The tensor, read anew."""
+        self.disk.file.seek(self.place)
+        found = np.fromfile(self.disk.file, np.uint8, self.n_bytes)
+        return torch.from_numpy(found).view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """A mask of two values, but for the places where they change: a few numbers a row, not S."""
+
+    low: Tensor
+    high: Tensor
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, mask: Tensor) -> tuple[Tensor, _Runs] | None:
+        """[n] places in a flat mask [B, 1, S, M] where a row starts high or changes, and the rest.
+
+        None where it is no mask of two values, or has too many such places.
+        """
+        if mask.ndim != 4 or mask.shape[1] != 1 or mask.numel() == 0:
+            return None
+        low, high = mask.amin(), mask.amax()
+        is_high = mask == high
+        if not bool((is_high | (mask == low)).all()):
+            return None
+        change = is_high.clone()
+        change[..., 1:] ^= is_high[..., :-1]
+        changes = change.flatten().nonzero().squeeze(1)
+        if mask.numel() < torch.iinfo(torch.int32).max:
+            changes = changes.int()
+        return (changes, cls(low, high, mask.shape)) if changes.nbytes < mask.nbytes else None
+
+    def mask(self, changes: Tensor) -> Tensor:
+        """The mask, contiguous, from its changes on its device."""
+        change = torch.zeros(self.shape, dtype=torch.int8, device=changes.device)
+        change.view(-1)[changes] = 1
+        is_high = (
+            change.cumsum(dim=-1, dtype=torch.int8).bitwise_and_(1).bool()
+        )  # wraps, stays odd
+        return torch.where(is_high, self.high, self.low)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a tensor is."""
+
+    kept: Tensor | _OnDisk
+    shape: torch.Size
+    device: torch.device
+    runs: _Runs | None
+
+    def tensor(self) -> Tensor:
+        found = self.kept.tensor() if isinstance(self.kept, _OnDisk) else self.kept
+        found = found.to(self.device, non_blocking=True)
+        return (found if self.runs is None else self.runs.mask(found)).expand(self.shape)
+
+
+def _core(tensor: Tensor) -> Tensor:
+    """The tensor without the dimensions that it only repeats."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor[tuple(slice(0, 1 if step == 0 and n > 1 else n) for n, step in pairs)]
+
+
+def _mapped(value: Any, change: Change, known: dict[int, tuple[Any, Any]]) -> Any:
+    """The value with every tensor and slot changed; what stands in it twice is changed once."""
+    if id(value) not in known:
+        known[id(value)] = _changed(value, change, known), value  # its id stays taken
+    return known[id(value)][0]
+
+
+def _changed(value: Any, change: Change, known: dict[int, tuple[Any, Any]]) -> Any:
+    if isinstance(value, Tensor | _Slot):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, change, known) for key, item in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_mapped(item, change, known) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [f.name for f in fields(value) if f.init]
+        return replace(value, **{n: _mapped(getattr(value, n), change, known) for n in names})
+    return value
