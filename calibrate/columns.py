@@ -19,7 +19,7 @@ GUESSES: Mapping[str, tuple[str, ...]] = {
     "answer": (
         *("answer", "answers", "multiple_choice_answer", "ground_truth", "response", "output"),
         *("target", "label", "labels", "completion", "chosen", "correct_answer"),
-        *("correct_option", "answer_index", "answer_idx", "correct"),
+        *("correct_option", "answer_index", "answer_idx"),
     ),
     "group": ("group", "category", "question_type", "task"),
     "system": ("system", "system_prompt"),

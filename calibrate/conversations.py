@@ -230,12 +230,16 @@ def _texts(turn: Turn) -> list[str]:
 
 
 def _trimmed(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Without blanks before and after the turn's text, and without empty texts."""
+    """Without blanks before the first text and at the turn's end, and without empty texts."""
     kept = list(parts)
-    texts = [at for at, part in enumerate(kept) if part is not None]
-    while texts and not str(kept[texts[0]]).strip():
-        kept[texts.pop(0)] = ""
-    if texts:
-        kept[texts[0]] = str(kept[texts[0]]).lstrip()
-        kept[texts[-1]] = str(kept[texts[-1]]).rstrip()
+    while kept and kept[-1] is not None:
+        kept[-1] = kept[-1].rstrip()
+        if kept[-1]:
+            break
+        kept.pop()
+    for at, part in enumerate(kept):
+        if part is not None:
+            kept[at] = part.lstrip()
+            if kept[at]:
+                break
     return tuple(part for part in kept if part != "")

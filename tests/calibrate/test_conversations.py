@@ -243,7 +243,7 @@ def test_parquet_conversations_are_the_same(folder: Path) -> None:
     (expected,) = read(folder, row)
     datasets.Dataset.from_list([row]).to_parquet(str(folder / "data.parquet"))
     (sample,) = load_samples(str(folder / "data.parquet"))
-    assert sample.turns == expected.turns == (Turn("user", ("See", None)),)
+    assert sample.turns == expected.turns == (Turn("user", ("See ", None)),)
     assert colours(sample) == ["red"]
 
 
