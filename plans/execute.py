@@ -26,7 +26,7 @@ from tpcal.plans.cache import check_cache, kv_bytes, needs_mask
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.families import find, identity
 from tpcal.plans.families.base import Family
-from tpcal.plans.forward import CutRecord, ForwardPass, prepare, shared_layers, with_grids
+from tpcal.plans.forward import ForwardPass, prepare, shared_layers, with_grids
 from tpcal.plans.images import encoded, vision
 from tpcal.plans.reports import Patch, Report, without_images
 from tpcal.plans.rules import Reader, check_cuts
