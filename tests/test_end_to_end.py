@@ -272,9 +272,12 @@ def test_run_answers_and_says_what_was_kept(tpcal: Tpcal, made: Path) -> None:
 
 
 def test_run_works_unpruned_and_without_images(tpcal: Tpcal) -> None:
-    result = tpcal("run", "--model", "./tiny", "--max-new-tokens", "2", "what colour ?")
-    assert result.exit_code == 0, result.output
-    assert "saved 0 %" in result.stdout
+    for plan in ((), ("--plan", "preset:dart")):
+        few = ("--model", "./tiny", "--max-new-tokens", "2")
+        result = tpcal("run", *plan, *few, "what colour ?")
+        assert result.exit_code == 0, result.output
+        assert "visual tokens  0\n" in result.stdout
+        assert "saved 0 %" in result.stdout
 
 
 def test_a_plan_for_another_model_exits_5(tpcal: Tpcal, made: Path) -> None:

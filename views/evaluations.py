@@ -71,7 +71,8 @@ def interval(part: Share | None, signed: bool, digits: int) -> str:
 def answer_view(answer: Answer) -> RenderableType:
     """The answer, then the tokens that were kept and the memory."""
     lines: list[RenderableType] = [Text(answer.text or "(no answer)"), Text()]
-    kept = ", ".join(f"{n} from layer {layer}" for layer, n in answer.counts)
+    counts = answer.counts if answer.n_tokens else ()  # without an image nothing can be left
+    kept = ", ".join(f"{n} from layer {layer}" for layer, n in counts)
     lines.append(Text(f"visual tokens  {answer.n_tokens}{', ' + kept if kept else ''}", QUIET))
     saved = percent(1 - answer.kv_bytes / answer.unpruned_kv_bytes)
     sizes = f"{binary(answer.kv_bytes)}, unpruned {binary(answer.unpruned_kv_bytes)}"
