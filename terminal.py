@@ -190,13 +190,7 @@ def warn(text: str) -> None:
 def note(text: str) -> None:
     """One line on stderr that is good to know."""
     if is_main_process():
-        click.echo(f"tpcal: note: {text}", err=True)
-
-
-def note(text: str) -> None:
-    """One line on stderr that is no warning."""
-    if is_main_process():
-        click.echo(text, err=True)
+        click.echo(f"tpcal: note: {redacted(text)}", err=True)
 
 
 def survive_encodings() -> None:

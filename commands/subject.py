@@ -81,10 +81,9 @@ class Subject:
     @cached_property
     def _choice(self) -> DataChoice:
         """What the profile's samples were drawn by, seen from here."""
-        choice = DataChoice.restored(self._profile.provenance.get("samples", {}))
-        drawn = self._profile.provenance.get("data", {}).get(
-            "samples"
-        )  # whatever the default is now
+        known = self._profile.provenance
+        choice = DataChoice.restored(known.get("samples", {}))
+        drawn = known.get("data", {}).get("samples")  # whatever the default is now
         choice = replace(choice, samples=choice.samples or drawn)
         if self._data is not None or choice.data is None:
             return replace(choice, data=self._data)
