@@ -150,6 +150,7 @@ def evaluate(
         from tpcal.calibrate.answered import InMemory
         from tpcal.calibrate.comparison import compare_plans
         from tpcal.calibrate.kept_answers import AnswerFolder
+        from tpcal.calibrate.models import weights_digest
         from tpcal.planner.judged import Judged, name_of
 
         folder = None if no_keep else AnswerFolder(out, loaded, samples, max_new_tokens)
@@ -167,9 +168,9 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             progress=report,
         )
-    judged = Judged.beside(OUT)
+    judged, weights = Judged.beside(None if no_keep else out), weights_digest(loaded.model)
     for plan in plans.values():
-        judged.take(name_of([plan], folder.settings["weights"]), samples)
+        judged.take(name_of([plan], weights), samples)
     names = files[0] if len(files) == 1 else f"{len(files)} plans" if files else "unpruned"
     title = f"{names} on {samples.name}, {count(len(samples), 'sample')}"
     if n_seen:

@@ -63,11 +63,11 @@ class Judged:
         self._files = [folder / FILE for folder in folders]
 
     @classmethod
-    def beside(cls, out: Path) -> Judged:
-        """In an output folder, and in the user's own, should that one be left."""
+    def beside(cls, out: Path | None) -> Judged:
+        """In an output folder, where there is one, and in the user's own, should that be left."""
         state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         own = [Path(state) / "tpcal"] if os.path.isabs(state) else []
-        return cls([*own, out])
+        return cls([*own, out] if out else own)
 
     def place(self, plan: str, samples: Samples, test: Test) -> int:
         """The place that a test has or would take, from 1; nothing is remembered.
