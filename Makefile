@@ -1,11 +1,11 @@
-# make demo | test | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check fix docs docs-serve benchmark-planner
+.PHONY: demo test fuzz check fix docs docs-serve benchmark-planner
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Thousands of broken plans, profiles, journals, figures and data sets; says how many were refused. Minutes.
+# FUZZ_EXAMPLES is their number for plans (10000), of which the other kinds of files get shares.
+fuzz: $(READY)
+	$(BIN)/python -m pytest tests/fuzz -m fuzz
 
 # mypy finds the package, whose root is this folder, through a link outside of it.
 check: $(READY)

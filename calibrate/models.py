@@ -21,7 +21,7 @@ import torch
 
 from tpcal.calibrate import hub
 from tpcal.calibrate.memory import memory_guard
-from tpcal.plans import families
+from tpcal.plans import families, temporary
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import ModelIdentity
@@ -291,7 +291,7 @@ def _offloaded(device: torch.device) -> dict[str, Any]:
 
     own = {"cpu", device.index or 0} if device.type == "cuda" else {"cpu"}
     room = {place: int(0.8 * n) for place, n in get_max_memory().items() if place in own}
-    folder = tempfile.mkdtemp(prefix="tpcal-offload-")
+    folder = str(temporary.new_folder(Path(tempfile.gettempdir())))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return {"device_map": "sequential", "max_memory": room, "offload_folder": folder}
 

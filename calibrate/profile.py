@@ -242,7 +242,7 @@ def _read_timing(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise damaged from error
     times = [*(ms for _, ms in layers), *own.values()]
-    if not all(0 <= ms and math.isfinite(ms) for ms in times):
+    if not all(ms >= 0 and math.isfinite(ms) for ms in times):
         raise damaged
     counts = [n for n, _ in layers]
     if len(set(counts)) < len(counts) or not all(0 <= n <= MAX_WHOLE for n in counts):

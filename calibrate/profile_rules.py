@@ -16,6 +16,7 @@ from tpcal.calibrate.profile import MASSES, MEASURES, Probe, Profile
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.rules import Reader, read_record
 from tpcal.plans.schema import ModelIdentity
+from tpcal.plans.selectors import names
 
 MAX_TOKENS = 2**17
 """Of a prompt. Tables of the planner have an entry for every count of visual tokens."""
@@ -58,6 +59,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
         _check_array(reader, arrays.get(name), name, (n, width))
     if reader.problems:
         raise ValueError(" ".join(reader.problems))
+    held: dict[str, Any] = {name: arrays[name] for name in ("sample_group", *MEASURES, *MASSES)}
     return Profile(
         model=model,
         shape=shape,
@@ -65,7 +67,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
         probes=probes,
         provenance=provenance,
         **tokens,
-        **{name: arrays[name] for name in ("sample_group", *MEASURES, *MASSES)},
+        **held,
     )
 
 
@@ -128,6 +130,8 @@ def _probes(reader: Reader, value: Any, stop_layer: int) -> tuple[Probe, ...]:
             reader.wrong(f"{path}.layer", f"be below {stop_layer}", layer)
         if (keep > 0) != (selector is not None):
             reader.wrong(f"{path}.selector", "be given where keep is above 0 only", selector)
+        elif selector is not None and selector not in names():
+            reader.wrong(f"{path}.selector", f"be one of {', '.join(names())}", selector)
         found.append(Probe(layer, keep, selector, params))
     return tuple(found)
 

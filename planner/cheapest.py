@@ -25,6 +25,7 @@ from tpcal.planner.hunt import Hunt
 from tpcal.planner.objective import Objective
 from tpcal.planner.optimum import worst_group_optimum
 from tpcal.planner.predict import Predictor
+from tpcal.planner.readback import load
 from tpcal.planner.report import finished_plan
 from tpcal.planner.search import N_TRIALS, Result, search
 from tpcal.planner.storage import open_storage
@@ -226,7 +227,7 @@ def _best(
     """The plan of a search that loses least, and how many times the limit; on further samples
     too, as it would be the one to look good by chance."""
     assert found.study is not None, "a measurer was given"
-    study = optuna.load_study(study_name=found.study, storage=storage)
+    study = load(storage, found.study)
     trials = [(hunt.times(tried(trial)), trial.number, trial) for trial in fully_measured(study)]
     if not trials:
         return None
@@ -242,7 +243,7 @@ def _within(hunt: Hunt, last: Result, storage: BaseStorage) -> Within:
     assert last.study is not None, "a measurer was given"
     predictor, family = hunt.predictor, last.study.partition("-budget")[0]
     names = [n for n in optuna.get_all_study_names(storage) if n.startswith(family)]
-    studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
+    studies = [load(storage, name) for name in names]
     known = [(study, trial) for study in studies for trial in fully_measured(study)]
     if not known:
         raise GuardrailError(

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from tpcal.planner.budget import LAYER_AVERAGE, Budget
 from tpcal.planner.optimum import worst_group_optimum
 from tpcal.planner.predict import Predictor
+from tpcal.planner.readback import load
 from tpcal.planner.study import fully_measured
 from tpcal.planner.trials import cuts_of
 from tpcal.plans.schema import Cut
@@ -100,7 +101,7 @@ def measured(predictor: Predictor, storage: BaseStorage, study: str) -> Iterator
 
 def in_study(predictor: Predictor, storage: BaseStorage, study: str) -> Iterator[Measured]:
     """The same with what was measured."""
-    for trial in fully_measured(optuna.load_study(study_name=study, storage=storage)):
+    for trial in fully_measured(load(storage, study)):
         cuts, losses = cuts_of(trial), trial.user_attrs["measured"]
         loss, worst = predictor.objective.of(losses), max(losses.values())
         point = Point(average(predictor, cuts), loss, cuts, measured=True, worst=worst)

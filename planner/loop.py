@@ -23,6 +23,7 @@ from tpcal.planner.optimum import seeds
 from tpcal.planner.others import Others, give_up, measuring
 from tpcal.planner.predict import Predictor
 from tpcal.planner.propose import proposals
+from tpcal.planner.readback import check, load
 from tpcal.planner.steps import fill
 from tpcal.planner.study import (
     FINISHED,
@@ -165,6 +166,7 @@ def prepare(
     name = _name(predictor, budget, seed, encoding, measurer, f"{sampler} {propose}")
     study = open_study(storage, name, Repeatable(sampler, seed))
     groups = np.asarray(measurer.sample_group)
+    check(study, measurer.groups, len(groups))
     pruner = BestPruner(groups, measurer.groups, predictor.objective)
     study.pruner = pruner
     if not propose:
@@ -214,7 +216,7 @@ def _elsewhere(
     """
     counts = study.user_attrs.get("elsewhere")
     names = [n for n in optuna.get_all_study_names(storage) if n.startswith(start)]
-    others = {n: optuna.load_study(study_name=n, storage=storage) for n in names}
+    others = {name: load(storage, name) for name in names}
     others.pop(study.study_name, None)
     if counts is None:
         counts = {name: len(fully_measured(other)) for name, other in others.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning, OptunaError, StorageInternalError
 from optuna.storages import (
     BaseStorage,
     GrpcStorageProxy,
@@ -25,6 +25,11 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from tpcal.plans.errors import UsageError
 
 _LONGEST_START_S = 10.0
+_BROKEN = (
+    *(ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError),
+    *(AssertionError, OptunaError),
+)
+"""What Optuna raises where a line of a journal is not what it wrote."""
 
 
 class _Journal(JournalFileBackend):
@@ -40,12 +45,18 @@ class _Journal(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        try:
+            self._append(lines.encode())
+        except OSError as error:
+            raise UsageError(f"{self._path} cannot be written: {error.strerror}.") from None
+
+    def _append(self, lines: bytes) -> None:
         self._own_lock.acquire()
         try:
             with open(self._path, "rb+") as file:
                 file.seek(_end_of_lines(file))
                 file.truncate()
-                file.write(lines.encode())
+                file.write(lines)
         finally:
             self._own_lock.release()
 
@@ -74,6 +85,10 @@ def open_storage(storage: Path | str | BaseStorage | None) -> BaseStorage:
 
 def _journal(path: Path) -> BaseStorage:
     try:
+        if path.exists() and not path.is_file():  # which could be read without end
+            raise UsageError(
+                f"storage must be a writable file; got {path}, a folder, pipe or device."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_last_line(path)
         return JournalStorage(_Journal(str(path)))
@@ -81,7 +96,7 @@ def _journal(path: Path) -> BaseStorage:
         raise UsageError(
             f"storage must be a writable file; got {path}: {error.strerror}."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):  # Optuna asserts
+    except _BROKEN:
         raise UsageError(
             f"storage must be an Optuna journal; got {path}, which is damaged. Delete it to start "
             "the search again."

@@ -17,6 +17,7 @@ from tpcal.planner.correct import FEWEST, Correction
 from tpcal.planner.front import BUDGETS, Measured, Point
 from tpcal.planner.objective import Objective
 from tpcal.planner.predict import Predictor
+from tpcal.planner.readback import load
 from tpcal.planner.report import finished_plan
 from tpcal.planner.search import search
 from tpcal.planner.steps import fill
@@ -86,8 +87,7 @@ def whole_front(
             **options,
         )
         if found.study is not None:
-            study = optuna.load_study(study_name=found.study, storage=opened)
-            study.set_user_attr(_PART, True)
+            load(opened, found.study).set_user_attr(_PART, True)
     return fronts.front(predictor, opened)
 
 
@@ -95,7 +95,7 @@ def is_searched(predictor: Predictor, storage: BaseStorage) -> bool:
     """Whether `whole_front` has gone through the budgets that can be reached."""
     names = optuna.get_all_study_names(storage)
     own = [name for name in names if name.startswith(fronts.prefix(predictor))]
-    parts = [optuna.load_study(study_name=n, storage=storage).user_attrs.get(_PART) for n in own]
+    parts = [load(storage, name).user_attrs.get(_PART) for name in own]
     return sum(map(bool, parts)) >= sum(b >= predictor.limits.least for b in BUDGETS)
 
 

@@ -18,7 +18,7 @@ BYTES_PER_NODE = 50
 """A file of so many bytes may hold one value: what a longer list of values takes to read is
 minutes, and no file of ours comes near it."""
 MAX_DEPTH = 32
-"""Lists and mappings inside each other. What is nested deeper could be read, but not be written."""
+"""Lists and mappings inside each other; what is nested deeper could be read and not be written."""
 MAX_DIGITS = 100
 """Of a number. The time that parsing one takes rises with the square of its length."""
 
@@ -203,7 +203,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     """Writes a file so that readers see the old content or the new, never half of it.
 
     A file that is there keeps its permissions, its owner as far as the system lets us, and the
-    links that lead to it. What earlier writers left in its folder when they were killed is removed.
+    links that lead to it. What killed writers left in its folder is removed.
 
     Raises:
         UsageError: The folder cannot be written, or no regular file is at that place.

@@ -300,12 +300,12 @@ def plan_from_data(data: Any, source: str) -> Plan:
         rule = f"schema must be {SCHEMA} (this version of tpcal reads no other)"
         raise PlanError(source, [f"{rule}; got {body.get('schema')!r:.60}."])
     given = body.get("digest")
-    if given is not None and not reader.problems and rules.is_plain(body):
-        if given != _digest(body):
-            reader.problems.append(
-                "digest must match the content; the file was changed after it was written. "
-                "Delete the digest line to accept the change."
-            )
+    sealed = given is not None and not reader.problems and rules.is_plain(body)
+    if sealed and given != _digest(body):
+        reader.problems.append(
+            "digest must match the content; the file was changed after it was written. "
+            "Delete the digest line to accept the change."
+        )
     plan = rules.read_plan(reader, body)
     rules.check_cuts(reader, plan.cuts, plan.model.n_layers if plan.model else None)
     if reader.problems:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.files import read_bytes
+from tpcal.plans.files import is_unicode, read_bytes
 
 RATIOS = ("ttft", "token", "throughput")
 KINDS = ("plan", "preset", "control")
@@ -149,7 +149,10 @@ def _read(path: Path, command: str, parse: Callable[[Any], T]) -> T:
     rule = f"{path} must be the JSON that tpcal {command} -o FILE.json writes"
     data = read_bytes(path, f"file of tpcal {command}", MAX_BYTES)
     try:
-        return parse(json.loads(data.decode("utf-8")))
+        read = json.loads(data.decode("utf-8"))
+        if not is_unicode(json.dumps(read, ensure_ascii=False)):
+            raise ValueError("text that is no Unicode")
+        return parse(read)
     except KeyError as error:
         raise UsageError(f"{rule}; {error.args[0]!r} is missing in it. Write it again.") from None
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import resource
 import sys
 from pathlib import Path
 
@@ -43,6 +45,32 @@ def test_half_a_line_is_cut_off_by_whoever_writes_next(tmp_path: Path) -> None:
     again = optuna.load_study(study_name="test", storage=open_storage(path))
     assert [trial.value for trial in again.trials] == [0.5, 0.75]
     assert b"half" not in path.read_bytes()
+
+
+def test_a_journal_that_cannot_grow_is_one_line_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    one_trial(path)
+    study = open_study(open_storage(path), "test", Repeatable("random", 0))
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole), limits[1]))  # as a disk that is full
+    try:
+        with pytest.raises(UsageError, match=r"study\.journal cannot be written: File too large"):
+            study.ask()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole
+    study.tell(study.ask(), 0.75)  # once there is room again, it goes on
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_no_storage(tmp_path: Path, kind: str) -> None:
+    path = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero"), "folder": tmp_path}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(UsageError, match="^storage must be a writable file; got "):
+        open_storage(path)
 
 
 @pytest.mark.parametrize("content", [b"no journal\n", b'{"op_code":0}\n', b"[]\n", b"\xff\n"])
