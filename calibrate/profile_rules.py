@@ -59,7 +59,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
         _check_array(reader, arrays.get(name), name, (n, width))
     if reader.problems:
         raise ValueError(" ".join(reader.problems))
-    known: dict[str, Any] = {name: arrays[name] for name in ("sample_group", *MEASURES, *MASSES)}
+    held: dict[str, Any] = {name: arrays[name] for name in ("sample_group", *MEASURES, *MASSES)}
     return Profile(
         model=model,
         shape=shape,
@@ -67,7 +67,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
         probes=probes,
         provenance=provenance,
         **tokens,
-        **known,
+        **held,
     )
 
 

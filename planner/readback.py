@@ -99,15 +99,15 @@ def _check_cuts(reader: Reader, value: Any, at: str) -> None:
 def _check_losses(reader: Reader, value: Any, groups: set[str] | None, at: str) -> None:
     """``measured`` and ``flips`` by group, of the same groups."""
     parts = [value.get(n) for n in ("measured", "flips")] if isinstance(value, Mapping) else []
-    found = [set(part) for part in parts if isinstance(part, Mapping)]
-    if len(found) < 2 or found[0] != found[1] or found[0] != (groups or found[0]):
+    found = [part for part in parts if isinstance(part, Mapping)]
+    names = [set(part) for part in found]
+    same = len(found) == 2 and names[0] == names[1] == (groups or names[0])
+    if not same or not names[0]:
         reader.wrong(at, "have losses and changed answers of every group", value)
         return
-    for name, part in zip(("measured", "flips"), parts, strict=True):
+    for name, part in zip(("loss", "flips"), found, strict=True):
         for group, number in part.items():
-            reader.number(number, f"{at}: {name}.{group}", "flips" if name == "flips" else "loss")
-    if not found[0] and groups is not None:
-        reader.wrong(at, "have losses", value)
+            reader.number(number, f"{at}: {name} of {group}", name)
 
 
 def _is_counts(value: Any) -> bool:

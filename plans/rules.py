@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from functools import cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Budget, Cut, Plan
 
 Record = TypeVar("Record")
-_hints = cache(get_type_hints)
 MAX_LAYERS = 1_000
 MAX_WHOLE = 2**53
 """Largest whole number: up to here every reader of JSON and YAML has the same."""
@@ -145,7 +143,7 @@ def read_record(
     if body.get(key) is None:
         return None
     path = f"{at}{key}"
-    hints = _hints(record)
+    hints = get_type_hints(record)
     data = reader.mapping(body[key], path, [f.name for f in fields(record)])  # type: ignore[arg-type]
     if data is None:
         return None
@@ -196,7 +194,7 @@ def given(value: Any) -> Any:
 
 def data_of(record: Any) -> dict[str, Any]:
     """Plain data of a record, its numbers of the types that their fields have."""
-    hints = _hints(type(record))
+    hints = get_type_hints(type(record))
     return {f.name: _data(getattr(record, f.name), str(hints[f.name])) for f in fields(record)}
 
 
