@@ -61,7 +61,9 @@ def finished_plan(
 
 def _provenance(predictor: Predictor, facts: Mapping[str, Any]) -> dict[str, Any]:
     known = predictor.profile.provenance
-    data = {**known.get("samples", {}), **known.get("data", {})} or None
+    data, wish = known.get("data"), known.get("samples")
+    if isinstance(data, Mapping) and isinstance(wish, Mapping):
+        data = {**wish, **data}  # all that it takes to draw others of the same data
     found = {
         "tpcal": tpcal.__version__,
         "libraries": {name: v for name in LIBRARIES if (v := _version(name))},
