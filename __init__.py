@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tpcal.plans.errors import TpcalError
-    from tpcal.plans.execute import Handle, apply, check
+    from tpcal.plans.executor.handle import Handle, apply, check
     from tpcal.plans.schema import Cut, Plan, load_plan, load_preset, presets, save_plan
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "TpcalError": "tpcal.plans.errors",
-    "Handle": "tpcal.plans.execute",
-    "apply": "tpcal.plans.execute",
-    "check": "tpcal.plans.execute",
+    "Handle": "tpcal.plans.executor.handle",
+    "apply": "tpcal.plans.executor.handle",
+    "check": "tpcal.plans.executor.handle",
     "Cut": "tpcal.plans.schema",
     "Plan": "tpcal.plans.schema",
     "load_plan": "tpcal.plans.schema",

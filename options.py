@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import click
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.places import EMBEDDED
+from tpcal.plans.local_paths import EMBEDDED
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.models import Loaded
-    from tpcal.calibrate.samples import Samples
+    from tpcal.calibrate.inputs.models import Loaded
+    from tpcal.calibrate.inputs.samples import Samples
 
 Command = Callable[..., None]
 MAX_LISTED = 10_000
@@ -56,7 +56,7 @@ class ModelChoice:
 
     def load(self) -> Loaded:
         """The model; the embedded one where none is named."""
-        from tpcal.calibrate import models
+        from tpcal.calibrate.inputs import models
 
         return models.load(
             self.name or EMBEDDED,
@@ -90,7 +90,7 @@ class DataChoice:
 
     def load(self, split: str) -> Samples:
         """The samples; ``split`` is taken where none is named."""
-        from tpcal.calibrate import samples
+        from tpcal.calibrate.inputs import samples
 
         columns = samples.Columns(
             **{f.name: getattr(self, f"{f.name}_column") for f in fields(samples.Columns)}
@@ -231,7 +231,7 @@ def share(_ctx: click.Context, _option: click.Parameter, value: str | None) -> f
     """Callback of a budget that is a share, in any tool's words."""
     if value is None:
         return None
-    from tpcal.planner.words import share_kept
+    from tpcal.planner.published.other_tools import share_kept
 
     try:
         return share_kept(value)
@@ -359,7 +359,7 @@ def budget_options(command: Command) -> Command:
             return
         if len(given) > 1:
             raise click.UsageError(f"Only one of {', '.join(flags)} can be given.")
-        from tpcal.planner.budget import LAYER_AVERAGE, Budget
+        from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
 
         ((name, target),) = given.items()
         kind = name.removeprefix("budget").removeprefix("_") or LAYER_AVERAGE

@@ -23,11 +23,11 @@ from rich.progress import Progress
 from rich.table import Table
 from stopwatch import Bench, Seconds, measure, peak
 
-from tpcal.calibrate.bench.figures import Spread
 from tpcal.calibrate.bench.geometry import GEOMETRIES, IMAGE, build, prompt
-from tpcal.planner.space import project
-from tpcal.plans import execute
+from tpcal.calibrate.bench.ratios import Spread
+from tpcal.planner.prediction.space import project
 from tpcal.plans.cost import Cost, plan_cost
+from tpcal.plans.executor import handle
 from tpcal.plans.families import decoder_shape
 from tpcal.plans.schema import Cut, Plan, load_preset
 
@@ -151,11 +151,11 @@ def run(
     }
     short = {n for counts in lengths.values() for n in counts} - {n_visual + n_text}
     times = measure(bench, made, short, n_repeats, lambda: progress.advance(bar))
-    unpruned, full_kv = peak(bench, None), sum(execute.kv_bytes(bench.prefill()))
+    unpruned, full_kv = peak(bench, None), sum(handle.kv_bytes(bench.prefill()))
     results = []
     for name, plan in made.items():
-        with execute.apply(bench.model, plan):
-            kv = sum(execute.kv_bytes(bench.prefill())) / full_kv
+        with handle.apply(bench.model, plan):
+            kv = sum(handle.kv_bytes(bench.prefill())) / full_kv
         cost = plan_cost(plan, shape, n_visual, n_text)
         memory, reachable = peak(bench, plan) / unpruned, times.reachable(lengths[name])
         mine = times.plans[name]

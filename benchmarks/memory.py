@@ -57,8 +57,8 @@ def peak(kept: str, n: int, side: int) -> int:
     import torch
 
     from tpcal.calibrate.deviation import log_probabilities
-    from tpcal.calibrate.store import Store
     from tpcal.calibrate.tape import Tape
+    from tpcal.calibrate.tape_store import Store
     from tpcal.plans.schema import Cut
 
     model = _model(side)

@@ -114,9 +114,9 @@ def table(title: str, found: Sequence[Held]) -> Table:
 
 def embedded(device: str, dtype: torch.dtype, now: Callable[[], float]) -> Clock:
     """The built-in model and one of its questions."""
-    from tpcal.calibrate import models
-    from tpcal.calibrate.batches import prompt_inputs
-    from tpcal.calibrate.samples import load_samples
+    from tpcal.calibrate.inputs import models
+    from tpcal.calibrate.inputs.batches import prompt_inputs
+    from tpcal.calibrate.inputs.samples import load_samples
 
     loaded = models.load(EMBEDDED, device=device, dtype=str(dtype).removeprefix("torch."))
     inputs = prompt_inputs(loaded.processor, [load_samples(n=1, split="eval")[0]], loaded.model)

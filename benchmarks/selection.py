@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from tpcal.calibrate.bench.stamps import now
+from tpcal.calibrate.bench.token_times import now
 from tpcal.plans.selectors import create, names
 from tpcal.plans.selectors.base import Selector, Tokens
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from tpcal.calibrate.bench.measure import applied
-from tpcal.calibrate.bench.peak import peak_bytes
-from tpcal.calibrate.bench.stamps import now
-from tpcal.plans import attention, execute
-from tpcal.plans.forward import ForwardPass
+from tpcal.calibrate.bench.generation_times import applied
+from tpcal.calibrate.bench.peak_memory import peak_bytes
+from tpcal.calibrate.bench.token_times import now
+from tpcal.plans.executor import attention_reader, handle
+from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors.base import Selector
 
@@ -109,10 +109,10 @@ def stopwatch(now: Callable[[], float]) -> Iterator[dict[str, float]]:
 
 def _timed() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
     hooks = ("_before_base", "_after_base", "_before_decoder", "_after_decoder")
-    yield from ((execute.Handle, name, ("executor",)) for name in hooks)
+    yield from ((handle.Handle, name, ("executor",)) for name in hooks)
     yield ForwardPass, "before_layer", ("executor",)
     yield ForwardPass, "leaves_alone", ("executor",)
-    yield attention, "read", ("executor", "selection")
+    yield attention_reader, "read", ("executor", "selection")
     for kind in _subclasses(Selector):
         if "select" in vars(kind):
             yield kind, "select", ("selection",)

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tpcal.calibrate.batches import encode
 from tpcal.calibrate.deviation import answer_deviation, log_probabilities
-from tpcal.calibrate.memory import memory_guard
-from tpcal.calibrate.models import Loaded
-from tpcal.calibrate.samples import Samples
-from tpcal.calibrate.store import Kept, Store
+from tpcal.calibrate.inputs.batches import encode
+from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape import Recording, Tape
+from tpcal.calibrate.tape_store import Kept, Store
 from tpcal.plans.schema import Cut
 
 Array = NDArray[Any]

@@ -1,186 +1,113 @@
-"""Calibration: every single cut of a grid tried on every sample, replayed from the cut's layer."""
+"""What calibration measures of a batch of samples: every single cut, and every layer."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from tpcal.calibrate import grid, timing
-from tpcal.calibrate import profile as profiles
-from tpcal.calibrate.batches import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS, prompt_inputs
-from tpcal.calibrate.figures import TAU
-from tpcal.calibrate.memory import memory_guard
-from tpcal.calibrate.models import Loaded, device_of, weights_digest
-from tpcal.calibrate.profile import Probe, Profile
-from tpcal.calibrate.rounds import Progress, Refine, Rounds
-from tpcal.calibrate.samples import Samples
-from tpcal.calibrate.seen import pack
-from tpcal.calibrate.sharing import team
-from tpcal.calibrate.store import Store
-from tpcal.plans import families
+from tpcal.calibrate.deviation import (
+    answer_deviation,
+    local_deviation,
+    log_probabilities,
+    text_after_images,
+)
+from tpcal.calibrate.inputs.batches import encode
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.calibrate.profile import MASSES, MEASURES, Probe
+from tpcal.calibrate.tape import Recording, Tape
+from tpcal.plans.errors import RunFailed, UsageError, excerpt
 from tpcal.plans.schema import Cut
 
-DEFAULT_BATCH_SIZE = 16
+TAU = 0.93
+"""Cosine below which a visual token counts as turned (BTP, arXiv 2505.22038, App. 7.6)."""
+Arrays = dict[str, NDArray[Any]]
 
 
-def calibrate(
-    loaded: Loaded,
-    samples: Samples,
-    out: Path | str,
-    *,
-    selectors: Sequence[str] | None = None,
-    keeps: Sequence[float] | None = None,
-    layers: Sequence[int] | None = None,
-    refine: Refine | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    store: Store | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> Profile:
-    """The profile of a model, written to a folder of its own in ``out`` (`folder_of`).
-
-    Every finished batch is kept on disk. However a run ends, the same call continues it, and the
-    profile comes out bit for bit the same as that of an undisturbed run with the same batch size
-    on the same machine. A finished profile is returned at once. Processes that were started
-    together (`sharing.team`) share the batches and give the same profile as one; all of them have
-    to name one folder that they share. The cost of a sample is about as many forward passes as
-    ``(layers + 1) / 2 * sum of keeps * selectors`` decoder layers make; with ``refine`` that of
-    the probes it names; recorded batches are kept for that in ``store``.
-
-    Args:
-        loaded: The model.
-        samples: What to measure on.
-        out: Folder that collects profiles.
-        selectors: As `grid.probes`.
-        keeps: As `grid.probes`.
-        layers: As `grid.probes`.
-        refine: Chooses what to probe of the grid beyond `grid.coarse`; None probes all of it. The
-            same profile has to get the same answer.
-        batch_size: Samples per run of the model. May change between a run and its continuation.
-        store: Keeps recorded batches for refining, as far as its host memory goes; None: they are
-            recorded again each time ``refine`` is asked.
-        seed: The seed the samples were drawn with; kept as provenance.
-        progress: Called with samples done, samples in all and what is going on.
-        provenance: Plain data to keep in the profile, under these keys.
-
-    Raises:
-        UsageError: A bad grid, samples without images, or a folder that holds something else.
-        RunFailed: Out of memory, or the model returns numbers that are not finite.
-    """
-    allowed = families.find(loaded.model).cut_layers(loaded.model)
-    tried = grid.probes(
-        loaded.identity.n_layers,
-        selectors=selectors,
-        keeps=keeps,
-        layers=layers,
-        allowed=allowed,
-    )
-    settings = _settings(loaded, samples, tried, seed, refined=refine is not None)
-    folder = Path(out) / _folder_name(loaded.name, settings)
-    workers = team()
-    batch_size = workers.agree(lambda: batch_size)  # each may have chosen its own by free memory
-    if workers.agree((folder / profiles.PROFILE).exists):
-        os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
-        return profiles.load(folder)
-    kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
-    kept["data"] = {**samples.recipe, **kept["data"], "seen": pack(samples.identities)}
-    kept["data"] |= samples.source.counts()
-    if allowed.stop < loaded.identity.n_layers:
-        kept["stop_layer"] = allowed.stop
-    kept |= provenance or {}
-    report = progress if progress and workers.is_main else _silent
-    rounds = Rounds(
-        loaded,
-        samples,
-        folder,
-        settings,
-        kept,
-        batch_size,
-        workers,
-        report,
-        store if refine else None,
-    )
-    advice = "What is done is kept. Run the same command with a smaller --batch-size."
-    with memory_guard("Calibration", advice), torch.inference_mode():
-        rounds.run(grid.coarse(tried) if refine else tried)
-        if refine:
-            rounds.refine(tried, refine)
-        if workers.is_main:
-            report(0, 0, "Timing layers")
-            found = profiles.placed(_timed(rounds.profile(), loaded, samples), folder)
-            profiles.save(found, folder)
-            rounds.discard()
-    workers.wait()
-    return profiles.load(folder)
-
-
-def folder_of(
-    loaded: Loaded, samples: Samples, out: Path | str, probes: Sequence[Probe], seed: int = 0
-) -> Path:
-    """Where `calibrate` writes a whole grid: the model's name and a hash of what matters."""
-    return Path(out) / _folder_name(loaded.name, _settings(loaded, samples, probes, seed))
-
-
-def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
-    prompt = prompt_inputs(loaded.processor, [samples[0]], loaded.model)
-    earliest: dict[str, Cut] = {}
-    for probe in sorted(profile.probes, key=lambda probe: probe.layer):
-        if probe.selector is not None:
-            cut = Cut(probe.layer, probe.keep, probe.selector, probe.params)
-            earliest.setdefault(probe.selector, cut)
-    counts = timing.counts_to_time(profile.n_tokens, profile.n_text)
-    times = timing.measure(timing.Clock(loaded.model, prompt), counts, list(earliest.values()))
-    return replace(profile, layer_ms=times.layer_ms, executor_ms=times.executor_ms)
-
-
-def _settings(
-    loaded: Loaded, samples: Samples, probes: Sequence[Probe], seed: int, *, refined: bool = False
-) -> dict[str, Any]:
-    """Plain data of everything the results depend on."""
+def widths(n_probes: int, n_layers: int) -> dict[str, int]:
+    """Columns of every array that `measure` makes."""
     return {
-        **({"refined": True} if refined else {}),
-        "schema": profiles.SCHEMA,
-        "model": {k: v for k, v in asdict(loaded.identity).items() if v is not None},
-        "weights": weights_digest(loaded.model),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": device_of(loaded.model).type,
-        "data": {
-            "name": samples.name,
-            "description": samples.description,
-            "fingerprint": samples.fingerprint,
-            "n": len(samples),
-            "seed": seed,
-        },
-        "tau": TAU,
-        "answer_tokens": [MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS],
-        "versions": {name: _version(name) for name in ("tpcal", "torch", "transformers")},
-        "probes": [asdict(probe) for probe in probes],
+        **dict.fromkeys(MEASURES, n_probes),
+        **dict.fromkeys(MASSES, n_layers),
+        "counts": 2,
     }
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
+@dataclass(frozen=True)
+class Recorded:
+    """A batch after its unpruned pass: all that `measure` needs, whichever probes come."""
+
+    recording: Recording
+    positions: Tensor  # [b, A]
+    valid: Tensor  # [b, A]
+    counts: Tensor  # [b, 2] visual and text tokens of the prompt
 
 
-def _folder_name(name: str, settings: Mapping[str, Any]) -> str:
-    last = Path(name).name or name
-    slug = re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-.") or "model"
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return f"{slug}-{digest[:10]}"
+def record(loaded: Loaded, samples: Samples, numbers: Sequence[int]) -> Recorded:
+    """The unpruned pass over some samples.
+
+    Raises:
+        UsageError: A sample without images.
+    """
+    batch = [samples[i] for i in numbers]
+    encoded = encode(loaded.processor, batch, loaded.model)
+    tape = Tape.record(loaded.model, encoded.inputs, prompt_length=encoded.prompt_length)
+    n_tokens = tape.visual_mask.sum(dim=1)
+    if not bool(n_tokens.all()):
+        bad = next(s.id for s, n in zip(batch, n_tokens.tolist(), strict=True) if not n)
+        raise UsageError(f"Samples must have images; got none in sample {excerpt(bad)}.")
+    counts = torch.stack((n_tokens, encoded.prompt_length - n_tokens), dim=1)
+    return Recorded(tape.recording, encoded.positions, encoded.valid, counts)
 
 
-def _silent(done: int, total: int, what: str) -> None:
-    pass
+def measure(loaded: Loaded, batch: Recorded, probes: Sequence[Probe]) -> Arrays:
+    """Every figure of a batch, [b, columns] each.
+
+    Raises:
+        RunFailed: Numbers that are not finite.
+    """
+    tape = Tape(loaded.model, batch.recording)
+    columns = _columns_of_layers(tape)
+    columns |= _columns_of_probes(tape, probes, batch.positions, batch.valid)
+    columns["counts"] = batch.counts
+    arrays = {name: value.float().cpu().numpy() for name, value in columns.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise RunFailed(
+                f"The model must return finite numbers; got {name} that is not. Try another "
+                "--dtype: bfloat16 or float32."
+            )
+    return arrays
+
+
+def _columns_of_layers(tape: Tape) -> dict[str, Tensor]:
+    layers = range(tape.n_layers)
+    masses = [tape.attention_mass(layer) for layer in layers]
+    return {
+        "turns": torch.stack([tape.turned(layer, TAU) for layer in layers], dim=1),
+        "text_to_visual": torch.stack([mass[0] for mass in masses], dim=1),
+        "visual_to_text": torch.stack([mass[1] for mass in masses], dim=1),
+    }
+
+
+def _columns_of_probes(
+    tape: Tape, probes: Sequence[Probe], positions: Tensor, valid: Tensor
+) -> dict[str, Tensor]:
+    full = log_probabilities(tape.logits(positions))
+    where = text_after_images(tape.text_mask, tape.visual_mask)
+    found: dict[str, list[Tensor]] = {name: [] for name in MEASURES}
+    for probe in probes:
+        cut = Cut(probe.layer, probe.keep, probe.selector, probe.params)
+        replayed = tape.replay([cut], positions)
+        kl, flips = answer_deviation(full, log_probabilities(replayed.logits), valid)
+        output = tape.state(probe.layer + 1)
+        found["kl"].append(kl)
+        found["flips"].append(flips)
+        found["local"].append(local_deviation(replayed.first_output, output, where))
+    return {name: torch.stack(columns, dim=1) for name, columns in found.items()}

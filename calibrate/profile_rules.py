@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe, Profile
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.rules import Reader, read_record
+from tpcal.plans.plan_rules import Reader, read_record
 from tpcal.plans.schema import ModelIdentity
 from tpcal.plans.selectors import names
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tpcal.calibrate.figures import Arrays, Recorded, measure, record, widths
-from tpcal.calibrate.models import Loaded
-from tpcal.calibrate.parts import Parts, discard, found_once
+from tpcal.calibrate.checkpoints import Parts, discard, found_once
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.calibrate.probe import Arrays, Recorded, measure, record, widths
 from tpcal.calibrate.profile import MEASURES, Probe, Profile
-from tpcal.calibrate.samples import Samples
-from tpcal.calibrate.sharing import Team
-from tpcal.calibrate.store import Kept, Store
+from tpcal.calibrate.tape_store import Kept, Store
+from tpcal.calibrate.workers import Team
 
 Progress = Callable[[int, int, str], None]
 Refine = Callable[[Profile, Sequence[Probe]], Sequence[Probe]]

@@ -1,8 +1,8 @@
 """Tape: one unpruned forward pass, recorded so that a cut costs only the layers after it.
 
-A replay makes its cuts with the executor's own code (`tpcal.plans.forward`), on teacher-forced
-input: prompt and answer in one sequence. Selection looks at the prompt only, as production prefill
-does.
+A replay makes its cuts with the executor's own code (`tpcal.plans.executor.passes`), on
+teacher-forced input: prompt and answer in one sequence. Selection looks at the prompt only, as
+production prefill does.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans import stack
-from tpcal.plans.attention import Capture, Probe, probing
 from tpcal.plans.errors import UsageError
-from tpcal.plans.execute import is_applied
-from tpcal.plans.families import find
-from tpcal.plans.forward import (
+from tpcal.plans.executor import gather
+from tpcal.plans.executor.attention_reader import Capture, Probe, probing
+from tpcal.plans.executor.handle import is_applied
+from tpcal.plans.executor.passes import (
     CutRecord,
     ForwardPass,
     PreparedCut,
@@ -30,7 +29,8 @@ from tpcal.plans.forward import (
     shared_layers,
     with_grids,
 )
-from tpcal.plans.images import vision
+from tpcal.plans.families import find
+from tpcal.plans.images import vision_reader
 from tpcal.plans.schema import Cut
 
 _STATES = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
@@ -61,9 +61,9 @@ class _Call:
 
 @dataclass(frozen=True)
 class Recording:
-    """All that replays read of a pass; a `tpcal.calibrate.store.Store` can keep it."""
+    """All that replays read of a pass; a `tpcal.calibrate.tape_store.Store` can keep it."""
 
-    prompt: stack.Prompt
+    prompt: gather.Prompt
     states: Mapping[int, Tensor]
     calls: tuple[_Call, ...]
     decoder_inputs: Mapping[str, Any]
@@ -132,13 +132,13 @@ class Tape:
         with ExitStack() as undo:
             probes: Mapping[int, Probe] = {}
             seen = None
-            if max(prompt.n_visual) and vision.problem(family, model) is None:
-                seen = undo.enter_context(vision.reading(family, model))
+            if max(prompt.n_visual) and vision_reader.problem(family, model) is None:
+                seen = undo.enter_context(vision_reader.reading(family, model))
             if every_layer and max(prompt.n_visual):
                 modules = {at: family.attention(layer) for at, layer in enumerate(layers)}
                 probes = undo.enter_context(probing(modules))
-                everything = stack.Survivors(None, None, prompt.n_visual)
-                wanted = stack.attention_request(
+                everything = gather.Survivors(None, None, prompt.n_visual)
+                wanted = gather.attention_request(
                     prompt, everything, text=True, visual_queries=True
                 )
                 for probe in probes.values():
@@ -287,7 +287,7 @@ class Tape:
             return
         for prepared in cuts:
             if "vision" in prepared.needs:
-                unread = vision.problem(self._family, self._model)
+                unread = vision_reader.problem(self._family, self._model)
                 raise UsageError(f"The selector {prepared.cut.selector} {unread}")
 
     def _run(self, run: ForwardPass, start: int, first: int, positions: Tensor) -> Replayed:
@@ -323,8 +323,8 @@ def _picked(states: Tensor, positions: Tensor) -> Tensor:
 
 def _read_prompt(
     model: PreTrainedModel, inputs: Mapping[str, Any], prompt_length: Tensor | None
-) -> stack.Prompt:
+) -> gather.Prompt:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
-    prompt = stack.read_prompt(visual, inputs.get("attention_mask"), prompt_length)
+    prompt = gather.read_prompt(visual, inputs.get("attention_mask"), prompt_length)
     return with_grids(family, model, prompt, inputs)

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from tpcal.calibrate.bench.stamps import now
-from tpcal.calibrate.models import device_of
-from tpcal.plans import execute
+from tpcal.calibrate.bench.token_times import now
+from tpcal.calibrate.inputs.models import device_of
 from tpcal.plans.cost import EVERY_PLAN, PER_TOKEN, layers_ms
+from tpcal.plans.executor import handle
 from tpcal.plans.families import find
 from tpcal.plans.schema import Cut, Plan
 
@@ -87,7 +87,7 @@ class Clock:
         """Milliseconds of the decoder over the prompt, with the executor's own work."""
         family, marks = find(self.model), list[float]()
         decoder = family.decoder(self.model)
-        with execute.apply(self.model, plan, check=False):  # its hooks stand between these two
+        with handle.apply(self.model, plan, check=False):  # its hooks stand between these two
             before = decoder.register_forward_pre_hook(
                 lambda *_: marks.append(self._now()), prepend=True
             )
@@ -112,7 +112,7 @@ def measure(clock: Clock, counts: Sequence[int], cuts: Sequence[Cut]) -> Times:
         counts: Token counts to time layers at.
         cuts: One of each selector to time, at the earliest layer it can stand before.
     """
-    plans = () if execute.check(Plan(tuple(cuts[:1])), clock.model) else examples(cuts, clock)
+    plans = () if handle.check(Plan(tuple(cuts[:1])), clock.model) else examples(cuts, clock)
     decoders, prefills = run(clock, counts, plans)
     layers = tuple((n, ms / clock.n_layers) for n, ms in decoders.items())
     return Times(layers, executor_ms(layers, prefills, *clock.n_tokens, clock.n_layers))

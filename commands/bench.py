@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import options, terminal
+from tpcal.commands.bench_inputs import Subject, loaded_subject, random_subject
 from tpcal.commands.inputs import named_twice
 from tpcal.commands.outputs import check_outputs, write_figures
-from tpcal.commands.timed import Subject, loaded_subject, random_subject
 from tpcal.options import ModelChoice
 from tpcal.plans.errors import SlowerError, UsageError
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.bench.figures import Cell
-    from tpcal.calibrate.bench.shapes import Shape
+    from tpcal.calibrate.bench.prompt_sizes import Shape
+    from tpcal.calibrate.bench.ratios import Cell
 
 
 MOST_THREADS = 1024
@@ -36,7 +36,7 @@ class Sizes:
     @property
     def shapes(self) -> list[Shape]:
         """In the order of the table."""
-        from tpcal.calibrate.bench.shapes import Shape
+        from tpcal.calibrate.bench.prompt_sizes import Shape
 
         return [Shape(b, i, t) for i, t, b in product(self.images, self.text, self.batch_sizes)]
 
@@ -182,7 +182,7 @@ def bench(
             if geometry is None
             else random_subject(files, geometry, layers, model, image_size)
         )
-        from tpcal.calibrate.bench.measure import bench as measure
+        from tpcal.calibrate.bench.generation_times import bench as measure
 
         cells = measure(
             subject.model,
@@ -206,7 +206,7 @@ def _check(
 ) -> None:
     """Nothing, where the options fit together; otherwise everything that is wrong at once."""
     from tpcal.calibrate.bench.geometry import GEOMETRIES
-    from tpcal.calibrate.bench.verdict import check_repeats
+    from tpcal.calibrate.bench.slower import check_repeats
 
     problems = []
     if named_twice(files) is not None:
@@ -238,10 +238,10 @@ def show(subject: Subject, cells: Sequence[Cell], n_repeats: int, outputs: Seque
     """Prints the table, writes the files, and then fails where a plan is slower."""
     from datetime import UTC, datetime
 
-    from tpcal.calibrate.bench.figures import plain
     from tpcal.calibrate.bench.machine import machine_of
-    from tpcal.calibrate.bench.verdict import sentences, slower
-    from tpcal.views.benches import Page, bench_markdown, bench_view
+    from tpcal.calibrate.bench.ratios import plain
+    from tpcal.calibrate.bench.slower import sentences, slower
+    from tpcal.views.bench_view import Page, bench_markdown, bench_view
 
     found, machine = slower(cells), machine_of(subject.model)
     said = sentences(cells, found)

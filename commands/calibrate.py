@@ -79,13 +79,13 @@ def calibrate(
       tpcal calibrate --model llava-1.5-7b --data questions.jsonl \\
           --samples 64 --device cuda --dtype bfloat16
     """
-    from tpcal.views.profiles import profile_summary
+    from tpcal.views.profile_view import profile_summary
 
     data.check_asked_of(model)
     with terminal.progress() as report:
         report(0, 0, "Loading the model")
-        from tpcal.calibrate import needs, probe, profile
-        from tpcal.planner.refine import next_probes
+        from tpcal.calibrate import calibrate, memory_needs, profile
+        from tpcal.planner.prediction.next_probes import next_probes
 
         loaded = model.load()
         report(0, 0, "Loading the samples")
@@ -93,11 +93,11 @@ def calibrate(
         tell_source(samples)
         facts = {"command": terminal.command(), "samples": data.recorded()}
         everything = full_grid or any(wish is not None for wish in grid.values())
-        need = needs.of_probes(loaded, needs.longest(loaded, samples))
+        need = memory_needs.of_probes(loaded, memory_needs.longest(loaded, samples))
         n_kept = 0 if everything else len(samples)
-        run = needs.arranged(loaded, need, n_kept, batch_size, memory)
+        run = memory_needs.arranged(loaded, need, n_kept, batch_size, memory)
         terminal.note(run.said)
-        found = probe.calibrate(
+        found = calibrate.calibrate(
             loaded,
             samples,
             out,
@@ -112,7 +112,7 @@ def calibrate(
     folder = profile.newest(out)
     terminal.console().print(profile_summary(found, folder))
     after_calibrate(found, folder, is_default=out == OUT)
-    from tpcal.calibrate.depth import blind_spots
+    from tpcal.calibrate.drop_all_depth import blind_spots
 
     for warning in blind_spots(found):
         terminal.warn(warning)

@@ -9,7 +9,7 @@ import click
 from tpcal import options, terminal
 from tpcal.commands.inputs import OUT, plan_model_samples, refuse_to_overwrite
 from tpcal.options import DataChoice, ModelChoice
-from tpcal.planner.named import is_preset
+from tpcal.planner.published.names import is_preset
 
 
 @click.command(short_help="Prove how few answers a plan changes.")
@@ -69,18 +69,18 @@ def certify(
       tpcal certify plan.yaml --max-flips 0.05 --confidence 0.95
       tpcal certify plan.yaml --max-flips 0.1 --each-group --samples 2800
     """
-    from tpcal.plans.places import moved
+    from tpcal.plans.local_paths import moved
     from tpcal.plans.schema import save_plan
-    from tpcal.views.plans import certificate_line
+    from tpcal.views.plan_view import certificate_line
 
     if output is None and is_preset(file):
         raise click.UsageError("A preset cannot be written to; name a file with --output.")
     refuse_to_overwrite(output or Path(file), force)
     with terminal.progress() as report:
         found, loaded, samples = plan_model_samples(file, model, data, report)
-        from tpcal.planner.certify import Promise
-        from tpcal.planner.judged import Judged
-        from tpcal.planner.proof import prove
+        from tpcal.planner.certificates.binomial import Promise
+        from tpcal.planner.certificates.certify import prove
+        from tpcal.planner.certificates.judged import Judged
 
         proven = prove(
             [found],

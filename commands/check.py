@@ -7,7 +7,7 @@ import click
 from tpcal import options, terminal
 from tpcal.commands.inputs import plan_and_model
 from tpcal.options import ModelChoice
-from tpcal.planner.named import read_plan
+from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import FitError
 
 
@@ -33,7 +33,7 @@ def check(file: str | None, deep: bool, model: ModelChoice) -> None:
       tpcal check plan.yaml --model llava-1.5-7b
       tpcal check --deep --model llava-1.5-7b --device cuda
     """
-    from tpcal.views.plans import check_view
+    from tpcal.views.plan_view import check_view
 
     if deep:
         _try_laws(file, model)
@@ -45,7 +45,7 @@ def check(file: str | None, deep: bool, model: ModelChoice) -> None:
     if model.name is None:
         screen.print(check_view(found, file, None))
         return
-    from tpcal.plans.execute import check as problems_of
+    from tpcal.plans.executor.handle import check as problems_of
 
     with terminal.progress() as report:
         report(0, 0, "Loading the model")
@@ -66,9 +66,9 @@ def _try_laws(file: str | None, model: ModelChoice) -> None:
 
     with terminal.progress() as report:
         found, loaded = plan_and_model(file, model, report)
-        from tpcal.calibrate import deep
+        from tpcal.calibrate import executor_laws
 
-        verdicts = deep.judge(loaded, found, progress=report)
+        verdicts = executor_laws.judge(loaded, found, progress=report)
     title = f"{loaded.name}, {loaded.model.dtype} on {loaded.model.device}".replace("torch.", "")
     terminal.console().print(laws_view(verdicts, title=f"{title}, with {file}" if file else title))
     broken = [v for v in verdicts if v.holds is False]

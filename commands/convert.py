@@ -42,9 +42,9 @@ def convert(schedule: str, n_layers: int, output: Path, force: bool) -> None:
       tpcal convert "layers=[2,6,15] keeps=[300/576,200/576,110/576]
         method=sparsevlm" --layers 32
     """
-    from tpcal.planner.words import schedule as read
+    from tpcal.planner.published.other_tools import schedule as read
     from tpcal.plans.schema import save_plan
-    from tpcal.views.plans import plan_view
+    from tpcal.views.plan_view import plan_view
 
     refuse_to_overwrite(output, force)
     found = read(schedule, n_layers)

@@ -11,13 +11,13 @@ from tpcal import options, terminal
 from tpcal.commands.inputs import OUT, count_seen, plans_model_samples
 from tpcal.commands.outputs import check_folder, check_outputs, write_figures
 from tpcal.options import DataChoice, Listed, ModelChoice
-from tpcal.planner.named import is_preset
+from tpcal.planner.published.names import is_preset
 from tpcal.plans.errors import UsageError
 
 
 def control(word: str) -> str:
     """The name of a control."""
-    from tpcal.calibrate.controls import CONTROLS
+    from tpcal.calibrate.evaluation.controls import CONTROLS
 
     if word not in CONTROLS:
         raise ValueError(f"a control must be one of {', '.join(CONTROLS)}")
@@ -126,9 +126,9 @@ def evaluate(
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
       tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
-    from tpcal.views.comparison_figures import figures
-    from tpcal.views.comparisons import comparison_view, judged_line, markdown
-    from tpcal.views.words import count
+    from tpcal.views.comparison_json import figures
+    from tpcal.views.comparison_view import comparison_view, judged_line, markdown
+    from tpcal.views.formats import count
 
     if controls and not files:
         raise click.UsageError("--control must come with --plan; got it alone.")
@@ -147,11 +147,11 @@ def evaluate(
                 f"plan was made from ({samples.description}). Take fewer, name others with "
                 "--split, --data or --seed, or add --allow-seen."
             )
-        from tpcal.calibrate.answered import InMemory
-        from tpcal.calibrate.comparison import compare_plans
-        from tpcal.calibrate.kept_answers import AnswerFolder
-        from tpcal.calibrate.models import weights_digest
-        from tpcal.planner.judged import Judged, name_of
+        from tpcal.calibrate.evaluation.answer_cache import AnswerFolder
+        from tpcal.calibrate.evaluation.compare import compare_plans
+        from tpcal.calibrate.evaluation.generate import InMemory
+        from tpcal.calibrate.inputs.models import weights_digest
+        from tpcal.planner.certificates.judged import Judged, name_of
 
         folder = None if no_keep else AnswerFolder(out, loaded, samples, max_new_tokens)
         if folder and fresh:

@@ -35,11 +35,11 @@ def front(
       tpcal front
       tpcal front tpcal-out/embedded-1f2e3d4c5b --svg front.svg
     """
-    from tpcal.planner.front import front as plans
-    from tpcal.planner.front import named
-    from tpcal.planner.predict import Predictor
-    from tpcal.planner.storage import open_storage
-    from tpcal.views.fronts import front_data, front_view
+    from tpcal.planner.prediction.predict import Predictor
+    from tpcal.planner.search.front import front as plans
+    from tpcal.planner.search.front import named
+    from tpcal.planner.search.storage import open_storage
+    from tpcal.views.front_view import front_data, front_view
 
     check_outputs([svg] if svg else [], force)
     folder, profile = read_profile(folder)

@@ -12,13 +12,13 @@ from click.core import ParameterSource
 
 from tpcal import terminal
 from tpcal.plans.errors import UsageError
-from tpcal.plans.places import EMBEDDED
+from tpcal.plans.local_paths import EMBEDDED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tpcal.calibrate.profile import Profile
-    from tpcal.planner.front import Point
+    from tpcal.planner.search.front import Point
     from tpcal.plans.schema import Plan
 
 BUDGET = 0.22
@@ -74,7 +74,7 @@ def _print(*commands: Sequence[str]) -> None:
 
 def _reachable(profile: Profile) -> float | None:
     """A budget that plans of the profile can meet; None where it has no cut that leaves tokens."""
-    from tpcal.planner.predict import Predictor
+    from tpcal.planner.prediction.predict import Predictor
 
     try:
         least = Predictor(profile).limits.least

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from tpcal import terminal
 from tpcal.commands.outputs import check_place
 from tpcal.options import DataChoice, ModelChoice
-from tpcal.planner.named import is_preset, off_budget, read_plan
+from tpcal.planner.published.names import is_preset, off_budget, read_plan
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.places import EMBEDDED, locate
+from tpcal.plans.local_paths import EMBEDDED, locate
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.models import Loaded
+    from tpcal.calibrate.inputs.models import Loaded
+    from tpcal.calibrate.inputs.samples import Samples
     from tpcal.calibrate.profile import Profile
-    from tpcal.calibrate.samples import Samples
     from tpcal.plans.schema import Plan
 
 OUT = Path("tpcal-out")
@@ -85,7 +85,7 @@ def _loaded(
     report(0, 0, "Loading the model")
     loaded = model.load()
     fitted = {name: _at_depth(name, plan, loaded) for name, plan in plans.items()}
-    from tpcal.plans.execute import check as problems_of
+    from tpcal.plans.executor.handle import check as problems_of
 
     refuse_unfit({name: problems_of(plan, loaded.model) for name, plan in fitted.items()})
     return fitted, loaded
@@ -225,7 +225,7 @@ def plans_model_samples(
 
 def tell_source(samples: Samples) -> None:
     """One line on what of the data was left out and why, and one on each row that was skipped."""
-    from tpcal.views.words import count
+    from tpcal.views.formats import count
 
     left_out = samples.source.left_out.items()
     if left_out:
@@ -252,7 +252,7 @@ def seen_by(plans: Mapping[str, Plan]) -> set[bytes]:
     Raises:
         UsageError: A plan was made from samples and does not say which.
     """
-    from tpcal.calibrate.seen import unpack
+    from tpcal.calibrate.inputs.sample_digests import unpack
 
     seen: set[bytes] = set()
     for name, plan in plans.items():
@@ -270,7 +270,7 @@ def seen_by(plans: Mapping[str, Plan]) -> set[bytes]:
 
 def _n_tokens(loaded: Loaded, samples: Samples) -> int:
     """Visual tokens of the first sample."""
-    from tpcal.calibrate.batches import prompt_inputs
+    from tpcal.calibrate.inputs.batches import prompt_inputs
     from tpcal.plans.families import find
 
     inputs = prompt_inputs(loaded.processor, [samples[0]], loaded.model)

@@ -77,7 +77,7 @@ def write_figures(outputs: Sequence[Path], data: Mapping[str, Any], markdown: st
         data: Plain; ``made_by`` and ``command`` are put first.
         markdown: The same as a page.
     """
-    from tpcal.plans.files import write_atomic
+    from tpcal.plans.yaml_files import write_atomic
 
     whole = {"made_by": made_by(), "command": terminal.command(), **data}
     texts = {
@@ -90,7 +90,7 @@ def write_figures(outputs: Sequence[Path], data: Mapping[str, Any], markdown: st
 
 def write_picture(path: Path, view: RenderableType, title: str) -> None:
     """Writes what a terminal would show as SVG, with `MARK` in it."""
-    from tpcal.plans.files import write_atomic
+    from tpcal.plans.yaml_files import write_atomic
 
     opening, end, rest = terminal.picture(view, title).partition(">")
     write_atomic(path, f"{opening}{end}<!-- {made_by()} -->{rest}")

@@ -11,13 +11,13 @@ import click
 from tpcal import options, terminal
 from tpcal.commands.hints import after_front, after_plan
 from tpcal.commands.inputs import read_profile, refuse_to_overwrite
-from tpcal.commands.subject import Subject
+from tpcal.commands.session import Subject
 from tpcal.options import LimitChoice, ModelChoice
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
-    from tpcal.planner.budget import Budget
-    from tpcal.planner.stored import Answer
+    from tpcal.planner.prediction.budget import Budget
+    from tpcal.planner.search.whole_front import Answer
     from tpcal.plans.schema import Plan
 
 N_CERTIFY = 700
@@ -120,8 +120,8 @@ def plan(
       tpcal plan --max-loss 0.05
       tpcal plan --max-flips 0.05 --confidence 0.95 --weight count=2
     """
-    from tpcal.views.fronts import stored_line
-    from tpcal.views.plans import plan_view
+    from tpcal.views.front_view import stored_line
+    from tpcal.views.plan_view import plan_view
 
     _check(limits, no_measure)
     if given is not None and folder is not None:
@@ -151,7 +151,7 @@ def plan(
         if not no_measure:
             found = subject.signed(found)
         found = subject.placed(found, output.parent)
-    from tpcal.calibrate.depth import blind_spots
+    from tpcal.calibrate.drop_all_depth import blind_spots
     from tpcal.plans.schema import save_plan
 
     save_plan(found, output)
@@ -175,21 +175,21 @@ def _measured(
 ) -> Plan:
     """The best plan for the budget, or the cheapest within the limits."""
     if budget is None:
-        from tpcal.planner.allowance import Allowance
-        from tpcal.planner.cheapest import cheapest
+        from tpcal.planner.search.loss_limits import Allowance
+        from tpcal.planner.search.within_a_loss import cheapest
 
         allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
         return cheapest(profile, allowance, **search)
-    from tpcal.planner.search import search as search_within
+    from tpcal.planner.search.one_budget import search as search_within
 
     return _within(profile, search_within(profile, budget, **search).plan, limits)
 
 
 def _within(profile: Profile, found: Plan, limits: LimitChoice) -> Plan:
     """The plan of a budget, where it is within the limits."""
-    from tpcal.planner.allowance import Allowance
-    from tpcal.planner.finals import sizes
-    from tpcal.planner.predict import Predictor
+    from tpcal.planner.prediction.predict import Predictor
+    from tpcal.planner.search.finals import sizes
+    from tpcal.planner.search.loss_limits import Allowance
 
     allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
     assert found.loss is not None
@@ -203,7 +203,7 @@ def _within(profile: Profile, found: Plan, limits: LimitChoice) -> Plan:
 
 def _known(profile: Profile, budget: Budget, search: dict[str, Any]) -> Answer | None:
     """The plan that earlier searches know for a budget; None where one has to be searched."""
-    from tpcal.planner.stored import answer
+    from tpcal.planner.search.whole_front import answer
 
     names = ("storage", "weights", "max_cuts", "seed", "command")
     return answer(profile, budget, **{name: search[name] for name in names})
@@ -218,12 +218,12 @@ def _whole_front(
     n_trials: int | None,
 ) -> None:
     """Measures plans of every budget, and prints the front."""
-    from tpcal.planner.front import front, named
-    from tpcal.planner.objective import Objective
-    from tpcal.planner.predict import Predictor
-    from tpcal.planner.storage import open_storage
-    from tpcal.planner.stored import N_TRIALS, whole_front
-    from tpcal.views.fronts import front_view
+    from tpcal.planner.prediction.objective import Objective
+    from tpcal.planner.prediction.predict import Predictor
+    from tpcal.planner.search.front import front, named
+    from tpcal.planner.search.storage import open_storage
+    from tpcal.planner.search.whole_front import N_TRIALS, whole_front
+    from tpcal.views.front_view import front_view
 
     predictor = Predictor(profile, Objective(search["weights"]))
     if no_measure:
@@ -247,7 +247,7 @@ def _proven(
     batch_size: int,
 ) -> Plan:
     """The plan for the budget, or the cheapest of those within the limits, with a certificate."""
-    from tpcal.planner.certify import Promise
+    from tpcal.planner.certificates.binomial import Promise
 
     assert limits.max_flips is not None
     assert limits.confidence is not None
@@ -261,15 +261,15 @@ def _proven(
     if budget is not None:
         plans = [_measured(profile, budget, limits, {**search, **measurers})]
     else:
-        from tpcal.planner.allowance import Allowance
-        from tpcal.planner.cheapest import explore
+        from tpcal.planner.search.loss_limits import Allowance
+        from tpcal.planner.search.within_a_loss import explore
 
         allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
         plans = explore(profile, allowance, measurer=measurers["measurer"], **search).row(
             MOST_PROVEN
         )
-    from tpcal.planner.judged import Judged
-    from tpcal.planner.proof import prove
+    from tpcal.planner.certificates.certify import prove
+    from tpcal.planner.certificates.judged import Judged
 
     return prove(
         [subject.signed(one) for one in plans],

@@ -11,16 +11,16 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.inputs import OUT, read_profile, seen_by
-from tpcal.commands.subject import Subject
+from tpcal.commands.session import Subject
 from tpcal.options import ModelChoice
-from tpcal.planner.named import is_preset, read_plan
+from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
     from tpcal.plans.schema import Plan
-    from tpcal.report.cards import Shown
-    from tpcal.report.figures import Section
+    from tpcal.report.answer_cards import Shown
+    from tpcal.report.elements import Section
 
 PLAN = Path("plan.yaml")
 N_LOOKED_AT = 4
@@ -101,10 +101,10 @@ def report(
       tpcal report --evaluation eval.json --bench bench.json
     """
     from tpcal.commands.outputs import check_outputs, made_by
-    from tpcal.plans.files import write_atomic
-    from tpcal.report.material import gather
+    from tpcal.plans.yaml_files import write_atomic
+    from tpcal.report.document import report as whole
+    from tpcal.report.inputs import gather
     from tpcal.report.page import chart_library
-    from tpcal.report.whole import report as whole
 
     check_outputs([output], force)
     folder, profile, plans = _read(given)
@@ -149,9 +149,9 @@ def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
 
 
 def _evidence(profile: Profile, evaluation: Path | None, bench: Path | None) -> list[Section]:
-    from tpcal.report.benches import benches
-    from tpcal.report.evaluations import check_model, evaluations
-    from tpcal.report.reading import read_bench, read_evaluation
+    from tpcal.report.bench_section import benches
+    from tpcal.report.evaluation_section import check_model, evaluations
+    from tpcal.report.read_json import read_bench, read_evaluation
 
     found = []
     if evaluation is not None:
@@ -177,9 +177,9 @@ def _shown(
     Raises:
         UsageError: The data has no sample that none of the plans was made from.
     """
-    from tpcal.calibrate.models import weights_digest
-    from tpcal.planner.judged import Judged, name_of
-    from tpcal.report.pictures import shown
+    from tpcal.calibrate.inputs.models import weights_digest
+    from tpcal.planner.certificates.judged import Judged, name_of
+    from tpcal.report.picture_section import shown
 
     samples, seen = subject.unseen(N_LOOKED_AT * n_samples, n_samples), seen_by(plans)
     try:

@@ -27,11 +27,11 @@ def run(
       tpcal run --plan plan.yaml --image cat.jpg "What is this?"
       tpcal run --image a.png --image b.png "What is different?"
     """
-    from tpcal.views.evaluations import answer_view
+    from tpcal.views.evaluation_view import answer_view
 
     with terminal.progress() as report:
         found, loaded = plan_and_model(file, model, report)
-        from tpcal.calibrate.answer import answer
+        from tpcal.calibrate.evaluation.ask import answer
 
         report(0, 0, "Answering")
         said = answer(loaded, question, images, found, max_new_tokens=max_new_tokens)

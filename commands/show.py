@@ -10,7 +10,7 @@ import click
 from tpcal import options, terminal
 from tpcal.commands.inputs import read_profile
 from tpcal.commands.outputs import check_outputs, write_picture
-from tpcal.planner.named import read_plan
+from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import UsageError, listed
 
 
@@ -67,7 +67,7 @@ def show(
       tpcal show tpcal-out --group count
       tpcal show plan.yaml --svg plan.svg
     """
-    from tpcal.views.plans import plan_view
+    from tpcal.views.plan_view import plan_view
 
     check_outputs([svg] if svg else [], force)
     if Path(what).is_dir() or what.endswith("profile.yaml"):
@@ -81,7 +81,7 @@ def show(
 
 
 def _profile_view(path: Path, measure: str, group: str | None, threshold: float) -> Any:
-    from tpcal.views.profiles import profile_view
+    from tpcal.views.profile_view import profile_view
 
     folder, profile = read_profile(path)
     if group is not None and group not in profile.groups:

@@ -136,7 +136,7 @@ def _samples_table() -> str:
 
     Of the first plan that is judged on them.
     """
-    from tpcal.planner.certify import level, samples_needed
+    from tpcal.planner.certificates.binomial import level, samples_needed
 
     shares = {"no answer changes": 0.0, "a quarter of it": 0.25, "half of it": 0.5}
     titles = ["at most", "confidence", *shares]

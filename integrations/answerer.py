@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from tpcal.calibrate.batches import generate_ids, prompt_inputs
-from tpcal.calibrate.memory import memory_guard
-from tpcal.calibrate.models import Loaded
-from tpcal.calibrate.samples import Sample
+from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Sample
+from tpcal.integrations.chat_prompts import Prompt
 from tpcal.integrations.decoding import Decoding
-from tpcal.integrations.prompts import Prompt
-from tpcal.integrations.tally import Tally
-from tpcal.planner.named import is_preset, read_plan
-from tpcal.plans.execute import apply
+from tpcal.integrations.token_counts import Tally
+from tpcal.planner.published.names import is_preset, read_plan
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.schema import Plan
 

@@ -18,10 +18,10 @@ from lmms_eval.utils import Collator
 from loguru import logger
 from tqdm import tqdm
 
-from tpcal.calibrate.models import device_of, load
+from tpcal.calibrate.inputs.models import device_of, load
 from tpcal.integrations.answerer import Answer, Answerer
+from tpcal.integrations.chat_prompts import Prompt, read_prompt
 from tpcal.integrations.decoding import read_decoding
-from tpcal.integrations.prompts import Prompt, read_prompt
 from tpcal.plans.errors import UsageError
 
 Request = tuple[str, Any, dict[str, Any], int, str, str]
@@ -33,7 +33,8 @@ class Tpcal(lmms):
     """Any model that tpcal knows, pruned by a plan or not.
 
     Args:
-        pretrained: ``embedded``, an alias, a Hub id or a folder, as `tpcal.calibrate.models.load`.
+        pretrained: ``embedded``, an alias, a Hub id or a folder, as
+            `tpcal.calibrate.inputs.models.load`.
         plan: Path of a plan, ``preset:NAME`` or ``preset:NAME@BUDGET``; none: unpruned.
         revision: Branch, tag or commit on the Hub.
         device: None or ``auto``: CUDA where there is one, a GPU for each process.

@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tpcal.plans import rules
+from tpcal.plans import plan_rules
 from tpcal.plans.cost import Cost
 from tpcal.plans.errors import PlanError, UsageError
-from tpcal.plans.files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
+from tpcal.plans.yaml_files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
 
 SCHEMA = 1
 SHORT_PRESETS = {"btp": "btp-llava-released", "dart": "dart-128", "todre": "todre-25"}
@@ -257,7 +257,7 @@ def dump_plan(plan: Plan) -> str:
     Raises:
         PlanError: The plan breaks a rule of the format, so that nobody could read its file.
     """
-    problems = rules.problems_of(plan)
+    problems = plan_rules.problems_of(plan)
     if problems:
         raise PlanError(plan.name or "The plan", problems)
     data = _plain(plan)
@@ -296,7 +296,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
     Raises:
         PlanError: Names every problem at once.
     """
-    reader = rules.Reader()
+    reader = plan_rules.Reader()
     known = ["schema", *(f.name for f in fields(Plan)), "digest"]
     body = reader.mapping(data, "the plan", known)
     if body is None:
@@ -305,14 +305,14 @@ def plan_from_data(data: Any, source: str) -> Plan:
         rule = f"schema must be {SCHEMA} (this version of tpcal reads no other)"
         raise PlanError(source, [f"{rule}; got {body.get('schema')!r:.60}."])
     given = body.get("digest")
-    sealed = given is not None and not reader.problems and rules.is_plain(body)
+    sealed = given is not None and not reader.problems and plan_rules.is_plain(body)
     if sealed and given != _digest(body):
         reader.problems.append(
             "digest must match the content; the file was changed after it was written. "
             "Delete the digest line to accept the change."
         )
-    plan = rules.read_plan(reader, body)
-    rules.check_cuts(reader, plan.cuts, plan.model.n_layers if plan.model else None)
+    plan = plan_rules.read_plan(reader, body)
+    plan_rules.check_cuts(reader, plan.cuts, plan.model.n_layers if plan.model else None)
     if reader.problems:
         raise PlanError(source, reader.problems)
     return plan
@@ -320,7 +320,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
 
 def _plain(plan: Plan) -> dict[str, Any]:
     """Plain data of a plan, what is not given left out."""
-    data = {key: rules.given(value) for key, value in rules.data_of(plan).items()}
+    data = {key: plan_rules.given(value) for key, value in plan_rules.data_of(plan).items()}
     nothing = {
         key for key, value in data.items() if value is None or (value == {} and key != "loss")
     }

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from tpcal.report.figures import script_json
-from tpcal.report.style import DARK
+from tpcal.report.chart_style import DARK
+from tpcal.report.elements import script_json
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from tpcal.report.figures import Section
+    from tpcal.report.elements import Section
 
 TEMPLATE = "page.html.j2"
 

@@ -8,10 +8,10 @@ from typing import Any
 import opened
 import torch
 
-from tpcal.calibrate.batches import generate_ids, prompt_inputs, prompt_text
-from tpcal.calibrate.images import read_images
-from tpcal.calibrate.samples import Sample
-from tpcal.plans.execute import apply
+from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs, prompt_text
+from tpcal.calibrate.inputs.images import read_images
+from tpcal.calibrate.inputs.samples import Sample
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Plan
 
 N_WORDS = 4

@@ -13,8 +13,8 @@ import numpy as np
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan
-from tpcal.report.material import Material, gather
-from tpcal.report.whole import report
+from tpcal.report.document import report
+from tpcal.report.inputs import Material, gather
 
 NASTY = "<script>alert(1)</script>"
 GROUPS = ("colour", NASTY, "a & b")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from tpcal.plans.execute import apply
+from tpcal.plans.executor.gather import Grid
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan
-from tpcal.plans.stack import Grid
 
 HALF = Plan((Cut(3, 0.5, "random"),))
 Grids = tuple[tuple[Grid, ...], ...]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpcal.calibrate.batches import Encoded
+from tpcal.calibrate.inputs.batches import Encoded
 from tpcal.calibrate.tape import Tape
-from tpcal.plans.execute import apply
-from tpcal.plans.forward import CutRecord
+from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.passes import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.rounding import allowed

@@ -12,11 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tpcal.calibrate.bench.figures import Cell, Repeat, Run
 from tpcal.calibrate.bench.geometry import GEOMETRIES, build
+from tpcal.calibrate.bench.ratios import Cell, Repeat, Run
 from tpcal.cli import cli
 from tpcal.commands.bench import bench, show
-from tpcal.commands.timed import Subject
+from tpcal.commands.bench_inputs import Subject
 from tpcal.plans.errors import SlowerError
 from tpcal.plans.schema import Cut, ModelIdentity, Plan, save_plan
 

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console, RenderableType
 
 from tpcal import __version__
-from tpcal.calibrate.evaluate import Evaluation
+from tpcal.calibrate.evaluation.accuracy import Evaluation
 from tpcal.calibrate.profile import Probe, Profile, load, save
 from tpcal.cli import cli
 from tpcal.options import Listed, layer
@@ -37,7 +37,7 @@ from tpcal.plans.schema import (
     save_plan,
 )
 from tpcal.terminal import Commands, short_command
-from tpcal.views.evaluations import evaluation_view
+from tpcal.views.evaluation_view import evaluation_view
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -743,7 +743,7 @@ def test_no_password_of_a_storage_reaches_the_screen_or_a_file(
     debug: list[str],
     url: str,
 ) -> None:
-    monkeypatch.setattr("tpcal.planner.storage.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("tpcal.planner.search.storage.time.sleep", lambda seconds: None)
     _profile(tmp_path / "tpcal-out" / "tiny-1")
     result = tpcal(*debug, *command, "--storage", url)
     assert result.exit_code == 2

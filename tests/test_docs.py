@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.gather import read_prompt
 from tpcal.plans.families import families
 from tpcal.plans.schema import SHORT_PRESETS, parse_plan, presets
 from tpcal.plans.selectors import names
-from tpcal.plans.stack import read_prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -17,11 +17,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tpcal.calibrate.batches import generate_ids
 from tpcal.calibrate.embedded.export import export
 from tpcal.calibrate.embedded.model import Sizes, new_model
-from tpcal.calibrate.samples import load_samples
-from tpcal.calibrate.seen import pack
+from tpcal.calibrate.inputs.batches import generate_ids
+from tpcal.calibrate.inputs.sample_digests import pack
+from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.cli import cli
 from tpcal.plans.schema import Cut, ModelIdentity, Plan, save_plan
 
@@ -124,7 +124,7 @@ def test_what_was_answered_is_not_asked_again(
     def never(*args: Any) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr("tpcal.calibrate.answered.generate_ids", never)
+    monkeypatch.setattr("tpcal.calibrate.evaluation.generate.generate_ids", never)
     assert tpcal(*PLANS, *FEW).stdout == first.stdout
     assert tpcal(*PLANS, *FEW, "--fresh").exit_code == 1
     for file in (made / "tpcal-out").glob("eval-*/*.jsonl"):
@@ -203,7 +203,7 @@ def test_an_interrupted_evaluation_continues(
         asked += 1
         return generate_ids(*args)
 
-    monkeypatch.setattr("tpcal.calibrate.answered.generate_ids", counted)
+    monkeypatch.setattr("tpcal.calibrate.evaluation.generate.generate_ids", counted)
     result = tpcal(*args)
     assert result.exit_code == 0, result.stderr
     assert asked == 2 * 40 - sum(n_kept) // 2

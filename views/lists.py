@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tpcal.plans.schema import SHORT_PRESETS, Cut, Plan
-from tpcal.views.plans import _value, average_keep
-from tpcal.views.words import QUIET, WORST, Right, heading, table_of
+from tpcal.views.formats import QUIET, WORST, Right, heading, table_of
+from tpcal.views.plan_view import _value, average_keep
 
 if TYPE_CHECKING:
     from tpcal.plans.laws import Verdict

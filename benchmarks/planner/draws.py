@@ -11,11 +11,11 @@ import numpy as np
 
 from benchmarks.planner import world
 from benchmarks.planner.sizes import MAX_CUTS
-from tpcal.planner.budget import Budget
-from tpcal.planner.optimum import Solver
-from tpcal.planner.predict import Predictor
-from tpcal.planner.space import exact_keep
-from tpcal.planner.steps import fill, neighbours
+from tpcal.planner.prediction.budget import Budget
+from tpcal.planner.prediction.neighbours import fill, neighbours
+from tpcal.planner.prediction.optimum import Solver
+from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.prediction.space import exact_keep
 from tpcal.plans.schema import Cut, load_preset, presets
 
 Cuts = tuple[Cut, ...]

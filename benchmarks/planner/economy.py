@@ -13,7 +13,7 @@ from benchmarks.planner.found import LABELLED, OWN, PREDICTED, Asked, Folders
 from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
-from tpcal.planner.objective import Objective
+from tpcal.planner.prediction.objective import Objective
 
 Floats = NDArray[np.float64]
 TARGET = 0.22

@@ -14,9 +14,9 @@ from benchmarks.planner import draws, world
 from benchmarks.planner.intervals import Interval, pooled, resampled, within_groups
 from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes
 from benchmarks.planner.work import Work, code
-from tpcal.planner.correct import Correction
-from tpcal.planner.objective import Objective
-from tpcal.planner.predict import Predictor
+from tpcal.planner.prediction.objective import Objective
+from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.search.correction import Correction
 from tpcal.plans.schema import Cut, n_keep
 
 Floats = NDArray[np.float64]

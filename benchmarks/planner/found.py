@@ -13,7 +13,7 @@ from benchmarks.planner.sizes import MAX_CUTS
 from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.calibrate.measure import Measurer, n_of_finals
 from tpcal.calibrate.profile import Profile
-from tpcal.planner.search import search
+from tpcal.planner.search.one_budget import search
 from tpcal.plans.schema import Cut
 
 LABELLED, OWN = "labelled", "own answers"

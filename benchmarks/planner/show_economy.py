@@ -14,7 +14,7 @@ from benchmarks.planner.found import LABELLED, PREDICTED, Asked, Folders, profil
 from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work
 from benchmarks.planner.world import FULL
-from tpcal.planner.refine import work as work_of
+from tpcal.planner.prediction.next_probes import work as work_of
 
 HOW = {"searched": False, "predicted": True}
 TITLES = {

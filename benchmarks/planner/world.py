@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tpcal.calibrate import evaluate, models, probe
-from tpcal.calibrate.answered import InMemory, answer_all
+from tpcal.calibrate import calibrate as calibration
+from tpcal.calibrate.evaluation import accuracy
+from tpcal.calibrate.evaluation.downsized import Resized
+from tpcal.calibrate.evaluation.generate import InMemory, answer_all
+from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.calibrate.measure import Measurer
-from tpcal.calibrate.models import Loaded
 from tpcal.calibrate.profile import MASSES, MEASURES, Profile
-from tpcal.calibrate.samples import Samples, load_samples
-from tpcal.calibrate.smaller import Resized
-from tpcal.planner.objective import MOST
-from tpcal.planner.predict import Predictor
-from tpcal.planner.refine import next_probes
+from tpcal.planner.prediction.next_probes import next_probes
+from tpcal.planner.prediction.objective import MOST
+from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.schema import Cut, Plan
 
 Floats = NDArray[np.float64]
@@ -86,7 +88,7 @@ def by_group(values: NDArray[Any], split: str, n: int, seed: int) -> Floats:
 def answers(cuts: Sequence[Cut], n: int) -> tuple[str, ...]:
     """[n] generated answers to the test split's questions."""
     plan = Plan(tuple(cuts)) if cuts else None
-    return evaluate.answers(model(), samples(TEST, n, 0), plan)
+    return accuracy.answers(model(), samples(TEST, n, 0), plan)
 
 
 def answers_downsized(height: int, width: int, n: int) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ def calibrated(n: int, seed: int, folder: Path, probes: str = FULL, own: bool = 
         probes: `FULL`, or `ADAPTIVE` as `tpcal calibrate` does it by default.
         own: With the model's own answers.
     """
-    return probe.calibrate(
+    return calibration.calibrate(
         *(model(), samples(CALIBRATION, n, seed, own), folder),
         refine=next_probes if probes == ADAPTIVE else None,
         seed=seed,

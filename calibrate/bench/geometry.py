@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tpcal.calibrate.bench.shapes import Shape
+from tpcal.calibrate.bench.prompt_sizes import Shape
 from tpcal.plans.errors import RunFailed
 from tpcal.plans.images import encoded
 

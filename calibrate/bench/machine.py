@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from tpcal import __version__
-from tpcal.calibrate.models import device_of
+from tpcal.calibrate.inputs.models import device_of
 
 
 @dataclass(frozen=True)

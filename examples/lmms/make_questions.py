@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, Value
 from PIL.Image import Image as Picture
 
-from tpcal.calibrate.samples import load_samples
+from tpcal.calibrate.inputs.samples import load_samples
 
 FILE = Path(__file__).parent / "questions.parquet"
 FEATURES = Features(

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from tpcal.calibrate.answers import is_right
+from tpcal.calibrate.evaluation.metrics import is_right
 
 
 def images(row: Mapping[str, Any]) -> list[Image]:

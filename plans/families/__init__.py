@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tpcal.plans import refused
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
+from tpcal.plans.families import _refused
 from tpcal.plans.families.base import Family
 from tpcal.plans.schema import ModelIdentity
 
@@ -41,7 +41,11 @@ _EXPERTS = (
 @cache
 def families() -> dict[str, Family]:
     """All families by name, sorted."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    names = sorted(
+        m.name
+        for m in pkgutil.iter_modules(__path__)
+        if m.name != "base" and not m.name.startswith("_")
+    )
     found = (import_module(f"{__name__}.{name}").FAMILY for name in names)
     return {family.name: family for family in found}
 
@@ -62,7 +66,7 @@ def find(model: PreTrainedModel) -> Family:
         if kind in family.architectures:
             return family
     generic = families()["generic"]
-    reason = refused.reason(model, generic)
+    reason = _refused.reason(model, generic)
     if reason is None:
         return generic
     raise UsageError(

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Prompt
 from tpcal.plans.families.base import run_lengths
 from tpcal.plans.images.mosaic import Mosaic
-from tpcal.plans.stack import Prompt
 
 
 class Cohere2Vision(Mosaic):

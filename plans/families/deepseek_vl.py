@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families.base import Family, square_grid, whole_images
-from tpcal.plans.stack import Grid, Prompt
 
 
 class DeepseekVL(Family):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families.base import Family, square_grid, whole_images
-from tpcal.plans.images.vision import Tower, square_blocks, tower_of
-from tpcal.plans.stack import Grid, Prompt
+from tpcal.plans.images.vision_reader import Tower, square_blocks, tower_of
 
 
 class Gemma3(Family):

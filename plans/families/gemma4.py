@@ -17,7 +17,7 @@ from tpcal.plans.images import encoded
 from tpcal.plans.images.views import IMAGE, VIDEO, AnySize, Size
 
 if TYPE_CHECKING:
-    from tpcal.plans.forward import ForwardPass
+    from tpcal.plans.executor.passes import ForwardPass
 
 _VIDEO_SIZE = "video_size"
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.families.llava_next import tiled_shape, tower_side, with_newlines
 from tpcal.plans.images.views import IMAGE, InOrder
-from tpcal.plans.stack import Grid
 
 
 class Granite4Vision(InOrder):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families import idefics3, qwen3_vl
 from tpcal.plans.families.base import Family
-from tpcal.plans.stack import Grid, Prompt
 
 if TYPE_CHECKING:
-    from tpcal.plans.forward import ForwardPass
+    from tpcal.plans.executor.passes import ForwardPass
 
 
 class GraniteDocling(Family):

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
-from tpcal.plans.stack import Grid, Prompt
 
 
 class Idefics3(Family):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
-from tpcal.plans.stack import Grid, Prompt
 
 if TYPE_CHECKING:
-    from tpcal.plans.forward import ForwardPass
+    from tpcal.plans.executor.passes import ForwardPass
 
 
 class Llama4(Family):

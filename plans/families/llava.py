@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families import mistral3
 from tpcal.plans.families.base import Family, square_grid
-from tpcal.plans.images.vision import Tower, tower_of, without_class
-from tpcal.plans.stack import Grid, Prompt
+from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
 
 
 class Llava(Family):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.families.llava_next import (
     n_frames,
@@ -21,8 +22,7 @@ from tpcal.plans.families.llava_next import (
     with_newlines,
 )
 from tpcal.plans.images.views import IMAGE, VIDEO, InOrder, steps_of
-from tpcal.plans.images.vision import Tower, tower_of, without_class
-from tpcal.plans.stack import Grid
+from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
 
 _SLACK = 1.1
 """Tiles shrink where their sides are this many times too long."""

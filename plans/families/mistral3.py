@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid
 from tpcal.plans.images.views import IMAGE, InOrder, steps_of
-from tpcal.plans.stack import Grid
 
 
 class Mistral3(InOrder):

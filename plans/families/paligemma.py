@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families.base import Family, softcapped, square_grid, whole_images
-from tpcal.plans.images.vision import Tower, tower_of
-from tpcal.plans.stack import Grid, Prompt
+from tpcal.plans.images.vision_reader import Tower, tower_of
 
 
 class PaliGemma(Family):

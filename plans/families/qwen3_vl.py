@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
+from tpcal.plans.executor.gather import Survivors
 from tpcal.plans.images.views import AnySize
-from tpcal.plans.images.vision import Tower, merged_blocks
-from tpcal.plans.stack import Survivors
+from tpcal.plans.images.vision_reader import Tower, merged_blocks
 
 if TYPE_CHECKING:
-    from tpcal.plans.forward import ForwardPass
+    from tpcal.plans.executor.passes import ForwardPass
 
 
 class Qwen3VL(AnySize):

@@ -9,9 +9,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families.base import Family, run_lengths
 from tpcal.plans.images.tiles import unplaced_view
-from tpcal.plans.stack import Grid, Prompt
 
 
 class Resampled(Family):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families.base import Family, rect_grid, square_grid
 from tpcal.plans.families.llava_next import tower_side
-from tpcal.plans.stack import Grid, Prompt
 
 _VIDEO = 2
 

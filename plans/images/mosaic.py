@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded
 from tpcal.plans.images.tiles import arrangement, lost_view, sketches, tile_views, whole_view
-from tpcal.plans.stack import Grid, Prompt
 
 if TYPE_CHECKING:
-    from tpcal.plans.forward import ForwardPass
+    from tpcal.plans.executor.passes import ForwardPass
 
 _SKETCHES = "_tpcal_sketches"
 

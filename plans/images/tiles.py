@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from tpcal.plans.executor.gather import Grid
 from tpcal.plans.families.base import rect_grid
-from tpcal.plans.stack import Grid
 
 _NOWHERE = (math.nan,) * 4
 _FINENESS = 16

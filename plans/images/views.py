@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.gather import Grid, Prompt
 from tpcal.plans.families.base import Family, rect_grid, run_grid
-from tpcal.plans.stack import Grid, Prompt
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tpcal.plans.execute import Report, apply
+from tpcal.plans.executor.gather import Grid
+from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Plan
-from tpcal.plans.stack import Grid
 
 _HALVES = (torch.bfloat16, torch.float16)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpcal.plans.execute import Report, apply
+from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.trial import N_STEPS, Trial, special_ids

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.execute import Handle, apply, is_applied
+from tpcal.plans.executor.handle import Handle, apply, is_applied
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.laws.verdict import Broken
 from tpcal.plans.schema import Cut, Plan

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.passes import CutRecord
 from tpcal.plans.families import find
-from tpcal.plans.forward import CutRecord
 
 
 def hidden_tokens(visual: Tensor, cuts: Sequence[CutRecord], n_layers: int) -> Tensor:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tpcal.plans.laws import batches, choice, equivalence, generation, identity, memory, turns
+from tpcal.plans.laws import (
+    batching,
+    choice,
+    equivalence,
+    generation,
+    identity,
+    kv_memory,
+    later_turns,
+)
 from tpcal.plans.laws.case import Case
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.laws.verdict import Law, Verdict
@@ -17,14 +25,14 @@ LAWS = (
     Law("recompute", equivalence.recompute),
     Law("drop all", equivalence.drop_all),
     Law("positions", equivalence.positions),
-    Law("rows alone", batches.rows_alone),
-    Law("kv cache", memory.kv_lengths),
+    Law("rows alone", batching.rows_alone),
+    Law("kv cache", kv_memory.kv_lengths),
     Law("same choice", choice.same_choice),
     Law("patches", choice.patches),
     Law("half precision", choice.near_duplicates),
-    Law("text turn", turns.text_turn),
-    Law("image turn", turns.image_turn),
-    Law("crop", turns.crop),
+    Law("text turn", later_turns.text_turn),
+    Law("image turn", later_turns.image_turn),
+    Law("crop", later_turns.crop),
     Law("greedy", generation.greedy),
     Law("beams", generation.beams),
     Law("samples", generation.samples),
@@ -33,9 +41,9 @@ LAWS = (
     Law("failed", identity.failed),
     Law("nested", identity.nested),
     Law("training", identity.training),
-    Law("threads", batches.threads),
+    Law("threads", batching.threads),
 )
-"""In the order to read them; `tpcal.plans.laws.compiled` holds one more, which takes minutes."""
+"""In the order to read them; `tpcal.plans.laws.torch_compile` holds one that takes minutes."""
 
 
 def run(case: Case, laws: Sequence[Law] = LAWS, plan: Plan | None = None) -> Iterator[Verdict]:

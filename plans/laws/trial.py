@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from tpcal.plans.execute import Report, apply, check
+from tpcal.plans.executor.handle import Report, apply, check
+from tpcal.plans.executor.passes import CutRecord
 from tpcal.plans.families import find
-from tpcal.plans.forward import CutRecord
 from tpcal.plans.laws import rounding
 from tpcal.plans.laws.case import Case, Inputs
 from tpcal.plans.laws.reference import hidden_tokens, hiding

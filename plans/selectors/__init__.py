@@ -1,4 +1,4 @@
-"""The selectors: every file beside this one, ``base`` apart, is a selector of that name.
+"""The selectors: every file beside this one is one, but for ``base`` and ``_*``.
 
 Listing names imports nothing; a selector's own file (and torch) is imported when it is first used.
 """
@@ -23,7 +23,13 @@ __all__ = ["can_cut", "create", "kind", "min_layer", "names", "needs", "paramete
 @cache
 def names() -> tuple[str, ...]:
     """Names of all selectors, sorted; neither torch nor a selector is imported."""
-    return tuple(sorted(module.name for module in iter_modules(__path__) if module.name != "base"))
+    return tuple(
+        sorted(
+            module.name
+            for module in iter_modules(__path__)
+            if module.name != "base" and not module.name.startswith("_")
+        )
+    )
 
 
 def create(name: str, params: Mapping[str, Any] | None = None) -> Selector:

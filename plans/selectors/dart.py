@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cosine import directions, distances, real_places
 from tpcal.plans.cost import Work
+from tpcal.plans.selectors._cosine import directions, distances, real_places
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,

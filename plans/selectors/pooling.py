@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tpcal.plans.merging import mean_states
+from tpcal.plans.selectors._merging import mean_states
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.merging import mean_states, take
+from tpcal.plans.selectors._merging import mean_states, take
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,

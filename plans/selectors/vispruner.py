@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cosine import all_distances, directions
 from tpcal.plans.cost import Work
-from tpcal.plans.merging import take
+from tpcal.plans.selectors._cosine import all_distances, directions
+from tpcal.plans.selectors._merging import take
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from tpcal.calibrate import models
 from tpcal.calibrate.embedded.model import Sizes, new_model, new_processor
-from tpcal.calibrate.models import Loaded
-from tpcal.calibrate.samples import Samples, load_samples
+from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples, load_samples
 
 SIZES = Sizes(
     patch=24, tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=48, heads=2

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tpcal.calibrate import choices
-from tpcal.calibrate.columns import GUESSES
-from tpcal.calibrate.samples import Sample, load_samples
+from tpcal.calibrate.inputs import multiple_choice
+from tpcal.calibrate.inputs.columns import GUESSES
+from tpcal.calibrate.inputs.samples import Sample, load_samples
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 ROWS = [line.strip() for line in PAGE.splitlines() if line.startswith("    {")]
@@ -38,6 +38,6 @@ def test_every_row_is_read(tmp_path: Path, row: str) -> None:
 
 
 def test_the_table_has_all_names() -> None:
-    for name, guesses in {**GUESSES, "choices": choices.GUESSES}.items():
+    for name, guesses in {**GUESSES, "choices": multiple_choice.GUESSES}.items():
         (line,) = (line for line in PAGE.splitlines() if f"| `--{name}-column` |" in line)
         assert ", ".join(f"`{guess}`" for guess in guesses) in line

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from tpcal.calibrate.batches import OWN_ANSWER_TOKENS, encode, generate_ids, prompt_inputs
 from tpcal.calibrate.deviation import answer_deviation, log_probabilities
-from tpcal.calibrate.models import load
-from tpcal.calibrate.samples import load_samples
+from tpcal.calibrate.inputs.batches import OWN_ANSWER_TOKENS, encode, generate_ids, prompt_inputs
+from tpcal.calibrate.inputs.models import load
+from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.calibrate.tape import Tape
-from tpcal.plans.execute import apply
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan
 
 PLAN = Plan((Cut(2, 0.25, "grid"), Cut(4, 0)))

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from tpcal.calibrate import models, probe
-from tpcal.calibrate.batches import encode, prompt_inputs
+from tpcal.calibrate import calibrate
+from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs.batches import encode, prompt_inputs
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
-from tpcal.calibrate.models import Loaded
-from tpcal.calibrate.samples import Samples
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.execute import apply, check
+from tpcal.plans.executor.handle import apply, check
 from tpcal.plans.schema import Cut, Plan
 from tpcal.plans.selectors import min_layer, names
 
@@ -72,8 +73,8 @@ def test_a_profile_is_the_same(
     loaded: Loaded, parted: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
     wish = {"selectors": ["attention", "grid"], "keeps": [0.5, 0], "batch_size": 3}
-    whole = probe.calibrate(loaded, scenes, tmp_path / "whole", **wish)
-    assert probe.calibrate(parted, scenes, tmp_path / "part", **wish).digest == whole.digest
+    whole = calibrate.calibrate(loaded, scenes, tmp_path / "whole", **wish)
+    assert calibrate.calibrate(parted, scenes, tmp_path / "part", **wish).digest == whole.digest
 
 
 def test_what_fits_is_not_offloaded(model_folder: Path) -> None:

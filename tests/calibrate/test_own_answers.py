@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tpcal.calibrate import models, probe
-from tpcal.calibrate.models import Loaded
+from tpcal.calibrate import calibrate
+from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Sample, Samples, load_samples
 from tpcal.calibrate.profile import Profile
-from tpcal.calibrate.samples import Sample, Samples, load_samples
 from tpcal.options import DataChoice
 
 GRID: dict[str, Any] = {
@@ -47,8 +48,8 @@ def lied_to(samples: Samples) -> Samples:
 def test_the_models_own_answers_give_nearly_the_same_profile(
     embedded: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
-    given = probe.calibrate(embedded, scenes, tmp_path, **GRID)
-    own = probe.calibrate(embedded, scenes.unanswered(), tmp_path, **GRID)
+    given = calibrate.calibrate(embedded, scenes, tmp_path, **GRID)
+    own = calibrate.calibrate(embedded, scenes.unanswered(), tmp_path, **GRID)
     assert len(list(tmp_path.iterdir())) == 2
     assert own.provenance["data"]["own_answers"] is True
     right = np.abs(given.kl - own.kl).max(axis=1) < 1e-4  # nothing changed: the same answer
@@ -60,7 +61,7 @@ def test_answers_that_are_wrong_change_only_a_profile_that_looks_at_them(
     embedded: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
     def of(samples: Samples) -> Profile:
-        return probe.calibrate(embedded, samples, tmp_path, **GRID)
+        return calibrate.calibrate(embedded, samples, tmp_path, **GRID)
 
     wrong = lied_to(scenes)
     np.testing.assert_array_equal(of(wrong.unanswered()).kl, of(scenes.unanswered()).kl)

@@ -9,7 +9,7 @@ from reference import close, positions_of
 
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.errors import UsageError
-from tpcal.plans.execute import apply
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.schema import Condition, Cut, Plan
 

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from tpcal.calibrate.batches import prompt_inputs
-from tpcal.calibrate.models import Loaded
-from tpcal.calibrate.samples import Samples
+from tpcal.calibrate.inputs.batches import prompt_inputs
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.timing import (
     Clock,
     counts_to_time,
@@ -18,7 +18,7 @@ from tpcal.calibrate.timing import (
     run,
 )
 from tpcal.plans.cost import EVERY_PLAN, prefill_ms
-from tpcal.plans.execute import is_applied
+from tpcal.plans.executor.handle import is_applied
 from tpcal.plans.schema import Cut, Plan
 
 CUTS = (Cut(0, 0.5, "grid"), Cut(1, 0.5, "attention"))

@@ -14,7 +14,7 @@ import pytest
 from fuzz import tried
 from fuzz.broken import edited
 
-from tpcal.planner.search import search
+from tpcal.planner.search.one_budget import search
 
 pytestmark = pytest.mark.timeout(120)
 

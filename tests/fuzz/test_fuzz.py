@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tpcal.calibrate.profile import MASSES, MEASURES
-from tpcal.planner.search import search
+from tpcal.planner.search.one_budget import search
 from tpcal.plans import schema
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(7200)]

@@ -21,19 +21,19 @@ from click.testing import CliRunner
 from pages import small_profile
 
 from tpcal.calibrate import profile as profiles
-from tpcal.calibrate.samples import load_samples
+from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.cli import cli
-from tpcal.planner import front as fronts
-from tpcal.planner.budget import Budget
-from tpcal.planner.predict import Predictor
-from tpcal.planner.search import search
-from tpcal.planner.storage import open_storage
-from tpcal.planner.stored import answer
+from tpcal.planner.prediction.budget import Budget
+from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.search import front as fronts
+from tpcal.planner.search.one_budget import search
+from tpcal.planner.search.storage import open_storage
+from tpcal.planner.search.whole_front import answer
 from tpcal.plans.errors import TpcalError
 from tpcal.plans.schema import Cut, Plan, dump_plan, load_plan, parse_plan
-from tpcal.report.benches import benches
-from tpcal.report.evaluations import evaluations
-from tpcal.report.reading import read_bench, read_evaluation
+from tpcal.report.bench_section import benches
+from tpcal.report.evaluation_section import evaluations
+from tpcal.report.read_json import read_bench, read_evaluation
 
 HERE = Path(__file__).parent
 SEEDS, CORPUS = HERE / "seeds", HERE / "corpus"
@@ -149,9 +149,9 @@ class Unaliased(yaml.SafeDumper):
 
 def profile(folder: Path) -> bool:
     """Read; where that succeeds, planned from."""
-    from tpcal.calibrate.depth import blind_spots, safe_depths
+    from tpcal.calibrate.drop_all_depth import blind_spots, safe_depths
     from tpcal.terminal import picture
-    from tpcal.views.profiles import profile_view
+    from tpcal.views.profile_view import profile_view
 
     found: list[profiles.Profile] = []
     with watched():

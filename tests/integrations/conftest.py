@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tpcal.calibrate import models
-from tpcal.calibrate.models import Loaded
-from tpcal.calibrate.samples import Samples, load_samples
+from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples, load_samples
 
 PLAN = """
 schema: 1

@@ -5,14 +5,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from tpcal.calibrate.batches import generate_ids, prompt_inputs, prompt_text
-from tpcal.calibrate.models import Loaded
-from tpcal.calibrate.samples import Sample, Samples
+from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs, prompt_text
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Sample, Samples
 from tpcal.integrations.answerer import Answerer
+from tpcal.integrations.chat_prompts import Prompt
 from tpcal.integrations.decoding import read_decoding
-from tpcal.integrations.prompts import Prompt
 from tpcal.plans.errors import BudgetError, FitError, UsageError
-from tpcal.plans.execute import apply, is_applied
+from tpcal.plans.executor.handle import apply, is_applied
 from tpcal.plans.schema import Plan, load_plan, parse_plan
 
 SHORT = read_decoding({"max_new_tokens": 8}, 8)

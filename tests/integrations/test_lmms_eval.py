@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from tpcal.calibrate.answers import is_right
-from tpcal.calibrate.batches import generate_ids, prompt_inputs
-from tpcal.calibrate.models import Loaded
-from tpcal.calibrate.samples import Samples, load_samples
-from tpcal.plans.execute import apply
+from tpcal.calibrate.evaluation.metrics import is_right
+from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples, load_samples
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import load_plan
 
 pytestmark = [pytest.mark.lmms, pytest.mark.timeout(600)]

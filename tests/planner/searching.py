@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import optuna
 from conftest import FakeMeasurer, World
 
-from tpcal.planner.search import search
-from tpcal.planner.storage import open_storage
+from tpcal.planner.search.one_budget import search
+from tpcal.planner.search.storage import open_storage
 
 
 class Slow(FakeMeasurer):

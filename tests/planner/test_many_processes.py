@@ -11,11 +11,11 @@ import pytest
 from optuna.trial import TrialState
 from searchers import N_TRIALS, check_together, check_what_a_killed_one_leaves, result, searching
 
-from tpcal.planner import others
-from tpcal.planner.others import Others, give_up, measuring
-from tpcal.planner.search import search
-from tpcal.planner.storage import open_storage
-from tpcal.planner.study import Repeatable, enqueue, open_study
+from tpcal.planner.search import other_processes
+from tpcal.planner.search.one_budget import search
+from tpcal.planner.search.other_processes import Others, give_up, measuring
+from tpcal.planner.search.storage import open_storage
+from tpcal.planner.search.study import Repeatable, enqueue, open_study
 
 
 def test_two_processes_share_the_trials_of_a_search(tmp_path: Path) -> None:
@@ -78,18 +78,18 @@ def test_a_silent_trial_of_another_host_is_given_up(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial, now = of_another_host(study, monkeypatch), [1000.0]
-    monkeypatch.setattr(others.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(other_processes.time, "monotonic", lambda: now[0])
     watch = Others(study)
     assert [t.number for t in watch.at_work()] == [0]
-    now[0] += others.SILENCE_S
+    now[0] += other_processes.SILENCE_S
     assert len(watch.at_work()) == 1
     trial.report(0.5, 0)  # a sign of life
     now[0] += 1
     assert len(watch.at_work()) == 1
     trial.set_user_attr("beat", 1)  # another
-    now[0] += others.SILENCE_S
+    now[0] += other_processes.SILENCE_S
     assert len(watch.at_work()) == 1
-    now[0] += others.SILENCE_S + 1
+    now[0] += other_processes.SILENCE_S + 1
     assert watch.at_work() == []
     assert study.get_trials()[0].state == TrialState.FAIL
 
@@ -97,15 +97,15 @@ def test_a_silent_trial_of_another_host_is_given_up(
 def test_who_measures_for_long_gives_signs_of_life(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(others, "BEAT_S", 0.01)
+    monkeypatch.setattr(other_processes, "BEAT_S", 0.01)
     trial = study.ask()
     with measuring(trial):
         for _ in range(500):
             if study.get_trials()[0].user_attrs.get("beat", 0) > 2:
                 break
-            others.time.sleep(0.01)
+            other_processes.time.sleep(0.01)
     assert study.get_trials()[0].user_attrs["beat"] > 2
-    assert study.get_trials()[0].user_attrs["owner"] == others.owner()
+    assert study.get_trials()[0].user_attrs["owner"] == other_processes.owner()
 
 
 def test_what_this_process_left_running_is_given_up(study: optuna.Study) -> None:

@@ -8,9 +8,9 @@ from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, rows_alone
 from reference import close, positions_of
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
-from tpcal.plans.cache import PrunedKV
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.execute import apply, check, kv_bytes
+from tpcal.plans.executor.cache import PrunedKV
+from tpcal.plans.executor.handle import apply, check, kv_bytes
 from tpcal.plans.families import find, identity
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.schema import Condition, Cut, ModelIdentity, Plan

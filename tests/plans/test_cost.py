@@ -154,7 +154,7 @@ def test_flops_of_a_plan_agree_with_torchs_counter(cuts: tuple[Cut, ...], exact:
     from models import batch, prompt, tiny_llava
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tpcal.plans.execute import apply
+    from tpcal.plans.executor.handle import apply
     from tpcal.plans.families import decoder_shape
 
     model, plan = tiny_llava("eager"), Plan(cuts)

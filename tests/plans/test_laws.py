@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from tpcal.plans import cache, execute, forward, stack
+from tpcal.plans.executor import cache, gather, handle, passes
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, run
 from tpcal.plans.laws.trial import Trial
@@ -96,13 +96,13 @@ def _tables_of_the_first_tokens(patch):
         moves = survivors.places is not None and getattr(given, "ndim", 0) > 1
         return given[:, : survivors.places.shape[1]] if moves else given
 
-    patch.setattr(stack.Gatherer, "_value", value)
+    patch.setattr(gather.Gatherer, "_value", value)
 
 
 def _states_of_the_wrong_tokens(patch):
-    take = stack.take_columns
+    take = gather.take_columns
     patch.setattr(
-        stack,
+        gather,
         "take_columns",
         lambda states, columns: (
             take(states, (columns - 1).clamp(min=0)) if states.ndim == 3 else take(states, columns)
@@ -111,7 +111,7 @@ def _states_of_the_wrong_tokens(patch):
 
 
 def _mask_without_its_last_key(patch):
-    made = stack.layer_mask
+    made = gather.layer_mask
 
     def mask(given, survivors, held, length):
         found = made(given, survivors, held, length)
@@ -120,7 +120,7 @@ def _mask_without_its_last_key(patch):
             found[..., -1:, 0] = False if found.dtype == torch.bool else -1e9
         return found
 
-    patch.setattr(stack, "layer_mask", mask)
+    patch.setattr(gather, "layer_mask", mask)
 
 
 def _filler_that_is_seen(patch):
@@ -149,8 +149,8 @@ def _bytes_of_a_buffer_twice_as_long(patch):
 
 
 def _one_token_more_than_planned(patch):
-    planned = forward.n_keep
-    patch.setattr(forward, "n_keep", lambda keep, n, *given: min(n, 1 + planned(keep, n, *given)))
+    planned = passes.n_keep
+    patch.setattr(passes, "n_keep", lambda keep, n, *given: min(n, 1 + planned(keep, n, *given)))
 
 
 def _choice_that_changes(patch):
@@ -170,46 +170,46 @@ def _choice_that_depends_on_the_batch(patch):
 
 
 def _grid_of_half_the_height(patch):
-    boxes = stack.Grid.boxes
-    patch.setattr(stack.Grid, "boxes", lambda self: boxes(self) * torch.tensor([1, 0.5, 1, 0.5]))
+    boxes = gather.Grid.boxes
+    patch.setattr(gather.Grid, "boxes", lambda self: boxes(self) * torch.tensor([1, 0.5, 1, 0.5]))
 
 
 def _handle_that_stays(patch):
-    patch.setattr(execute.Handle, "remove", lambda self: None)
+    patch.setattr(handle.Handle, "remove", lambda self: None)
 
 
 def _a_hook_left_behind(patch):
-    attach = execute.Handle._attach
+    attach = handle.Handle._attach
 
     def and_one(self, undo):
         attach(self, undo)
         self._model.register_forward_hook(lambda *given: None)
 
-    patch.setattr(execute.Handle, "_attach", and_one)
+    patch.setattr(handle.Handle, "_attach", and_one)
 
 
 def _state_kept_after_an_error(patch):
     patch.setattr(
-        forward.ForwardPass, "leaves_alone", lambda self, layer, arguments: self.length > 1e9
+        passes.ForwardPass, "leaves_alone", lambda self, layer, arguments: self.length > 1e9
     )
-    before = execute.Handle._before_decoder
+    before = handle.Handle._before_decoder
 
     def once(self, module, args, kwargs):
         if self._thread.run is None:
             before(self, module, args, kwargs)
 
-    patch.setattr(execute.Handle, "_before_decoder", once)
-    after = execute.Handle._after_decoder
+    patch.setattr(handle.Handle, "_before_decoder", once)
+    after = handle.Handle._after_decoder
 
     def unless_failed(self, module, args, output):
         return None if output is None else after(self, module, args, output)
 
-    patch.setattr(execute.Handle, "_after_decoder", unless_failed)
+    patch.setattr(handle.Handle, "_after_decoder", unless_failed)
 
 
 def _threads_that_share_a_pass(patch):
-    patch.setattr(execute, "RLock", nullcontext)
-    patch.setattr(execute, "_Thread", type("_Shared", (), {"__init__": execute._Thread.__init__}))
+    patch.setattr(handle, "RLock", nullcontext)
+    patch.setattr(handle, "_Thread", type("_Shared", (), {"__init__": handle._Thread.__init__}))
 
 
 MUTANTS = {

@@ -11,7 +11,7 @@ from models import batch, prompt, tiny_llava
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tpcal.plans.execute import apply
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan
 
 _WAITS = {

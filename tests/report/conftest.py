@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pages import Page, html_of, small_material
 
-from tpcal.report.material import Material
+from tpcal.report.inputs import Material
 
 
 @pytest.fixture(scope="session")

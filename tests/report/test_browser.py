@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tpcal.calibrate.samples import load_samples
+from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.cli import cli
 
 pytestmark = pytest.mark.browser

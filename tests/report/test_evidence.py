@@ -13,10 +13,10 @@ import pytest
 from pages import NASTY, Page, html_of, small_profile
 
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.report.benches import benches
-from tpcal.report.evaluations import check_model, evaluations
-from tpcal.report.material import Material
-from tpcal.report.reading import Span, read_bench, read_evaluation
+from tpcal.report.bench_section import benches
+from tpcal.report.evaluation_section import check_model, evaluations
+from tpcal.report.inputs import Material
+from tpcal.report.read_json import Span, read_bench, read_evaluation
 
 
 def _share(value: float) -> dict[str, float]:

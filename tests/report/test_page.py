@@ -9,10 +9,10 @@ import pytest
 from pages import GROUPS, NASTY, NOW, Page, html_of
 
 from tpcal.commands.outputs import MARK, N_BYTES
-from tpcal.report.figures import script_json
-from tpcal.report.material import Material
+from tpcal.report.chart_style import DARK
+from tpcal.report.elements import script_json
+from tpcal.report.inputs import Material
 from tpcal.report.page import environment
-from tpcal.report.style import DARK
 
 LOADING = ("src", "srcset", "href", "xlink:href", "data", "poster", "action", "background")
 

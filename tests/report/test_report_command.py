@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from pages import Page
 
+from tpcal.calibrate.inputs.sample_digests import pack
+from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.calibrate.profile import load, newest
-from tpcal.calibrate.samples import load_samples
-from tpcal.calibrate.seen import pack
 from tpcal.cli import cli
 from tpcal.plans.schema import load_plan, save_plan
 

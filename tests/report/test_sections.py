@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from pages import GROUPS, NASTY, Page, html_of, small_plans, small_profile
 
-from tpcal.planner.budget import Budget
-from tpcal.planner.front import Measured, Point
-from tpcal.planner.steps import fill
+from tpcal.planner.prediction.budget import Budget
+from tpcal.planner.prediction.neighbours import fill
+from tpcal.planner.search.front import Measured, Point
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.errors import FitError
 from tpcal.plans.schema import Cut, ModelIdentity, Plan, load_preset
-from tpcal.report.cuts import labels
-from tpcal.report.depths import depths
-from tpcal.report.deviations import ALL, deviations
-from tpcal.report.fronts import _names, fronts
-from tpcal.report.marks import Mark, controls, presets
-from tpcal.report.material import Material, gather
-from tpcal.report.predictions import predictions
+from tpcal.report.cut_labels import labels
+from tpcal.report.deviation_section import ALL, deviations
+from tpcal.report.drop_all_section import depths
+from tpcal.report.front_references import Mark, controls, presets
+from tpcal.report.front_section import _names, fronts
+from tpcal.report.inputs import Material, gather
+from tpcal.report.prediction_section import predictions
 
 PROFILE = small_profile()
 FOLDER = Path("nowhere")

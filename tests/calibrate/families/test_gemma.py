@@ -17,9 +17,9 @@ from replays import (
 from tiny import case
 from torch import Tensor
 
-from tpcal.calibrate.batches import Encoded, _teacher_forced
+from tpcal.calibrate.inputs.batches import Encoded, _teacher_forced
 from tpcal.calibrate.tape import Tape
-from tpcal.plans.forward import CutRecord
+from tpcal.plans.executor.passes import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.schema import Condition, Cut
 

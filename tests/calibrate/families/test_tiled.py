@@ -10,9 +10,9 @@ from replays import gives_what_production_gives, keeping_all_changes_nothing, re
 from tiny import case
 from torch import Tensor
 
-from tpcal.calibrate.batches import Encoded, _teacher_forced
-from tpcal.plans.execute import apply
-from tpcal.plans.forward import CutRecord
+from tpcal.calibrate.inputs.batches import Encoded, _teacher_forced
+from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.passes import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.schema import Cut, Plan
 

@@ -15,9 +15,9 @@ from chats import (
 )
 from PIL import Image
 
-from tpcal.calibrate.batches import encode, prompt_inputs
-from tpcal.calibrate.samples import Sample
-from tpcal.plans.execute import apply
+from tpcal.calibrate.inputs.batches import encode, prompt_inputs
+from tpcal.calibrate.inputs.samples import Sample
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan
 
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 from transformers.utils import is_num2words_available, is_torchvision_available
 
-from tpcal.calibrate import models
+from tpcal.calibrate.inputs import models
 from tpcal.plans.errors import UsageError
 
 SAVED = {

@@ -13,10 +13,10 @@ from replays import close
 from tiny.paligemma import SIDE, build
 from transformers import PaliGemmaProcessor, SiglipImageProcessorPil
 
-from tpcal.calibrate.batches import encode, generate_ids, prompt_inputs, prompt_text
-from tpcal.calibrate.samples import Sample
+from tpcal.calibrate.inputs.batches import encode, generate_ids, prompt_inputs, prompt_text
+from tpcal.calibrate.inputs.samples import Sample
 from tpcal.calibrate.tape import Tape
-from tpcal.plans.execute import apply
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan
 
 pytestmark = pytest.mark.filterwarnings(  # the processor hands tensors to numpy

@@ -15,10 +15,10 @@ from tiny import case
 from torch import Tensor
 from transformers import ShieldGemma2Config, ShieldGemma2ForImageClassification
 
-from tpcal.plans import stack
-from tpcal.plans.execute import apply
+from tpcal.plans.executor import gather
+from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.passes import with_grids
 from tpcal.plans.families import decoder_shape, find, identity
-from tpcal.plans.forward import with_grids
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.rounding import allowed, distance
 from tpcal.plans.laws.trial import Trial
@@ -36,10 +36,10 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[stack.Grid, ...], ...]:
+def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.Grid, ...], ...]:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
-    return with_grids(family, model, stack.read_prompt(visual, None), inputs).grids
+    return with_grids(family, model, gather.read_prompt(visual, None), inputs).grids
 
 
 @contextmanager

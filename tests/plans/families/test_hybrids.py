@@ -12,7 +12,7 @@ from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.execute import apply
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.laws import Case
 from tpcal.plans.schema import Cut, Plan

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoConfig
 
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.execute import apply
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
-from tpcal.plans.refused import reason
+from tpcal.plans.families._refused import reason
 from tpcal.plans.schema import Cut, Plan
 
 TEXT = {**tiles.TEXT, "num_hidden_layers": 2, "initializer_range": 0.02}

@@ -10,7 +10,7 @@ import torch
 from tiny import case
 from torch import Tensor
 
-from tpcal.plans.execute import apply
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.laws import LAWS, Case
 from tpcal.plans.laws.trial import Trial

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tpcal.plans.cosine import Distances
 from tpcal.plans.selectors import create
+from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors.balanced import admit, spatial
 from tpcal.plans.selectors.diversity import max_min
 

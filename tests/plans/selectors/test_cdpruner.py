@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tpcal.plans.cosine import Distances
 from tpcal.plans.selectors import create
+from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors.cdpruner import greedy_map, text_relevance
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tpcal.plans.cosine import Distances
 from tpcal.plans.selectors import create
+from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors.balanced import rebalanced, spatial
 from tpcal.plans.selectors.base import Tokens, order_mask
 from tpcal.plans.selectors.cdpruner import greedy_map

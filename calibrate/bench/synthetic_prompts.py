@@ -1,0 +1,60 @@
+"""Synthetic prompts for a model with a processor: pictures of noise and random words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tpcal.calibrate.bench.prompt_sizes import Shape
+from tpcal.calibrate.inputs.batches import prompt_inputs
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Sample
+from tpcal.plans.families import find
+
+WORDS = (
+    *("what", "which", "where", "how", "many", "is", "are", "the", "a", "of", "in", "behind"),
+    *("left", "right", "small", "large", "red", "green", "blue", "picture", "street", "table"),
+    *("person", "dog", "tree", "sign", "word", "number", "chart", "line", "colour", "shape"),
+)
+
+
+def inputs_for(loaded: Loaded, shape: Shape, image_px: int) -> dict[str, Any]:
+    """What `generate` takes, left-padded; no two rows alike.
+
+    Args:
+        loaded: The model.
+        shape: Sizes; texts come as near to them as words, and the chat format, allow.
+        image_px: Pixels along each side of an image, before the processor has its way.
+    """
+    rng = np.random.default_rng(0)
+    samples = []
+    for row, n_text in enumerate(shape.text_lengths):
+        images = tuple(_noise(image_px, rng) for _ in range(shape.n_images))
+        words = [str(word) for word in rng.choice(WORDS, max(1, n_text))]
+        n_words = _fitting(loaded, images, words, n_text)
+        samples.append(Sample(str(row), images, " ".join(words[:n_words])))
+    return prompt_inputs(loaded.processor, samples, loaded.model)
+
+
+def _noise(px: int, rng: np.random.Generator) -> Image.Image:
+    return Image.fromarray(rng.integers(0, 256, (px, px, 3), dtype=np.uint8))
+
+
+def _fitting(
+    loaded: Loaded, images: tuple[Image.Image, ...], words: Sequence[str], n_text: int
+) -> int:
+    """How many of the words make a prompt of at most ``n_text`` text tokens; one at least."""
+    fixed = _n_text(loaded, images, words[:1])
+    per_word = (_n_text(loaded, images, words) - fixed) / max(1, len(words) - 1)
+    n_words = 1 + int((n_text - fixed) / per_word) if per_word else 1
+    return min(max(1, n_words), len(words))
+
+
+def _n_text(loaded: Loaded, images: tuple[Image.Image, ...], words: Sequence[str]) -> int:
+    sample = Sample("", images, " ".join(words))
+    ids = prompt_inputs(loaded.processor, [sample], loaded.model)["input_ids"]
+    visual = find(loaded.model).visual_mask(loaded.model, ids, None)
+    return ids.shape[1] - int(visual.sum())

@@ -1,0 +1,186 @@
+"""Calibration: every single cut of a grid tried on every sample, replayed from the cut's layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tpcal.calibrate import probe_grid, timing
+from tpcal.calibrate import profile as profiles
+from tpcal.calibrate.inputs.batches import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS, prompt_inputs
+from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.models import Loaded, device_of, weights_digest
+from tpcal.calibrate.inputs.sample_digests import pack
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.calibrate.probe import TAU
+from tpcal.calibrate.profile import Probe, Profile
+from tpcal.calibrate.rounds import Progress, Refine, Rounds
+from tpcal.calibrate.tape_store import Store
+from tpcal.calibrate.workers import team
+from tpcal.plans import families
+from tpcal.plans.schema import Cut
+
+DEFAULT_BATCH_SIZE = 16
+
+
+def calibrate(
+    loaded: Loaded,
+    samples: Samples,
+    out: Path | str,
+    *,
+    selectors: Sequence[str] | None = None,
+    keeps: Sequence[float] | None = None,
+    layers: Sequence[int] | None = None,
+    refine: Refine | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    store: Store | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Profile:
+    """The profile of a model, written to a folder of its own in ``out`` (`folder_of`).
+
+    Every finished batch is kept on disk. However a run ends, the same call continues it, and the
+    profile comes out bit for bit the same as that of an undisturbed run with the same batch size
+    on the same machine. A finished profile is returned at once. Processes that were started
+    together (`sharing.team`) share the batches and give the same profile as one; all of them have
+    to name one folder that they share. The cost of a sample is about as many forward passes as
+    ``(layers + 1) / 2 * sum of keeps * selectors`` decoder layers make; with ``refine`` that of
+    the probes it names; recorded batches are kept for that in ``store``.
+
+    Args:
+        loaded: The model.
+        samples: What to measure on.
+        out: Folder that collects profiles.
+        selectors: As `probe_grid.probes`.
+        keeps: As `probe_grid.probes`.
+        layers: As `probe_grid.probes`.
+        refine: Chooses what to probe of the grid beyond `probe_grid.coarse`; None probes all of
+            it. The same profile has to get the same answer.
+        batch_size: Samples per run of the model. May change between a run and its continuation.
+        store: Keeps recorded batches for refining, as far as its host memory goes; None: they are
+            recorded again each time ``refine`` is asked.
+        seed: The seed the samples were drawn with; kept as provenance.
+        progress: Called with samples done, samples in all and what is going on.
+        provenance: Plain data to keep in the profile, under these keys.
+
+    Raises:
+        UsageError: A bad grid, samples without images, or a folder that holds something else.
+        RunFailed: Out of memory, or the model returns numbers that are not finite.
+    """
+    allowed = families.find(loaded.model).cut_layers(loaded.model)
+    tried = probe_grid.probes(
+        loaded.identity.n_layers,
+        selectors=selectors,
+        keeps=keeps,
+        layers=layers,
+        allowed=allowed,
+    )
+    settings = _settings(loaded, samples, tried, seed, refined=refine is not None)
+    folder = Path(out) / _folder_name(loaded.name, settings)
+    workers = team()
+    batch_size = workers.agree(lambda: batch_size)  # each may have chosen its own by free memory
+    if workers.agree((folder / profiles.PROFILE).exists):
+        os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
+        return profiles.load(folder)
+    kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
+    kept["data"] = {**samples.recipe, **kept["data"], "seen": pack(samples.identities)}
+    kept["data"] |= samples.source.counts()
+    if allowed.stop < loaded.identity.n_layers:
+        kept["stop_layer"] = allowed.stop
+    kept |= provenance or {}
+    report = progress if progress and workers.is_main else _silent
+    rounds = Rounds(
+        loaded,
+        samples,
+        folder,
+        settings,
+        kept,
+        batch_size,
+        workers,
+        report,
+        store if refine else None,
+    )
+    advice = "What is done is kept. Run the same command with a smaller --batch-size."
+    with memory_guard("Calibration", advice), torch.inference_mode():
+        rounds.run(probe_grid.coarse(tried) if refine else tried)
+        if refine:
+            rounds.refine(tried, refine)
+        if workers.is_main:
+            report(0, 0, "Timing layers")
+            found = profiles.placed(_timed(rounds.profile(), loaded, samples), folder)
+            profiles.save(found, folder)
+            rounds.discard()
+    workers.wait()
+    return profiles.load(folder)
+
+
+def folder_of(
+    loaded: Loaded, samples: Samples, out: Path | str, probes: Sequence[Probe], seed: int = 0
+) -> Path:
+    """Where `calibrate` writes a whole grid: the model's name and a hash of what matters."""
+    return Path(out) / _folder_name(loaded.name, _settings(loaded, samples, probes, seed))
+
+
+def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
+    prompt = prompt_inputs(loaded.processor, [samples[0]], loaded.model)
+    earliest: dict[str, Cut] = {}
+    for probe in sorted(profile.probes, key=lambda probe: probe.layer):
+        if probe.selector is not None:
+            cut = Cut(probe.layer, probe.keep, probe.selector, probe.params)
+            earliest.setdefault(probe.selector, cut)
+    counts = timing.counts_to_time(profile.n_tokens, profile.n_text)
+    times = timing.measure(timing.Clock(loaded.model, prompt), counts, list(earliest.values()))
+    return replace(profile, layer_ms=times.layer_ms, executor_ms=times.executor_ms)
+
+
+def _settings(
+    loaded: Loaded, samples: Samples, probes: Sequence[Probe], seed: int, *, refined: bool = False
+) -> dict[str, Any]:
+    """Plain data of everything the results depend on."""
+    return {
+        **({"refined": True} if refined else {}),
+        "schema": profiles.SCHEMA,
+        "model": {k: v for k, v in asdict(loaded.identity).items() if v is not None},
+        "weights": weights_digest(loaded.model),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": device_of(loaded.model).type,
+        "data": {
+            "name": samples.name,
+            "description": samples.description,
+            "fingerprint": samples.fingerprint,
+            "n": len(samples),
+            "seed": seed,
+        },
+        "tau": TAU,
+        "answer_tokens": [MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS],
+        "versions": {name: _version(name) for name in ("tpcal", "torch", "transformers")},
+        "probes": [asdict(probe) for probe in probes],
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _folder_name(name: str, settings: Mapping[str, Any]) -> str:
+    last = Path(name).name or name
+    slug = re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-.") or "model"
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return f"{slug}-{digest[:10]}"
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass

@@ -1,0 +1,138 @@
+"""Answers kept on disk as they are given: a file of JSON lines for each way to answer.
+
+A run that breaks off loses a batch, and one that is repeated asks the model nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tpcal import __version__
+from tpcal.calibrate.evaluation.generate import Answered, InMemory
+from tpcal.calibrate.evaluation.variants import Way
+from tpcal.calibrate.inputs.models import Loaded, device_of, weights_digest
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.plans.errors import UsageError
+from tpcal.plans.yaml_files import write_atomic
+
+
+class AnswerFile(InMemory):
+    """Answers of one way in a file. Its first line says what they are answers of.
+
+    Args:
+        path: The file; begun where there is none.
+        about: What the answers depend on.
+
+    Raises:
+        UsageError: The file holds something else, or is damaged before its last line. A last line
+            that was cut off is an answer that was not given.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._path, self._header = path, _line(dict(about))
+        if path.exists():
+            self._read()
+        else:
+            write_atomic(path, self._header)
+
+    def add(self, numbers: range, answers: Sequence[Answered]) -> None:
+        """As `Kept`; the file is written before this returns."""
+        super().add(numbers, answers)
+        text = "".join(_line([i, *astuple(a)]) for i, a in zip(numbers, answers, strict=True))
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UsageError(f"{self._path} cannot be written: {error.strerror}.") from None
+
+    def _read(self) -> None:
+        text = self._path.read_text(encoding="utf-8", errors="replace")
+        header, *lines = text.splitlines(keepends=True) or [""]
+        if header != self._header:
+            raise self._damaged("of other ones")
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+            write_atomic(self._path, "".join([header, *lines]))
+        for at, line in enumerate(lines, 2):
+            try:
+                number, given, n_visual, n_text, counts = json.loads(line)
+                pairs = tuple((int(layer), int(n)) for layer, n in counts)
+                self[int(number)] = Answered(str(given), int(n_visual), int(n_text), pairs)
+            except (ValueError, TypeError):
+                raise self._damaged(f"damaged in line {at}") from None
+
+    def _damaged(self, how: str) -> UsageError:
+        return UsageError(
+            f"{self._path} must hold answers that tpcal eval kept; it is {how}. Delete it, or "
+            "answer anew with --fresh."
+        )
+
+
+class AnswerFolder:
+    """The answers of one model to the same samples, a file for each way.
+
+    Args:
+        out: Folder that collects such folders.
+        loaded: The model.
+        samples: The questions.
+        max_new_tokens: Longest answer.
+    """
+
+    def __init__(self, out: Path, loaded: Loaded, samples: Samples, max_new_tokens: int) -> None:
+        self._out, self._loaded = out, loaded
+        self._samples, self._max_new_tokens = samples, max_new_tokens
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What the answers depend on, beside the way. Batches change none but by rounding."""
+        model, processor = self._loaded.model, self._loaded.processor
+        images: Any = getattr(processor, "image_processor", None)
+        chats = (getattr(own, "chat_template", None) for own in (processor, processor.tokenizer))
+        return {
+            "structure": self._loaded.identity.fingerprint,
+            "weights": weights_digest(model),
+            "dtype": str(model.dtype),
+            "device": device_of(model).type,
+            "attention": model.config.get_text_config(decoder=True)._attn_implementation,
+            "generation": _digest(model.generation_config.to_diff_dict()),
+            "prompts": _digest({"images": images.to_dict(), "chats": list(chats)}),
+            "samples": self._samples.fingerprint,
+            "max_new_tokens": self._max_new_tokens,
+            "tpcal": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    @cached_property
+    def path(self) -> Path:
+        """Of the folder."""
+        return self._out / f"eval-{_digest(self.settings)}"
+
+    def of(self, way: Way) -> AnswerFile:
+        """The answers of one way."""
+        about = {"made_by": f"tpcal {__version__}", **self.settings, "way": dict(way.key)}
+        return AnswerFile(self.path / f"{_digest(way.key)}.jsonl", about)
+
+    def forget(self) -> None:
+        """Deletes all answers that are kept here."""
+        for file in self.path.glob("*.jsonl"):
+            file.unlink()
+
+
+def _line(data: Any) -> str:
+    return json.dumps(data, sort_keys=True) + "\n"
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,86 @@
+"""One question about one prompt's images, answered with or without a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpcal.calibrate.inputs.batches import prompt_inputs
+from tpcal.calibrate.inputs.images import read_images
+from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Sample
+from tpcal.plans import cost
+from tpcal.plans.executor.handle import apply, kv_bytes
+from tpcal.plans.schema import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and what it held in memory at the end."""
+
+    text: str
+    n_tokens: int
+    """Visual tokens of the prompt."""
+    counts: tuple[tuple[int, int], ...]
+    """(layer, visual tokens left) of every cut that was made or, by its condition, left out."""
+    kv_bytes: int
+    unpruned_kv_bytes: int
+    """Of the same number of tokens in every layer."""
+
+
+def answer(
+    loaded: Loaded,
+    question: str,
+    images: Sequence[Path | str],
+    plan: Plan | None = None,
+    *,
+    max_new_tokens: int = 64,
+) -> Answer:
+    """The model's greedy answer.
+
+    Args:
+        loaded: The model.
+        question: Plain text; the chat format is added.
+        images: Files, in the order in which the prompt shows them.
+        plan: None runs the model unpruned.
+        max_new_tokens: Longest answer.
+
+    Raises:
+        UsageError: An image is missing or is none.
+        FitError: The plan does not fit the model.
+        RunFailed: Out of memory.
+    """
+    sample = Sample("0", read_images([str(path) for path in images], None, "--image"), question)
+    inputs = prompt_inputs(loaded.processor, [sample], loaded.model)
+    model = loaded.model
+    with memory_guard("Answering", "Use a smaller image, --dtype bfloat16 or another --device."):
+        with apply(model, plan) if plan else nullcontext() as handle:
+            out = model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                return_dict_in_generate=True,
+            )
+        report = handle.last if handle else None
+    new = out.sequences[0, inputs["input_ids"].shape[1] :]
+    n_held = out.sequences.shape[1] - 1  # the last token is not fed back
+    return Answer(
+        text=loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
+        n_tokens=_n_visual(loaded, inputs["input_ids"]),
+        counts=report.counts()[0] if report else (),
+        kv_bytes=sum(kv_bytes(out.past_key_values)),
+        unpruned_kv_bytes=cost.kv_bytes(loaded.shape, [n_held] * loaded.shape.n_layers),
+    )
+
+
+def _n_visual(loaded: Loaded, ids: Tensor) -> int:
+    from tpcal.plans.families import find
+
+    return int(find(loaded.model).visual_mask(loaded.model, ids, None).sum())

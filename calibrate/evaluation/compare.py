@@ -1,0 +1,225 @@
+"""Plans and controls side by side: the same samples, measured costs, paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+from tpcal.calibrate.evaluation.accuracy import Evaluation, compare_all
+from tpcal.calibrate.evaluation.controls import control
+from tpcal.calibrate.evaluation.generate import Answered, InMemory, Kept, answer_all
+from tpcal.calibrate.evaluation.intervals import Array
+from tpcal.calibrate.evaluation.measured_cost import Measured, measured
+from tpcal.calibrate.evaluation.paired_tests import Pair, Test, paired_tests
+from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, Redrawn, Way
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.plans.executor.handle import apply
+from tpcal.plans.schema import Plan
+
+UNPRUNED = "unpruned"
+ACCURACY, AGREEMENT = "accuracy", "agreement"
+Progress = Callable[[int, int, str], None]
+Answers = tuple[Answered, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One way to answer, judged."""
+
+    name: str
+    beside: str | None
+    """Of a control: the plan whose cost it has."""
+    control: str | None
+    """Of a control: its kind."""
+    shared: bool
+    """Of a control: an earlier plan has the very same."""
+    cost: Measured
+    evaluation: Evaluation
+
+    def worst(self) -> tuple[str, float] | None:
+        """The group of the lowest accuracy, or agreement where no sample has an answer."""
+        rows = self.evaluation.rows()[:-1]
+        parts = [(row.group, part) for row in rows if (part := row.plan)]
+        parts = parts or [(row.group, part) for row in rows if (part := row.agreement)]
+        found = [(group, part.value) for group, part in parts]
+        return min(found, key=lambda pair: pair[1]) if found else None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The unpruned model, plans and, behind each plan, its controls."""
+
+    unpruned: Evaluation
+    entries: tuple[Entry, ...]
+    tests: tuple[Test, ...]
+    impossible: Mapping[str, str]
+    """Controls that this model cannot carry out -> why."""
+
+    @property
+    def plans(self) -> tuple[Entry, ...]:
+        """Without controls."""
+        return tuple(entry for entry in self.entries if entry.beside is None)
+
+    @property
+    def measure(self) -> str:
+        """What entries are compared in."""
+        return ACCURACY if self.unpruned.answered.any() else AGREEMENT
+
+    def controls(self, plan: str) -> tuple[Entry, ...]:
+        """Those of one plan."""
+        return tuple(entry for entry in self.entries if entry.beside == plan)
+
+
+def compare_plans(
+    loaded: Loaded,
+    samples: Samples,
+    plans: Mapping[str, Plan],
+    *,
+    controls: Sequence[str] = (),
+    controls_of: Collection[str] | None = None,
+    tested: Collection[str] | None = None,
+    kept: Callable[[Way], Kept] = lambda way: InMemory(),
+    batch_size: int = 32,
+    max_new_tokens: int = 16,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Greedy answers of the unpruned model, of every plan, and of every plan's controls.
+
+    The unpruned model answers once. A control costs at most what its plan was measured to cost on
+    these very samples; two plans of the same cost share the answers of their controls.
+
+    Args:
+        loaded: The model, with no plan applied.
+        samples: Questions; where none has an answer, the agreement with the unpruned model counts.
+        plans: By name; none judges the unpruned model alone.
+        controls: Of `tpcal.calibrate.evaluation.controls.CONTROLS`.
+        controls_of: Plans whose controls run; None: all.
+        tested: Plans that are tested against the unpruned model, their controls and every other
+            plan; None: all. Fewer tests leave more of a difference after the correction.
+        kept: Where the answers of a way are, and go.
+        batch_size: Samples per run of the model.
+        max_new_tokens: Longest answer.
+        progress: Told of answers given, answers in all and what is going on.
+
+    Raises:
+        FitError: A plan does not fit the model.
+        RunFailed: Out of memory.
+    """
+    for plan in plans.values():
+        apply(loaded.model, plan).remove()  # one that does not fit is refused before any run
+    n, report = len(samples), progress or (lambda done, total, what: None)
+
+    def answered(ways: Sequence[Way], what: str) -> list[Answers]:
+        return answer_all(
+            loaded,
+            samples,
+            [(way, kept(way)) for way in ways],
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=lambda done: report(done, n * len(ways), what),
+        )
+
+    what = "With and without plans" if plans else "Unpruned"
+    unpruned, *pruned = answered([Pruned(), *map(Pruned, plans.values())], what)
+    beside = _Controls(loaded, samples, unpruned, answered, batch_size)
+    given: list[_Given] = []
+    for (name, plan), own in zip(plans.items(), pruned, strict=True):
+        cost = measured(loaded.shape, plan, own, unpruned)
+        given.append(_Given(name, None, None, False, cost, own))
+        if controls_of is None or name in controls_of:
+            given += beside.controls(given[-1], controls)
+    alone, *judged = compare_all(samples, _texts(unpruned), [_texts(one.answers) for one in given])
+    entries = tuple(
+        Entry(*one[:-1], evaluation) for one, evaluation in zip(given, judged, strict=True)
+    )
+    pairs = list(_pairs(entries, plans if tested is None else tested))
+    return Comparison(alone, entries, paired_tests(pairs), beside.impossible)
+
+
+class _Given(NamedTuple):
+    """An entry that is not judged yet."""
+
+    name: str
+    beside: str | None
+    control: str | None
+    shared: bool
+    cost: Measured
+    answers: Answers
+
+
+class _Controls:
+    """The controls of all plans; each is asked once, whatever plans have its cost."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        samples: Samples,
+        unpruned: Answers,
+        answered: Callable[[Sequence[Way], str], list[Answers]],
+        batch_size: int,
+    ) -> None:
+        self._loaded, self._samples, self._unpruned = loaded, samples, unpruned
+        self._answered, self._batch_size = answered, batch_size
+        self._known: dict[str, Answers] = {}
+        self.impossible: dict[str, str] = {}
+
+    def controls(self, plan: _Given, kinds: Sequence[str]) -> Iterator[_Given]:
+        """Those of the plan's cost that this model can carry out."""
+        for kind in kinds:
+            name = f"{kind} = {plan.name}"
+            try:
+                yield self._control(kind, name, plan)
+            except Impossible as error:
+                self.impossible[name] = str(error)
+
+    def _control(self, kind: str, name: str, plan: _Given) -> _Given:
+        n_visual = [answer.n_visual for answer in self._unpruned]
+        target = plan.cost.layer_average_keep
+        way = control(kind, target, self._loaded, self._samples, n_visual, self._batch_size)
+        key = str(way.key)
+        shared = key in self._known
+        if not shared:
+            (self._known[key],) = self._answered([way], f"Control {kind}")
+        cut = way.plan if isinstance(way, Pruned | Redrawn) else UNCUT
+        cost = measured(self._loaded.shape, cut, self._known[key], self._unpruned)
+        return _Given(name, plan.name, kind, shared, cost, self._known[key])
+
+
+def _texts(answers: Answers) -> list[str]:
+    return [answer.text for answer in answers]
+
+
+def _pairs(entries: Sequence[Entry], tested: Collection[str]) -> Iterator[Pair]:
+    """Every tested plan beside the unpruned model, its controls and every other plan, once."""
+    plans = [entry for entry in entries if entry.beside is None]
+    for plan in plans:
+        if plan.name not in tested:
+            continue
+        scored = plan.evaluation.answered
+        if scored.any():
+            before = plan.evaluation.correct_unpruned[scored]
+            yield Pair(plan.name, UNPRUNED, ACCURACY, _hits(plan), before)
+        for other in entries:
+            if other.beside == plan.name:
+                yield _pair(plan, other)
+    for one, other in combinations(plans, 2):
+        if one.name in tested:
+            yield _pair(one, other)
+        elif other.name in tested:
+            yield _pair(other, one)
+
+
+def _pair(one: Entry, other: Entry) -> Pair:
+    measure = ACCURACY if one.evaluation.answered.any() else AGREEMENT
+    return Pair(one.name, other.name, measure, _hits(one), _hits(other))
+
+
+def _hits(entry: Entry) -> Array:
+    """Of the samples with an answer, which are right; of none, which agree."""
+    judged = entry.evaluation
+    assert judged.correct_plan is not None
+    assert judged.agree is not None
+    return judged.correct_plan[judged.answered] if judged.answered.any() else judged.agree

@@ -1,0 +1,74 @@
+"""What a plan has to be better than: plain ways to save as much as it does."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+
+from tpcal.calibrate.evaluation.downsized import smaller_images
+from tpcal.calibrate.evaluation.variants import Impossible, Pruned, Redrawn, Way
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.plans.executor.handle import check
+from tpcal.plans.schema import Cut, Plan, n_keep
+
+RANDOM, GRID, DOWNSIZED = "random", "grid", "downsized"
+CONTROLS = (RANDOM, GRID, DOWNSIZED)
+N_STEPS = 1_000_000
+
+
+def control(
+    name: str,
+    target: float,
+    loaded: Loaded,
+    samples: Samples,
+    n_visual: Sequence[int],
+    batch_size: int,
+) -> Way:
+    """The dearest way of a kind that costs no more than ``target``.
+
+    ``random`` and ``grid`` cut once, before the decoder. ``downsized`` shows the model smaller
+    images instead. One that is drawn by chance is drawn anew for every batch.
+
+    Args:
+        name: One of `CONTROLS`.
+        target: Layer average of keep over these samples.
+        loaded: The model.
+        samples: The questions.
+        n_visual: [n] visual tokens of each one's prompt.
+        batch_size: Samples per run of the model.
+
+    Raises:
+        Impossible: This model cannot do it, or nothing of this kind is as cheap.
+    """
+    if name == DOWNSIZED:
+        return smaller_images(loaded, samples, n_visual, min(target, 1.0))
+    keep = keep_within(target, n_visual)
+    if keep == 0:
+        raise Impossible(f"One token of an image would cost more than {target:.3g}.")
+    plan = Plan(cuts=(Cut(0, keep, name),))
+    problems = check(plan, loaded.model)
+    if problems:
+        raise Impossible(problems[0])
+    return Redrawn(plan, batch_size) if name == RANDOM else Pruned(plan)
+
+
+def keep_within(target: float, n_visual: Sequence[int]) -> float:
+    """The largest keep whose counts are at most a share ``target`` of the tokens, on average.
+
+    Args:
+        target: Mean over samples of kept / visual tokens.
+        n_visual: [n] visual tokens of each sample; those without count for nothing.
+
+    Returns:
+        In steps of one in `N_STEPS`; 0 where one token each is more than ``target``.
+    """
+    sizes = Counter(n for n in n_visual if n)
+    total = max(1, sizes.total())
+
+    def spent(step: int) -> float:
+        return sum(m * n_keep(step / N_STEPS, n) / n for n, m in sizes.items()) / total
+
+    found = bisect_right(range(N_STEPS + 1), target * (1 + 1e-9), key=spent) - 1
+    return max(0, found) / N_STEPS

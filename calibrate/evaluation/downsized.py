@@ -1,0 +1,210 @@
+"""The same images with fewer pixels, so that they become fewer visual tokens: the plainest saving.
+
+Images of a processor that takes any size are scaled before it. One that brings all images to one
+size is told another size, and the vision tower interpolates its position embeddings, as
+transformers does it for towers of the CLIP kind.
+"""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from math import isqrt
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tpcal.calibrate.evaluation.generate import n_tokens
+from tpcal.calibrate.evaluation.variants import Impossible, Way, Work
+from tpcal.calibrate.inputs.batches import prompt_inputs
+from tpcal.calibrate.inputs.images import as_rgb
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Sample, Samples
+
+N_STEPS = 128
+"""Image sizes that are tried, from nothing to the full width and height."""
+Sizes = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Scaled(Way):
+    """Every image at the largest scale at which its prompt has a share of its visual tokens."""
+
+    same_prompts: ClassVar[bool] = False
+    share: float
+    """Of the visual tokens at full size; never exceeded."""
+    _known: dict[Sizes, Sizes] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        return {"scaled_to": self.share}
+
+    def at_work(self, loaded: Loaded, start: int) -> Work:
+        return nullcontext()
+
+    def prompts(self, loaded: Loaded, batch: Sequence[Sample]) -> dict[str, Tensor]:
+        """As `Way`.
+
+        Raises:
+            Impossible: The processor makes too many tokens of the smallest image.
+        """
+        return prompt_inputs(
+            loaded.processor, [self.shown(loaded, s) for s in batch], loaded.model
+        )
+
+    def shown(self, loaded: Loaded, sample: Sample) -> Sample:
+        """The sample with smaller images; errors as `prompts`."""
+        sizes = tuple(image.size for image in sample.images)
+        if sizes not in self._known:
+            self._known[sizes] = self._fitting(loaded, sample)
+        return _resized(sample, self._known[sizes])
+
+    def _fitting(self, loaded: Loaded, sample: Sample) -> Sizes:
+        allowed = int(self.share * _n_visual(loaded, sample) * (1 + 1e-9))
+        steps = range(1, N_STEPS + 1)
+
+        def n_visual(step: int) -> int:
+            return _n_visual(loaded, _resized(sample, _at(sample, step)))
+
+        # bisect ends beside a step it has tried, so the count holds even if counts do not rise
+        fitting = bisect_right(steps, allowed, key=n_visual)
+        if not fitting:
+            least, full = n_visual(1), _n_visual(loaded, sample)
+            raise Impossible(
+                f"The processor makes {least} tokens or more of an image with {full}; only "
+                f"{allowed} would be as cheap."
+            )
+        return _at(sample, steps[fitting - 1])
+
+
+@dataclass(frozen=True)
+class Resized(Way):
+    """Every image at one smaller size, in a processor that knows one size only."""
+
+    same_prompts: ClassVar[bool] = False
+    height: int
+    """Pixels."""
+    width: int
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        return {"resized_to": [self.height, self.width]}
+
+    @contextmanager
+    def at_work(self, loaded: Loaded, start: int) -> Iterator[None]:
+        """As `Way`: the processor has the smaller size, the tower interpolates."""
+        images: Any = loaded.processor.image_processor
+        with ExitStack() as undo:
+            for name in ("size", "crop_size"):
+                old = getattr(images, name, None)
+                if old:
+                    undo.callback(setattr, images, name, old)
+                    setattr(images, name, self._like(dict(old)))
+            for module in loaded.model.modules():
+                if _interpolates(module):
+                    hook = module.register_forward_pre_hook(_interpolated, with_kwargs=True)
+                    undo.callback(hook.remove)
+            yield
+
+    def _like(self, size: Mapping[str, int]) -> dict[str, int]:
+        if "shortest_edge" in size:
+            return {"shortest_edge": min(self.height, self.width)}
+        return {"height": self.height, "width": self.width}
+
+
+def smaller_images(
+    loaded: Loaded, samples: Samples, n_visual: Sequence[int], share: float
+) -> Scaled | Resized:
+    """The way to answer with images of the most visual tokens that are within a share of them.
+
+    Args:
+        loaded: The model.
+        samples: The questions.
+        n_visual: [n] visual tokens of each one's prompt at full size.
+        share: In (0, 1].
+
+    Raises:
+        Impossible: This model or its processor cannot do it, as the largest prompt shows.
+    """
+    number = max(range(len(n_visual)), key=n_visual.__getitem__)
+    sample, full = samples[number], n_visual[number]
+    if full == 0:
+        raise Impossible("No sample has visual tokens.")
+    halved = _resized(sample, _at(sample, N_STEPS // 2))
+    if _n_visual(loaded, halved) < full:
+        scaled = Scaled(round(share, 6))
+        scaled.shown(loaded, sample)
+        return scaled
+    way = _of_one_size(loaded, full // len(sample.images), share)
+    _try(loaded, way, sample, full, share)
+    return way
+
+
+def _of_one_size(loaded: Loaded, n_tokens: int, share: float) -> Resized:
+    """The size of the largest image, as square as can be, within a share of ``n_tokens``."""
+    images: Any = loaded.processor.image_processor
+    size = dict(getattr(images, "size", None) or {})
+    side = size.get("shortest_edge", size.get("height"))
+    rows = isqrt(n_tokens)
+    if side is None or rows * rows != n_tokens:
+        raise Impossible("The size of its images cannot be changed.")
+    square = "shortest_edge" in size  # the other edge is the image's own affair
+    allowed = share * n_tokens * (1 + 1e-9)
+    fitting = [
+        (h, w)
+        for h in range(1, rows + 1)
+        for w in ((h,) if square else (h, h + 1))
+        if h * w <= allowed
+    ]
+    if not fitting:
+        raise Impossible(f"One of the {n_tokens} tokens of an image would cost more.")
+    h, w = max(fitting, key=lambda size: size[0] * size[1])
+    unit = side // rows
+    return Resized(h * unit, w * unit)
+
+
+def _try(loaded: Loaded, way: Resized, sample: Sample, n_visual: int, share: float) -> None:
+    """Nothing, where the model takes the smaller image and it becomes few enough tokens."""
+    try:
+        with way.at_work(loaded, 0), torch.inference_mode():
+            prompts = way.prompts(loaded, [sample])
+            loaded.model(**prompts)
+    except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise Impossible(
+            f"The model takes no image of {way.width} x {way.height}: {reason}."
+        ) from error
+    left = n_tokens(loaded, prompts)[0][0]
+    if left > share * n_visual * (1 + 1e-9):
+        raise Impossible(f"An image of {way.width} x {way.height} still has {left} tokens.")
+
+
+def _interpolates(module: nn.Module) -> bool:
+    name = "interpolate_pos_encoding"
+    return (
+        callable(getattr(module, name, None))
+        and name in inspect.signature(module.forward).parameters
+    )
+
+
+def _interpolated(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    return args, {**kwargs, "interpolate_pos_encoding": True}
+
+
+def _n_visual(loaded: Loaded, sample: Sample) -> int:
+    return n_tokens(loaded, prompt_inputs(loaded.processor, [sample], loaded.model))[0][0]
+
+
+def _at(sample: Sample, step: int) -> Sizes:
+    """(width, height) of the images at a part of `N_STEPS` of their size."""
+    sizes = [image.size for image in sample.images]
+    return tuple((max(1, w * step // N_STEPS), max(1, h * step // N_STEPS)) for w, h in sizes)
+
+
+def _resized(sample: Sample, sizes: Sizes) -> Sample:
+    pairs = zip(sample.images, sizes, strict=True)
+    return replace(sample, images=tuple(as_rgb(image).resize(size) for image, size in pairs))

@@ -1,0 +1,139 @@
+"""Greedy answers of the model in several ways, batch by batch, and what every prompt took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tpcal.calibrate.evaluation.variants import Way
+from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.plans.executor.handle import Report
+from tpcal.plans.families import find
+from tpcal.plans.schema import entering
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer, and what its prompt took."""
+
+    text: str
+    n_visual: int
+    """Visual tokens of the prompt."""
+    n_text: int
+    counts: tuple[tuple[int, int], ...] = ()
+    """(layer, visual tokens left) of every cut, as measured: a conditional one may leave all."""
+
+    def schedule(self, n_layers: int) -> list[int]:
+        """[L] visual tokens that entered each layer."""
+        return entering(self.n_visual, self.counts, n_layers)
+
+
+class Kept(Protocol):
+    """Answers of one way that are there already, and where further ones go."""
+
+    def has(self, numbers: range) -> bool:
+        """Whether all these samples are answered."""
+
+    def add(self, numbers: range, answers: Sequence[Answered]) -> None:
+        """Keeps the answers to these samples."""
+
+    def whole(self, n: int) -> tuple[Answered, ...]:
+        """The answers to the first n samples, all of which are there."""
+
+
+class InMemory(dict[int, Answered]):
+    """Answers that are gone with the process."""
+
+    def has(self, numbers: range) -> bool:
+        """As `Kept`."""
+        return all(number in self for number in numbers)
+
+    def add(self, numbers: range, answers: Sequence[Answered]) -> None:
+        """As `Kept`."""
+        self.update(zip(numbers, answers, strict=True))
+
+    def whole(self, n: int) -> tuple[Answered, ...]:
+        """As `Kept`."""
+        return tuple(self[number] for number in range(n))
+
+
+def answer_all(
+    loaded: Loaded,
+    samples: Samples,
+    ways: Sequence[tuple[Way, Kept]],
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 16,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[Answered, ...]]:
+    """Every sample's greedy answer in every way; those that are kept are not asked for again.
+
+    A batch is read and prepared once for all ways.
+
+    Args:
+        loaded: The model, with no plan applied.
+        samples: n questions.
+        ways: With what is known of their answers.
+        batch_size: Samples per run of the model.
+        max_new_tokens: Longest answer.
+        progress: Told the answers there are, of ``len(ways) * n``, after each run of the model.
+
+    Raises:
+        FitError: A plan does not fit the model.
+        RunFailed: Out of memory.
+    """
+    for start in range(0, len(samples), batch_size):
+        numbers = range(start, min(start + batch_size, len(samples)))
+        missing = [(way, kept) for way, kept in ways if not kept.has(numbers)]
+        if missing:
+            with memory_guard("Evaluation", "Use a smaller --batch-size."):
+                _answer_batch(loaded, samples, missing, numbers, max_new_tokens)
+            if progress:
+                progress(len(ways) * numbers.stop)
+    return [kept.whole(len(samples)) for _, kept in ways]
+
+
+def _answer_batch(
+    loaded: Loaded,
+    samples: Samples,
+    ways: Sequence[tuple[Way, Kept]],
+    numbers: range,
+    max_new_tokens: int,
+) -> None:
+    batch = [samples[number] for number in numbers]
+    shared: dict[str, Tensor] | None = None
+    for way, kept in ways:
+        with way.at_work(loaded, numbers.start) as handle:
+            if not way.same_prompts:
+                prompts = way.prompts(loaded, batch)
+            else:
+                prompts = shared = shared or prompt_inputs(loaded.processor, batch, loaded.model)
+            ids = generate_ids(loaded.model, loaded.processor, prompts, max_new_tokens)
+            report = handle.last if handle else None
+        kept.add(numbers, _records(loaded, prompts, ids, report))
+
+
+def _records(
+    loaded: Loaded, prompts: Mapping[str, Tensor], ids: Sequence[list[int]], report: Report | None
+) -> list[Answered]:
+    tokenizer: Any = loaded.processor.tokenizer
+    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+    n_visual, n_text = n_tokens(loaded, prompts)
+    counts = report.counts() if report and report.cuts else [()] * len(ids)
+    rows = zip(texts, n_visual, n_text, counts, strict=True)
+    return [Answered(*row) for row in rows]
+
+
+def n_tokens(loaded: Loaded, prompts: Mapping[str, Tensor]) -> tuple[list[int], list[int]]:
+    """[B] visual tokens, and [B] text tokens of prompts."""
+    with torch.inference_mode():
+        visual = find(loaded.model).visual_mask(loaded.model, prompts["input_ids"], None).sum(1)
+        every = prompts["attention_mask"].sum(1)
+        return visual.tolist(), (every - visual).tolist()

@@ -1,0 +1,136 @@
+"""The laws of plans/laws/ on a really loaded model, with prompts from its own processor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tpcal.calibrate.inputs.batches import prompt_inputs
+from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.models import Loaded, device_of
+from tpcal.calibrate.inputs.samples import Sample
+from tpcal.plans.families import find
+from tpcal.plans.laws import LAWS, Case, Law, Verdict, run
+from tpcal.plans.laws.case import Inputs, token_like
+from tpcal.plans.schema import Plan
+
+_PROMPTS: Sequence[tuple[str, Sequence[tuple[int, int]]]] = (
+    ("What is shown here?", [(336, 336)]),
+    (
+        "Which of the two pictures is the brighter one, and which is larger?",
+        [(448, 224), (224, 336)],
+    ),
+    ("Name three colours of the rainbow and one that is not in it.", []),
+    ("Describe what you see from left to right and from top to bottom.", [(280, 420)]),
+)
+"""Questions, and (width, height) of their pictures."""
+
+
+def judge(
+    loaded: Loaded,
+    plan: Plan | None = None,
+    *,
+    laws: Sequence[Law] = LAWS,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Verdict]:
+    """The verdict of each law.
+
+    Args:
+        loaded: The model.
+        plan: A plan to try beside the suite's own.
+        laws: Some of `LAWS`.
+        progress: Called with laws done, laws in all, and the law that is tried.
+
+    Raises:
+        RunFailed: Out of memory.
+    """
+    verdicts: list[Verdict] = []
+    report = progress or (lambda done, total, what: None)
+    with memory_guard("The check", "Use --dtype bfloat16, or a device with more memory."):
+        tried = run(case(loaded), laws, plan)
+        for law in laws:
+            report(len(verdicts), len(laws), f"Trying: {law.name}")
+            verdicts.append(next(tried))
+    return verdicts
+
+
+def case(loaded: Loaded) -> Case:
+    """The model with four prompts: one picture, two, none, and one of a third size."""
+    processor, model = loaded.processor, loaded.model
+    samples = [
+        Sample(f"{at}", tuple(_picture(size, at) for size in sizes), question)
+        for at, (question, sizes) in enumerate(_PROMPTS)
+    ]
+    rows = _typed([_row(loaded, sample) for sample in samples])
+    pad = processor.tokenizer.pad_token_id
+    return Case(
+        loaded.name,
+        model,
+        tuple(rows),
+        pad_id=0 if pad is None else pad,
+        per_row=_per_row(rows[1], n_images=len(samples[1].images)),
+        positions=_positions(model),
+        # behind a prompt that sees both ways, text is marked as the answer, which does not
+        appended={"token_type_ids": 1} if find(model).bidirectional else {},
+    )
+
+
+def _row(loaded: Loaded, sample: Sample) -> dict[str, Tensor]:
+    """Inputs of one prompt; by the tokenizer where a processor wants an image in every prompt."""
+    try:
+        return prompt_inputs(loaded.processor, [sample], loaded.model)
+    except ValueError:
+        if sample.images:
+            raise
+    tokens = loaded.processor.tokenizer(sample.question, return_tensors="pt")
+    names = ("input_ids", "attention_mask")
+    return {name: tokens[name].to(device_of(loaded.model)) for name in names}
+
+
+def _picture(size: tuple[int, int], seed: int) -> Image.Image:
+    """A picture with no two patches alike: colours that change smoothly, and noise."""
+    width, height = size
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    phase = np.array([0.0, 2.1, 4.2]) + seed
+    waves = np.sin(7 * x[..., None] + 3 * y[..., None] * (1 + phase) + phase)
+    noise = np.random.default_rng(seed).normal(0, 0.2, waves.shape)
+    pixels = np.clip(127.5 + 100 * (waves + noise), 0, 255)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _typed(rows: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The rows, where token types that a processor gives only with images are zeros without."""
+    names = {name for row in rows for name in token_like([row])}
+    return [{**dict.fromkeys(names, torch.zeros_like(row["input_ids"])), **row} for row in rows]
+
+
+def _per_row(row: Inputs, n_images: int) -> frozenset[str]:
+    """Inputs that have one entry for the prompt, not one for each of its images."""
+    return frozenset(
+        name
+        for name, value in row.items()
+        if name not in token_like([row]) and len(value) == 1 and n_images > 1
+    )
+
+
+def _positions(model: Any) -> Callable[[Inputs], Tensor] | None:
+    """How a model with three-part positions numbers a batch; None for plain positions."""
+    index = getattr(find(model).base(model), "get_rope_index", None)
+    if index is None:
+        return None
+    known = inspect.signature(index).parameters
+
+    def numbered(inputs: Inputs) -> Tensor:
+        given = {name: value for name, value in inputs.items() if name in known}
+        if any("grid" in name for name in given):
+            return index(**given)[0]
+        text = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+        return text.expand(3, -1, -1)
+
+    return numbered

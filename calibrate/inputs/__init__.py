@@ -1,0 +1,1 @@
+"""What is measured: models, data sets, samples, and batches of model inputs."""

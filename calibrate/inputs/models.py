@@ -1,0 +1,372 @@
+"""Loading a vision-language model with its processor, by alias, Hub id, folder or `embedded`."""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tpcal.calibrate.inputs import hub
+from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.plans import families, temporary_files
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.errors import UsageError
+from tpcal.plans.schema import ModelIdentity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+EMBEDDED = "embedded"
+ALIASES: Mapping[str, str] = {
+    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    "llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-v1.6-34b": "llava-hf/llava-v1.6-34b-hf",
+    "llava-onevision-0.5b": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+    "llava-onevision-7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct",
+    "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
+}
+"""Short names of Hub models. Not every one has a family yet; `load` says so where it has none."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_PACKAGES = ("torchvision", "num2words", "timm", "sentencepiece", "tiktoken", "av")
+"""What processors want besides, by the name they are installed and imported by."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run, with what calibration and planning need to know of it."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    identity: ModelIdentity
+    shape: DecoderShape
+    name: str
+    """As the user gave it, without the revision."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a model's files are: a folder, or a repository on the Hub."""
+
+    name: str
+    source: str
+    revision: str | None = None
+    is_folder: bool = False
+
+    def arguments(self, trust_remote_code: bool) -> dict[str, Any]:
+        """Keywords of every ``from_pretrained``."""
+        keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if self.revision:
+            keywords["revision"] = self.revision
+        if self.is_folder or not hub.reachable():
+            keywords["local_files_only"] = True
+        return keywords
+
+
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: bool = False,
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+) -> Loaded:
+    """The model and its processor, on its device, in evaluation mode.
+
+    Args:
+        name: ``embedded``, an alias of `ALIASES`, a Hub id (``org/name`` or ``org/name@revision``)
+            or a local folder.
+        revision: Branch, tag or commit on the Hub; wins over ``@revision``.
+        device: ``auto`` (CUDA where there is one; processes started together take a GPU each, in
+            turn), ``cpu``, ``cuda``, ``cuda:1``, …
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's own on an
+            accelerator, float32 on a CPU, where half precision is slower and coarser.
+        offload: Keep the weights that the device has no room for in the CPU's memory, and what
+            that has no room for on disk. They are brought to the device in every pass, which is
+            slow. The numbers are those of a device with room.
+        trust_remote_code: Run Python code that comes with the model.
+        attention: ``sdpa`` or ``eager``; None: transformers' choice.
+
+    Raises:
+        UsageError: No such model, its files cannot be had, it takes no images, it has no processor
+            or no family, or the device is not there.
+        RunFailed: It does not fit into memory.
+    """
+    place = _find(name, revision)
+    where = find_device(device)
+    keywords = place.arguments(trust_remote_code)
+    with _quiet():
+        config = _configuration(place, keywords)
+        precision = _dtype(dtype, where, config)
+        processor = _processor(place, keywords)
+        how = _offloaded(where) if offload else {}
+        how |= {"attn_implementation": attention} if attention else {}
+        model = _model(place, config, precision, None if offload else where, keywords | how)
+    shown = place.name
+    identity = families.identity(model, shown, place.revision)
+    return Loaded(model, processor, identity, families.decoder_shape(model), shown)
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """sha256 over up to 16 numbers of every parameter: tells retrained weights apart, cheaply."""
+    from accelerate.utils import align_module_device
+
+    picked: dict[str, bytes] = {}
+    for module_name, module in model.named_modules():
+        with align_module_device(module):  # brings weights that are kept elsewhere
+            for name, parameter in module.named_parameters(recurse=False):
+                flat = parameter.detach().reshape(-1)
+                some = flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy()
+                picked[f"{module_name}.{name}".lstrip(".")] = some.tobytes()
+    digest = hashlib.sha256()
+    for name, _ in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(picked[name])
+    return digest.hexdigest()
+
+
+def _find(name: str, revision: str | None) -> _Place:
+    if name == EMBEDDED:
+        return _embedded()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"{name} must be a model folder; it holds no config.json.")
+        return _Place(name, str(folder), is_folder=True)
+    if folder.is_absolute() or name.startswith((".", "~")) or folder.exists():
+        raise UsageError(f"No model folder at {name}.")
+    bare, own_revision = hub.split_revision(name)
+    source = ALIASES.get(bare.lower(), bare)
+    if source.count("/") != 1:
+        raise UsageError(_unknown(name))
+    return _Place(bare, source, revision or own_revision)
+
+
+def _embedded() -> _Place:
+    folder = Path(str(resources.files("tpcal.calibrate.embedded"))) / "weights"
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"The embedded model's weights are missing at {folder}. Install tpcal again, or train "
+            "them: python -m tpcal.calibrate.embedded.train."
+        )
+    return _Place(EMBEDDED, str(folder), is_folder=True)
+
+
+def _unknown(name: str) -> str:
+    known = [EMBEDDED, *ALIASES]
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
+    return (
+        f"No model or folder is called {name!r}. {hint} Otherwise give a Hub id (org/name) or a "
+        "local folder."
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, as `load` takes it; errors as there."""
+    if name == "auto":
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device must be cpu, cuda, cuda:N or auto; got {name}.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {name} needs CUDA, and torch sees none here. Use cpu or auto.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device must be below cuda:{torch.cuda.device_count()}; got {name}.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device mps is not available here. Use cpu or auto.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device must be cpu, cuda, cuda:N or auto; got {name}.")
+    return device
+
+
+def _own_gpu() -> torch.device:
+    """A GPU for each process of this host, in turn; of a lone process torch's current one."""
+    place = os.environ.get("LOCAL_RANK")
+    if place is None:
+        return torch.device("cuda")
+    return torch.device("cuda", int(place) % torch.cuda.device_count())
+
+
+def _dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+    if name == "auto":
+        own = getattr(config, "dtype", None)
+        use_own = device.type != "cpu" and isinstance(own, torch.dtype)
+        return own if use_own else torch.float32  # type: ignore[return-value]
+    if name not in DTYPES:
+        raise UsageError(f"dtype must be one of auto, {', '.join(DTYPES)}; got {name}.")
+    return DTYPES[name]
+
+
+def _configuration(place: _Place, keywords: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    with _explained(place, "config.json"):
+        config = AutoConfig.from_pretrained(place.source, **keywords)
+    remote = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not remote:
+        kind = (getattr(config, "architectures", None) or [config.model_type])[0]
+        raise UsageError(
+            f"{place.name} must be a vision-language model; got {kind}, which does not answer "
+            "questions about images."
+        )
+    return config
+
+
+def _processor(place: _Place, keywords: Mapping[str, Any]) -> Any:
+    from transformers import AutoProcessor
+
+    with _explained(place, "processor_config.json"), _named_packages(place):
+        processor = AutoProcessor.from_pretrained(place.source, **keywords)
+    if getattr(processor, "image_processor", None) is None or not hasattr(processor, "tokenizer"):
+        raise UsageError(
+            f"{place.name} must come with a processor for images and text; got "
+            f"{type(processor).__name__}. Add processor_config.json or preprocessor_config.json."
+        )
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
+
+
+def _model(
+    place: _Place,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    keywords: Mapping[str, Any],
+) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    advice = "Try --dtype bfloat16, --offload, another device, or a smaller model."
+    with memory_guard(f"Loading {place.name}", advice), _explained(place, "model.safetensors"):
+        with torch.device("meta"):  # no family is told before the weights are fetched
+            families.find(AutoModelForImageTextToText.from_config(config))
+        model = AutoModelForImageTextToText.from_pretrained(
+            place.source, config=config, dtype=dtype, **keywords
+        )
+        placed = model if device is None else model.to(device)
+        return placed.eval().requires_grad_(False)
+
+
+def _offloaded(device: torch.device) -> dict[str, Any]:
+    """Keywords of ``from_pretrained`` that fill the device, then the CPU's memory, then the disk.
+
+    A fifth of each stays free for what passes compute. Other GPUs stay empty: a plan
+    runs on one device (`tpcal.plans.executor.handle.apply`).
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"offload must go with a CPU or a CUDA device; got {device}.")
+    from accelerate.utils import get_max_memory
+
+    own = {"cpu", device.index or 0} if device.type == "cuda" else {"cpu"}
+    room = {place: int(0.8 * n) for place, n in get_max_memory().items() if place in own}
+    folder = str(temporary_files.new_folder(Path(tempfile.gettempdir())))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return {"device_map": "sequential", "max_memory": room, "offload_folder": folder}
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model computes, and wants its inputs; its weights may be elsewhere."""
+    hook = getattr(model, "_hf_hook", None)
+    where = getattr(hook, "execution_device", None)
+    return model.device if where is None else torch.device(where)
+
+
+@contextmanager
+def _named_packages(place: _Place) -> Iterator[None]:
+    """Turns what a processor raises where a package is missing into one line that names it."""
+    try:
+        yield
+    except (ImportError, ValueError, AttributeError) as error:
+        package = _missing_package(str(error))
+        if package is None:
+            raise
+        raise UsageError(
+            f"The processor of {place.name} needs {package}, which is not installed. Way out: "
+            f"pip install {package}."
+        ) from error
+
+
+def _missing_package(reason: str) -> str | None:
+    """The package that is not there and that an error of transformers is about."""
+    if "_MAPPING has no attribute" in reason:  # a processor's part that torchvision would bring
+        reason = "torchvision"
+    named = (name for name in _PACKAGES if re.search(rf"\b{name}\b", reason, re.IGNORECASE))
+    return next((name for name in named if find_spec(name) is None), None)
+
+
+@contextmanager
+def _explained(place: _Place, file: str) -> Iterator[None]:
+    """Turns what transformers and the Hub raise into one line with the way out."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        if place.is_folder:
+            shown = f"{reason[:200]}…" if len(reason) > 200 else reason
+            raise UsageError(f"{place.source}: {file} cannot be used. {shown}") from error
+        offline = not hub.reachable()
+        cause = (
+            "the Hugging Face Hub cannot be reached and the file is not in the local cache"
+            if offline
+            else _short(reason)
+        )
+        revision = f"@{place.revision}" if place.revision else ""
+        raise UsageError(
+            f"{file} of {place.source}{revision} is wanted, but {cause}. Way out: download the "
+            f"repository where the Hub can be reached (hf download {place.source} --local-dir "
+            "DIR) and pass the folder: --model DIR."
+        ) from error
+
+
+def _short(reason: str) -> str:
+    first = reason.split(". ")[0].rstrip(".")
+    return first if len(first) <= 200 else f"{first[:200]}…"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences transformers' progress bars: the library draws nothing on its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,144 @@
+"""Multiple choice: which columns hold the choices, how they are asked, which letter is right."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from tpcal.calibrate.inputs.cells import read_answer
+from tpcal.plans.errors import UsageError, excerpt
+
+INSTRUCTION = "Answer with the option's letter from the given choices directly."
+"""As LLaVA-1.5 was trained (Liu et al. 2023, arXiv 2310.03744) and lmms-eval asks."""
+GUESSES = ("choices", "options", "multiple_choices", "mc_options", "answer_choices")
+_ONE_EACH = re.compile(r"(?:(?:option|choice)s?[ _-]?([a-z]|\d)|([a-z]))", re.IGNORECASE)
+_LETTERED = re.compile(r"\s*\(?([A-Za-z])[.):]\s*")
+_LETTER = re.compile(r"\s*\(?([A-Za-z])\)?[.:]?\s*")
+
+
+def columns_of_choices(present: Sequence[str]) -> str | None:
+    """The column of a list of choices, or the columns of one each, joined by commas; else None."""
+    named = {name.lower(): name for name in present}
+    whole = next((named[guess] for guess in GUESSES if guess in named), None)
+    if whole is not None:
+        return whole
+    each: dict[str, str] = {}
+    for name in present:
+        if found := _ONE_EACH.fullmatch(name):
+            each.setdefault((found[1] or found[2]).lower(), name)
+    for marks in ("abcdefghijklmnopqrstuvwxyz", "123456789", "0123456789"):
+        if all(mark in each for mark in marks[:2]):
+            n = next((i for i, mark in enumerate(marks) if mark not in each), len(marks))
+            return ",".join(each[mark] for mark in marks[:n])
+    return None
+
+
+def split_columns(choices: str, present: Sequence[str]) -> list[str]:
+    """The columns that are named: one, or several with commas between."""
+    return [choices] if choices in present else [name.strip() for name in choices.split(",")]
+
+
+def read_choices(row: Mapping[str, Any], columns: str | None, where: str) -> tuple[str, ...]:
+    """The texts of a row's choices, without letters before them; none where it has none.
+
+    Raises:
+        UsageError: The choices are no list, or more than there are letters.
+    """
+    if columns is None:
+        return ()
+    names = split_columns(columns, tuple(row))
+    cells = [row.get(name) for name in names] if names[1:] else _listed(row.get(columns))
+    texts = [read_answer(cell) for cell in cells]
+    while texts and texts[-1] is None:
+        texts.pop()
+    if len(texts) == 1 or None in texts or len(texts) > len(ascii_uppercase):
+        raise UsageError(
+            f"{where}: choices must be 2 to 26 texts; got {excerpt(cells)}. Name their column, or "
+            "their columns with commas between, with --choices-column; 'none' reads none."
+        )
+    return _without_letters([text for text in texts if text is not None])
+
+
+def asked(question: str, choices: Sequence[str]) -> str:
+    """The question with its choices, one a line, and how to answer; as it is if it has them."""
+    if not choices or all_shown(question, choices):
+        return question
+    lines = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)]
+    return "\n".join([question, *lines, INSTRUCTION])
+
+
+def all_shown(text: str, choices: Sequence[str]) -> bool:
+    """Whether the text lists every choice behind its letter."""
+    return all(
+        re.search(rf"(?<!\w){letter}\s*[.):]\s*{re.escape(choice)}", text)
+        for letter, choice in zip(ascii_uppercase, choices, strict=False)
+    )
+
+
+def right_letter(cell: Any, choices: Sequence[str], where: str) -> str | None:
+    """The letter of the right choice: given as a number from 0 on, as a letter or as its text.
+
+    Raises:
+        UsageError: It is none of the choices, or may be several.
+    """
+    answers = cell if isinstance(cell, list | tuple) else [cell]
+    texts = dict.fromkeys(text for one in answers if (text := read_answer(one)) is not None)
+    if not texts:
+        return None
+    is_number = isinstance(answers[0], int) and not isinstance(answers[0], bool)
+    meant = {at for text in texts for at in _meant(text, choices, is_number)}
+    if len(texts) == 1 and len(meant) == 1:
+        return ascii_uppercase[meant.pop()]
+    found = "fits several" if meant else "is none"
+    raise UsageError(
+        f"{where}: the answer must be one of the {len(choices)} choices: its letter, its text or "
+        f"its number from 0 on; {excerpt(', '.join(texts))} {found} of them. Give letters, or "
+        "name other columns with --answer-column and --choices-column."
+    )
+
+
+def _meant(text: str, choices: Sequence[str], is_number: bool) -> set[int]:
+    """[..] numbers of the choices that an answer may mean."""
+    by_number = {int(text)} if text.isdecimal() and len(text) < 3 else set()
+    if is_number:
+        return {at for at in by_number if at < len(choices)}
+    plain = _LETTERED.sub("", text, count=1) if _LETTERED.match(text) else text
+    letter = _LETTER.fullmatch(text)
+    by_letter = {ascii_uppercase.index(letter[1].upper())} if letter else set()
+    own = {text.casefold(), plain.casefold()}
+    by_text = {at for at, choice in enumerate(choices) if choice.casefold() in own}
+    return {at for at in by_number | by_letter | by_text if at < len(choices)}
+
+
+def _listed(cell: Any) -> list[Any]:
+    """The items of a list, of a list written as text, or of a table of letters."""
+    if isinstance(cell, str) and cell.strip():
+        cell = _parsed(cell)
+    if cell is None or cell == "":
+        return []
+    if isinstance(cell, Mapping):
+        cell = cell.get("text", cell.get("choices")) or [v for _, v in sorted(cell.items())]
+    if not isinstance(cell, Sequence) or isinstance(cell, str | bytes):
+        return [cell]  # refused as too few
+    return list(cell)
+
+
+def _parsed(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return [text]  # refused as too few
+
+
+def _without_letters(texts: Sequence[str]) -> tuple[str, ...]:
+    found = [_LETTERED.match(text) for text in texts]
+    letters = [match[1].upper() if match else "" for match in found]
+    if letters != list(ascii_uppercase[: len(texts)]):
+        return tuple(texts)
+    return tuple(text[match.end() :] for text, match in zip(texts, found, strict=True) if match)

@@ -1,0 +1,144 @@
+"""The questions of one row of a data set, in any of the forms that data comes in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tpcal.calibrate.inputs import multiple_choice as multiple_choice
+from tpcal.calibrate.inputs.cells import read_answer, text_of
+from tpcal.calibrate.inputs.columns import Columns
+from tpcal.calibrate.inputs.conversations import (
+    Conversation,
+    Turn,
+    is_conversation,
+    messages_of,
+    placed,
+    plain_question,
+    questions,
+    read_conversation,
+    with_answer,
+    with_system,
+)
+from tpcal.calibrate.inputs.images import has_image
+from tpcal.plans.errors import UsageError, excerpt
+
+NO_IMAGE = ("row", "without an image")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, its images not yet decoded."""
+
+    question: str
+    images: tuple[Any, ...]
+    """Cells that hold one image each, in the order of their places."""
+    answer: str | None
+    turns: tuple[Turn, ...]
+    """As `Sample.turns`."""
+
+
+def read_row(
+    row: Mapping[str, Any], columns: Columns, labels: Sequence[str] | None, where: str
+) -> tuple[list[Asked], Counter[tuple[str, str]]]:
+    """The questions about images of a row, and how many of its parts are none, and why.
+
+    Args:
+        row: The cells by column.
+        columns: All resolved.
+        labels: Class names, where the answer is a class number.
+        where: Names the row in errors.
+
+    Raises:
+        UsageError: There is no question, or its form cannot be understood.
+    """
+    images = _single_images(row.get(columns.image)) if columns.image else []
+    cell = row.get(columns.question or "")
+    if is_conversation(cell):
+        conversation = _conversation(row, columns, labels, images, where)
+    elif not images:
+        return [], Counter([NO_IMAGE])
+    else:
+        conversation = _one_question(row, columns, labels, images, where)
+    if not any(turn.n_images for turn in conversation.turns):
+        return [], Counter([NO_IMAGE])
+    found, left_out = questions(conversation)
+    if not found and not left_out:
+        left_out["row", "without a question after its image"] += 1
+    return [_asked(turns, answer, conversation.cells) for turns, answer in found], left_out
+
+
+def _asked(turns: tuple[Turn, ...], answer: str | None, cells: Sequence[Any]) -> Asked:
+    shown = tuple(cells[: sum(turn.n_images for turn in turns)])
+    plain = plain_question(turns)
+    if plain is not None:
+        return Asked(plain, shown, answer, ())
+    return Asked(turns[-1].text, shown, answer, turns)
+
+
+def _one_question(
+    row: Mapping[str, Any],
+    columns: Columns,
+    labels: Sequence[str] | None,
+    images: Sequence[Any],
+    where: str,
+) -> Conversation:
+    cell = row.get(columns.question or "")
+    parts = placed(cell, len(images)) if isinstance(cell, str) else ()
+    if not any(parts):
+        raise UsageError(f"{where}: the question must be text; got {excerpt(cell)}.")
+    options = multiple_choice.read_choices(row, columns.choices, where)
+    if options:
+        *before, last = parts if parts[-1] is not None else (*parts, "")
+        parts = (*before, multiple_choice.asked(str(last), options).lstrip())
+    conversation = Conversation((Turn("user", parts),), tuple(images))
+    answer = _answer(row, columns, labels, options, where)
+    conversation = conversation if answer is None else with_answer(conversation, answer)
+    system = text_of(row.get(columns.system)) if columns.system else ""
+    return with_system(conversation, system) if system else conversation
+
+
+def _conversation(
+    row: Mapping[str, Any],
+    columns: Columns,
+    labels: Sequence[str] | None,
+    images: Sequence[Any],
+    where: str,
+) -> Conversation:
+    messages, said = row[str(columns.question)], row.get(columns.answer or "")
+    if is_conversation(said):
+        messages = [*messages_of(messages), *messages_of(said)]
+    conversation = read_conversation(messages, images, where)
+    options = multiple_choice.read_choices(row, columns.choices, where)
+    texts = "\n".join(turn.text for turn in conversation.turns)
+    if options and not multiple_choice.all_shown(texts, options):
+        raise UsageError(
+            f"{where}: the conversation must name its choices, as 'A. …'; column "
+            f"{columns.choices!r} has others. Add --choices-column none where it has none."
+        )
+    if not is_conversation(said) and (answer := _answer(row, columns, labels, options, where)):
+        conversation = with_answer(conversation, answer)
+    system = text_of(row.get(columns.system)) if columns.system else ""
+    return with_system(conversation, system) if system else conversation
+
+
+def _answer(
+    row: Mapping[str, Any],
+    columns: Columns,
+    labels: Sequence[str] | None,
+    options: Sequence[str],
+    where: str,
+) -> str | None:
+    cell = row.get(columns.answer) if columns.answer else None
+    if options:
+        return multiple_choice.right_letter(cell, options, where)
+    return read_answer(cell, labels)
+
+
+def _single_images(cell: Any) -> list[Any]:
+    """The images of a cell or of the lists in it, one by one."""
+    if isinstance(cell, Sequence) and not isinstance(cell, str | bytes):
+        return [image for item in cell for image in _single_images(item)]
+    return [cell] if has_image(cell) else []

@@ -1,0 +1,258 @@
+"""Questions about images to measure a model on: drawn from a data set, seeded, fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from PIL import Image
+
+from tpcal.calibrate.inputs.columns import DEFAULT_GROUP, Columns
+from tpcal.calibrate.inputs.conversations import Turn
+from tpcal.calibrate.inputs.images import as_rgb, read_images
+from tpcal.calibrate.inputs.sample_digests import identity
+from tpcal.calibrate.inputs.sampling import Drawing, Place
+from tpcal.calibrate.inputs.sources import load_table, order
+from tpcal.plans.errors import UsageError
+
+__all__ = ["Columns", "Sample", "Samples", "Source", "load_samples"]
+
+EMBEDDED = "embedded"
+DEFAULT_N: Mapping[str, int] = {"calibration": 126, "eval": 700}
+"""Samples drawn where no number is given, per split: 9 and 50 of each of the 14 built-in groups.
+More than about 128 find no better plans (docs/planner.md, "What calibration has to cost")."""
+LEAST_OF_GROUP = 9
+"""Samples of each group, where no number is given and the data has them."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one or more images."""
+
+    id: str
+    images: tuple[Image.Image, ...]
+    """As opened (`tpcal.calibrate.inputs.images`)."""
+    question: str
+    """Of a conversation, the text of its last turn."""
+    answer: str | None = None
+    """None where the data has none: the model's own answer stands in."""
+    group: str = DEFAULT_GROUP
+    turns: tuple[Turn, ...] = ()
+    """The conversation up to the answer; empty where it is the images followed by the question."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What samples were drawn from."""
+
+    n_rows: int | None = None
+    """None where there is no end of them."""
+    left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """How many of what, and why, were no samples; of the rows that were looked at."""
+    unreadable: tuple[str, ...] = ()
+    """What was wrong with each row that was skipped."""
+
+    def counts(self) -> dict[str, Any]:
+        """Plain data for provenance: what was left out, and how many rows were skipped."""
+        left_out = {f"{what} {why}": n for (what, why), n in sorted(self.left_out.items())}
+        found = {"left_out": left_out, "n_unreadable": len(self.unreadable)}
+        return {name: value for name, value in found.items() if value}
+
+
+class Samples(Sequence[Sample]):
+    """Samples in a fixed order; those of a data set are decoded anew each time one is taken.
+
+    Args:
+        name: The data set.
+        description: One line on what was drawn and how.
+        rows: What ``read`` makes samples of.
+        read: The sample of a row.
+        recipe: Plain data from which the same samples can be loaded again.
+        source: What they were drawn from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        rows: Sequence[Any],
+        read: Callable[[Any], Sample],
+        recipe: Mapping[str, Any] | None = None,
+        source: Source | None = None,
+    ) -> None:
+        self.name = name
+        self.source = source or Source()
+        self.description = description
+        self.recipe: Mapping[str, Any] = recipe or {}
+        self._rows = rows
+        self._read = read
+        digest = hashlib.sha256()
+        groups, identities = [], []
+        for sample in self:
+            _feed(digest, sample)
+            groups.append(sample.group)
+            identities.append(identity(sample))
+        self.fingerprint = f"sha256:{digest.hexdigest()}"
+        """Over ids, questions, answers, groups and pixels as a model is shown them, in order."""
+        self.sample_groups: tuple[str, ...] = tuple(groups)
+        """[n] the group of each sample."""
+        self.groups: tuple[str, ...] = tuple(sorted(set(groups)))
+        self.identities: tuple[bytes, ...] = tuple(identities)
+        """[n] short digests of question and pixels: the same sample is the same in any data."""
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample], name: str = "samples") -> Samples:
+        """Samples that are at hand."""
+        held = tuple(samples)
+        return cls(name, f"{len(held)} samples given", held, lambda sample: sample)
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows they were drawn from; None where there is no end of them."""
+        return self.source.n_rows
+
+    def part(self, start: int, stop: int) -> Samples:
+        """Some of them, in order."""
+        rows = self._rows[start:stop]
+        return Samples(self.name, f"{len(rows)} of {self.description}", rows, self._read)
+
+    def without(self, seen: Collection[bytes]) -> Samples:
+        """Those whose identities are new, in order; the same where all are.
+
+        Raises:
+            UsageError: None is.
+        """
+        rows = zip(self._rows, self.identities, strict=True)
+        new = [row for row, own in rows if own not in seen]
+        if len(new) == len(self):
+            return self
+        if not new:
+            raise UsageError(
+                f"Samples must be new; got {len(self)} that the plan was made from "
+                f"({self.description}). Name others with --data, --split or --seed."
+            )
+        return Samples(self.name, f"the {len(new)} new of {self.description}", new, self._read)
+
+    def unanswered(self) -> Samples:
+        """The same without the data's answers: the model's own stand in for every one."""
+        recipe = {**self.recipe, "own_answers": True}
+        description = f"{self.description}, the model's own answers"
+
+        def read(row: Any) -> Sample:
+            return replace(self._read(row), answer=None)
+
+        return Samples(self.name, description, self._rows, read, recipe, self.source)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
+        return self._read(self._rows[index])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self._read, self._rows)
+
+
+def load_samples(
+    data: str | None = None,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    split: str | None = None,
+    columns: Columns | None = None,
+    skip_bad: bool = False,
+) -> Samples:
+    """Samples of a data set, or of the built-in scenes.
+
+    Args:
+        data: None or ``embedded`` for the built-in scenes; otherwise a Hub id, folder, .jsonl,
+            .json, .parquet or .csv file (sources.load_table).
+        n: How many; None draws `DEFAULT_N`, or `LEAST_OF_GROUP` of each group where that is more.
+            Fewer come where the data has fewer. Where there are groups, each gets an equal share
+            as far as it reaches.
+        seed: Another seed draws other samples. The same seed always draws the same.
+        split: ``calibration`` (also None) or ``eval``, or a split's own name.
+        columns: Names of the columns; guessed where not given.
+        skip_bad: Take further rows in place of those that cannot be read, and note them.
+
+    Raises:
+        UsageError: Missing, empty or unreadable data, missing columns, no images; a row that
+            cannot be read, or none that can.
+    """
+    split = split or "calibration"
+    least = LEAST_OF_GROUP if n is None else 0
+    n = DEFAULT_N.get(split, DEFAULT_N["eval"]) if n is None else n
+    if n < 1:
+        raise UsageError(f"The number of samples must be at least 1; got {n}.")
+    recipe = {"data": data or EMBEDDED, "split": split, "samples": n, "seed": seed}
+    if data in (None, EMBEDDED):
+        return _embedded(split, n, seed, recipe)
+    table = load_table(str(data), split=split, n=n, seed=seed)
+    named = (columns or Columns()).resolved(table.columns, table.rows[0], table.name)
+    recipe |= {f"{k}_column": v for k, v in asdict(named).items() if v is not None}
+    drawing = Drawing(table, named)
+
+    def read(place: Place) -> Sample:
+        try:
+            return _sample(drawing, place)
+        except UsageError as error:
+            way_out = "" if skip_bad else " Add --skip-bad to go on without such rows."
+            raise UsageError(f"{error}{way_out}") from None
+
+    places = drawing.take(n, order(len(table), split, seed), read if skip_bad else None, least)
+    recipe["samples"] = max(n, len(places))
+    source = Source(len(table), dict(drawing.left_out), tuple(drawing.unreadable.values()))
+    description = f"{len(places)} of {len(table)} samples of {table.name} ({split}, seed {seed})"
+    if any(place.question for place in places):
+        n_rows = len({place.row for place in places})
+        description = (
+            f"{len(places)} questions of {n_rows} of {len(table)} conversations of {table.name} "
+            f"({split}, seed {seed})"
+        )
+    return Samples(table.name, description, places, read, recipe, source)
+
+
+def _embedded(split: str, n: int, seed: int, recipe: Mapping[str, Any]) -> Samples:
+    from tpcal.calibrate.embedded import scenes
+
+    try:
+        made = scenes.samples(split, n, seed=seed)
+    except ValueError as error:
+        raise UsageError(f"The built-in scenes: {error}") from None
+    held = [Sample(s.id, (s.image,), s.question, s.answer, s.group) for s in made]
+    description = f"{n} built-in scenes ({split}, seed {seed})"
+    return Samples(EMBEDDED, description, held, lambda sample: sample, recipe)
+
+
+def _sample(drawing: Drawing, place: Place) -> Sample:
+    row, table = drawing.table.rows[place.row], drawing.table
+    where = drawing.where(place.row)
+    asked = drawing.questions(row, where)[place.question]
+    images = read_images(asked.images, table.folder, where)
+    if len(images) != len(asked.images):
+        raise UsageError(
+            f"{where}: every place for an image must have one; got {len(images)} for "
+            f"{len(asked.images)}."
+        )
+    own = str(row.get("id") or row.get("question_id") or place.row)
+    return Sample(
+        id=f"{own}#{place.question}" if place.question else own,
+        images=images,
+        question=asked.question,
+        answer=asked.answer,
+        group=drawing.group(row),
+        turns=asked.turns,
+    )
+
+
+def _feed(digest: Any, sample: Sample) -> None:
+    """Adds a sample to a hash; lengths keep neighbouring fields apart."""
+    parts = [sample.id, sample.question, str(sample.answer), sample.group]
+    parts += [repr(turn) for turn in sample.turns]
+    for part in [*parts, *(str(image.size) for image in sample.images)]:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    for image in sample.images:
+        digest.update(as_rgb(image).tobytes())

@@ -1,0 +1,129 @@
+"""Which questions of a table are taken: those with an image, in a drawn order, groups in turn."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+from tpcal.calibrate.inputs.cells import text_of
+from tpcal.calibrate.inputs.columns import DEFAULT_GROUP, Columns
+from tpcal.calibrate.inputs.rows import Asked, read_row
+from tpcal.calibrate.inputs.sources import Table
+from tpcal.plans.errors import UsageError
+
+
+class Place(NamedTuple):
+    """Where a question stands."""
+
+    row: int
+    question: int
+    """Its number among the row's."""
+
+
+class Drawing:
+    """Places of questions in a table, found without decoding an image.
+
+    Args:
+        table: Where they stand.
+        columns: Of the table, all resolved.
+    """
+
+    def __init__(self, table: Table, columns: Columns) -> None:
+        self.table = table
+        self.columns = columns
+        self.left_out: Counter[tuple[str, str]] = Counter()
+        """How many of what were no questions, and why."""
+        self.unreadable: dict[int, str] = {}
+        """What is wrong with rows that were skipped, by row."""
+        self._n_seen = 0
+        self._n_groups = 0
+
+    def take(
+        self,
+        n: int,
+        order: Iterable[int],
+        try_read: Callable[[Place], Any] | None = None,
+        least: int = 0,
+    ) -> list[Place]:
+        """The first ``n`` places, or ``least`` for each group where that is more.
+
+        Args:
+            n: How many; there may be fewer.
+            order: Row numbers.
+            try_read: Reads a place whole. A row it cannot read is skipped; None skips none.
+            least: Of each group, where there is a column of groups.
+
+        Raises:
+            UsageError: There are none.
+        """
+        taken: list[Place] = []
+        for place in self._in_turn(order):
+            if try_read is None or self._can(try_read, place):
+                taken.append(place)
+            if len(taken) >= max(n, least * self._n_groups):
+                break
+        if not taken:
+            raise UsageError(self._why_none())
+        return taken
+
+    def questions(self, row: Mapping[str, Any], where: str) -> list[Asked]:
+        """The questions of a row; errors as `read_row`."""
+        labels = self.table.labels.get(self.columns.answer or "")
+        return read_row(row, self.columns, labels, where)[0]
+
+    def where(self, row: int) -> str:
+        """Names a row in errors."""
+        return f"{self.table.name} row {row + 1}"
+
+    def group(self, row: Mapping[str, Any]) -> str:
+        """The group a row counts to."""
+        value = row.get(self.columns.group) if self.columns.group else None
+        return (value if isinstance(value, str) else text_of(value)) or DEFAULT_GROUP
+
+    def _in_turn(self, order: Iterable[int]) -> Iterator[Place]:
+        if self.columns.group is None:
+            yield from (place for _, place in self._places(order))
+            return
+        by_group: dict[str, list[Place]] = defaultdict(list)
+        for group, place in self._places(order):
+            by_group[group].append(place)
+        self._n_groups = len(by_group)
+        for turn in zip_longest(*(by_group[group] for group in sorted(by_group))):
+            yield from (place for place in turn if place is not None)
+
+    def _places(self, order: Iterable[int]) -> Iterator[tuple[str, Place]]:
+        labels = self.table.labels.get(self.columns.answer or "")
+        for i in map(int, order):
+            row = self.table.rows[i]
+            self._n_seen += 1
+            try:
+                asked, left_out = read_row(row, self.columns, labels, self.where(i))
+                n_asked = len(asked)
+                self.left_out += left_out
+            except UsageError:
+                n_asked = 1  # the one who takes the place is told what is wrong with it
+            group = self.group(row)
+            yield from ((group, Place(i, question)) for question in range(n_asked))
+
+    def _can(self, read: Callable[[Place], Any], place: Place) -> bool:
+        if place.row not in self.unreadable:
+            try:
+                read(place)
+            except UsageError as error:
+                self.unreadable[place.row] = str(error)
+        return place.row not in self.unreadable
+
+    def _why_none(self) -> str:
+        if self.unreadable:
+            first = next(iter(self.unreadable.values()))
+            return (
+                f"{self.table.name} must hold samples that can be read; got {self._n_seen} rows "
+                f"without any. The first: {first}"
+            )
+        column = f"column {self.columns.image!r}" if self.columns.image else "their conversations"
+        return (
+            f"{self.table.name} must hold samples with images; got {self._n_seen} rows without "
+            f"any in {column}. Name the right one with --image-column."
+        )

@@ -1,0 +1,248 @@
+"""Data sets as tables of raw rows: text files, and what `datasets` loads otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpcal.calibrate.inputs import hub
+from tpcal.calibrate.inputs.text_files import Row, read_rows
+from tpcal.plans.errors import UsageError, excerpt, listed
+
+FORMATS = (".jsonl", ".json", ".parquet", ".csv")
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "calibration": ("calibration", "train", "training"),
+    "eval": ("eval", "test", "testing", "validation", "valid", "val", "dev"),
+}
+"""Splits looked for, in this order, when a role is asked for instead of a split's own name."""
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Files that say of each image of a folder what is asked about it, as `datasets` knows them."""
+MIN_SHUFFLE = 1_000
+"""Rows of a streamed Hub data set among which samples are drawn."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Raw rows of one split, not yet drawn from."""
+
+    name: str
+    rows: Sequence[Row]
+    """A row may lack columns."""
+    columns: tuple[str, ...]
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names of the classes of columns that hold class numbers."""
+    folder: Path | None = None
+    """Where relative image paths start."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def load_table(data: str, *, split: str, n: int | None, seed: int) -> Table:
+    """The rows of a data set.
+
+    Args:
+        data: A .jsonl, .json, .parquet or .csv file; a folder (with one such file, as saved by
+            `datasets`, or an image folder with metadata); or a Hub id ``org/name``,
+            ``org/name:config``, ``org/name@revision``.
+        split: A split's name, or one of `ROLES`; a data set with one split has that one.
+        n: A Hub data set is streamed and only about this many rows are fetched; None fetches all.
+        seed: Draws the streamed rows.
+
+    Raises:
+        UsageError: Missing, unreadable or empty, or no such split.
+    """
+    path = Path(data).expanduser()
+    if path.is_file():
+        return _file(path, split)
+    if path.is_dir():
+        return _folder(path, split)
+    looks_local = path.is_absolute() or data.startswith((".", "~")) or path.suffix in FORMATS
+    if looks_local or data.count("/") != 1:
+        raise UsageError(
+            f"No data at {data}. Give a .jsonl, .json, .parquet or .csv file, a folder, or a Hub "
+            "id (org/name)."
+        )
+    return _hub(data, split, n, seed)
+
+
+def order(n_rows: int, split: str, seed: int) -> np.ndarray:
+    """[n_rows] row numbers in the order in which samples are drawn.
+
+    The role ``eval`` draws from the other end, so that calibration and evaluation stay apart on
+    data with a single split as long as the two do not need more rows than there are.
+    """
+    drawn = np.random.default_rng(seed).permutation(n_rows)
+    return drawn[::-1] if split == "eval" else drawn
+
+
+def _file(path: Path, split: str) -> Table:
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise UsageError(
+            f"{path} must be a {', '.join(FORMATS)} file; got {path.suffix or 'no suffix'}."
+        )
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path} must hold samples; got an empty file.")
+    if kind == ".parquet":
+        import datasets
+
+        with _explained(str(path)):
+            loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")
+        return _table(path.name, loaded, path.parent)
+    rows, columns = read_rows(path)
+    if not rows:
+        raise UsageError(f"{path} must hold samples; got none.")
+    return Table(path.name, rows, columns, {}, path.parent)
+
+
+def _folder(path: Path, split: str) -> Table:
+    import datasets
+
+    files = sorted(
+        f for f in path.iterdir() if f.suffix.lower() in FORMATS and f.stem != "metadata"
+    )
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        with _explained(str(path)):
+            return _pick(path.name, datasets.load_from_disk(str(path)), split, path)
+    by_split = {file.stem: file for file in files if file.suffix.lower() != ".parquet"}
+    own = [by_split[name] for name in ROLES.get(split, (split,)) if name in by_split]
+    if len(files) == 1 or own:
+        return _file((own or files)[0], split)
+    described = next((path / name for name in METADATA if (path / name).is_file()), None)
+    if described and not any((path / name).is_dir() for name in sum(ROLES.values(), ())):
+        return _described(described)
+    if not any(path.iterdir()):
+        raise UsageError(f"{path} must hold samples; got an empty folder.")
+    with _explained(str(path)):
+        loaded = _as_written(datasets.load_dataset(str(path)), str(path))
+    return _pick(path.name, loaded, split, path)
+
+
+def _described(file: Path) -> Table:
+    """The images of a folder, with what a text file says about them."""
+    rows, columns = read_rows(file)
+    name = "file_name"
+    if name not in columns:
+        raise UsageError(f"{file} must have a column {name!r}; got {listed(columns)}.")
+    return Table(
+        file.parent.name,
+        [{"image" if k == name else k: v for k, v in row.items()} for row in rows],
+        tuple("image" if column == name else column for column in columns),
+        {},
+        file.parent,
+    )
+
+
+def _as_written(loaded: Any, path: str, /, **how: Any) -> Any:
+    """The same, loaded again where it comes from CSV files, every cell as text."""
+    import datasets
+
+    splits = loaded if isinstance(loaded, dict) else {"": loaded}
+    first = next(iter(splits.values()))
+    if first.info.builder_name != "csv":
+        return loaded
+    columns = list(first.features or next(iter(first)))
+    text = datasets.Features({column: datasets.Value("string") for column in columns})
+    return datasets.load_dataset(path, features=text, na_filter=False, **how)
+
+
+def _hub(data: str, split: str, n: int | None, seed: int) -> Table:
+    import datasets
+    from huggingface_hub import constants
+
+    if not hub.reachable() and not constants.is_offline_mode():
+        raise UsageError(
+            f"Data set {data} is wanted from the Hugging Face Hub, which cannot be reached. Way "
+            "out: pass a local folder or a .jsonl, .json, .parquet or .csv file."
+        )
+    name, revision = hub.split_revision(data)
+    name, _, config = name.partition(":")
+    with _explained(data):
+        how = {"name": config or None, "revision": revision, "streaming": n is not None}
+        loaded = _as_written(datasets.load_dataset(name, **how), name, **how)
+        table = _pick(data, loaded, split, None, n, seed)
+    return table
+
+
+def _pick(
+    name: str,
+    loaded: Any,
+    split: str,
+    folder: Path | None,
+    n: int | None = None,
+    seed: int = 0,
+) -> Table:
+    """The wanted split of what `datasets` returned."""
+    if not isinstance(loaded, dict):
+        return _table(name, loaded, folder, n, seed)
+    wanted = ROLES.get(split, (split,))
+    found = [s for s in wanted if s in loaded] or (list(loaded) if len(loaded) == 1 else [])
+    if not found or (split not in ROLES and split not in loaded):
+        raise UsageError(f"{name} has no split {split!r}. It has: {listed(list(loaded))}.")
+    return _table(name, loaded[found[0]], folder, n, seed)
+
+
+def _table(
+    name: str, loaded: Any, folder: Path | None, n: int | None = None, seed: int = 0
+) -> Table:
+    """A split with its images left encoded, so that each can be decoded, and blamed, by itself."""
+    import datasets
+
+    features = loaded.features or {}
+    labels = {}
+    for column, feature in features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            labels[column] = tuple(feature.names)
+        elif (encoded := _encoded(feature)) != feature:
+            loaded = loaded.cast_column(column, encoded)
+    if isinstance(loaded, datasets.IterableDataset):
+        assert n is not None
+        drawn = loaded.shuffle(seed=seed, buffer_size=max(MIN_SHUFFLE, n))
+        loaded = list(drawn.take(n))
+    if not len(loaded):
+        raise UsageError(f"{name} must hold samples; got none.")
+    columns = tuple(features) or tuple(loaded[0])
+    return Table(name, loaded, columns, labels, folder)
+
+
+def _encoded(feature: Any) -> Any:
+    """The feature with its images left encoded, however deep they lie; `datasets` turns others."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, dict):
+        return {name: _encoded(inner) for name, inner in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return replace(feature, feature=_encoded(feature.feature))
+    return feature
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Keeps `datasets` quiet and turns its errors into one line."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+    from datasets.utils import logging
+
+    bars, verbosity = datasets.are_progress_bars_disabled(), logging.get_verbosity()
+    datasets.disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # its errors log whole cells, and are raised besides
+    try:
+        yield
+    except (OSError, ValueError, DatasetGenerationError, NotImplementedError) as error:
+        cause = error.__cause__ or error
+        first = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"{name} cannot be loaded as a data set: {excerpt(first, 200)}."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()

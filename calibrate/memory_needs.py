@@ -1,0 +1,167 @@
+"""What memory a run will need, told before it starts, and how it keeps to a limit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from tpcal.calibrate.inputs.batches import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS, prompt_inputs
+from tpcal.calibrate.inputs.models import Loaded, device_of
+from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.tape_store import Store
+from tpcal.plans.cost import DecoderShape
+from tpcal.plans.errors import UsageError
+from tpcal.plans.families import find
+
+N_TRIED = 8
+"""Samples that are looked at for the longest prompt."""
+_FREE = 0.9
+"""Part of the free memory that a run without a limit takes."""
+_KEPT = 0.5
+"""Part of the host's memory for recorded batches; beyond it they go to the disk."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The longest prompt of some samples, with its answer."""
+
+    n_tokens: int
+    """S, visual and text tokens and those of the answer."""
+    n_visual: int
+    n_answer: int
+    """A, distributions that are compared."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one sample takes, estimated."""
+
+    work: float
+    """On the device, while it runs."""
+    kept: float
+    """Off the device, from its recording to the end."""
+    beyond: str
+    """What becomes of recordings that the host's memory does not hold."""
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """How a run keeps to its memory."""
+
+    batch_size: int
+    store: Store
+    said: str
+    """One line for the user."""
+
+
+def longest(loaded: Loaded, samples: Samples) -> Prompt:
+    """The longest of up to `N_TRIED` prompts, spread over the samples."""
+    step = -(-len(samples) // N_TRIED)
+    tried = [samples[i] for i in range(0, len(samples), step)]
+    found = [_measured(loaded, sample) for sample in tried]
+    return Prompt(*(max(column) for column in zip(*found, strict=True)))
+
+
+def _measured(loaded: Loaded, sample: Sample) -> tuple[int, int, int]:
+    ids = prompt_inputs(loaded.processor, [sample], loaded.model)["input_ids"]
+    n_visual = int(find(loaded.model).visual_mask(loaded.model, ids, None).sum())
+    n_answer = OWN_ANSWER_TOKENS
+    if sample.answer is not None:
+        n_answer = min(MAX_ANSWER_TOKENS, _n_ids(loaded, sample.answer))
+    return ids.shape[1] + n_answer, n_visual, n_answer + 1
+
+
+def _n_ids(loaded: Loaded, answer: str) -> int:
+    return len(loaded.processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+
+def of_plans(loaded: Loaded, prompt: Prompt) -> Need:
+    """What a search takes that measures whole plans."""
+    shape, n_bytes = loaded.shape, loaded.model.dtype.itemsize
+    states = float(prompt.n_tokens * shape.hidden * n_bytes)
+    answer = float(prompt.n_answer * shape.hidden * n_bytes)
+    beside = prompt.n_tokens * (2.0 * shape.head_dim * n_bytes + 16)  # rotary tables, masks, ranks
+    return Need(_pass(shape, prompt, n_bytes) + states, states + answer + beside, "on disk")
+
+
+def of_probes(loaded: Loaded, prompt: Prompt) -> Need:
+    """What a calibration takes, which keeps the states and keys of every layer."""
+    shape, n_bytes = loaded.shape, loaded.model.dtype.itemsize
+    width = shape.hidden + shape.n_kv_heads * shape.head_dim
+    numbers = float(shape.n_layers * width + shape.hidden + 2 * shape.head_dim)  # rotary tables
+    states = prompt.n_tokens * (numbers * n_bytes + 16)  # 16 for masks and ranks
+    n_text = prompt.n_tokens - prompt.n_visual
+    looks = float(shape.n_layers * n_text * prompt.n_visual * 4)
+    kept = states + looks
+    return Need(_pass(shape, prompt, n_bytes) + kept, kept, "recorded again in every round")
+
+
+def _pass(shape: DecoderShape, prompt: Prompt, n_bytes: int) -> float:
+    """What one layer, one selector and the output head hold at once."""
+    n, visual = prompt.n_tokens, prompt.n_visual
+    heads = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim
+    layer = n * n_bytes * (4.0 * shape.hidden + 3.0 * shape.ffn + 2.0 * heads)
+    masks = n * n * (3.0 + n_bytes)
+    selector = 8.0 * visual * (shape.hidden + visual)  # directions and pairs, in float64
+    head = 16.0 * prompt.n_answer * shape.vocab  # logits and logs in float32, full and pruned
+    return layer + masks + selector + head
+
+
+def arranged(
+    loaded: Loaded, need: Need, n_kept: int, batch_size: int, limit: int | None
+) -> Arranged:
+    """Batches and a store that keep to the memory there is.
+
+    Args:
+        loaded: The model, on its device.
+        need: Of one sample.
+        n_kept: Samples whose recordings are kept.
+        batch_size: Most samples of a batch.
+        limit: Most bytes on the device, the model's weights among them; None: what is free.
+
+    Raises:
+        UsageError: The limit leaves no room for one sample.
+    """
+    device = device_of(loaded.model)
+    weights = sum(p.nbytes for p in loaded.model.parameters() if p.device.type == device.type)
+    room = _FREE * _free(device) if limit is None else float(limit - weights)
+    on_host = device.type == "cpu"  # there, batches and what is kept share one memory
+    work = room * (1 - _KEPT) if on_host else room
+    kept = max(0.0, room * _KEPT if on_host else _FREE * _free_host() * _KEPT)
+    if limit is not None and work < need.work:
+        least = weights + need.work / (1 - _KEPT if on_host else 1)
+        raise UsageError(
+            f"--memory must be at least about {_shown(least)} for this model and these samples; "
+            f"got {_shown(limit)}."
+        )
+    size = max(1, min(batch_size, int(work // need.work)))
+    said = [
+        f"Memory: about {_shown(weights + size * need.work)} on {device} in batches of {size}, "
+        f"{_shown(weights)} of it for the weights"
+    ]
+    if n_kept:
+        said.append(f"{_shown(min(kept, n_kept * need.kept))} of the host's for {n_kept} samples")
+    if n_kept * need.kept > kept:
+        said.append(f"{_shown(n_kept * need.kept - kept)} {need.beyond}")
+    return Arranged(size, Store(kept), f"{'; '.join(said)}.")
+
+
+def _shown(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2g} GB" if n_bytes < 9.5e9 else f"{n_bytes / 1e9:.0f} GB"
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that are free, those among them that torch holds and does not use."""
+    if device.type != "cuda":
+        return _free_host()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def _free_host() -> float:
+    """This process's part of the host's free memory, where several were started together."""
+    from accelerate.utils import get_max_memory
+
+    return float(get_max_memory()["cpu"]) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,0 +1,265 @@
+"""The model and the samples of a profile, loaded when a plan first has to be run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpcal import __version__, terminal
+from tpcal.commands.inputs import tell_source
+from tpcal.options import DataChoice, ModelChoice
+from tpcal.plans.errors import FitError, UsageError
+from tpcal.plans.local_paths import kept, last_part, locate, moved
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.inputs.models import Loaded
+    from tpcal.calibrate.inputs.samples import Samples
+    from tpcal.calibrate.measure import Measurer
+    from tpcal.calibrate.memory_needs import Arranged
+    from tpcal.calibrate.profile import Profile
+    from tpcal.plans.schema import Cut, Plan
+
+DRAWN = "drawn.json"
+"""In the profile's folder: what a search that is finished has to know of its samples."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples that a search looks at."""
+
+    groups: tuple[str, ...]
+    sample_group: tuple[int, ...]
+    """[n] index into ``groups``."""
+    seen: str
+    """Packed identities."""
+
+    @classmethod
+    def of(cls, samples: Samples) -> Drawn:
+        """What has to be known of samples."""
+        from tpcal.calibrate.inputs.sample_digests import pack
+
+        number = {group: i for i, group in enumerate(samples.groups)}
+        own = tuple(number[group] for group in samples.sample_groups)
+        return cls(samples.groups, own, pack(samples.identities))
+
+
+class Subject:
+    """What the plans of a profile are tried on.
+
+    Args:
+        profile: The profile.
+        folder: Where it is.
+        model: Another model than the profile names, as one that has moved.
+        data: Where the profile's samples are now.
+        n_samples: Samples to compare plans on; None: the profile's.
+        batch_size: Samples per run of the model.
+        report: Told what is being loaded.
+        memory: Most bytes on the device; None: what is free.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        folder: Path,
+        model: ModelChoice,
+        data: str | None,
+        n_samples: int | None,
+        batch_size: int,
+        report: terminal.Progress,
+        *,
+        memory: int | None = None,
+    ) -> None:
+        self._profile, self._folder, self._model = profile, folder, model
+        self._data = data
+        self._n_samples, self._batch_size, self._report = n_samples, batch_size, report
+        self._memory = memory
+
+    @cached_property
+    def _choice(self) -> DataChoice:
+        """What the profile's samples were drawn by, seen from here."""
+        known = self._profile.provenance
+        choice = DataChoice.restored(known.get("samples", {}))
+        drawn = known.get("data", {}).get("samples")  # whatever the default is now
+        choice = replace(choice, samples=choice.samples or drawn)
+        if self._data is not None or choice.data is None:
+            return replace(choice, data=self._data)
+        here = locate(choice.data, self._folder, str(self._folder), "--data")
+        return replace(choice, data=here)
+
+    @cached_property
+    def _asked(self) -> ModelChoice:
+        """The model that is named, or the profile's, seen from here."""
+        name, made_for = self._profile.model.name, self._profile.model
+        if self._model.name is None and name is not None:
+            name = locate(name, self._folder, str(self._folder), "--model")
+        return self._model.or_else(name, made_for.revision)
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The model.
+
+        Raises:
+            FitError: Its structure is not that of the profile's.
+        """
+        self._report(0, 0, "Loading the model")
+        made_for = self._profile.model
+        loaded = self._asked.load()
+        if loaded.identity.fingerprint != made_for.fingerprint:
+            name = last_part(made_for.name or "another model")
+            problem = f"made for {name}, whose structure differs from {loaded.name}'s."
+            raise FitError(str(self._folder), [problem])
+        return loaded
+
+    @cached_property
+    def samples(self) -> tuple[Samples, Samples]:
+        """Those that plans are compared on, drawn as the profile's were, the same ones first; and
+        further ones, for the best plans.
+
+        Raises:
+            UsageError: They are not those that the profile was measured on.
+        """
+        from tpcal.calibrate.measure import n_of_finals
+
+        self._report(0, 0, "Loading the samples")
+        samples = self._choice.load("calibration")
+        if samples.fingerprint != self._profile.provenance["data"]["fingerprint"]:
+            raise UsageError(
+                f"{self._folder} was measured on other samples than {samples.name} gives now. "
+                "Name the data set with --data, calibrate again, or plan with --no-measure."
+            )
+        wanted = self._n_samples or len(samples)
+        total = wanted + n_of_finals(wanted, samples.n_rows)
+        if total != len(samples):
+            samples = replace(self._choice, samples=total).load("calibration")
+        return samples.part(0, wanted), samples.part(wanted, len(samples))
+
+    def unseen(self, n_samples: int | None, default: int) -> Samples:
+        """Samples from another split, or the other end, of the profile's data.
+
+        Args:
+            n_samples: How many; None: ``default`` but for those that were looked at.
+            default: As it says.
+
+        Raises:
+            UsageError: The built-in questions are not for this model, or all were looked at.
+        """
+        self._report(0, 0, "Loading samples for the proof")
+        self._choice.check_asked_of(self._asked)
+        choice = replace(self._choice, samples=n_samples or default, split=None)
+        samples = choice.load("eval")
+        tell_source(samples)
+        if n_samples is not None:
+            return samples
+        from tpcal.calibrate.inputs.sample_digests import unpack
+
+        return samples.without(frozenset().union(*(unpack(drawn.seen) for drawn in self.drawn)))
+
+    @cached_property
+    def drawn(self) -> tuple[Drawn, Drawn]:
+        """As `samples`, but remembered: nothing is loaded where that was done before."""
+        file, key = self._folder / DRAWN, f"{__version__} {self._n_samples}"
+        known = _read(file)
+        if key in known and self._data is None:
+            return known[key]
+        from tpcal.plans.yaml_files import write_atomic
+
+        first, further = map(Drawn.of, self.samples)
+        plain = {name: [asdict(one) for one in both] for name, both in known.items()}
+        plain[key] = [asdict(first), asdict(further)]
+        write_atomic(file, json.dumps(plain))
+        return first, further
+
+    def measurers(self) -> dict[str, LazyMeasurer]:
+        """``measurer`` for a search, and ``finals`` where the data has enough further samples."""
+        if self._model.name is not None:
+            _ = self.loaded  # a wrong one is refused before the search begins
+        first, further = self.drawn
+        found = {"measurer": LazyMeasurer(self, 0)}
+        return found | (
+            {"finals": LazyMeasurer(self, 1)} if further.groups == first.groups else {}
+        )
+
+    def signed(self, plan: Plan) -> Plan:
+        """The plan, saying which samples it was made from, so that none is taken to test it."""
+        from tpcal.calibrate.inputs.sample_digests import pack, unpack
+
+        data = dict(plan.provenance.get("data") or {})
+        seen = [*(drawn.seen for drawn in self.drawn), data.get("seen", "")]
+        data["seen"] = pack(frozenset().union(*map(unpack, seen)))
+        return replace(plan, provenance={**plan.provenance, "data": data})
+
+    def placed(self, plan: Plan, folder: Path) -> Plan:
+        """The plan as a file in ``folder`` keeps it: with where model and data are now."""
+        plan = moved(plan, self._folder, folder)
+        if plan.model is not None and self._model.name is not None:
+            name = kept(self._model.name, folder)
+            plan = replace(
+                plan, model=replace(plan.model, name=name, revision=self._model.revision)
+            )
+        if self._data is not None:
+            data = {**plan.provenance.get("data", {}), "data": kept(self._data, folder)}
+            plan = replace(plan, provenance={**plan.provenance, "data": data})
+        return plan
+
+    def measurer(self, part: int) -> Measurer:
+        """Runs plans on one part of `samples`."""
+        from tpcal.calibrate.measure import Measurer
+
+        samples = self.samples[part]
+        if Drawn.of(samples) != self.drawn[part]:
+            (self._folder / DRAWN).unlink(missing_ok=True)
+            raise UsageError(
+                f"{self._folder / DRAWN} must say which samples are drawn; got others, as of an "
+                "earlier version. It is deleted now: run the same command again."
+            )
+        run = self._arranged
+        return Measurer(self.loaded, samples, batch_size=run.batch_size, store=run.store)
+
+    @cached_property
+    def _arranged(self) -> Arranged:
+        """How both parts of `samples` are run; told once, before the first is."""
+        from tpcal.calibrate import memory_needs
+
+        first, further = self.samples
+        need = memory_needs.of_plans(self.loaded, memory_needs.longest(self.loaded, first))
+        n_samples = len(first) + len(further)
+        run = memory_needs.arranged(self.loaded, need, n_samples, self._batch_size, self._memory)
+        terminal.note(run.said)
+        return run
+
+
+class LazyMeasurer:
+    """A `Measurer` that loads nothing before it has to run a plan."""
+
+    def __init__(self, subject: Subject, part: int) -> None:
+        import numpy as np
+
+        self._subject, self._part = subject, part
+        drawn = subject.drawn[part]
+        self.groups = drawn.groups
+        self.sample_group = np.array(drawn.sample_group, dtype=np.int64)
+
+    @cached_property
+    def _measurer(self) -> Measurer:
+        return self._subject.measurer(self._part)
+
+    def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:
+        """As `Measurer.losses`."""
+        return self._measurer.losses(cuts)
+
+
+def _read(file: Path) -> dict[str, tuple[Drawn, Drawn]]:
+    """What is remembered, by number of samples; nothing where the file is missing or damaged."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return {key: (_drawn(first), _drawn(more)) for key, (first, more) in known.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _drawn(data: Mapping[str, Any]) -> Drawn:
+    return Drawn(tuple(data["groups"]), tuple(data["sample_group"]), str(data["seen"]))

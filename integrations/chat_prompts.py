@@ -1,0 +1,82 @@
+"""Chat messages of a data set as a model's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from tpcal.calibrate.inputs.batches import has_template, prompt_text
+from tpcal.calibrate.inputs.conversations import MARK, Part, Turn, placed
+from tpcal.calibrate.inputs.images import read_images
+from tpcal.calibrate.inputs.samples import Sample
+from tpcal.plans.errors import UsageError, excerpt
+
+Message = Mapping[str, Any]
+"""``role`` and ``content``, a list of ``{"type": "text", "text": …}`` and ``{"type": "image",
+"image": …}``, as in transformers."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a processor takes."""
+
+    text: str
+    """In the model's chat format, with a placeholder for each image."""
+    images: tuple[Image.Image, ...]
+    """As opened, in the order of their placeholders."""
+
+
+def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> Prompt:
+    """The prompt of a dialogue.
+
+    Args:
+        processor: The model's processor.
+        messages: Turns. Images are what `read_images` takes.
+        subject: Names the dialogue in errors.
+
+    Raises:
+        UsageError: There is a video or sound, an image cannot be read, or the model has no chat
+            format while the dialogue is more than images and one question.
+    """
+    parts = [part for message in messages for part in message["content"]]
+    _refuse_others(parts, subject)
+    cells = [part["image"] for part in parts if part["type"] == "image"]
+    images = read_images(cells, None, subject)
+    turns = tuple(_turn(message) for message in messages)
+    if has_template(processor):
+        return Prompt(prompt_text(processor, Sample(subject, images, "", turns=turns)), images)
+    if not _is_one_question([message["role"] for message in messages], parts):
+        raise UsageError(
+            f"{subject} must be images followed by one question, as the model has no chat "
+            f"template; got {len(messages)} messages. Add chat_template.jinja to the model."
+        )
+    question = "".join(part for part in turns[0].parts if part is not None)
+    return Prompt(prompt_text(processor, Sample(subject, images, question)), images)
+
+
+def _refuse_others(parts: Sequence[Mapping[str, Any]], subject: str) -> None:
+    other = next((p["type"] for p in parts if p["type"] not in ("text", "image")), None)
+    if other is not None:
+        raise UsageError(
+            f"{subject} must hold text and images; got {excerpt(other)}. Choose a task without "
+            "it, or one that gives a video's frames as images."
+        )
+
+
+def _turn(message: Message) -> Turn:
+    """The turn; images that come before a text with as many marks go where the marks are."""
+    parts: list[Part] = [
+        part["text"] if part["type"] == "text" else None for part in message["content"]
+    ]
+    *images, text = parts or [None]
+    if message["role"] == "user" and text and MARK in text and not any(images):
+        return Turn("user", placed(text, len(images)))
+    return Turn(message["role"], tuple(parts))
+
+
+def _is_one_question(roles: Sequence[str], parts: Sequence[Mapping[str, Any]]) -> bool:
+    kinds = [part["type"] for part in parts]
+    return list(roles) == ["user"] and kinds == sorted(kinds)  # "image" < "text"

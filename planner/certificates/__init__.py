@@ -1,0 +1,1 @@
+"""What can be promised of a plan, and on which samples."""

@@ -1,0 +1,1 @@
+"""What a plan costs and what it is predicted to lose, from a profile alone."""

@@ -1,0 +1,304 @@
+"""What a plan will lose, predicted from single cuts.
+
+    D(plan) = sum_i [d(l_i, k_i) - d(l_i, k_{i-1})]
+
+d(l, k) is the deviation that a single cut before layer l to keep k was measured to cause, k_0 = 1
+and d(l, 1) = 0: the tokens between k_{i-1} and k_i leave at l_i. Exact for a single probed cut.
+
+The sum is taken sample by sample and limited there before it is averaged: an answer is lost once.
+Dynamic programming needs a sum of group means instead (`Tables`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import isotonic_regression
+
+from tpcal.planner.prediction.budget import Prices
+from tpcal.planner.prediction.conditions import fires
+from tpcal.planner.prediction.curves import key as curve_key
+from tpcal.planner.prediction.curves import layer_curves
+from tpcal.planner.prediction.objective import MOST, Objective
+from tpcal.planner.prediction.space import Limits, Option
+from tpcal.plans.errors import UsageError
+from tpcal.plans.schema import Cut, n_keep
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.profile import Profile
+
+Measure = Literal["kl", "local", "flips"]
+LIMITS: Mapping[Measure, float] = {"kl": MOST, "local": np.inf, "flips": 1.0}
+"""The most that a sample's loss counts."""
+Floats = NDArray[np.float64]
+Curve = Callable[[Sequence[int]], Floats]
+"""From J token counts to [G, J] losses."""
+Curves = Sequence[Curve]
+KEPT = 16
+"""Sets of counts whose values are at hand; a search asks for the same ones again and again."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """d(l, k) at some token counts, J of them.
+
+    The last entry of the selector axis stands for drop-all, which chooses nothing: at count 0 it
+    holds d(l, 0), elsewhere the smallest of all selectors.
+    """
+
+    first: Floats
+    """[S + 1, G, L, J] through the probed values, for the first cut of a plan."""
+    later: Floats
+    """[S + 1, G, L, J] never rising with the count, for the cuts after it. A plan's later terms
+    are differences of two measured values; where noise makes more tokens look worse, a difference
+    would be negative, and a search would collect such gifts. Isotonic regression removes them at
+    the source, so every term is >= 0."""
+
+
+class Tables:
+    """d(l, k) of one measure for every selector, group and layer, at the counts asked for.
+
+    A table of all counts would take 8 (S + 1) G L N bytes twice, gigabytes for large images.
+
+    Source:
+        Between probed keeps: monotone cubic interpolation (Fritsch and Butland 1984), which does
+        not overshoot. Between probed layers: `curves.layer_curves`.
+    """
+
+    def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
+        self._n = profile.n_tokens
+        *curves, drop = layer_curves(profile, options, _group_means(profile, measure))
+        self._zero = drop.get(0)
+        rows = curves if self._zero is None else [{0: self._zero, **curve} for curve in curves]
+        known = [np.stack([c[k] for k in sorted(c)], axis=1) for c in rows]  # [L, K, G]
+        falling = [np.apply_along_axis(_falling, 1, points) for points in known]
+        counts = [sorted(c) for c in rows]
+        self._first, self._later = self._curves(counts, known), self._curves(counts, falling)
+        self._at = lru_cache(maxsize=KEPT)(self._levels)
+
+    def at(self, counts: Sequence[int]) -> Levels:
+        """The values at these token counts, in 0..N."""
+        return self._at(tuple(counts))
+
+    def single(self, s: int, layer: int, count: int) -> Floats:
+        """[G] ``first`` of one selector at one layer and count."""
+        if s == len(self._first):
+            return self.at((count,)).first[s, :, layer, 0]
+        return self._first[s][layer]([count])[:, 0]
+
+    def _curves(self, counts: Sequence[Sequence[int]], points: Sequence[Floats]) -> list[Curves]:
+        """Of every selector, by layer."""
+        return [
+            [_through(known, layer, self._n) for layer in layers]
+            for known, layers in zip(counts, points, strict=True)
+        ]
+
+    def _levels(self, counts: tuple[int, ...]) -> Levels:
+        read = [*counts, 1]
+        first, later = _tabled(self._first, read), _tabled(self._later, read)
+        if self._zero is not None:
+            zero, dropped = self._zero.T[..., None], np.array(read) == 0
+            first[-1][..., dropped] = zero
+            later[-1][..., dropped] = np.maximum(zero, later[-1][..., -1:])
+        return Levels(first[..., :-1], later[..., :-1])
+
+
+class Singles:
+    """Loss of single cuts for every sample, [n], as `Tables` has it for groups."""
+
+    def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
+        self._n, self._n_options = profile.n_tokens, len(options)
+        values = np.maximum(np.asarray(getattr(profile, measure), dtype=np.float64), 0.0)
+        *curves, drop = layer_curves(profile, options, values.T)
+        self._zero = drop.get(0)
+        self._rows = curves if self._zero is None else [{0: self._zero, **c} for c in curves]
+        self._curve = cache(self._make_curve)
+        self.first = cache(lambda s, layer, count: self._at(s, layer, count, falling=False))
+        self.later = cache(lambda s, layer, count: self._at(s, layer, count, falling=True))
+
+    def _at(self, s: int, layer: int, count: int, falling: bool) -> Floats:
+        if s < self._n_options:
+            curve, lowest = self._curve(s, layer, falling)
+            return np.maximum(curve(max(count, lowest)), 0.0) if curve else np.zeros(1)
+        if count or self._zero is None:
+            every = [self._at(o, layer, count, falling) for o in range(self._n_options)]
+            return np.asarray(np.min(every, axis=0))
+        zero = self._zero[layer]
+        return np.maximum(zero, self._at(s, layer, 1, falling)) if falling else zero
+
+    def _make_curve(self, s: int, layer: int, falling: bool) -> tuple[Any, int]:
+        rows = self._rows[s]
+        counts = sorted(count for count in rows if count < self._n)
+        at = np.stack([rows[count][layer] for count in counts])
+        if falling:
+            at = np.stack([_falling(column) for column in at.T], axis=1)
+        points = np.concatenate([at, np.zeros_like(at[:1])])
+        return PchipInterpolator([*counts, self._n], points, axis=0), counts[0]
+
+
+class Predictor:
+    """Loss of any plan, from a profile alone.
+
+    Args:
+        profile: What calibration measured.
+        objective: Makes one number of the losses of all groups.
+
+    Raises:
+        UsageError: The profile holds no cut that leaves tokens, or weights are of other groups.
+    """
+
+    def __init__(self, profile: Profile, objective: Objective | None = None) -> None:
+        self.profile = profile
+        self.objective = objective or Objective()
+        self.objective.check(profile.groups)
+        self.groups: tuple[str, ...] = tuple(profile.groups)
+        self.options = probed_options(profile)
+        if not self.options:
+            raise UsageError("The profile must hold probes with keep > 0; got none. Calibrate.")
+        self.limits = _limits(profile, self.options)
+        self.prices = Prices(profile)
+        self.tables = cache(lambda measure: Tables(profile, self.options, measure))
+        self._singles = cache(lambda measure: Singles(profile, self.options, measure))
+        members = np.asarray(profile.sample_group) == np.arange(len(self.groups))[:, None]
+        self._mean = members / members.sum(axis=1, keepdims=True)  # [G, n]
+
+    def score(self, cuts: Sequence[Cut]) -> float:
+        """What a search minimises, predicted."""
+        return float(self.objective.values(self.losses(cuts), self.groups))
+
+    def loss(self, cuts: Sequence[Cut]) -> dict[str, float]:
+        """Nats of KL(full || pruned) per group."""
+        return self._by_group(cuts, "kl")
+
+    def flips(self, cuts: Sequence[Cut]) -> dict[str, float]:
+        """Share of answers that change, per group, at most 1."""
+        return self._by_group(cuts, "flips")
+
+    def local(self, cuts: Sequence[Cut]) -> dict[str, float]:
+        """Relative distance of the states right after each cut, added up, per group."""
+        return self._by_group(cuts, "local")
+
+    def losses(self, cuts: Sequence[Cut], measure: Measure = "kl") -> Floats:
+        """[G] the prediction in the order of ``groups``.
+
+        A conditional cut fires for the samples whose attention is below in the unpruned model.
+        """
+        singles, n = self._singles(measure), self.limits.n_tokens
+        total = np.zeros(self._mean.shape[1])
+        for cut, s, before, count in self._steps(cuts):
+            if before == n:
+                more = singles.first(s, cut.layer, count)
+            else:
+                more = singles.later(s, cut.layer, count) - singles.later(s, cut.layer, before)
+            total = total + np.maximum(more, 0.0) * fires(self.profile, cut)
+        return np.asarray(self._mean @ np.minimum(total, LIMITS[measure]))
+
+    def deepest(self, cuts: Sequence[Cut]) -> Floats:
+        """[G] what the plan would lose if of its cuts, each made alone, the worst one decided.
+
+        A second opinion on the sum, which counts twice what two cuts lose alike.
+        """
+        singles, worst = self._singles("kl"), np.zeros(self._mean.shape[1])
+        for cut, s, _, count in self._steps(cuts):
+            alone = singles.later(s, cut.layer, count) * fires(self.profile, cut)
+            worst = np.maximum(worst, alone)
+        return np.asarray(self._mean @ np.minimum(worst, MOST))
+
+    def _steps(self, cuts: Sequence[Cut]) -> Iterator[tuple[Cut, int, int, int]]:
+        """Every cut that drops any, its selector, and tokens before and after."""
+        before = self.limits.n_tokens
+        for cut in cuts:
+            count = min(before, n_keep(cut.keep, self.limits.n_tokens))
+            if count < before:
+                yield cut, self.index(cut.selector, cut.params), before, count
+            if cut.condition is None:
+                before = count
+
+    def index(self, selector: str | None, params: Mapping[str, Any]) -> int:
+        """Where a selector stands in the tables: itself, or the probed one most like it.
+
+        A selector that was not probed is taken for the best of the probed ones.
+        """
+        if selector is None:
+            return len(self.options)
+        alike = [i for i, o in enumerate(self.options) if o.selector == selector]
+        if not alike:
+            return len(self.options)
+        return min(alike, key=lambda i: _distance(self.options[i].params, params))
+
+    def _by_group(self, cuts: Sequence[Cut], measure: Measure) -> dict[str, float]:
+        return dict(zip(self.groups, self.losses(cuts, measure).tolist(), strict=True))
+
+
+def _group_means(profile: Profile, measure: Measure) -> Floats:
+    """[P, G] means as a search measures them: a sample's loss counts at most `MOST`."""
+    values = np.asarray(getattr(profile, measure), dtype=np.float64)
+    if measure == "kl":
+        values = np.clip(values, 0.0, MOST)  # below 0 is rounding of a float32 sum
+    members = [profile.sample_group == g for g in range(len(profile.groups))]
+    return np.stack([values[own].mean(axis=0) for own in members], axis=1)
+
+
+def probed_options(profile: Profile) -> tuple[Option, ...]:
+    """The selectors of a profile in order of appearance, each with its first probed layer."""
+    first: dict[str, Option] = {}
+    for probe in profile.probes:
+        if probe.selector is None or n_keep(probe.keep, profile.n_tokens) == 0:
+            continue
+        key = curve_key(probe.selector, probe.params)
+        option = first.get(key)
+        if option is None or probe.layer < option.first_layer:
+            first[key] = Option(probe.selector, dict(probe.params), probe.layer)
+    return tuple(first.values())
+
+
+def _distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    far = 0.0
+    for name in {*a, *b}:
+        x, y = a.get(name), b.get(name)
+        if isinstance(x, int | float) and isinstance(y, int | float):
+            far += abs(x - y) / (1.0 + abs(x - y))
+        elif x != y:
+            far += 1.0
+    return far
+
+
+def _limits(profile: Profile, options: Sequence[Option]) -> Limits:
+    n = profile.n_tokens
+    earliest = min(options, key=lambda o: o.first_layer)
+    drops = [p.layer for p in profile.probes if n_keep(p.keep, n) == 0]
+    return Limits(
+        n_tokens=n,
+        n_layers=profile.shape.n_layers,
+        min_count=min(n_keep(p.keep, n) for p in profile.probes if p.keep > 0),
+        first_layer=earliest.first_layer,
+        first_drop=max(1, min(drops)) if drops else None,
+        stop_layer=profile.stop_layer,
+        default=earliest,
+    )
+
+
+def _falling(column: Floats) -> Floats:
+    return np.asarray(isotonic_regression(column, increasing=False).x)
+
+
+def _through(known: Sequence[int], points: Floats, n: int) -> Curve:
+    """Through ``points`` [K, G] at ``known``, 0 at N, flat below the first."""
+    points = np.concatenate([points[: -1 if known[-1] == n else None], np.zeros_like(points[:1])])
+    known = [*(count for count in known if count < n), n]
+    if len(known) == 1:
+        return lambda counts: np.zeros((points.shape[1], len(counts)))
+    curve, lowest = PchipInterpolator(known, points, axis=0), known[0]
+    return lambda counts: np.maximum(curve(np.clip(counts, lowest, n)).T, 0.0)
+
+
+def _tabled(curves: Sequence[Curves], counts: Sequence[int]) -> Floats:
+    """[S + 1, G, L, J] values of all selectors, and the smallest of them last."""
+    found = [np.stack([curve(counts) for curve in layers], axis=1) for layers in curves]
+    return np.stack([*found, np.min(found, axis=0)])

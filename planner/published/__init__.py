@@ -1,0 +1,1 @@
+"""Published schedules, and the words of other tools."""

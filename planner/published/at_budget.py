@@ -1,0 +1,142 @@
+"""Published schedules at a budget that is not their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tpcal.planner.prediction.space import Limits, project, spent
+from tpcal.plans.cost import layer_average_keep
+from tpcal.plans.errors import BudgetError, UsageError
+from tpcal.plans.schema import Budget, Cut, ModelIdentity, Plan, load_preset, n_keep
+from tpcal.plans.selectors import can_cut
+
+N_TOKENS = 576
+"""Visual tokens where none are named: those of LLaVA-1.5, which most presets are made for."""
+SMALLEST_SCALE = 0.25
+"""Layers stay where they were published as long as this much of the keeps meets the budget."""
+
+
+def at_budget(name: str, target: float, n_layers: int, n_tokens: int = N_TOKENS) -> Plan:
+    """A preset whose keeps are scaled until it costs ``target``.
+
+    The cuts stay at their relative depths while a quarter of their keeps or more meets the budget.
+    Below that, all of them move up in proportion, by as few layers as needed, but none to a layer
+    at which its selector cannot work; then the keeps shrink as far as they must. A cut that would
+    keep all is left out; a schedule that only drops all moves its layer, and so meets the budget
+    to within a layer. Conditional cuts stay and are counted as not firing. No selector changes.
+
+    Args:
+        name: One of `tpcal.plans.schema.presets`.
+        target: Layer average of keep, in (0, 1]; met to within one token from below.
+        n_layers: Decoder layers of the model.
+        n_tokens: Visual tokens of a prompt.
+
+    Returns:
+        The plan, called ``name@target``. Its budget is the one asked for and reached, its source
+        says what moved.
+
+    Raises:
+        UsageError: No such preset, or ``target`` is not in (0, 1].
+        BudgetError: The schedule cannot be that cheap; carries the least that it can cost.
+    """
+    if not 0 < target <= 1:  # also catches nan
+        raise UsageError(f"budget must be in (0, 1]; got {target}.")
+    plan = load_preset(name, n_layers)
+    cuts = _met(f"preset {name}", plan.cuts, target, n_layers, n_tokens)
+    made = replace(plan, name=f"{name}@{target:g}", cuts=cuts, model=ModelIdentity(n_layers))
+    reached = layer_average_keep(made.schedule(n_tokens, n_layers), n_tokens)
+    moved = f"{_listed(plan.cuts)} became {_listed(cuts)}"
+    note = f"Put on a layer average of {target:g} of {n_tokens} tokens: layer:keep {moved}."
+    source = note if plan.source is None else f"{plan.source} {note}"
+    return replace(made, budget=Budget(target, round(reached, 6)), source=source)
+
+
+def _met(
+    subject: str, cuts: Sequence[Cut], target: float, n_layers: int, n_tokens: int
+) -> tuple[Cut, ...]:
+    conditional = [cut for cut in cuts if cut.condition is not None]
+    cuts = [cut for cut in cuts if cut.condition is None]
+    kept = [cut for cut in cuts if n_keep(cut.keep, n_tokens)]
+    if not kept:
+        met = _drop_alone(subject, cuts, target, n_layers)
+    else:
+        limits = _limits(cuts, target, n_layers, n_tokens)
+        if target * n_tokens * n_layers < limits.cheapest * (1 - 1e-9):
+            raise _too_little(subject, kept[0], limits, target)
+        placed = _placed(cuts, target, limits)
+        met = project(placed, target, n_tokens, n_layers, limits=limits)
+    later = [c for c in conditional if not met or (met[-1].layer < c.layer and met[-1].keep)]
+    return (*met, *later)
+
+
+def _drop_alone(
+    subject: str, cuts: Sequence[Cut], target: float, n_layers: int
+) -> tuple[Cut, ...]:
+    layer = math.floor(target * n_layers * (1 + 1e-9))
+    if cuts and layer == 0:
+        least = math.ceil(1e4 / n_layers) / 1e4
+        raise BudgetError(
+            f"{subject} must have a budget of at least {least:.4f} on {n_layers} layers, because "
+            f"it drops all tokens at once; got {target:g}. Ask for more.",
+            least,
+        )
+    return tuple(replace(cut, layer=layer) for cut in cuts if layer < n_layers)
+
+
+def _limits(cuts: Sequence[Cut], target: float, n_layers: int, n_tokens: int) -> Limits:
+    """What keeps a schedule itself: its selectors, and no drop-all where it has none."""
+    drops = any(n_keep(cut.keep, n_tokens) == 0 for cut in cuts)
+
+    def limits(first: int) -> Limits:
+        first_drop = first + 1 if drops else None
+        return Limits(n_tokens, n_layers, first_layer=first, first_drop=first_drop)
+
+    first, *_ = cuts
+    if first.layer == 0 or _meets(_placed(cuts, target, limits(1)), target, limits(1)):
+        return limits(min(first.layer, 1))  # no need to ask the selector, which takes torch
+    assert first.selector is not None
+    return limits(0 if can_cut(first.selector, first.params, 0) else 1)
+
+
+def _placed(cuts: Sequence[Cut], target: float, limits: Limits) -> list[Cut]:
+    """The cuts as far down as a part of `SMALLEST_SCALE` of their keeps allows."""
+    moved = list(cuts)
+    for first in range(cuts[0].layer, limits.first_layer - 1, -1):
+        moved = _from_layer(cuts, first)
+        if _meets(moved, target, limits):
+            break
+    return moved
+
+
+def _meets(cuts: Sequence[Cut], target: float, limits: Limits) -> bool:
+    """Whether the cuts meet the budget with a part of `SMALLEST_SCALE` of their keeps."""
+    small = [replace(cut, keep=cut.keep * SMALLEST_SCALE) for cut in cuts]
+    allowed = target * limits.n_tokens * limits.n_layers
+    return spent(small, limits.n_tokens, limits.n_layers) <= allowed
+
+
+def _from_layer(cuts: Sequence[Cut], first: int) -> list[Cut]:
+    """The cuts with the first one before layer ``first`` and the others in proportion."""
+    scale = first / cuts[0].layer if cuts[0].layer else 1.0
+    moved: list[Cut] = []
+    for cut in cuts:
+        layer = math.floor(cut.layer * scale + 0.5) if moved else first
+        moved.append(replace(cut, layer=max(layer, moved[-1].layer + 1) if moved else layer))
+    return moved
+
+
+def _too_little(subject: str, first: Cut, limits: Limits, target: float) -> BudgetError:
+    least = math.ceil(limits.least * 1e4) / 1e4
+    needs = f"as {first.selector} reads the attention of a layer before it"
+    why = needs if limits.first_layer else f"which keeps one of {limits.n_tokens} tokens"
+    return BudgetError(
+        f"{subject} must have a budget of at least {least:.4f} on {limits.n_layers} layers, "
+        f"{why}; got {target:g}. Ask for more, or for a preset that cuts before the decoder.",
+        least,
+    )
+
+
+def _listed(cuts: Sequence[Cut]) -> str:
+    return " ".join(f"{cut.layer}:{cut.keep:.4g}" for cut in cuts) or "no cut"

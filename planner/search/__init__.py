@@ -1,0 +1,1 @@
+"""The search for plans: Optuna studies on the measured loss."""

@@ -1,0 +1,86 @@
+"""A finished plan: cuts with model, budget, loss, cost and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import tpcal
+from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
+from tpcal.planner.prediction.predict import Predictor
+from tpcal.plans import schema
+from tpcal.plans.cost import plan_cost
+from tpcal.plans.redaction import redacted_data
+from tpcal.plans.schema import Cut, Loss, Plan
+
+LIBRARIES = ("numpy", "optuna", "scipy", "torch", "transformers")
+
+
+def finished_plan(
+    predictor: Predictor,
+    budget: Budget,
+    cuts: Sequence[Cut],
+    facts: Mapping[str, Any],
+    *,
+    measured: Mapping[str, float] | None = None,
+    flips: Mapping[str, float] | None = None,
+) -> Plan:
+    """The plan to be written to a file.
+
+    Args:
+        predictor: Supplies predicted loss, model and cost.
+        budget: What was asked for.
+        cuts: What the search chose.
+        facts: Provenance of the search: seed, sampler, study, command; None is left out.
+        measured: Nats per group, where the model was run.
+        flips: Share of changed answers per group, where the model was run.
+    """
+    profile = predictor.profile
+    reached = round(predictor.prices.of(cuts, budget.kind), 6)
+    kind = None if budget.kind == LAYER_AVERAGE else budget.kind
+    plan = Plan(
+        cuts=tuple(cuts),
+        model=profile.model,
+        budget=schema.Budget(budget.target, reached, kind),
+        loss=Loss(_rounded(predictor.loss(cuts)), _rounded(measured), _rounded(flips)),
+        provenance=_provenance(predictor, facts),
+    )
+    cost = plan_cost(
+        plan,
+        profile.shape,
+        profile.n_tokens,
+        profile.n_text,
+        profile.layer_ms,
+        profile.executor_ms,
+    )
+    return replace(plan, cost=cost)
+
+
+def _provenance(predictor: Predictor, facts: Mapping[str, Any]) -> dict[str, Any]:
+    known = predictor.profile.provenance
+    data, wish = known.get("data"), known.get("samples")
+    if isinstance(data, Mapping) and isinstance(wish, Mapping):
+        data = {**wish, **data}  # all that it takes to draw others of the same data
+    found = {
+        "tpcal": tpcal.__version__,
+        "libraries": {name: v for name in LIBRARIES if (v := _version(name))},
+        "profile": predictor.profile.digest,
+        "data": data,
+        **facts,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return {name: redacted_data(value) for name, value in found.items() if value is not None}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _rounded(values: Mapping[str, float] | None) -> dict[str, float]:
+    return {group: round(value, 6) for group, value in (values or {}).items()}

@@ -1,0 +1,254 @@
+"""Reads attention scores beside the model's own attention kernel.
+
+One function is registered with transformers for all models. It is switched on for single attention
+modules, by giving them a copy of their config; there it computes the few score rows that a cut
+needs from the real queries and keys (after normalisation and rotary embedding) and then calls the
+kernel the model would have called. No attention matrix is ever built.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from threading import local
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "tpcal_probe"
+CHUNK = 2**23  # score entries that exist at one time
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read at one attention module in one pass; columns as in `gather`."""
+
+    last: Tensor
+    """[B] int64 column of the query whose scores are wanted."""
+    text: tuple[Tensor, Tensor] | None = None
+    """[B, T] columns and validity of the text queries; None leaves out what they look at."""
+    visual: tuple[Tensor, Tensor] | None = None
+    """[B, N] columns and validity of the visual tokens alive."""
+    visual_queries: bool = False
+    """Measure the visual-to-text mass too, which costs one score row per visual token."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What was read."""
+
+    logits: Tensor
+    """[B, H, m] scores of the last query for the new tokens, before the softmax."""
+    lse: Tensor
+    """[B, H] logsumexp over all keys it sees."""
+    keys: Tensor
+    """[B, Hkv, m, d] keys of the new tokens, after rotary embedding."""
+    text_attention: Tensor | None = None
+    """[B, T, N] softmax weights of the text queries on the visual tokens, mean over heads."""
+    text_to_visual: Tensor | None = None
+    """[B] mass from text to visual tokens, mean over queries and heads; nan without either."""
+    visual_to_text: Tensor | None = None
+    """[B] the same from visual tokens to text."""
+
+
+class _Thread(local):
+    """What is asked and was read in one thread."""
+
+    request: Request | None = None
+    capture: Capture | None = None
+
+
+class Probe:
+    """One attention module's reader.
+
+    Args:
+        config: The module's own.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._thread = _Thread()
+
+    def ask(self, request: Request) -> None:
+        """Lets this thread's next call of the module be read."""
+        self._thread.request = request
+
+    @torch.compiler.disable
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> None:
+        """Reads one call of the module, where it was asked for."""
+        mine = self._thread
+        if mine.request is not None:
+            mine.capture = read(query, key, mask, scaling, mine.request, softcap)
+            mine.request = None
+
+    def take(self) -> Capture | None:
+        """What was read in this pass, once."""
+        mine = self._thread
+        capture, mine.capture, mine.request = mine.capture, None, None
+        return capture
+
+
+@contextmanager
+def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Probe]]:
+    """Readers on attention modules, by layer; afterwards the modules are as before."""
+    probes = {layer: Probe(module.config) for layer, module in modules.items()}
+    with ExitStack() as undo:
+        for layer, module in modules.items():
+            undo.enter_context(switched(module, NAME, probes[layer]))
+        yield probes
+
+
+@contextmanager
+def switched(module: nn.Module, name: str, reader: Any) -> Iterator[None]:
+    """An attention module that calls the function registered as ``name``.
+
+    The function finds ``reader`` in the module's config, which is a copy made for this module.
+    """
+    config = module.config
+    copied: Any = copy.copy(config)
+    copied._attn_implementation_internal = name
+    copied._tpcal_reader = reader
+    module.config = copied
+    try:
+        yield
+    finally:
+        module.config = config
+
+
+def probe_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention output of the module's own kernel; the probe sees queries and keys."""
+    probe: Probe = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
+    probe.attend(query, key, attention_mask, scaling, kwargs.get("softcap"))
+    kernel = kernel_of(module, probe.config._attn_implementation)
+    return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+AttentionInterface.register(NAME, probe_attention)
+
+
+def read(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    request: Request,
+    softcap: float | None = None,
+) -> Capture:
+    """Scores and masses of one attention call.
+
+    Args:
+        query: [B, H, m, d].
+        key: [B, Hkv, K, d], the new tokens last.
+        mask: [1 or B, 1, m, K] bool or additive; None means causal.
+        scaling: Factor of the products, usually 1/sqrt(d).
+        request: What is wanted.
+        softcap: Bound that tanh bends the scores to (Gemma 2).
+    """
+    n_new = query.shape[2]
+    rows = partial(score_rows, query, key, mask, scaling, softcap=softcap)
+    logits = rows(request.last[:, None])[:, :, 0]  # [B, H, K]
+    read_last = logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:]
+    if request.text is None or request.visual is None:
+        return Capture(*read_last)
+    looks = _weights(rows, query, key, request.text, request.visual)
+    t2v = _mass(looks, request.text[1], request.visual[1])
+    v2t = torch.zeros_like(t2v)
+    if request.visual_queries:
+        back = _weights(rows, query, key, request.visual, request.text)
+        v2t = _mass(back, request.visual[1], request.text[1])
+    return Capture(*read_last, looks, t2v, v2t)
+
+
+def score_rows(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    columns: Tensor,
+    softcap: float | None = None,
+) -> Tensor:
+    """[B, H, R, K] masked scores of the query columns [B, R], in float32 or wider."""
+    n_rows, n_heads, n_new, width = query.shape
+    n_kv, n_keys = key.shape[1:3]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    at = columns[:, None, :, None].expand(-1, n_heads, -1, width)
+    rows = query.gather(2, at).to(dtype) * scaling
+    rows = rows.view(n_rows, n_kv, -1, width)  # query heads of a key head are neighbours
+    scores = rows @ key.to(dtype).transpose(2, 3)
+    scores = scores.view(n_rows, n_heads, -1, n_keys)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    if mask is None:
+        place = torch.arange(n_keys, device=key.device)
+        sees = place <= columns[:, :, None] + (n_keys - n_new)  # [B, R, K]
+        return scores.masked_fill(~sees[:, None], -torch.inf)
+    index = torch.arange(n_rows, device=key.device)[:, None]
+    bias = mask.expand(n_rows, *mask.shape[1:])[:, 0][index, columns][:, None]  # [B, 1, R, K]
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~bias, -torch.inf)
+    return scores.masked_fill(bias <= torch.finfo(mask.dtype).min, -torch.inf) + bias.to(dtype)
+
+
+def _weights(
+    rows: Callable[[Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    sources: tuple[Tensor, Tensor],
+    targets: tuple[Tensor, Tensor],
+) -> Tensor:
+    """[B, R, C] softmax weights of source on target tokens, mean over heads; 0 on filler."""
+    columns, valid = sources
+    n_rows, n_heads, n_new = query.shape[:3]
+    n_keys = key.shape[2]
+    at = (targets[0] + (n_keys - n_new))[:, None]
+    known = valid[..., None] & targets[1][:, None]
+    result = torch.zeros_like(known, dtype=torch.promote_types(query.dtype, torch.float32))
+    step = max(1, CHUNK // (n_rows * n_heads * n_keys))
+    for start in range(0, columns.shape[1], step):
+        asked = columns[:, start : start + step]
+        weights = rows(asked).softmax(dim=-1).mean(dim=1)
+        result[:, start : start + step] = weights.gather(2, at.expand(-1, asked.shape[1], -1))
+    return result.masked_fill(~known, 0)
+
+
+def _mass(weights: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+    """[B] mass that sources give to targets, mean over sources; nan where there are none.
+
+    Args:
+        weights: [B, R, C], 0 on filler.
+        sources: [B, R] bool.
+        targets: [B, C] bool.
+
+    Source:
+        ToDRE (arXiv 2505.18757v2), the two ratios of stage 2: their denominators are the numbers
+        of query tokens, as the softmax rows sum to one.
+    """
+    empty = (sources.sum(dim=1) == 0) | (targets.sum(dim=1) == 0)
+    return (weights.sum(dim=(1, 2)) / sources.sum(dim=1)).masked_fill(empty, torch.nan)
+
+
+def kernel_of(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

@@ -1,0 +1,88 @@
+"""What the executor did in a prefill, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isnan
+
+import torch
+
+from tpcal.plans.executor import gather
+from tpcal.plans.executor.passes import CutRecord, PreparedCut
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Where a visual token stands in its image."""
+
+    token: int
+    """Rank among the prompt's original visual tokens."""
+    image: int
+    """Which image or video of the prompt, from 0."""
+    time: int
+    """Step of a video; 0 in an image."""
+    row: int
+    """Row in the token grid of its view."""
+    col: int
+    box: tuple[float, float, float, float] | None
+    """x0, y0, x1, y1 in fractions of the image as the vision tower saw it, after the processor's
+    resizing and cropping; None for tokens that cover no pixels. Times width and height: pixels."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a prefill did."""
+
+    cuts: tuple[CutRecord, ...]
+    """In order; ``.kept`` are the tokens that stayed, ``.text_to_visual`` the mass measured."""
+    lengths: tuple[int, ...]
+    """[L] tokens each layer got, filler of ragged rows included; empty without an image."""
+    n_visual: tuple[int, ...]
+    """Visual tokens of each row before the first cut."""
+    grids: tuple[tuple[gather.Grid, ...], ...] = ()
+    """The views of each row's images."""
+
+    def counts(self) -> list[tuple[tuple[int, int], ...]]:
+        """For each row (layer, visual tokens left) of every cut; a condition may leave all."""
+        left = [cut.stays.sum(dim=1).tolist() for cut in self.cuts]
+        layers = [cut.layer for cut in self.cuts]
+        rows = zip(*left, strict=True) if left else [()] * len(self.n_visual)
+        return [tuple(zip(layers, row, strict=True)) for row in rows]
+
+    def patches(self, cut: int, row: int = 0) -> tuple[Patch, ...]:
+        """The visual tokens that a prompt kept at a cut, as places in its images.
+
+        Args:
+            cut: Which cut, from 0.
+            row: Which prompt of the batch.
+        """
+        places = [
+            (grid, *place)
+            for grid in self.grids[row]
+            for place in zip(
+                grid.row.tolist(), grid.col.tolist(), grid.boxes().tolist(), strict=True
+            )
+        ]
+        return tuple(
+            Patch(token, grid.image, grid.time, at, col, None if isnan(box[0]) else tuple(box))
+            for token in self.cuts[cut].kept[row]
+            for grid, at, col, box in [places[token]]
+        )
+
+
+def without_images(cuts: Iterable[PreparedCut], n_rows: int) -> Report:
+    """The report of a prefill without a visual token: what such a row has in any batch.
+
+    Args:
+        cuts: Of the plan, in order.
+        n_rows: Prompts.
+    """
+    nothing = torch.empty(n_rows, 0, dtype=torch.int64)
+    unmeasured, zero = torch.full((n_rows,), torch.nan), torch.zeros(n_rows)
+    records = tuple(
+        CutRecord(prepared.cut.layer, nothing, nothing.bool(), *masses)
+        for prepared in cuts
+        for masses in [(unmeasured, zero) if prepared.cut.condition else (None, None)]
+    )
+    return Report(records, (), (0,) * n_rows, ((),) * n_rows)

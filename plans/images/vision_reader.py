@@ -1,0 +1,310 @@
+"""Reads what the vision tower attends to, beside its own kernel, while images are encoded.
+
+The means are those of tpcal.plans.executor.attention_reader: one registered function, switched on
+for the attention of a single layer. `generate` encodes images before the prefill, so what was read
+goes with the encoder's output to the pass that uses it; beams are prompts repeated row by row.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from threading import local
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.vision_utils import get_vision_window_index
+
+from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import gather
+from tpcal.plans.executor.attention_reader import CHUNK, kernel_of, score_rows, switched
+from tpcal.plans.images import encoded
+
+if TYPE_CHECKING:
+    from tpcal.plans.families.base import Family
+
+NAME = "tpcal_vision"
+_MARK = "_tpcal_vision"
+_KINDS = ("image", "video")
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Where a vision tower is read."""
+
+    attention: nn.Module
+    """Attention of the layer whose output becomes the visual tokens."""
+    has_class: bool = False
+    """The first token of every call is a class token, and its attention is the score."""
+
+
+def tower_of(module: nn.Module, feature_layer: int | Sequence[int]) -> Tower | None:
+    """The tower whose ``hidden_states[feature_layer]`` the projector reads; of several the last.
+
+    Args:
+        module: A tower with a list ``layers`` or ``layer``, as in CLIP, SigLIP and InternViT.
+        feature_layer: As in the configs of transformers: 0 is the embedding, -1 the last layer.
+    """
+    parts = module.named_modules()
+    lists = (part for name, part in parts if name.rpartition(".")[2] in ("layers", "layer"))
+    layers: Any = next(lists, ())
+    wanted = [feature_layer] if isinstance(feature_layer, int) else feature_layer
+    at = max((layer - 1 if layer >= 0 else layer + len(layers) for layer in wanted), default=-1)
+    if not 0 <= at < len(layers):
+        return None
+    names = [name.rpartition(".")[2] for name, _ in module.named_parameters()]
+    attention = getattr(layers[at], "self_attn", None) or layers[at].attention
+    return Tower(attention, "class_embedding" in names or "cls_token" in names)
+
+
+def without_class(
+    model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+) -> Tensor:
+    """[images, P, C] values of the tokens that LLaVA's feature selection leaves.
+
+    Args:
+        model: Of LLaVA's kind; "default" selection leaves the tower's first token out.
+        patches: [images, P, C] of each attention call.
+        inputs: What the encoder was called with.
+    """
+    mine = getattr(model.config, "vision_feature_select_strategy", "default")  # not VipLLaVA's
+    whole = (inputs.get("vision_feature_select_strategy") or mine) != "default"
+    return torch.cat([images if whole else images[:, 1:] for images in patches])
+
+
+def merged_blocks(
+    model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
+) -> Tensor:
+    """[n, C] means of the square blocks of patches that a tower of Qwen's kind merges.
+
+    Args:
+        model: With a tower to which the patches of a block come one after the other; one with
+            windows has reordered the blocks.
+        patches: [1, P, C] of each attention call: an image, a frame or a window.
+        inputs: What the encoder was called with.
+    """
+    config: Any = model.config.vision_config
+    merge = config.spatial_merge_size
+    values = torch.cat(list(patches), dim=1)[0].unflatten(0, (-1, merge**2)).mean(dim=1)
+    if not hasattr(config, "window_size"):
+        return values
+    grid = inputs["image_grid_thw" if "image_grid_thw" in inputs else "video_grid_thw"]
+    order, _ = get_vision_window_index(grid, merge, config.window_size, config.patch_size)
+    return values[order.argsort().to(values.device)]
+
+
+def square_blocks(values: Tensor, n_tokens: int) -> Tensor:
+    """[n, n_tokens, C] means of the square blocks of patches that become the tokens of an image.
+
+    Args:
+        values: [n, P, C] of patches of a square image in reading order.
+        n_tokens: Tokens of an image, a square number too.
+    """
+    side = math.isqrt(n_tokens)
+    merge = math.isqrt(values.shape[1]) // side
+    blocks = values.unflatten(1, (side, merge, side, merge))
+    return blocks.mean(dim=(2, 4)).flatten(1, 2)
+
+
+def problem(family: Family, model: PreTrainedModel) -> str | None:
+    """Why the vision tower cannot be read; None where it can."""
+    tower = family.tower(model)
+    if tower is None:
+        return (
+            f"needs the vision tower's attention, which the family {family.name} does not offer "
+            f"for this {type(model).__name__}. Choose another selector."
+        )
+    config: Any = tower.attention.config
+    kernel = config._attn_implementation
+    if kernel not in ("sdpa", "eager"):
+        return (
+            "needs a vision tower whose attention implementation is sdpa or eager; got "
+            f'{kernel}. Load the model with attn_implementation="sdpa".'
+        )
+    return None
+
+
+class _Thread(local):
+    """What was read in this thread, which may encode images while another one's pass runs."""
+
+    def __init__(self) -> None:
+        self.patches: list[Tensor] | None = None
+        """Of the encoding that runs now; None between encodings."""
+        self.latest: dict[str, Tensor] = {}
+        """By kind, since the last pass began."""
+
+
+class Vision:
+    """The reader of one model's vision tower."""
+
+    def __init__(self, family: Family, model: PreTrainedModel, tower: Tower) -> None:
+        self._family, self._model, self._tower = family, model, tower
+        self._config: Any = tower.attention.config
+        self._thread = _Thread()
+
+    def of(self, prompt: gather.Prompt, inputs: Mapping[str, Any]) -> Tensor:
+        """[B, N, 1 + E] score and keys of the prompt's visual tokens by rank; zeros on filler.
+
+        Args:
+            prompt: The pass.
+            inputs: What the base model was called with.
+
+        Raises:
+            UsageError: The images of this prompt were not encoded by the model at work.
+        """
+        made = (inputs.get("mm_encoder_outputs") or {}).items()
+        marks = {kind: getattr(out, _MARK, None) for kind, out in made if out is not None}
+        known = marks or self._thread.latest
+        read = {kind: mark for kind, mark in known.items() if mark is not None}
+        if not read or len(read) < len(marks):
+            raise _unread("images encoded before")
+        columns, real = gather.columns_of(prompt.visual, max(prompt.n_visual))
+        some = next(iter(read.values()))
+        table = some.new_zeros(*real.shape, some.shape[1], device=real.device)
+        for kind, values in read.items():
+            here = real & self._are(kind, inputs, columns) if len(read) > 1 else real
+            table[here] = by_row(values, here.sum(dim=1).tolist()).to(table.device)
+        return table
+
+    @torch.compiler.disable
+    def attend(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """Reads one attention call of the tower, where an image is being encoded."""
+        patches = self._thread.patches
+        if patches is not None:
+            patches.append(read(query, key, mask, scaling, self._tower.has_class))
+
+    def encoder(self, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+        """``encode``, whose output carries what was read while it ran."""
+        signature = inspect.signature(encode)
+
+        @wraps(encode)  # generate reads the signature to know what to pass
+        def reading(*args: Any, **kwargs: Any) -> Any:
+            mine = self._thread
+            if mine.patches is not None:
+                return encode(*args, **kwargs)  # one kind encoded as the other
+            mine.patches = []
+            try:
+                output = encode(*args, **kwargs)
+                given = signature.bind(*args, **kwargs).arguments
+                inputs = {**given, **given.pop("kwargs", {})}
+                read = self._family.by_visual_token(self._model, mine.patches, inputs)
+            finally:
+                mine.patches = None
+            mine.latest[kind] = read  # [n, 1 + E], in the order of the placeholders
+            if hasattr(output, "__dict__"):  # a tuple goes nowhere from here
+                setattr(output, _MARK, read)
+            return output
+
+        return reading
+
+    @torch.compiler.disable
+    def forget(self, *_: Any) -> None:
+        """Drops what the last pass encoded; outputs made before keep theirs."""
+        self._thread.latest = {}
+
+    def _are(self, kind: str, inputs: Mapping[str, Any], columns: Tensor) -> Tensor:
+        ids = inputs.get("input_ids")
+        token = getattr(self._model.config, f"{kind}_token_id")
+        if ids is None:
+            raise _unread("inputs_embeds of images and videos together")
+        return ids.gather(1, columns) == token
+
+
+@contextmanager
+def reading(family: Family, model: PreTrainedModel) -> Iterator[Vision]:
+    """The reader of the model's vision tower; afterwards the model is as before."""
+    tower = family.tower(model)
+    assert tower is not None, "checked by problem()"
+    vision, base = Vision(family, model, tower), family.base(model)
+    with ExitStack() as undo:
+        undo.enter_context(switched(tower.attention, NAME, vision))
+        undo.callback(base.register_forward_pre_hook(vision.forget).remove)
+        for kind in _KINDS:
+            name = f"get_{kind}_features"
+            if hasattr(base, name):
+                encoded.exchange(base, name, vision.encoder(kind, getattr(base, name)), undo)
+        yield vision
+
+
+def vision_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention output of the module's own kernel; the reader sees queries and keys."""
+    vision: Vision = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
+    vision.attend(query, key, attention_mask, scaling)
+    kernel = kernel_of(module, vision._config._attn_implementation)
+    return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+AttentionInterface.register(NAME, vision_attention)
+
+
+@torch.no_grad()
+def read(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, has_class: bool
+) -> Tensor:
+    """[n, P, 1 + d] of each token of a tower: the attention it receives, and its mean key.
+
+    The attention is the class token's where there is one, otherwise that of all tokens together;
+    a mean over heads (and queries) of softmax weights, in float32 or wider.
+
+    Args:
+        query: [n, H, P, d].
+        key: [n, Hkv, P, d].
+        mask: [1 or n, 1, P, P] bool or additive; None where every token sees all.
+        scaling: Factor of the products.
+        has_class: The first token is a class token.
+
+    Source:
+        Yang et al. 2024, arXiv 2412.04467 (VisionZip), section 3: the class token's attention, or
+        the mean attention received in towers without one.
+    """
+    n_images, n_heads, n_tokens, _ = query.shape
+    key = key.to(torch.promote_types(key.dtype, torch.float32))
+    if mask is None:
+        mask = query.new_zeros(()).expand(1, 1, n_tokens, n_tokens)
+    n_queries = 1 if has_class else n_tokens
+    step = max(1, CHUNK // (n_images * n_heads * n_tokens))
+    received = key.new_zeros(n_images, n_tokens)
+    for start in range(0, n_queries, step):
+        columns = torch.arange(start, min(start + step, n_queries), device=key.device)
+        rows = score_rows(query, key, mask, scaling, columns.expand(n_images, -1))
+        received += rows.softmax(dim=-1).sum(dim=2).mean(dim=1)
+    return torch.cat([(received / n_queries)[..., None], key.mean(dim=1)], dim=-1)
+
+
+def by_row(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """[sum(counts), C] values of visual tokens, row after row of a batch.
+
+    Args:
+        values: [n, C] of all images encoded, in order.
+        counts: Visual tokens of each row; beams repeat every prompt as neighbouring rows.
+
+    Raises:
+        UsageError: These rows are not made of those images.
+    """
+    n_beams = sum(counts) // max(1, len(values))
+    alone = list(counts[::n_beams]) if n_beams else []
+    if [n for n in alone for _ in range(n_beams)] != list(counts) or sum(alone) != len(values):
+        raise _unread(f"{sum(counts)} visual tokens and {len(values)} encoded ones")
+    parts = values.split(alone)
+    return torch.cat([part for part in parts for _ in range(n_beams)])
+
+
+def _unread(got: str) -> UsageError:
+    return UsageError(
+        "The images must be encoded while the plan is applied, as the plan reads the vision "
+        f"tower's attention; got {got}. Pass pixel_values to the model or to generate."
+    )

@@ -1,0 +1,85 @@
+"""Names of the cuts in the chart of schedules, where there is room for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tpcal.report.chart_style import plain
+from tpcal.report.label_places import LETTER, Box, overlap
+
+if TYPE_CHECKING:
+    from tpcal.plans.schema import Cut
+    from tpcal.report.inputs import Given
+
+FIRST, LOW, HIGH = -0.7, -0.09, 1.06
+"""Ends of the axes: in layers, and in shares of all tokens."""
+WIDTH, HEIGHT = 880, 270
+"""Pixels inside the axes on a wide screen; narrow ones show no names."""
+LINE, TEXT = 1.5, 14.0
+"""Pixels: half the width of a line, the height of a name."""
+AFTER = 5.0
+"""Pixels from a step to its name."""
+
+
+def labels(
+    plans: Sequence[Given], schedules: Mapping[str, list[int]], n_tokens: int
+) -> list[dict[str, Any]]:
+    """`balanced 36` beside each cut that it stands free at, above its line or below.
+
+    Args:
+        plans: Those drawn.
+        schedules: Of each, the tokens that enter each layer.
+        n_tokens: Before the first cut.
+    """
+    boxes = [box for own in schedules.values() for box in _lines(own, n_tokens)]
+    found = []
+    for given in plans:
+        own = schedules[given.name]
+        for cut in given.plan.cuts:
+            text = _text(cut, own[cut.layer])
+            x, y = _pixels(cut.layer - 0.5, own[cut.layer], len(own), n_tokens)
+            for side, bottom in (("bottom", y + 2 * LINE), ("top", y - 2 * LINE - TEXT)):
+                right = x + AFTER + LETTER * len(text)
+                box = (x + AFTER, bottom, right, bottom + TEXT)
+                if right <= WIDTH and not any(overlap(box, other) for other in boxes):
+                    boxes.append(box)
+                    found.append(_annotation(given, cut, own[cut.layer], text, side))
+                    break
+    return found
+
+
+def _text(cut: Cut, n_left: int) -> str:
+    name = f"{cut.selector} {n_left}" if cut.selector else "drop all"
+    return name + " *" * (cut.condition is not None)
+
+
+def _lines(schedule: Sequence[int], n_tokens: int) -> Iterator[Box]:
+    """Every level and every step of a line."""
+    before = n_tokens
+    for layer, n in enumerate(schedule):
+        x, y = _pixels(layer - 0.5, n, len(schedule), n_tokens)
+        end, top = _pixels(layer + 0.5, before, len(schedule), n_tokens)
+        yield x - LINE, y - LINE, end + LINE, y + LINE
+        if n != before:
+            yield x - LINE, y - LINE, x + LINE, top + LINE
+        before = n
+
+
+def _pixels(layer: float, n: int, n_layers: int, n_tokens: int) -> tuple[float, float]:
+    x = (layer - FIRST) / (n_layers - 0.5 - FIRST)
+    return x * WIDTH, (n / max(n_tokens, 1) - LOW) / (HIGH - LOW) * HEIGHT
+
+
+def _annotation(given: Given, cut: Cut, n_left: int, text: str, side: str) -> dict[str, Any]:
+    return {
+        "name": "wide",
+        "x": cut.layer - 0.5,
+        "xshift": AFTER,
+        "y": n_left,
+        "text": plain(text),
+        "showarrow": False,
+        "xanchor": "left",
+        "yanchor": side,
+        "font": {"size": 11, "color": given.colour},
+    }

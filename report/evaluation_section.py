@@ -1,0 +1,198 @@
+"""Accuracy of plans and of their controls, as `tpcal eval` measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tpcal.plans.errors import FitError
+from tpcal.report.elements import Chart, Section, Table
+from tpcal.report.forest_plot import by_cost, exact, forest, grouped
+from tpcal.report.read_json import brief
+from tpcal.views.formats import percent
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.profile import Profile
+    from tpcal.report.read_json import Compared, Entry, Evaluated, Span, Timed
+
+SMALL = 0.05
+
+
+def check_model(evaluated: Evaluated | Timed, name: str, profile: Profile) -> None:
+    """Nothing, where figures are of the profile's model, or of random weights.
+
+    Raises:
+        FitError: It is of another one.
+    """
+    if evaluated.fingerprint not in (None, profile.model.fingerprint):
+        raise FitError(name, [f"made with {evaluated.model}; the profile is of another model."])
+
+
+def evaluations(evaluated: Evaluated) -> Section:
+    """The section of an evaluation."""
+    has_answers = evaluated.unpruned is not None
+    what = "accuracy" if has_answers else "agreement with the unpruned model"
+    charts = [forest(evaluated, what), by_cost(evaluated, what)] if evaluated.entries else []
+    parts: list[Chart | Table] = [chart for chart in charts if chart]
+    parts += [_right(evaluated) if has_answers else _same(evaluated)]
+    parts += [_tests(evaluated)] if evaluated.tests else []
+    parts += [_plans(evaluated, what), *_controls(evaluated, what)]
+    controls = any(e.kind == "control" for e in evaluated.entries)
+    return Section(
+        "evaluation",
+        "Answers, measured",
+        _lead(evaluated, what),
+        f"On {evaluated.data}. Bars and brackets are 95 % intervals; differences are paired, "
+        "sample by sample, and keeps are means over these samples."
+        + " Controls choose blindly at the cost of the plan above them."
+        * controls,
+        tuple(parts),
+    )
+
+
+def _lead(evaluated: Evaluated, what: str) -> str:
+    before, text = evaluated.unpruned, []
+    if before:
+        text.append(f"Unpruned, {percent(before.value)} of the answers are right.")
+    for entry in evaluated.entries:
+        if entry.kind == "plan" and entry.value:
+            worst = f"; its worst group is “{entry.worst[0]}”" if entry.worst else ""
+            much = f"{percent(entry.value.value)} {what} at keep {entry.keep:.2g}"
+            text.append(f"{entry.name} has {much}{worst}.")
+    if evaluated.tests:
+        n = sum(test.p_adjusted < SMALL for test in evaluated.tests)
+        text.append(
+            f"{n} of {len(evaluated.tests)} paired comparisons {'is' if n == 1 else 'are'} beyond "
+            f"chance (p below {SMALL:g} after correction for their number)."
+        )
+    return " ".join(text)
+
+
+def _right(evaluated: Evaluated) -> Table:
+    head = (
+        "plan",
+        "keep",
+        "FLOPs",
+        "KV",
+        "right, %",
+        "change, points",
+        "same, %",
+        "worst group, %",
+    )
+    rows = [("unpruned", "1", "100 %", "100 %", _span(evaluated.unpruned), "", "", "")]
+    rows += [
+        (
+            *(e.short, *_cost(e), _span(e.accuracy), _span(e.difference, signed=True)),
+            *(_value(e.agreement), _worst(e)),
+        )
+        for e in grouped(evaluated.entries)
+    ]
+    caption = (
+        "Answers by plan. FLOPs of the prefill and KV cache: of unpruned; change: of right answers"
+        "; same: as the unpruned answer"
+    )
+    return _below(evaluated, Table(caption, head, tuple(rows)))
+
+
+def _same(evaluated: Evaluated) -> Table:
+    head = ("plan", "keep", "FLOPs", "KV", "same, %", "worst group, %")
+    rows = [
+        (e.short, *_cost(e), _span(e.agreement), _worst(e)) for e in grouped(evaluated.entries)
+    ]
+    caption = (
+        "Answers by plan. FLOPs of the prefill and KV cache: of unpruned; same: as the unpruned "
+        "answer"
+    )
+    return _below(evaluated, Table(caption, head, tuple(rows)))
+
+
+def _below(evaluated: Evaluated, table: Table) -> Table:
+    """The table with controls set in below their plan."""
+    entries = grouped(evaluated.entries)
+    first = len(table.rows) - len(entries)
+    return replace(
+        table, under=frozenset(first + i for i, e in enumerate(entries) if e.kind == "control")
+    )
+
+
+def _cost(entry: Entry) -> tuple[str, str, str]:
+    return f"{entry.keep:.3f}", percent(entry.prefill_flops), percent(entry.kv_bytes)
+
+
+def _worst(entry: Entry) -> str:
+    return f"{entry.worst[0]} {100 * entry.worst[1]:.0f}" if entry.worst else "–"
+
+
+def _plans(evaluated: Evaluated, what: str) -> Table:
+    plans = [e for e in evaluated.entries if e.kind != "control"]
+    return _groups(f"{what[0].upper()}{what[1:]} by group, %", evaluated, plans)
+
+
+def _controls(evaluated: Evaluated, what: str) -> list[Table]:
+    """A table for each plan that has controls."""
+    found = []
+    for plan in evaluated.entries:
+        own = [e for e in evaluated.entries if e.kind == "control" and e.beside == plan.name]
+        if own:
+            caption = f"{plan.short} beside its controls: {what} by group, %"
+            found.append(replace(_groups(caption, evaluated, [plan, *own]), folded=True))
+    return found
+
+
+def _groups(caption: str, evaluated: Evaluated, entries: Sequence[Entry]) -> Table:
+    has_answers = evaluated.unpruned is not None
+    head = ("group", *["unpruned"] * has_answers, *(e.short for e in entries))
+    rows = tuple(
+        (g, *[_value(before)] * has_answers, *(_value(e.groups.get(g)) for e in entries))
+        for g, before in evaluated.groups.items()
+    )
+    return Table(caption, head, rows)
+
+
+def _tests(evaluated: Evaluated) -> Table:
+    tests = evaluated.tests
+    measures = list(dict.fromkeys(test.measure for test in tests))
+    several = len(measures) > 1
+    head = ("comparison", *["of"] * several, "difference, points", "differ", "p", "p, corrected")
+    rows = tuple(
+        (
+            _pair(t, evaluated),
+            *[t.measure] * several,
+            _span(t.difference, signed=True),
+            str(t.n_changed),
+            _p(t.p),
+            _p(t.p_adjusted),
+        )
+        for t in tests
+    )
+    clear = frozenset(i for i, t in enumerate(tests) if t.p_adjusted < SMALL)
+    caption = (
+        f"Paired tests of {' and '.join(measures)}; bold where the corrected p is below "
+        f"{SMALL:g}. differ: samples that tell both apart"
+    )
+    return Table(caption, head, rows, n_text=1 + several, strong=clear)
+
+
+def _pair(test: Compared, evaluated: Evaluated) -> str:
+    """`plan.yaml − its random`"""
+    beside = {e.name: e.beside for e in evaluated.entries}.get(test.other)
+    other = brief(test.other, beside)
+    return f"{brief(test.one)} − {'its ' * (beside == test.one)}{other}"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def _value(share: Span | None) -> str:
+    return "–" if share is None else f"{100 * share.value:.0f}"
+
+
+def _span(share: Span | None, signed: bool = False) -> str:
+    """`93.1 [91.0, 95.2]`, or `−1.8 [−3.9, +0.0]`"""
+    if share is None or not signed:
+        return exact(share).replace(" %", "")
+    shares = (share.value, share.low, share.high)
+    value, low, high = (f"{round(100 * x, 1) + 0.0:+.1f}" for x in shares)  # no -0.0
+    return f"{value} [{low}, {high}]".replace("-", "−")

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tpcal.calibrate.evaluation.accuracy import answers, compare
+from tpcal.calibrate.evaluation.intervals import paired_difference, share
+from tpcal.calibrate.inputs.batches import encode
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.measure import Measurer, in_turns
+from tpcal.plans.executor.handle import apply
+from tpcal.plans.schema import Cut, Plan
+
+CUTS = (Cut(1, 0.5, "grid"), Cut(2, 0.25, "attention"), Cut(3, 0.0))
+
+
+def test_a_measured_plan_is_what_the_executor_does(loaded: Loaded, scenes: Samples) -> None:
+    import torch
+
+    measurer = Measurer(loaded, scenes, batch_size=4)
+    batches = list(measurer.losses(CUTS))
+    assert sorted(np.concatenate([numbers for numbers, _, _ in batches]).tolist()) == list(
+        range(6)
+    )
+    kl = dict(zip(batches[0][0].tolist(), batches[0][1].tolist(), strict=True))
+    number = next(iter(kl))
+    sample = Sample("x", scenes[number].images, scenes[number].question, "")
+    alone = Measurer(loaded, Samples.of([sample]))
+    found = next(iter(alone.losses(CUTS)))[1][0]
+    prompt = encode(loaded.processor, [sample], loaded.model)
+    with torch.inference_mode():
+        full = loaded.model(**prompt.inputs).logits[0, -1].log_softmax(-1)
+        with apply(loaded.model, Plan(cuts=CUTS)):
+            pruned = loaded.model(**prompt.inputs).logits[0, -1].log_softmax(-1)
+    assert found == pytest.approx(float((full.exp() * (full - pruned)).sum()), abs=1e-6)
+
+
+def test_measuring_twice_gives_the_same_and_no_cuts_lose_nothing(
+    loaded: Loaded, scenes: Samples
+) -> None:
+    measurer = Measurer(loaded, scenes, batch_size=4)
+    one, two = (np.concatenate([kl for _, kl, _ in measurer.losses(CUTS)]) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert all((kl == 0).all() for _, kl, _ in measurer.losses(()))
+    assert measurer.n_samples == 6
+    assert len(measurer.sample_group) == 6
+
+
+def test_groups_take_turns() -> None:
+    assert in_turns(["b", "b", "a", "b", "a"]) == [2, 0, 4, 1, 3]
+
+
+def test_keeping_all_changes_no_answer(loaded: Loaded, scenes: Samples) -> None:
+    all_kept = Plan(cuts=(Cut(1, 1.0, "grid"),))
+    unpruned, pruned = (answers(loaded, scenes, p, batch_size=4) for p in (None, all_kept))
+    assert unpruned == pruned
+    found = compare(scenes, unpruned, pruned)
+    assert found.overall.agreement is not None
+    assert found.overall.agreement.value == 1.0
+    assert [row.group for row in found.rows()] == [*scenes.groups, "overall"]
+
+
+def some(answers: list[str | None]) -> Samples:
+    return Samples.of(
+        [Sample(str(i), (), "?", answer, "ab"[i % 2]) for i, answer in enumerate(answers)]
+    )
+
+
+def test_samples_without_answers_count_for_agreement_only() -> None:
+    found = compare(
+        some(["red", None, "2", "no"]), ["Red.", "x", "two", "yes"], ["red", "x", "3", "no"]
+    )
+    overall = found.overall
+    assert (overall.n, overall.n_answered) == (4, 3)
+    assert overall.unpruned is not None
+    assert overall.unpruned.value == pytest.approx(2 / 3)
+    assert overall.agreement is not None
+    assert overall.agreement.value == 0.5
+    assert overall.difference is not None
+    assert overall.difference.value == 0
+    nothing = compare(some([None, None]), ["a", "b"], ["a", "c"]).overall
+    assert nothing.unpruned is nothing.plan is nothing.difference is None
+
+
+def test_wilson_by_hand() -> None:
+    found = share(np.array([True] * 8 + [False] * 2))
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert share(np.array([], dtype=bool)) is None
+
+
+def test_paired_differences_are_tighter_than_unpaired_ones() -> None:
+    before = np.array([True, False] * 100)
+    after = before.copy()
+    after[0] = False
+    found = paired_difference(before, after)
+    assert found is not None
+    assert found.value == pytest.approx(-0.005)
+    assert -0.02 < found.low < found.high <= 0
+    assert paired_difference(before, after) == found
+
+
+def test_no_change_at_all_is_not_certainty() -> None:
+    same = np.array([True] * 50)
+    found = paired_difference(same, same)
+    assert found is not None
+    assert found.value == 0
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / 50))
+    assert found.low == -found.high
+    assert paired_difference(same[:0], same[:0]) is None

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tpcal.calibrate import calibrate, probe, probe_grid, profile
+from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs.batches import encode
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Sample, Samples, load_samples
+from tpcal.calibrate.profile import MASSES, MEASURES, Probe
+from tpcal.calibrate.tape_store import Store
+from tpcal.plans.errors import RunFailed, UsageError
+from tpcal.plans.executor.handle import apply
+from tpcal.plans.schema import Cut, Plan
+
+GRID: dict[str, Any] = {
+    "selectors": ["attention", "grid", "random"],
+    "keeps": [0.5, 0.25, 0],
+    "batch_size": 2,
+}
+FILES = (profile.PROFILE, profile.ARRAYS)
+
+
+@pytest.fixture(scope="module")
+def made(
+    loaded: Loaded, scenes: Samples, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[profile.Profile, Path]:
+    """The profile of an undisturbed run, and its folder."""
+    out = tmp_path_factory.mktemp("out")
+    return calibrate.calibrate(loaded, scenes, out, **GRID), profile.newest(out)
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+def test_a_profile_has_a_figure_for_everything(made: tuple[profile.Profile, Path]) -> None:
+    found, _ = made
+    assert found.n_tokens == 16
+    assert found.n_text > 5
+    assert len(found.probes) == 4 * 2 * 3 - 2 + 4  # attention cannot cut at layer 0
+    for name in MEASURES:
+        assert getattr(found, name).shape == (6, len(found.probes))
+    for name in MASSES:
+        array = getattr(found, name)
+        assert array.shape == (6, 4)
+        assert (array >= 0).all()
+        assert (array <= 1).all()
+    assert (found.kl >= 0).all()
+    assert found.kl.max() > 0
+    assert (found.local[:, [p.keep == 0 for p in found.probes]] > 0).all()
+    assert (found.visual_to_text == 0).all()  # causal, images first
+    assert len(found.layer_ms) > 3
+    assert {"every plan", *GRID["selectors"]} < set(found.executor_ms)
+    assert found.provenance["data"]["split"] == "calibration"
+
+
+def test_a_probe_is_what_the_executor_does(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path]
+) -> None:
+    found, _ = made
+    at = next(
+        i for i, p in enumerate(found.probes) if (p.layer, p.keep, p.selector) == (2, 0.5, "grid")
+    )
+    sample = Sample("x", scenes[0].images, scenes[0].question, "")
+    prompt = encode(loaded.processor, [sample], loaded.model)
+    with torch.inference_mode():
+        full = loaded.model(**prompt.inputs).logits[0, -1].log_softmax(-1)
+        with apply(loaded.model, Plan(cuts=(Cut(2, 0.5, "grid"),))):
+            pruned = loaded.model(**prompt.inputs).logits[0, -1].log_softmax(-1)
+    expected = float((full.exp() * (full - pruned)).sum())
+    batch = probe.record(loaded, Samples.of([sample]), [0])
+    alone = probe.measure(loaded, batch, found.probes)["kl"][0, at]
+    assert alone == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_same_run_again_is_done_at_once(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path]
+) -> None:
+    found, folder = made
+    reports: list[tuple[int, int, str]] = []
+    again = calibrate.calibrate(
+        loaded, scenes, folder.parent, **GRID, progress=lambda *report: reports.append(report)
+    )
+    assert again.digest == found.digest
+    np.testing.assert_allclose(again.layer_ms, found.layer_ms, atol=1e-5)
+    assert not reports
+
+
+def test_stopping_after_any_batch_changes_nothing(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    def stop_at(n: int) -> Any:
+        def progress(done: int, total: int, what: str) -> None:
+            if done == n:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for n in (0, 2, 4, 6):
+        with pytest.raises(KeyboardInterrupt):
+            calibrate.calibrate(loaded, scenes, tmp_path, **GRID, progress=stop_at(n))
+        with pytest.raises(UsageError, match="unfinished"):
+            profile.newest(tmp_path)
+    calibrate.calibrate(loaded, scenes, tmp_path, **GRID)
+    assert same_bytes(profile.newest(tmp_path), made[1])
+    assert not (profile.newest(tmp_path) / "parts").exists()
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from tpcal.calibrate import models, probe
+from tpcal.calibrate.inputs.samples import load_samples
+loaded = models.load(sys.argv[1], device="cpu")
+probe.calibrate(loaded, load_samples(n=6), sys.argv[2], selectors=["attention", "grid", "random"],
+                keeps=[0.5, 0.25, 0], batch_size=2, progress=lambda *report: print(*report, flush=True))
+"""
+
+
+@pytest.mark.timeout(900)  # two processes that load everything
+def test_killing_it_and_starting_again_gives_the_same_bytes(
+    model_folder: Path, made: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(model_folder), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("2 6"):
+                time.sleep(0.02)  # into the next batch
+                child.send_signal(signal.SIGKILL)
+                break
+        assert child.wait() == -signal.SIGKILL
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not done.stdout.startswith("0 6"), "it began anew"
+    assert same_bytes(profile.newest(tmp_path), made[1])
+
+
+def test_a_damaged_part_is_measured_again(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate.calibrate(loaded, scenes, tmp_path, **GRID, progress=stop)
+    part = sorted(tmp_path.glob("*/parts/round-0/*"))[0]
+    part.write_bytes(part.read_bytes()[:100])
+    calibrate.calibrate(loaded, scenes, tmp_path, **GRID)
+    assert same_bytes(profile.newest(tmp_path), made[1])
+
+
+def test_other_settings_get_another_folder(
+    loaded: Loaded, made: tuple[profile.Profile, Path]
+) -> None:
+    _, folder = made
+    wish = {**GRID, "keeps": [0.5]}
+    calibrate.calibrate(loaded, load_samples(n=2), folder.parent, **wish)
+    assert len(list(folder.parent.iterdir())) == 2
+    assert profile.newest(folder.parent) != folder
+
+
+def test_a_folder_of_other_settings_is_refused(
+    loaded: Loaded, scenes: Samples, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        calibrate.calibrate(loaded, scenes, tmp_path, **GRID, progress=_interrupt)
+    settings = next(tmp_path.glob("*/settings.json"))
+    settings.write_text(settings.read_text().replace("0.93", "0.5"))
+    with pytest.raises(UsageError, match="made with other settings"):
+        calibrate.calibrate(loaded, scenes, tmp_path, **GRID)
+
+
+def _interrupt(done: int, total: int, what: str) -> None:
+    raise KeyboardInterrupt
+
+
+def test_running_out_of_memory_keeps_what_is_done(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    def full(done: int, total: int, what: str) -> None:
+        if done == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RunFailed, match=r"out of memory.*is kept.*smaller --batch-size"):
+        calibrate.calibrate(loaded, scenes, tmp_path, **GRID, progress=full)
+    started: list[int] = []
+    smaller = {**GRID, "batch_size": 1}
+    found = calibrate.calibrate(
+        loaded,
+        scenes,
+        tmp_path,
+        **smaller,
+        progress=lambda done, total, what: started.append(done),
+    )
+    assert started[0] == 4
+    np.testing.assert_allclose(found.kl, made[0].kl, atol=1e-5)
+
+
+def two_of_the_rest(found: profile.Profile, rest: Sequence[Probe]) -> list[Probe]:
+    """Two probes each of two rounds, out of the grid's order."""
+    n_coarse = len(probe_grid.coarse([*found.probes, *rest]))
+    return list(rest[3:5])[::-1] if len(found.probes) < n_coarse + 4 else []
+
+
+@pytest.fixture(scope="module")
+def refined(
+    loaded: Loaded, scenes: Samples, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[profile.Profile, Path]:
+    """The profile of an undisturbed run that refines twice, and its folder."""
+    out = tmp_path_factory.mktemp("refined")
+    made = calibrate.calibrate(loaded, scenes, out, **GRID, refine=two_of_the_rest)
+    return made, profile.newest(out)
+
+
+def test_refined_probes_are_found_as_in_the_whole_grid(
+    made: tuple[profile.Profile, Path], refined: tuple[profile.Profile, Path]
+) -> None:
+    whole, some = made[0], refined[0]
+    assert len(some.probes) == len(probe_grid.coarse(whole.probes)) + 4
+    places = [whole.probes.index(p) for p in some.probes]
+    assert places == sorted(places)
+    for name in MEASURES:
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[:, places])
+    for name in MASSES:
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name))
+    assert some.provenance["refined"] is True
+    assert "refined" not in whole.provenance
+    assert refined[1].name != made[1].name
+
+
+@pytest.mark.parametrize(("room", "n_recordings"), [(None, 1), (0, 3)])
+def test_batches_are_recorded_once_where_memory_holds_them(
+    loaded: Loaded,
+    scenes: Samples,
+    refined: tuple[profile.Profile, Path],
+    tmp_path: Path,
+    room: int | None,
+    n_recordings: int,
+) -> None:
+    taken: list[str] = []
+
+    def read(sample: Sample) -> Sample:
+        taken.append(sample.id)
+        return sample
+
+    counted = Samples(scenes.name, scenes.description, list(scenes), read, scenes.recipe)
+    taken.clear()
+    store = Store(room)
+    calibrate.calibrate(loaded, counted, tmp_path, **GRID, refine=two_of_the_rest, store=store)
+    assert taken.count(scenes[5].id) == n_recordings  # sample 0 is timed besides
+    assert same_bytes(profile.newest(tmp_path), refined[1])
+
+
+def test_stopping_anywhere_while_refining_changes_nothing(
+    loaded: Loaded, scenes: Samples, refined: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    reports: list[tuple[int, int, str]] = []
+    for n in range(40):
+
+        def stop(*report: Any, stop_after: int = n) -> None:
+            reports.append(report)
+            if len(reports) > stop_after:
+                raise KeyboardInterrupt
+
+        reports.clear()
+        try:
+            calibrate.calibrate(
+                loaded, scenes, tmp_path, **GRID, refine=two_of_the_rest, progress=stop
+            )
+            break
+        except KeyboardInterrupt:
+            continue
+    assert n > 5
+    assert same_bytes(profile.newest(tmp_path), refined[1])
+    assert not (profile.newest(tmp_path) / "parts").exists()
+
+
+def test_progress_names_the_rounds(loaded: Loaded, scenes: Samples, tmp_path: Path) -> None:
+    reports: list[tuple[int, int, str]] = []
+    calibrate.calibrate(
+        loaded,
+        scenes,
+        tmp_path,
+        **GRID,
+        refine=two_of_the_rest,
+        progress=lambda *report: reports.append(report),
+    )
+    assert list(dict.fromkeys(what for _, _, what in reports)) == [
+        "Calibrating",
+        "Choosing probes",
+        "Refining, round 1",
+        "Refining, round 2",
+        "Timing layers",
+    ]
+    assert [done for done, _, what in reports if what == "Refining, round 1"] == [0, 2, 4, 6]
+
+
+def test_samples_without_images_are_refused(loaded: Loaded, tmp_path: Path) -> None:
+    samples = Samples.of([Sample("x7", (), "Is there a circle?", "yes")])
+    with pytest.raises(UsageError, match="must have images; got none in sample x7"):
+        calibrate.calibrate(loaded, samples, tmp_path, **GRID)
+
+
+def test_numbers_that_are_not_finite_are_told(
+    model_folder: Path, scenes: Samples, tmp_path: Path
+) -> None:
+    broken = models.load(str(model_folder), device="cpu")
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(torch.inf)
+    with pytest.raises(RunFailed, match="finite"):
+        calibrate.calibrate(broken, scenes, tmp_path, **GRID)
+
+
+def test_the_results_do_not_depend_on_the_company(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path]
+) -> None:
+    found, _ = made
+    alone = probe.measure(loaded, probe.record(loaded, scenes, [3]), found.probes)
+    np.testing.assert_allclose(alone["kl"][0], found.kl[3], atol=1e-5)
+    np.testing.assert_allclose(alone["local"][0], found.local[3], atol=1e-5)

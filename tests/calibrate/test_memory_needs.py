@@ -1,0 +1,73 @@
+"""What a run will need, and how it keeps to a limit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from tpcal.calibrate import memory_needs, probe
+from tpcal.calibrate.inputs.batches import encode
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.calibrate.measure import Measurer
+from tpcal.calibrate.memory_needs import Need
+from tpcal.calibrate.tape_store import Store
+from tpcal.plans.errors import UsageError
+from tpcal.plans.schema import Cut
+
+WORK = 1e6
+NEED = Need(work=WORK, kept=3e6, beyond="on disk")
+
+
+def weights(loaded: Loaded) -> int:
+    return sum(p.nbytes for p in loaded.model.parameters())
+
+
+def test_the_longest_prompt_is_that_of_a_batch(loaded: Loaded, scenes: Samples) -> None:
+    found = memory_needs.longest(loaded, scenes)
+    encoded = encode(loaded.processor, list(scenes), loaded.model)
+    assert found.n_tokens == encoded.inputs["input_ids"].shape[1]
+    assert found.n_answer == encoded.positions.shape[1]
+    assert found.n_visual == 16
+
+
+def test_what_is_kept_is_what_was_said(loaded: Loaded, scenes: Samples) -> None:
+    prompt, n = memory_needs.longest(loaded, scenes), len(scenes)
+    store = Store()
+    list(Measurer(loaded, scenes, batch_size=n, store=store).losses([Cut(1, 0.5, "grid")]))
+    assert store.host_bytes == pytest.approx(
+        n * memory_needs.of_plans(loaded, prompt).kept, rel=0.3
+    )
+    store = Store()
+    store.keep(probe.record(loaded, scenes, range(n)))
+    assert store.host_bytes == pytest.approx(
+        n * memory_needs.of_probes(loaded, prompt).kept, rel=0.3
+    )
+
+
+@pytest.mark.parametrize(("n_fit", "size"), [(3.5, 3), (100, 16)])
+def test_batches_keep_to_the_limit(loaded: Loaded, n_fit: float, size: int) -> None:
+    limit = int(weights(loaded) + 2 * n_fit * WORK)  # half is for what is kept
+    assert memory_needs.arranged(loaded, NEED, 10, 16, limit).batch_size == size
+
+
+def test_what_does_not_fit_is_on_disk_and_told(loaded: Loaded) -> None:
+    run = memory_needs.arranged(loaded, NEED, 10, 16, int(weights(loaded) + 2e7))
+    assert re.fullmatch(
+        r"Memory: about .* GB on cpu in batches of 10, .* GB of it for the weights; "
+        r"0\.01 GB of the host's for 10 samples; 0\.02 GB on disk\.",
+        run.said,
+    )
+    assert run.store.has_room(torch.zeros(2_400_000))
+    assert not run.store.has_room(torch.zeros(2_600_000))
+
+
+def test_a_limit_too_small_for_one_sample_is_refused(loaded: Loaded) -> None:
+    with pytest.raises(UsageError, match=r"--memory must be at least about 0.00\d+ GB .* got"):
+        memory_needs.arranged(loaded, NEED, 10, 16, weights(loaded))
+
+
+def test_without_a_limit_the_batch_is_that_asked_for(loaded: Loaded) -> None:
+    assert memory_needs.arranged(loaded, NEED, 10, 16, None).batch_size == 16

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tpcal.planner.prediction.objective import MOST, Objective
+from tpcal.planner.search.finals import N_FINALISTS
+from tpcal.planner.search.one_budget import search
+
+
+def means(world, cuts) -> dict[str, float]:
+    lost = np.minimum(world.loss(cuts), MOST)
+    return {g: lost[world.sample_group == i].mean() for i, g in enumerate(world.groups)}
+
+
+def more_of(world, make_world, seed: int):
+    """The same groups, other samples."""
+    other = make_world(n_samples=96)
+    other.sample = np.random.default_rng(seed).lognormal(0, 0.3, 96)
+    return other
+
+
+def test_finalists_are_measured_on_further_samples_and_the_plan_says_what_they_lost(
+    make_world, make_measurer
+) -> None:
+    world = make_world()
+    further = make_measurer(more_of(world, make_world, 5))
+    found = search(
+        world.profile(), 0.3, measurer=make_measurer(world), finals=further, n_trials=20
+    )
+    full = sorted((t for t in found.trials if t.outcome == "measured"), key=lambda t: t.loss)
+    assert set(further.seen) == {t.cuts for t in full[:N_FINALISTS]}
+    for group, loss in means(further.world, found.plan.cuts).items():
+        assert found.plan.loss.measured[group] == pytest.approx(loss, abs=1e-6)
+
+
+def test_the_winner_is_best_over_all_samples(make_world, make_measurer) -> None:
+    world = make_world()
+    further = make_measurer(more_of(world, make_world, 6))
+    found = search(
+        world.profile(), 0.3, measurer=make_measurer(world), finals=further, n_trials=20
+    )
+
+    def pooled(cuts) -> float:
+        one, two = means(world, cuts), means(further.world, cuts)
+        return Objective().of({g: (one[g] * 16 + two[g] * 32) / 48 for g in one})
+
+    assert pooled(found.plan.cuts) == pytest.approx(min(map(pooled, further.seen)))
+
+
+def test_finals_are_not_run_twice(make_world, make_measurer, tmp_path) -> None:
+    world, storage = make_world(), tmp_path / "search.log"
+
+    def run(further):
+        return search(
+            world.profile(),
+            0.3,
+            measurer=make_measurer(world),
+            finals=further,
+            n_trials=12,
+            storage=storage,
+        ).plan
+
+    first = run(make_measurer(more_of(world, make_world, 5)))
+    idle = make_measurer(more_of(world, make_world, 5))
+    assert run(idle).cuts == first.cuts
+    assert idle.n_plans == 0

@@ -1,0 +1,77 @@
+"""The whole front, and plans answered from it without a model."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tpcal.planner.prediction.budget import Budget
+from tpcal.planner.search.one_budget import search
+from tpcal.planner.search.whole_front import answer, whole_front
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A world whose whole front was searched: profile, journal, front."""
+    from tests.planner.conftest import FakeMeasurer, World
+
+    world = World(8, 36, 2, 24, seed=0)
+    profile, journal = world.profile(), tmp_path_factory.mktemp("front") / "study.journal"
+    measurer = FakeMeasurer(world)
+    told = []
+    points = whole_front(
+        profile,
+        measurer=measurer,
+        n_trials=150,
+        storage=journal,
+        progress=lambda done, total, what: told.append((done, total)),
+    )
+    return world, profile, journal, points, told
+
+
+def test_the_front_spans_all_budgets_under_one_bar(searched):
+    _, _, _, points, told = searched
+    costs = [point.layer_average_keep for point in points]
+    assert costs[0] < 0.16
+    assert costs[-1] > 0.6
+    assert all(a.loss > b.loss for a, b in itertools.pairwise(points))
+    assert {total for _, total in told} == {told[-1][1]}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] == told[-1][1]
+
+
+def test_a_budget_between_is_answered_without_a_model(searched):
+    world, profile, journal, points, _ = searched
+    found = answer(profile, Budget(0.26), journal)
+    assert found is not None
+    assert found.plan.budget.target == 0.26
+    assert found.plan.budget.reached <= 0.26
+    assert found.plan.provenance["n_trials"] == found.n_measured >= 12
+    assert found.plan.provenance["loss"] == ("measured" if found.measured else "predicted")
+    assert bool(found.plan.loss.measured) == found.measured
+    # The world's own verdict: not far from the measured plans that cost less and more.
+    around = [p.loss for p in points if p.layer_average_keep <= 0.26]
+    losses = world.loss(found.plan.cuts)
+    groups = [min(1, float(losses[world.sample_group == g].mean())) for g in (0, 1)]
+    assert (max(groups) + sum(groups) / 2) / 2 <= 1.25 * min(around)
+
+
+def test_a_front_that_ran_out_of_time_does_not_count_as_searched(
+    make_world, make_measurer, tmp_path
+):
+    world, journal = make_world(), tmp_path / "study.journal"
+    with pytest.warns(UserWarning, match="time of --timeout was over"):
+        whole_front(world.profile(), measurer=make_measurer(world), timeout=0, storage=journal)
+    assert answer(world.profile(), Budget(0.26), journal) is None
+
+
+def test_searches_of_single_budgets_are_no_answer(make_world, make_measurer, tmp_path):
+    world = make_world(n_groups=2, n_samples=24)
+    profile, journal = world.profile(), tmp_path / "study.journal"
+    assert answer(profile, Budget(0.2), journal) is None
+    search(profile, 0.5, measurer=make_measurer(world), n_trials=20, storage=journal)
+    assert answer(profile, Budget(0.2), journal) is None
+    search(profile, 0.3, measurer=make_measurer(world), n_trials=20, storage=journal)
+    assert answer(profile, Budget(0.4), journal) is None  # though between two
+    assert answer(profile, Budget(0.3), journal) is None  # a study of its own, which goes on

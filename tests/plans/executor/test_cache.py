@@ -1,0 +1,205 @@
+"""Held positions and pruned cache layers, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.cache import (
+    Held,
+    cache_layer,
+    check_cache,
+    kv_bytes,
+    pruned,
+    right_aligned,
+)
+
+CPU = torch.device("cpu")
+
+
+def numbered(positions):
+    """[B, 1, K, 1] states that carry their logical position."""
+    return positions.float()[:, None, :, None]
+
+
+def ragged():
+    """Row 0 holds 0, 4, 5 and row 1 holds 0, 2, 4, 5 of six positions; filler is on the left."""
+    columns = torch.tensor([[3, 0, 4, 5], [0, 2, 4, 5]])
+    valid = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    return Held.recent(2, 0, 0, CPU).joined(columns, valid, 6)
+
+
+def layer_with(held):
+    layer = pruned(DynamicLayer(), held)
+    states = numbered(held.positions())
+    layer.held = Held.recent(2, 0, 0, CPU)
+    layer.incoming = held
+    layer.update(states, states)
+    return layer
+
+
+def test_right_aligned_puts_filler_on_the_left_and_keeps_the_order():
+    stays = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    columns = right_aligned(stays, 2)
+    assert columns[0].tolist() == [0, 2]
+    assert columns[1, 1] == 1
+
+
+def test_positions_are_the_kept_ones_and_then_all_that_came_later():
+    held = ragged().extended(2)
+    assert held.positions()[1].tolist() == [0, 2, 4, 5, 6, 7]
+    assert held.mask().tolist() == [[False] + [True] * 5, [True] * 6]
+    assert (held.n_seen, held.n_held) == (8, 6)
+
+
+def test_a_second_prompt_is_joined_at_its_logical_positions():
+    held = ragged().extended(1).joined(torch.tensor([[1, 2], [0, 2]]), None, 3)
+    assert held.positions().tolist()[0][1:] == [0, 4, 5, 6, 8, 9]
+    assert held.positions().tolist()[1] == [0, 2, 4, 5, 6, 7, 9]
+    assert held.mask()[0].tolist() == [False] + [True] * 6
+    assert held.n_seen == 10
+
+
+def test_layers_of_a_stage_share_what_follows():
+    held = ragged()
+    rows = torch.tensor([1, 0])
+    assert held.extended(1) is held.extended(1)
+    assert held.selected(rows) is held.selected(rows)
+    assert held.positions() is held.positions()
+
+
+def test_a_pruned_layer_reports_the_tokens_seen():
+    layer = layer_with(ragged())
+    assert layer.get_seq_length() == 6
+    assert layer.get_mask_sizes(2) == (8, 0)
+    assert layer.keys.shape[2] == 4
+    new = torch.full((2, 1, 1, 1), 6.0)
+    keys, _ = layer.update(new, new)
+    assert layer.get_seq_length() == 7
+    assert keys.shape[2] == 5
+
+
+@pytest.mark.parametrize("n_gone", range(8))
+def test_crop_forgets_logical_tokens_whether_held_or_not(n_gone):
+    layer = layer_with(ragged())
+    new = torch.full((2, 1, 1, 1), 6.0)
+    layer.update(new, new)
+    layer.crop(-n_gone)
+    assert layer.get_seq_length() == 7 - n_gone
+    left = [[p for p in row if p < 7 - n_gone] for row in ([0, 4, 5, 6], [0, 2, 4, 5, 6])]
+    mask = layer.held.mask()
+    mask = torch.ones_like(layer.held.positions(), dtype=torch.bool) if mask is None else mask
+    for row in range(2):
+        assert layer.keys[row, 0, :, 0][mask[row]].tolist() == left[row]
+        assert layer.held.positions()[row][mask[row]].tolist() == left[row]
+    assert layer.keys.shape == layer.values.shape
+
+
+def test_rows_move_with_their_positions():
+    layer = layer_with(ragged())
+    layer.reorder_cache(torch.tensor([1, 1, 0]))
+    assert layer.held.positions()[0].tolist() == [0, 2, 4, 5]
+    assert layer.keys[2, 0, 1:, 0].tolist() == layer.held.positions()[2, 1:].tolist() == [0, 4, 5]
+    layer.batch_select_indices(torch.tensor([2, 0]))
+    layer.batch_repeat_interleave(2)
+    assert layer.keys.shape[0] == layer.held.positions().shape[0] == 4
+    assert layer.held.mask()[:, 0].tolist() == [False, False, True, True]
+
+
+def test_reset_forgets_everything():
+    layer = layer_with(ragged())
+    layer.reset()
+    assert layer.get_seq_length() == 0
+    assert layer.keys is None
+
+
+def test_what_a_failed_pass_left_is_not_believed():
+    layer = layer_with(ragged())
+    layer.incoming = ragged().extended(5)
+    new = torch.full((2, 1, 1, 1), 6.0)
+    layer.update(new, new)
+    assert layer.get_seq_length() == 7
+
+
+def test_layers_are_made_where_the_cache_makes_them_lazily():
+    cache = DynamicCache()
+    assert isinstance(cache_layer(cache, 3), DynamicLayer)
+    assert len(cache.layers) == 4
+    assert cache_layer(None, 3) is None
+
+
+def test_kv_bytes_counts_keys_and_values_of_every_layer():
+    cache = DynamicCache()
+    states = torch.zeros(2, 3, 5, 7)
+    cache.update(states, states, 0)
+    cache_layer(cache, 1)
+    assert kv_bytes(cache) == [2 * states.nbytes, 0]
+
+
+def test_offloaded_caches_are_refused():
+    cache = DynamicCache()
+    check_cache(cache)
+    check_cache(None)
+    cache.offloading = True
+    with pytest.raises(UsageError, match="got an offloaded cache"):
+        check_cache(cache)
+
+
+def sliding(window, *, recording=False):
+    """A layer with a window of logical positions that was fed the prompt of `ragged`."""
+    layer = pruned(DynamicSlidingWindowLayer(sliding_window=window), Held.recent(2, 0, 0, CPU))
+    if recording:
+        layer.activate_past_recording()
+    layer.incoming = ragged()
+    states = numbered(ragged().positions())
+    returned = layer.update(states, states)[0]
+    assert returned.shape[2] == 4  # the queries of the prompt see all of it, under their mask
+    return layer
+
+
+def feed(layer, n):
+    for _ in range(n):
+        new = torch.full((2, 1, 1, 1), float(layer.get_seq_length()))
+        layer.update(new, new)
+    return layer
+
+
+def test_a_window_is_of_logical_positions():
+    layer = sliding(3)  # the next query, at 6, sees 4 and 5 of both rows
+    assert layer.held.positions().tolist() == [[4, 5], [4, 5]]
+    assert layer.keys[:, 0, :, 0].tolist() == [[4, 5], [4, 5]]
+    assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes
+    assert (layer.get_seq_length(), layer.cumulative_length) == (6, 6)
+    assert layer.is_sliding
+
+
+def test_a_column_stays_while_one_row_sees_it():
+    layer = sliding(5)  # sees 2, 3, 4, 5: row 0 holds 4, 5 of them and row 1 holds 2, 4, 5
+    assert layer.held.positions()[1].tolist() == [2, 4, 5]
+    assert layer.held.positions()[0].tolist()[1:] == [4, 5]
+
+
+@pytest.mark.parametrize("window", [3, 5, 8])
+def test_a_window_of_text_alone_is_as_the_unpruned_layer(window):
+    layer = feed(sliding(window), 10)
+    plain = feed(DynamicSlidingWindowLayer(sliding_window=window), 16)
+    assert torch.equal(layer.keys, plain.keys)
+    assert layer.get_mask_sizes(1) == plain.get_mask_sizes(1)
+    assert layer.get_mask_sizes(4) == plain.get_mask_sizes(4)
+    assert layer.held.valid is None
+
+
+def test_a_full_window_can_be_cropped_only_where_the_past_is_recorded():
+    layer = feed(sliding(3), 2)
+    with pytest.raises(RuntimeError, match="activate_past_recording"):
+        layer.crop(-1)
+    layer = feed(sliding(3, recording=True), 2)
+    layer.crop(-3)  # back to 5 tokens: the next query, at 5, sees 3 and 4, and 4 is held
+    assert layer.get_seq_length() == layer.cumulative_length == 5
+    mask = layer.held.mask()
+    mask = torch.ones_like(layer.held.positions(), dtype=torch.bool) if mask is None else mask
+    assert layer.keys[0, 0, :, 0][mask[0]].tolist() == [4]
+    assert layer.held.positions()[0][mask[0]].tolist() == [4]

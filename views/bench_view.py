@@ -1,0 +1,157 @@
+"""Times and memory of plans beside the unpruned model, cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tpcal.views.formats import QUIET, WORST, Right, binary, count, heading, percent, table_of
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.bench.machine import Machine
+    from tpcal.calibrate.bench.ratios import Cell, Run, Spread
+
+_TITLES = ("", "first token", "decoder", "per token", "tokens/s", "peak", "KV")
+_WIDTHS = (20, 11, 7, 11, 8, 8, 8)
+_NAME = 20
+_PART_OF = {"ttft": 1, "token": 3, "throughput": 4}
+"""Column of each measure that a plan is judged by."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that `tpcal bench` says."""
+
+    subject: tuple[str, ...]
+    """What was timed, a line each."""
+    machine: Machine
+    n_repeats: int
+    cells: tuple[Cell, ...]
+    slower: Sequence[Sequence[Sequence[str]]]
+    """Names of the measures in which plans are slower: by cell, by plan."""
+    sentences: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The end of the page."""
+        from tpcal.calibrate.bench.slower import hidden
+
+        if self.sentences:
+            return "\n".join(self.sentences)
+        most, where = hidden(self.cells)
+        noise = f"; noise could hide up to {percent(most)} ({where})" if where else ""
+        return f"Nowhere slower than unpruned beyond noise, in {self._n_cells}{noise}."
+
+    @property
+    def _n_cells(self) -> str:
+        return count(len(self.cells), "cell")
+
+    @property
+    def machine_line(self) -> str:
+        """Device, kernel, versions."""
+        m = self.machine
+        versions = f"tpcal {m.tpcal}, torch {m.torch}, transformers {m.transformers}"
+        threads = count(m.threads, "thread")
+        return f"{m.device}, {threads}, {m.dtype}, {m.attention} attention; {versions}; {m.system}"
+
+    @property
+    def note(self) -> str:
+        """How to read the figures."""
+        return (
+            f"Milliseconds, medians of {self.n_repeats} repeats ± half of their middle half; × is "
+            "the ratio to unpruned in the same repeat. first token: all that a user waits for; "
+            "decoder: its part of that. peak: most memory held beyond the weights, the KV cache "
+            "included. KV: bytes of the cache at the end."
+        )
+
+
+def bench_view(page: Page) -> RenderableType:
+    """A table for each cell, then what they mean."""
+    parts: list[RenderableType] = [heading(page.subject[0])]
+    parts += [Text(line, style=QUIET) for line in (*page.subject[1:], page.machine_line)]
+    for cell, slower in zip(page.cells, page.slower, strict=True):
+        new = f"{cell.n_new} new"
+        parts += [Text(), Text(f"{cell.title}, {new}"), _table(cell, slower)]
+    parts += [Text(), Text(page.note, style=QUIET)]
+    if not page.sentences:
+        parts += [Text(), Text(page.verdict)]  # a slower one is the error that follows
+    return Group(*parts)
+
+
+def _table(cell: Cell, slower: Sequence[Sequence[str]]) -> Table:
+    table = table_of(*(Right(title) if title else title for title in _TITLES))
+    table.padding = (0, 0)
+    for column, width in zip(table.columns, _WIDTHS, strict=True):
+        column.width = width
+    table.columns[0].no_wrap, table.columns[0].overflow = True, "ellipsis"
+    table.add_row(_short(cell.unpruned.name), *_values(cell.unpruned))
+    for run, names in zip(cell.plans, slower, strict=True):
+        table.add_row(_short(run.name), *_values(run))
+        marked = {_PART_OF[name] for name in names}
+        cells = enumerate(("  to unpruned", *_ratios(run, cell)))
+        table.add_row(*(Text(c, style=WORST if at in marked else QUIET) for at, c in cells))
+    return table
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
+
+
+def _values(run: Run) -> Iterator[str]:
+    yield _spread(run.spread("ttft_ms"))
+    yield _number(run.spread("decoder_ms").median)
+    yield _spread(run.spread("token_ms"))
+    yield _number(run.spread("tokens_per_s").median)
+    yield "–" if run.peak_bytes is None else binary(run.peak_bytes)
+    yield binary(run.kv_bytes)
+
+
+def _ratios(run: Run, cell: Cell) -> Iterator[str]:
+    from tpcal.calibrate.bench.ratios import Spread
+
+    for of in ("ttft_ms", "decoder_ms", "token_ms", "tokens_per_s"):
+        ratio = Spread.of(run.ratios(of, cell.unpruned))
+        judged = of in ("ttft_ms", "token_ms")
+        yield f"×{ratio.median:.2f}" + (f" ±{ratio.half:.2f}" if judged else "")
+    peaks = run.peak_bytes, cell.unpruned.peak_bytes
+    yield f"×{peaks[0] / peaks[1]:.2f}" if peaks[0] is not None and peaks[1] else "–"
+    yield f"×{run.kv_bytes / cell.unpruned.kv_bytes:.2f}"
+
+
+def _spread(spread: Spread) -> str:
+    """`12.3 ±0.4`, the spread to the median's last digit."""
+    from tpcal.calibrate.bench.ratios import digits_of
+
+    return f"{_number(spread.median)} ±{spread.half:.{digits_of(spread.median)}f}"
+
+
+def _number(value: float) -> str:
+    from tpcal.calibrate.bench.ratios import digits_of
+
+    return f"{value:.{digits_of(value)}f}"
+
+
+def bench_markdown(page: Page) -> str:
+    """The same as one table, ratios in brackets."""
+    titles = ("prompts", "", *_TITLES[1:])
+    lines = [_line(titles), _line(["---", "---", *["---:"] * (len(titles) - 2)])]
+    for cell, slower in zip(page.cells, page.slower, strict=True):
+        lines.append(
+            _line([f"{cell.title}, {cell.n_new} new", "unpruned", *_values(cell.unpruned)])
+        )
+        for run, names in zip(cell.plans, slower, strict=True):
+            marked = {_PART_OF[name] for name in names}
+            pairs = enumerate(zip(_values(run), _ratios(run, cell), strict=True), 1)
+            both = [f"{v} ({r})" + ", slower" * (at in marked) for at, (v, r) in pairs]
+            lines.append(_line(["", run.name, *both]))
+    subject = "\n".join(f"{line}  " for line in (*page.subject, page.machine_line))
+    return f"{subject}\n\n" + "\n".join(lines) + f"\n\n{page.note}\n\n{page.verdict}\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,99 @@
+"""The Pareto front as a chart and a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from tpcal.views.formats import CUT, QUIET, Right, count, heading, table_of
+from tpcal.views.lists import _short_cut
+
+if TYPE_CHECKING:
+    from tpcal.planner.search.front import Point
+    from tpcal.plans.schema import Cut
+
+WIDTH, HEIGHT = 55, 12
+
+
+def front_view(
+    points: Sequence[Point], title: str, names: Mapping[tuple[Cut, ...], str] | None = None
+) -> RenderableType:
+    """The plans that nothing beats: a chart of loss against cost, and a table.
+
+    Args:
+        points: Cheapest first.
+        title: Of what.
+        names: Published schedules among them, by their cuts.
+    """
+    kind = "measured" if any(point.measured for point in points) else "predicted"
+    names = names or {}
+    table = table_of(
+        Right("average keep"),
+        Right("loss"),
+        Right("worst group"),
+        "cuts as layer:keep",
+        *(["published"] if names else []),
+    )
+    for point in points:
+        table.add_row(
+            f"{point.layer_average_keep:.4f}",
+            f"{point.loss:.4f}",
+            "–" if math.isnan(point.worst) else f"{point.worst:.4f}",
+            ", ".join(map(_short_cut, point.cuts)) or "none",
+            *([names.get(point.cuts, "")] if names else []),
+        )
+    head = heading(f"{title} · {count(len(points), 'plan')} on the front, {kind}")
+    what = Text("Loss in nats: half the worst group's, half the mean", style=QUIET)
+    return Group(head, *chart(points), what, table)
+
+
+def chart(points: Sequence[Point]) -> list[RenderableType]:
+    """Loss, by its square root, against cost: one mark a plan; nothing for fewer than two."""
+    most = max((point.loss for point in points), default=0.0)
+    if len(points) < 2 or most <= 0:
+        return []
+    rows = [[" "] * (WIDTH + 1) for _ in range(HEIGHT + 1)]
+    for point in points:
+        height = round(HEIGHT * math.sqrt(max(point.loss, 0.0) / most))
+        rows[HEIGHT - height][round(WIDTH * point.layer_average_keep)] = "●"
+    lines: list[RenderableType] = []
+    for place, row in enumerate(rows):
+        value = most * ((HEIGHT - place) / HEIGHT) ** 2
+        label = f"{value:7.3f}" if place % 3 == 0 else " " * 7
+        lines.append(Text(f"{label} │").append("".join(row).rstrip(), style=CUT))
+    lines.append(Text(f"{' ' * 8}└{'─' * (WIDTH + 1)}"))
+    ticks = "".join(f"{x:<{WIDTH // 5}g}" for x in (0, 0.2, 0.4, 0.6, 0.8))
+    lines.append(Text(f"{' ' * 9}{ticks}1  keep"))
+    return [*lines, Text()]
+
+
+def front_data(
+    points: Sequence[Point], names: Mapping[tuple[Cut, ...], str]
+) -> list[dict[str, Any]]:
+    """The front as plain data, cheapest first."""
+    from dataclasses import asdict
+
+    return [
+        {
+            "layer_average_keep": round(point.layer_average_keep, 6),
+            "loss": round(point.loss, 6),
+            "worst_group_loss": None if math.isnan(point.worst) else round(point.worst, 6),
+            "measured": point.measured,
+            "published": names.get(point.cuts),
+            "cuts": [asdict(cut) for cut in point.cuts],
+        }
+        for point in points
+    ]
+
+
+def stored_line(measured: bool, n_measured: int) -> Text:
+    """Where a plan comes from that no model was run for."""
+    loss = "measured before" if measured else "predicted, not measured"
+    return Text(
+        f"\nChosen by {n_measured} plans measured for other budgets; its loss is {loss}. "
+        "To measure plans of this budget, add --trials 60."
+    )

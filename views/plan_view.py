@@ -1,0 +1,249 @@
+"""A plan: its schedule, cost, loss and what was promised of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tpcal.plans.schema import Certificate, Condition, Cut, Loss, Plan
+from tpcal.views.formats import (
+    CUT,
+    MAX_ROWS,
+    QUIET,
+    WORST,
+    Right,
+    arrows,
+    bar,
+    binary,
+    count,
+    heading,
+    milliseconds,
+    nats,
+    percent,
+    si,
+    table_of,
+)
+
+if TYPE_CHECKING:
+    from tpcal.plans.cost import Cost
+
+
+def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> RenderableType:
+    """Everything a plan says: chart per layer, cost, loss per group, where it comes from.
+
+    Args:
+        plan: The plan.
+        title: Its file or preset name.
+        n_layers: Depth to draw where the plan names no model.
+    """
+    parts: list[RenderableType] = [heading(plan_title(plan, title))]
+    depth = plan.model.n_layers if plan.model else n_layers
+    n_tokens = plan.cost.n_tokens if plan.cost else None
+    parts += [schedule_chart(plan, depth, n_tokens) if depth else cut_table(plan.cuts)]
+    parts += [Text(detail, style=QUIET) for cut in plan.cuts if (detail := cut_details(cut))]
+    if plan.cost:
+        parts += [Text(), cost_table(plan, plan.cost)]
+    elif depth:
+        parts += [Text(), Text(f"Layer-average keep {average_keep(plan, depth):.4f}")]
+    if plan.loss and (plan.loss.predicted or plan.loss.measured):
+        parts += [Text(), loss_table(plan.loss), *limits_line(plan, plan.loss)]
+    if plan.certificate:
+        parts += [Text(), certificate_line(plan.certificate)]
+    return Group(*parts, *footer(plan))
+
+
+def certificate_line(proven: Certificate) -> Text:
+    """What was proven of a plan, and how."""
+    row = f", plan {proven.n_plans} of a fixed order" if (proven.n_plans or 1) > 1 else ""
+    place = f", judgement {proven.place} on these samples" if (proven.place or 1) > 1 else ""
+    on = f" on {proven.data}" if proven.data else ""
+    return Text(
+        f"Certified: at most {percent(proven.max_flips)} of the answers change in {proven.of} "
+        f"(confidence {percent(proven.confidence)}; {proven.n_changed} of {proven.n} changed"
+        f"{on}; {proven.test} test{row}{place})"
+    )
+
+
+def plan_title(plan: Plan, title: str) -> str:
+    """File, model, depth."""
+    parts = [title]
+    if plan.name and plan.name not in title:
+        parts.append(plan.name)
+    if plan.model and plan.model.name:
+        parts.append(f"for {plan.model.name}")
+    if plan.model:
+        parts.append(count(plan.model.n_layers, "layer"))
+    return " · ".join([*parts, count(len(plan.cuts), "cut")])
+
+
+def average_keep(plan: Plan, n_layers: int) -> float:
+    """Layer-average keep of a plan for an image of very many tokens."""
+    from tpcal.plans.cost import layer_average_keep
+
+    return layer_average_keep(plan.schedule(10_000, n_layers), 10_000)
+
+
+def schedule_chart(plan: Plan, n_layers: int, n_tokens: int | None) -> Table:
+    """One bar per layer: the visual tokens entering it; many layers are joined to runs."""
+    total = n_tokens or 100
+    schedule = plan.schedule(total, n_layers)
+    cuts = {cut.layer: cut for cut in plan.cuts}
+    table = table_of(Right("layer"), Right("tokens" if n_tokens else "tokens %"), "", "cut")
+    for layers in _runs(schedule, cuts, n_layers):
+        first, last = layers[0], layers[-1]
+        cut = cuts.get(first)
+        style = CUT if cut else ""
+        table.add_row(
+            f"{first}" if first == last else f"{first}–{last}",
+            Text(str(schedule[first]), style=style),
+            Text(bar(schedule[first] / total), style=CUT),
+            Text(cut_text(cut), style=style) if cut else "",
+        )
+    return table
+
+
+def _runs(schedule: Sequence[int], cuts: Mapping[int, Cut], n_layers: int) -> list[list[int]]:
+    if n_layers <= MAX_ROWS:
+        return [[layer] for layer in range(n_layers)]
+    last_cut = 0
+    run_of = []
+    for layer in range(n_layers):
+        last_cut = layer if layer in cuts else last_cut
+        run_of.append(last_cut)
+    return [list(run) for _, run in groupby(range(n_layers), key=run_of.__getitem__)]
+
+
+def cut_table(cuts: Iterable[Cut]) -> Table:
+    """The cuts of a plan whose depth is not known."""
+    table = table_of(Right("layer"), "cut")
+    for cut in cuts:
+        table.add_row(str(cut.layer), cut_text(cut))
+    return table
+
+
+def cut_text(cut: Cut) -> str:
+    """One cut in a few words."""
+    words = "drop all" if cut.keep == 0 else f"keep {cut.keep:.4g} by {cut.selector}"
+    return words + " *" * (cut.condition is not None)
+
+
+def cut_details(cut: Cut) -> str:
+    """The parameters and the condition of a cut; empty where it has none."""
+    details = []
+    if cut.params:
+        values = ", ".join(f"{name} {_value(value)}" for name, value in cut.params.items())
+        details.append(f"{cut.selector} with {values}")
+    if cut.condition is not None:
+        details.append(f"only if text looks at the image below {_condition(cut.condition)} *")
+    return f"layer {cut.layer}: {'; '.join(details)}" if details else ""
+
+
+def _condition(condition: Condition) -> str:
+    text = f"{condition.text_to_visual_below:g}"
+    if condition.visual_to_text_below is not None:
+        text += f" and the image at text below {condition.visual_to_text_below:g}"
+    return text
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def cost_table(plan: Plan, cost: Cost) -> Table:
+    """What the plan costs beside the unpruned model."""
+    table = table_of("cost of one prompt", Right("with plan"), Right("unpruned"), Right("saved"))
+
+    def named(text: str, kind: str | None = None) -> str:
+        asked = plan.budget is not None and plan.budget.kind == kind
+        return f"{text} (budget {plan.budget.target:g})" if asked and plan.budget else text
+
+    table.add_row(
+        named("layer-average keep"),
+        f"{cost.layer_average_keep:.4f}",
+        "1",
+        percent(1 - cost.layer_average_keep),
+    )
+    table.add_row("tokens after each cut", arrows(cost.counts), str(cost.n_tokens), "")
+    flops = _pair(cost.prefill_flops, cost.unpruned_prefill_flops, si)
+    table.add_row(named("prefill FLOPs", "flops"), *flops)
+    table.add_row(named("KV cache", "kv"), *_pair(cost.kv_bytes, cost.unpruned_kv_bytes, binary))
+    if cost.prefill_ms is not None and cost.unpruned_prefill_ms is not None:
+        times = _pair(cost.prefill_ms, cost.unpruned_prefill_ms, milliseconds)
+        table.add_row(named("prefill of the decoder", "ms"), *times)
+    return table
+
+
+def _pair(pruned: float, full: float, form: Any) -> tuple[str, str, str]:
+    return form(pruned), form(full), percent(1 - pruned / full) if full else ""
+
+
+def loss_table(loss: Loss) -> Table:
+    """Loss per group, the worst marked: by measurement where there is one."""
+    decisive = loss.measured or loss.predicted
+    worst = max(decisive, key=lambda group: decisive[group])
+    titles = {
+        "predicted": "predicted",
+        "measured": "measured",
+        "changed": "answers changed",
+        "flips": "tokens changed",
+    }
+    shown = [name for name in titles if getattr(loss, name)]
+    table = table_of("loss in nats", *(Right(titles[name]) for name in shown), "")
+    for group in dict.fromkeys([*loss.predicted, *loss.measured, *loss.changed, *loss.flips]):
+        cells = [_cell(getattr(loss, name).get(group), name) for name in shown]
+        marked = group == worst
+        table.add_row(group, *cells, "◂ worst" if marked else "", style=WORST if marked else "")
+    return table
+
+
+def limits_line(plan: Plan, loss: Loss) -> list[Text]:
+    """Which group limits the plan, and what it was allowed; nothing where there is one group."""
+    losses = loss.measured or loss.predicted
+    weights = plan.provenance.get("weights") or {}
+    words = []
+    if len(losses) > 1:
+        group = max(losses, key=lambda g: losses[g] * weights.get(g, 1.0))
+        counts = f" (counts {weights[group]:g} times)" if group in weights else ""
+        words.append(f"Limited by {group}{counts}, which loses {nats(losses[group])} nats")
+    if loss.max_loss is not None:
+        words.append(f"at most {loss.max_loss:g} nats were allowed")
+    if loss.max_flips is not None:
+        what = "answer tokens" if loss.flips else "answers"
+        words.append(f"at most {percent(loss.max_flips)} of the {what} may change")
+    return [Text(f"{text[:1].upper()}{text[1:]}.")] if (text := "; ".join(words)) else []
+
+
+def _cell(value: float | None, name: str) -> str:
+    if value is None:
+        return "–"
+    return percent(value) if name in ("changed", "flips") else nats(value)
+
+
+def footer(plan: Plan) -> list[RenderableType]:
+    """Source of a published schedule, command of a planned one."""
+    lines: list[RenderableType] = []
+    if plan.source:
+        lines.append(Text(f"Source: {plan.source}", style=QUIET))
+    for name, point in (plan.provenance.get("front") or {}).items():
+        keep, loss = point["layer_average_keep"], point["loss"]
+        lines.append(Text(f"Next {name} on the front: keep {keep:.4f}, {loss:.4g} nats"))
+    if "command" in plan.provenance:
+        lines.append(Text(f"Made by: {plan.provenance['command']}", style=QUIET))
+    return [Text(), *lines] if lines else []
+
+
+def check_view(plan: Plan, title: str, model: str | None) -> RenderableType:
+    """One line: the file is a plan, and fits."""
+    verdict = f"is a plan that fits {model}" if model else "is a well-formed plan"
+    facts = f"{count(len(plan.cuts), 'cut')}"
+    if plan.budget:
+        of = {"flops": "FLOPs ×", "kv": "KV bytes ×", "ms": "milliseconds"}
+        facts += (
+            f", {of.get(plan.budget.kind or '', 'layer-average keep')} {plan.budget.reached:.4f}"
+        )
+    return Text(f"✓ {title} {verdict}: {facts}.")
