@@ -19,7 +19,7 @@ from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape import Recording, Tape
-from tpcal.calibrate.tape_store import Kept, Store
+from tpcal.calibrate.tape_store import Store, StoredRecord
 from tpcal.plans.schema import Cut
 
 Array = NDArray[Any]
@@ -60,7 +60,7 @@ class Measurer:
         self._samples = samples
         self._batch_size = batch_size
         self._store = Store() if store is None else store
-        self._batches: list[tuple[Array, Kept[_Batch]]] | None = None
+        self._batches: list[tuple[Array, StoredRecord[_Batch]]] | None = None
         self.groups: tuple[str, ...] = samples.groups
         self.sample_group: Array = np.array(
             [samples.groups.index(group) for group in samples.sample_groups], dtype=np.int64
@@ -98,7 +98,7 @@ class Measurer:
         full = log_probabilities(tape.head(batch.answer))
         return answer_deviation(full, pruned, batch.valid)
 
-    def _recorded(self) -> list[tuple[Array, Kept[_Batch]]]:
+    def _recorded(self) -> list[tuple[Array, StoredRecord[_Batch]]]:
         if self._batches is None:
             with memory_guard("Recording the unpruned model", ADVICE), torch.inference_mode():
                 turns = in_turns(self._samples.sample_groups)
@@ -106,7 +106,7 @@ class Measurer:
                 self._batches = [self._record(turns[i : i + self._batch_size]) for i in starts]
         return self._batches
 
-    def _record(self, numbers: Sequence[int]) -> tuple[Array, Kept[_Batch]]:
+    def _record(self, numbers: Sequence[int]) -> tuple[Array, StoredRecord[_Batch]]:
         model = self._loaded.model
         encoded = encode(self._loaded.processor, [self._samples[i] for i in numbers], model)
         tape = Tape.record(

@@ -24,7 +24,7 @@ _KEPT = 0.5
 
 
 @dataclass(frozen=True)
-class Prompt:
+class LongestPrompt:
     """The longest prompt of some samples, with its answer."""
 
     n_tokens: int
@@ -56,12 +56,12 @@ class Arranged:
     """One line for the user."""
 
 
-def longest(loaded: Loaded, samples: Samples) -> Prompt:
+def longest(loaded: Loaded, samples: Samples) -> LongestPrompt:
     """The longest of up to `N_TRIED` prompts, spread over the samples."""
     step = -(-len(samples) // N_TRIED)
     tried = [samples[i] for i in range(0, len(samples), step)]
     found = [_measured(loaded, sample) for sample in tried]
-    return Prompt(*(max(column) for column in zip(*found, strict=True)))
+    return LongestPrompt(*(max(column) for column in zip(*found, strict=True)))
 
 
 def _measured(loaded: Loaded, sample: Sample) -> tuple[int, int, int]:
@@ -77,7 +77,7 @@ def _n_ids(loaded: Loaded, answer: str) -> int:
     return len(loaded.processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
 
 
-def of_plans(loaded: Loaded, prompt: Prompt) -> Need:
+def of_plans(loaded: Loaded, prompt: LongestPrompt) -> Need:
     """What a search takes that measures whole plans."""
     shape, n_bytes = loaded.shape, loaded.model.dtype.itemsize
     states = float(prompt.n_tokens * shape.hidden * n_bytes)
@@ -86,7 +86,7 @@ def of_plans(loaded: Loaded, prompt: Prompt) -> Need:
     return Need(_pass(shape, prompt, n_bytes) + states, states + answer + beside, "on disk")
 
 
-def of_probes(loaded: Loaded, prompt: Prompt) -> Need:
+def of_probes(loaded: Loaded, prompt: LongestPrompt) -> Need:
     """What a calibration takes, which keeps the states and keys of every layer."""
     shape, n_bytes = loaded.shape, loaded.model.dtype.itemsize
     width = shape.hidden + shape.n_kv_heads * shape.head_dim
@@ -98,7 +98,7 @@ def of_probes(loaded: Loaded, prompt: Prompt) -> Need:
     return Need(_pass(shape, prompt, n_bytes) + kept, kept, "recorded again in every round")
 
 
-def _pass(shape: DecoderShape, prompt: Prompt, n_bytes: int) -> float:
+def _pass(shape: DecoderShape, prompt: LongestPrompt, n_bytes: int) -> float:
     """What one layer, one selector and the output head hold at once."""
     n, visual = prompt.n_tokens, prompt.n_visual
     heads = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim

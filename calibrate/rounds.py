@@ -14,7 +14,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.probe import Arrays, Recorded, measure, record, widths
 from tpcal.calibrate.profile import MEASURES, Probe, Profile
-from tpcal.calibrate.tape_store import Kept, Store
+from tpcal.calibrate.tape_store import Store, StoredRecord
 from tpcal.calibrate.workers import Team
 
 Progress = Callable[[int, int, str], None]
@@ -37,7 +37,7 @@ class Rounds:
     store: Store | None = None
     """Keeps recorded batches for the rounds that follow, as far as host memory goes; None where
     none follow."""
-    _recorded: dict[tuple[int, ...], Kept[Recorded]] = field(default_factory=dict)
+    _recorded: dict[tuple[int, ...], StoredRecord[Recorded]] = field(default_factory=dict)
     _made: list[tuple[tuple[Probe, ...], Parts]] = field(default_factory=list)
 
     def run(self, probes: Sequence[Probe], doing: str = "Calibrating") -> None:

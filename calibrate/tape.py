@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import gather
-from tpcal.plans.executor.attention_reader import Capture, Probe, probing
+from tpcal.plans.executor.attention_reader import AttentionReader, Capture, probing
 from tpcal.plans.executor.handle import is_applied
 from tpcal.plans.executor.passes import (
     CutRecord,
@@ -63,7 +63,7 @@ class _Call:
 class Recording:
     """All that replays read of a pass; a `tpcal.calibrate.tape_store.Store` can keep it."""
 
-    prompt: gather.Prompt
+    prompt: gather.PromptTokens
     states: Mapping[int, Tensor]
     calls: tuple[_Call, ...]
     decoder_inputs: Mapping[str, Any]
@@ -130,7 +130,7 @@ class Tape:
         decoder_inputs: dict[str, Any] = {}
         captures: dict[int, Capture] = {}
         with ExitStack() as undo:
-            probes: Mapping[int, Probe] = {}
+            probes: Mapping[int, AttentionReader] = {}
             seen = None
             if max(prompt.n_visual) and vision_reader.problem(family, model) is None:
                 seen = undo.enter_context(vision_reader.reading(family, model))
@@ -323,7 +323,7 @@ def _picked(states: Tensor, positions: Tensor) -> Tensor:
 
 def _read_prompt(
     model: PreTrainedModel, inputs: Mapping[str, Any], prompt_length: Tensor | None
-) -> gather.Prompt:
+) -> gather.PromptTokens:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
     prompt = gather.read_prompt(visual, inputs.get("attention_mask"), prompt_length)

@@ -37,13 +37,13 @@ class Store:
         """Host memory in use."""
         self._disk: _Disk | None = None
 
-    def keep(self, record: R) -> Kept[R]:
+    def keep(self, record: R) -> StoredRecord[R]:
         """The record without its tensors on the device.
 
         Raises:
             RunFailed: The disk is full.
         """
-        return Kept(_mapped(record, self._slot, {}))
+        return StoredRecord(_mapped(record, self._slot, {}))
 
     def has_room(self, record: Any) -> bool:
         """Whether the record fits into host memory, tensors counted once, masks in full."""
@@ -73,7 +73,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Kept(Generic[R]):
+class StoredRecord(Generic[R]):
     """A record whose tensors are elsewhere."""
 
     _record: Any

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.bench_inputs import Subject, loaded_subject, random_subject
+from tpcal.commands.bench_inputs import BenchSubject, loaded_subject, random_subject
 from tpcal.commands.inputs import named_twice
 from tpcal.commands.outputs import check_outputs, write_figures
 from tpcal.options import ModelChoice
 from tpcal.plans.errors import SlowerError, UsageError
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.bench.prompt_sizes import Shape
+    from tpcal.calibrate.bench.prompt_sizes import PromptSize
     from tpcal.calibrate.bench.ratios import Cell
 
 
@@ -26,7 +26,7 @@ MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BenchSizes:
     """What the options ask for: every combination is a cell."""
 
     batch_sizes: tuple[int, ...]
@@ -34,11 +34,13 @@ class Sizes:
     text: tuple[int, ...]
 
     @property
-    def shapes(self) -> list[Shape]:
+    def shapes(self) -> list[PromptSize]:
         """In the order of the table."""
-        from tpcal.calibrate.bench.prompt_sizes import Shape
+        from tpcal.calibrate.bench.prompt_sizes import PromptSize
 
-        return [Shape(b, i, t) for i, t, b in product(self.images, self.text, self.batch_sizes)]
+        return [
+            PromptSize(b, i, t) for i, t, b in product(self.images, self.text, self.batch_sizes)
+        ]
 
 
 def count(word: str) -> int:
@@ -168,7 +170,7 @@ def bench(
       tpcal bench --plan plan.yaml --batch-sizes 1,8,32 --images 2 --text 512
       tpcal bench --plan plan.yaml --model-geometry llava-1.5-7b --layers 4
     """
-    sizes = Sizes(batch_sizes, images, text)
+    sizes = BenchSizes(batch_sizes, images, text)
     check_outputs(outputs, force)
     _check(files, model, geometry, layers, repeats, len(sizes.shapes))
     with terminal.progress() as report:
@@ -234,7 +236,9 @@ def _check(
         raise UsageError("\n".join(problems))
 
 
-def show(subject: Subject, cells: Sequence[Cell], n_repeats: int, outputs: Sequence[Path]) -> None:
+def show(
+    subject: BenchSubject, cells: Sequence[Cell], n_repeats: int, outputs: Sequence[Path]
+) -> None:
     """Prints the table, writes the files, and then fails where a plan is slower."""
     from datetime import UTC, datetime
 

@@ -13,14 +13,14 @@ from tpcal.planner.published.names import is_preset, off_budget, read_plan
 from tpcal.plans.redaction import without_machine
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.bench.prompt_sizes import Shape
+    from tpcal.calibrate.bench.prompt_sizes import PromptSize
     from tpcal.plans.schema import Plan
 
-InputsOf = Callable[["Shape"], Mapping[str, Any]]
+InputsOf = Callable[["PromptSize"], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchSubject:
     """A model, its prompts and the plans to time on it."""
 
     model: Any
@@ -35,7 +35,7 @@ class Subject:
 
 def loaded_subject(
     names: Sequence[str], choice: ModelChoice, image_size: int, report: terminal.Progress
-) -> Subject:
+) -> BenchSubject:
     """A model with its weights; errors as `tpcal.commands.inputs.plans_and_model`.
 
     Args:
@@ -48,7 +48,7 @@ def loaded_subject(
     from tpcal.calibrate.bench.synthetic_prompts import inputs_for
     from tpcal.calibrate.inputs.models import device_of
 
-    def inputs_of(shape: Shape) -> Mapping[str, Any]:
+    def inputs_of(shape: PromptSize) -> Mapping[str, Any]:
         return inputs_for(loaded, shape, image_size)
 
     identity, n_layers = loaded.identity, loaded.shape.n_layers
@@ -59,7 +59,7 @@ def loaded_subject(
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": str(device_of(loaded.model)),
     }
-    return Subject(
+    return BenchSubject(
         loaded.model,
         inputs_of,
         plans | _presets(names, n_layers, loaded.model, inputs_of),
@@ -74,7 +74,7 @@ def random_subject(
     n_layers: int | None,
     choice: ModelChoice,
     image_size: int,
-) -> Subject:
+) -> BenchSubject:
     """Random weights of a real model's widths; plans made for other models are scaled to them.
 
     Args:
@@ -101,7 +101,7 @@ def random_subject(
     check_memory(geometry, widths, dtype, device)
     model = build(widths, dtype, str(device), choice.attention or "sdpa")
 
-    def inputs_of(shape: Shape) -> Mapping[str, Any]:
+    def inputs_of(shape: PromptSize) -> Mapping[str, Any]:
         return prompts(widths, shape, dtype, device)
 
     depth, size = widths.n_layers, widths.weight_bytes(dtype)
@@ -111,7 +111,7 @@ def random_subject(
     refuse_unfit({name: check(plan, model) or _blind(plan) for name, plan in plans.items()})
     about = {"name": geometry, "random_weights": True, **asdict(widths), "weight_bytes": size}
     depths = f"{depth} of {whole.n_layers} layers"
-    return Subject(
+    return BenchSubject(
         model,
         inputs_of,
         plans,
@@ -138,13 +138,13 @@ def _presets(
     names: Sequence[str], n_layers: int, model: Any, inputs_of: InputsOf
 ) -> dict[str, Plan]:
     """The published schedules among the plans, at the model's depth and the prompts' budget."""
-    from tpcal.calibrate.bench.prompt_sizes import Shape
+    from tpcal.calibrate.bench.prompt_sizes import PromptSize
     from tpcal.plans.families import find
 
     presets = [name for name in names if is_preset(name)]
     if not presets:
         return {}
-    ids = inputs_of(Shape())["input_ids"]
+    ids = inputs_of(PromptSize())["input_ids"]
     n_visual = int(find(model).visual_mask(model, ids, None).sum())
     return {name: read_plan(name, n_layers, n_visual) for name in presets}
 

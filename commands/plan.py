@@ -11,13 +11,13 @@ import click
 from tpcal import options, terminal
 from tpcal.commands.hints import after_front, after_plan
 from tpcal.commands.inputs import read_profile, refuse_to_overwrite
-from tpcal.commands.session import Subject
+from tpcal.commands.session import PlanningSession
 from tpcal.options import LimitChoice, ModelChoice
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
     from tpcal.planner.prediction.budget import Budget
-    from tpcal.planner.search.whole_front import Answer
+    from tpcal.planner.search.whole_front import KnownPlan
     from tpcal.plans.schema import Plan
 
 N_CERTIFY = 700
@@ -132,7 +132,9 @@ def plan(
         report(0, 0, "Planning")
         search |= {"storage": storage or folder / "study.journal", "progress": report}
         search["command"] = terminal.command()
-        subject = Subject(profile, folder, model, data, samples, batch_size, report, memory=memory)
+        subject = PlanningSession(
+            profile, folder, model, data, samples, batch_size, report, memory=memory
+        )
         if budget is None and limits.max_loss is None and limits.max_flips is None:
             _whole_front(profile, folder, subject, search, no_measure, n_trials)
             return
@@ -201,7 +203,7 @@ def _within(profile: Profile, found: Plan, limits: LimitChoice) -> Plan:
     return replace(found, loss=loss)
 
 
-def _known(profile: Profile, budget: Budget, search: dict[str, Any]) -> Answer | None:
+def _known(profile: Profile, budget: Budget, search: dict[str, Any]) -> KnownPlan | None:
     """The plan that earlier searches know for a budget; None where one has to be searched."""
     from tpcal.planner.search.whole_front import answer
 
@@ -212,7 +214,7 @@ def _known(profile: Profile, budget: Budget, search: dict[str, Any]) -> Answer |
 def _whole_front(
     profile: Profile,
     folder: Path,
-    subject: Subject,
+    subject: PlanningSession,
     search: dict[str, Any],
     no_measure: bool,
     n_trials: int | None,
@@ -240,7 +242,7 @@ def _whole_front(
 def _proven(
     profile: Profile,
     folder: Path,
-    subject: Subject,
+    subject: PlanningSession,
     budget: Budget | None,
     limits: LimitChoice,
     search: dict[str, Any],

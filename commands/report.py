@@ -11,7 +11,7 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.inputs import OUT, read_profile, seen_by
-from tpcal.commands.session import Subject
+from tpcal.commands.session import PlanningSession
 from tpcal.options import ModelChoice
 from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
@@ -114,7 +114,7 @@ def report(
         material = gather(profile, folder, plans, storage)
         shown = None
         if n_samples and plans:
-            subject = Subject(profile, folder, model, data, None, 1, progress)
+            subject = PlanningSession(profile, folder, model, data, None, 1, progress)
             shown = _shown(subject, plans, n_samples, max_new_tokens, progress)
         progress(0, 0, "Drawing")
         html = whole(
@@ -166,7 +166,7 @@ def _evidence(profile: Profile, evaluation: Path | None, bench: Path | None) -> 
 
 
 def _shown(
-    subject: Subject,
+    subject: PlanningSession,
     plans: Mapping[str, Plan],
     n_samples: int,
     max_new_tokens: int,

@@ -47,7 +47,7 @@ class Drawn:
         return cls(samples.groups, own, pack(samples.identities))
 
 
-class Subject:
+class PlanningSession:
     """What the plans of a profile are tried on.
 
     Args:
@@ -235,7 +235,7 @@ class Subject:
 class LazyMeasurer:
     """A `Measurer` that loads nothing before it has to run a plan."""
 
-    def __init__(self, subject: Subject, part: int) -> None:
+    def __init__(self, subject: PlanningSession, part: int) -> None:
         import numpy as np
 
         self._subject, self._part = subject, part

@@ -29,7 +29,7 @@ PARTS = {
     "Cut": "A cut",
     "Condition": "Its condition",
     "ModelIdentity": "`model`",
-    "Budget": "`budget`",
+    "ReachedBudget": "`budget`",
     "Loss": "`loss`",
     "Cost": "`cost`",
     "Certificate": "`certificate`",

@@ -20,7 +20,7 @@ from tpcal.plans.cost import Cost
 PATH = Path(__file__).parents[1] / "plans" / "plan.schema.json"
 RECORDS = (
     schema.ModelIdentity,
-    schema.Budget,
+    schema.ReachedBudget,
     schema.Loss,
     Cost,
     schema.Certificate,
@@ -129,7 +129,7 @@ def record(kind: type) -> Schema:
         if f.name in about:
             properties[f.name]["description"] = about[f.name]
     made = {"description": said_of(kind), **optional(closed(properties, required))}
-    if kind is schema.Budget:
+    if kind is schema.ReachedBudget:
         properties["kind"] = {"enum": [*schema.BUDGET_KINDS, None], "description": about["kind"]}
         share = {name: {"maximum": 1} for name in ("target", "reached")}
         in_ms = {"properties": {"kind": {"const": "ms"}}, "required": ["kind"]}

@@ -12,7 +12,7 @@ from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Sample
-from tpcal.integrations.chat_prompts import Prompt
+from tpcal.integrations.chat_prompts import ChatPrompt
 from tpcal.integrations.decoding import Decoding
 from tpcal.integrations.token_counts import Tally
 from tpcal.planner.published.names import is_preset, read_plan
@@ -22,7 +22,7 @@ from tpcal.plans.schema import Plan
 
 
 @dataclass(frozen=True)
-class Answer:
+class PrunedAnswer:
     """What the model said to one prompt."""
 
     text: str
@@ -67,7 +67,7 @@ class Answerer:
         """Counts from nothing on."""
         self.tally = Tally(self._loaded.shape.n_layers)
 
-    def answer(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Answer]:
+    def answer(self, prompts: Sequence[ChatPrompt], decoding: Decoding) -> list[PrunedAnswer]:
         """One answer to each prompt, all in one batch.
 
         Raises:
@@ -84,7 +84,7 @@ class Answerer:
         tokenizer: Any = processor.tokenizer
         texts = [decoding.cut(tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
         return [
-            Answer(text, n_input, len(row))
+            PrunedAnswer(text, n_input, len(row))
             for text, n_input, row in zip(texts, _lengths(inputs), ids, strict=True)
         ]
 

@@ -20,7 +20,7 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ChatPrompt:
     """What a processor takes."""
 
     text: str
@@ -29,7 +29,7 @@ class Prompt:
     """As opened, in the order of their placeholders."""
 
 
-def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> Prompt:
+def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> ChatPrompt:
     """The prompt of a dialogue.
 
     Args:
@@ -47,14 +47,14 @@ def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> Pr
     images = read_images(cells, None, subject)
     turns = tuple(_turn(message) for message in messages)
     if has_template(processor):
-        return Prompt(prompt_text(processor, Sample(subject, images, "", turns=turns)), images)
+        return ChatPrompt(prompt_text(processor, Sample(subject, images, "", turns=turns)), images)
     if not _is_one_question([message["role"] for message in messages], parts):
         raise UsageError(
             f"{subject} must be images followed by one question, as the model has no chat "
             f"template; got {len(messages)} messages. Add chat_template.jinja to the model."
         )
     question = "".join(part for part in turns[0].parts if part is not None)
-    return Prompt(prompt_text(processor, Sample(subject, images, question)), images)
+    return ChatPrompt(prompt_text(processor, Sample(subject, images, question)), images)
 
 
 def _refuse_others(parts: Sequence[Mapping[str, Any]], subject: str) -> None:

@@ -19,8 +19,8 @@ from loguru import logger
 from tqdm import tqdm
 
 from tpcal.calibrate.inputs.models import device_of, load
-from tpcal.integrations.answerer import Answer, Answerer
-from tpcal.integrations.chat_prompts import Prompt, read_prompt
+from tpcal.integrations.answerer import Answerer, PrunedAnswer
+from tpcal.integrations.chat_prompts import ChatPrompt, read_prompt
 from tpcal.integrations.decoding import read_decoding
 from tpcal.plans.errors import UsageError
 
@@ -123,7 +123,7 @@ class Tpcal(lmms):
             self.cache_hook.add_partial("generate_until", (request[0], settings), answer.text)
         return [_result(answer) for answer in answers]
 
-    def _prompt(self, request: Request) -> Prompt:
+    def _prompt(self, request: Request) -> ChatPrompt:
         _, to_messages, _, number, task, split = request
         messages = ChatMessages(messages=to_messages(self.task_dict[task][split][number]))
         subject = f"{task}, document {number}"
@@ -152,6 +152,6 @@ def _batch_size(batch_size: int | str, max_batch_size: int | None) -> int:
     return int(batch_size)
 
 
-def _result(answer: Answer) -> GenerationResult:
+def _result(answer: PrunedAnswer) -> GenerationResult:
     counts = TokenCounts(input_tokens=answer.n_input, output_tokens=answer.n_output)
     return GenerationResult(text=answer.text, token_counts=counts)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from tpcal.plans.yaml_files import MAX_DEPTH, MAX_DIGITS, is_unicode
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Budget, Cut, Plan
+    from tpcal.plans.schema import Cut, Plan, ReachedBudget
 
 Record = TypeVar("Record")
 MAX_LAYERS = 1_000
@@ -297,11 +297,11 @@ def read_provenance(reader: Reader, body: Mapping[str, Any]) -> dict[str, Any]:
     return dict(given(reader.plain(value or {}, "provenance")))
 
 
-def read_budget(reader: Reader, body: Mapping[str, Any]) -> Budget | None:
+def read_budget(reader: Reader, body: Mapping[str, Any]) -> ReachedBudget | None:
     """The budget of a plan; of a kind there is, and a share where it is one."""
-    from tpcal.plans.schema import BUDGET_KINDS, Budget
+    from tpcal.plans.schema import BUDGET_KINDS, ReachedBudget
 
-    budget = read_record(reader, body, "budget", Budget)
+    budget = read_record(reader, body, "budget", ReachedBudget)
     if budget is None:
         return None
     if budget.kind is not None and budget.kind not in BUDGET_KINDS:

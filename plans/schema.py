@@ -106,7 +106,7 @@ BUDGET_KINDS = ("flops", "kv", "ms")
 
 
 @dataclass(frozen=True)
-class Budget:
+class ReachedBudget:
     """What the plan may cost: asked for and reached."""
 
     target: float
@@ -179,7 +179,7 @@ class Plan:
     meet few of them: shapes that compiled code and tuned kernels know. None: as `keep` says."""
     model: ModelIdentity | None = None
     """The model it was made for."""
-    budget: Budget | None = None
+    budget: ReachedBudget | None = None
     """What it may cost, and costs."""
     loss: Loss | None = None
     """What it loses."""

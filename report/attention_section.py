@@ -8,7 +8,7 @@ import numpy as np
 
 from tpcal.report.chart_style import BLUE, GREEN, PURPLE, SYMBOLS, axis, frame, layer_axis
 from tpcal.report.deviation_section import ALL
-from tpcal.report.elements import Chart, Control, Matrix, Section, Table, figure, rounded
+from tpcal.report.elements import Chart, Control, HtmlTable, Matrix, Section, figure, rounded
 from tpcal.views.formats import percent
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def shares(profile: Profile) -> Chart:
         "Three lines over the layers: the share of image tokens turned, and the shares of "
         "attention from text to image and from image to text.",
         figure(data, layout),
-        Table("Shares by layer", ("layer", *map(str, layers)), rows),
+        HtmlTable("Shares by layer", ("layer", *map(str, layers)), rows),
         (Control("Group", tuple((g, g) for g in views), ALL),),
         views,
         {group: {"meta": "share"} for group in views},

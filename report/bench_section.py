@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpcal.report.elements import Section, Table
+from tpcal.report.elements import HtmlTable, Section
 from tpcal.report.ratio_charts import ratios
 from tpcal.report.read_json import brief
 from tpcal.views.formats import binary, count
 
 if TYPE_CHECKING:
-    from tpcal.report.read_json import Cell, Run, Span, Timed
+    from tpcal.report.read_json import Span, Timed, TimedCell, TimedRun
 
 
 def benches(timed: Timed) -> Section:
@@ -52,7 +52,7 @@ def names_of(timed: Timed) -> list[str]:
     ]
 
 
-def _words(cell: Cell) -> tuple[str, ...]:
+def _words(cell: TimedCell) -> tuple[str, ...]:
     rows, n_visual, n_text, n_new = cell.sizes
     text = f"{n_text}" if cell.n_text_least == n_text else f"{cell.n_text_least}–{n_text}"
     return (
@@ -68,14 +68,14 @@ def _same(timed: Timed) -> str:
     return f"In all cells: {', '.join(same)}. " if same else ""
 
 
-def _table(timed: Timed) -> Table:
+def _table(timed: Timed) -> HtmlTable:
     head = (
         *("cell", "run", "first token, ms", "per token, ms", "tokens per second"),
         *("peak memory", "KV cache"),
     )
     named = zip(names_of(timed), timed.cells, strict=True)
     rows = tuple(_row(words, run) for words, cell in named for run in cell.runs)
-    return Table(
+    return HtmlTable(
         "Medians, and the middle half of the repeats; peak memory is beyond the weights",
         head,
         rows,
@@ -83,7 +83,7 @@ def _table(timed: Timed) -> Table:
     )
 
 
-def _row(cell: str, run: Run) -> tuple[str, ...]:
+def _row(cell: str, run: TimedRun) -> tuple[str, ...]:
     return (
         cell,
         brief(run.name),

@@ -11,9 +11,9 @@ from tpcal.report.chart_style import FAINT, HEAT, INK, axis, frame, layer_axis, 
 from tpcal.report.elements import (
     Chart,
     Control,
+    HtmlTable,
     Matrix,
     Section,
-    Table,
     figure,
     listed,
     quoted,
@@ -128,7 +128,7 @@ def curves(material: Material, keep: float) -> Chart:
         "Lines of the deviation that a single cut causes, over the layer it stands before, one "
         "for each group of samples.",
         figure(data, layout),
-        Table(
+        HtmlTable(
             "Deviation of one cut, by group and layer",
             ("group", *map(str, layers)),
             tuple((n, *map(_cell, row)) for n, row in zip(lines, views[start], strict=True)),
@@ -188,7 +188,7 @@ def heat_map(material: Material) -> Chart:
         "Deviation of one cut, by layer and keep; empty cells were not probed",
         "A map of the deviation of a single cut: a row for each layer, a column for each keep.",
         figure([trace, words], layout),
-        Table(
+        HtmlTable(
             "Deviation of one cut, by layer and keep",
             ("layer", *names),
             tuple((str(at), *map(_cell, views[start][at])) for at in layers),

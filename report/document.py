@@ -11,7 +11,7 @@ from tpcal.plans.redaction import redacted, without_machine
 from tpcal.report.attention_section import attention
 from tpcal.report.deviation_section import deviations
 from tpcal.report.drop_all_section import depths
-from tpcal.report.elements import Section, Table, listed, spoken, written
+from tpcal.report.elements import HtmlTable, Section, listed, spoken, written
 from tpcal.report.front_section import fronts
 from tpcal.report.page import page
 from tpcal.report.prediction_section import predictions
@@ -124,14 +124,14 @@ def _points(material: Material) -> list[tuple[str, str]]:
     return [*found, *([("", f"The table has {count(more, 'more plan')}.")] if more > 0 else [])]
 
 
-def _plans(material: Material) -> Table:
+def _plans(material: Material) -> HtmlTable:
     head = (
         *("plan", "budget", "keep", "prefill FLOPs", "KV cache"),
         *("loss predicted, mean", "worst group", "loss measured, mean", "worst group"),
         *("answers changed", "decoder prefill"),
     )
     rows = tuple(_row(given) for given in material.plans)
-    return Table(
+    return HtmlTable(
         "The plans. keep: layer average; FLOPs and KV cache: of unpruned; losses in nats",
         head,
         rows,

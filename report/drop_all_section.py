@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tpcal.calibrate.drop_all_depth import SAFE, blind_spots, drop_all_curve, safe_depths
 from tpcal.report.chart_style import HEAT, INK, axis, frame, layer_axis, nats_axis, plain
 from tpcal.report.deviation_section import ALL, line, safe_line
-from tpcal.report.elements import Chart, Section, Table, figure, listed, quoted, rounded
+from tpcal.report.elements import Chart, HtmlTable, Section, figure, listed, quoted, rounded
 from tpcal.views.formats import count, nats
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def safe_map(profile: Profile) -> Chart:
         "A map with a row for each group: the loss of dropping all image tokens before each "
         "layer, and a mark at the first layer from which that is safe.",
         figure([heat, marks], layout),
-        Table(
+        HtmlTable(
             "Nats per answer token lost by dropping all image tokens before a layer",
             ("group", "safe from layer", *map(str, layers)),
             tuple(rows),
@@ -132,7 +132,7 @@ def curves(material: Material) -> Chart:
         "The same as curves",
         f"Lines of the loss of dropping everything, {count(len(named), 'line')}, over the layer.",
         figure(data, layout),
-        Table("Nats per answer token", ("group", *map(str, layers)), rows),
+        HtmlTable("Nats per answer token", ("group", *map(str, layers)), rows),
     )
 
 

@@ -18,7 +18,7 @@ Matrix = list[list[float | None]]
 
 
 @dataclass(frozen=True)
-class Table:
+class HtmlTable:
     """Plain text in rows; the first cell of a row names it."""
 
     caption: str
@@ -60,7 +60,7 @@ class Chart:
     says: str
     """What is seen, for those who do not see it."""
     figure: Figure
-    table: Table
+    table: HtmlTable
     controls: tuple[Control, ...] = ()
     views: Mapping[str, Matrix] = field(default_factory=dict)
     frames: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Section:
     title: str
     lead: str
     how: str
-    parts: tuple[Chart | Table, ...] = ()
+    parts: tuple[Chart | HtmlTable, ...] = ()
     notes: tuple[str, ...] = ()
     side_by_side: bool = False
     """Where the screen is wide enough."""

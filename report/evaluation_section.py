@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tpcal.plans.errors import FitError
-from tpcal.report.elements import Chart, Section, Table
+from tpcal.report.elements import Chart, HtmlTable, Section
 from tpcal.report.forest_plot import by_cost, exact, forest, grouped
 from tpcal.report.read_json import brief
 from tpcal.views.formats import percent
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
-    from tpcal.report.read_json import Compared, Entry, Evaluated, Span, Timed
+    from tpcal.report.read_json import Compared, Evaluated, EvaluatedEntry, Span, Timed
 
 SMALL = 0.05
 
@@ -34,7 +34,7 @@ def evaluations(evaluated: Evaluated) -> Section:
     has_answers = evaluated.unpruned is not None
     what = "accuracy" if has_answers else "agreement with the unpruned model"
     charts = [forest(evaluated, what), by_cost(evaluated, what)] if evaluated.entries else []
-    parts: list[Chart | Table] = [chart for chart in charts if chart]
+    parts: list[Chart | HtmlTable] = [chart for chart in charts if chart]
     parts += [_right(evaluated) if has_answers else _same(evaluated)]
     parts += [_tests(evaluated)] if evaluated.tests else []
     parts += [_plans(evaluated, what), *_controls(evaluated, what)]
@@ -69,7 +69,7 @@ def _lead(evaluated: Evaluated, what: str) -> str:
     return " ".join(text)
 
 
-def _right(evaluated: Evaluated) -> Table:
+def _right(evaluated: Evaluated) -> HtmlTable:
     head = (
         "plan",
         "keep",
@@ -92,10 +92,10 @@ def _right(evaluated: Evaluated) -> Table:
         "Answers by plan. FLOPs of the prefill and KV cache: of unpruned; change: of right answers"
         "; same: as the unpruned answer"
     )
-    return _below(evaluated, Table(caption, head, tuple(rows)))
+    return _below(evaluated, HtmlTable(caption, head, tuple(rows)))
 
 
-def _same(evaluated: Evaluated) -> Table:
+def _same(evaluated: Evaluated) -> HtmlTable:
     head = ("plan", "keep", "FLOPs", "KV", "same, %", "worst group, %")
     rows = [
         (e.short, *_cost(e), _span(e.agreement), _worst(e)) for e in grouped(evaluated.entries)
@@ -104,10 +104,10 @@ def _same(evaluated: Evaluated) -> Table:
         "Answers by plan. FLOPs of the prefill and KV cache: of unpruned; same: as the unpruned "
         "answer"
     )
-    return _below(evaluated, Table(caption, head, tuple(rows)))
+    return _below(evaluated, HtmlTable(caption, head, tuple(rows)))
 
 
-def _below(evaluated: Evaluated, table: Table) -> Table:
+def _below(evaluated: Evaluated, table: HtmlTable) -> HtmlTable:
     """The table with controls set in below their plan."""
     entries = grouped(evaluated.entries)
     first = len(table.rows) - len(entries)
@@ -116,20 +116,20 @@ def _below(evaluated: Evaluated, table: Table) -> Table:
     )
 
 
-def _cost(entry: Entry) -> tuple[str, str, str]:
+def _cost(entry: EvaluatedEntry) -> tuple[str, str, str]:
     return f"{entry.keep:.3f}", percent(entry.prefill_flops), percent(entry.kv_bytes)
 
 
-def _worst(entry: Entry) -> str:
+def _worst(entry: EvaluatedEntry) -> str:
     return f"{entry.worst[0]} {100 * entry.worst[1]:.0f}" if entry.worst else "–"
 
 
-def _plans(evaluated: Evaluated, what: str) -> Table:
+def _plans(evaluated: Evaluated, what: str) -> HtmlTable:
     plans = [e for e in evaluated.entries if e.kind != "control"]
     return _groups(f"{what[0].upper()}{what[1:]} by group, %", evaluated, plans)
 
 
-def _controls(evaluated: Evaluated, what: str) -> list[Table]:
+def _controls(evaluated: Evaluated, what: str) -> list[HtmlTable]:
     """A table for each plan that has controls."""
     found = []
     for plan in evaluated.entries:
@@ -140,17 +140,17 @@ def _controls(evaluated: Evaluated, what: str) -> list[Table]:
     return found
 
 
-def _groups(caption: str, evaluated: Evaluated, entries: Sequence[Entry]) -> Table:
+def _groups(caption: str, evaluated: Evaluated, entries: Sequence[EvaluatedEntry]) -> HtmlTable:
     has_answers = evaluated.unpruned is not None
     head = ("group", *["unpruned"] * has_answers, *(e.short for e in entries))
     rows = tuple(
         (g, *[_value(before)] * has_answers, *(_value(e.groups.get(g)) for e in entries))
         for g, before in evaluated.groups.items()
     )
-    return Table(caption, head, rows)
+    return HtmlTable(caption, head, rows)
 
 
-def _tests(evaluated: Evaluated) -> Table:
+def _tests(evaluated: Evaluated) -> HtmlTable:
     tests = evaluated.tests
     measures = list(dict.fromkeys(test.measure for test in tests))
     several = len(measures) > 1
@@ -171,7 +171,7 @@ def _tests(evaluated: Evaluated) -> Table:
         f"Paired tests of {' and '.join(measures)}; bold where the corrected p is below "
         f"{SMALL:g}. differ: samples that tell both apart"
     )
-    return Table(caption, head, rows, n_text=1 + several, strong=clear)
+    return HtmlTable(caption, head, rows, n_text=1 + several, strong=clear)
 
 
 def _pair(test: Compared, evaluated: Evaluated) -> str:

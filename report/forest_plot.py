@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tpcal.report.chart_style import BLUE, INK, QUIET, axis, frame, plain
-from tpcal.report.elements import Chart, Table, error_bars, figure, rounded
+from tpcal.report.elements import Chart, HtmlTable, error_bars, figure, rounded
 from tpcal.report.label_places import HALF, LETTER, placed
 
 if TYPE_CHECKING:
-    from tpcal.report.read_json import Entry, Evaluated, Span
+    from tpcal.report.read_json import Evaluated, EvaluatedEntry, Span
 
 KINDS = {
     "plan": ("plan", BLUE, "circle"),
@@ -31,7 +31,7 @@ WIDTH, HEIGHT = 900, 300
 """Pixels inside the axes, as far as names are placed by them."""
 
 
-def grouped(entries: Sequence[Entry]) -> list[Entry]:
+def grouped(entries: Sequence[EvaluatedEntry]) -> list[EvaluatedEntry]:
     """Every plan, its controls below it."""
     own = [e for e in entries if e.kind != "control"]
     below = [[c for c in entries if c.kind == "control" and c.beside == e.name] for e in own]
@@ -68,7 +68,7 @@ def forest(evaluated: Evaluated, what: str) -> Chart:
         f"{what[0].upper()}{what[1:]}, with 95 % intervals",
         f"A row for each plan and, below it, its controls: {what} as a dot with its interval.",
         figure(data, layout),
-        Table(f"{what}, with 95 % intervals", ("entry", "what", "keep", what), text, n_text=2),
+        HtmlTable(f"{what}, with 95 % intervals", ("entry", "what", "keep", what), text, n_text=2),
         narrow={"xaxis": {"nticks": 4}},
     )
 
@@ -103,7 +103,7 @@ def by_cost(evaluated: Evaluated, what: str) -> Chart | None:
         f"{what[0].upper()}{what[1:]} against layer-average keep; the line is the unpruned model",
         f"Points with intervals: {what} of plans, published schedules and controls by cost.",
         figure(data, layout),
-        Table(f"{what} against cost", ("entry", "keep", what), text),
+        HtmlTable(f"{what} against cost", ("entry", "keep", what), text),
     )
 
 
@@ -115,7 +115,7 @@ def exact(share: Span | None) -> str:
     return f"{value} % [{low}, {high}]"
 
 
-def _rows(entries: Sequence[Entry], first: float) -> list[float]:
+def _rows(entries: Sequence[EvaluatedEntry], first: float) -> list[float]:
     """Where every row stands, plans a little apart."""
     found, at = [], first - 1 + (BETWEEN if first else 0.0)
     for i, entry in enumerate(entries):
@@ -132,7 +132,7 @@ def _limits(spans: Sequence[Span | None]) -> tuple[float, float]:
 
 
 def _words(
-    entries: Sequence[Entry], rows: Sequence[float], before: Span | None
+    entries: Sequence[EvaluatedEntry], rows: Sequence[float], before: Span | None
 ) -> list[dict[str, Any]]:
     """Names to the left of the rows, costs to the right."""
     left = {"xref": "paper", "x": 0, "xanchor": "right", "showarrow": False}
@@ -155,7 +155,7 @@ def _words(
     return found
 
 
-def _left(entries: Sequence[Entry]) -> int:
+def _left(entries: Sequence[EvaluatedEntry]) -> int:
     """Pixels that the names take."""
     longest = max(len("unpruned"), *(len(_cropped(e.short)) for e in entries))
     return round(LETTER * longest) + INDENT
@@ -169,7 +169,7 @@ def _unpruned(span: Span) -> dict[str, Any]:
     return _trace("unpruned", [("unpruned", 1.0, span)], "circle-open", INK) | {"y": [0]}
 
 
-def _dots(kind: str, entries: Sequence[Entry], rows: Sequence[float]) -> dict[str, Any]:
+def _dots(kind: str, entries: Sequence[EvaluatedEntry], rows: Sequence[float]) -> dict[str, Any]:
     name, colour, symbol = KINDS[kind]
     own = [(e, row) for e, row in zip(entries, rows, strict=True) if e.kind == kind and e.value]
     points = [(e.name, e.keep, e.value) for e, _ in own if e.value]
@@ -194,7 +194,7 @@ def _trace(
     }
 
 
-def _kinds(entries: Sequence[Entry]) -> list[tuple[str, list[Entry], str, str]]:
+def _kinds(entries: Sequence[EvaluatedEntry]) -> list[tuple[str, list[EvaluatedEntry], str, str]]:
     """(name, entries, symbol, colour): plans, published schedules, and each kind of control."""
     found = []
     for kind in ("plan", "preset"):
@@ -208,7 +208,7 @@ def _kinds(entries: Sequence[Entry]) -> list[tuple[str, list[Entry], str, str]]:
 
 
 def _sides(
-    own: Sequence[Entry], evaluated: Evaluated, limits: tuple[float, float, float]
+    own: Sequence[EvaluatedEntry], evaluated: Evaluated, limits: tuple[float, float, float]
 ) -> list[str | None]:
     """Where the names of plans stand; controls have none."""
     right, low, high = limits
@@ -216,7 +216,7 @@ def _sides(
     def height(span: Span | None) -> float:
         return (span.value - low) / (high - low) * HEIGHT if span else -HEIGHT
 
-    def spot(entry: Entry) -> tuple[float, float]:
+    def spot(entry: EvaluatedEntry) -> tuple[float, float]:
         return entry.keep / right * WIDTH, height(entry.value)
 
     if own[0].kind == "control":
@@ -229,7 +229,7 @@ def _sides(
 
 
 def _series(
-    name: str, own: Sequence[Entry], symbol: str, colour: str, sides: Sequence[str | None]
+    name: str, own: Sequence[EvaluatedEntry], symbol: str, colour: str, sides: Sequence[str | None]
 ) -> dict[str, Any]:
     known = [(e, s, side) for e, side in zip(own, sides, strict=True) if (s := e.value)]
     trace = _trace(name, [(e.name, e.keep, s) for e, s, _ in known], symbol, colour)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcal.plans.schema import Cut
 from tpcal.report.chart_style import FAINT, INK, QUIET, axis, frame, nats_axis, plain
-from tpcal.report.elements import Chart, Section, Table, figure, rounded, spoken
+from tpcal.report.elements import Chart, HtmlTable, Section, figure, rounded, spoken
 from tpcal.report.front_references import Mark, best_published, controls, presets
 from tpcal.report.label_places import HALF, placed
 from tpcal.views.formats import count, nats
@@ -203,7 +203,7 @@ def _plan(material: Material, given: Given) -> dict[str, Any]:
     }
 
 
-def _table(material: Material, front: Sequence[Point], marks: Sequence[Mark]) -> Table:
+def _table(material: Material, front: Sequence[Point], marks: Sequence[Mark]) -> HtmlTable:
     rows = [
         (
             g.name,
@@ -222,7 +222,7 @@ def _table(material: Material, front: Sequence[Point], marks: Sequence[Mark]) ->
     rows += [(m.name, m.kind, _kind(m.measured), m.keep, m.loss) for m in marks]
     text = tuple((n, what, how, f"{keep:.4f}", nats(loss)) for n, what, how, keep, loss in rows)
     head = ("plan", "what", "loss is", "layer-average keep", "loss, nats")
-    return Table("Plans by cost and loss", head, text, n_text=3)
+    return HtmlTable("Plans by cost and loss", head, text, n_text=3)
 
 
 def cuts_text(cuts: Sequence[Cut]) -> str:

@@ -17,7 +17,7 @@ from tpcal.report.chart_style import GROUPS, PLANS
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
     from tpcal.planner.prediction.predict import Predictor
-    from tpcal.planner.search.front import Measured, Point
+    from tpcal.planner.search.front import MeasuredPoint, Point
     from tpcal.plans.cost import Cost
     from tpcal.plans.schema import Cut, Plan
 
@@ -74,7 +74,7 @@ class Material:
     profile: Profile
     folder: str
     predictor: Predictor
-    known: Sequence[Measured]
+    known: Sequence[MeasuredPoint]
     """Plans that searches measured, on one set of samples."""
     same_samples: bool
     """Whether that set is the one that the profile was measured on."""
@@ -175,7 +175,7 @@ def _note(plan: Plan, profile: Profile) -> str:
     return "made from another profile; its measured losses are of that one's samples"
 
 
-def _searched(predictor: Predictor, storage: Path | str) -> tuple[list[Measured], bool]:
+def _searched(predictor: Predictor, storage: Path | str) -> tuple[list[MeasuredPoint], bool]:
     """What searches measured, and whether on the samples of the profile."""
     import optuna
 

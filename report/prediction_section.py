@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tpcal.report.chart_style import FAINT, QUIET, frame, nats_axis, plain
-from tpcal.report.elements import Chart, Section, Table, figure, rounded, spoken
+from tpcal.report.elements import Chart, HtmlTable, Section, figure, rounded, spoken
 from tpcal.report.front_section import cuts_text
 from tpcal.views.formats import count, nats
 
@@ -108,7 +108,7 @@ def _plans_chart(rows: Sequence[Row]) -> Chart:
         "All measured plans",
         "Points, one for each plan that a search measured: predicted loss against measured loss.",
         figure([_diagonal(), cloud], _square()),
-        Table("Loss of every measured plan", ("plan", "predicted", "measured"), table),
+        HtmlTable("Loss of every measured plan", ("plan", "predicted", "measured"), table),
     )
 
 
@@ -147,6 +147,6 @@ def _square() -> dict[str, Any]:
     return frame(400, xaxis=x, yaxis=y)
 
 
-def _table(caption: str, what: str, rows: Sequence[Row]) -> Table:
+def _table(caption: str, what: str, rows: Sequence[Row]) -> HtmlTable:
     text = tuple((name, kind, nats(a), nats(b)) for name, kind, a, b in rows)
-    return Table(caption, ("plan", what, "predicted", "measured"), text, n_text=2)
+    return HtmlTable(caption, ("plan", what, "predicted", "measured"), text, n_text=2)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tpcal.report.chart_style import INK, PLANS, axis, frame, plain
-from tpcal.report.elements import Chart, Table, error_bars, figure, rounded
+from tpcal.report.elements import Chart, HtmlTable, error_bars, figure, rounded
 from tpcal.report.read_json import brief
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _trace(
     }
 
 
-def _table(timed: Timed, cells: Sequence[str]) -> Table:
+def _table(timed: Timed, cells: Sequence[str]) -> HtmlTable:
     rows = tuple(
         (words, brief(run.name), *(_cell(run.ratios.get(key)) for key, _, _ in MEASURES))
         for words, cell in zip(cells, timed.cells, strict=True)
@@ -181,7 +181,7 @@ def _table(timed: Timed, cells: Sequence[str]) -> Table:
         if run.ratios
     )
     head = ("cell", "plan", "first token", "per token", "throughput")
-    return Table("Ratios to unpruned", head, rows, n_text=2)
+    return HtmlTable("Ratios to unpruned", head, rows, n_text=2)
 
 
 def _cell(span: Span | None) -> str:

@@ -28,7 +28,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Entry:
+class EvaluatedEntry:
     """A plan, a published schedule or a control, as it was evaluated."""
 
     name: str
@@ -82,12 +82,12 @@ class Evaluated:
     unpruned: Span | None
     groups: Mapping[str, Span | None]
     """Accuracy of the unpruned model."""
-    entries: tuple[Entry, ...]
+    entries: tuple[EvaluatedEntry, ...]
     tests: tuple[Compared, ...]
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """The unpruned model or a plan in one cell of a timing."""
 
     name: str
@@ -101,13 +101,13 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TimedCell:
     """A batch size and a shape of prompts."""
 
     sizes: tuple[int, int, int, int]
     """Rows of a batch, image and most text tokens of a row, tokens that were generated."""
     n_text_least: int
-    runs: tuple[Run, ...]
+    runs: tuple[TimedRun, ...]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Timed:
     fingerprint: str | None
     machine: Mapping[str, str]
     command: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TimedCell, ...]
     slower: tuple[str, ...]
 
 
@@ -174,12 +174,12 @@ def _evaluated(data: Any) -> Evaluated:
     )
 
 
-def _entry(data: Any) -> Entry:
+def _entry(data: Any) -> EvaluatedEntry:
     cost, worst = data["cost"], data["worst_group"]
     right = "agreement" if data["accuracy"] is None else "accuracy"
     if data["kind"] not in KINDS:
         raise ValueError(f"{data['kind']!r} is not one of {', '.join(KINDS)}")
-    return Entry(
+    return EvaluatedEntry(
         name=str(data["name"]),
         kind=str(data["kind"]),
         keep=_number(cost["layer_average_keep"]),
@@ -222,19 +222,19 @@ def _timed(data: Any) -> Timed:
     )
 
 
-def _cell(data: Any) -> Cell:
+def _cell(data: Any) -> TimedCell:
     rows, n_visual, n_text, n_new = (
         int(_number(data[name])) for name in ("batch_size", "n_visual", "n_text", "n_new")
     )
     least = int(_number(data.get("n_text_least", n_text)))
-    return Cell(
+    return TimedCell(
         (rows, n_visual, n_text, n_new), least, tuple(map(_run, _some(data["runs"], "runs")))
     )
 
 
-def _run(data: Any) -> Run:
+def _run(data: Any) -> TimedRun:
     peak = data["peak_bytes"]
-    return Run(
+    return TimedRun(
         name=str(data["name"]),
         ttft_ms=_spread(data["ttft_ms"]),
         token_ms=_spread(data["token_ms"]),

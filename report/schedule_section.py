@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcal.report.chart_style import axis, frame, layer_axis, plain
 from tpcal.report.cut_labels import FIRST, HIGH, LOW, labels
-from tpcal.report.elements import Chart, Section, Table, figure, spoken
+from tpcal.report.elements import Chart, HtmlTable, Section, figure, spoken
 from tpcal.views.formats import arrows, binary, count, milliseconds, percent, si
 from tpcal.views.plan_view import cut_text
 
@@ -77,7 +77,7 @@ def steps(material: Material) -> Chart:
         "Image tokens that enter each layer",
         "Stepped lines, one for each plan: the image tokens that enter each layer.",
         figure(data, layout),
-        Table("Image tokens that enter each layer", ("plan", *map(str, layers)), tuple(rows)),
+        HtmlTable("Image tokens that enter each layer", ("plan", *map(str, layers)), tuple(rows)),
     )
 
 
@@ -99,7 +99,7 @@ def _line(given: Given, schedule: list[int], n_tokens: int) -> dict[str, Any]:
     }
 
 
-def costs(material: Material) -> Table:
+def costs(material: Material) -> HtmlTable:
     """Unpruned and every plan."""
     rows = [_unpruned(material.plans[0].cost)]
     rows += [_cost(given.name, given.cost) for given in material.plans]
@@ -107,7 +107,7 @@ def costs(material: Material) -> Table:
         *("plan", "tokens after each cut", "layer-average keep", "prefill FLOPs", "of unpruned"),
         *("KV cache", "of unpruned", "choosing, FLOPs", "decoder prefill"),
     )
-    return Table("Cost of one typical prompt", head, tuple(rows), n_text=2)
+    return HtmlTable("Cost of one typical prompt", head, tuple(rows), n_text=2)
 
 
 def _unpruned(cost: Cost) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.schema import Budget, Cut, Loss, ModelIdentity, Plan
+from tpcal.plans.schema import Cut, Loss, ModelIdentity, Plan, ReachedBudget
 from tpcal.report.document import report
 from tpcal.report.inputs import Material, gather
 
@@ -59,7 +59,7 @@ def small_plans(profile: Profile) -> dict[str, Plan]:
     measured = Plan(
         cuts=(Cut(1, 0.5, "attention"), Cut(3, 0.1, "attention"), Cut(5, 0.0)),
         model=MODEL,
-        budget=Budget(0.35, 0.3495),
+        budget=ReachedBudget(0.35, 0.3495),
         loss=Loss(measured=losses, changed=dict.fromkeys(GROUPS, 0.05)),
         provenance={"profile": profile.digest, "command": f"tpcal plan {NASTY}"},
     )

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from tpcal.plans.executor.gather import Grid
+from tpcal.plans.executor.gather import ViewGrid
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan
 
 HALF = Plan((Cut(3, 0.5, "random"),))
-Grids = tuple[tuple[Grid, ...], ...]
+Grids = tuple[tuple[ViewGrid, ...], ...]
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def generate_grids(model: Any, inputs: Mapping[str, Any], **options: Any) -> Gri
     return handle.last.grids
 
 
-def cells(grid: Grid) -> list[tuple[int, int]]:
+def cells(grid: ViewGrid) -> list[tuple[int, int]]:
     """Row and column of every token of a view."""
     return list(zip(grid.row.tolist(), grid.col.tolist(), strict=True))
 

@@ -13,10 +13,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from tpcal.calibrate.bench.geometry import GEOMETRIES, build
-from tpcal.calibrate.bench.ratios import Cell, Repeat, Run
+from tpcal.calibrate.bench.ratios import Cell, GenerationRun, Repeat
 from tpcal.cli import cli
 from tpcal.commands.bench import bench, show
-from tpcal.commands.bench_inputs import Subject
+from tpcal.commands.bench_inputs import BenchSubject
 from tpcal.plans.errors import SlowerError
 from tpcal.plans.schema import Cut, ModelIdentity, Plan, save_plan
 
@@ -80,16 +80,16 @@ def test_real_widths_can_be_timed_without_weights(tpcal: Tpcal) -> None:
 
 
 def _cells(ttft_ms: float) -> tuple[Cell, ...]:
-    def run(name: str, ms: float) -> Run:
-        return Run(name, (Repeat(ms, ms / 2, 2.0, 100.0),) * 15, None, 500)
+    def run(name: str, ms: float) -> GenerationRun:
+        return GenerationRun(name, (Repeat(ms, ms / 2, 2.0, 100.0),) * 15, None, 500)
 
     return (Cell(1, 144, 20, 20, 16, run("unpruned", 5.6), (run("plan.yaml", ttft_ms),)),)
 
 
-def _subject() -> Subject:
+def _subject() -> BenchSubject:
     model = build(GEOMETRIES["tiny"], torch.float32, "cpu", "eager")
     about: dict[str, Any] = {"geometry": {"name": "tiny"}}
-    return Subject(model, lambda shape: {}, {}, about, ("tiny",))
+    return BenchSubject(model, lambda shape: {}, {}, about, ("tiny",))
 
 
 def test_cuts_that_cannot_stand_are_told_of(tpcal: Tpcal) -> None:

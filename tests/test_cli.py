@@ -27,11 +27,11 @@ from tpcal.options import Listed, layer
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
 from tpcal.plans.schema import (
-    Budget,
     Cut,
     Loss,
     ModelIdentity,
     Plan,
+    ReachedBudget,
     load_plan,
     presets,
     save_plan,
@@ -86,7 +86,7 @@ def plan() -> Plan:
     return Plan(
         cuts=bare.cuts,
         model=bare.model,
-        budget=Budget(0.4, 0.3958),
+        budget=ReachedBudget(0.4, 0.3958),
         loss=Loss({"colour": 0.01, "reading": 0.2}, {"colour": 0.3, "reading": 0.1}),
         cost=plan_cost(bare, shape, 144, 20, [(20, 1.0), (164, 3.0)]),
         provenance={"command": "tpcal plan --budget 0.4"},

@@ -14,7 +14,7 @@ from tpcal.views.formats import QUIET, WORST, Right, binary, count, heading, per
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.machine import Machine
-    from tpcal.calibrate.bench.ratios import Cell, Run, Spread
+    from tpcal.calibrate.bench.ratios import Cell, GenerationRun, Spread
 
 _TITLES = ("", "first token", "decoder", "per token", "tokens/s", "peak", "KV")
 _WIDTHS = (20, 11, 7, 11, 8, 8, 8)
@@ -102,7 +102,7 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
 
 
-def _values(run: Run) -> Iterator[str]:
+def _values(run: GenerationRun) -> Iterator[str]:
     yield _spread(run.spread("ttft_ms"))
     yield _number(run.spread("decoder_ms").median)
     yield _spread(run.spread("token_ms"))
@@ -111,7 +111,7 @@ def _values(run: Run) -> Iterator[str]:
     yield binary(run.kv_bytes)
 
 
-def _ratios(run: Run, cell: Cell) -> Iterator[str]:
+def _ratios(run: GenerationRun, cell: Cell) -> Iterator[str]:
     from tpcal.calibrate.bench.ratios import Spread
 
     for of in ("ttft_ms", "decoder_ms", "token_ms", "tokens_per_s"):

@@ -12,7 +12,7 @@ from tpcal.views.formats import QUIET, TITLE, WORST, Right, binary, heading, per
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.accuracy import Evaluation, Row
-    from tpcal.calibrate.evaluation.ask import Answer
+    from tpcal.calibrate.evaluation.ask import ImageAnswer
     from tpcal.calibrate.evaluation.intervals import Share
 
 
@@ -68,7 +68,7 @@ def interval(part: Share | None, signed: bool, digits: int) -> str:
     return f"{100 * part.value:{form}} [{bounds}]"
 
 
-def answer_view(answer: Answer) -> RenderableType:
+def answer_view(answer: ImageAnswer) -> RenderableType:
     """The answer, then the tokens that were kept and the memory."""
     lines: list[RenderableType] = [Text(answer.text or "(no answer)"), Text()]
     counts = answer.counts if answer.n_tokens else ()  # without an image nothing can be left

@@ -14,8 +14,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tpcal.calibrate.bench.peak_memory import peak_bytes
-from tpcal.calibrate.bench.prompt_sizes import Shape
-from tpcal.calibrate.bench.ratios import UNPRUNED, Cell, Repeat, Run
+from tpcal.calibrate.bench.prompt_sizes import PromptSize
+from tpcal.calibrate.bench.ratios import UNPRUNED, Cell, GenerationRun, Repeat
 from tpcal.calibrate.bench.token_times import Clock, Stamps, first_pass, now
 from tpcal.calibrate.inputs.batches import GREEDY
 from tpcal.calibrate.inputs.memory import memory_guard
@@ -97,8 +97,8 @@ def applied(model: PreTrainedModel, plan: Plan | None) -> AbstractContextManager
 
 def bench(
     model: PreTrainedModel,
-    inputs_of: Callable[[Shape], Inputs],
-    shapes: Sequence[Shape],
+    inputs_of: Callable[[PromptSize], Inputs],
+    shapes: Sequence[PromptSize],
     plans: Mapping[str, Plan],
     *,
     n_new: int,
@@ -146,7 +146,7 @@ def _in_turns(
     contenders: Mapping[str, Plan | None],
     n_repeats: int,
     tick: Callable[[], None],
-) -> list[Run]:
+) -> list[GenerationRun]:
     """The runs in the order of the contenders; every other round goes through them backwards."""
     memory, repeats = {}, {name: list[Repeat]() for name in contenders}
     for name, plan in contenders.items():
@@ -158,10 +158,12 @@ def _in_turns(
             if turn:  # the first one warms up
                 repeats[name].append(repeat)
             tick()
-    return [Run(name, tuple(repeats[name]), *memory[name]) for name in contenders]
+    return [GenerationRun(name, tuple(repeats[name]), *memory[name]) for name in contenders]
 
 
-def _cell(model: PreTrainedModel, inputs: Inputs, n_new: int, runs: Sequence[Run]) -> Cell:
+def _cell(
+    model: PreTrainedModel, inputs: Inputs, n_new: int, runs: Sequence[GenerationRun]
+) -> Cell:
     ids = inputs["input_ids"]
     visual = find(model).visual_mask(model, ids, None).sum(dim=1)
     mask = inputs.get("attention_mask")

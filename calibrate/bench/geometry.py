@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tpcal.calibrate.bench.prompt_sizes import Shape
+from tpcal.calibrate.bench.prompt_sizes import PromptSize
 from tpcal.plans.errors import RunFailed
 from tpcal.plans.images import encoded
 
@@ -126,13 +126,13 @@ def prompt(
     geometry: Geometry, n_text: int, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Any]:
     """Inputs of one prompt with one image, as `prompts`; nothing is padded, so it has no mask."""
-    inputs = prompts(geometry, Shape(n_text=n_text), dtype, device)
+    inputs = prompts(geometry, PromptSize(n_text=n_text), dtype, device)
     del inputs["attention_mask"]
     return inputs
 
 
 def prompts(
-    geometry: Geometry, shape: Shape, dtype: torch.dtype, device: torch.device | str
+    geometry: Geometry, shape: PromptSize, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Any]:
     """Left-padded inputs: half of the text, the images as features, the other half."""
     generator = torch.Generator().manual_seed(1)

@@ -9,7 +9,7 @@ SHORTEST = 0.5
 
 
 @dataclass(frozen=True)
-class Shape:
+class PromptSize:
     """Prompts of one batch."""
 
     batch_size: int = 1

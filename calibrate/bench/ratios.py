@@ -71,7 +71,7 @@ MEASURES = (
 
 
 @dataclass(frozen=True)
-class Run:
+class GenerationRun:
     """The repeats of one plan, or of the unpruned model, in one cell."""
 
     name: str
@@ -89,7 +89,7 @@ class Run:
         """Its median and quartiles."""
         return Spread.of(self.values(of))
 
-    def ratios(self, of: str, unpruned: Run) -> list[float]:
+    def ratios(self, of: str, unpruned: GenerationRun) -> list[float]:
         """[n] values by those of the unpruned model in the same repeat."""
         pairs = zip(self.values(of), unpruned.values(of), strict=True)
         return [mine / theirs for mine, theirs in pairs]
@@ -108,8 +108,8 @@ class Cell:
     """Of the shortest."""
     n_new: int
     """Tokens that every row was made to generate."""
-    unpruned: Run
-    plans: tuple[Run, ...]
+    unpruned: GenerationRun
+    plans: tuple[GenerationRun, ...]
 
     @property
     def title(self) -> str:
@@ -134,7 +134,7 @@ def plain(cell: Cell, slower: Sequence[Sequence[str]]) -> dict[str, Any]:
     return {**{name: getattr(cell, name) for name in sizes}, "runs": runs}
 
 
-def _plain_run(run: Run) -> dict[str, Any]:
+def _plain_run(run: GenerationRun) -> dict[str, Any]:
     times = ("ttft_ms", "decoder_ms", "token_ms", "tokens_per_s")
     return {
         "name": run.name,
@@ -144,6 +144,6 @@ def _plain_run(run: Run) -> dict[str, Any]:
     }
 
 
-def _ratios(run: Run, cell: Cell) -> Iterator[tuple[str, Any]]:
+def _ratios(run: GenerationRun, cell: Cell) -> Iterator[tuple[str, Any]]:
     found = {m.name: asdict(Spread.of(run.ratios(m.of, cell.unpruned))) for m in MEASURES}
     yield "ratios", found

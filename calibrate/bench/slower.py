@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import quantile_test
 
-from tpcal.calibrate.bench.ratios import MEASURES, Cell, Measure, Run, digits_of
+from tpcal.calibrate.bench.ratios import MEASURES, Cell, GenerationRun, Measure, digits_of
 from tpcal.plans.errors import UsageError
 
 ALARM = 0.01
@@ -57,7 +57,7 @@ def slower(cells: Sequence[Cell]) -> list[list[list[str]]]:
     ]
 
 
-def _slowdowns(measure: Measure, run: Run, cell: Cell) -> list[float]:
+def _slowdowns(measure: Measure, run: GenerationRun, cell: Cell) -> list[float]:
     """[n] ratios of times, plan to unpruned."""
     ratios = run.ratios(measure.of, cell.unpruned)
     return [1 / ratio for ratio in ratios] if measure.rises else ratios
@@ -106,7 +106,7 @@ def sentences(cells: Sequence[Cell], found: Sequence[Sequence[Sequence[str]]]) -
     return said
 
 
-def _by_how_much(names: Sequence[str], run: Run, cell: Cell) -> str:
+def _by_how_much(names: Sequence[str], run: GenerationRun, cell: Cell) -> str:
     parts = []
     for measure in MEASURES:
         if measure.name in names:

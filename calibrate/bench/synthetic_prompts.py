@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tpcal.calibrate.bench.prompt_sizes import Shape
+from tpcal.calibrate.bench.prompt_sizes import PromptSize
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Sample
@@ -21,7 +21,7 @@ WORDS = (
 )
 
 
-def inputs_for(loaded: Loaded, shape: Shape, image_px: int) -> dict[str, Any]:
+def inputs_for(loaded: Loaded, shape: PromptSize, image_px: int) -> dict[str, Any]:
     """What `generate` takes, left-padded; no two rows alike.
 
     Args:

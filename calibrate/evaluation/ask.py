@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImageAnswer:
     """What the model said, and what it held in memory at the end."""
 
     text: str
@@ -42,7 +42,7 @@ def answer(
     plan: Plan | None = None,
     *,
     max_new_tokens: int = 64,
-) -> Answer:
+) -> ImageAnswer:
     """The model's greedy answer.
 
     Args:
@@ -71,7 +71,7 @@ def answer(
         report = handle.last if handle else None
     new = out.sequences[0, inputs["input_ids"].shape[1] :]
     n_held = out.sequences.shape[1] - 1  # the last token is not fed back
-    return Answer(
+    return ImageAnswer(
         text=loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
         n_tokens=_n_visual(loaded, inputs["input_ids"]),
         counts=report.counts()[0] if report else (),

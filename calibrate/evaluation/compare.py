@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from tpcal.calibrate.evaluation.accuracy import Evaluation, compare_all
 from tpcal.calibrate.evaluation.controls import control
-from tpcal.calibrate.evaluation.generate import Answered, InMemory, Kept, answer_all
+from tpcal.calibrate.evaluation.generate import Answered, AnswerStore, InMemory, answer_all
 from tpcal.calibrate.evaluation.intervals import Array
-from tpcal.calibrate.evaluation.measured_cost import Measured, measured
+from tpcal.calibrate.evaluation.measured_cost import MeasuredCost, measured
 from tpcal.calibrate.evaluation.paired_tests import Pair, Test, paired_tests
 from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, Redrawn, Way
 from tpcal.calibrate.inputs.models import Loaded
@@ -36,7 +36,7 @@ class Entry:
     """Of a control: its kind."""
     shared: bool
     """Of a control: an earlier plan has the very same."""
-    cost: Measured
+    cost: MeasuredCost
     evaluation: Evaluation
 
     def worst(self) -> tuple[str, float] | None:
@@ -81,7 +81,7 @@ def compare_plans(
     controls: Sequence[str] = (),
     controls_of: Collection[str] | None = None,
     tested: Collection[str] | None = None,
-    kept: Callable[[Way], Kept] = lambda way: InMemory(),
+    kept: Callable[[Way], AnswerStore] = lambda way: InMemory(),
     batch_size: int = 32,
     max_new_tokens: int = 16,
     progress: Progress | None = None,
@@ -146,7 +146,7 @@ class _Given(NamedTuple):
     beside: str | None
     control: str | None
     shared: bool
-    cost: Measured
+    cost: MeasuredCost
     answers: Answers
 
 

@@ -35,7 +35,7 @@ class Answered:
         return entering(self.n_visual, self.counts, n_layers)
 
 
-class Kept(Protocol):
+class AnswerStore(Protocol):
     """Answers of one way that are there already, and where further ones go."""
 
     def has(self, numbers: range) -> bool:
@@ -52,22 +52,22 @@ class InMemory(dict[int, Answered]):
     """Answers that are gone with the process."""
 
     def has(self, numbers: range) -> bool:
-        """As `Kept`."""
+        """As `AnswerStore`."""
         return all(number in self for number in numbers)
 
     def add(self, numbers: range, answers: Sequence[Answered]) -> None:
-        """As `Kept`."""
+        """As `AnswerStore`."""
         self.update(zip(numbers, answers, strict=True))
 
     def whole(self, n: int) -> tuple[Answered, ...]:
-        """As `Kept`."""
+        """As `AnswerStore`."""
         return tuple(self[number] for number in range(n))
 
 
 def answer_all(
     loaded: Loaded,
     samples: Samples,
-    ways: Sequence[tuple[Way, Kept]],
+    ways: Sequence[tuple[Way, AnswerStore]],
     *,
     batch_size: int = 32,
     max_new_tokens: int = 16,
@@ -103,7 +103,7 @@ def answer_all(
 def _answer_batch(
     loaded: Loaded,
     samples: Samples,
-    ways: Sequence[tuple[Way, Kept]],
+    ways: Sequence[tuple[Way, AnswerStore]],
     numbers: range,
     max_new_tokens: int,
 ) -> None:

@@ -20,7 +20,7 @@ from tpcal.plans.schema import Plan
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCost:
     """A cost beside the unpruned model's; means over the same samples."""
 
     layer_average_keep: float = 1.0
@@ -32,7 +32,7 @@ class Measured:
 
 def measured(
     shape: DecoderShape, plan: Plan, answers: Sequence[Answered], unpruned: Sequence[Answered]
-) -> Measured:
+) -> MeasuredCost:
     """The cost of answers beside that of the unpruned model's to the same samples.
 
     Tokens are those that were counted in every layer. What choosing them computes is arithmetic
@@ -60,4 +60,4 @@ def measured(
         )
     flops_share, kv_share = (sums[:, 0] / sums[:, 1]).tolist()
     keep = float(np.average(keeps, weights=times)) if keeps else 1.0
-    return Measured(keep, flops_share, kv_share)
+    return MeasuredCost(keep, flops_share, kv_share)

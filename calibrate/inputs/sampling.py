@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tpcal.calibrate.inputs.cells import text_of
 from tpcal.calibrate.inputs.columns import DEFAULT_GROUP, Columns
 from tpcal.calibrate.inputs.rows import Asked, read_row
-from tpcal.calibrate.inputs.sources import Table
+from tpcal.calibrate.inputs.sources import RawTable
 from tpcal.plans.errors import UsageError
 
 
@@ -30,7 +30,7 @@ class Drawing:
         columns: Of the table, all resolved.
     """
 
-    def __init__(self, table: Table, columns: Columns) -> None:
+    def __init__(self, table: RawTable, columns: Columns) -> None:
         self.table = table
         self.columns = columns
         self.left_out: Counter[tuple[str, str]] = Counter()

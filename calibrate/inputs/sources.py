@@ -27,7 +27,7 @@ MIN_SHUFFLE = 1_000
 
 
 @dataclass(frozen=True)
-class Table:
+class RawTable:
     """Raw rows of one split, not yet drawn from."""
 
     name: str
@@ -43,7 +43,7 @@ class Table:
         return len(self.rows)
 
 
-def load_table(data: str, *, split: str, n: int | None, seed: int) -> Table:
+def load_table(data: str, *, split: str, n: int | None, seed: int) -> RawTable:
     """The rows of a data set.
 
     Args:
@@ -81,7 +81,7 @@ def order(n_rows: int, split: str, seed: int) -> np.ndarray:
     return drawn[::-1] if split == "eval" else drawn
 
 
-def _file(path: Path, split: str) -> Table:
+def _file(path: Path, split: str) -> RawTable:
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise UsageError(
@@ -98,10 +98,10 @@ def _file(path: Path, split: str) -> Table:
     rows, columns = read_rows(path)
     if not rows:
         raise UsageError(f"{path} must hold samples; got none.")
-    return Table(path.name, rows, columns, {}, path.parent)
+    return RawTable(path.name, rows, columns, {}, path.parent)
 
 
-def _folder(path: Path, split: str) -> Table:
+def _folder(path: Path, split: str) -> RawTable:
     import datasets
 
     files = sorted(
@@ -124,13 +124,13 @@ def _folder(path: Path, split: str) -> Table:
     return _pick(path.name, loaded, split, path)
 
 
-def _described(file: Path) -> Table:
+def _described(file: Path) -> RawTable:
     """The images of a folder, with what a text file says about them."""
     rows, columns = read_rows(file)
     name = "file_name"
     if name not in columns:
         raise UsageError(f"{file} must have a column {name!r}; got {listed(columns)}.")
-    return Table(
+    return RawTable(
         file.parent.name,
         [{"image" if k == name else k: v for k, v in row.items()} for row in rows],
         tuple("image" if column == name else column for column in columns),
@@ -152,7 +152,7 @@ def _as_written(loaded: Any, path: str, /, **how: Any) -> Any:
     return datasets.load_dataset(path, features=text, na_filter=False, **how)
 
 
-def _hub(data: str, split: str, n: int | None, seed: int) -> Table:
+def _hub(data: str, split: str, n: int | None, seed: int) -> RawTable:
     import datasets
     from huggingface_hub import constants
 
@@ -177,7 +177,7 @@ def _pick(
     folder: Path | None,
     n: int | None = None,
     seed: int = 0,
-) -> Table:
+) -> RawTable:
     """The wanted split of what `datasets` returned."""
     if not isinstance(loaded, dict):
         return _table(name, loaded, folder, n, seed)
@@ -190,7 +190,7 @@ def _pick(
 
 def _table(
     name: str, loaded: Any, folder: Path | None, n: int | None = None, seed: int = 0
-) -> Table:
+) -> RawTable:
     """A split with its images left encoded, so that each can be decoded, and blamed, by itself."""
     import datasets
 
@@ -208,7 +208,7 @@ def _table(
     if not len(loaded):
         raise UsageError(f"{name} must hold samples; got none.")
     columns = tuple(features) or tuple(loaded[0])
-    return Table(name, loaded, columns, labels, folder)
+    return RawTable(name, loaded, columns, labels, folder)
 
 
 def _encoded(feature: Any) -> Any:

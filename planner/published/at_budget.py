@@ -9,7 +9,7 @@ from dataclasses import replace
 from tpcal.planner.prediction.space import Limits, project, spent
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.errors import BudgetError, UsageError
-from tpcal.plans.schema import Budget, Cut, ModelIdentity, Plan, load_preset, n_keep
+from tpcal.plans.schema import Cut, ModelIdentity, Plan, ReachedBudget, load_preset, n_keep
 from tpcal.plans.selectors import can_cut
 
 N_TOKENS = 576
@@ -50,7 +50,7 @@ def at_budget(name: str, target: float, n_layers: int, n_tokens: int = N_TOKENS)
     moved = f"{_listed(plan.cuts)} became {_listed(cuts)}"
     note = f"Put on a layer average of {target:g} of {n_tokens} tokens: layer:keep {moved}."
     source = note if plan.source is None else f"{plan.source} {note}"
-    return replace(made, budget=Budget(target, round(reached, 6)), source=source)
+    return replace(made, budget=ReachedBudget(target, round(reached, 6)), source=source)
 
 
 def _met(

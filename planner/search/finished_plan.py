@@ -44,7 +44,7 @@ def finished_plan(
     plan = Plan(
         cuts=tuple(cuts),
         model=profile.model,
-        budget=schema.Budget(budget.target, reached, kind),
+        budget=schema.ReachedBudget(budget.target, reached, kind),
         loss=Loss(_rounded(predictor.loss(cuts)), _rounded(measured), _rounded(flips)),
         provenance=_provenance(predictor, facts),
     )

@@ -37,7 +37,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredPoint:
     """A plan that was measured on all samples of a search."""
 
     point: Point
@@ -77,9 +77,9 @@ def front(predictor: Predictor, storage: BaseStorage, max_cuts: int = 4) -> tupl
     return pareto(predictions(predictor, max_cuts))
 
 
-def on_one_set(predictor: Predictor, storage: BaseStorage) -> list[Measured]:
+def on_one_set(predictor: Predictor, storage: BaseStorage) -> list[MeasuredPoint]:
     """Every plan that searches from a profile measured, on the samples that most were."""
-    by_samples: dict[str, dict[tuple[Cut, ...], Measured]] = defaultdict(dict)
+    by_samples: dict[str, dict[tuple[Cut, ...], MeasuredPoint]] = defaultdict(dict)
     start = prefix(predictor)
     for name in optuna.get_all_study_names(storage):
         if name.startswith(start):
@@ -99,13 +99,13 @@ def measured(predictor: Predictor, storage: BaseStorage, study: str) -> Iterator
     return (found.point for found in in_study(predictor, storage, study))
 
 
-def in_study(predictor: Predictor, storage: BaseStorage, study: str) -> Iterator[Measured]:
+def in_study(predictor: Predictor, storage: BaseStorage, study: str) -> Iterator[MeasuredPoint]:
     """The same with what was measured."""
     for trial in fully_measured(load(storage, study)):
         cuts, losses = cuts_of(trial), trial.user_attrs["measured"]
         loss, worst = predictor.objective.of(losses), max(losses.values())
         point = Point(average(predictor, cuts), loss, cuts, measured=True, worst=worst)
-        yield Measured(point, losses, trial.user_attrs["flips"])
+        yield MeasuredPoint(point, losses, trial.user_attrs["flips"])
 
 
 def predictions(predictor: Predictor, max_cuts: int) -> Iterator[Point]:

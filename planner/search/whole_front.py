@@ -19,7 +19,7 @@ from tpcal.planner.search import front as fronts
 from tpcal.planner.search.correction import FEWEST, Correction
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.finished_plan import finished_plan
-from tpcal.planner.search.front import BUDGETS, Measured, Point
+from tpcal.planner.search.front import BUDGETS, MeasuredPoint, Point
 from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.storage import open_storage
 from tpcal.planner.search.study_rules import load
@@ -107,7 +107,7 @@ def _of_all(done: int, total: int, progress: Progress) -> Progress:
 
 
 @dataclass(frozen=True)
-class Answer:
+class KnownPlan:
     """A plan that no model was run for."""
 
     plan: Plan
@@ -126,7 +126,7 @@ def answer(
     max_cuts: int = 4,
     seed: int = 0,
     command: str | None = None,
-) -> Answer | None:
+) -> KnownPlan | None:
     """The best plan for a budget by what was measured for others; None where that says too little.
 
     It says enough after `whole_front`, where `FEWEST` or more plans were measured, some of them on
@@ -174,10 +174,10 @@ def answer(
     }
     figures = {"measured": found.measured, "flips": found.flips} if found else {}
     plan = finished_plan(predictor, budget, chosen, facts, **figures)
-    return Answer(plan, found is not None, len(known))
+    return KnownPlan(plan, found is not None, len(known))
 
 
-def _on_both_sides(near: Sequence[Measured], wanted: float) -> bool:
+def _on_both_sides(near: Sequence[MeasuredPoint], wanted: float) -> bool:
     costs = [m.point.layer_average_keep for m in near]
     if not costs:
         return False
@@ -187,10 +187,10 @@ def _on_both_sides(near: Sequence[Measured], wanted: float) -> bool:
 def _best(
     predictor: Predictor,
     budget: Budget,
-    known: Sequence[Measured],
-    near: Sequence[Measured],
+    known: Sequence[MeasuredPoint],
+    near: Sequence[MeasuredPoint],
     max_cuts: int,
-) -> tuple[tuple[Cut, ...], Measured | None]:
+) -> tuple[tuple[Cut, ...], MeasuredPoint | None]:
     """The cuts, and what was measured of them."""
     allowed = budget.target * (1 + 1e-9)
     fitting = [

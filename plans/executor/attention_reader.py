@@ -65,7 +65,7 @@ class _Thread(local):
     capture: Capture | None = None
 
 
-class Probe:
+class AttentionReader:
     """One attention module's reader.
 
     Args:
@@ -103,9 +103,9 @@ class Probe:
 
 
 @contextmanager
-def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Probe]]:
+def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, AttentionReader]]:
     """Readers on attention modules, by layer; afterwards the modules are as before."""
-    probes = {layer: Probe(module.config) for layer, module in modules.items()}
+    probes = {layer: AttentionReader(module.config) for layer, module in modules.items()}
     with ExitStack() as undo:
         for layer, module in modules.items():
             undo.enter_context(switched(module, NAME, probes[layer]))
@@ -139,7 +139,7 @@ def probe_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention output of the module's own kernel; the probe sees queries and keys."""
-    probe: Probe = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
+    probe: AttentionReader = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
     probe.attend(query, key, attention_mask, scaling, kwargs.get("softcap"))
     kernel = kernel_of(module, probe.config._attn_implementation)
     return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

@@ -23,7 +23,7 @@ _SPECIAL = ("attention_mask", "past_key_values", "hidden_states")
 
 
 @dataclass(frozen=True)
-class Grid:
+class ViewGrid:
     """Places of one view's visual tokens: an image, its tiled part, or one step of a video."""
 
     row: Tensor
@@ -54,7 +54,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptTokens:
     """What one forward pass sees; all tensors by place."""
 
     visual: Tensor
@@ -67,7 +67,7 @@ class Prompt:
     """[B, S] bool, text after the row's first visual token, up to ``last``."""
     rank: Tensor
     """[B, S] int64 rank of a visual token among the row's visual tokens; -1 elsewhere."""
-    grids: tuple[tuple[Grid, ...], ...]
+    grids: tuple[tuple[ViewGrid, ...], ...]
     """The images of each row."""
     n_visual: tuple[int, ...]
     n_real: tuple[int, ...]
@@ -90,7 +90,7 @@ class Prompt:
 
 def read_prompt(
     visual: Tensor, mask: Tensor | None, prompt_length: Tensor | None = None
-) -> Prompt:
+) -> PromptTokens:
     """The prompt without its grids; one transfer from the device.
 
     Args:
@@ -131,7 +131,7 @@ def read_prompt(
             "stay; got one that ends with a visual token (chunked prefill does this: set "
             "prefill_chunk_size=None)."
         )
-    return Prompt(
+    return PromptTokens(
         visual, real, last, text, rank, (), tuple(n_visual), tuple(n_real), max(n_text), any(mixed)
     )
 
@@ -165,7 +165,7 @@ def columns_of(mask: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
     return order, mask.gather(1, order)
 
 
-def ranks(prompt: Prompt, survivors: Survivors, columns: Tensor, valid: Tensor) -> Tensor:
+def ranks(prompt: PromptTokens, survivors: Survivors, columns: Tensor, valid: Tensor) -> Tensor:
     """[B, N] int64 original rank of the visual tokens in ``columns``; -1 on filler."""
     rank = prompt.rank
     if survivors.places is not None:
@@ -173,7 +173,7 @@ def ranks(prompt: Prompt, survivors: Survivors, columns: Tensor, valid: Tensor) 
     return rank.gather(1, columns).masked_fill(~valid, -1)
 
 
-def grid_table(prompt: Prompt) -> Tensor:
+def grid_table(prompt: PromptTokens) -> Tensor:
     """[B, N0, 6] view, grid row, column, shape and cover of every rank, on the CPU."""
     table = torch.full((prompt.n_rows, max(prompt.n_visual), 6), -1, dtype=torch.int64)
     for b, grids in enumerate(prompt.grids):
@@ -199,7 +199,7 @@ def flat_keys(keys: Tensor) -> Tensor:
 
 
 def attention_request(
-    prompt: Prompt, survivors: Survivors, *, text: bool, visual_queries: bool
+    prompt: PromptTokens, survivors: Survivors, *, text: bool, visual_queries: bool
 ) -> Request:
     """What to read at an attention module.
 
@@ -224,7 +224,11 @@ def attention_request(
 
 
 def narrowed(
-    prompt: Prompt, survivors: Survivors, columns: Tensor, stays: Tensor, n_visual: Sequence[int]
+    prompt: PromptTokens,
+    survivors: Survivors,
+    columns: Tensor,
+    stays: Tensor,
+    n_visual: Sequence[int],
 ) -> tuple[Survivors, Tensor]:
     """The survivors of a cut. Padding of the prompt leaves with the first one.
 

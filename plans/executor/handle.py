@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.executor import compiled, gather
-from tpcal.plans.executor.attention_reader import Probe, probing
+from tpcal.plans.executor.attention_reader import AttentionReader, probing
 from tpcal.plans.executor.cache import check_cache, kv_bytes, needs_mask
 from tpcal.plans.executor.passes import ForwardPass, prepare, shared_layers, with_grids
 from tpcal.plans.executor.report import Patch, Report, without_images
@@ -95,7 +95,7 @@ class Handle:
         self._shared = shared_layers(self._family, model)
         self._lock = RLock()
         self._thread = _Thread()
-        self._probes: Mapping[int, Probe] = {}
+        self._probes: Mapping[int, AttentionReader] = {}
         self._vision: vision_reader.Vision | None = None
         self._watching: list[RemovableHandle] = []
         self._text = model.config.get_text_config(decoder=True)
@@ -254,7 +254,9 @@ class Handle:
 
         return before_layer
 
-    def _read_prompt(self, ids: Tensor | None, embeds: Tensor | None) -> gather.Prompt | None:
+    def _read_prompt(
+        self, ids: Tensor | None, embeds: Tensor | None
+    ) -> gather.PromptTokens | None:
         if ids is None and embeds is None:
             return None  # the decoder was called by itself
         visual = self._family.visual_mask(self._model, ids, embeds)

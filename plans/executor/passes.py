@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import gather
-from tpcal.plans.executor.attention_reader import Capture, Probe
+from tpcal.plans.executor.attention_reader import AttentionReader, Capture
 from tpcal.plans.executor.cache import Held, PrunedKV, cache_layer, n_physical, pruned
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded
@@ -96,12 +96,12 @@ class ForwardPass:
     def __init__(
         self,
         cuts: Mapping[int, PreparedCut],
-        prompt: gather.Prompt | None,
+        prompt: gather.PromptTokens | None,
         length: int,
         *,
         final_norm: Callable[[Tensor], Tensor] | None = None,
         shared: Mapping[int, int] | None = None,
-        probes: Mapping[int, Probe] | None = None,
+        probes: Mapping[int, AttentionReader] | None = None,
         captures: Mapping[int, Capture] | None = None,
     ) -> None:
         self.cuts = cuts if prompt is not None else {}
@@ -323,14 +323,14 @@ class ForwardPass:
         return capture
 
     @property
-    def _prompt(self) -> gather.Prompt:
+    def _prompt(self) -> gather.PromptTokens:
         assert self.prompt is not None
         return self.prompt
 
 
 def with_grids(
-    family: Family, model: PreTrainedModel, prompt: gather.Prompt, inputs: Mapping[str, Any]
-) -> gather.Prompt:
+    family: Family, model: PreTrainedModel, prompt: gather.PromptTokens, inputs: Mapping[str, Any]
+) -> gather.PromptTokens:
     """The prompt with the views of its images.
 
     Raises:

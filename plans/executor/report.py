@@ -40,7 +40,7 @@ class Report:
     """[L] tokens each layer got, filler of ragged rows included; empty without an image."""
     n_visual: tuple[int, ...]
     """Visual tokens of each row before the first cut."""
-    grids: tuple[tuple[gather.Grid, ...], ...] = ()
+    grids: tuple[tuple[gather.ViewGrid, ...], ...] = ()
     """The views of each row's images."""
 
     def counts(self) -> list[tuple[tuple[int, int], ...]]:

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 
 if TYPE_CHECKING:
     from tpcal.plans.executor.passes import ForwardPass
@@ -107,8 +107,8 @@ class Family:
         return {**inputs, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """The views of each row's images, in the order of its visual tokens.
 
         The default takes every unbroken run of visual tokens for one image: a square where the
@@ -220,7 +220,7 @@ def run_lengths(visual: Tensor) -> list[list[int]]:
     return [((row == -1).nonzero() - (row == 1).nonzero())[:, 0].tolist() for row in edges]
 
 
-def run_grid(n: int, image: int = 0) -> Grid:
+def run_grid(n: int, image: int = 0) -> ViewGrid:
     """A view of n tokens of which nothing is known but their order."""
     side = math.isqrt(n)
     return rect_grid(side, side, image=image) if side * side == n else rect_grid(1, n, image=image)
@@ -233,20 +233,20 @@ def rect_grid(
     image: int = 0,
     region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
     time: int = 0,
-) -> Grid:
+) -> ViewGrid:
     """A grid in reading order."""
     place = torch.arange(n_rows * n_cols)
-    return Grid(
+    return ViewGrid(
         place // n_cols, place % n_cols, n_rows, n_cols, image=image, region=region, time=time
     )
 
 
-def square_grid(side: int, n_extra: int = 0, image: int = 0) -> Grid:
+def square_grid(side: int, n_extra: int = 0, image: int = 0) -> ViewGrid:
     """A side x side grid in reading order; ``n_extra`` class tokens get a last column."""
     place = torch.arange(side * side)
     extra = torch.arange(n_extra)
     has_extra = int(n_extra > 0)
-    return Grid(
+    return ViewGrid(
         torch.cat([extra, place // side]),
         torch.cat([torch.full_like(extra, side), place % side]),
         side,

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Prompt
+from tpcal.plans.executor.gather import PromptTokens
 from tpcal.plans.families.base import run_lengths
 from tpcal.plans.images.mosaic import Mosaic
 
@@ -24,7 +24,7 @@ class Cohere2Vision(Mosaic):
         return vision.image_size // vision.patch_size // model.config.downsample_factor
 
     def tile_counts(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> list[list[int]]:
         """The tokens between runs tell which runs are one image; without ids each is its own.
 

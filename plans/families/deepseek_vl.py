@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, square_grid, whole_images
 
 
@@ -25,8 +25,8 @@ class DeepseekVL(Family):
     )
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """The patches of the vision tower are the visual tokens."""
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, square_grid, whole_images
 from tpcal.plans.images.vision_reader import Tower, square_blocks, tower_of
 
@@ -35,8 +35,8 @@ class Gemma3(Family):
         return _conditional(model).lm_head(states)
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """Every image has the same square of tokens."""
         n_image = model.config.mm_tokens_per_image
         return tuple(_squares(n, n_image) for n in prompt.n_visual)
@@ -61,6 +61,6 @@ def _conditional(model: Any) -> Any:
     return model if hasattr(model, "lm_head") else model.model
 
 
-def _squares(n_visual: int, n_image: int) -> tuple[Grid, ...]:
+def _squares(n_visual: int, n_image: int) -> tuple[ViewGrid, ...]:
     n = whole_images(n_visual, n_image, "whole images")
     return tuple(square_grid(math.isqrt(n_image), image=image) for image in range(n))

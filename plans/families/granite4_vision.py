@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid
+from tpcal.plans.executor.gather import ViewGrid
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.families.llava_next import tiled_shape, tower_side, with_newlines
 from tpcal.plans.images.views import IMAGE, InOrder
@@ -33,7 +33,7 @@ class Granite4Vision(InOrder):
 
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
-    ) -> dict[int, list[tuple[Grid, ...]]]:
+    ) -> dict[int, list[tuple[ViewGrid, ...]]]:
         """An image is its overview and its tiles."""
         if "image_sizes" not in inputs:
             return {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families import idefics3, qwen3_vl
 from tpcal.plans.families.base import Family
 
@@ -24,8 +24,8 @@ class GraniteDocling(Family):
     architectures = ("GraniteDoclingForConditionalGeneration",)
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """As Idefics3's; an image of one tile has no overview."""
         return idefics3.FAMILY.grids(model, prompt, inputs)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
 
@@ -22,8 +22,8 @@ class Idefics3(Family):
     )
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """One view for every tile and, behind them, one for the overview.
 
         Where the tiles lie is read off the tokens around them. A frame of a video is an image.
@@ -56,9 +56,9 @@ def _runs(ids: Sequence[int], visual: Sequence[bool]) -> list[Run]:
     return runs
 
 
-def _row_views(runs: Sequence[Run]) -> tuple[Grid, ...]:
+def _row_views(runs: Sequence[Run]) -> tuple[ViewGrid, ...]:
     """The views of a row of the batch; an image ends with its overview or before another."""
-    views: list[Grid] = []
+    views: list[ViewGrid] = []
     image: list[Run] = []
     n_images = 0
     for run in runs:
@@ -72,7 +72,7 @@ def _row_views(runs: Sequence[Run]) -> tuple[Grid, ...]:
     return tuple(views + _image_views(image, n_images))
 
 
-def _image_views(runs: Sequence[Run], image: int) -> list[Grid]:
+def _image_views(runs: Sequence[Run], image: int) -> list[ViewGrid]:
     tiles = [run for run in runs if not run[3]]
     overview = [whole_view(run[0], image) for run in runs if run[3]]
     if not tiles:

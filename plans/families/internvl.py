@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Prompt
+from tpcal.plans.executor.gather import PromptTokens
 from tpcal.plans.families.base import run_lengths, whole_images
 from tpcal.plans.images.mosaic import Mosaic
 from tpcal.plans.images.vision_reader import Tower, square_blocks, tower_of, without_class
@@ -32,7 +32,7 @@ class InternVL(Mosaic):
         return int(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio)
 
     def tile_counts(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> list[list[int]]:
         """Every run of tokens is an image."""
         n_tile = self.tile_side(model) ** 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
 
@@ -32,8 +32,8 @@ class Llama4(Family):
         return inner.language_model.model
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """One view for every tile, in reading order, and one for the overview behind them.
 
         The tokens between the tiles tell how they lie.
@@ -113,7 +113,7 @@ def _temperature(place: Tensor, text: Any) -> Tensor:
 
 def _row_views(
     ids: Sequence[int], visual: Sequence[bool], end: int, n_tokens: int
-) -> tuple[Grid, ...]:
+) -> tuple[ViewGrid, ...]:
     """The views of a row's images from its tokens; ``end`` stands behind every image."""
     images: list[list[list[int]]] = []  # of each image, the tokens before each of its tiles
     gap: list[int] = []
@@ -130,7 +130,7 @@ def _row_views(
     )
 
 
-def _views(gaps: Sequence[Sequence[int]], n_tokens: int, image: int) -> list[Grid]:
+def _views(gaps: Sequence[Sequence[int]], n_tokens: int, image: int) -> list[ViewGrid]:
     """The views of an image from the tokens between its tiles.
 
     The last tile is the overview; the token behind the last row of tiles stands behind every row.

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families import mistral3
 from tpcal.plans.families.base import Family, square_grid
 from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
@@ -22,8 +22,8 @@ class Llava(Family):
     architectures = ("LlavaForConditionalGeneration", "VipLlavaForConditionalGeneration")
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """Every image of a row has the grid of the vision tower, with a class token or without.
 
         Pixtral's tower takes images of any size.
@@ -64,6 +64,6 @@ def _n_tokens(side: int, n_visual: int) -> int:
     )
 
 
-def _images(side: int, n_visual: int) -> tuple[Grid, ...]:
+def _images(side: int, n_visual: int) -> tuple[ViewGrid, ...]:
     n = _n_tokens(side, n_visual)
     return tuple(square_grid(side, n - side * side, image) for image in range(n_visual // n))

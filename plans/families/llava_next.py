@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from tpcal.plans.executor.gather import Grid
+from tpcal.plans.executor.gather import ViewGrid
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.images.views import IMAGE, VIDEO, InOrder, steps_of
 from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
@@ -29,13 +29,13 @@ class LlavaNext(InOrder):
 
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
-    ) -> dict[int, list[tuple[Grid, ...]]]:
+    ) -> dict[int, list[tuple[ViewGrid, ...]]]:
         """An image is its overview and its tiles; a video has one view per frame."""
         side = tower_side(model)
         sizes = inputs.get("image_sizes")
         pictures = [] if sizes is None else torch.as_tensor(sizes).tolist()
         tiles = [tiled_shape(model, side, size) for size in pictures]
-        images: list[tuple[Grid, ...]] = [
+        images: list[tuple[ViewGrid, ...]] = [
             (rect_grid(side, side), with_newlines(*shape)) for shape in tiles
         ]
         pooled = side // getattr(model.config, "spatial_pool_stride", 1)
@@ -102,10 +102,12 @@ def uncovering(values: Tensor) -> Tensor:
     return value
 
 
-def with_newlines(n_rows: int, n_cols: int) -> Grid:
+def with_newlines(n_rows: int, n_cols: int) -> ViewGrid:
     """A view in reading order with a token behind every row."""
     place = torch.arange(n_rows * (n_cols + 1))
-    return Grid(place // (n_cols + 1), place % (n_cols + 1), n_rows, n_cols + 1, n_extra_cols=1)
+    return ViewGrid(
+        place // (n_cols + 1), place % (n_cols + 1), n_rows, n_cols + 1, n_extra_cols=1
+    )
 
 
 def n_frames(inputs: Mapping[str, Any], n_per_frame: int, n_extra: int = 0) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid
+from tpcal.plans.executor.gather import ViewGrid
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.families.llava_next import (
     n_frames,
@@ -36,13 +36,13 @@ class LlavaOnevision(InOrder):
 
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
-    ) -> dict[int, list[tuple[Grid, ...]]]:
+    ) -> dict[int, list[tuple[ViewGrid, ...]]]:
         """Overview and tiles of an only image; otherwise one view per image and frame."""
         side = tower_side(model)
         sizes = inputs.get("image_sizes")
         pictures = [] if sizes is None else torch.as_tensor(sizes).tolist()
         pairs = zip(pictures, _are_tiled(inputs, len(pictures), side * side), strict=True)
-        images: list[tuple[Grid, ...]] = [
+        images: list[tuple[ViewGrid, ...]] = [
             (rect_grid(side, side), with_newlines(*_shrunk(model, side, size)))
             if tiled
             else (_with_end(rect_grid(side, side)),)
@@ -100,12 +100,12 @@ def _shrunk(model: PreTrainedModel, side: int, size: list[int]) -> tuple[int, in
     return (int(n_rows // ratio), int(n_cols // ratio)) if ratio > _SLACK else (n_rows, n_cols)
 
 
-def _with_end(view: Grid) -> Grid:
+def _with_end(view: ViewGrid) -> ViewGrid:
     """The view with one more token, which covers nothing, in a column of its own."""
     row = torch.cat([view.row, view.row[-1:]])
     col = torch.cat([view.col, torch.tensor([view.n_cols])])
     return replace(view, row=row, col=col, n_cols=view.n_cols + 1, n_extra_cols=1)
 
 
-def _ended(frames: tuple[Grid, ...]) -> tuple[Grid, ...]:
+def _ended(frames: tuple[ViewGrid, ...]) -> tuple[ViewGrid, ...]:
     return (*frames[:-1], _with_end(frames[-1]))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid
+from tpcal.plans.executor.gather import ViewGrid
 from tpcal.plans.images.views import IMAGE, InOrder, steps_of
 
 
@@ -24,7 +24,7 @@ class Mistral3(InOrder):
 
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
-    ) -> dict[int, list[tuple[Grid, ...]]]:
+    ) -> dict[int, list[tuple[ViewGrid, ...]]]:
         """Whole cells of patches; a rest at the right or lower edge makes none."""
         sizes = inputs.get("image_sizes")
         if sizes is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, run_lengths
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
 
@@ -19,8 +19,8 @@ class Ovis2(Family):
     architectures = ("Ovis2ForConditionalGeneration",)
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """One view for the overview and one for every tile."""
         if inputs.get("input_ids") is None:
             return super().grids(model, prompt, inputs)
@@ -45,10 +45,10 @@ FAMILY = Ovis2()
 
 def _row_views(
     lengths: Sequence[int], overviews: Sequence[bool], breaks: Sequence[bool]
-) -> tuple[Grid, ...]:
+) -> tuple[ViewGrid, ...]:
     """The views of a row of the batch: an image begins with its overview."""
     first = [at for at, is_overview in enumerate(overviews) if is_overview]
-    views: list[Grid] = []
+    views: list[ViewGrid] = []
     for image, at in enumerate(first):
         end = first[image + 1] if image + 1 < len(first) else len(lengths)
         views.append(whole_view(lengths[at], image))

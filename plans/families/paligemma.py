@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, softcapped, square_grid, whole_images
 from tpcal.plans.images.vision_reader import Tower, tower_of
 
@@ -33,8 +33,8 @@ class PaliGemma(Family):
         return made
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """Every image has the grid of the vision tower."""
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size
@@ -55,6 +55,6 @@ class PaliGemma(Family):
 FAMILY = PaliGemma()
 
 
-def _squares(n_visual: int, side: int) -> tuple[Grid, ...]:
+def _squares(n_visual: int, side: int) -> tuple[ViewGrid, ...]:
     n = whole_images(n_visual, side * side, "whole images")
     return tuple(square_grid(side, image=image) for image in range(n))

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, run_lengths
 from tpcal.plans.images.tiles import unplaced_view
 
@@ -25,8 +25,8 @@ class Resampled(Family):
     architectures = ("AriaForConditionalGeneration", "Idefics2ForConditionalGeneration")
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """Every run of tokens is a view without places."""
         return tuple(
             tuple(unplaced_view(n, image) for image, n in enumerate(lengths))

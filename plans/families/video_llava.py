@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, rect_grid, square_grid
 from tpcal.plans.families.llava_next import tower_side
 
@@ -28,8 +28,8 @@ class VideoLlava(Family):
     architectures = ("VideoLlavaForConditionalGeneration",)
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """One view per image and per frame."""
         side = tower_side(model)
         kinds = prompt.visual.long()
@@ -49,7 +49,7 @@ class VideoLlava(Family):
 FAMILY = VideoLlava()
 
 
-def _pictures(kinds: Tensor, side: int) -> Iterator[tuple[Grid, ...]]:
+def _pictures(kinds: Tensor, side: int) -> Iterator[tuple[ViewGrid, ...]]:
     """The views of every image and video of a row.
 
     Args:

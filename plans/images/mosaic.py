@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded
 from tpcal.plans.images.tiles import arrangement, lost_view, sketches, tile_views, whole_view
@@ -32,14 +32,14 @@ class Mosaic(Family):
         raise NotImplementedError
 
     def tile_counts(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> list[list[int]]:
         """How many tiles each image of each row has, the overview counted."""
         raise NotImplementedError
 
     def grids(
-        self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]
-    ) -> tuple[tuple[Grid, ...], ...]:
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> tuple[tuple[ViewGrid, ...], ...]:
         """One view for every tile, in reading order, and one for the overview."""
         n_tile = self.tile_side(model) ** 2
         counts = self.tile_counts(model, prompt, inputs)
@@ -84,9 +84,9 @@ def _of_rows(tiles: Tensor | None, counts: list[list[int]]) -> list[Tensor | Non
     return [apart[at // repeats] for at in range(len(counts))]
 
 
-def _row_views(counts: list[int], tiles: Tensor | None, n_tile: int) -> tuple[Grid, ...]:
+def _row_views(counts: list[int], tiles: Tensor | None, n_tile: int) -> tuple[ViewGrid, ...]:
     """The views of a row's images of so many tiles each."""
-    views: list[Grid] = []
+    views: list[ViewGrid] = []
     done = 0
     for image, n in enumerate(counts):
         mine = None if tiles is None else tiles[done : done + n]
@@ -95,7 +95,7 @@ def _row_views(counts: list[int], tiles: Tensor | None, n_tile: int) -> tuple[Gr
     return tuple(views)
 
 
-def _image_views(n: int, tiles: Tensor | None, n_tile: int, image: int) -> list[Grid]:
+def _image_views(n: int, tiles: Tensor | None, n_tile: int, image: int) -> list[ViewGrid]:
     if n == 1:
         return [whole_view(n_tile, image)]
     shape = None if tiles is None else arrangement(tiles[:-1], tiles[-1])

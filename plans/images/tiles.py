@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tpcal.plans.executor.gather import Grid
+from tpcal.plans.executor.gather import ViewGrid
 from tpcal.plans.families.base import rect_grid
 
 _NOWHERE = (math.nan,) * 4
@@ -18,7 +18,7 @@ _UNLIKE = 0.5
 """Share of the overview's variance that the right arrangement leaves unexplained at most."""
 
 
-def tile_views(n_tokens: int, n_rows: int, n_cols: int, image: int) -> list[Grid]:
+def tile_views(n_tokens: int, n_rows: int, n_cols: int, image: int) -> list[ViewGrid]:
     """The views of an image cut into n_rows x n_cols equal tiles, in reading order.
 
     Args:
@@ -38,20 +38,20 @@ def tile_views(n_tokens: int, n_rows: int, n_cols: int, image: int) -> list[Grid
     ]
 
 
-def whole_view(n_tokens: int, image: int) -> Grid:
+def whole_view(n_tokens: int, image: int) -> ViewGrid:
     """The view of a whole image in one tile."""
     return _view(n_tokens, image, (0.0, 0.0, 1.0, 1.0))
 
 
-def lost_view(n_tokens: int, image: int) -> Grid:
+def lost_view(n_tokens: int, image: int) -> ViewGrid:
     """The view of a tile of which nobody knows where in the image it lies: its boxes are nan."""
     return _view(n_tokens, image, _NOWHERE)
 
 
-def unplaced_view(n_tokens: int, image: int) -> Grid:
+def unplaced_view(n_tokens: int, image: int) -> ViewGrid:
     """Tokens that a resampler made of the whole image: a line without area."""
     place = torch.arange(n_tokens)
-    return Grid(
+    return ViewGrid(
         torch.zeros_like(place), place + 1, 1, n_tokens + 1, n_extra_cols=n_tokens, image=image
     )
 
@@ -89,7 +89,7 @@ def _mosaic(tiles: Tensor, n_rows: int, n_cols: int) -> Tensor:
     return adaptive_avg_pool2d(rows.reshape(3, n_rows * size, n_cols * size), size)
 
 
-def _view(n_tokens: int, image: int, region: tuple[float, float, float, float]) -> Grid:
+def _view(n_tokens: int, image: int, region: tuple[float, float, float, float]) -> ViewGrid:
     side = math.isqrt(n_tokens)
     n_rows = side if side * side == n_tokens else 1
     return rect_grid(n_rows, n_tokens // n_rows, image=image, region=region)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import Grid, Prompt
+from tpcal.plans.executor.gather import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, rect_grid, run_grid
 
 _LOG = logging.getLogger(__name__)
@@ -21,13 +21,15 @@ IMAGE, VIDEO = 1, 2
 
 Size = tuple[int, int, int]
 """Steps, rows and columns of tokens."""
-Views = tuple[tuple[Grid, ...], ...]
+Views = tuple[tuple[ViewGrid, ...], ...]
 
 
 class InOrder(Family):
     """Base of the families whose inputs tell the views of all images and videos, in order."""
 
-    def grids(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Views:
+    def grids(
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> Views:
         """The views of each row's images, numbered in the order of their tokens.
 
         Where they do not fit the prompt, because features come from elsewhere, its unbroken runs
@@ -37,7 +39,9 @@ class InOrder(Family):
         fit = tuple(sum(len(grid.row) for grid in row) for row in views) == prompt.n_visual
         return views if fit else self.unlisted(model, prompt, inputs)
 
-    def kinds(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Tensor:
+    def kinds(
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> Tensor:
         """[B, S] ``IMAGE`` or ``VIDEO`` at visual tokens."""
         types, ids = inputs.get("mm_token_type_ids"), inputs.get("input_ids")
         if types is not None:
@@ -48,11 +52,13 @@ class InOrder(Family):
 
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
-    ) -> dict[int, list[tuple[Grid, ...]]]:
+    ) -> dict[int, list[tuple[ViewGrid, ...]]]:
         """For each kind, the views of all images or videos of the batch, in order."""
         raise NotImplementedError
 
-    def unlisted(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Views:
+    def unlisted(
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> Views:
         """The views of each row where the inputs do not tell them."""
         _LOG.warning(
             "The sizes of the images are not known here, so every unbroken run of visual tokens "
@@ -71,12 +77,14 @@ class AnySize(InOrder):
 
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
-    ) -> dict[int, list[tuple[Grid, ...]]]:
+    ) -> dict[int, list[tuple[ViewGrid, ...]]]:
         """One view per image and per step of a video."""
         sizes = self.sizes(model, inputs)
         return {kind: [steps_of(size) for size in given] for kind, given in sizes.items()}
 
-    def unlisted(self, model: PreTrainedModel, prompt: Prompt, inputs: Mapping[str, Any]) -> Views:
+    def unlisted(
+        self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+    ) -> Views:
         """Views by the rotary positions, which tell the sizes where the patch grids are not those
         of this pass: a later turn comes with the grids of the whole conversation.
         """
@@ -100,7 +108,7 @@ class AnySize(InOrder):
 
 
 def in_order(
-    prompt: Prompt, kinds: Tensor, views: Mapping[int, Sequence[tuple[Grid, ...]]]
+    prompt: PromptTokens, kinds: Tensor, views: Mapping[int, Sequence[tuple[ViewGrid, ...]]]
 ) -> Views:
     """The views of each row from those of all images and videos, which are numbered here.
 
@@ -120,9 +128,9 @@ def in_order(
 
 
 def _row_in_order(
-    kinds: Sequence[int], left: Mapping[int, Iterator[tuple[Grid, ...]]]
-) -> tuple[Grid, ...]:
-    grids: list[Grid] = []
+    kinds: Sequence[int], left: Mapping[int, Iterator[tuple[ViewGrid, ...]]]
+) -> tuple[ViewGrid, ...]:
+    grids: list[ViewGrid] = []
     done = image = 0
     while done < len(kinds):
         views = next(left.get(kinds[done], iter(())), None)
@@ -134,13 +142,13 @@ def _row_in_order(
     return tuple(grids)
 
 
-def steps_of(size: Size) -> tuple[Grid, ...]:
+def steps_of(size: Size) -> tuple[ViewGrid, ...]:
     """One view per step of an image or video, in reading order."""
     steps, n_rows, n_cols = size
     return tuple(rect_grid(n_rows, n_cols, time=time) for time in range(steps))
 
 
-def by_position(prompt: Prompt, positions: Tensor) -> Views:
+def by_position(prompt: PromptTokens, positions: Tensor) -> Views:
     """The views of each row from the rotary positions of its visual tokens.
 
     An unbroken run of visual tokens is an image or a video; a step of it ends where row and column
@@ -150,7 +158,7 @@ def by_position(prompt: Prompt, positions: Tensor) -> Views:
         prompt: Without grids.
         positions: [3 or more, B, S] position ids; the last two are row and column.
     """
-    rows: list[list[Grid]] = [[] for _ in prompt.n_visual]
+    rows: list[list[ViewGrid]] = [[] for _ in prompt.n_visual]
     for row, starts_run, n, n_rows, n_cols in _steps(prompt, positions):
         grids = rows[row]
         image = grids[-1].image + int(starts_run) if grids else 0
@@ -162,7 +170,7 @@ def by_position(prompt: Prompt, positions: Tensor) -> Views:
     return tuple(tuple(grids) for grids in rows)
 
 
-def _steps(prompt: Prompt, positions: Tensor) -> list[list[int]]:
+def _steps(prompt: PromptTokens, positions: Tensor) -> list[list[int]]:
     """Row of the batch, whether it starts a run, tokens, rows and columns of every step."""
     row, place = prompt.visual.nonzero(as_tuple=True)
     h, w = positions[-2:, row, place].long()

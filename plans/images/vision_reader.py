@@ -148,7 +148,7 @@ class Vision:
         self._config: Any = tower.attention.config
         self._thread = _Thread()
 
-    def of(self, prompt: gather.Prompt, inputs: Mapping[str, Any]) -> Tensor:
+    def of(self, prompt: gather.PromptTokens, inputs: Mapping[str, Any]) -> Tensor:
         """[B, N, 1 + E] score and keys of the prompt's visual tokens by rank; zeros on filler.
 
         Args:

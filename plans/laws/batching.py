@@ -13,7 +13,7 @@ import torch
 
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.laws.rounding import distance
-from tpcal.plans.laws.trial import N_STEPS, Run, Trial
+from tpcal.plans.laws.trial import N_STEPS, Trial, TrialRun
 from tpcal.plans.laws.verdict import Broken, Inapplicable
 
 _PAUSE = 0.002  # seconds
@@ -55,7 +55,7 @@ def threads(trial: Trial) -> str:
     return f"{len(works)} threads: {trial.within(found)}"
 
 
-def _together(works: Sequence[tuple[Trial, str, str]]) -> list[Run]:
+def _together(works: Sequence[tuple[Trial, str, str]]) -> list[TrialRun]:
     """Each work in a thread of its own, all begun at once."""
     together = Barrier(len(works))
     plans = {id(mine.model): (mine, name) for mine, name, _ in works}
@@ -66,7 +66,7 @@ def _together(works: Sequence[tuple[Trial, str, str]]) -> list[Run]:
             handles[id(mine.model)] = handle
             undo.callback(_slow(mine))
 
-        def work(mine: Trial, name: str, inputs: str) -> Run:
+        def work(mine: Trial, name: str, inputs: str) -> TrialRun:
             together.wait()
             with torch.no_grad():
                 run = mine.forward(mine.inputs(inputs))
@@ -102,7 +102,7 @@ def _stable_plans(trial: Trial) -> list[str]:
     return names if trial.is_exact else ["content"]
 
 
-def _require_same_choice(together: Run, alone: Run, row: int, what: str) -> None:
+def _require_same_choice(together: TrialRun, alone: TrialRun, row: int, what: str) -> None:
     assert alone.report is not None
     if alone.report.n_visual and [c[0] for c in alone.kept] != [c[row] for c in together.kept]:
         raise Broken(f"{what}: other tokens kept than alone")

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tpcal.plans.executor.gather import Grid
+from tpcal.plans.executor.gather import ViewGrid
 from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.laws.verdict import Broken, Inapplicable
@@ -95,7 +95,7 @@ def _require_exact(plan: Plan, report: Report, n_visual: Sequence[int], what: st
     return len(report.cuts) * len(n_visual)
 
 
-def _require_covered(view: Grid, what: str) -> None:
+def _require_covered(view: ViewGrid, what: str) -> None:
     """Refuses views whose cells do not cover their part of the picture once."""
     boxes = view.boxes()
     boxes = boxes[~boxes.isnan().any(dim=1)]

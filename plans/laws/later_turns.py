@@ -18,7 +18,7 @@ from tpcal.plans.laws.verdict import Inapplicable
 _N_WORDS = 3
 
 
-class Conversation:
+class CachedConversation:
     """Feeds turns to a model with one cache, and remembers what the reference needs.
 
     Args:
@@ -103,7 +103,7 @@ class Conversation:
 def text_turn(trial: Trial) -> str:
     """A second turn of text on the pruned cache equals the reference of the whole conversation."""
 
-    def talk(conversation: Conversation) -> list[Tensor]:
+    def talk(conversation: CachedConversation) -> list[Tensor]:
         conversation.say(trial.case.rows)
         lengths = range(1, len(trial.case.rows) + 1)  # so that there is padding in the middle
         turns = [[_said(trial, n) for n in lengths], [_said(trial, 1)] * len(lengths)]
@@ -116,7 +116,7 @@ def image_turn(trial: Trial) -> str:
     """A second turn with new images on the pruned cache equals the reference."""
     rows = trial.case.rows
 
-    def talk(conversation: Conversation) -> list[Tensor]:
+    def talk(conversation: CachedConversation) -> list[Tensor]:
         conversation.say(rows)
         return [conversation.say([*rows[1:], rows[0]]), conversation.say(_word(trial))]
 
@@ -126,7 +126,7 @@ def image_turn(trial: Trial) -> str:
 def crop(trial: Trial) -> str:
     """A cropped cache goes on as if the last tokens had never been."""
 
-    def talk(conversation: Conversation) -> list[Tensor]:
+    def talk(conversation: CachedConversation) -> list[Tensor]:
         conversation.say(trial.case.rows)
         _record(conversation.cache)
         for n_said, n_gone in ((_N_WORDS, _N_WORDS - 1), (1, 1)):
@@ -137,7 +137,7 @@ def crop(trial: Trial) -> str:
     return _judged(trial, talk)
 
 
-def _judged(trial: Trial, talk: Callable[[Conversation], list[Tensor]]) -> str:
+def _judged(trial: Trial, talk: Callable[[CachedConversation], list[Tensor]]) -> str:
     """The conversation under two plans, where the model without a plan can hold it."""
     plans = [trial.plans[name] for name in ("attention", "early") if name in trial.plans]
     trial.maskable()
@@ -145,17 +145,17 @@ def _judged(trial: Trial, talk: Callable[[Conversation], list[Tensor]]) -> str:
     found = []
     for plan in plans or [trial.plans["content"]]:
         with apply(trial.model, plan, check=False) as handle:
-            conversation = Conversation(trial, handle, whole_types=whole_types)
+            conversation = CachedConversation(trial, handle, whole_types=whole_types)
             logits = torch.cat(talk(conversation), dim=1)
         found.append(trial.require_close(conversation.difference(logits), "the turn"))
     return trial.within(found)
 
 
-def _way_of_turns(trial: Trial, talk: Callable[[Conversation], list[Tensor]]) -> bool:
+def _way_of_turns(trial: Trial, talk: Callable[[CachedConversation], list[Tensor]]) -> bool:
     """Whether the unpruned model wants whole token types; refuses where it cannot talk so."""
     reasons = []
     for whole_types in (False, True):
-        conversation = Conversation(trial, whole_types=whole_types)
+        conversation = CachedConversation(trial, whole_types=whole_types)
         try:
             found = conversation.difference(torch.cat(talk(conversation), dim=1))
         except Exception as error:

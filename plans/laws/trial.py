@@ -30,7 +30,7 @@ _LARGE = 2**31  # bytes of weights that are copied without asking
 
 
 @dataclass(frozen=True)
-class Run:
+class TrialRun:
     """A prefill and `N_STEPS` decode steps."""
 
     logits: Tensor
@@ -60,7 +60,7 @@ class Trial:
         self.family = find(case.model)
         self.n_layers = len(self.family.layers(case.model))
         self.given = plan
-        self._runs: dict[tuple[str, str], Run] = {}
+        self._runs: dict[tuple[str, str], TrialRun] = {}
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
@@ -138,15 +138,15 @@ class Trial:
         at = torch.arange(start, start + n, device=row.device) % len(row)
         return row[at].expand(n_rows, -1)
 
-    def pruned(self, plan: str, inputs: str) -> Run:
+    def pruned(self, plan: str, inputs: str) -> TrialRun:
         """Prefill and decode under one of `plans`."""
         if (plan, inputs) not in self._runs:
             with apply(self.model, self.plans[plan], check=False) as handle:
                 run = self.forward(self.inputs(inputs))
-                self._runs[plan, inputs] = Run(run.logits, run.cache, handle.last)
+                self._runs[plan, inputs] = TrialRun(run.logits, run.cache, handle.last)
         return self._runs[plan, inputs]
 
-    def unpruned(self, inputs: str) -> Run:
+    def unpruned(self, inputs: str) -> TrialRun:
         """Prefill and decode of the model as it is."""
         if ("", inputs) not in self._runs:
             self._runs["", inputs] = self.forward(self.inputs(inputs))
@@ -156,7 +156,7 @@ class Trial:
         """A cache as `generate` makes it; not every model makes one of its own."""
         return DynamicCache(config=self.model.config)
 
-    def forward(self, inputs: Inputs, n_steps: int = N_STEPS) -> Run:
+    def forward(self, inputs: Inputs, n_steps: int = N_STEPS) -> TrialRun:
         """Prefill and decode steps that are fed `words`."""
         cache = self.empty_cache()
         out = self.model(
@@ -171,7 +171,7 @@ class Trial:
             word = self.words(len(inputs["input_ids"]), 1, step)
             so_far = self.case.extended(so_far, word)
             logits.append(self.step(word, so_far, cache))
-        return Run(torch.cat(logits, dim=1), cache, None)
+        return TrialRun(torch.cat(logits, dim=1), cache, None)
 
     def step(self, tokens: Tensor, so_far: Inputs, cache: Cache) -> Tensor:
         """Logits of text tokens [B, n], which are the end of ``so_far``, on a kept cache."""
@@ -249,7 +249,7 @@ class Trial:
         )
 
     def row_difference(
-        self, row: int, side: str, together: Run, alone: Run, n_steps: int = N_STEPS
+        self, row: int, side: str, together: TrialRun, alone: TrialRun, n_steps: int = N_STEPS
     ) -> float:
         """Between a row of a batch and the row alone, at text and the first decode steps."""
         real = _with_steps(self.inputs(side)["attention_mask"][row].bool(), n_steps)

@@ -9,7 +9,7 @@ from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs, prompt_t
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Sample, Samples
 from tpcal.integrations.answerer import Answerer
-from tpcal.integrations.chat_prompts import Prompt
+from tpcal.integrations.chat_prompts import ChatPrompt
 from tpcal.integrations.decoding import read_decoding
 from tpcal.plans.errors import BudgetError, FitError, UsageError
 from tpcal.plans.executor.handle import apply, is_applied
@@ -28,8 +28,8 @@ def _answering(loaded: Loaded, plan: str | None = None) -> Iterator[Answerer]:
     assert not is_applied(loaded.model)
 
 
-def _prompts(loaded: Loaded, samples: Samples) -> list[Prompt]:
-    return [Prompt(prompt_text(loaded.processor, sample), sample.images) for sample in samples]
+def _prompts(loaded: Loaded, samples: Samples) -> list[ChatPrompt]:
+    return [ChatPrompt(prompt_text(loaded.processor, sample), sample.images) for sample in samples]
 
 
 def _expected(loaded: Loaded, samples: Samples, plan: Plan) -> list[str]:
@@ -100,7 +100,7 @@ def test_a_preset_meets_its_budget_on_the_tokens_that_come(
     loaded: Loaded, scenes: Samples
 ) -> None:
     with _answering(loaded, "preset:dart-192@0.22") as answerer:
-        answerer.answer([Prompt("USER: How many? ASSISTANT:", ())], SHORT)
+        answerer.answer([ChatPrompt("USER: How many? ASSISTANT:", ())], SHORT)
         answerer.answer(_prompts(loaded, scenes)[:2], SHORT)
         assert answerer.plan is not None
         assert "of 144 tokens" in str(answerer.plan.source)

@@ -14,13 +14,13 @@ from tpcal.plans import selectors
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import PlanError
 from tpcal.plans.schema import (
-    Budget,
     Certificate,
     Condition,
     Cut,
     Loss,
     ModelIdentity,
     Plan,
+    ReachedBudget,
     dump_plan,
     load_preset,
     parse_plan,
@@ -111,7 +111,7 @@ def test_a_plan_with_everything_in_it_is_valid() -> None:
     full = Plan(
         **{
             **vars(bare),
-            "budget": Budget(40.0, 39.5, "ms"),
+            "budget": ReachedBudget(40.0, 39.5, "ms"),
             "loss": Loss({"a": -0.001}, {"a": 0.1}, {"a": 0.2}, max_loss=0.3),
             "cost": plan_cost(bare, shape, 144, 20, [(20, 1.0), (164, 3.0)]),
             "certificate": Certificate(0.05, 0.95, 100, 1, 0.047, "exact", "all samples"),

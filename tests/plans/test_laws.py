@@ -170,8 +170,10 @@ def _choice_that_depends_on_the_batch(patch):
 
 
 def _grid_of_half_the_height(patch):
-    boxes = gather.Grid.boxes
-    patch.setattr(gather.Grid, "boxes", lambda self: boxes(self) * torch.tensor([1, 0.5, 1, 0.5]))
+    boxes = gather.ViewGrid.boxes
+    patch.setattr(
+        gather.ViewGrid, "boxes", lambda self: boxes(self) * torch.tensor([1, 0.5, 1, 0.5])
+    )
 
 
 def _handle_that_stays(patch):

@@ -13,12 +13,12 @@ from tpcal.plans.errors import FitError, PlanError
 from tpcal.plans.executor.handle import apply, check
 from tpcal.plans.plan_rules import problems_of
 from tpcal.plans.schema import (
-    Budget,
     Condition,
     Cut,
     Loss,
     ModelIdentity,
     Plan,
+    ReachedBudget,
     dump_plan,
     parse_plan,
 )
@@ -56,7 +56,9 @@ def test_a_broken_plan_made_in_python_is_refused_like_a_file(
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    plan = Plan((Cut(np.int64(2), np.float32(0.5), "grid"),), budget=Budget(np.float64(0.5), 1))
+    plan = Plan(
+        (Cut(np.int64(2), np.float32(0.5), "grid"),), budget=ReachedBudget(np.float64(0.5), 1)
+    )
     assert not problems_of(plan)
     assert parse_plan(dump_plan(plan)).cuts == (Cut(2, 0.5, "grid"),)
 
@@ -64,7 +66,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan((Cut(3, 0),), budget=Budget(1, 0)),
+        Plan((Cut(3, 0),), budget=ReachedBudget(1, 0)),
         Plan(provenance={"a": {"b": None}, "c": {"d": {}}, "e": [None, {"f": None}]}),
         Plan(provenance={"a": (1, 2, ({"b": None},))}),
         Plan((Cut(3, 1, "grid", {"spread": None}),), loss=Loss({"keep": 2, "a": -1})),

@@ -10,12 +10,12 @@ from tpcal.plans.cost import Cost
 from tpcal.plans.errors import PlanError, UsageError
 from tpcal.plans.schema import (
     SHORT_PRESETS,
-    Budget,
     Condition,
     Cut,
     Loss,
     ModelIdentity,
     Plan,
+    ReachedBudget,
     dump_plan,
     load_plan,
     load_preset,
@@ -30,7 +30,7 @@ FULL = Plan(
     model=ModelIdentity(
         8, "embedded", None, "llava", "LlavaForConditionalGeneration", "sha256:00"
     ),
-    budget=Budget(0.22, 0.2196),
+    budget=ReachedBudget(0.22, 0.2196),
     cuts=(
         Cut(1, 0.5, "balanced", {"attention_share": 0.3}),
         Cut(4, 0.0833, "attention"),

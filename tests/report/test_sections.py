@@ -11,7 +11,7 @@ from pages import GROUPS, NASTY, Page, html_of, small_plans, small_profile
 
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill
-from tpcal.planner.search.front import Measured, Point
+from tpcal.planner.search.front import MeasuredPoint, Point
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.errors import FitError
 from tpcal.plans.schema import Cut, ModelIdentity, Plan, load_preset
@@ -27,7 +27,7 @@ PROFILE = small_profile()
 FOLDER = Path("nowhere")
 
 
-def _with(*known: Measured, material: Material) -> Material:
+def _with(*known: MeasuredPoint, material: Material) -> Material:
     return replace(material, known=known)
 
 
@@ -120,7 +120,7 @@ def test_published_schedules_are_hollow_until_they_are_measured(material: Materi
     assert vtw.keep == pytest.approx(0.5)
     assert vtw.loss == pytest.approx(material.predictor.score([Cut(3, 0.0)]))
     cuts = fill(material.predictor, load_preset("pyramiddrop", 6).cuts, Budget(0.4))
-    known = Measured(Point(0.4, 0.2, cuts, True, 0.2), {}, {})
+    known = MeasuredPoint(Point(0.4, 0.2, cuts, True, 0.2), {}, {})
     solid = [mark for mark in presets(_with(known, material=material)) if mark.measured]
     assert solid == [Mark("pyramiddrop", "preset", 0.4, 0.2, True)]
 
@@ -128,7 +128,7 @@ def test_published_schedules_are_hollow_until_they_are_measured(material: Materi
 def test_the_front_is_predicted_until_a_search_has_measured(material: Material) -> None:
     assert "the front is predicted" in fronts(material).lead
     known = [
-        Measured(Point(keep, loss, (Cut(2, keep, "grid"),), True, loss), {}, {})
+        MeasuredPoint(Point(keep, loss, (Cut(2, keep, "grid"),), True, loss), {}, {})
         for keep, loss in ((0.3, 0.2), (0.4, 0.3), (0.5, 0.1))
     ]
     section = fronts(_with(*known, material=material))
@@ -157,7 +157,7 @@ def test_a_plan_that_looks_better_on_the_samples_it_was_chosen_by_says_so(
     material: Material,
 ) -> None:
     cuts = material.plans[0].plan.cuts
-    known = Measured(Point(0.35, 0.05, cuts, True, 0.05), {}, {})
+    known = MeasuredPoint(Point(0.35, 0.05, cuts, True, 0.05), {}, {})
     assert (
         "Its point on the front is lower, 0.050:" in fronts(_with(known, material=material)).lead
     )
@@ -178,7 +178,9 @@ def test_predictions_stand_beside_what_was_measured(material: Material, page: Pa
 
 def test_few_measured_plans_say_how_to_get_more(material: Material) -> None:
     known = [
-        Measured(Point(0.1 * i, 0.2 - 0.01 * i, (Cut(2, 0.1 * i, "grid"),), True, 0.2), {}, {})
+        MeasuredPoint(
+            Point(0.1 * i, 0.2 - 0.01 * i, (Cut(2, 0.1 * i, "grid"),), True, 0.2), {}, {}
+        )
         for i in range(1, 9)
     ]
     few = predictions(_with(*known[:7], material=material))

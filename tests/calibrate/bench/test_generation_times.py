@@ -12,7 +12,7 @@ import torch
 from tpcal.calibrate.bench.generation_times import Generator, bench
 from tpcal.calibrate.bench.geometry import GEOMETRIES, build, check_memory, prompt, prompts
 from tpcal.calibrate.bench.peak_memory import peak_bytes
-from tpcal.calibrate.bench.prompt_sizes import Shape
+from tpcal.calibrate.bench.prompt_sizes import PromptSize
 from tpcal.calibrate.bench.synthetic_prompts import inputs_for
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.plans.cost import kv_bytes
@@ -46,7 +46,7 @@ def test_every_token_is_stamped_once(
     name: str, model: Any, plan: Plan | None, batch_size: int
 ) -> None:
     """Looked at: before the call, around the decoder, at each of five tokens."""
-    inputs = prompts(GEOMETRIES[name], Shape(batch_size, 1, 12), torch.float32, "cpu")
+    inputs = prompts(GEOMETRIES[name], PromptSize(batch_size, 1, 12), torch.float32, "cpu")
     ticks = _ticks()
     repeat = Generator(model, inputs, 5, lambda: next(ticks)).repeat(plan)
     assert next(ticks) == 8
@@ -59,7 +59,7 @@ def test_every_token_is_stamped_once(
 
 def test_the_cache_holds_what_the_formula_says(name: str, model: Any) -> None:
     geometry, n_new = GEOMETRIES[name], 4
-    inputs = prompts(geometry, Shape(1, 2, 12), torch.float32, "cpu")
+    inputs = prompts(geometry, PromptSize(1, 2, 12), torch.float32, "cpu")
     shape, n_visual = decoder_shape(model), 2 * geometry.n_visual
     entering = PLAN.schedule(n_visual, shape.n_layers)
     generator = Generator(model, inputs, n_new)
@@ -78,7 +78,7 @@ def test_the_end_of_an_answer_shortens_no_run(loaded: Loaded) -> None:
     before = loaded.model.generation_config.eos_token_id
     loaded.model.generation_config.eos_token_id = ends
     try:
-        inputs = inputs_for(loaded, Shape(2, 1, 30), 64)
+        inputs = inputs_for(loaded, PromptSize(2, 1, 30), 64)
         ticks = _ticks()
         Generator(loaded.model, inputs, 6, lambda: next(ticks)).repeat(None)
     finally:
@@ -87,7 +87,7 @@ def test_the_end_of_an_answer_shortens_no_run(loaded: Loaded) -> None:
 
 
 def test_synthetic_prompts_are_as_long_as_asked_for_and_padded(loaded: Loaded) -> None:
-    inputs = inputs_for(loaded, Shape(3, 2, 40), 64)
+    inputs = inputs_for(loaded, PromptSize(3, 2, 40), 64)
     visual = find(loaded.model).visual_mask(loaded.model, inputs["input_ids"], None).sum(1)
     text = inputs["attention_mask"].sum(1) - visual
     assert len(set(visual.tolist())) == 1
@@ -98,8 +98,8 @@ def test_synthetic_prompts_are_as_long_as_asked_for_and_padded(loaded: Loaded) -
 
 
 def test_rows_of_a_batch_go_down_to_half_the_text() -> None:
-    assert Shape(4, 1, 60).text_lengths == (60, 50, 40, 30)
-    assert Shape(1, 1, 60).text_lengths == (60,)
+    assert PromptSize(4, 1, 60).text_lengths == (60, 50, 40, 30)
+    assert PromptSize(1, 1, 60).text_lengths == (60,)
 
 
 def test_cells_count_the_tokens_and_hold_every_repeat(name: str, model: Any) -> None:
@@ -107,7 +107,7 @@ def test_cells_count_the_tokens_and_hold_every_repeat(name: str, model: Any) -> 
     cells = bench(
         model,
         lambda shape: prompts(geometry, shape, torch.float32, "cpu"),
-        [Shape(1, 1, 12), Shape(2, 2, 12)],
+        [PromptSize(1, 1, 12), PromptSize(2, 2, 12)],
         {"plan": PLAN, "none": Plan(())},
         n_new=2,
         n_repeats=3,

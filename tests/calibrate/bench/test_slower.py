@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tpcal.calibrate.bench.ratios import Cell, Repeat, Run, Spread, plain
+from tpcal.calibrate.bench.ratios import Cell, GenerationRun, Repeat, Spread, plain
 from tpcal.calibrate.bench.slower import (
     ALARM,
     MARGIN,
@@ -18,12 +18,12 @@ from tpcal.calibrate.bench.slower import (
 from tpcal.plans.errors import UsageError
 
 
-def _run(name: str, first: list[float], token: float = 2.0, rate: float = 100.0) -> Run:
+def _run(name: str, first: list[float], token: float = 2.0, rate: float = 100.0) -> GenerationRun:
     repeats = tuple(Repeat(ms, 0.8 * ms, token, rate) for ms in first)
-    return Run(name, repeats, peak_bytes=1000, kv_bytes=500)
+    return GenerationRun(name, repeats, peak_bytes=1000, kv_bytes=500)
 
 
-def _cell(*plans: Run, unpruned: Run, batch_size: int = 1) -> Cell:
+def _cell(*plans: GenerationRun, unpruned: GenerationRun, batch_size: int = 1) -> Cell:
     return Cell(batch_size, 144, 20, 20, 16, unpruned, plans)
 
 

@@ -36,7 +36,7 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.Grid, ...], ...]:
+def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.ViewGrid, ...], ...]:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
     return with_grids(family, model, gather.read_prompt(visual, None), inputs).grids

@@ -23,7 +23,7 @@ HALF = Plan((Cut(2, 0.5, "random"), Cut(5, 0.25, "grid")))
 SAME_GRIDS = ["qwen2_vl", "qwen2_5_vl", "paddleocr_vl"]
 
 
-def places(grids: tuple[gather.Grid, ...]) -> list[tuple[int, int, int, int]]:
+def places(grids: tuple[gather.ViewGrid, ...]) -> list[tuple[int, int, int, int]]:
     """Image, step, row and column of every visual token of a prompt."""
     return [
         (grid.image, grid.time, row, col)
@@ -36,7 +36,7 @@ def rectangle(image: int, n_rows: int, n_cols: int, time: int = 0) -> list[tuple
     return [(image, time, row, col) for row in range(n_rows) for col in range(n_cols)]
 
 
-def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.Grid, ...], ...]:
+def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.ViewGrid, ...], ...]:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
     prompt = gather.read_prompt(visual, inputs.get("attention_mask"))

@@ -51,14 +51,14 @@ SECOND = {
 }
 
 
-def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.Grid, ...], ...]:
+def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.ViewGrid, ...], ...]:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
     prompt = gather.read_prompt(visual, inputs.get("attention_mask"))
     return with_grids(family, model, prompt, inputs).grids
 
 
-def regions(grids: tuple[gather.Grid, ...]) -> list[tuple[int, tuple[float, ...]]]:
+def regions(grids: tuple[gather.ViewGrid, ...]) -> list[tuple[int, tuple[float, ...]]]:
     return [(grid.image, grid.region) for grid in grids]
 
 
