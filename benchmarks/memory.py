@@ -18,7 +18,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = (32, 128)
-SIDES = (12, 24, 36)
+SIDES = (12, 24)
 """Visual tokens along one side of an image."""
 KEPT = ("held", "host", "disk")
 BATCH = 8

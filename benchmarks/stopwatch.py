@@ -108,8 +108,8 @@ def stopwatch(now: Callable[[], float]) -> Iterator[dict[str, float]]:
 
 
 def _timed() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
-    hooks = ("_before_base", "_after_base", "_before_decoder", "_after_decoder")
-    yield from ((handle.Handle, name, ("executor",)) for name in hooks)
+    own = ("_before_decoder", "_after_decoder")
+    yield from ((handle.Handle, name, ("executor",)) for name in own)
     yield ForwardPass, "before_layer", ("executor",)
     yield ForwardPass, "leaves_alone", ("executor",)
     yield attention_reader, "read", ("executor", "selection")

@@ -73,7 +73,15 @@ class Rounds:
         What it picked is kept, so that a continued run goes on with the same.
         """
         while more := self.workers.agree(lambda: self._next(grid, choose)):
-            self.run(more, f"Refining, round {len(self._made)}")
+            share = self._share(grid, more)
+            self.run(more, f"Refining, round {len(self._made)}, to {share:.0%} of the full grid")
+
+    def _share(self, grid: Sequence[Probe], more: Sequence[Probe]) -> float:
+        """Share of the grid's replayed layers that are done once ``more`` are."""
+        n_layers = self.loaded.identity.n_layers
+        done = {probe for probes, _ in self._made for probe in probes} | set(more)
+        replayed = [n_layers - probe.layer for probe in grid]
+        return sum(n_layers - probe.layer for probe in done) / max(1, sum(replayed))
 
     def _next(self, grid: Sequence[Probe], choose: Refine) -> list[Probe]:
         def find() -> list[dict[str, Any]]:

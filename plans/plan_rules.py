@@ -217,14 +217,27 @@ def _data(value: Any, hint: str) -> Any:
 
 def problems_of(plan: Plan) -> list[str]:
     """Why a plan, however it was made, could not be read from a file; empty where it could."""
+    return problems_at(plan, plan.model.n_layers if plan.model else None)
+
+
+def problems_at(plan: Plan, n_layers: int | None) -> list[str]:
+    """The same, for a decoder of ``n_layers`` whatever the plan says of its model.
+
+    The rules between cuts are tried where every cut keeps its own.
+    """
     reader = Reader()
     try:
         read = read_plan(reader, data_of(plan))
     except RecursionError:
         return ["The plan must be plain data; got some that holds itself."]
-    if not reader.problems:
-        check_cuts(reader, read.cuts, read.model.n_layers if read.model else None)
+    if len(read.cuts) == len(plan.cuts):
+        check_cuts(reader, read.cuts, n_layers)
     return reader.problems
+
+
+def is_sound(cut: Cut) -> bool:
+    """Whether all of a cut is of the right type and range; its selector may be unknown."""
+    return bool(read_cuts(Reader(), [data_of(cut)]))
 
 
 def read_plan(reader: Reader, body: Mapping[str, Any]) -> Plan:

@@ -110,10 +110,10 @@ def test_plans_judged_on_the_same_samples_are_tested_ever_more_strictly(
     tpcal: Tpcal, made: Path
 ) -> None:
     few = ["--samples", "28", "--max-new-tokens", "1"]
-    certify = ["--max-flips", "0.2", *few]
+    certify = ["--max-flips", "0.2", "--data", "embedded", *few]
     places = []
     for i, layer in enumerate((1, 2, 1)):  # the last is the first again, under another name
-        plan = Plan((Cut(layer, 1.0, "random"),), load_plan(made / "plan.yaml").model)
+        plan = Plan((Cut(layer, 1.0, "random"),), model=load_plan(made / "plan.yaml").model)
         save_plan(replace(plan, name=f"number {i}"), made / "one.yaml")
         result = tpcal("certify", "one.yaml", *certify)
         assert result.exit_code == 0, result.stderr
@@ -125,7 +125,8 @@ def test_plans_judged_on_the_same_samples_are_tested_ever_more_strictly(
     looked = tpcal("eval", "--plan", "preset:fastv", "--plan", "preset:vtw", *few)
     assert looked.exit_code == 0, looked.stderr
     assert "Judged on these samples so far: 4 plans." in looked.stdout
-    save_plan(Plan((Cut(1, 1.0, "grid"),)), made / "one.yaml")
+    made_for = load_plan(made / "plan.yaml").model
+    save_plan(Plan((Cut(1, 1.0, "grid"),), model=made_for), made / "one.yaml")
     (made / "tpcal-out" / "judged.jsonl").unlink()  # the user's own folder remembers too
     strict = tpcal("certify", "one.yaml", *certify)
     assert strict.exit_code == 4

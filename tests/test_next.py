@@ -104,6 +104,7 @@ def test_a_plan_is_evaluated_on_the_unseen_part_of_its_own_data(tree: Path) -> N
 
 def test_hints_are_whole_on_a_narrow_screen_and_quoted(tree: Path) -> None:
     deep = Path("a rather long folder with blanks") / "and a plan of a long name.yaml"
+    deep.parent.mkdir()
     result = _tpcal(
         *("plan", str(newest(Path("my profiles"))), "--budget", "0.4", "--trials", "1"),
         *("-o", str(deep)),
@@ -117,6 +118,7 @@ def test_hints_are_whole_on_a_narrow_screen_and_quoted(tree: Path) -> None:
 def test_a_proof_takes_the_unseen_part_of_the_plans_own_data(tree: Path) -> None:
     save_plan(replace(load_plan("plan.yaml"), cuts=(Cut(1, 1.0, "random"),)), "all.yaml")
     promise = ("--max-flips", "0.5", "--max-new-tokens", "1")
+    Path("proofs").mkdir()
     result = _tpcal("certify", "all.yaml", *promise, "-o", "proofs/proven.yaml")
     assert result.exit_code == 0, result.output
     proven = load_plan("proofs/proven.yaml")
@@ -146,6 +148,7 @@ def test_a_profile_and_a_plan_are_used_from_another_folder(
     profile = newest(Path("my profiles"))
     monkeypatch.chdir(tree / "the data")
     there = Path("../work") / profile
+    Path("out").mkdir()
     result = _tpcal("plan", str(there), "--budget", "0.4", "--trials", "1", "-o", "out/p.yaml")
     assert result.exit_code == 0, result.output
     plan = load_plan("out/p.yaml")

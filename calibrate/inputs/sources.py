@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,9 +147,16 @@ def _as_written(loaded: Any, path: str, /, **how: Any) -> Any:
     first = next(iter(splits.values()))
     if first.info.builder_name != "csv":
         return loaded
-    columns = list(first.features or next(iter(first)))
+    columns = list(first.features or _first_row(first))
     text = datasets.Features({column: datasets.Value("string") for column in columns})
     return datasets.load_dataset(path, features=text, na_filter=False, **how)
+
+
+def _first_row(rows: Any) -> Mapping[str, Any]:
+    """The first row; the file that it was streamed from is closed."""
+    with closing(iter(rows)) as reading:
+        found: Mapping[str, Any] = next(reading)
+        return found
 
 
 def _hub(data: str, split: str, n: int | None, seed: int) -> RawTable:

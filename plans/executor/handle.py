@@ -30,7 +30,7 @@ from tpcal.plans.executor.serial_calls import Forward, in_turn
 from tpcal.plans.families import find, identity
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
-from tpcal.plans.plan_rules import Reader, check_cuts, problems_of
+from tpcal.plans.plan_rules import is_sound, problems_at
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create
 
@@ -296,14 +296,13 @@ def _problems(plan: Plan, model: PreTrainedModel) -> list[str]:
         family = find(model)
     except UsageError as error:
         return [str(error)]
-    broken = problems_of(plan)
-    if broken:
-        return [*broken, *family.problems(model), *_model_problems(model)]
-    reader = Reader()
-    check_cuts(reader, plan.cuts, len(family.layers(model)))
-    problems = [*reader.problems, *family.problems(model)]
+    ruled = problems_at(plan, len(family.layers(model)))
+    problems = [p for p in ruled if ": no selector is called" not in p]  # `create` tells it below
+    problems += family.problems(model)
     allowed = family.cut_layers(model)
     for i, cut in enumerate(plan.cuts):
+        if not is_sound(cut):
+            continue
         if cut.layer not in allowed and cut.layer < len(family.layers(model)):
             problems.append(
                 f"cuts[{i}].layer must be in {allowed.start}..{allowed.stop - 1} for "

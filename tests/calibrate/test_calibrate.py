@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -297,14 +298,23 @@ def test_progress_names_the_rounds(loaded: Loaded, scenes: Samples, tmp_path: Pa
         refine=two_of_the_rest,
         progress=lambda *report: reports.append(report),
     )
-    assert list(dict.fromkeys(what for _, _, what in reports)) == [
+    names = list(dict.fromkeys(what for _, _, what in reports))
+    assert [name.partition(", to ")[0] for name in names] == [
         "Calibrating",
         "Choosing probes",
         "Refining, round 1",
         "Refining, round 2",
         "Timing layers",
     ]
-    assert [done for done, _, what in reports if what == "Refining, round 1"] == [0, 2, 4, 6]
+    found = [re.fullmatch(r"Refining, .*, to (\d+)% of the full grid", name) for name in names]
+    first, second = (int(match[1]) for match in found if match)
+    assert 0 < first < second <= 100
+    assert [done for done, _, what in reports if what.startswith("Refining, round 1")] == [
+        0,
+        2,
+        4,
+        6,
+    ]
 
 
 def test_samples_without_images_are_refused(loaded: Loaded, tmp_path: Path) -> None:

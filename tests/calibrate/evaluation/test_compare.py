@@ -173,7 +173,7 @@ def test_what_a_conditional_cut_left_is_counted(loaded: Loaded) -> None:
 
 
 def test_measured_conditions_reach_the_cost(loaded: Loaded, scenes: Samples) -> None:
-    always, never = (Plan((Cut(2, 0.0, condition=Condition(t)),)) for t in (1.1, 0.0))
+    always, never = (Plan((Cut(2, 0.0, condition=Condition(t)),)) for t in (1.0, 0.0))
     found = compare_plans(
         *(loaded, scenes, {"always": always, "never": never}), batch_size=6, max_new_tokens=1
     )

@@ -60,7 +60,10 @@ def test_a_batch_without_images_is_answered_too() -> None:
     ways = [(Pruned(Plan((Cut(1, 0.5, "grid"),))), InMemory())]
     samples = Samples.of([blank, *_pictures((32, 32))])
     (given,) = answer_all(_tiny("vipllava"), samples, ways, batch_size=1, max_new_tokens=1)
-    assert [(answer.n_visual, answer.counts) for answer in given] == [(0, ()), (16, ((1, 8),))]
+    assert [(answer.n_visual, answer.counts) for answer in given] == [
+        (0, ((1, 0),)),
+        (16, ((1, 8),)),
+    ]
 
 
 def test_every_batch_is_another_draw(loaded: Loaded, scenes: Samples) -> None:
