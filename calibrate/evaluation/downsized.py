@@ -70,7 +70,7 @@ class Scaled(Way):
 
     def _fitting(self, loaded: Loaded, sample: Sample) -> Sizes:
         # The largest step whose prompt has at most floor(share * tokens at full size), found by
-        # bisection: seven encodings in place of 128. The sizes of a sample's images decide the
+        # bisection: about 8 encodings in place of 128. The sizes of a sample's images decide the
         # number of tokens, so the result is kept for samples of the same sizes.
         allowed = int(self.share * _n_visual(loaded, sample) * (1 + 1e-9))
         steps = range(1, N_STEPS + 1)
@@ -105,7 +105,7 @@ class Resized(Way):
 
     @contextmanager
     def at_work(self, loaded: Loaded, start: int) -> Iterator[None]:
-        """As `Way`: sets the processor's size and lets the tower interpolate, then restores both."""
+        """As `Way`: sets the processor's size and lets the tower interpolate; restores both."""
         images: Any = loaded.processor.image_processor
         with ExitStack() as undo:
             for name in ("size", "crop_size"):
@@ -168,8 +168,8 @@ def _of_one_size(loaded: Loaded, n_tokens: int, share: float) -> Resized:
         raise Impossible("The size of its images cannot be changed.")
     square = "shortest_edge" in size  # the other edge is the image's own affair
     # At full size the tokens form a square of side r = sqrt(n_tokens), each of side // r pixels.
-    # The candidates are h x h and h x (h + 1) tokens for h = 1 … r; the largest product that is
-    # allowed wins.
+    # The candidates are h x h tokens and, unless the processor sets the shorter edge only,
+    # h x (h + 1) tokens, for h = 1 … r; the largest product that is allowed wins.
     allowed = share * n_tokens * (1 + 1e-9)
     fitting = [
         (h, w)
