@@ -141,7 +141,7 @@ def _timing(
     now: Callable[[], float],
 ) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        mine = [kind for kind in kinds if kind not in open_]  # not twice where they nest
+        mine = [kind for kind in kinds if kind not in open_]  # nested calls do not count twice
         open_.extend(mine)
         started = now()
         try:

@@ -100,7 +100,7 @@ def calibrate(
     settings = _settings(loaded, samples, tried, seed, refined=refine is not None)
     folder = Path(out) / _folder_name(loaded.name, settings)
     workers = team()
-    batch_size = workers.agree(lambda: batch_size)  # each may have chosen its own by free memory
+    batch_size = workers.agree(lambda: batch_size)  # processes may differ in free memory
     # Step 2: return a finished profile at once.
     if workers.agree((folder / profiles.PROFILE).exists):
         os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
@@ -152,8 +152,8 @@ def folder_of(
 
 
 def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
-    # One cut of each selector is timed, before the earliest layer it was tried at, because the
-    # tokens left are most numerous there. `timing.measure` fits the executor's share from these.
+    # One cut of each selector is timed, before the earliest layer it was tried at, so that
+    # `timing.examples` can add further cuts after it.
     prompt = prompt_inputs(loaded.processor, [samples[0]], loaded.model)
     earliest: dict[str, Cut] = {}
     for probe in sorted(profile.probes, key=lambda probe: probe.layer):

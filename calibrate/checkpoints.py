@@ -59,7 +59,12 @@ class Parts:
         write_atomic(path, text)
 
     def add(self, samples: Sequence[int], arrays: Arrays) -> None:
-        """Keeps the results of some samples: [b, width] float32 of every array."""
+        """Writes the results of some samples to a file.
+
+        Args:
+            samples: [b] numbers of the samples.
+            arrays: [b, width] of every array, by name; kept as float32.
+        """
         numbers = np.asarray(samples, dtype=np.int64)
         data = {name: np.ascontiguousarray(arrays[name], np.float32) for name in self._widths}
         name = f"{numbers.min():07d}-{numbers.max():07d}.safetensors"

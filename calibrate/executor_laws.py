@@ -81,7 +81,8 @@ def case(loaded: Loaded) -> Case:
         pad_id=0 if pad is None else pad,
         per_row=_per_row(rows[1], n_images=len(samples[1].images)),
         positions=_positions(model),
-        # behind a prompt that sees both ways, text is marked as the answer, which does not
+        # After a prompt with bidirectional attention, text is marked as an answer, whose attention
+        # is causal.
         appended={"token_type_ids": 1} if find(model).bidirectional else {},
     )
 

@@ -66,7 +66,7 @@ class Profile:
     probes: tuple[Probe, ...]
     local: Array  # [n, P] float32, relative L2 distance of the cut layer's output
     kl: Array  # [n, P] float32, nats per answer token
-    flips: Array  # [n, P] float32, 1 where the answer changed, else 0
+    flips: Array  # [n, P] float32, 1 if the answer changed, else 0
     turns: Array  # [n, L] float32, share of visual tokens a layer turns (BTP)
     text_to_visual: Array  # [n, L] float32, attention mass (ToDRE)
     visual_to_text: Array  # [n, L] float32, attention mass (ToDRE)
@@ -152,6 +152,8 @@ def load(folder: Path | str) -> Profile:
         UsageError: The profile is missing, unfinished, corrupt, changed or of another version;
             the message says what to do.
     """
+    # The header and its digest are checked first, then the hash of the arrays, then the rules of
+    # the content, so that every error names the first thing that is wrong.
     folder = Path(folder)
     if folder.is_file() and folder.name == PROFILE:
         folder = folder.parent

@@ -172,7 +172,8 @@ def _check_array(
         got = "none" if array is None else f"shape {array.shape} of {array.dtype}"
         reader.problems.append(f"{name} must be {shape} finite numbers in float32; got {got}.")
         return
-    least = -np.inf if name == "kl" else -_SLACK  # a KL is summed over many more numbers
+    # A KL sums over the vocabulary, so rounding may take it further below 0 than a share.
+    least = -np.inf if name == "kl" else -_SLACK
     most = 1 + _SLACK if name in SHARES else np.inf
     if not ((array >= least) & (array <= most)).all():
         rule = "be in [0, 1]" if name in SHARES else "be at least 0"

@@ -58,13 +58,13 @@ class Rounds:
         parts = Parts(
             self.folder, self.settings, widths(len(probes), n_layers), n, len(self._made)
         )
-        undone = self.workers.agree(parts.undone)  # cut into batches as a lone process would
+        undone = self.workers.agree(parts.undone)
         starts = range(0, len(undone), self.batch_size)
         done = n - len(undone)
         self.report(done, n, doing)
         for numbers in self.workers.share([undone[i : i + self.batch_size] for i in starts]):
             parts.add(numbers, measure(self.loaded, self._batch(numbers), probes))
-            done = min(done + len(numbers) * self.workers.size, n)  # the others are about as far
+            done = min(done + len(numbers) * self.workers.size, n)  # estimates the other processes
             self.report(done, n, doing)
         self.workers.wait()
         self._made.append((tuple(probes), parts))
@@ -135,7 +135,7 @@ class Rounds:
         return tuple(probes[i] for i in order), found
 
     def discard(self) -> None:
-        """Removes what the profile was made of, once it is written."""
+        """Removes the finished batches, after the profile made of them is written."""
         discard(self.folder)
 
 

@@ -226,7 +226,10 @@ class Tape:
 
     @torch.no_grad()
     def logits(self, positions: Tensor) -> Tensor:
-        """[B, A, V] of the unpruned pass at ``positions`` [B, A]; negative ones give any value."""
+        """[B, A, V] logits of the unpruned pass at ``positions`` [B, A].
+
+        Negative positions give any value.
+        """
         return self.head(self.answer_states(positions))
 
     def answer_states(self, positions: Tensor) -> Tensor:
@@ -328,9 +331,8 @@ class Tape:
         # The loop repeats what the decoder's own code does between its layers. ``before_layer``
         # makes the cut of a layer, if there is one: it shortens the states, and the layer's mask
         # and position arguments with them. The recorded arguments themselves do not change.
-        stores: dict[
-            int, Any
-        ] = {}  # layers may write into a store they share; the tape's own stays
+        # Layers may share a dict and write into it, so every replay gives them a copy of it.
+        stores: dict[int, Any] = {}
         for at in range(start, self.n_layers):
             call = self._calls[at]
             named: Mapping[str, Any] = {

@@ -39,7 +39,7 @@ class Store:
     def __init__(self, host_bytes: float | None = None) -> None:
         self._most = float("inf") if host_bytes is None else host_bytes
         self.host_bytes = 0
-        """Host memory in use."""
+        """Bytes of host memory in use."""
         self._disk: _Disk | None = None
 
     def keep(self, record: R) -> StoredRecord[R]:
@@ -177,9 +177,7 @@ class _Runs:
         # around in int8; a wrap keeps a number odd or even.
         change = torch.zeros(self.shape, dtype=torch.int8, device=changes.device)
         change.view(-1)[changes] = 1
-        is_high = (
-            change.cumsum(dim=-1, dtype=torch.int8).bitwise_and_(1).bool()
-        )  # wraps, stays odd
+        is_high = change.cumsum(dim=-1, dtype=torch.int8).bitwise_and_(1).bool()
         return torch.where(is_high, self.high, self.low)
 
 
@@ -207,7 +205,8 @@ def _core(tensor: Tensor) -> Tensor:
 def _mapped(value: Any, change: Change, known: dict[int, tuple[Any, Any]]) -> Any:
     """The value with every tensor and slot changed; an object that occurs twice changes once."""
     if id(value) not in known:
-        known[id(value)] = _changed(value, change, known), value  # its id stays taken
+        # The value itself is kept as well, so that its id is not given to another object.
+        known[id(value)] = _changed(value, change, known), value
     return known[id(value)][0]
 
 

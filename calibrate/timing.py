@@ -88,7 +88,8 @@ class Clock:
         """Milliseconds of the decoder over the prompt, with the executor's own work."""
         family, marks = find(self.model), list[float]()
         decoder = family.decoder(self.model)
-        with handle.apply(self.model, plan, check=False):  # its hooks stand between these two
+        # The plan's hooks are registered first, so that they run between the two time marks.
+        with handle.apply(self.model, plan, check=False):
             before = decoder.register_forward_pre_hook(
                 lambda *_: marks.append(self._now()), prepend=True
             )

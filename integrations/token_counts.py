@@ -24,7 +24,7 @@ class Tally:
     _visual: int = 0
 
     def add(self, report: Report) -> None:
-        """Counts the rows of one prefill."""
+        """Adds the rows of one prefill to the sums."""
         for n_visual, counts in zip(report.n_visual, report.counts(), strict=True):
             if n_visual:
                 self.n_rows += 1

@@ -159,8 +159,8 @@ def _in_turns(
     tick: Callable[[], None],
 ) -> list[GenerationRun]:
     """The runs in the order of the contenders."""
-    # Every round times each contender once, so that the two times of a ratio are taken within
-    # seconds of each other. Every other round runs backwards, so that a machine that slows down
+    # Every round times each contender once, so that the two times of a ratio are close to each
+    # other in time. Every other round runs backwards, so that a machine that slows down
     # or speeds up steadily does not favour the one that comes first.
     memory, repeats = {}, {name: list[Repeat]() for name in contenders}
     for name, plan in contenders.items():

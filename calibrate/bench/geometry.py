@@ -136,7 +136,7 @@ def prompt(
 def prompts(
     geometry: Geometry, shape: PromptSize, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Any]:
-    """Left-padded inputs: half of the text, the images as features, the other half."""
+    """Left-padded inputs; a row is half of its text, its images as features, the other half."""
     generator = torch.Generator().manual_seed(1)
     rows = [_row(geometry, n, shape.n_images, generator) for n in shape.text_lengths]
     width = max(map(len, rows))
@@ -170,7 +170,7 @@ def _encoded(
     inputs: dict[str, Any] = {"mm_encoder_outputs": {"image": output}}
     if geometry.family == "qwen":
         cells = torch.tensor([[1, 2 * geometry.side, 2 * geometry.side]] * n_images, device=device)
-        encoded.note(output, {"image_grid_thw": cells})  # generate keeps no sizes
+        encoded.note(output, {"image_grid_thw": cells})  # `generate` does not keep the sizes
         inputs["image_grid_thw"] = cells
     return inputs
 

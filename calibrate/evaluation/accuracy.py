@@ -48,9 +48,9 @@ class Evaluation:
     groups: tuple[str, ...]
     sample_group: Array  # [n] int64, index into groups
     answered: Array  # the data has an answer
-    correct_unpruned: Array  # False where not answered
+    correct_unpruned: Array  # False for samples that are not answered
     correct_plan: Array | None  # None without a plan
-    agree: Array | None  # both answers are the same; None without a plan
+    agree: Array | None  # whether both answers are the same; None without a plan
     answers_unpruned: tuple[str, ...]
     answers_plan: tuple[str, ...] | None
 

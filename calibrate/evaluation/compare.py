@@ -1,4 +1,4 @@
-"""Plans and controls side by side: the same samples, measured costs, paired tests."""
+"""Comparison of plans and controls: on the same samples, by measured costs and paired tests."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def compare_plans(
     """
     # Step 1: refuse plans that do not fit, before anything runs.
     for plan in plans.values():
-        apply(loaded.model, plan).remove()  # one that does not fit is refused before any run
+        apply(loaded.model, plan).remove()
     n, report = len(samples), progress or (lambda done, total, what: None)
 
     def answered(ways: Sequence[Way], what: str) -> list[Answers]:

@@ -78,7 +78,8 @@ class Scaled(Way):
         def n_visual(step: int) -> int:
             return _n_visual(loaded, _resized(sample, _at(sample, step)))
 
-        # bisect ends beside a step it has tried, so the count holds even if counts do not rise
+        # Bisection ends next to a step it has tried, so that step is within the bound even if the
+        # counts do not rise everywhere.
         fitting = bisect_right(steps, allowed, key=n_visual)
         if not fitting:
             least, full = n_visual(1), _n_visual(loaded, sample)
@@ -166,7 +167,7 @@ def _of_one_size(loaded: Loaded, n_tokens: int, share: float) -> Resized:
     rows = isqrt(n_tokens)
     if side is None or rows * rows != n_tokens:
         raise Impossible("The size of its images cannot be changed.")
-    square = "shortest_edge" in size  # the other edge is the image's own affair
+    square = "shortest_edge" in size  # the longer edge follows from each image's proportions
     # At full size the tokens form a square of side r = sqrt(n_tokens), each of side // r pixels.
     # The candidates are h x h tokens and, unless the processor sets the shorter edge only,
     # h x (h + 1) tokens, for h = 1 … r; the largest product that is allowed wins.

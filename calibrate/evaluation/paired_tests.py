@@ -47,7 +47,7 @@ class Test:
     n_changed: int
     """Number of samples that only one of the two got right; the test rests on these."""
 
-    __test__ = False  # pytest would take it for a class of tests
+    __test__ = False  # pytest would otherwise collect it as a class of tests
 
 
 def paired_tests(pairs: Sequence[Pair]) -> tuple[Test, ...]:
@@ -73,7 +73,7 @@ def paired_tests(pairs: Sequence[Pair]) -> tuple[Test, ...]:
     # a is then at most a, whatever the tests have in common.
     if not pairs:
         return ()
-    from statsmodels.stats.multitest import multipletests  # takes a second
+    from statsmodels.stats.multitest import multipletests  # its import takes a second
 
     p_values = [_p_value(pair) for pair in pairs]
     adjusted = multipletests(p_values, method="holm")[1]

@@ -78,7 +78,7 @@ def encode(processor: Any, samples: Sequence[Sample], model: Any) -> Encoded:
         own = generate_ids(model, processor, prompts, OWN_ANSWER_TOKENS)
         answers = [a if a is not None else o for a, o in zip(answers, own, strict=True)]
     filled = [ids or [] for ids in answers]
-    answer_type = int(find(model).bidirectional)  # of a prefix that sees both ways, the suffix
+    answer_type = int(find(model).bidirectional)  # token type of a causal answer after its prompt
     return _teacher_forced(prompts, filled, _pad_id(processor), answer_type)
 
 
@@ -184,7 +184,7 @@ def prompt_inputs(
         add_special_tokens=not (bos and texts[0].startswith(bos)),
         return_tensors="pt",
     )
-    inputs.pop("labels", None)  # PaliGemma's, all ignored
+    inputs.pop("labels", None)  # PaliGemma's processor adds labels, all of them ignored
     return dict(inputs.to(device_of(model), dtype=model.dtype))
 
 

@@ -49,7 +49,7 @@ def text_of(cell: Any) -> str:
     if isinstance(cell, float) and abs(cell) < 1e15:
         if cell.is_integer():
             return str(int(cell))
-        short = np.float32(cell)  # of a column in single precision: 0.1, not 0.10000000149
+        short = np.float32(cell)  # a column in single precision: 0.1, not 0.10000000149
         return str(short if float(short) == cell else cell)
     if isinstance(cell, datetime) and cell.time() == time():
         return str(cell.date())

@@ -20,7 +20,7 @@ def reachable() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)
-    except Exception as error:  # the client's own tree of errors, which changed between releases
+    except Exception as error:  # the client's classes of errors changed between its releases
         if isinstance(error, MemoryError):
             raise
         return False

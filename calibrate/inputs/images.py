@@ -92,7 +92,7 @@ def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; unchanged if EXIF cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow raises whatever a broken tag leads to; processors never look at it
+    except Exception:  # a broken tag may raise any error in Pillow; processors do not read EXIF
         return image
 
 
@@ -123,7 +123,7 @@ def _read_image(cell: Any, folder: Path | None, row: str) -> Image.Image:
         raise UsageError(f"{row}: no image at {shown}. Paths start at {start}.") from None
     except UnidentifiedImageError:
         raise UsageError(f"{row}: {shown} must be an image; got something else.") from None
-    except Exception as error:  # decoders raise what they like on broken files, AVIF RuntimeError
+    except Exception as error:  # decoders raise various errors, that of AVIF a RuntimeError
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UsageError(
             f"{row}: {shown} cannot be read as an image: {excerpt(reason)}."

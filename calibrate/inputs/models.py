@@ -334,7 +334,7 @@ def _named_packages(place: _Place) -> Iterator[None]:
 
 def _missing_package(reason: str) -> str | None:
     """The missing package that an error of transformers is about; None if it is about another."""
-    if "_MAPPING has no attribute" in reason:  # a processor's part that torchvision would bring
+    if "_MAPPING has no attribute" in reason:  # a part of a processor that needs torchvision
         reason = "torchvision"
     named = (name for name in _PACKAGES if re.search(rf"\b{name}\b", reason, re.IGNORECASE))
     return next((name for name in named if find_spec(name) is None), None)

@@ -60,9 +60,9 @@ class Drawing:
         Raises:
             UsageError: The table holds no questions with images, or none that can be read.
         """
-        # Rows come in random order and groups in turn, so any prefix of the places has equal
-        # shares of all groups, as far as they reach. The size is known only after `_in_turn` has
-        # seen all groups: max(n, least * number of groups).
+        # Rows come in random order and groups in turn, so any prefix of the places has nearly
+        # equal shares of all groups, as far as they reach. The size is known only after
+        # `_in_turn` has seen all groups: max(n, least * number of groups).
         taken: list[Place] = []
         for place in self._in_turn(order):
             if try_read is None or self._can(try_read, place):
@@ -115,7 +115,7 @@ class Drawing:
                 n_asked = len(asked)
                 self.left_out += left_out
             except UsageError:
-                n_asked = 1  # the one who takes the place is told what is wrong with it
+                n_asked = 1  # reading this place raises the error again
             group = self.group(row)
             yield from ((group, Place(i, question)) for question in range(n_asked))
 

@@ -252,7 +252,7 @@ def _explained(name: str) -> Iterator[None]:
 
     bars, verbosity = datasets.are_progress_bars_disabled(), logging.get_verbosity()
     datasets.disable_progress_bars()
-    logging.set_verbosity(logging.CRITICAL)  # its errors log whole cells, and are raised besides
+    logging.set_verbosity(logging.CRITICAL)  # its errors, which are raised too, log whole cells
     try:
         yield
     except (OSError, ValueError, DatasetGenerationError, NotImplementedError) as error:
