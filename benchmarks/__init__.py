@@ -1,1 +1,1 @@
-"""Programs that measure tpcal; they are no part of the package."""
+"""Programs that measure tpcal; they are not part of the package."""

@@ -1,8 +1,8 @@
-"""What a plan saves on this machine, and what carrying it out costs.
+"""Savings of a plan on this machine, and the cost of executing it.
 
-Pruned and unpruned passes take turns in one run, so that all figures are ratios from the same
-minutes. Weights are random: time does not depend on them. The image is encoded beforehand, as
-`generate` does it: no figure includes the vision tower, nor the output head.
+Pruned and unpruned passes take turns in one run, so that all figures are ratios of times measured
+within the same minutes. Weights are random, because time does not depend on them. The image is
+encoded beforehand, as `generate` does, so no figure includes the vision tower or the output head.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MISSED = 6  # exit code
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure must reach."""
+    """A bound that a figure must keep."""
 
     figure: str
     says: str
@@ -65,27 +65,31 @@ class Figures:
     layer_average_keep: float
     speed_up: float
     speed_up_spread: float
-    """Half of the range that the middle half of the repeats spans."""
+    """Half of the distance between the quartiles of the repeats."""
     speed_up_wall: float
+    """Speed-up in wall time, whichever clock the other times are taken with."""
     ideal: float
-    """By the FLOPs of the decoder's layers; choosing the tokens counts against the plan."""
+    """Ratio of FLOPs of the decoder's layers, without those of choosing the tokens."""
     reachable: float
-    """By the unpruned model's own time for prompts as short as the layers' inputs."""
+    """Speed-up if each layer took its share of an unpruned prefill as short as its input."""
     achieved: float
     """speed_up / ideal."""
     overhead: float
-    """Selection and executor, share of the unpruned prefill; summed inside of them."""
+    """Time inside the executor and selection, as a share of the unpruned prefill."""
     selection: float
-    """Score rows and selectors alone."""
+    """Time of score rows and selectors alone, as a share of the unpruned prefill."""
     decode: float
+    """Time of a decode step, as a share of an unpruned one."""
     decode_least: float
-    """Lower quartile of the same."""
+    """Lower quartile of ``decode`` over the repeats."""
     memory: float
+    """Peak memory, as a share of the unpruned prefill's."""
     kv: float
+    """Bytes of the cache, as a share of the unpruned cache's."""
 
 
 def plans(n_layers: int, n_visual: int, budget: float) -> dict[str, Plan]:
-    """Plans at one layer average of keep; the last one has another's cuts, and drops nothing."""
+    """Plans of one layer average of keep; the last has the cuts of another and drops nothing."""
     three = (1 / 8, 0.28), (3 / 8, 0.08), (11 / 16, 0.0)
     sets = {
         "grid @0": [Cut(0, budget, "grid")],
@@ -112,7 +116,10 @@ def _cuts(schedule: Sequence[tuple[float, float]], selector: str, n_layers: int)
 def figures(
     name: str, mine: Seconds, base: Seconds, reachable: float, cost: Cost, memory: float, kv: float
 ) -> Figures:
-    """The ratios of one plan: medians over the repeats of one run."""
+    """The ratios of one plan, as medians over the repeats of one run."""
+    # Ratios are formed within each repeat, whose two passes are neighbours in time, and only then
+    # is the median taken: slow minutes of the machine cancel. The ideal speed-up is FLOPs of all
+    # tokens / FLOPs of the kept tokens, so that the time of choosing tokens counts as a loss.
     ratios = [b / m for b, m in zip(base.prefill, mine.prefill, strict=True)]
     walls = [b / m for b, m in zip(base.prefill_wall, mine.prefill_wall, strict=True)]
     steps = [m / b for b, m in zip(base.decode, mine.decode, strict=True)]
@@ -165,6 +172,7 @@ def run(
 
 
 def table(title: str, results: Sequence[Figures]) -> Table:
+    """The figures of all plans as a table."""
     drawn = Table(
         title=title,
         box=SIMPLE,
@@ -206,9 +214,9 @@ def table(title: str, results: Sequence[Figures]) -> Table:
 
 
 def verdicts(results: Sequence[Figures]) -> list[tuple[str, bool, str]]:
-    """For each target: what it says, whether every plan reaches it, and the plans that do not.
+    """For each target: its text, whether every plan reaches it, and the plans that do not.
 
-    The plan that drops nothing is only held to the executor's own time.
+    The plan that drops nothing is judged by the executor's own time only.
     """
     rows = []
     for target in TARGETS:

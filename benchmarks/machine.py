@@ -1,4 +1,4 @@
-"""What all benchmarks ask for, and how they keep time and name the machine."""
+"""Options, clock and description of the machine that all benchmarks share."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def run_options(command: Command) -> Command:
 
 
 def timer(clock: str, threads: int | None, device: str) -> Callable[[], float]:
-    """The clock asked for; sets torch's threads.
+    """The chosen clock, in seconds; sets the number of torch's threads.
 
     Raises:
-        click.UsageError: Processor time of more than one thread says little.
+        click.UsageError: Processor time is asked for with several threads or another device.
     """
     if clock == "cpu" and (threads != 1 or device != "cpu"):
         raise click.UsageError("--clock cpu needs --threads 1 and --device cpu.")
@@ -59,6 +59,6 @@ def timer(clock: str, threads: int | None, device: str) -> Callable[[], float]:
 
 
 def hardware(device: str) -> str:
-    """The machine and the libraries, in words."""
+    """The machine and the versions of libraries, in words."""
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     return f"{device_name(torch.device(device))}{threads}, torch {torch.__version__}"

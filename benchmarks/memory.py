@@ -1,8 +1,9 @@
 """Peak memory of a search against its samples and their tokens: python -m benchmarks.memory
 
-A random LLaVA (hidden 256, 2 layers, float32) records batches of 8 uneven prompts and replays a
-plan on each. Every cell is a process of its own; its peak is that above the loaded model. ``held``
-keeps the recorded passes as they are, ``host`` what replays read of them, ``disk`` that in a file.
+A random LLaVA (hidden 256, 2 layers, float32) records batches of 8 prompts of different lengths
+and replays a plan on each. Every cell runs in its own process; its peak does not count the loaded
+model. ``held`` keeps the recorded passes as they are, ``host`` only the part that replays read,
+and ``disk`` keeps that part in a file.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ def main() -> None:
 
 
 def measured(kept: str, n: int, side: int) -> int:
-    """`peak` in a process of its own."""
+    """The result of `peak`, in a process of its own."""
     cell = [sys.executable, "-m", "benchmarks.memory", "--cell", kept, str(n), str(side)]
     done = subprocess.run(cell, cwd=ROOT, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
 def peak(kept: str, n: int, side: int) -> int:
-    """Bytes of the process at its peak, above those with the model alone."""
+    """Peak bytes of the process, above those with the model alone."""
     import torch
 
     from tpcal.calibrate.deviation import log_probabilities

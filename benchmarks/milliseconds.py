@@ -1,9 +1,9 @@
-"""How well milliseconds are predicted: pruned prefills of plans that no time was taken from.
+"""Errors of predicted milliseconds, on pruned prefills of held-out plans.
 
-The times of layers and of the executor are taken as `tpcal calibrate` takes them, in one run with
-held-out plans that take turns with them. So all figures are of the same minutes, and the errors
-are those of the prediction and not of a machine that others use too. Held-out plans cut at random
-layers to random keeps, by any of the selectors; hardly any of their token counts was timed.
+The times of layers and of the executor are measured as `tpcal calibrate` does, in one run with
+held-out plans that take turns with them. So all times are from the same minutes, and the errors
+are those of the prediction and not of a machine that others use, too. Held-out plans cut at random
+layers to random keeps, by any of the selectors; few of their token counts were timed.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ class Held:
     measured_ms: float
     predicted_ms: float
     layers_ms: float
-    """The prediction without what the executor takes."""
+    """The predicted time of the layers, without the executor's."""
 
     @property
     def error(self) -> float:
+        """Relative error of the prediction; positive if it is too long."""
         return self.predicted_ms / self.measured_ms - 1
 
 
 def held_out(n_plans: int, n_layers: int, selectors: Sequence[str], seed: int) -> list[Plan]:
-    """Random plans of one to three cuts, some with a drop-all behind them."""
+    """Random plans of one to three cuts, some followed by a drop-all."""
     rng = np.random.default_rng(seed)
     plans = []
     for _ in range(n_plans):
@@ -71,6 +72,8 @@ def held_out(n_plans: int, n_layers: int, selectors: Sequence[str], seed: int) -
 
 def run(clock: Clock, selectors: Sequence[str], plans: Sequence[Plan]) -> list[Held]:
     """Predicted and measured milliseconds of the held-out plans."""
+    # Everything is timed in one run. The executor's terms are then fitted to the example plans
+    # alone, so that the held-out plans test the prediction.
     n_tokens, n_text = clock.n_tokens
     cuts = [Cut(min_layer(name), 0.5, name) for name in selectors]
     learned = timing.examples(cuts, clock)
@@ -96,6 +99,7 @@ def run(clock: Clock, selectors: Sequence[str], plans: Sequence[Plan]) -> list[H
 
 
 def table(title: str, found: Sequence[Held]) -> Table:
+    """The held-out plans as a table, by rising layer average of keep."""
     drawn = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     drawn.add_column("held-out plan", no_wrap=True)
     for heading in ("keep", "measured ms", "predicted ms", "error", "layers alone"):
@@ -113,7 +117,7 @@ def table(title: str, found: Sequence[Held]) -> Table:
 
 
 def embedded(device: str, dtype: torch.dtype, now: Callable[[], float]) -> Clock:
-    """The built-in model and one of its questions."""
+    """A clock of the built-in model with one of its questions."""
     from tpcal.calibrate.inputs import models
     from tpcal.calibrate.inputs.batches import prompt_inputs
     from tpcal.calibrate.inputs.samples import load_samples

@@ -1,8 +1,9 @@
-"""What each selector costs on this machine, beside the prefill it stands in.
+"""The cost of each selector on this machine, as a share of a prefill.
 
-Selectors and one decoder layer take turns in one run. A prefill is taken as `N_LAYERS` times that
-layer, over N visual and `N_TEXT` text tokens of one row, times the rows of the batch. Reading the
-scores that a selector asks for is the executor's part; `executor.py` times both together.
+Selectors and one decoder layer take turns in one run. The time of a prefill is estimated as
+`N_LAYERS` times that of the layer, over N visual and `N_TEXT` text tokens of one row, times the
+rows of the batch. Reading the scores that a selector asks for is the executor's work;
+`executor.py` times both together.
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ class Result:
     ms: float
     prefill_ms: float
     share: float
-    """Of the prefill; the median of each repeat's own share."""
+    """Share of the prefill; the median of the shares of the repeats."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how it is timed."""
+    """The device, precision, width and clock of the measurement."""
 
     hidden: int
     dtype: torch.dtype
@@ -79,9 +80,11 @@ class Machine:
 
     @property
     def n_heads(self) -> int:
+        """Number of attention heads of 128 dimensions."""
         return max(1, self.hidden // 128)
 
     def seconds(self, work: Callable[[], Any]) -> float:
+        """Time of the work, in seconds."""
         started = self._now()
         work()
         return self._now() - started
@@ -91,7 +94,7 @@ class Machine:
 
 
 def decoder_layer(machine: Machine) -> LlamaModel:
-    """One layer of Llama 7B's proportions (4096, 11008, 32 heads) and nothing else of weight."""
+    """A decoder of one layer with the proportions of Llama 7B (4096, 11008, 32 heads)."""
     config = LlamaConfig(
         hidden_size=machine.hidden,
         intermediate_size=machine.hidden * 11008 // 4096,
@@ -106,7 +109,7 @@ def decoder_layer(machine: Machine) -> LlamaModel:
 
 
 def tokens(case: Case, machine: Machine, norm: nn.Module) -> Tokens:
-    """Random candidates of one square image a row, with all that any selector asks for."""
+    """Random tokens of one square image in each row, with everything that any selector reads."""
     generator = torch.Generator().manual_seed(0)
     batch, n = case.batch, case.n_tokens
     side = math.isqrt(max(n, 1) - 1) + 1
@@ -140,14 +143,14 @@ def tokens(case: Case, machine: Machine, norm: nn.Module) -> Tokens:
 
 
 def cut(selector: Selector, seen: Tokens, n_keep: Tensor) -> None:
-    """All that a selector does at a cut."""
+    """The whole work of a selector at a cut: to select tokens, and to merge the others."""
     selector.merged(seen, selector.select(seen, n_keep))
 
 
 def measure(
     case: Case, chosen: Sequence[str], machine: Machine, layer: LlamaModel, n_repeats: int
 ) -> list[Result]:
-    """The selectors of one case; layer and selectors take turns."""
+    """The results of all selectors on one case; the layer and the selectors take turns."""
     seen = tokens(case, machine, layer.norm)
     made = {name: create(*VARIANTS[name]) for name in chosen}
     n_keep = torch.full((case.batch,), round(case.keep * case.n_tokens), device=machine.device)

@@ -1,4 +1,4 @@
-"""Times, and peaks of memory, of prefills and decode steps with and without a plan."""
+"""Times and peak memory of prefills and decode steps, with and without a plan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from tpcal.plans.selectors.base import Selector
 
 @dataclass
 class Seconds:
-    """Times of one plan, a list entry per repeat; `clock` times, wall times beside them."""
+    """Times of one plan in seconds, with one entry for each repeat.
+
+    ``prefill_wall`` is in wall time; the others are in the time of the chosen clock.
+    """
 
     prefill: list[float] = field(default_factory=list)
     prefill_wall: list[float] = field(default_factory=list)
@@ -34,7 +37,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, its prompt and how to time them.
+    """A model, its prompt and the clock to time them with.
 
     The output head is left out: no plan changes its one row, and on a CPU torch copies its weights
     for that row, which takes as long as some layers.
@@ -47,12 +50,15 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
+        """The device of the inputs."""
         return self.inputs["input_ids"].device
 
     def now(self) -> float:
+        """The clock's time in seconds, after the device has finished its work."""
         return now(self.device, self.clock)
 
     def prefill(self) -> DynamicCache:
+        """The cache after one prefill of the prompt."""
         cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
         features = dict(self.inputs["mm_encoder_outputs"])
         inputs = {**self.inputs, "mm_encoder_outputs": features}
@@ -60,7 +66,7 @@ class Bench:
         return cache
 
     def round(self, plan: Plan | None, seconds: Seconds) -> None:
-        """One prefill and some decode steps."""
+        """Times one prefill and some decode steps, with the plan or without."""
         with applied(self.model, plan):
             started, wall = self.now(), time.perf_counter()
             cache = self.prefill()
@@ -75,7 +81,7 @@ class Bench:
             seconds.decode.append(statistics.median(steps))
 
     def text(self, n_tokens: int) -> float:
-        """Time of a prefill of so many text tokens, which no plan touches."""
+        """Time of a prefill of ``n_tokens`` text tokens, which no plan prunes, in seconds."""
         ids = self.inputs["input_ids"][:, :1].expand(-1, n_tokens)
         cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
         started = self.now()
@@ -83,7 +89,7 @@ class Bench:
         return self.now() - started
 
     def inside(self, plan: Plan, seconds: Seconds) -> None:
-        """One prefill with the time spent inside the executor and in selection."""
+        """Times the executor and selection inside one prefill."""
         with stopwatch(self.now) as spent, applied(self.model, plan):
             self.prefill()
         seconds.executor.append(spent["executor"])
@@ -92,7 +98,10 @@ class Bench:
 
 @contextmanager
 def stopwatch(now: Callable[[], float]) -> Iterator[dict[str, float]]:
-    """Sums the time inside the executor's hooks and inside selection, which is part of it."""
+    """Sums the time inside the executor's hooks, and inside selection, which is a part of it."""
+    # Every function of interest is replaced by one that times it, and restored at the end. The
+    # functions call each other, so a kind of time that is being measured already is not measured
+    # a second time inside.
     spent = {"executor": 0.0, "selection": 0.0}
     open_: list[str] = []
     replaced = []
@@ -132,7 +141,7 @@ def _timing(
     now: Callable[[], float],
 ) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        mine = [kind for kind in kinds if kind not in open_]  # not twice where they nest
+        mine = [kind for kind in kinds if kind not in open_]  # nested calls do not count twice
         open_.extend(mine)
         started = now()
         try:
@@ -147,7 +156,7 @@ def _timing(
 
 
 def peak(bench: Bench, plan: Plan | None) -> int | None:
-    """Most bytes a prefill holds beyond what was there before, its KV cache included."""
+    """Peak bytes of a prefill beyond those held before it, including its KV cache."""
     with applied(bench.model, plan):
         return peak_bytes(bench.device, bench.prefill)
 
@@ -159,10 +168,16 @@ class Times:
     unpruned: Seconds
     plans: dict[str, Seconds]
     text: dict[int, list[float]]
-    """Unpruned prefills of so many text tokens."""
+    """Times of unpruned prefills, by number of text tokens."""
 
     def reachable(self, lengths: Sequence[int]) -> float:
-        """Speed-up where each layer takes its share of a prefill of its length; no executor."""
+        """Speed-up without the executor, if each layer takes its share of a prefill of its length.
+
+        Args:
+            lengths: [L] tokens that enter each layer.
+        """
+        # time(n) is the median of unpruned prefills of n tokens; L layers of lengths n_1 … n_L
+        # would take the sum of time(n_l) / L.
         full = statistics.median(self.unpruned.prefill)
         layers = [statistics.median(self.text.get(n, self.unpruned.prefill)) for n in lengths]
         return full * len(lengths) / sum(layers)
@@ -175,7 +190,7 @@ def measure(
     n_repeats: int,
     tick: Callable[[], None],
 ) -> Times:
-    """Takes turns between the unpruned model, the plans and the short prompts."""
+    """Times the unpruned model, the plans and the short prompts in turns."""
     times = Times(Seconds(), {name: Seconds() for name in made}, {n: [] for n in lengths})
     for repeat in range(n_repeats + 1):
         warm = repeat > 0  # the first round warms up

@@ -1,1 +1,1 @@
-"""MEASURE: runs a model over a small data set; samples -> probe -> profile."""
+"""Measuring: a model runs over a small data set, and probes of its samples make a profile."""

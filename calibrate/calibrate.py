@@ -1,4 +1,4 @@
-"""Calibration: every single cut of a grid tried on every sample, replayed from the cut's layer."""
+"""Calibration: tries every cut of a grid on every sample, by replays from the cut's layer on."""
 
 from __future__ import annotations
 
@@ -49,34 +49,46 @@ def calibrate(
 ) -> Profile:
     """The profile of a model, written to a folder of its own in ``out`` (`folder_of`).
 
-    Every finished batch is kept on disk. However a run ends, the same call continues it, and the
-    profile comes out bit for bit the same as that of an undisturbed run with the same batch size
-    on the same machine. A finished profile is returned at once. Processes that were started
-    together (`sharing.team`) share the batches and give the same profile as one; all of them have
-    to name one folder that they share. The cost of a sample is about as many forward passes as
-    ``(layers + 1) / 2 * sum of keeps * selectors`` decoder layers make; with ``refine`` that of
-    the probes it names; recorded batches are kept for that in ``store``.
+    Every finished batch is kept on disk. After any interruption, the same call continues the run,
+    and the profile is bit for bit that of an uninterrupted run with the same batch size on the
+    same machine. A finished profile is returned at once. Processes that were started together
+    (`workers.team`) share the batches and give the same profile as a single one; all of them must
+    name the same shared folder.
+
+    A sample costs about ``(layers + 1) / 2 * sum of keeps * selectors`` runs of one decoder layer
+    over the unpruned prompt: a cut before layer l is replayed from l on, and the layers after it
+    see only the kept tokens. With ``refine``, the probes that it names take the place of the full
+    grid.
 
     Args:
         loaded: The model.
-        samples: What to measure on.
+        samples: The samples to measure on.
         out: Folder that collects profiles.
-        selectors: As `probe_grid.probes`.
-        keeps: As `probe_grid.probes`.
-        layers: As `probe_grid.probes`.
-        refine: Chooses what to probe of the grid beyond `probe_grid.coarse`; None probes all of
-            it. The same profile has to get the same answer.
-        batch_size: Samples per run of the model. May change between a run and its continuation.
-        store: Keeps recorded batches for refining, as far as its host memory goes; None: they are
-            recorded again each time ``refine`` is asked.
-        seed: The seed the samples were drawn with; kept as provenance.
-        progress: Called with samples done, samples in all and what is going on.
+        selectors: As in `probe_grid.probes`.
+        keeps: As in `probe_grid.probes`.
+        layers: As in `probe_grid.probes`.
+        refine: Chooses probes of the grid beyond those of `probe_grid.coarse`; None probes the
+            full grid. It must give the same answer for the same profile.
+        batch_size: Samples per run of the model. It may change between a run and its continuation.
+        store: Keeps recorded batches for refining, as far as its host memory goes. None records
+            them again in each round of ``refine``.
+        seed: The seed that the samples were drawn with; kept as provenance.
+        progress: Called with samples done, samples in all and a description of the step.
         provenance: Plain data to keep in the profile, under these keys.
 
     Raises:
-        UsageError: A bad grid, samples without images, or a folder that holds something else.
+        UsageError: The grid is bad, samples have no images, or the folder holds something else.
         RunFailed: Out of memory, or the model returns numbers that are not finite.
+
+    Example:
+        >>> from tpcal.calibrate.calibrate import calibrate
+        >>> from tpcal.calibrate.inputs.models import load
+        >>> from tpcal.calibrate.inputs.samples import load_samples
+        >>> samples = load_samples("embedded", n=14)
+        >>> profile = calibrate(load("embedded"), samples, "profiles")  # doctest: +SKIP
     """
+    # Step 1: fix the grid and everything the results depend on. The hash of the latter names the
+    # folder, so that another model, grid or set of samples never continues this run.
     allowed = families.find(loaded.model).cut_layers(loaded.model)
     tried = probe_grid.probes(
         loaded.identity.n_layers,
@@ -88,10 +100,13 @@ def calibrate(
     settings = _settings(loaded, samples, tried, seed, refined=refine is not None)
     folder = Path(out) / _folder_name(loaded.name, settings)
     workers = team()
-    batch_size = workers.agree(lambda: batch_size)  # each may have chosen its own by free memory
+    batch_size = workers.agree(lambda: batch_size)  # processes may differ in free memory
+    # Step 2: return a finished profile at once.
     if workers.agree((folder / profiles.PROFILE).exists):
         os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
         return profiles.load(folder)
+    # Step 3: collect what the profile says about its origin; it has fields of its own for the
+    # three keys left out.
     kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
     kept["data"] = {**samples.recipe, **kept["data"], "seen": pack(samples.identities)}
     kept["data"] |= samples.source.counts()
@@ -110,6 +125,8 @@ def calibrate(
         report,
         store if refine else None,
     )
+    # Step 4: measure. Without ``refine``, one round over the full grid; with it, a coarse round
+    # and then rounds of what it asks for. Last, the main process times the layers.
     advice = "What is done is kept. Run the same command with a smaller --batch-size."
     with memory_guard("Calibration", advice), torch.inference_mode():
         rounds.run(probe_grid.coarse(tried) if refine else tried)
@@ -127,11 +144,16 @@ def calibrate(
 def folder_of(
     loaded: Loaded, samples: Samples, out: Path | str, probes: Sequence[Probe], seed: int = 0
 ) -> Path:
-    """Where `calibrate` writes a whole grid: the model's name and a hash of what matters."""
+    """The folder that `calibrate` writes a full grid to.
+
+    Its name consists of the model's name and a hash of everything that the results depend on.
+    """
     return Path(out) / _folder_name(loaded.name, _settings(loaded, samples, probes, seed))
 
 
 def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
+    # One cut of each selector is timed, before the earliest layer it was tried at, so that
+    # `timing.examples` can add further cuts after it.
     prompt = prompt_inputs(loaded.processor, [samples[0]], loaded.model)
     earliest: dict[str, Cut] = {}
     for probe in sorted(profile.probes, key=lambda probe: probe.layer):
@@ -146,7 +168,7 @@ def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
 def _settings(
     loaded: Loaded, samples: Samples, probes: Sequence[Probe], seed: int, *, refined: bool = False
 ) -> dict[str, Any]:
-    """Plain data of everything the results depend on."""
+    """Everything that the results depend on, as plain data."""
     return {
         **({"refined": True} if refined else {}),
         "schema": profiles.SCHEMA,

@@ -1,4 +1,4 @@
-"""Results kept batch by batch while a calibration runs, so that stopping it loses one batch."""
+"""Results kept batch by batch during a calibration, so that an interruption costs one batch."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Parts:
     """The finished batches of one round of a calibration, one file each, in ``folder/parts``.
 
     Args:
-        folder: Folder of the profile to be.
-        settings: What the results depend on; a folder with others is refused.
-        widths: Columns of every array, by name; each row belongs to a sample.
-        n_samples: Samples in all.
-        number: Of the round, from 0.
+        folder: Folder of the profile that the calibration makes.
+        settings: Everything the results depend on; a folder with other settings is refused.
+        widths: Number of columns of every array, by name; each row belongs to a sample.
+        n_samples: Number of samples in all.
+        number: Number of the round, from 0.
 
     Raises:
         UsageError: The folder holds results made with other settings.
@@ -59,21 +59,27 @@ class Parts:
         write_atomic(path, text)
 
     def add(self, samples: Sequence[int], arrays: Arrays) -> None:
-        """Keeps the results of some samples: [b, width] float32 of every array."""
+        """Writes the results of some samples to a file.
+
+        Args:
+            samples: [b] numbers of the samples.
+            arrays: [b, width] of every array, by name; kept as float32.
+        """
         numbers = np.asarray(samples, dtype=np.int64)
         data = {name: np.ascontiguousarray(arrays[name], np.float32) for name in self._widths}
         name = f"{numbers.min():07d}-{numbers.max():07d}.safetensors"
         write_atomic(self._folder / name, save({**data, "samples": numbers}))
 
     def undone(self) -> list[int]:
-        """Numbers of the samples that are still to be measured, rising."""
+        """Numbers of the samples that are not measured yet, rising."""
         return [int(number) for number in np.flatnonzero(~self.read()[1])]
 
     def whole(self) -> dict[str, NDArray[Any]]:
         """Arrays [n, width] of all samples.
 
         Raises:
-            RunFailed: Some are not there, as where processes write to folders of their own.
+            RunFailed: Samples are missing, for example because processes write to different
+                folders.
         """
         found, done = self.read()
         if not done.all():
@@ -85,10 +91,11 @@ class Parts:
         return found
 
     def read(self) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-        """Arrays [n, width] of what there is, NaN where undone, and [n] bool: sample is done.
+        """Arrays [n, width], NaN for samples that are not done, and [n] bool, which are done.
 
-        A file that cannot be read counts as undone.
+        A file that cannot be read is deleted, and its samples count as not done.
         """
+        # Files name the samples they hold, so a run may be continued with another batch size.
         found = {
             name: np.full((self._n, width), np.nan, np.float32)
             for name, width in self._widths.items()
@@ -122,7 +129,7 @@ class Parts:
 
 
 def found_once(folder: Path, name: str, find: Callable[[], Any]) -> Any:
-    """Plain data that is looked for once in a calibration, and kept beside its parts."""
+    """Plain data that ``find`` computes once in a calibration; it is kept beside the parts."""
     path = folder / PARTS / f"{name}.json"
     if not path.exists():
         write_atomic(path, json.dumps(find()))
@@ -130,5 +137,5 @@ def found_once(folder: Path, name: str, find: Callable[[], Any]) -> Any:
 
 
 def discard(folder: Path) -> None:
-    """Removes the parts, once the profile they made is written."""
+    """Removes the parts, after the profile made of them is written."""
     shutil.rmtree(folder / PARTS, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How early the image can go: layers from which dropping every token is safe, group by group."""
+"""Layers from which dropping every visual token is safe, for each group of samples."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
 
 SAFE = 0.01
-"""Nats per answer token below which a loss counts as none."""
+"""A loss below this, in nats per answer token, counts as none."""
 NEEDED = 0.1
-"""Nats per answer token from which a group counts as still looking at the image."""
+"""A group still needs the image if its loss is at least this, in nats per answer token."""
 LATE = 0.6
-"""Share of the depth beyond which reading still looks and most other questions hardly do.
+"""Share of the depth beyond which reading text still needs the image and most questions do not.
 
 Source:
-    Depths at which half of the image's worth has arrived, measured on Qwen2.5-VL 7B and 3B and
+    Depths by which the model has half of the image's benefit, measured on Qwen2.5-VL 7B and 3B and
     InternVL2-2B by milab-iitj-dev/btp-reproduction: 36 to 61 % for POPE, MMBench, ScienceQA and
     AI2D, 58 to 68 % for GQA, 75 to 89 % for TextVQA, DocVQA and ChartQA. The embedded model reads
     glyphs up to 62 % and looks for colours and shapes up to 50 %.
@@ -30,8 +30,8 @@ def drop_all_curve(profile: Profile, group: str | None = None) -> dict[int, floa
     """Loss of dropping every visual token before a layer, in nats, by probed layer, rising.
 
     Args:
-        profile: What calibration found.
-        group: One of its groups; None: over all samples.
+        profile: The profile.
+        group: One of its groups; None for all samples.
     """
     means = profile.mean("kl", group)
     found = {p.layer: float(v) for p, v in zip(profile.probes, means, strict=True) if not p.keep}
@@ -39,7 +39,15 @@ def drop_all_curve(profile: Profile, group: str | None = None) -> dict[int, floa
 
 
 def safe_depth(curve: Mapping[int, float], threshold: float = SAFE) -> int | None:
-    """First layer from which every probed drop-all loses less than ``threshold``, if any."""
+    """First layer from which every probed drop-all loses less than ``threshold``, or None.
+
+    Example:
+        >>> from tpcal.calibrate.drop_all_depth import safe_depth
+        >>> safe_depth({4: 0.5, 6: 0.004, 8: 0.02, 10: 0.003, 12: 0.0})
+        10
+    """
+    # The curve need not fall everywhere, so it is walked from the last layer towards the first
+    # and ends at the first loss that is too large.
     safe = None
     for layer in sorted(curve, reverse=True):
         if curve[layer] >= threshold:
@@ -61,7 +69,7 @@ def late_layer(profile: Profile) -> int:
 def late_groups(profile: Profile) -> tuple[str, ...] | None:
     """Groups that still need the image from `late_layer` on: dropping it there costs `NEEDED`.
 
-    None where no drop-all was probed there.
+    Returns None if no drop-all was probed there.
     """
     first = late_layer(profile)
     curves = {g: drop_all_curve(profile, g) for g in profile.groups}
@@ -72,10 +80,10 @@ def late_groups(profile: Profile) -> tuple[str, ...] | None:
 
 
 def blind_spots(profile: Profile) -> tuple[str, ...]:
-    """What the samples of a profile cannot show, a sentence or two each; mostly nothing.
+    """Warnings about what the samples of a profile cannot show, one or two sentences each.
 
-    Whether there is a kind of question that looks as deep as reading does is measured, as names
-    of groups say little.
+    Whether some group needs the image as deep as reading text does is measured, because the names
+    of groups say little about it.
     """
     found, late = [], late_layer(profile)
     if late_groups(profile) == ():

@@ -1,4 +1,4 @@
-"""The laws of plans/laws/ on a really loaded model, with prompts from its own processor."""
+"""The laws of plans/laws/ on a loaded model, with prompts from its own processor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PROMPTS: Sequence[tuple[str, Sequence[tuple[int, int]]]] = (
     ("Name three colours of the rainbow and one that is not in it.", []),
     ("Describe what you see from left to right and from top to bottom.", [(280, 420)]),
 )
-"""Questions, and (width, height) of their pictures."""
+"""Questions, and (width, height) of their images."""
 
 
 def judge(
@@ -39,16 +39,21 @@ def judge(
     laws: Sequence[Law] = LAWS,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Verdict]:
-    """The verdict of each law.
+    """The verdict of each law, in the order of ``laws``.
 
     Args:
         loaded: The model.
-        plan: A plan to try beside the suite's own.
-        laws: Some of `LAWS`.
+        plan: A plan to try in addition to the suite's own plans.
+        laws: The laws to try.
         progress: Called with laws done, laws in all, and the law that is tried.
 
     Raises:
         RunFailed: Out of memory.
+
+    Example:
+        >>> from tpcal.calibrate.executor_laws import judge
+        >>> from tpcal.calibrate.inputs.models import load
+        >>> verdicts = judge(load("embedded"))  # doctest: +SKIP
     """
     verdicts: list[Verdict] = []
     report = progress or (lambda done, total, what: None)
@@ -61,7 +66,7 @@ def judge(
 
 
 def case(loaded: Loaded) -> Case:
-    """The model with four prompts: one picture, two, none, and one of a third size."""
+    """The model with four prompts: with one image, two, none, and one of a third size."""
     processor, model = loaded.processor, loaded.model
     samples = [
         Sample(f"{at}", tuple(_picture(size, at) for size in sizes), question)
@@ -76,13 +81,14 @@ def case(loaded: Loaded) -> Case:
         pad_id=0 if pad is None else pad,
         per_row=_per_row(rows[1], n_images=len(samples[1].images)),
         positions=_positions(model),
-        # behind a prompt that sees both ways, text is marked as the answer, which does not
+        # After a prompt with bidirectional attention, text is marked as an answer, whose attention
+        # is causal.
         appended={"token_type_ids": 1} if find(model).bidirectional else {},
     )
 
 
 def _row(loaded: Loaded, sample: Sample) -> dict[str, Tensor]:
-    """Inputs of one prompt; by the tokenizer where a processor wants an image in every prompt."""
+    """Inputs of one prompt; the tokenizer's if the processor refuses prompts without images."""
     try:
         return prompt_inputs(loaded.processor, [sample], loaded.model)
     except ValueError:
@@ -94,7 +100,7 @@ def _row(loaded: Loaded, sample: Sample) -> dict[str, Tensor]:
 
 
 def _picture(size: tuple[int, int], seed: int) -> Image.Image:
-    """A picture with no two patches alike: colours that change smoothly, and noise."""
+    """An image with no two equal patches: colours that change smoothly, and noise."""
     width, height = size
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     phase = np.array([0.0, 2.1, 4.2]) + seed
@@ -105,7 +111,7 @@ def _picture(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 def _typed(rows: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The rows, where token types that a processor gives only with images are zeros without."""
+    """The rows, with zeros for token types that the processor gives only with images."""
     names = {name for row in rows for name in token_like([row])}
     return [{**dict.fromkeys(names, torch.zeros_like(row["input_ids"])), **row} for row in rows]
 
@@ -120,7 +126,7 @@ def _per_row(row: Inputs, n_images: int) -> frozenset[str]:
 
 
 def _positions(model: Any) -> Callable[[Inputs], Tensor] | None:
-    """How a model with three-part positions numbers a batch; None for plain positions."""
+    """The function that numbers a batch for three-part positions; None for plain positions."""
     index = getattr(find(model).base(model), "get_rope_index", None)
     if index is None:
         return None

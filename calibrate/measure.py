@@ -1,4 +1,4 @@
-"""The real loss of whole plans on the calibration samples: one pruned replay each."""
+"""The measured loss of whole plans on the calibration samples, by one pruned replay a batch."""
 
 from __future__ import annotations
 
@@ -37,15 +37,20 @@ class _Batch:
 class Measurer:
     """Measures plans, batch by batch, so that a caller can stop a bad one early.
 
-    The first call of `losses` runs the unpruned model once over all samples. What it keeps of it,
-    in ``store``, is layer 0's input, S * D numbers a sample in the model's precision, and little
-    else: 5 MB a sample for a 7B LLaVA in half precision. On the device is one batch at a time.
+    The first call of `losses` runs the unpruned model once over all samples. It keeps the input of
+    layer 0 in ``store``, S * D numbers a sample in the model's precision, and little else: 5 MB a
+    sample for a 7B LLaVA in half precision. The device holds one batch at a time.
 
     Args:
         loaded: The model, with no plan applied.
-        samples: What to measure on.
+        samples: The samples to measure on.
         batch_size: Samples per run of the model.
-        store: Where recorded batches are kept; several measurers may share one.
+        store: Keeps the recorded batches; several measurers may share one.
+
+    Example:
+        >>> measurer = Measurer(loaded, samples)  # doctest: +SKIP
+        >>> for numbers, kl, flips in measurer.losses(plan.cuts):  # doctest: +SKIP
+        ...     print(numbers, kl.mean(), flips.mean())
     """
 
     def __init__(
@@ -65,20 +70,21 @@ class Measurer:
         self.sample_group: Array = np.array(
             [samples.groups.index(group) for group in samples.sample_groups], dtype=np.int64
         )
-        """[n] index into ``groups``."""
+        """[n] group of each sample, as an index into ``groups``."""
 
     @property
     def n_samples(self) -> int:
-        """n."""
+        """Number of samples, n."""
         return len(self._samples)
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Array, Array, Array]]:
-        """Sample numbers [b], KL in nats [b] and flips [b] of one batch after another.
+        """Yields sample numbers [b], KL in nats [b] and flips [b], batch by batch.
 
-        A flip is 1 where the sample's answer changes, else 0.
+        A flip is 1 if the sample's answer changes, else 0.
 
-        Batches mix the groups evenly, so that the mean of the first ones is a fair guess. Every
-        sample comes once; the order is always the same. Without cuts all is exactly 0.
+        Batches mix the groups evenly, so that the first batches estimate the mean without bias
+        towards a group. Every sample comes once, always in the same order. Without cuts, all
+        values are exactly 0.
 
         Raises:
             RunFailed: Out of memory.
@@ -93,6 +99,8 @@ class Measurer:
             yield numbers, kl.cpu().numpy(), flips.cpu().numpy()
 
     def _deviation(self, batch: _Batch, cuts: Sequence[Cut]) -> tuple[Tensor, Tensor]:
+        # Only the last states of the unpruned run are kept: A * D numbers a sample, where the
+        # distributions take A * V. The output head makes distributions of them each time.
         tape = Tape(self._loaded.model, batch.recording)
         pruned = log_probabilities(tape.replay(cuts, batch.positions).logits)
         full = log_probabilities(tape.head(batch.answer))
@@ -118,21 +126,32 @@ class Measurer:
 
 
 def n_of_finals(n_measured: int, n_rows: int | None) -> int:
-    """Further samples that the best plans of a search are measured on.
+    """Number of further samples that the best plans of a search are measured on.
 
-    Twice those of the search, as few plans get so far. Of data with an end at most half of the
-    rows are used in all, so that the others stay unseen.
+    It is twice the number of the search's own samples, because few plans get so far. At most half
+    of the rows of finite data are used in all, so that the others stay unseen.
 
     Args:
-        n_measured: Samples that the search compares plans on.
-        n_rows: Rows of the data; None where there is no end of them.
+        n_measured: Number of samples that the search compares plans on.
+        n_rows: Number of rows of the data; None if the data is unlimited.
+
+    Example:
+        >>> from tpcal.calibrate.measure import n_of_finals
+        >>> n_of_finals(100, None), n_of_finals(100, 500), n_of_finals(100, 150)
+        (200, 150, 0)
     """
     most = 2 * n_measured
     return most if n_rows is None else max(0, min(most, n_rows // 2 - n_measured))
 
 
 def in_turns(groups: Sequence[str]) -> list[int]:
-    """Numbers 0..n-1, one of each group in turn, in order within a group."""
+    """The numbers 0 … n - 1, one of each group in turn, in order within a group.
+
+    Example:
+        >>> from tpcal.calibrate.measure import in_turns
+        >>> in_turns(["a", "a", "a", "b"])
+        [0, 3, 1, 2]
+    """
     members: dict[str, list[int]] = defaultdict(list)
     for i, group in enumerate(groups):
         members[group].append(i)

@@ -1,4 +1,4 @@
-"""What memory a run will need, told before it starts, and how it keeps to a limit."""
+"""Memory that a run will need, estimated before it starts, and batches that keep to a limit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find
 
 N_TRIED = 8
-"""Samples that are looked at for the longest prompt."""
+"""Number of samples that are encoded to find the longest prompt."""
 _FREE = 0.9
-"""Part of the free memory that a run without a limit takes."""
+"""Share of the free memory that a run without a limit takes."""
 _KEPT = 0.5
-"""Part of the host's memory for recorded batches; beyond it they go to the disk."""
+"""Share of the host's memory for recorded batches; further ones go to the disk."""
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,27 @@ class LongestPrompt:
     """The longest prompt of some samples, with its answer."""
 
     n_tokens: int
-    """S, visual and text tokens and those of the answer."""
+    """Visual, text and answer tokens together, S."""
     n_visual: int
     n_answer: int
-    """A, distributions that are compared."""
+    """Number of distributions that are compared, A."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that one sample takes, estimated."""
+    """Estimated bytes that one sample takes."""
 
     work: float
-    """On the device, while it runs."""
+    """Bytes on the device, while its batch runs."""
     kept: float
-    """Off the device, from its recording to the end."""
+    """Bytes off the device, from its recording to the end."""
     beyond: str
-    """What becomes of recordings that the host's memory does not hold."""
+    """What happens to recordings that the host's memory does not hold, in words."""
 
 
 @dataclass(frozen=True)
 class Arranged:
-    """How a run keeps to its memory."""
+    """Batch size and store with which a run keeps to its memory."""
 
     batch_size: int
     store: Store
@@ -57,7 +57,7 @@ class Arranged:
 
 
 def longest(loaded: Loaded, samples: Samples) -> LongestPrompt:
-    """The longest of up to `N_TRIED` prompts, spread over the samples."""
+    """The longest of up to `N_TRIED` prompts that are spread evenly over the samples."""
     step = -(-len(samples) // N_TRIED)
     tried = [samples[i] for i in range(0, len(samples), step)]
     found = [_measured(loaded, sample) for sample in tried]
@@ -78,7 +78,9 @@ def _n_ids(loaded: Loaded, answer: str) -> int:
 
 
 def of_plans(loaded: Loaded, prompt: LongestPrompt) -> Need:
-    """What a search takes that measures whole plans."""
+    """The need of a search, which measures whole plans."""
+    # With b bytes a number: kept are the input of layer 0 (S * D * b), the last outputs at the
+    # answer's positions (A * D * b), and rotary tables, masks and ranks of S tokens.
     shape, n_bytes = loaded.shape, loaded.model.dtype.itemsize
     states = float(prompt.n_tokens * shape.hidden * n_bytes)
     answer = float(prompt.n_answer * shape.hidden * n_bytes)
@@ -87,7 +89,9 @@ def of_plans(loaded: Loaded, prompt: LongestPrompt) -> Need:
 
 
 def of_probes(loaded: Loaded, prompt: LongestPrompt) -> Need:
-    """What a calibration takes, which keeps the states and keys of every layer."""
+    """The need of a calibration, which keeps the states and keys of every layer."""
+    # With b bytes a number: S * (L * (D + key width) + D + rotary tables) * b for the states, and
+    # L * T * N numbers in float32 for the attention of T text tokens to N visual tokens.
     shape, n_bytes = loaded.shape, loaded.model.dtype.itemsize
     width = shape.hidden + shape.n_kv_heads * shape.head_dim
     numbers = float(shape.n_layers * width + shape.hidden + 2 * shape.head_dim)  # rotary tables
@@ -99,7 +103,10 @@ def of_probes(loaded: Loaded, prompt: LongestPrompt) -> Need:
 
 
 def _pass(shape: DecoderShape, prompt: LongestPrompt, n_bytes: int) -> float:
-    """What one layer, one selector and the output head hold at once."""
+    """Bytes that one layer, one selector and the output head hold at once, an upper estimate."""
+    # layer: residual and normalised states, the feed-forward's three widths, queries, keys and
+    # values; masks: S * S, as booleans and in the model's precision; selector: the tokens and all
+    # pairs of them; head: A * V numbers of two runs, as logits and as logarithms.
     n, visual = prompt.n_tokens, prompt.n_visual
     heads = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim
     layer = n * n_bytes * (4.0 * shape.hidden + 3.0 * shape.ffn + 2.0 * heads)
@@ -112,18 +119,21 @@ def _pass(shape: DecoderShape, prompt: LongestPrompt, n_bytes: int) -> float:
 def arranged(
     loaded: Loaded, need: Need, n_kept: int, batch_size: int, limit: int | None
 ) -> Arranged:
-    """Batches and a store that keep to the memory there is.
+    """A batch size and a store that keep to the available memory.
 
     Args:
         loaded: The model, on its device.
-        need: Of one sample.
-        n_kept: Samples whose recordings are kept.
-        batch_size: Most samples of a batch.
-        limit: Most bytes on the device, the model's weights among them; None: what is free.
+        need: The need of one sample.
+        n_kept: Number of samples whose recordings are kept.
+        batch_size: Largest batch size to use.
+        limit: Largest number of bytes on the device, including the model's weights; None takes
+            what is free.
 
     Raises:
         UsageError: The limit leaves no room for one sample.
     """
+    # Free memory does not include the weights, which are loaded already; a limit includes them.
+    # The batch is as large as fits: floor(room for work / work of one sample).
     device = device_of(loaded.model)
     weights = sum(p.nbytes for p in loaded.model.parameters() if p.device.type == device.type)
     room = _FREE * _free(device) if limit is None else float(limit - weights)
@@ -153,7 +163,7 @@ def _shown(n_bytes: float) -> str:
 
 
 def _free(device: torch.device) -> float:
-    """Bytes that are free, those among them that torch holds and does not use."""
+    """Free bytes, including those that torch has reserved and does not use."""
     if device.type != "cuda":
         return _free_host()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -161,7 +171,7 @@ def _free(device: torch.device) -> float:
 
 
 def _free_host() -> float:
-    """This process's part of the host's free memory, where several were started together."""
+    """This process's share of the host's free memory, if several were started together."""
     from accelerate.utils import get_max_memory
 
     return float(get_max_memory()["cpu"]) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""What calibration measures of a batch of samples: every single cut, and every layer."""
+"""Measurements of calibration on a batch of samples: of every single cut, and of every layer."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tpcal.plans.errors import RunFailed, UsageError, excerpt
 from tpcal.plans.schema import Cut
 
 TAU = 0.93
-"""Cosine below which a visual token counts as turned (BTP, arXiv 2505.22038, App. 7.6)."""
+"""A visual token counts as turned below this cosine (BTP, arXiv 2505.22038, App. 7.6)."""
 Arrays = dict[str, NDArray[Any]]
 
 
 def widths(n_probes: int, n_layers: int) -> dict[str, int]:
-    """Columns of every array that `measure` makes."""
+    """Number of columns of every array that `measure` returns, by name."""
     return {
         **dict.fromkeys(MEASURES, n_probes),
         **dict.fromkeys(MASSES, n_layers),
@@ -41,7 +41,7 @@ def widths(n_probes: int, n_layers: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A batch after its unpruned pass: all that `measure` needs, whichever probes come."""
+    """A batch after its unpruned pass; `measure` needs nothing else, for any probes."""
 
     recording: Recording
     positions: Tensor  # [b, A]
@@ -50,10 +50,10 @@ class Recorded:
 
 
 def record(loaded: Loaded, samples: Samples, numbers: Sequence[int]) -> Recorded:
-    """The unpruned pass over some samples.
+    """The unpruned pass over the samples of these numbers.
 
     Raises:
-        UsageError: A sample without images.
+        UsageError: A sample has no images.
     """
     batch = [samples[i] for i in numbers]
     encoded = encode(loaded.processor, batch, loaded.model)
@@ -67,10 +67,10 @@ def record(loaded: Loaded, samples: Samples, numbers: Sequence[int]) -> Recorded
 
 
 def measure(loaded: Loaded, batch: Recorded, probes: Sequence[Probe]) -> Arrays:
-    """Every figure of a batch, [b, columns] each.
+    """All measurements of a batch, [b, columns] each, float32, by name.
 
     Raises:
-        RunFailed: Numbers that are not finite.
+        RunFailed: The model returned numbers that are not finite.
     """
     tape = Tape(loaded.model, batch.recording)
     columns = _columns_of_layers(tape)
@@ -99,6 +99,9 @@ def _columns_of_layers(tape: Tape) -> dict[str, Tensor]:
 def _columns_of_probes(
     tape: Tape, probes: Sequence[Probe], positions: Tensor, valid: Tensor
 ) -> dict[str, Tensor]:
+    # A probe is one cut. Its replay gives the two deviations: the answer's, from the logits at
+    # the answer's positions, and the local one, from the output of the layer after the cut. The
+    # recorded input of the next layer is that layer's unpruned output.
     full = log_probabilities(tape.logits(positions))
     where = text_after_images(tape.text_mask, tape.visual_mask)
     found: dict[str, list[Tensor]] = {name: [] for name in MEASURES}

@@ -1,4 +1,4 @@
-"""Which single cuts calibration tries: layer x keep x selector."""
+"""The probe grid: the single cuts that calibration tries, layer x keep x selector."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tpcal.plans.errors import UsageError
 
 DEFAULT_KEEPS = (0.5, 0.25, 0.1, 0.05, 0.0)
 DEFAULT_SELECTORS = ("attention", "balanced", "dart", "diversity", "grid", "random")
-"""One of each kind, and the two that look at nothing; every further one is as much work again."""
+"""One selector of each kind, and two that look at nothing. The work grows with their number."""
 MAX_DEFAULT_LAYERS = 16
 """A deeper decoder is probed at this many evenly spaced layers unless layers are named."""
 _COARSE = 6
-"""A coarse grid has one layer of so many."""
+"""A coarse grid has one layer of this many."""
 
 
 def probes(
@@ -27,18 +27,24 @@ def probes(
 ) -> tuple[Probe, ...]:
     """The grid, in a fixed order: layers rising, keeps falling, selectors by name.
 
-    Keep 0 stands once per layer, without a selector; selectors that look at attention start at
-    layer 1, where there is a layer before to take it from.
+    Keep 0 occurs once per layer, without a selector. Selectors that read attention start at
+    layer 1, because they read that of the layer before.
 
     Args:
         n_layers: Depth of the decoder.
-        selectors: Names; None for `DEFAULT_SELECTORS`.
-        allowed: Layers a cut may stand before; None for all.
-        keeps: Each in [0, 1); None for `DEFAULT_KEEPS`.
-        layers: None for all, or for `MAX_DEFAULT_LAYERS` evenly spaced ones of a deeper decoder.
+        selectors: Names of selectors; None for `DEFAULT_SELECTORS`.
+        allowed: Layers that a cut may precede; None for all.
+        keeps: Kept shares, each in [0, 1); None for `DEFAULT_KEEPS`.
+        layers: Layers to cut before; None for all, or for `MAX_DEFAULT_LAYERS` evenly spaced ones
+            of a deeper decoder.
 
     Raises:
-        UsageError: Unknown selector, or a keep or layer out of range, or an empty grid.
+        UsageError: A selector is unknown, a keep or layer is out of range, or the grid is empty.
+
+    Example:
+        >>> from tpcal.calibrate.probe_grid import probes
+        >>> [(p.layer, p.keep, p.selector) for p in probes(2, selectors=["grid"], keeps=[0.5, 0])]
+        [(0, 0.5, 'grid'), (0, 0.0, None), (1, 0.5, 'grid'), (1, 0.0, None)]
     """
     names = sorted(set(DEFAULT_SELECTORS if selectors is None else selectors))
     first_layer = {name: registry.min_layer(name) for name in names}
@@ -62,12 +68,18 @@ def probes(
 
 
 def coarse(grid: Sequence[Probe]) -> tuple[Probe, ...]:
-    """The part of a grid that shows what the rest is worth, in the order of the grid.
+    """The part of a grid that is measured first, in the order of the grid.
 
-    Every drop-all, as these cost next to nothing; every selector at every keep before one layer in
-    six; and the smallest keep before each selector's first layer, as the cheapest plan cuts
-    there. A fifth of the work of the default grid.
+    From it the planner estimates which further probes are worth their cost. It is about a fifth of
+    the work of the default grid.
     """
+    # The coarse grid is the union of three parts:
+    # 1. Every drop-all (keep 0), because these cost next to nothing.
+    # 2. Every selector at every keep before one layer in six. With m layers and n chosen ones,
+    #    chosen layer i is the middle of the i-th of n equal parts: floor((i + 1/2) * m / n - 1/2),
+    #    which is ((2 i + 1) m - n) // 2 n in whole numbers.
+    # 3. The smallest keep before each selector's first layer, because the cheapest plan cuts
+    #    there.
     layers = sorted({probe.layer for probe in grid})
     n = max(1, round(len(layers) / _COARSE))
     chosen = {layers[((2 * i + 1) * len(layers) - n) // (2 * n)] for i in range(n)}
@@ -80,7 +92,7 @@ def coarse(grid: Sequence[Probe]) -> tuple[Probe, ...]:
 
 
 def default_layers(allowed: range) -> list[int]:
-    """All layers of a shallow decoder, evenly spaced ones from the first on of a deep one."""
+    """All layers of a shallow decoder; of a deep one, evenly spaced layers from the first on."""
     n = min(len(allowed), MAX_DEFAULT_LAYERS)
     return [allowed[i * len(allowed) // n] for i in range(n)]
 

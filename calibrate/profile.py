@@ -1,4 +1,4 @@
-"""The profile: what calibration found, as arrays beside readable YAML; no pixels, no text."""
+"""The profile: results of a calibration, as arrays beside readable YAML; no pixels, no text."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tpcal.plans.yaml_files import Line, dump_yaml, read_bytes, read_yaml, write
 
 SCHEMA = 2
 _TYPED_PATHS = 1
-"""Schema whose flips are shares of answer tokens, and whose paths start in the working folder."""
+"""The first schema: flips are shares of answer tokens, and paths start in the working folder."""
 PROFILE, ARRAYS, TIMING = "profile.yaml", "arrays.safetensors", "timing.yaml"
 SETTINGS = "settings.json"
-"""What the results depend on; written first, so that it marks an unfinished profile."""
+"""Everything the results depend on; written first, so that it marks an unfinished profile."""
 MEASURES = ("kl", "local", "flips")
 MASSES = ("turns", "text_to_visual", "visual_to_text")
 MAX_YAML_BYTES = 4_000_000
@@ -41,13 +41,19 @@ class Probe:
     layer: int
     keep: float
     selector: str | None = None
-    """None where ``keep`` is 0."""
+    """None if ``keep`` is 0."""
     params: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What calibration found, for n samples, P probes and L layers."""
+    """The results of a calibration, for n samples, P probes and L layers.
+
+    Example:
+        >>> from tpcal.calibrate import profile
+        >>> found = profile.load(profile.newest("profiles"))  # doctest: +SKIP
+        >>> found.mean("kl", group="colour")  # [P] nats  # doctest: +SKIP
+    """
 
     model: ModelIdentity
     shape: DecoderShape
@@ -60,35 +66,35 @@ class Profile:
     probes: tuple[Probe, ...]
     local: Array  # [n, P] float32, relative L2 distance of the cut layer's output
     kl: Array  # [n, P] float32, nats per answer token
-    flips: Array  # [n, P] float32, 1 where the answer changed, else 0
+    flips: Array  # [n, P] float32, 1 if the answer changed, else 0
     turns: Array  # [n, L] float32, share of visual tokens a layer turns (BTP)
     text_to_visual: Array  # [n, L] float32, attention mass (ToDRE)
     visual_to_text: Array  # [n, L] float32, attention mass (ToDRE)
     layer_ms: tuple[tuple[int, float], ...] = ()
-    """(tokens, milliseconds of one decoder layer), measured; empty where it was not."""
+    """Pairs (tokens, milliseconds of one decoder layer); empty if times were not measured."""
     executor_ms: Mapping[str, float] = field(default_factory=dict)
-    """Milliseconds that carrying out a plan adds, as `tpcal.calibrate.timing` measures them."""
+    """Milliseconds that executing a plan adds, as `tpcal.calibrate.timing` measures them."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stop_layer(self) -> int | None:
-        """First layer that no cut may stand before, in a decoder that has such layers."""
+        """First layer that no cut may precede; None if cuts may precede every layer."""
         return self.provenance.get("stop_layer")
 
     @property
     def digest(self) -> str:
-        """sha256 of all but the times, which differ from run to run."""
+        """sha256 of everything except the times, which differ from run to run."""
         return _digest(_plain(self, _pack(self)))
 
     def mean(self, measure: str, group: str | None = None) -> Array:
-        """[P] means over the samples of a group, or over all.
+        """[P] means over the samples of a group, or over all samples.
 
         Args:
             measure: ``kl``, ``local`` or ``flips``.
-            group: One of ``groups``.
+            group: One of ``groups``; None for all samples.
 
         Raises:
-            UsageError: Unknown measure or group.
+            UsageError: The measure or the group is unknown.
         """
         if measure not in MEASURES:
             raise UsageError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}.")
@@ -103,7 +109,7 @@ class Profile:
 
 
 def save(profile: Profile, folder: Path | str) -> None:
-    """Writes the profile; `profile.yaml` comes last, so a folder that has it is complete.
+    """Writes the profile. `profile.yaml` is written last, so a folder that has it is complete.
 
     The same profile gives the same bytes, apart from ``timing.yaml``.
     """
@@ -116,7 +122,7 @@ def save(profile: Profile, folder: Path | str) -> None:
 
 
 def placed(profile: Profile, folder: Path | str) -> Profile:
-    """The profile of a model and data as the user named them, as a file in ``folder`` keeps it."""
+    """The profile with the paths of its model and data as a file in ``folder`` keeps them."""
     folder, name, facts = Path(folder), profile.model.name, dict(profile.provenance)
     for part in ("data", "samples"):
         if isinstance(record := facts.get(part), Mapping) and isinstance(record.get("data"), str):
@@ -126,7 +132,7 @@ def placed(profile: Profile, folder: Path | str) -> Profile:
 
 
 def _of_today(profile: Profile, folder: Path) -> Profile:
-    """A profile of the first schema as one of this: an answer changes where any token does."""
+    """A profile of the first schema converted to this one: an answer changes if any token does."""
     return placed(replace(profile, flips=(profile.flips > 0).astype(np.float32)), folder)
 
 
@@ -143,8 +149,11 @@ def load(folder: Path | str) -> Profile:
     """The profile in a folder.
 
     Raises:
-        UsageError: Missing, unfinished, corrupt, changed or from another version; says what to do.
+        UsageError: The profile is missing, unfinished, corrupt, changed or of another version;
+            the message says what to do.
     """
+    # The header and its digest are checked first, then the hash of the arrays, then the rules of
+    # the content, so that every error names the first thing that is wrong.
     folder = Path(folder)
     if folder.is_file() and folder.name == PROFILE:
         folder = folder.parent
@@ -169,10 +178,10 @@ def load(folder: Path | str) -> Profile:
 
 
 def newest(out: Path | str) -> Path:
-    """The folder of the newest finished profile in ``out``, which may itself be one.
+    """The folder of the newest finished profile in ``out``, which may itself be a profile.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no finished profile.
     """
     out = Path(out)
     if (out / PROFILE).exists():
@@ -208,7 +217,7 @@ def _corrupt(folder: Path, reason: str) -> UsageError:
 
 
 def _plain(profile: Profile, packed: bytes) -> dict[str, Any]:
-    """Plain data of all but the arrays, which are present as their hash."""
+    """Plain data of the profile; a hash stands for the arrays."""
     probes = [
         Line({k: v for k, v in asdict(p).items() if v or k != "params"}) for p in profile.probes
     ]
@@ -249,7 +258,7 @@ def _pack(profile: Profile) -> bytes:
 
 
 def _read_timing(folder: Path) -> dict[str, Any]:
-    """The measured times; none where the file is missing: a profile is of use without them."""
+    """The measured times; empty if the file is missing, as a profile is useful without them."""
     if not (folder / TIMING).exists():
         return {}
     damaged = UsageError(f"{folder / TIMING} is damaged. Delete it; plans then say no ms.")

@@ -1,7 +1,7 @@
-"""The rules of a profile: plain data and arrays become records, every problem is collected.
+"""The rules of a profile: plain data and arrays become records, and every problem is collected.
 
-A profile's digest says that nobody changed the file, not that its maker meant well. What the
-planner relies on is checked here.
+A profile's digest shows that the file was not changed by accident, not that its content is valid.
+Everything that the planner relies on is checked here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tpcal.plans.schema import ModelIdentity
 from tpcal.plans.selectors import names
 
 MAX_TOKENS = 2**17
-"""Of a prompt. Tables of the planner have an entry for every count of visual tokens."""
+"""Largest prompt. Tables of the planner have an entry for every count of visual tokens."""
 MAX_WIDTH = 2**31
-"""Of a decoder, in any direction."""
+"""Largest width of a decoder, in any dimension."""
 SHARES = ("flips", *MASSES)
 _SLACK = 1e-3
-"""Sums of float32 shares can end a little beside 0 and 1."""
+"""Tolerance of shares: sums in float32 can lie slightly outside of [0, 1]."""
 _SAMPLES = {
     **dict.fromkeys(("data", "split"), str),
     **dict.fromkeys(("samples", "seed"), int),
@@ -37,7 +37,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
     """The profile, without its times.
 
     Raises:
-        ValueError: Says what the profile must hold, the first problem first.
+        ValueError: The data breaks the rules; the message names all problems found.
     """
     reader = Reader()
     model = read_record(reader, data, "model", ModelIdentity)
@@ -137,7 +137,7 @@ def _probes(reader: Reader, value: Any, stop_layer: int) -> tuple[Probe, ...]:
 
 
 def _provenance(reader: Reader, value: Any) -> dict[str, Any]:
-    """Plain data; what later runs read of it has its type."""
+    """The provenance as plain data, with the type of every entry that later runs read checked."""
     facts = reader.plain(value, "provenance")
     if not isinstance(facts, Mapping):
         reader.wrong("provenance", "be a mapping", value)
@@ -154,7 +154,7 @@ def _provenance(reader: Reader, value: Any) -> dict[str, Any]:
 
 
 def _check_groups(reader: Reader, arrays: Mapping[str, NDArray[Any]], n_groups: int) -> int:
-    """Samples of the profile: each of a group there is, and each group with some."""
+    """The number of samples. Each must belong to a known group, and each group must have one."""
     own = arrays.get("sample_group")
     if own is None or own.ndim != 1 or own.dtype != np.int64:
         reader.problems.append("sample_group must be one int64 for each sample.")
@@ -172,7 +172,8 @@ def _check_array(
         got = "none" if array is None else f"shape {array.shape} of {array.dtype}"
         reader.problems.append(f"{name} must be {shape} finite numbers in float32; got {got}.")
         return
-    least = -np.inf if name == "kl" else -_SLACK  # a KL is summed over many more numbers
+    # A KL sums over the vocabulary, so rounding may take it further below 0 than a share.
+    least = -np.inf if name == "kl" else -_SLACK
     most = 1 + _SLACK if name in SHARES else np.inf
     if not ((array >= least) & (array <= most)).all():
         rule = "be in [0, 1]" if name in SHARES else "be at least 0"

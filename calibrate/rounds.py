@@ -1,4 +1,8 @@
-"""The rounds of one calibration: some probes on every sample, then more, then the profile."""
+"""The rounds of a calibration: each measures some probes on every sample; a profile joins them.
+
+The first round measures the full grid or its coarse part. Each further round measures the probes
+that a function chose after it had seen the profile so far, until it chooses none.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from tpcal.calibrate.workers import Team
 
 Progress = Callable[[int, int, str], None]
 Refine = Callable[[Profile, Sequence[Probe]], Sequence[Probe]]
-"""From the profile so far and the probes of the grid that it lacks: those to try next, or none."""
+"""Chooses the probes to try next, or none, from the profile so far and the grid's other probes."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +39,38 @@ class Rounds:
     workers: Team
     report: Progress
     store: Store | None = None
-    """Keeps recorded batches for the rounds that follow, as far as host memory goes; None where
-    none follow."""
+    """Keeps recorded batches for later rounds, as far as host memory goes; None if there are no
+    later rounds."""
     _recorded: dict[tuple[int, ...], StoredRecord[Recorded]] = field(default_factory=dict)
     _made: list[tuple[tuple[Probe, ...], Parts]] = field(default_factory=list)
 
     def run(self, probes: Sequence[Probe], doing: str = "Calibrating") -> None:
-        """Measures these probes on all samples that lack them, together with the team."""
+        """Measures these probes on all samples that lack them, together with the team.
+
+        Raises:
+            UsageError: The folder holds results of other settings, or a sample has no images.
+            RunFailed: The model returned numbers that are not finite, or a process has ended.
+        """
+        # The main process reads which samples are undone, and every process cuts them into the
+        # same batches. Process p of P measures batches p, p + P, …; each finished batch is a
+        # file, so that an interruption costs one batch a process.
         n, n_layers = len(self.samples), self.loaded.identity.n_layers
         parts = Parts(
             self.folder, self.settings, widths(len(probes), n_layers), n, len(self._made)
         )
-        undone = self.workers.agree(parts.undone)  # cut into batches as a lone process would
+        undone = self.workers.agree(parts.undone)
         starts = range(0, len(undone), self.batch_size)
         done = n - len(undone)
         self.report(done, n, doing)
         for numbers in self.workers.share([undone[i : i + self.batch_size] for i in starts]):
             parts.add(numbers, measure(self.loaded, self._batch(numbers), probes))
-            done = min(done + len(numbers) * self.workers.size, n)  # the others are about as far
+            done = min(done + len(numbers) * self.workers.size, n)  # estimates the other processes
             self.report(done, n, doing)
         self.workers.wait()
         self._made.append((tuple(probes), parts))
 
     def _batch(self, numbers: Sequence[int]) -> Recorded:
-        """The recorded batch, from an earlier round where it is kept."""
+        """The recorded batch; it comes from an earlier round if that kept it."""
         key = tuple(numbers)
         if key in self._recorded:
             return self._recorded[key].load()
@@ -68,9 +80,9 @@ class Rounds:
         return batch
 
     def refine(self, grid: Sequence[Probe], choose: Refine) -> None:
-        """Runs rounds of what ``choose`` picks from the grid, until it picks nothing.
+        """Runs rounds of the probes that ``choose`` picks from the grid, until it picks none.
 
-        What it picked is kept, so that a continued run goes on with the same.
+        The picked probes are kept on disk, so that a continued run measures the same ones.
         """
         while more := self.workers.agree(lambda: self._next(grid, choose)):
             share = self._share(grid, more)
@@ -94,10 +106,11 @@ class Rounds:
         return [Probe(**kept) for kept in found_once(self.folder, name, find)]
 
     def profile(self) -> Profile:
-        """What was found so far, without times; probes in the order of a grid.
+        """The profile of the rounds so far, without times; probes are in the order of a grid.
 
         Raises:
-            RunFailed: Results are missing, as where processes write to folders of their own.
+            RunFailed: Results are missing, for example because processes write to different
+                folders.
         """
         probes, found = self._joined()
         counts = found.pop("counts").mean(axis=0, dtype=np.float64)
@@ -118,7 +131,9 @@ class Rounds:
         )
 
     def _joined(self) -> tuple[tuple[Probe, ...], Arrays]:
-        """All probes, and [n, width] of every array; those of layers from the first round."""
+        """All probes, and [n, width] of every array; layers' arrays come from the first round."""
+        # Every round measures the layers' arrays again, with the same result. The probes' arrays
+        # are concatenated and their columns put in the order of the grid.
         every = [parts.whole() for _, parts in self._made]
         probes = [probe for tried, _ in self._made for probe in tried]
         order = sorted(range(len(probes)), key=lambda i: _place(probes[i]))
@@ -128,7 +143,7 @@ class Rounds:
         return tuple(probes[i] for i in order), found
 
     def discard(self) -> None:
-        """Removes what the profile was made of, once it is written."""
+        """Removes the finished batches, after the profile made of them is written."""
         discard(self.folder)
 
 

@@ -3,6 +3,10 @@
 A replay makes its cuts with the executor's own code (`tpcal.plans.executor.passes`), on
 teacher-forced input: prompt and answer in one sequence. Selection looks at the prompt only, as
 production prefill does.
+
+Layers 0 … l - 1 compute the same with a cut before layer l as without it. So the unpruned pass is
+run once and the input of every layer is kept; a cut before layer l is then tried by running layers
+l … L - 1 alone, on the recorded input of layer l.
 """
 
 from __future__ import annotations
@@ -34,26 +38,26 @@ from tpcal.plans.images import vision_reader
 from tpcal.plans.schema import Cut
 
 _STATES = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
-"""What the decoder is called with and only its own code reads, before its first layer."""
+"""Arguments of the decoder that only its own code reads, before its first layer."""
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay with cuts gives."""
+    """The results of a replay with cuts."""
 
     logits: Tensor
     """[B, A, V] at the positions asked for."""
     first_output: Tensor
-    """[B, S, D] output of the first cut's layer; zeros where tokens left."""
+    """[B, S, D] output of the first cut's layer; zeros in the places of dropped tokens."""
     kept_mask: Tensor
     """[B, S] bool, tokens that entered the first cut's layer."""
     records: tuple[CutRecord, ...]
-    """What each cut did."""
+    """What each cut did, in the order of the layers."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What the model called a decoder layer with, beside the states."""
+    """The arguments of one decoder layer, other than its hidden states."""
 
     positional: tuple[Any, ...]
     named: Mapping[str, Any]
@@ -61,7 +65,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class Recording:
-    """All that replays read of a pass; a `tpcal.calibrate.tape_store.Store` can keep it."""
+    """Everything that replays read of a pass; a `tpcal.calibrate.tape_store.Store` can keep it."""
 
     prompt: gather.PromptTokens
     states: Mapping[int, Tensor]
@@ -70,9 +74,10 @@ class Recording:
     captures: Mapping[int, Capture]
 
     def of_layer_0(self) -> Recording:
-        """What whole plans read: the states of layer 0, B·S·D numbers, and the layers' arguments.
+        """The part that whole plans read: the states of layer 0 and the layers' arguments.
 
-        `Tape.answer_states` has to be taken before, as the last output is left out.
+        The states are B·S·D numbers. The last output is left out, so `Tape.answer_states` has to
+        be called before.
         """
         return replace(self, states={0: self.states[0]}, captures={})
 
@@ -80,9 +85,14 @@ class Recording:
 class Tape:
     """A recorded pass. Make one with `Tape.record`.
 
-    Memory: with every layer, B·S·(D + key width) numbers a layer and B·T·N for what the text's
-    tokens look at, one to five in a hundred of it; otherwise B·S·D twice. Masks of uneven rows
-    take B·S·S bytes and more, for all layers together.
+    Memory: with every layer, each layer takes B·S·(D + key width) numbers, and B·T·N numbers for
+    the attention of T text tokens to N visual tokens, which is 1 to 5 % of the whole. With layer 0
+    only, the states take B·S·D numbers twice. Masks of rows of different lengths take at least
+    B·S·S bytes, for all layers together.
+
+    Example:
+        >>> tape = Tape.record(model, inputs)  # doctest: +SKIP
+        >>> tape.replay([Cut(2, 0.25, "grid")], positions).logits  # doctest: +SKIP
     """
 
     def __init__(self, model: PreTrainedModel, recording: Recording) -> None:
@@ -109,14 +119,16 @@ class Tape:
         """The tape of one unpruned pass without a cache.
 
         Args:
-            model: In evaluation mode, with no plan applied.
-            inputs: Of the model, with input_ids; padded on either side, with a 2-D attention_mask.
-            prompt_length: [B] real tokens up to the end of the prompt; None where all of it is
-                prompt.
-            every_layer: Keep the input of every layer; otherwise of layer 0 only, for whole plans.
+            model: The model, in evaluation mode, with no plan applied.
+            inputs: Inputs of the model, among them input_ids; padded on either side, with a 2-D
+                attention_mask.
+            prompt_length: [B] real tokens up to the end of the prompt; None if the whole sequence
+                is the prompt.
+            every_layer: Whether to keep the input of every layer. If False, only the input of
+                layer 0 is kept, which is enough to replay whole plans.
 
         Raises:
-            UsageError: A plan is applied to the model, or it trains.
+            UsageError: A plan is applied to the model, or the model is in training mode.
         """
         if is_applied(model) or model.training:
             raise UsageError(
@@ -130,10 +142,14 @@ class Tape:
         decoder_inputs: dict[str, Any] = {}
         captures: dict[int, Capture] = {}
         with ExitStack() as undo:
+            # Step 1: read the attention of the vision tower, if the family can. Selectors that
+            # need it can then be replayed without running the tower again.
             probes: Mapping[int, AttentionReader] = {}
             seen = None
             if max(prompt.n_visual) and vision_reader.problem(family, model) is None:
                 seen = undo.enter_context(vision_reader.reading(family, model))
+            # Step 2: read the attention of every decoder layer to all visual tokens. A cut before
+            # layer l selects by the attention of layer l - 1, which a replay from l does not run.
             if every_layer and max(prompt.n_visual):
                 modules = {at: family.attention(layer) for at, layer in enumerate(layers)}
                 probes = undo.enter_context(probing(modules))
@@ -144,6 +160,9 @@ class Tape:
                 for probe in probes.values():
                     probe.ask(wanted)
 
+            # Step 3: hook the layers. Layers run in order, so the number of calls so far is the
+            # layer's index. ``states[i]`` is the input of layer i, and ``states[L]`` the output
+            # of the last layer.
             def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 at = len(calls)
                 if every_layer or at == 0:
@@ -165,6 +184,7 @@ class Tape:
                 hook = layer.register_forward_pre_hook(before, with_kwargs=True)
                 undo.callback(hook.remove)
             undo.callback(layers[-1].register_forward_hook(after).remove)
+            # Step 4: run the model once, then collect what the readers saw.
             family.base(model)(**family.numbered(inputs), use_cache=False)
             if seen is not None:
                 prompt = replace(prompt, vision=seen.of(prompt, inputs))
@@ -176,12 +196,12 @@ class Tape:
 
     @property
     def n_layers(self) -> int:
-        """L."""
+        """Number of decoder layers, L."""
         return len(self._layers)
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """Number of rows, B."""
         return self._prompt.n_rows
 
     @property
@@ -191,22 +211,29 @@ class Tape:
 
     @property
     def visual_mask(self) -> Tensor:
-        """[B, S] bool."""
+        """[B, S] bool, visual tokens."""
         return self._prompt.visual
 
     def state(self, layer: int) -> Tensor:
-        """[B, S, D] input of a layer; for ``n_layers`` the last output, before the final norm."""
+        """[B, S, D] input of a layer; for ``n_layers`` the last output, before the final norm.
+
+        Raises:
+            ValueError: The input of this layer was not recorded.
+        """
         if layer not in self._states:
             raise ValueError(f"layer must be recorded ({sorted(self._states)}); got {layer}.")
         return self._states[layer]
 
     @torch.no_grad()
     def logits(self, positions: Tensor) -> Tensor:
-        """[B, A, V] of the unpruned pass at ``positions`` [B, A]; negative ones give any value."""
+        """[B, A, V] logits of the unpruned pass at ``positions`` [B, A].
+
+        Negative positions give any value.
+        """
         return self.head(self.answer_states(positions))
 
     def answer_states(self, positions: Tensor) -> Tensor:
-        """[B, A, D] the last output at ``positions``: all that `logits` needs, and far less."""
+        """[B, A, D] the last output at ``positions``, which is all that `head` needs."""
         return _picked(self.state(self.n_layers), positions)
 
     @torch.no_grad()
@@ -219,17 +246,20 @@ class Tape:
         """The pass with these cuts, run from the first cut's layer on.
 
         Args:
-            cuts: Layers rising; at least one.
+            cuts: At least one cut, with rising layers.
             positions: [B, A] where logits are wanted; negative ones give any value.
 
         Raises:
-            ValueError: No cut, or a layer the model has not.
+            ValueError: There is no cut, or a cut at a layer that the model does not have.
             UsageError: A selector needs the vision tower's attention, which cannot be read.
         """
         prepared = prepare(cuts)
         if not prepared or max(prepared) >= self.n_layers:
             raise ValueError(f"cuts must be at layers below {self.n_layers}; got {list(cuts)}.")
         self._check_vision(prepared.values())
+        # The replay starts at the first cut if that layer's input was recorded, else at layer 0.
+        # A cut that reads attention needs that of the layer before it: from the recording if the
+        # replay starts after that layer, otherwise from a reader on the layer as it runs.
         first = min(prepared)
         start = first if first in self._states else 0
         asked = [at - 1 for at, cut in prepared.items() if cut.reads_attention and at > start]
@@ -250,9 +280,13 @@ class Tape:
             return self._run(run, start, first, positions)
 
     def attention_mass(self, layer: int) -> tuple[Tensor, Tensor]:
-        """[B] attention mass at ``layer`` from text to visual tokens, [B] back; nan without them.
+        """[B] attention mass from text to visual tokens at ``layer``, and [B] from visual to text.
 
-        A conditional cut before layer l looks at layer l - 1.
+        Both are nan if there are no visual tokens. A conditional cut before layer l reads the
+        masses of layer l - 1.
+
+        Raises:
+            ValueError: The tape was recorded without ``every_layer``.
 
         Source:
             ToDRE (arXiv 2505.18757v2), stage 2. Text is the prompt's text after the first visual
@@ -272,11 +306,12 @@ class Tape:
     def turned(self, layer: int, tau: float) -> Tensor:
         """[B] share of visual tokens whose state turns in ``layer``; nan without visual tokens.
 
-        A state turns where the cosine between the layer's input and output is below ``tau``.
+        A state turns if the cosine between the layer's input and output is below ``tau``.
 
         Source:
             Li et al. 2025 (BTP), arXiv 2505.22038, the measure that chooses their pruning layers.
         """
+        # share = |{visual i: cos(h_l[i], h_(l+1)[i]) < tau}| / |{visual i}|
         before, after = self.state(layer).float(), self.state(layer + 1).float()
         turned = torch.cosine_similarity(before, after, dim=-1) < tau
         visual = self._prompt.visual
@@ -293,9 +328,11 @@ class Tape:
     def _run(self, run: ForwardPass, start: int, first: int, positions: Tensor) -> Replayed:
         hidden = self._states[start]
         first_output = kept = torch.empty(0)
-        stores: dict[
-            int, Any
-        ] = {}  # layers may write into a store they share; the tape's own stays
+        # The loop repeats what the decoder's own code does between its layers. ``before_layer``
+        # makes the cut of a layer, if there is one: it shortens the states, and the layer's mask
+        # and position arguments with them. The recorded arguments themselves do not change.
+        # Layers may share a dict and write into it, so every replay gives them a copy of it.
+        stores: dict[int, Any] = {}
         for at in range(start, self.n_layers):
             call = self._calls[at]
             named: Mapping[str, Any] = {
@@ -308,6 +345,8 @@ class Tape:
             output = self._layers[at](hidden, *positional, **named)
             hidden = output[0] if isinstance(output, tuple) else output
             hidden = self._family.between(self._model, at, hidden, self._decoder_inputs, run)
+            # The local deviation compares this output with the recorded one, place by place, so
+            # both need the full length S.
             if at == first:
                 first_output = run.full_length(hidden)
                 kept = self._prompt.real if run.prompt is None else run.alive()

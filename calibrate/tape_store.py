@@ -1,7 +1,11 @@
 """Records of tensors kept off the device, in host memory up to a limit and beyond it on disk.
 
-What is kept comes back bit for bit, on the device it came from. Files have no name: they are gone
-with the process, however it ends.
+A record is loaded bit for bit as it was kept, on the device it came from. The file is temporary
+and has no name, so it disappears with the process, however the process ends.
+
+Three measures keep a record small. A tensor that occurs several times in a record is kept once. A
+dimension that a tensor only repeats (stride 0, made by ``expand``) is kept once. An attention mask
+of two values is kept as the places where its value changes, a few numbers a row.
 """
 
 from __future__ import annotations
@@ -27,18 +31,19 @@ class Store:
     """Keeps records: dataclasses, mappings, lists and tuples with tensors anywhere in them.
 
     Args:
-        host_bytes: Most host memory to use; what comes later goes to a file in the folder for
-            temporary files (TMPDIR). Host memory is pinned where CUDA is there. None: no limit.
+        host_bytes: Host memory to use at most. Tensors beyond it go to a file in the folder for
+            temporary files (TMPDIR). Tensors from a CUDA device are kept in pinned memory. None
+            sets no limit.
     """
 
     def __init__(self, host_bytes: float | None = None) -> None:
         self._most = float("inf") if host_bytes is None else host_bytes
         self.host_bytes = 0
-        """Host memory in use."""
+        """Bytes of host memory in use."""
         self._disk: _Disk | None = None
 
     def keep(self, record: R) -> StoredRecord[R]:
-        """The record without its tensors on the device.
+        """The record with its tensors moved off the device.
 
         Raises:
             RunFailed: The disk is full.
@@ -46,7 +51,11 @@ class Store:
         return StoredRecord(_mapped(record, self._slot, {}))
 
     def has_room(self, record: Any) -> bool:
-        """Whether the record fits into host memory, tensors counted once, masks in full."""
+        """Whether the record fits into host memory.
+
+        A tensor that occurs several times counts once; a mask counts in full, as if it were not
+        compressed.
+        """
         sizes: dict[int, int] = {}
 
         def measured(tensor: Tensor) -> Tensor:
@@ -57,6 +66,7 @@ class Store:
         return self.host_bytes + sum(sizes.values()) <= self._most
 
     def _slot(self, tensor: Tensor) -> _Slot:
+        # Drop repeated dimensions, compress a mask of two values, place what is left.
         core = _core(tensor)
         changes, runs = _Runs.of(core) or (core, None)
         return _Slot(self._placed(changes), tensor.shape, tensor.device, runs)
@@ -74,25 +84,29 @@ class Store:
 
 @dataclass(frozen=True)
 class StoredRecord(Generic[R]):
-    """A record whose tensors are elsewhere."""
+    """A record whose tensors are in a `Store`."""
 
     _record: Any
 
     def load(self) -> R:
-        """The record, its tensors on their device; one that stands in it twice is one again."""
+        """The record with its tensors on their device; one that occurs twice is one tensor."""
         loaded: R = _mapped(self._record, _Slot.tensor, {})
         return loaded
 
 
 class _Disk:
-    """One file without a name, as long as something in it is wanted."""
+    """A temporary file without a name; it is closed when no kept tensor refers to it."""
 
     def __init__(self) -> None:
         self.file = tempfile.TemporaryFile(prefix="tpcal-")  # noqa: SIM115  # outlives this call
         weakref.finalize(self, self.file.close)
 
     def written(self, tensor: Tensor) -> _OnDisk:
-        """The tensor, added at the end."""
+        """Appends the tensor to the file.
+
+        Raises:
+            RunFailed: The disk is full.
+        """
         source = tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
         try:
             place = self.file.seek(0, os.SEEK_END)
@@ -117,7 +131,7 @@ class _OnDisk:
     shape: torch.Size
 
     def tensor(self) -> Tensor:
-        """The tensor, read anew."""
+        """The tensor, read from the file."""
         self.disk.file.seek(self.place)
         found = np.fromfile(self.disk.file, np.uint8, self.n_bytes)
         return torch.from_numpy(found).view(self.dtype).view(self.shape)
@@ -125,7 +139,12 @@ class _OnDisk:
 
 @dataclass(frozen=True)
 class _Runs:
-    """A mask of two values, but for the places where they change: a few numbers a row, not S."""
+    """The values and the shape of a mask of two values; with its changes it gives the mask.
+
+    A row of an attention mask consists of few runs of equal values: ``[0 0 1 1 1 0]`` starts low
+    and changes at columns 2 and 5, so two numbers stand for six. A row that starts high has a
+    change at column 0.
+    """
 
     low: Tensor
     high: Tensor
@@ -133,9 +152,10 @@ class _Runs:
 
     @classmethod
     def of(cls, mask: Tensor) -> tuple[Tensor, _Runs] | None:
-        """[n] places in a flat mask [B, 1, S, M] where a row starts high or changes, and the rest.
+        """[n] indices in the flat mask [B, 1, S, M] at which a row starts high or changes.
 
-        None where it is no mask of two values, or has too many such places.
+        They come with the mask's values and shape. Returns None if the tensor is no mask of two
+        values, or if the indices would take as much memory as the mask.
         """
         if mask.ndim != 4 or mask.shape[1] != 1 or mask.numel() == 0:
             return None
@@ -143,6 +163,7 @@ class _Runs:
         is_high = mask == high
         if not bool((is_high | (mask == low)).all()):
             return None
+        # change[j] = is_high[j] xor is_high[j - 1], where the value before column 0 counts as low.
         change = is_high.clone()
         change[..., 1:] ^= is_high[..., :-1]
         changes = change.flatten().nonzero().squeeze(1)
@@ -151,18 +172,18 @@ class _Runs:
         return (changes, cls(low, high, mask.shape)) if changes.nbytes < mask.nbytes else None
 
     def mask(self, changes: Tensor) -> Tensor:
-        """The mask, contiguous, from its changes on its device."""
+        """The contiguous mask, from its changes, on their device."""
+        # A value is high if the number of changes up to it, in its row, is odd. The sum may wrap
+        # around in int8; a wrap keeps a number odd or even.
         change = torch.zeros(self.shape, dtype=torch.int8, device=changes.device)
         change.view(-1)[changes] = 1
-        is_high = (
-            change.cumsum(dim=-1, dtype=torch.int8).bitwise_and_(1).bool()
-        )  # wraps, stays odd
+        is_high = change.cumsum(dim=-1, dtype=torch.int8).bitwise_and_(1).bool()
         return torch.where(is_high, self.high, self.low)
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a tensor is."""
+    """A tensor's place in a `Store`, and what restores it from there."""
 
     kept: Tensor | _OnDisk
     shape: torch.Size
@@ -176,15 +197,16 @@ class _Slot:
 
 
 def _core(tensor: Tensor) -> Tensor:
-    """The tensor without the dimensions that it only repeats."""
+    """The tensor with every dimension that it only repeats (stride 0) reduced to length 1."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     return tensor[tuple(slice(0, 1 if step == 0 and n > 1 else n) for n, step in pairs)]
 
 
 def _mapped(value: Any, change: Change, known: dict[int, tuple[Any, Any]]) -> Any:
-    """The value with every tensor and slot changed; what stands in it twice is changed once."""
+    """The value with every tensor and slot changed; an object that occurs twice changes once."""
     if id(value) not in known:
-        known[id(value)] = _changed(value, change, known), value  # its id stays taken
+        # The value itself is kept as well, so that its id is not given to another object.
+        known[id(value)] = _changed(value, change, known), value
     return known[id(value)][0]
 
 

@@ -1,15 +1,16 @@
-"""How long prefills take on this machine: a decoder's layers, and what a plan's own work adds.
+"""Times of prefills on this machine: of a decoder's layers, and of the work a plan adds.
 
 A prefill is timed from the call of the decoder to its last norm: batch size 1, the cache filled,
-the tokens chosen and gathered on the way. The vision tower and the output head are left out, as no
-plan changes them. It takes
+the tokens chosen and gathered on the way. The vision tower and the output head are left out,
+because no plan changes them. The time is modelled as
 
     sum over layers of layer(tokens entering)
     + plan + sum over cuts of (cut(selector) + token(selector) * tokens kept)
 
-where layer(n) is the whole unpruned decoder over n tokens divided by its layers, and the terms of
-the executor are fitted to a few pruned prefills. On large models they vanish; on small ones
-they take as long as the layers. benchmarks/milliseconds.py holds the sum against held-out plans.
+where layer(n) is the time of the whole unpruned decoder over n tokens, divided by its number of
+layers. The other terms are the executor's and are fitted to a few pruned prefills. They are
+negligible on large models and as large as the layers' on small ones. benchmarks/milliseconds.py
+compares the sum with the times of held-out plans.
 """
 
 from __future__ import annotations
@@ -35,28 +36,28 @@ from tpcal.plans.schema import Cut, Plan
 N_POINTS = 8
 N_REPEATS = 9
 LONGEST_S = 60.0
-"""No further repeat starts after so long; two are always made."""
+"""No further repeat starts after this time; at least two are always made."""
 Work = TypeVar("Work", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one machine."""
+    """Times measured on one machine, in milliseconds."""
 
     layer_ms: tuple[tuple[int, float], ...] = ()
     """(tokens, milliseconds of one layer)."""
     executor_ms: Mapping[str, float] = field(default_factory=dict)
-    """What the executor takes, as `tpcal.plans.cost.plan_cost` reads it."""
+    """Times of the executor's own work, as `tpcal.plans.cost.plan_cost` reads them."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Times prefills of one model, of one prompt where plans prune it.
+    """Times prefills of one model: of any number of text tokens, or of one prompt with a plan.
 
     Attributes:
         model: The model, on the device to measure.
         inputs: A prompt with images; batch size 1.
-        now: Seconds of any clock.
+        now: A clock, in seconds.
     """
 
     model: Any
@@ -65,18 +66,18 @@ class Clock:
 
     @property
     def n_layers(self) -> int:
-        """Decoder layers."""
+        """Number of decoder layers."""
         return len(find(self.model).layers(self.model))
 
     @property
     def n_tokens(self) -> tuple[int, int]:
-        """Visual and text tokens of the prompt."""
+        """Numbers of visual and of text tokens of the prompt."""
         ids = self.inputs["input_ids"]
         n_visual = int(find(self.model).visual_mask(self.model, ids, None).sum())
         return n_visual, ids.shape[1] - n_visual
 
     def decoder(self, n_tokens: int) -> float:
-        """Milliseconds of the unpruned decoder over so many text tokens."""
+        """Milliseconds of the unpruned decoder over ``n_tokens`` text tokens."""
         embedding = self.model.get_input_embeddings().weight
         ids = torch.arange(n_tokens, device=device_of(self.model)) % embedding.shape[0]
         started = self._now()
@@ -87,7 +88,8 @@ class Clock:
         """Milliseconds of the decoder over the prompt, with the executor's own work."""
         family, marks = find(self.model), list[float]()
         decoder = family.decoder(self.model)
-        with handle.apply(self.model, plan, check=False):  # its hooks stand between these two
+        # The plan's hooks are registered first, so that they run between the two time marks.
+        with handle.apply(self.model, plan, check=False):
             before = decoder.register_forward_pre_hook(
                 lambda *_: marks.append(self._now()), prepend=True
             )
@@ -105,12 +107,12 @@ class Clock:
 
 
 def measure(clock: Clock, counts: Sequence[int], cuts: Sequence[Cut]) -> Times:
-    """The times that `plan_cost` predicts prefills from.
+    """The times from which `plan_cost` predicts prefills.
 
     Args:
-        clock: With the model and a prompt.
+        clock: A clock with the model and a prompt.
         counts: Token counts to time layers at.
-        cuts: One of each selector to time, at the earliest layer it can stand before.
+        cuts: One cut of each selector to time, before the earliest layer that it may precede.
     """
     plans = () if handle.check(Plan(tuple(cuts[:1])), clock.model) else examples(cuts, clock)
     decoders, prefills = run(clock, counts, plans)
@@ -119,7 +121,10 @@ def measure(clock: Clock, counts: Sequence[int], cuts: Sequence[Cut]) -> Times:
 
 
 def examples(cuts: Sequence[Cut], clock: Clock) -> tuple[Plan, ...]:
-    """Plans that tell what an executor's work takes: one to three cuts of each selector."""
+    """Plans to fit the executor's terms to: one to three cuts of each selector, and a drop-all."""
+    # Each selector has two unknowns, a time per cut and a time per kept token. So its cuts appear
+    # in different numbers and with different keeps, or the fit could not tell the two apart. The
+    # drop-all has no selector and so gives the time that belongs to any plan.
     middle, last = clock.n_layers // 2, clock.n_layers - 1
     made: list[list[Cut]] = [[], [Cut(middle, 0.0)]]
     for cut in cuts:
@@ -140,8 +145,8 @@ def run(
 ) -> tuple[dict[int, float], dict[Plan, float]]:
     """Milliseconds of unpruned decoders by token count, and of prefills by plan.
 
-    Lower quartiles of repeats that take turns: a machine's speed drifts, and what else runs on it
-    only ever adds time.
+    The repeats take turns, because a machine's speed drifts. Each time is the lower quartile of
+    its repeats, because other work on the machine only ever adds time.
     """
     lengths = sorted({max(1, n) for n in counts})
     works: dict[Any, Callable[[], float]] = {n: partial(clock.decoder, n) for n in lengths}
@@ -151,6 +156,7 @@ def run(
 
 
 def _in_turns(works: Mapping[Work, Callable[[], float]]) -> dict[Work, float]:
+    # Every round times each work once, so that a slow minute falls on all of them alike.
     found: dict[Work, list[float]] = {name: [] for name in works}
     end = time.monotonic() + LONGEST_S
     with torch.inference_mode():
@@ -173,17 +179,26 @@ def executor_ms(
     n_text: int,
     n_layers: int,
 ) -> dict[str, float]:
-    """What plans take beside their layers: relative errors by non-negative least squares.
+    """The executor's times by name, fitted by non-negative least squares of relative errors.
 
     Args:
-        layer_ms: (tokens, milliseconds of one layer).
-        prefills: Milliseconds of prefills, as `Clock.prefill` times them.
-        n_tokens: Visual tokens of their prompt.
-        n_text: Its text tokens.
-        n_layers: Decoder layers.
+        layer_ms: Pairs (tokens, milliseconds of one layer).
+        prefills: Milliseconds of prefills by plan, as `Clock.prefill` times them.
+        n_tokens: Number of visual tokens of their prompt.
+        n_text: Number of text tokens of their prompt.
+        n_layers: Number of decoder layers.
+
+    Returns:
+        Milliseconds of every plan, of a cut of each selector and of a token it keeps; empty
+        without prefills.
     """
     if not prefills:
         return {}
+    # One equation per plan p, with the unknown times x:
+    #     x_plan * [p has cuts] + sum over selectors s of (x_s * cuts of s + y_s * tokens s keeps)
+    #     = time of p - sum over layers of layer(tokens entering)
+    # Each equation is divided by the time of p, so that a long prefill does not outweigh the
+    # short ones. The unknowns are times, so none may be negative.
     selectors = sorted({c.selector for plan in prefills for c in plan.cuts if c.selector})
     rows, rest = [], []
     for plan, ms in prefills.items():
@@ -202,6 +217,12 @@ def executor_ms(
 
 
 def counts_to_time(n_tokens: int, n_text: int, n_points: int = N_POINTS) -> list[int]:
-    """Token counts from text only to all visual tokens, evenly spaced."""
+    """Evenly spaced token counts, from text only up to text and all visual tokens.
+
+    Example:
+        >>> from tpcal.calibrate.timing import counts_to_time
+        >>> counts_to_time(n_tokens=576, n_text=24, n_points=4)
+        [24, 216, 408, 600]
+    """
     steps = range(n_points)
     return sorted({max(1, n_text + round(n_tokens * i / (n_points - 1))) for i in steps})

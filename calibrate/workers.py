@@ -1,4 +1,4 @@
-"""The processes that `accelerate launch` or `torchrun` starts together share one calibration."""
+"""Sharing one calibration among processes that `accelerate launch` or `torchrun` starts."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from tpcal.plans.errors import RunFailed
 
 T = TypeVar("T")
 _LONGEST_WAIT = timedelta(days=7)
-"""A slow process is waited for; a dead one breaks its connection, which is noticed at once."""
+"""Longest wait for a slow process; a dead one closes its connection and is noticed at once."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process among those that work together; a lone process is a team of one.
+    """This process among those that work together; a single process is a team of one.
 
-    Every process of a team has to make the same calls in the same order.
+    Every process of a team must make the same calls in the same order.
     """
 
     place: int = 0
-    """0 is the main process, which reports and writes what all have made."""
+    """Number of this process; 0 is the main process, which reports and writes the profile."""
     size: int = 1
+    """Number of processes."""
 
     @property
     def is_main(self) -> bool:
@@ -33,11 +34,11 @@ class Team:
         return self.place == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part of the items: every ``size``-th one."""
+        """This process's part of the items: every ``size``-th one, from ``place`` on."""
         return items[self.place :: self.size]
 
     def agree(self, find: Callable[[], T]) -> T:
-        """What the main process finds; the others do not look.
+        """The result of ``find`` in the main process; the other processes do not call it.
 
         Raises:
             RunFailed: A process of the team has ended.
@@ -53,7 +54,7 @@ class Team:
         return agreed
 
     def wait(self) -> None:
-        """Returns when every process has come here.
+        """Returns after every process has called it.
 
         Raises:
             RunFailed: A process of the team has ended.
@@ -68,10 +69,10 @@ class Team:
 def team() -> Team:
     """The team that this process was started in.
 
-    The processes talk to each other through the CPU, so that they may also share a GPU.
+    The processes communicate through the CPU, so that they may also share a GPU.
 
     Raises:
-        RunFailed: The others cannot be reached.
+        RunFailed: The other processes cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team()

@@ -1,1 +1,1 @@
-"""IMPORT: models with a plan, for tools that evaluate models."""
+"""Models with a plan, for tools that evaluate models."""

@@ -1,4 +1,4 @@
-"""Prompts answered in batches, with a plan at work."""
+"""Answers to batches of prompts, with a plan applied."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tpcal.plans.schema import Plan
 
 @dataclass(frozen=True)
 class PrunedAnswer:
-    """What the model said to one prompt."""
+    """The model's answer to one prompt."""
 
     text: str
     n_input: int
-    """Tokens of the prompt, visual ones before the first cut included."""
+    """Number of tokens of the prompt, including all visual tokens before the first cut."""
     n_output: int
-    """Tokens generated, the end-of-text token left out."""
+    """Number of generated tokens, without the end-of-text token."""
 
 
 class Answerer:
@@ -38,12 +38,17 @@ class Answerer:
     Args:
         loaded: The model.
         plan: Path of a plan, ``preset:NAME`` or ``preset:NAME@BUDGET``; None leaves the model
-            unpruned. A preset is put on its budget for the first prompt that has an image.
+            unpruned. A preset is scaled to its budget at the first prompt that has an image.
 
     Raises:
         UsageError: There is no such plan, or it breaks the rules.
-        FitError: It does not fit the model.
-        BudgetError: The preset cannot be that cheap.
+        FitError: The plan does not fit the model.
+        BudgetError: The preset cannot reach the budget.
+
+    Example:
+        >>> answerer = Answerer(loaded, "plan.yaml")  # doctest: +SKIP
+        >>> answers = answerer.answer(prompts, read_decoding({}, 16))  # doctest: +SKIP
+        >>> answerer.remove()  # doctest: +SKIP
     """
 
     def __init__(self, loaded: Loaded, plan: str | None = None) -> None:
@@ -55,20 +60,24 @@ class Answerer:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan at work."""
+        """The plan that is applied; None without a plan."""
         return None if self._handle is None else self._handle.plan
 
     def remove(self) -> None:
-        """Restores the model."""
+        """Removes the plan from the model."""
         if self._handle is not None:
             self._handle.remove()
 
     def new_tally(self) -> None:
-        """Counts from nothing on."""
+        """Sets the counts back to zero."""
         self.tally = Tally(self._loaded.shape.n_layers)
 
     def answer(self, prompts: Sequence[ChatPrompt], decoding: Decoding) -> list[PrunedAnswer]:
-        """One answer to each prompt, all in one batch.
+        """One answer to each prompt, generated in one batch.
+
+        Args:
+            prompts: The prompts.
+            decoding: How to decode the answers.
 
         Raises:
             RunFailed: Out of memory.
@@ -89,6 +98,8 @@ class Answerer:
         ]
 
     def _meet_budget(self, ids: Tensor) -> None:
+        # A budget becomes keeps only for a known number of visual tokens, because every cut keeps
+        # a whole number of them. So the preset is applied again when the first image is seen.
         if self._on_budget is None:
             return
         model, n_layers = self._loaded.model, self._loaded.shape.n_layers

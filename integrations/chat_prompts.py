@@ -1,4 +1,4 @@
-"""Chat messages of a data set as a model's prompt."""
+"""Prompts of a model from the chat messages of a data set."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """What a processor takes."""
+    """A prompt in the form that a processor takes."""
 
     text: str
-    """In the model's chat format, with a placeholder for each image."""
+    """Text in the model's chat format, with a placeholder for each image."""
     images: tuple[Image.Image, ...]
-    """As opened, in the order of their placeholders."""
+    """Images as they were opened, in the order of their placeholders."""
 
 
 def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> ChatPrompt:
@@ -34,12 +34,12 @@ def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> Ch
 
     Args:
         processor: The model's processor.
-        messages: Turns. Images are what `read_images` takes.
-        subject: Names the dialogue in errors.
+        messages: The turns of the dialogue, with images in any form that `read_images` takes.
+        subject: Name of the dialogue, for error messages.
 
     Raises:
-        UsageError: There is a video or sound, an image cannot be read, or the model has no chat
-            format while the dialogue is more than images and one question.
+        UsageError: There is a video or sound, an image cannot be read, or the dialogue is more
+            than images and one question and the model has no chat format.
     """
     parts = [part for message in messages for part in message["content"]]
     _refuse_others(parts, subject)
@@ -67,7 +67,7 @@ def _refuse_others(parts: Sequence[Mapping[str, Any]], subject: str) -> None:
 
 
 def _turn(message: Message) -> Turn:
-    """The turn; images that come before a text with as many marks go where the marks are."""
+    """The turn. If its text has a mark for each of its images, these move to the marks."""
     parts: list[Part] = [
         part["text"] if part["type"] == "text" else None for part in message["content"]
     ]

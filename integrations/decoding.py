@@ -1,4 +1,4 @@
-"""How a task wants its answers decoded."""
+"""Decoding settings of a task of lmms-eval."""
 
 from __future__ import annotations
 
@@ -12,32 +12,39 @@ _KNOWN = frozenset(("max_new_tokens", "until", "do_sample", "num_beams", *_SAMPL
 
 @dataclass(frozen=True)
 class Decoding:
-    """Settings of ``generate``, and where to stop."""
+    """Settings of ``generate``, and the texts at which an answer ends."""
 
     max_new_tokens: int
+    """Longest answer, in tokens."""
     until: tuple[str, ...]
-    """The answer ends before the first of these."""
+    """The answer ends before the first of these texts."""
     how: Mapping[str, Any]
     """Keywords of ``generate``."""
     unknown: tuple[str, ...]
-    """Settings that are passed over."""
+    """Names of settings that are ignored."""
 
     def cut(self, text: str) -> str:
-        """The answer up to the first stop, without blanks around it."""
+        """The answer up to the first text of ``until``, without blanks around it."""
         for stop in self.until:
             text = text.split(stop, 1)[0]
         return text.strip()
 
 
 def read_decoding(settings: Mapping[str, Any], max_new_tokens: int) -> Decoding:
-    """What a task's ``generation_kwargs`` ask for.
+    """The decoding that a task's ``generation_kwargs`` ask for.
 
-    Answers are sampled where ``do_sample`` says so or, without it, where a temperature is given;
-    never at temperature 0.
+    Answers are sampled if ``do_sample`` is true or, if that is missing, if a temperature is given;
+    at temperature 0 they are never sampled.
 
     Args:
-        settings: The task's.
-        max_new_tokens: Longest answer where the task names none.
+        settings: The task's ``generation_kwargs``.
+        max_new_tokens: Longest answer if the task does not set one, in tokens.
+
+    Example:
+        >>> from tpcal.integrations.decoding import read_decoding
+        >>> decoding = read_decoding({"until": ["\\n"], "temperature": 0}, max_new_tokens=16)
+        >>> decoding.how, decoding.cut("yes\\nand more")
+        ({'do_sample': False, 'num_beams': 1}, 'yes')
     """
     given = {name: value for name, value in settings.items() if value is not None}
     temperature = given.get("temperature")

@@ -1,6 +1,6 @@
 """tpcal as a model of lmms-eval: `lmms-eval --model tpcal --model_args pretrained=…,plan=…`.
 
-Loaded by lmms-eval through `tpcal.integrations.manifest`; nothing else imports it.
+lmms-eval loads this module through `tpcal.integrations.manifest`; nothing else imports it.
 """
 
 from __future__ import annotations
@@ -25,24 +25,28 @@ from tpcal.integrations.decoding import read_decoding
 from tpcal.plans.errors import UsageError
 
 Request = tuple[str, Any, dict[str, Any], int, str, str]
-"""lmms-eval's: context, function from document to messages, generation settings, document number,
-task, split."""
+"""A request of lmms-eval: context, function from document to messages, generation settings,
+document number, task, split."""
 
 
 class Tpcal(lmms):
-    """Any model that tpcal knows, pruned by a plan or not.
+    """Any model that tpcal supports, with or without a plan.
 
     Args:
         pretrained: ``embedded``, an alias, a Hub id or a folder, as
-            `tpcal.calibrate.inputs.models.load`.
-        plan: Path of a plan, ``preset:NAME`` or ``preset:NAME@BUDGET``; none: unpruned.
+            `tpcal.calibrate.inputs.models.load` takes them.
+        plan: Path of a plan, ``preset:NAME`` or ``preset:NAME@BUDGET``; None runs the model
+            unpruned.
         revision: Branch, tag or commit on the Hub.
-        device: None or ``auto``: CUDA where there is one, a GPU for each process.
+        device: As in `load`; None is ``auto``: CUDA if available, a GPU for each process.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         batch_size: Prompts per run of the model.
-        max_batch_size: lmms-eval's, for a batch size found by trial; not understood.
-        max_new_tokens: Longest answer where the task names none.
-        trust_remote_code: Run Python code that comes with the model.
+        max_batch_size: lmms-eval's limit of a batch size found by trial, which is not supported.
+        max_new_tokens: Longest answer if the task does not set one, in tokens.
+        trust_remote_code: Whether to run Python code that comes with the model.
+
+    Raises:
+        UsageError: The batch size is not a number from 1 on, or the model or plan cannot be read.
     """
 
     is_simple = False
@@ -77,7 +81,7 @@ class Tpcal(lmms):
         self._answerer = Answerer(loaded, None if plan is None else str(plan))
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers in the order of the requests; prompts of like length run together."""
+        """The answers in the order of the requests; prompts of similar length run together."""
         self._answerer.new_tally()
         self._warn([request.args[2] for request in requests])
         order = Collator(
@@ -96,21 +100,21 @@ class Tpcal(lmms):
         return order.get_original(results)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Refused."""
+        """Raises NotImplementedError, because tpcal does not rate given answers."""
         raise NotImplementedError(
             "tpcal answers, and does not rate given answers. Choose a task whose output_type is "
             "generate_until."
         )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refused."""
+        """Raises NotImplementedError, because tpcal answers a single round."""
         raise NotImplementedError(
             "tpcal answers one round, and the task asks for several. Choose a task whose "
             "output_type is generate_until."
         )
 
     def clean(self) -> None:
-        """Restores the model and lets go of it, as lmms-eval wants before a judge is loaded."""
+        """Removes the plan and releases the model, so that lmms-eval can load a judge."""
         self._answerer.remove()
         del self._answerer
         super().clean()

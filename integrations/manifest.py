@@ -1,4 +1,4 @@
-"""How lmms-eval finds tpcal: what the entry point in pyproject.toml names."""
+"""The entry point in pyproject.toml through which lmms-eval finds tpcal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CLASS = "tpcal.integrations.lmms_eval.Tpcal"
 
 
 def lmms_eval() -> Any:
-    """The manifest of the model ``tpcal``, of lmms-eval's class; lmms-eval must be installed."""
+    """The manifest of the model ``tpcal``, in lmms-eval's class; lmms-eval must be installed."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id=MODEL, chat_class_path=CLASS)

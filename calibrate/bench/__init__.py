@@ -1,1 +1,1 @@
-"""What a plan saves in time and memory: real generation, pruned beside unpruned in one run."""
+"""Savings of a plan in time and memory, by real generation, pruned and unpruned in one run."""

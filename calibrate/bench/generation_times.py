@@ -1,4 +1,4 @@
-"""Times real generation, the unpruned model and plans in turns on the same prompts."""
+"""Times of real generation, with the unpruned model and plans in turns on the same prompts."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tpcal.plans.schema import Plan
 Progress = Callable[[int, int, str], None]
 Inputs = Mapping[str, Any]
 N_WARM = 2
-"""Runs before those that count: one that memory is measured of, and one as the others."""
+"""Number of runs before those that count: one to measure memory, and one to warm up."""
 
 
 @dataclass(frozen=True)
 class Generator:
-    """Generates from one batch of prompts, so many tokens in every row.
+    """Generates from one batch of prompts, the same number of tokens in every row.
 
     Attributes:
         model: The model.
-        inputs: What `generate` takes.
-        n_new: New tokens of each row; the end of an answer is put off until then.
-        clock: Seconds.
+        inputs: Inputs of `generate`.
+        n_new: New tokens of each row; an answer is not allowed to end before.
+        clock: A clock, in seconds.
     """
 
     model: PreTrainedModel
@@ -47,7 +47,7 @@ class Generator:
     clock: Clock = time.perf_counter
 
     def repeat(self, plan: Plan | None) -> Repeat:
-        """Times of one call."""
+        """Times of one call of `generate`, with the plan or without."""
         stamps = Stamps(self.clock)
         with applied(self.model, plan), first_pass(self.model, self.clock) as marks:
             started = now(device_of(self.model), self.clock)
@@ -61,7 +61,10 @@ class Generator:
         )
 
     def memory(self, plan: Plan | None) -> tuple[int | None, int]:
-        """Most bytes held in a call beyond those before it, and bytes of the cache at its end."""
+        """Peak bytes of a call beyond those held before it, and bytes of the cache at its end.
+
+        The peak is None if it cannot be measured on this device.
+        """
         held: list[int] = []
 
         def work() -> None:
@@ -73,7 +76,7 @@ class Generator:
         return peak, held[0]
 
     def _generate(self, **more: Any) -> Any:
-        # what is encoded already is a dict that the model writes to
+        # encoded images are in a dict that the model writes to, so each call gets a copy
         own = {k: dict(v) if isinstance(v, Mapping) else v for k, v in self.inputs.items()}
         return self.model.generate(
             **own,
@@ -91,7 +94,10 @@ class Generator:
 
 
 def applied(model: PreTrainedModel, plan: Plan | None) -> AbstractContextManager[Any]:
-    """The plan at work; a plan without cuts is the unpruned model, and its times the noise."""
+    """A context with the plan applied; a plan without cuts runs the unpruned model.
+
+    So the times of a plan without cuts show the noise of the measurement.
+    """
     return apply(model, plan, check=False) if plan is not None and plan.cuts else nullcontext()
 
 
@@ -106,20 +112,25 @@ def bench(
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
 ) -> tuple[Cell, ...]:
-    """A cell for every shape.
+    """The times and memory of plans and of the unpruned model, a cell for every shape.
 
     Args:
         model: The model, with no plan applied.
         inputs_of: Gives the inputs of `generate` for a shape.
         shapes: Sizes of the prompts.
         plans: Plans that fit the model, by name.
-        n_new: New tokens of each row, two at least.
-        n_repeats: Calls of `generate` to time, for each plan and for the unpruned model.
-        progress: Called with calls done, calls in all and the cell.
-        clock: Seconds.
+        n_new: New tokens of each row, at least two.
+        n_repeats: Number of calls of `generate` to time, for each plan and the unpruned model.
+        progress: Called with calls done, calls in all and a description of the cell.
+        clock: A clock, in seconds.
 
     Raises:
         RunFailed: Out of memory.
+
+    Example:
+        >>> cells = bench(  # doctest: +SKIP
+        ...     model, lambda shape: inputs, [PromptSize()], {"light": plan}, n_new=16, n_repeats=9
+        ... )
     """
     contenders: dict[str, Plan | None] = {UNPRUNED: None, **plans}
     steps = len(contenders) * (n_repeats + N_WARM)
@@ -147,7 +158,10 @@ def _in_turns(
     n_repeats: int,
     tick: Callable[[], None],
 ) -> list[GenerationRun]:
-    """The runs in the order of the contenders; every other round goes through them backwards."""
+    """The runs in the order of the contenders."""
+    # Every round times each contender once, so that the two times of a ratio are close to each
+    # other in time. Every other round runs backwards, so that a machine that slows down
+    # or speeds up steadily does not favour the one that comes first.
     memory, repeats = {}, {name: list[Repeat]() for name in contenders}
     for name, plan in contenders.items():
         memory[name] = generator.memory(plan)

@@ -1,4 +1,4 @@
-"""Random models of a real model's widths, and prompts whose images are encoded already."""
+"""Models with random weights and a real model's widths, and prompts with encoded images."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from tpcal.plans.errors import RunFailed
 from tpcal.plans.images import encoded
 
 PAD, IMAGE, START, END = 0, 5, 6, 7
-"""Ids of filler, of the image token and of what stands around images."""
+"""Token ids of filler, of the image token, and of the tokens before and after an image."""
 _FIRST_WORD = 8
 _PATCH = 14
 _SPARE = 1.2
-"""What passes compute, and the cache, beside the weights."""
+"""Memory that a run needs, as a multiple of the weights: computation and the cache are a fifth."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Widths of a decoder and size of an image, a square."""
+    """Widths of a decoder, and the size of a square image."""
 
     family: str
     n_layers: int
@@ -45,22 +45,24 @@ class Geometry:
     side: int = 24
     """Visual tokens along one side of an image."""
     token_px: int | None = None
-    """Pixels along one side of a visual token; None: images of any size have as many tokens."""
+    """Pixels along one side of a visual token; None if all images have the same token count."""
 
     @property
     def n_visual(self) -> int:
-        """Visual tokens of an image."""
+        """Number of visual tokens of an image."""
         return self.side**2
 
     @property
     def n_parameters(self) -> int:
-        """Weights of the decoder, the embedding and the head."""
+        """Number of weights of the decoder, the embedding and the head."""
+        # A layer has D * D weights each for queries and outputs, D * kv each for keys and values,
+        # and 3 * D * F for the feed-forward; embedding and head have V * D each.
         kv = self.hidden * self.n_kv_heads // self.n_heads
         layer = 2 * self.hidden * (self.hidden + kv) + 3 * self.hidden * self.ffn
         return self.n_layers * layer + 2 * self.vocab * self.hidden
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
-        """Memory of the weights."""
+        """Bytes of the weights."""
         return self.n_parameters * dtype.itemsize
 
     def with_layers(self, n_layers: int | None) -> Geometry:
@@ -68,7 +70,7 @@ class Geometry:
         return self if n_layers is None else replace(self, n_layers=n_layers)
 
     def for_images(self, side_px: int) -> Geometry:
-        """The same with images of so many pixels along a side."""
+        """The same with images of ``side_px`` pixels along a side."""
         if self.token_px is None:
             return self
         return replace(self, side=max(1, round(side_px / self.token_px)))
@@ -97,10 +99,10 @@ def build(
 
 
 def check_memory(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> None:
-    """Nothing, where the device has room for the weights and a fifth more.
+    """Checks that the device has room for the weights and a fifth more; allocates nothing.
 
     Raises:
-        RunFailed: It has not; says how many layers it has room for, and nothing is allocated.
+        RunFailed: There is not enough room; the message says how many layers fit.
     """
     room = _free_bytes(device)
     if room is None or _SPARE * geometry.weight_bytes(dtype) <= room:
@@ -125,7 +127,7 @@ def _free_bytes(device: torch.device) -> int | None:
 def prompt(
     geometry: Geometry, n_text: int, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Any]:
-    """Inputs of one prompt with one image, as `prompts`; nothing is padded, so it has no mask."""
+    """Inputs of one prompt with one image, as `prompts`, without a mask as nothing is padded."""
     inputs = prompts(geometry, PromptSize(n_text=n_text), dtype, device)
     del inputs["attention_mask"]
     return inputs
@@ -134,7 +136,7 @@ def prompt(
 def prompts(
     geometry: Geometry, shape: PromptSize, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Any]:
-    """Left-padded inputs: half of the text, the images as features, the other half."""
+    """Left-padded inputs; a row is half of its text, its images as features, the other half."""
     generator = torch.Generator().manual_seed(1)
     rows = [_row(geometry, n, shape.n_images, generator) for n in shape.text_lengths]
     width = max(map(len, rows))
@@ -161,14 +163,14 @@ def _encoded(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> dict[str, Any]:
-    """The images as `generate` hands them on once they are encoded."""
+    """Random features of the images, in the form in which `generate` passes encoded images."""
     shape = geometry.n_visual, geometry.hidden
     noise = [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(n_images)]
     output = BaseModelOutputWithPooling(pooler_output=tuple(noise))
     inputs: dict[str, Any] = {"mm_encoder_outputs": {"image": output}}
     if geometry.family == "qwen":
         cells = torch.tensor([[1, 2 * geometry.side, 2 * geometry.side]] * n_images, device=device)
-        encoded.note(output, {"image_grid_thw": cells})  # generate keeps no sizes
+        encoded.note(output, {"image_grid_thw": cells})  # `generate` does not keep the sizes
         inputs["image_grid_thw"] = cells
     return inputs
 

@@ -1,4 +1,4 @@
-"""The machine and the libraries that times were taken with."""
+"""The machine and the versions of libraries that times were measured with."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tpcal.calibrate.inputs.models import device_of
 
 @dataclass(frozen=True)
 class Machine:
-    """What times depend on beside the model and the prompt."""
+    """Facts that times depend on, other than the model and the prompt."""
 
     device: str
     """Name of the processor or GPU."""
     attention: str
-    """Implementation, as transformers calls it."""
+    """Attention implementation, by its name in transformers."""
     dtype: str
     threads: int
-    """Of torch on the CPU."""
+    """Number of torch's threads on the CPU."""
     tpcal: str
     torch: str
     transformers: str
@@ -32,7 +32,7 @@ class Machine:
 
 
 def machine_of(model: Any) -> Machine:
-    """Where and how the model runs."""
+    """The machine that the model runs on."""
     return Machine(
         device=device_name(device_of(model)),
         attention=model.config.get_text_config(decoder=True)._attn_implementation,
@@ -46,7 +46,7 @@ def machine_of(model: Any) -> Machine:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's name; its kind where none is told."""
+    """The name of the GPU or processor; its kind if the system does not tell the name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":

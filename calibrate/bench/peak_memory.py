@@ -1,4 +1,4 @@
-"""The most memory that a piece of work holds at a time."""
+"""Peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(device: torch.device, work: Callable[[], Any]) -> int | None:
-    """Most bytes that the work holds on the device beyond what was there before it.
+    """Peak bytes that the work holds on the device, beyond those held before it.
 
-    CUDA's own statistics; on a CPU the allocations that torch's profiler saw, added up; None
-    where neither can be had. The work is done once in any case.
+    On CUDA they come from its own statistics, on a CPU from the allocations that torch's profiler
+    records. Returns None on other devices. The work is done once in any case.
     """
     gc.collect()
     if device.type == "cuda":
@@ -42,6 +42,7 @@ def _cpu_peak(work: Callable[[], Any]) -> int:
     moves = sorted(
         (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
     )
+    # Allocations count positive and releases negative; the peak is the largest running sum.
     held = most = 0
     for _, _, n_bytes in moves:
         held += n_bytes

@@ -5,25 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SHORTEST = 0.5
-"""Text of a batch's shortest row, as a share of the longest's."""
+"""Text tokens of a batch's shortest row, as a share of those of its longest row."""
 
 
 @dataclass(frozen=True)
 class PromptSize:
-    """Prompts of one batch."""
+    """Size of the prompts of one batch."""
 
     batch_size: int = 1
     n_images: int = 1
-    """Of each row."""
+    """Number of images of each row."""
     n_text: int = 64
     """Text tokens of the longest row."""
 
     @property
     def text_lengths(self) -> tuple[int, ...]:
-        """[B] text tokens of each row, evenly from all down to half of ``n_text``.
+        """[B] text tokens of each row, falling evenly from ``n_text`` to half of it.
 
-        Requests that a server puts into one batch are not equally long, so rows are padded, and
-        masks needed that a single prompt does without.
+        Requests that a server puts into one batch differ in length, so their rows are padded and
+        need a mask.
+
+        Example:
+            >>> from tpcal.calibrate.bench.prompt_sizes import PromptSize
+            >>> PromptSize(batch_size=3, n_text=64).text_lengths
+            (64, 48, 32)
         """
         last = max(self.batch_size - 1, 1)
         steps = range(self.batch_size)

@@ -1,4 +1,4 @@
-"""What was measured: repeats, their medians and spread, and ratios of repeats side by side."""
+"""Measured repeats, their medians and spreads, and the ratios of paired repeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNPRUNED = "unpruned"
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and middle half (quartiles) of repeats."""
+    """Median and quartiles of repeats."""
 
     median: float
     low: float
@@ -21,18 +21,18 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value or more."""
+        """The spread of at least one value."""
         low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
         return cls(median, low, high)
 
     @property
     def half(self) -> float:
-        """Half of the range that the middle half of the repeats spans."""
+        """Half of the distance between the quartiles."""
         return (self.high - self.low) / 2
 
 
 def digits_of(value: float) -> int:
-    """Decimals that show three digits of a number, and all of one above 100."""
+    """Number of decimals that shows three digits of a value, or none of a value from 100 on."""
     return 0 if value >= 99.95 else 1 if value >= 9.995 else 2
 
 
@@ -41,26 +41,27 @@ class Repeat:
     """One call of `generate`."""
 
     ttft_ms: float
-    """From the call to the first token: the vision tower, the prefill and what `generate` does."""
+    """Time from the call to the first token: vision tower, prefill and the work of `generate`."""
     decoder_ms: float
-    """Of it the decoder's prefill, from the embedded prompt to the last norm."""
+    """Time of the decoder's prefill alone, from the embedded prompt to the last norm."""
     token_ms: float
-    """Median from one token to the next."""
+    """Median time from one token to the next."""
     tokens_per_s: float
     """New tokens of the whole batch, divided by the time of the whole call."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One of the times that a plan is judged by."""
+    """One of the times or rates that a plan is judged by."""
 
     name: str
     of: str
     """Attribute of `Repeat`."""
     says: str
+    """Name for people."""
     unit: str
     rises: bool = False
-    """More is better."""
+    """Whether more is better."""
 
 
 MEASURES = (
@@ -77,20 +78,20 @@ class GenerationRun:
     name: str
     repeats: tuple[Repeat, ...]
     peak_bytes: int | None
-    """Most held at a time beyond the weights; None where it cannot be measured."""
+    """Peak memory beyond the weights; None if it cannot be measured."""
     kv_bytes: int
-    """Of the cache when the last token was made; all rows, filler included."""
+    """Bytes of the cache after the last token, for all rows and including filler."""
 
     def values(self, of: str) -> list[float]:
-        """One attribute of every repeat."""
+        """[n] values of one attribute of `Repeat`."""
         return [getattr(repeat, of) for repeat in self.repeats]
 
     def spread(self, of: str) -> Spread:
-        """Its median and quartiles."""
+        """Median and quartiles of one attribute of `Repeat`."""
         return Spread.of(self.values(of))
 
     def ratios(self, of: str, unpruned: GenerationRun) -> list[float]:
-        """[n] values by those of the unpruned model in the same repeat."""
+        """[n] values divided by those of the unpruned model in the same repeat."""
         pairs = zip(self.values(of), unpruned.values(of), strict=True)
         return [mine / theirs for mine, theirs in pairs]
 
@@ -101,19 +102,19 @@ class Cell:
 
     batch_size: int
     n_visual: int
-    """Visual tokens of a row."""
+    """Number of visual tokens of a row."""
     n_text: int
-    """Text tokens of the longest row, those of the chat format among them."""
+    """Number of text tokens of the longest row, including those of the chat format."""
     n_text_least: int
-    """Of the shortest."""
+    """Number of text tokens of the shortest row."""
     n_new: int
-    """Tokens that every row was made to generate."""
+    """Number of tokens that every row had to generate."""
     unpruned: GenerationRun
     plans: tuple[GenerationRun, ...]
 
     @property
     def title(self) -> str:
-        """`batch 4, 144 + 32–64 tokens`."""
+        """The title of the cell, for example ``batch 4, 144 + 32–64 tokens``."""
         text = f"{self.n_text}"
         if self.n_text_least < self.n_text:
             text = f"{self.n_text_least}–{self.n_text}"
@@ -125,7 +126,7 @@ def plain(cell: Cell, slower: Sequence[Sequence[str]]) -> dict[str, Any]:
 
     Args:
         cell: The cell.
-        slower: For each plan the names of the measures in which it is slower.
+        slower: For each plan, the names of the measures in which it is slower.
     """
     sizes = ("batch_size", "n_visual", "n_text", "n_text_least", "n_new")
     runs = [_plain_run(cell.unpruned)]

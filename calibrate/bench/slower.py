@@ -1,11 +1,11 @@
-"""Whether a plan is slower than the unpruned model: beyond noise, and by enough to matter.
+"""Tests of whether a plan is slower than the unpruned model, beyond noise and by a margin.
 
-A ratio is taken of the two times of each repeat, as they were taken one after the other. A plan
-counts as slower where the one-sided interval of the ratios' median lies above 1 + `MARGIN`. The
-interval is that of the sign test: it rests on nothing but repeats that do not depend on each
-other, whatever the noise looks like. All comparisons of a run share `ALARM` (Bonferroni): a plan
-that is as fast as the unpruned model is called slower in at most 1 of 100 runs, and as it would
-have to seem slower by the margin, in far fewer.
+The two times of a repeat are taken one after the other, so each repeat gives one ratio. A plan
+counts as slower if the one-sided interval of the ratios' median lies above 1 + `MARGIN`. The
+interval is that of the sign test, which assumes only that repeats are independent, whatever the
+distribution of the noise. All comparisons of a run share `ALARM` (Bonferroni): a run calls a plan
+that is as fast as the unpruned model slower with a chance of at most 1 in 100, and in practice far
+less, because the plan would have to seem slower by the margin.
 """
 
 from __future__ import annotations
@@ -19,21 +19,29 @@ from tpcal.calibrate.bench.ratios import MEASURES, Cell, GenerationRun, Measure,
 from tpcal.plans.errors import UsageError
 
 ALARM = 0.01
-"""Most runs in which a plan that costs no time is called slower."""
+"""Largest share of runs in which a plan that costs no time is called slower."""
 MARGIN = 0.02
-"""Times longer by less count as equal."""
+"""Times that are longer by less than this share count as equal."""
 
 
 def n_repeats_needed(n_comparisons: int) -> int:
-    """Fewest repeats of which all together can show that one of the comparisons is no chance."""
+    """Least number of repeats with which a comparison can show that a plan is slower.
+
+    Example:
+        >>> from tpcal.calibrate.bench.slower import n_repeats_needed
+        >>> n_repeats_needed(n_comparisons=3)
+        9
+    """
+    # If all n ratios are above the margin, the sign test's p-value is 2**-n. With m comparisons
+    # it must be at most ALARM / m, so n >= log2(m / ALARM).
     return int(np.ceil(np.log2(n_comparisons / ALARM)))
 
 
 def check_repeats(n_repeats: int, n_cells: int, n_plans: int) -> None:
-    """Nothing, where so many repeats can tell a slower plan from noise.
+    """Checks that the number of repeats can tell a slower plan from noise.
 
     Raises:
-        UsageError: They cannot, whatever they show.
+        UsageError: There are too few repeats, whatever they show.
     """
     n_comparisons = n_cells * n_plans * len(MEASURES)
     needed = n_repeats_needed(n_comparisons)
@@ -46,7 +54,7 @@ def check_repeats(n_repeats: int, n_cells: int, n_plans: int) -> None:
 
 
 def slower(cells: Sequence[Cell]) -> list[list[list[str]]]:
-    """Names of the measures in which plans are slower: for each cell, for each of its plans."""
+    """Names of the measures in which a plan is slower, for each plan of each cell."""
     n_comparisons = len(MEASURES) * sum(len(cell.plans) for cell in cells)
     return [
         [
@@ -58,21 +66,23 @@ def slower(cells: Sequence[Cell]) -> list[list[list[str]]]:
 
 
 def _slowdowns(measure: Measure, run: GenerationRun, cell: Cell) -> list[float]:
-    """[n] ratios of times, plan to unpruned."""
+    """[n] ratios of times, plan to unpruned; a throughput counts by its reciprocal."""
     ratios = run.ratios(measure.of, cell.unpruned)
     return [1 / ratio for ratio in ratios] if measure.rises else ratios
 
 
 def _is_slower(slowdowns: Sequence[float], n_comparisons: int) -> bool:
+    # Sign test of the median: were it at most 1 + MARGIN, each ratio would be above that with a
+    # chance of at most 1/2. The p-value is the chance that as many are above as were seen.
     test = quantile_test(slowdowns, q=1 + MARGIN, p=0.5, alternative="greater")
     return bool(test.pvalue <= ALARM / n_comparisons)
 
 
 def hidden(cells: Sequence[Cell]) -> tuple[float, str]:
-    """The largest slowdown that noise may hide, 0.12 for 12 %, and where: words for people.
+    """The largest slowdown that noise may hide (0.12 for 12 %), and where, in words.
 
-    The upper ends of the same intervals; where there are too few repeats for one, the largest
-    ratio of all.
+    It is the largest upper end of the same intervals. If there are too few repeats for an
+    interval, its largest ratio counts.
     """
     comparisons = [(m, run, cell) for cell in cells for run in cell.plans for m in MEASURES]
     worst, where = 0.0, ""
@@ -87,11 +97,11 @@ def hidden(cells: Sequence[Cell]) -> tuple[float, str]:
 
 
 def sentences(cells: Sequence[Cell], found: Sequence[Sequence[Sequence[str]]]) -> list[str]:
-    """One for each plan that is slower somewhere: where, and by how much.
+    """A sentence for each plan that is slower in some cell: where, and by how much.
 
     Args:
         cells: The cells.
-        found: As `slower`.
+        found: The result of `slower`.
     """
     said = []
     for at, run in enumerate(cells[0].plans if cells else ()):

@@ -1,4 +1,4 @@
-"""Synthetic prompts for a model with a processor: pictures of noise and random words."""
+"""Synthetic prompts for a model with a processor: images of noise and random words."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ WORDS = (
 
 
 def inputs_for(loaded: Loaded, shape: PromptSize, image_px: int) -> dict[str, Any]:
-    """What `generate` takes, left-padded; no two rows alike.
+    """Left-padded inputs of `generate`; no two rows are alike.
 
     Args:
         loaded: The model.
-        shape: Sizes; texts come as near to them as words, and the chat format, allow.
-        image_px: Pixels along each side of an image, before the processor has its way.
+        shape: Sizes of the prompts; texts come as close to them as whole words and the chat format
+            allow.
+        image_px: Pixels along each side of an image, before the processor scales it.
     """
     rng = np.random.default_rng(0)
     samples = []
@@ -46,7 +47,8 @@ def _noise(px: int, rng: np.random.Generator) -> Image.Image:
 def _fitting(
     loaded: Loaded, images: tuple[Image.Image, ...], words: Sequence[str], n_text: int
 ) -> int:
-    """How many of the words make a prompt of at most ``n_text`` text tokens; one at least."""
+    """Number of words, at least one, that make a prompt of about ``n_text`` text tokens."""
+    # tokens(n words) is taken as a line through tokens(1) and tokens(all).
     fixed = _n_text(loaded, images, words[:1])
     per_word = (_n_text(loaded, images, words) - fixed) / max(1, len(words) - 1)
     n_words = 1 + int((n_text - fixed) / per_word) if per_word else 1

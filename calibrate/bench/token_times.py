@@ -1,4 +1,4 @@
-"""When things happen while a model generates: tokens as they arrive, the decoder's first pass."""
+"""Times of events while a model generates: each token, and the decoder's first pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Clock = Callable[[], float]
 
 
 def now(device: torch.device, clock: Clock = time.perf_counter) -> float:
-    """Seconds of the clock once the device has done all that was asked of it."""
+    """The clock's time in seconds, after the device has finished all work it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -26,32 +26,33 @@ def now(device: torch.device, clock: Clock = time.perf_counter) -> float:
 
 
 class Stamps(BaseStreamer):
-    """Notes when `generate` hands over each token, of all rows at once; sees the prompt first.
+    """Records the time at which `generate` delivers each token, for all rows at once.
 
-    The tokens are on the CPU by then, so the device is done with them.
+    The tokens are on the CPU by then, so the device has finished with them.
     """
 
     def __init__(self, clock: Clock = time.perf_counter) -> None:
         self._clock = clock
         self._seen_prompt = False
         self.at: list[float] = []
-        """[n] seconds, one entry for each new token."""
+        """[n] times in seconds, one for each new token."""
 
     def put(self, value: Any) -> None:
-        """Notes the time; the first call brings the prompt."""
+        """Records the time; the first call delivers the prompt and is skipped."""
         if self._seen_prompt:
             self.at.append(self._clock())
         self._seen_prompt = True
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
 
 @contextmanager
 def first_pass(model: Any, clock: Clock) -> Iterator[list[float]]:
-    """When the decoder's first pass began and ended, the work of an applied plan included.
+    """The times at which the decoder's first pass began and ended, including a plan's work.
 
-    Apply the plan before: its hooks have to stand between these two. Later passes go unwatched.
+    The plan must be applied before, so that its hooks run between the two times. Later passes are
+    not timed.
     """
     decoder, device = find(model).decoder(model), device_of(model)
     marks: list[float] = []

@@ -1,8 +1,8 @@
-"""What a scene holds and where: drawn from a seed, not yet painted.
+"""Layouts of scenes: objects and their places, drawn from a seed and not painted yet.
 
-A scene is a 3 x 3 board of 32-pixel cells. A thing stays well inside its cell, so that "where",
-"left of" and "at" have one answer and never a borderline one; no two shapes of a scene share
-colour and shape, so that "the red circle" is one thing.
+A scene is a 3 x 3 grid of cells of 32 pixels. An object stays well inside its cell, so that
+"where", "left of" and "at" have one clear answer. No two shapes of a scene have the same colour
+and shape, so that "the red circle" names one object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
 
 GLYPH_SHARE = 0.45
-"""Share of scenes with a digit; the same for a letter and for a sign, independently."""
+"""Share of scenes with a digit; letters and signs have the same share, independently."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Glyphs:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything a scene holds."""
+    """The background, shapes and glyphs of a scene."""
 
     background: str
     shapes: tuple[Shape, ...]
@@ -64,7 +64,9 @@ class Layout:
 
 
 def draw_layout(rng: np.random.Generator, *, easy: bool = False) -> Layout:
-    """A random layout: 2-7 shapes (easy: 2-3), and at times a digit, a letter and a sign."""
+    """A random layout of 2-7 shapes (easy: 2-3), some with a digit, a letter or a sign."""
+    # The sign comes first, because it needs two neighbouring cells; each further glyph takes a
+    # free cell, and the shapes share what is left.
     share = GLYPH_SHARE / 3 if easy else GLYPH_SHARE
     has_digit, has_letter, has_sign = rng.random(3) < share
     free = [(row, column) for row in range(3) for column in range(3)]
@@ -121,7 +123,10 @@ def _shapes(
 
 
 def _looks(rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
-    """[n] distinct (shape, colour) pairs; a favourite of either makes counts worth asking for."""
+    """[n] distinct (shape, colour) pairs.
+
+    Some scenes prefer one shape or colour, so that questions for counts have answers above 1.
+    """
     favourite_shape, favourite_colour = rng.integers(8, size=2)
     share_shape, share_colour = rng.choice((0.0, 0.3, 0.7), size=2)
     looks: dict[tuple[str, str], None] = {}

@@ -1,4 +1,4 @@
-"""Paints a layout: 96 x 96 RGB, textured grey background, shapes, glyphs, noise."""
+"""Painting of a layout: 96 x 96 RGB, with a textured grey background, shapes, glyphs and noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tpcal.calibrate.embedded.layout import SIDE, Glyphs, Layout, Shape
 
 SCALE = 2
-"""Supersampling: painted at this many times the side, then averaged down."""
+"""Factor of supersampling: scenes are painted at this many times the side, then averaged."""
 
 _RGB = {
     "red": (215, 35, 35),
@@ -27,6 +27,8 @@ _RGB = {
 
 def paint(layout: Layout, rng: np.random.Generator) -> Image.Image:
     """The layout as a 96 x 96 RGB image; ``rng`` draws texture, tints and noise only."""
+    # In this order, because the order of random draws fixes the pixels of a seed: background,
+    # shapes with a tint each, glyphs; then the average of `SCALE` x `SCALE` pixels, and noise.
     canvas = Image.fromarray(_background(layout.background, rng))
     canvas = canvas.resize((SIDE * SCALE, SIDE * SCALE), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
@@ -42,7 +44,9 @@ def paint(layout: Layout, rng: np.random.Generator) -> Image.Image:
 
 
 def _background(name: str, rng: np.random.Generator) -> np.ndarray:
-    """[96, 96, 3] uint8 greyish texture."""
+    """[96, 96, 3] uint8, a texture of nearly grey pixels."""
+    # A pattern with values in [-1, 1], periodic in a rotated or shifted coordinate, becomes
+    # grey = mean + contrast * pattern, with a slight tint of the three channels.
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     angle, phase, period = rng.uniform(0, math.pi), rng.uniform(0, 10, 2), rng.uniform(8, 13)
     u = x * math.cos(angle) + y * math.sin(angle) + phase[0]

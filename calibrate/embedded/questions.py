@@ -1,4 +1,4 @@
-"""Questions about a layout, each with one right answer, sorted into groups."""
+"""Questions about a layout, in groups; each has exactly one right answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GROUPS: tuple[str, ...] = (
 )
 
 NEAREST_MARGIN = 1.25
-"""The second nearest shape is at least this many times as far as the nearest."""
+"""Least ratio of the distances to the second nearest and to the nearest shape."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Question:
 
 
 def ask(layout: Layout, rng: np.random.Generator) -> tuple[Question, ...]:
-    """Every group's questions that the layout allows, in the order of ``GROUPS``."""
+    """The questions of every group that the layout allows, in the order of ``GROUPS``."""
     return tuple(
         Question(text, answer, group)
         for group in GROUPS
@@ -58,7 +58,7 @@ def _some(rng: np.random.Generator, shapes: tuple[Shape, ...], n: int) -> list[S
 
 
 def _name(layout: Layout, shape: Shape, rng: np.random.Generator) -> str:
-    """A description that only this shape of the scene fits: its shape, its colour, or both."""
+    """A description that fits only this shape of the scene: by shape, by colour, or by both."""
     names = [f"{shape.colour} {shape.shape}"]
     if sum(s.shape == shape.shape for s in layout.shapes) == 1:
         names.append(shape.shape)
@@ -76,7 +76,8 @@ def _article(noun: str) -> str:
 
 
 def _exist(layout: Layout, rng: np.random.Generator) -> Pairs:
-    """Yes and no equally often; most noes have the right colour or the right shape."""
+    """Yes and no are equally frequent; most objects that are missing have a colour or a shape that
+    occurs in the scene."""
     for _ in range(2):
         yes = rng.random() < 0.5
         form = rng.random()
@@ -126,7 +127,7 @@ def _shape(layout: Layout, rng: np.random.Generator) -> Pairs:
 
 
 def _count(layout: Layout, rng: np.random.Generator) -> Pairs:
-    """The number is drawn first, evenly among those the scene can answer with."""
+    """The answer is drawn first, evenly among the numbers that occur in the scene."""
     shapes = Counter(s.shape for s in layout.shapes)
     colours = Counter(s.colour for s in layout.shapes)
     options: dict[int, list[str]] = {len(layout.shapes): ["shapes"]}
@@ -163,7 +164,7 @@ def _where(layout: Layout, rng: np.random.Generator) -> Pairs:
 
 
 def _relation(layout: Layout, rng: np.random.Generator) -> Pairs:
-    """Two shapes of one row or column; the side is drawn first, so that all are as frequent."""
+    """Two shapes of one row or column; the side is drawn first, so all are equally frequent."""
     sides: dict[str, list[tuple[Shape, Shape]]] = {}
     for one in layout.shapes:
         for other in layout.shapes:

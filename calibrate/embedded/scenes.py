@@ -1,4 +1,4 @@
-"""Procedural scenes with questions: the embedded model's only data, made from seeds."""
+"""Procedural scenes with questions, made from seeds: the only data of the embedded model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from tpcal.calibrate.embedded.questions import GROUPS, Question, ask
 SPLITS: tuple[str, ...] = ("train", "calibration", "eval", "test")
 SPLIT_SPAN = 10**12
 SEED_SPAN = 10**6
-"""Scene seeds of one split lie in one span; those of one ``seed`` of it in one part of that."""
+"""Scene numbers of a split start at its index * `SPLIT_SPAN`; those of a ``seed`` of the split
+start ``seed`` * `SEED_SPAN` after that. So splits and seeds never share a scene."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what can be asked about it."""
+    """An image and the questions about it."""
 
     image: Image.Image
     questions: tuple[Question, ...]
@@ -27,7 +28,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class EmbeddedSample:
-    """One image with one question; ``id`` is unique within a split and stable."""
+    """One image with one question; ``id`` is unique within a split and never changes."""
 
     image: Image.Image
     question: str
@@ -37,11 +38,11 @@ class EmbeddedSample:
 
 
 def scene(seed: int, *, easy: bool = False) -> Scene:
-    """The scene of a seed: always the same pixels and the same questions.
+    """The scene of a seed; the same seed always gives the same pixels and questions.
 
     Args:
         seed: Any non-negative integer.
-        easy: 2-3 shapes and few glyphs, as in the first part of the training.
+        easy: Whether to draw only 2-3 shapes and few glyphs, as in the first part of the training.
     """
     layout, questions = plan_scene(seed, easy=easy)
     return Scene(paint_scene(seed, layout), questions)
@@ -60,18 +61,23 @@ def paint_scene(seed: int, layout: Layout) -> Image.Image:
 
 
 def samples(split: str, n: int, *, seed: int = 0) -> list[EmbeddedSample]:
-    """``n`` samples, each of its own scene, as evenly over ``GROUPS`` as ``n`` allows.
+    """``n`` samples, each of its own scene, spread over ``GROUPS`` as evenly as ``n`` allows.
 
-    Samples come in turns of one per group, so that the first m of n samples are those of a call
-    with m.
+    Groups take turns, one sample each, so that the first m of n samples are those of a call with
+    m.
 
     Args:
         split: One of ``SPLITS``; no scene is in two splits.
-        n: Number of samples, below a few hundred thousand.
-        seed: Other scenes of the same split, from 0 to a million.
+        n: Number of samples, at most 250,000.
+        seed: Chooses other scenes of the same split, from 0 to below a million.
 
     Raises:
         ValueError: There is no such split, or ``n`` or ``seed`` is out of range.
+
+    Example:
+        >>> from tpcal.calibrate.embedded.scenes import samples
+        >>> [sample.group for sample in samples("eval", 3)]
+        ['exist', 'colour', 'shape']
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
@@ -92,12 +98,15 @@ def samples(split: str, n: int, *, seed: int = 0) -> list[EmbeddedSample]:
 
 
 def first_seed(split: str, seed: int = 0) -> int:
-    """The first scene seed of a split."""
+    """The first scene number of a split and seed."""
     return SPLITS.index(split) * SPLIT_SPAN + seed * SEED_SPAN
 
 
 def _next_with(group: str, number: int) -> tuple[int, Layout, Question]:
-    """The first scene from ``number`` on that has a question of the group."""
+    """The first scene from ``number`` on that has a question of the group.
+
+    Returns its number, its layout and its first question of the group.
+    """
     while True:
         layout, questions = plan_scene(number)
         for question in questions:

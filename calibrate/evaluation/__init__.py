@@ -1,1 +1,1 @@
-"""Answers with and without plans, judged and compared."""
+"""Evaluation: answers with and without plans, judged and compared."""

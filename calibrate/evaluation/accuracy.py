@@ -1,4 +1,4 @@
-"""Answers judged: accuracy of a plan beside the unpruned model, per group, and their agreement."""
+"""Accuracy of answers with a plan and without, per group, and how often the two agree."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ OVERALL = "overall"
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of one group, or of all samples (``overall``). None where there is nothing."""
+    """The results of one group, or of all samples (``overall``).
+
+    A share is None if it has no samples, or if there is no plan.
+    """
 
     group: str
     n: int
-    """Samples."""
+    """Number of samples."""
     n_answered: int
-    """Samples the data has an answer for; accuracies are over these."""
+    """Number of samples for which the data has an answer; accuracies are over these."""
     unpruned: Share | None
     """Accuracy of the unpruned model."""
     plan: Share | None
@@ -35,19 +38,19 @@ class Row:
     difference: Share | None
     """Accuracy with the plan minus accuracy without, over the same samples."""
     agreement: Share | None
-    """Samples where both give the same answer."""
+    """Share of samples for which both give the same answer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What each sample's answers were worth. Arrays are [n] bool."""
+    """The judged answers of every sample. Arrays are [n] bool unless stated otherwise."""
 
     groups: tuple[str, ...]
     sample_group: Array  # [n] int64, index into groups
     answered: Array  # the data has an answer
-    correct_unpruned: Array  # False where not answered
+    correct_unpruned: Array  # False for samples that are not answered
     correct_plan: Array | None  # None without a plan
-    agree: Array | None  # both answers are the same; None without a plan
+    agree: Array | None  # whether both answers are the same; None without a plan
     answers_unpruned: tuple[str, ...]
     answers_plan: tuple[str, ...] | None
 
@@ -90,7 +93,25 @@ def answers(
     max_new_tokens: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[str, ...]:
-    """[n] greedy answers, with the plan or without; errors as `answer_all`."""
+    """[n] greedy answers, with the plan or without.
+
+    Args:
+        loaded: The model, with no plan applied.
+        samples: n questions.
+        plan: The plan; None runs the model unpruned.
+        batch_size: Samples per run of the model.
+        max_new_tokens: Longest answer, in tokens.
+        progress: Called with the number of answers there are, after each batch.
+
+    Raises:
+        FitError: The plan does not fit the model.
+        RunFailed: Out of memory.
+
+    Example:
+        >>> unpruned = answers(loaded, samples, None)  # doctest: +SKIP
+        >>> pruned = answers(loaded, samples, plan)  # doctest: +SKIP
+        >>> compare(samples, unpruned, pruned).overall.difference  # doctest: +SKIP
+    """
     (given,) = answer_all(
         loaded,
         samples,
@@ -105,7 +126,13 @@ def answers(
 def compare(
     samples: Samples, unpruned: Sequence[str], pruned: Sequence[str] | None = None
 ) -> Evaluation:
-    """The evaluation of answers that are at hand."""
+    """The evaluation of given answers.
+
+    Args:
+        samples: n questions.
+        unpruned: [n] answers of the unpruned model.
+        pruned: [n] answers with a plan; None judges the unpruned model alone.
+    """
     alone, *beside = compare_all(samples, unpruned, [] if pruned is None else [pruned])
     return beside[0] if beside else alone
 
@@ -113,7 +140,7 @@ def compare(
 def compare_all(
     samples: Samples, unpruned: Sequence[str], pruned: Sequence[Sequence[str]]
 ) -> list[Evaluation]:
-    """The unpruned model's evaluation, then that of every way to prune; samples are read once."""
+    """The evaluation of the unpruned model, then of every variant; samples are read once."""
     expected = [sample.answer for sample in samples]
     alone = Evaluation(
         groups=samples.groups,

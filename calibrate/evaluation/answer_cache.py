@@ -1,6 +1,6 @@
-"""Answers kept on disk as they are given: a file of JSON lines for each way to answer.
+"""Answers kept on disk as they are given: a file of JSON lines for each variant.
 
-A run that breaks off loses a batch, and one that is repeated asks the model nothing.
+A run that is interrupted loses one batch, and a repeated run does not run the model at all.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from tpcal.plans.yaml_files import write_atomic
 
 
 class AnswerFile(InMemory):
-    """Answers of one way in a file. Its first line says what they are answers of.
+    """Answers of one variant in a file, whose first line holds everything they depend on.
+
+    An incomplete last line, which an interrupted run leaves, is removed; its answer is generated
+    again.
 
     Args:
-        path: The file; begun where there is none.
-        about: What the answers depend on.
+        path: The file; it is created if it does not exist.
+        about: Everything the answers depend on.
 
     Raises:
-        UsageError: The file holds something else, or is damaged before its last line. A last line
-            that was cut off is an answer that was not given.
+        UsageError: The file holds something else, or is damaged before its last line.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
@@ -46,7 +48,11 @@ class AnswerFile(InMemory):
             write_atomic(path, self._header)
 
     def add(self, numbers: range, answers: Sequence[Answered]) -> None:
-        """As `Kept`; the file is written before this returns."""
+        """As `AnswerStore`; the file is written before this returns.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
         super().add(numbers, answers)
         text = "".join(_line([i, *astuple(a)]) for i, a in zip(numbers, answers, strict=True))
         try:
@@ -79,13 +85,13 @@ class AnswerFile(InMemory):
 
 
 class AnswerFolder:
-    """The answers of one model to the same samples, a file for each way.
+    """The answers of one model to the same samples, with one file for each variant.
 
     Args:
         out: Folder that collects such folders.
         loaded: The model.
         samples: The questions.
-        max_new_tokens: Longest answer.
+        max_new_tokens: Longest answer, in tokens.
     """
 
     def __init__(self, out: Path, loaded: Loaded, samples: Samples, max_new_tokens: int) -> None:
@@ -94,7 +100,10 @@ class AnswerFolder:
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """What the answers depend on, beside the way. Batches change none but by rounding."""
+        """Everything the answers depend on, except the variant.
+
+        The batch size is not part of it, because it changes answers by rounding only.
+        """
         model, processor = self._loaded.model, self._loaded.processor
         images: Any = getattr(processor, "image_processor", None)
         chats = (getattr(own, "chat_template", None) for own in (processor, processor.tokenizer))
@@ -115,16 +124,16 @@ class AnswerFolder:
 
     @cached_property
     def path(self) -> Path:
-        """Of the folder."""
+        """Path of the folder."""
         return self._out / f"eval-{_digest(self.settings)}"
 
     def of(self, way: Way) -> AnswerFile:
-        """The answers of one way."""
+        """The file of answers of one variant."""
         about = {"made_by": f"tpcal {__version__}", **self.settings, "way": dict(way.key)}
         return AnswerFile(self.path / f"{_digest(way.key)}.jsonl", about)
 
     def forget(self) -> None:
-        """Deletes all answers that are kept here."""
+        """Deletes all answers in this folder."""
         for file in self.path.glob("*.jsonl"):
             file.unlink()
 

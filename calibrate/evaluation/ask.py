@@ -1,4 +1,4 @@
-"""One question about one prompt's images, answered with or without a plan."""
+"""The answer to one question about the images of one prompt, with or without a plan."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageAnswer:
-    """What the model said, and what it held in memory at the end."""
+    """The model's answer, and the size of its cache at the end."""
 
     text: str
     n_tokens: int
-    """Visual tokens of the prompt."""
+    """Number of visual tokens of the prompt."""
     counts: tuple[tuple[int, int], ...]
-    """(layer, visual tokens left) of every cut that was made or, by its condition, left out."""
+    """(layer, visual tokens left) of every cut that was made or that its condition left out."""
     kv_bytes: int
+    """Bytes of the cache at the end."""
     unpruned_kv_bytes: int
-    """Of the same number of tokens in every layer."""
+    """Bytes of the cache if every layer held all tokens."""
 
 
 def answer(
@@ -48,12 +49,12 @@ def answer(
     Args:
         loaded: The model.
         question: Plain text; the chat format is added.
-        images: Files, in the order in which the prompt shows them.
-        plan: None runs the model unpruned.
-        max_new_tokens: Longest answer.
+        images: Paths of image files, in the order in which the prompt shows them.
+        plan: The plan to apply; None runs the model unpruned.
+        max_new_tokens: Longest answer, in tokens.
 
     Raises:
-        UsageError: An image is missing or is none.
+        UsageError: An image is missing, or a file is no image.
         FitError: The plan does not fit the model.
         RunFailed: Out of memory.
     """

@@ -1,4 +1,4 @@
-"""Plans and controls side by side: the same samples, measured costs, paired tests."""
+"""Comparison of plans and controls: on the same samples, by measured costs and paired tests."""
 
 from __future__ import annotations
 
@@ -27,20 +27,23 @@ Answers = tuple[Answered, ...]
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One way to answer, judged."""
+    """The evaluation and cost of one plan or control."""
 
     name: str
     beside: str | None
-    """Of a control: the plan whose cost it has."""
+    """The plan whose cost a control has; None for a plan."""
     control: str | None
-    """Of a control: its kind."""
+    """The kind of a control; None for a plan."""
     shared: bool
-    """Of a control: an earlier plan has the very same."""
+    """Whether an earlier plan has the same control."""
     cost: MeasuredCost
     evaluation: Evaluation
 
     def worst(self) -> tuple[str, float] | None:
-        """The group of the lowest accuracy, or agreement where no sample has an answer."""
+        """The group of lowest accuracy, with that accuracy; None if there are no groups.
+
+        If no sample has an answer, the agreement with the unpruned model takes its place.
+        """
         rows = self.evaluation.rows()[:-1]
         parts = [(row.group, part) for row in rows if (part := row.plan)]
         parts = parts or [(row.group, part) for row in rows if (part := row.agreement)]
@@ -50,26 +53,26 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The unpruned model, plans and, behind each plan, its controls."""
+    """The unpruned model and the plans, each followed by its controls."""
 
     unpruned: Evaluation
     entries: tuple[Entry, ...]
     tests: tuple[Test, ...]
     impossible: Mapping[str, str]
-    """Controls that this model cannot carry out -> why."""
+    """Reasons by the names of the controls that this model cannot carry out."""
 
     @property
     def plans(self) -> tuple[Entry, ...]:
-        """Without controls."""
+        """The entries of plans, without controls."""
         return tuple(entry for entry in self.entries if entry.beside is None)
 
     @property
     def measure(self) -> str:
-        """What entries are compared in."""
+        """The measure in which entries are compared, ``accuracy`` or ``agreement``."""
         return ACCURACY if self.unpruned.answered.any() else AGREEMENT
 
     def controls(self, plan: str) -> tuple[Entry, ...]:
-        """Those of one plan."""
+        """The controls of one plan."""
         return tuple(entry for entry in self.entries if entry.beside == plan)
 
 
@@ -86,30 +89,35 @@ def compare_plans(
     max_new_tokens: int = 16,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Greedy answers of the unpruned model, of every plan, and of every plan's controls.
+    """Compares greedy answers of the unpruned model, of every plan, and of every plan's controls.
 
     The unpruned model answers once. A control costs at most what its plan was measured to cost on
-    these very samples; two plans of the same cost share the answers of their controls.
+    the same samples; two plans of the same cost share the answers of their controls.
 
     Args:
         loaded: The model, with no plan applied.
-        samples: Questions; where none has an answer, the agreement with the unpruned model counts.
-        plans: By name; none judges the unpruned model alone.
-        controls: Of `tpcal.calibrate.evaluation.controls.CONTROLS`.
-        controls_of: Plans whose controls run; None: all.
+        samples: The questions. If none has an answer, agreement with the unpruned model counts.
+        plans: Plans by name; without any, the unpruned model alone is judged.
+        controls: Names from `tpcal.calibrate.evaluation.controls.CONTROLS`.
+        controls_of: Plans whose controls run; None for all.
         tested: Plans that are tested against the unpruned model, their controls and every other
-            plan; None: all. Fewer tests leave more of a difference after the correction.
-        kept: Where the answers of a way are, and go.
+            plan; None for all. The fewer tests, the smaller the differences they can detect.
+        kept: Gives the store that holds the answers of a variant.
         batch_size: Samples per run of the model.
-        max_new_tokens: Longest answer.
-        progress: Told of answers given, answers in all and what is going on.
+        max_new_tokens: Longest answer, in tokens.
+        progress: Called with answers given, answers in all and a description of the step.
 
     Raises:
         FitError: A plan does not fit the model.
         RunFailed: Out of memory.
+
+    Example:
+        >>> found = compare_plans(loaded, samples, {"light": plan})  # doctest: +SKIP
+        >>> found.plans[0].evaluation.overall.difference  # doctest: +SKIP
     """
+    # Step 1: refuse plans that do not fit, before anything runs.
     for plan in plans.values():
-        apply(loaded.model, plan).remove()  # one that does not fit is refused before any run
+        apply(loaded.model, plan).remove()
     n, report = len(samples), progress or (lambda done, total, what: None)
 
     def answered(ways: Sequence[Way], what: str) -> list[Answers]:
@@ -122,8 +130,11 @@ def compare_plans(
             progress=lambda done: report(done, n * len(ways), what),
         )
 
+    # Step 2: the unpruned model and all plans answer, batch by batch in turn.
     what = "With and without plans" if plans else "Unpruned"
     unpruned, *pruned = answered([Pruned(), *map(Pruned, plans.values())], what)
+    # Step 3: measure what each plan cost on these samples, then let its controls answer at that
+    # cost.
     beside = _Controls(loaded, samples, unpruned, answered, batch_size)
     given: list[_Given] = []
     for (name, plan), own in zip(plans.items(), pruned, strict=True):
@@ -131,6 +142,7 @@ def compare_plans(
         given.append(_Given(name, None, None, False, cost, own))
         if controls_of is None or name in controls_of:
             given += beside.controls(given[-1], controls)
+    # Step 4: judge all answers, and test the differences.
     alone, *judged = compare_all(samples, _texts(unpruned), [_texts(one.answers) for one in given])
     entries = tuple(
         Entry(*one[:-1], evaluation) for one, evaluation in zip(given, judged, strict=True)
@@ -151,7 +163,7 @@ class _Given(NamedTuple):
 
 
 class _Controls:
-    """The controls of all plans; each is asked once, whatever plans have its cost."""
+    """The controls of all plans; each answers once, even if several plans have its cost."""
 
     def __init__(
         self,
@@ -167,7 +179,7 @@ class _Controls:
         self.impossible: dict[str, str] = {}
 
     def controls(self, plan: _Given, kinds: Sequence[str]) -> Iterator[_Given]:
-        """Those of the plan's cost that this model can carry out."""
+        """The controls at the plan's cost that this model can carry out."""
         for kind in kinds:
             name = f"{kind} = {plan.name}"
             try:
@@ -193,7 +205,7 @@ def _texts(answers: Answers) -> list[str]:
 
 
 def _pairs(entries: Sequence[Entry], tested: Collection[str]) -> Iterator[Pair]:
-    """Every tested plan beside the unpruned model, its controls and every other plan, once."""
+    """Pairs every tested plan once with the unpruned model, its controls and every other plan."""
     plans = [entry for entry in entries if entry.beside is None]
     for plan in plans:
         if plan.name not in tested:
@@ -218,7 +230,10 @@ def _pair(one: Entry, other: Entry) -> Pair:
 
 
 def _hits(entry: Entry) -> Array:
-    """Of the samples with an answer, which are right; of none, which agree."""
+    """[n] bool: which answers are right, over samples with an answer.
+
+    If no sample has an answer, it says which answers agree with the unpruned model's.
+    """
     judged = entry.evaluation
     assert judged.correct_plan is not None
     assert judged.agree is not None

@@ -1,4 +1,4 @@
-"""What a plan has to be better than: plain ways to save as much as it does."""
+"""Controls: simple variants that save as much as a plan, which the plan has to beat."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def control(
     n_visual: Sequence[int],
     batch_size: int,
 ) -> Way:
-    """The dearest way of a kind that costs no more than ``target``.
+    """The most expensive variant of a kind that costs at most ``target``.
 
     ``random`` and ``grid`` cut once, before the decoder. ``downsized`` shows the model smaller
-    images instead. One that is drawn by chance is drawn anew for every batch.
+    images instead. ``random`` draws other tokens for every batch.
 
     Args:
         name: One of `CONTROLS`.
         target: Layer average of keep over these samples.
         loaded: The model.
         samples: The questions.
-        n_visual: [n] visual tokens of each one's prompt.
+        n_visual: [n] visual tokens of each question's prompt.
         batch_size: Samples per run of the model.
 
     Raises:
-        Impossible: This model cannot do it, or nothing of this kind is as cheap.
+        Impossible: This model cannot do it, or no variant of this kind is cheap enough.
     """
     if name == DOWNSIZED:
         return smaller_images(loaded, samples, n_visual, min(target, 1.0))
@@ -59,11 +59,19 @@ def keep_within(target: float, n_visual: Sequence[int]) -> float:
 
     Args:
         target: Mean over samples of kept / visual tokens.
-        n_visual: [n] visual tokens of each sample; those without count for nothing.
+        n_visual: [n] visual tokens of each sample; samples without visual tokens do not count.
 
     Returns:
-        In steps of one in `N_STEPS`; 0 where one token each is more than ``target``.
+        A multiple of 1 / `N_STEPS`; 0 if a single token of each sample is more than ``target``.
+
+    Example:
+        >>> from tpcal.calibrate.evaluation.controls import keep_within
+        >>> keep_within(0.25, [100, 200])  # keeps 25 and 50 tokens
+        0.252499
     """
+    # Counts are whole numbers, so the share that a keep really spends is a step function of it:
+    # spent(keep) = mean over samples of n_keep(keep, n) / n. It never falls, so bisection finds
+    # the last step that is within the target.
     sizes = Counter(n for n in n_visual if n)
     total = max(1, sizes.total())
 

@@ -1,8 +1,9 @@
-"""The same images with fewer pixels, so that they become fewer visual tokens: the plainest saving.
+"""Control with smaller images: fewer pixels become fewer visual tokens, the simplest saving.
 
-Images of a processor that takes any size are scaled before it. One that brings all images to one
-size is told another size, and the vision tower interpolates its position embeddings, as
-transformers does it for towers of the CLIP kind.
+There are two kinds of processors. Some make more tokens of larger images; for these, images are
+scaled down before the processor sees them. Others bring all images to one size; these are given a
+smaller size, and the vision tower interpolates its position embeddings, as transformers does for
+CLIP-like towers.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Sample, Samples
 
 N_STEPS = 128
-"""Image sizes that are tried, from nothing to the full width and height."""
+"""Number of image sizes to choose from; step i scales width and height by i / `N_STEPS`."""
 Sizes = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Scaled(Way):
-    """Every image at the largest scale at which its prompt has a share of its visual tokens."""
+    """Scales images to the largest size at which a prompt has at most a share of its tokens."""
 
     same_prompts: ClassVar[bool] = False
     share: float
-    """Of the visual tokens at full size; never exceeded."""
+    """Largest share of the visual tokens that the prompt has at full size."""
     _known: dict[Sizes, Sizes] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -57,20 +58,28 @@ class Scaled(Way):
         )
 
     def shown(self, loaded: Loaded, sample: Sample) -> Sample:
-        """The sample with smaller images; errors as `prompts`."""
+        """The sample with smaller images.
+
+        Raises:
+            Impossible: The processor makes too many tokens of the smallest image.
+        """
         sizes = tuple(image.size for image in sample.images)
         if sizes not in self._known:
             self._known[sizes] = self._fitting(loaded, sample)
         return _resized(sample, self._known[sizes])
 
     def _fitting(self, loaded: Loaded, sample: Sample) -> Sizes:
+        # The largest step whose prompt has at most floor(share * tokens at full size), found by
+        # bisection: about 8 encodings in place of 128. The sizes of a sample's images decide the
+        # number of tokens, so the result is kept for samples of the same sizes.
         allowed = int(self.share * _n_visual(loaded, sample) * (1 + 1e-9))
         steps = range(1, N_STEPS + 1)
 
         def n_visual(step: int) -> int:
             return _n_visual(loaded, _resized(sample, _at(sample, step)))
 
-        # bisect ends beside a step it has tried, so the count holds even if counts do not rise
+        # Bisection ends next to a step it has tried, so that step is within the bound even if the
+        # counts do not rise everywhere.
         fitting = bisect_right(steps, allowed, key=n_visual)
         if not fitting:
             least, full = n_visual(1), _n_visual(loaded, sample)
@@ -83,12 +92,13 @@ class Scaled(Way):
 
 @dataclass(frozen=True)
 class Resized(Way):
-    """Every image at one smaller size, in a processor that knows one size only."""
+    """Brings every image to one smaller size, for a processor that knows one size only."""
 
     same_prompts: ClassVar[bool] = False
     height: int
-    """Pixels."""
+    """Height of images, in pixels."""
     width: int
+    """Width of images, in pixels."""
 
     @property
     def key(self) -> Mapping[str, Any]:
@@ -96,7 +106,7 @@ class Resized(Way):
 
     @contextmanager
     def at_work(self, loaded: Loaded, start: int) -> Iterator[None]:
-        """As `Way`: the processor has the smaller size, the tower interpolates."""
+        """As `Way`: sets the processor's size and lets the tower interpolate; restores both."""
         images: Any = loaded.processor.image_processor
         with ExitStack() as undo:
             for name in ("size", "crop_size"):
@@ -119,17 +129,18 @@ class Resized(Way):
 def smaller_images(
     loaded: Loaded, samples: Samples, n_visual: Sequence[int], share: float
 ) -> Scaled | Resized:
-    """The way to answer with images of the most visual tokens that are within a share of them.
+    """The variant with the largest images that have at most a share of the visual tokens.
 
     Args:
         loaded: The model.
         samples: The questions.
-        n_visual: [n] visual tokens of each one's prompt at full size.
-        share: In (0, 1].
+        n_visual: [n] visual tokens of each question's prompt at full size.
+        share: Largest share of the visual tokens, in (0, 1].
 
     Raises:
-        Impossible: This model or its processor cannot do it, as the largest prompt shows.
+        Impossible: This model or its processor cannot do it with the largest prompt.
     """
+    # Halving the images of the largest prompt shows which kind of processor it is.
     number = max(range(len(n_visual)), key=n_visual.__getitem__)
     sample, full = samples[number], n_visual[number]
     if full == 0:
@@ -145,14 +156,21 @@ def smaller_images(
 
 
 def _of_one_size(loaded: Loaded, n_tokens: int, share: float) -> Resized:
-    """The size of the largest image, as square as can be, within a share of ``n_tokens``."""
+    """The largest image size, square or nearly so, within a share of ``n_tokens``.
+
+    Raises:
+        Impossible: The size cannot be changed, or even one token is more than the share.
+    """
     images: Any = loaded.processor.image_processor
     size = dict(getattr(images, "size", None) or {})
     side = size.get("shortest_edge", size.get("height"))
     rows = isqrt(n_tokens)
     if side is None or rows * rows != n_tokens:
         raise Impossible("The size of its images cannot be changed.")
-    square = "shortest_edge" in size  # the other edge is the image's own affair
+    square = "shortest_edge" in size  # the longer edge follows from each image's proportions
+    # At full size the tokens form a square of side r = sqrt(n_tokens), each of side // r pixels.
+    # The candidates are h x h tokens and, unless the processor sets the shorter edge only,
+    # h x (h + 1) tokens, for h = 1 … r; the largest product that is allowed wins.
     allowed = share * n_tokens * (1 + 1e-9)
     fitting = [
         (h, w)
@@ -168,7 +186,11 @@ def _of_one_size(loaded: Loaded, n_tokens: int, share: float) -> Resized:
 
 
 def _try(loaded: Loaded, way: Resized, sample: Sample, n_visual: int, share: float) -> None:
-    """Nothing, where the model takes the smaller image and it becomes few enough tokens."""
+    """Runs the model once with the smaller image.
+
+    Raises:
+        Impossible: The model refuses the image, or the image still has too many tokens.
+    """
     try:
         with way.at_work(loaded, 0), torch.inference_mode():
             prompts = way.prompts(loaded, [sample])
@@ -200,7 +222,7 @@ def _n_visual(loaded: Loaded, sample: Sample) -> int:
 
 
 def _at(sample: Sample, step: int) -> Sizes:
-    """(width, height) of the images at a part of `N_STEPS` of their size."""
+    """(width, height) of the images, scaled by ``step`` / `N_STEPS`, at least one pixel."""
     sizes = [image.size for image in sample.images]
     return tuple((max(1, w * step // N_STEPS), max(1, h * step // N_STEPS)) for w, h in sizes)
 

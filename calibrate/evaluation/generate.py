@@ -1,4 +1,4 @@
-"""Greedy answers of the model in several ways, batch by batch, and what every prompt took."""
+"""Greedy answers of the model in several variants, batch by batch, with counts of their tokens."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from tpcal.plans.schema import entering
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer, and what its prompt took."""
+    """An answer, and the numbers of tokens of its prompt."""
 
     text: str
     n_visual: int
-    """Visual tokens of the prompt."""
+    """Number of visual tokens of the prompt."""
     n_text: int
+    """Number of text tokens of the prompt."""
     counts: tuple[tuple[int, int], ...] = ()
-    """(layer, visual tokens left) of every cut, as measured: a conditional one may leave all."""
+    """(layer, visual tokens left) of every cut, as measured: a conditional cut may leave all."""
 
     def schedule(self, n_layers: int) -> list[int]:
         """[L] visual tokens that entered each layer."""
@@ -36,20 +37,20 @@ class Answered:
 
 
 class AnswerStore(Protocol):
-    """Answers of one way that are there already, and where further ones go."""
+    """A store of the answers of one variant."""
 
     def has(self, numbers: range) -> bool:
-        """Whether all these samples are answered."""
+        """Whether all these samples have answers."""
 
     def add(self, numbers: range, answers: Sequence[Answered]) -> None:
         """Keeps the answers to these samples."""
 
     def whole(self, n: int) -> tuple[Answered, ...]:
-        """The answers to the first n samples, all of which are there."""
+        """The answers to the first n samples, all of which must be kept."""
 
 
 class InMemory(dict[int, Answered]):
-    """Answers that are gone with the process."""
+    """Answers in memory, by sample number."""
 
     def has(self, numbers: range) -> bool:
         """As `AnswerStore`."""
@@ -73,22 +74,23 @@ def answer_all(
     max_new_tokens: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[Answered, ...]]:
-    """Every sample's greedy answer in every way; those that are kept are not asked for again.
-
-    A batch is read and prepared once for all ways.
+    """[n] greedy answers for every variant; answers that a store has are not generated again.
 
     Args:
         loaded: The model, with no plan applied.
         samples: n questions.
-        ways: With what is known of their answers.
+        ways: The variants, each with its store.
         batch_size: Samples per run of the model.
-        max_new_tokens: Longest answer.
-        progress: Told the answers there are, of ``len(ways) * n``, after each run of the model.
+        max_new_tokens: Longest answer, in tokens.
+        progress: Called after each batch with the number of answers there are, of
+            ``len(ways) * n``.
 
     Raises:
         FitError: A plan does not fit the model.
         RunFailed: Out of memory.
     """
+    # Batches are the outer loop, so that each is decoded and encoded once for all variants. A
+    # batch is skipped for the variants whose store has all of its answers.
     for start in range(0, len(samples), batch_size):
         numbers = range(start, min(start + batch_size, len(samples)))
         missing = [(way, kept) for way, kept in ways if not kept.has(numbers)]

@@ -24,13 +24,25 @@ class Share:
 
 
 def share(hits: Array) -> Share | None:
-    """The share of hits with its Wilson interval; None for no samples.
+    """The share of hits with its Wilson interval; None if there are no samples.
+
+    Args:
+        hits: [n] bool.
 
     Source:
         Wilson 1927, as in scipy.stats.
+
+    Example:
+        >>> import numpy as np
+        >>> from tpcal.calibrate.evaluation.intervals import share
+        >>> found = share(np.array([True] * 9 + [False]))
+        >>> f"{found.value:.2f} in {found.low:.2f} to {found.high:.2f}"
+        '0.90 in 0.60 to 0.98'
     """
     if not len(hits):
         return None
+    # The ends are the shares p for which the observed share lies z standard errors of p away:
+    # |share - p| = z * sqrt(p (1 - p) / n), with z = 1.96. Both stay within [0, 1].
     result = binomtest(int(hits.sum()), len(hits))
     interval = result.proportion_ci(CONFIDENCE, method="wilson")
     return Share(float(hits.mean()), float(interval.low), float(interval.high))
@@ -39,16 +51,20 @@ def share(hits: Array) -> Share | None:
 def paired_difference(before: Array, after: Array, *, seed: int = 0) -> Share | None:
     """Mean of ``after - before`` over the same samples, with a paired percentile bootstrap.
 
-    Where every sample differs alike (as a rule: not at all) the bootstrap has no spread. Then
-    the interval reaches as far as the exact binomial one for a change never seen in n samples.
+    Returns None if there are no samples. If every sample differs alike (usually: not at all), the
+    bootstrap has no spread. The interval then extends by the upper end of the exact binomial
+    interval of an event that was never seen in n samples.
 
     Args:
         before: [n] bool.
         after: [n] bool.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     if not len(before):
         return None
+    # change[i] is 1 for a sample that is gained, -1 for one that is lost, else 0. The bootstrap
+    # draws n samples with replacement `N_RESAMPLES` times, so that each draw keeps the two answers
+    # of a sample together; the interval spans the middle 95 % of the draws' means.
     change = after.astype(float) - before.astype(float)
     value = float(change.mean())
     if np.ptp(change) == 0:

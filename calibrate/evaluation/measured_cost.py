@@ -1,4 +1,4 @@
-"""What answering took, by the tokens that were really there."""
+"""The cost of answers, computed from the tokens that were counted in every layer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from tpcal.plans.schema import Plan
 
 @dataclass(frozen=True)
 class MeasuredCost:
-    """A cost beside the unpruned model's; means over the same samples."""
+    """A cost relative to the unpruned model's, over the same samples."""
 
     layer_average_keep: float = 1.0
+    """Mean over samples of visual tokens in a layer / visual tokens of the prompt."""
     prefill_flops: float = 1.0
-    """As a share of the unpruned model's; choosing the tokens included."""
+    """As a share of the unpruned model's; includes choosing the tokens."""
     kv_bytes: float = 1.0
     """As a share of the unpruned model's."""
 
@@ -33,17 +34,21 @@ class MeasuredCost:
 def measured(
     shape: DecoderShape, plan: Plan, answers: Sequence[Answered], unpruned: Sequence[Answered]
 ) -> MeasuredCost:
-    """The cost of answers beside that of the unpruned model's to the same samples.
+    """The cost of answers relative to that of the unpruned model's answers to the same samples.
 
-    Tokens are those that were counted in every layer. What choosing them computes is arithmetic
-    (`tpcal.plans.cost.selection_flops`) and an upper bound.
+    Tokens are those that were counted in every layer. The FLOPs of choosing them are computed by
+    a formula (`tpcal.plans.cost.selection_flops`), which is an upper bound.
 
     Args:
         shape: Widths of the decoder.
-        plan: With which the answers were given.
-        answers: [n].
-        unpruned: [n]. Samples without visual tokens count for nothing in the layer average.
+        plan: The plan with which the answers were given.
+        answers: [n] answers with the plan.
+        unpruned: [n] answers without it. Samples without visual tokens do not count in the layer
+            average.
     """
+    # Samples of the same token counts cost the same, so each cost is computed once and weighted
+    # by the number m of such samples. The layer average is a mean of shares; FLOPs and bytes are
+    # shares of sums: sum of m * cost with the plan / sum of m * cost without.
     pairs = zip(answers, unpruned, strict=True)
     alike = Counter((replace(a, text=""), replace(u, text="")) for a, u in pairs)
     keeps, times, sums = [], [], np.zeros((2, 2))

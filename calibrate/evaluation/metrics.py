@@ -17,15 +17,23 @@ _OTHER = re.compile(r"[^\w.\s]|_")
 
 
 def normalise(answer: str) -> str:
-    """The answer without case, punctuation, articles and extra blanks, numbers in digits.
+    """The answer in lower case, without punctuation, articles and extra blanks, numbers in digits.
 
-    Points inside numbers stay, apostrophes close up (``isn't`` is ``isnt``), other marks part
-    words.
+    Points inside numbers stay, apostrophes are removed (``isn't`` becomes ``isnt``), and other
+    marks separate words.
 
     Source:
-        Antol et al. 2015 (VQA, arXiv 1505.00468), evaluation. Written anew; theirs also restores
-        the apostrophes of contractions, and drops marks in some places instead of parting there.
+        Antol et al. 2015 (VQA, arXiv 1505.00468), evaluation. This is a new implementation; theirs
+        also restores the apostrophes of contractions, and in some places removes marks instead of
+        separating words there.
+
+    Example:
+        >>> from tpcal.calibrate.evaluation.metrics import normalise
+        >>> normalise("The two cats."), normalise("1,024.5 m")
+        ('2 cats', '1024.5 m')
     """
+    # Commas inside numbers are removed first, because as marks they would separate words. An
+    # answer that consists of articles alone keeps them.
     text = _THOUSANDS.sub("", answer.casefold())
     text = _OTHER.sub(" ", _APOSTROPHE.sub("", text))
     words = _POINT_OF_NUMBER.sub(" ", text).split()
@@ -34,5 +42,5 @@ def normalise(answer: str) -> str:
 
 
 def is_right(given: str, expected: str) -> bool:
-    """Whether the two answers are the same after `normalise`."""
+    """Whether the two answers are equal after `normalise`."""
     return normalise(given) == normalise(expected)

@@ -1,4 +1,9 @@
-"""Tests of whether two ways to answer the same samples differ, corrected for their number."""
+"""Tests of whether two variants answer the same samples differently, corrected for their number.
+
+Every test compares two variants on the same samples, so each sample falls into one of four cells:
+both are right, both are wrong, or only one of the two is right. Only the last two cells tell the
+variants apart. McNemar's exact test asks how likely a fair coin splits them at least as unevenly.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from tpcal.calibrate.evaluation.intervals import Array, Share, paired_difference
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two ways to answer, and on which samples each was right, or agreed with the unpruned model.
+    """Two variants, and the samples on which each was right, or agreed with the unpruned model.
 
     Arrays are [n] bool, over the same samples.
     """
@@ -28,36 +33,47 @@ class Pair:
 
 @dataclass(frozen=True)
 class Test:
-    """What two ways to answer differ by, and how likely chance alone makes such a difference."""
+    """The difference of two variants, and how likely chance alone makes such a difference."""
 
     one: str
     other: str
     measure: str
     difference: Share
-    """Of ``one`` minus ``other``."""
+    """Share of ``one`` minus share of ``other``."""
     p: float
-    """Two-sided, of no difference."""
+    """Two-sided p-value of the hypothesis that there is no difference."""
     p_adjusted: float
-    """The same, so that one false finding among all tests is as rare as in a single one."""
+    """The p-value after Holm's correction, which bounds the chance of any false finding."""
     n_changed: int
-    """Samples that only one of both got; the test rests on these."""
+    """Number of samples that only one of the two got right; the test rests on these."""
 
-    __test__ = False  # pytest would take it for a class of tests
+    __test__ = False  # pytest would otherwise collect it as a class of tests
 
 
 def paired_tests(pairs: Sequence[Pair]) -> tuple[Test, ...]:
     """McNemar's exact test of every pair, adjusted by Holm's method for all of them.
 
     Args:
-        pairs: Of one sample or more.
+        pairs: Pairs with at least one sample each.
 
     Source:
-        McNemar 1947, in its exact form: a binomial test of the samples that only one of both got.
-        Holm 1979, as in statsmodels.
+        McNemar 1947, in its exact form: a binomial test of the samples that only one of the two
+        variants got right. Holm 1979, as in statsmodels.
+
+    Example:
+        >>> import numpy as np
+        >>> from tpcal.calibrate.evaluation.paired_tests import Pair, paired_tests
+        >>> one, other = np.array([True] * 9 + [False]), np.array([True] * 3 + [False] * 7)
+        >>> (test,) = paired_tests([Pair("plan", "random", "accuracy", one, other)])
+        >>> test.n_changed, test.p  # six samples, all won by one: 2 * (1/2)**6
+        (6, 0.03125)
     """
+    # Holm: sort the m p-values p(1) <= … <= p(m); the i-th becomes the largest of
+    # (m - j + 1) * p(j) over j <= i, at most 1. The chance of one or more false findings at level
+    # a is then at most a, whatever the tests have in common.
     if not pairs:
         return ()
-    from statsmodels.stats.multitest import multipletests  # takes a second
+    from statsmodels.stats.multitest import multipletests  # its import takes a second
 
     p_values = [_p_value(pair) for pair in pairs]
     adjusted = multipletests(p_values, method="holm")[1]
@@ -67,6 +83,7 @@ def paired_tests(pairs: Sequence[Pair]) -> tuple[Test, ...]:
 
 
 def _p_value(pair: Pair) -> float:
+    # p = P(a fair coin tossed n_changed times is at least as far from n_changed / 2 as n_won).
     n_changed = int(np.sum(pair.hits != pair.other_hits))
     n_won = int(np.sum(pair.hits & ~pair.other_hits))
     return float(binomtest(n_won, n_changed).pvalue) if n_changed else 1.0

@@ -1,4 +1,4 @@
-"""Ways to answer: what is done to the model or its images while it answers one batch."""
+"""Variants: what is done to the model or its images while it answers one batch."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ UNCUT = Plan()
 
 
 class Impossible(RunFailed):
-    """A model cannot answer in this way; the message says why."""
+    """The model cannot answer in this variant; the message says why."""
 
 
 class Way(ABC):
-    """One way to answer."""
+    """One variant of answering: with a plan, with smaller images, or unpruned."""
 
     same_prompts: ClassVar[bool] = True
-    """The model sees what it sees unpruned, so that a batch's inputs serve several ways."""
+    """Whether the inputs are those of the unpruned model, so that variants can share them."""
 
     @property
     @abstractmethod
     def key(self) -> Mapping[str, Any]:
-        """Plain data: two ways with one key give the same answers."""
+        """Plain data; two variants with equal keys give the same answers."""
 
     @abstractmethod
     def at_work(self, loaded: Loaded, start: int) -> Work:
-        """While it lasts, the model answers this way.
+        """A context in which the model answers in this variant.
 
         Args:
             loaded: The model.
@@ -46,13 +46,13 @@ class Way(ABC):
         """
 
     def prompts(self, loaded: Loaded, batch: Sequence[Sample]) -> dict[str, Tensor]:
-        """Inputs for ``generate``, made while at work."""
+        """Inputs for ``generate``, made inside the context of `at_work`."""
         return prompt_inputs(loaded.processor, batch, loaded.model)
 
 
 @dataclass(frozen=True)
 class Pruned(Way):
-    """With a plan; the unpruned model where it has no cuts."""
+    """The model with a plan; a plan without cuts gives the unpruned model."""
 
     plan: Plan = UNCUT
 
@@ -66,15 +66,15 @@ class Pruned(Way):
 
 @dataclass(frozen=True)
 class Redrawn(Way):
-    """With a plan of random cuts, drawn anew for every batch.
+    """The model with a plan of random cuts that are drawn again for every batch.
 
-    One draw for all samples would judge the places it happens to keep. With a draw for each batch
-    chance evens out, and the answers to different samples are all but independent, as tests want.
+    A single draw for all samples would judge the positions that it happens to keep. With one draw
+    for each batch, the answers to different samples are nearly independent, as tests assume.
     """
 
     plan: Plan
     batch_size: int
-    """Samples that share a draw."""
+    """Number of samples that share a draw."""
 
     @property
     def key(self) -> Mapping[str, Any]:

@@ -1,1 +1,1 @@
-"""What is measured: models, data sets, samples, and batches of model inputs."""
+"""Inputs of measurements: models, data sets, samples, and batches of model inputs."""

@@ -1,4 +1,4 @@
-"""Samples as model inputs: prompts for generation, teacher-forced batches for measuring."""
+"""Samples as model inputs: prompts for generation, and teacher-forced batches for measuring."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find
 
 MAX_ANSWER_TOKENS = 32
-"""Answer tokens a loss is averaged over; longer answers are cut off there."""
+"""Most answer tokens that a loss is averaged over; longer answers are cut off."""
 OWN_ANSWER_TOKENS = 16
-"""Length of the model's own answer, where the data has none."""
+"""Longest answer of the model's own, if the data has none, in tokens."""
 GREEDY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1}
-"""Keywords of ``generate`` that make every token the likeliest one."""
+"""Keywords of ``generate`` for greedy decoding, where every token is the likeliest one."""
 _BY_PROMPT = frozenset({"num_crops", "num_soft_tokens_per_image"})
-"""Outputs of the image processors of Gemma 3 and 4, which take empty lists of images too."""
+"""Outputs of the image processors of Gemma 3 and 4, which also accept empty lists of images."""
 
 
 @dataclass(frozen=True)
 class Encoded:
     """A teacher-forced batch: prompt and answer of every sample, padded on the right.
 
-    A answer tokens give A + 1 distributions: one before each of them and one after the last, where
-    the model should stop.
+    An answer of A tokens gives A + 1 distributions: one before each token and one after the last,
+    where the model should stop.
     """
 
     inputs: Mapping[str, Tensor]
-    """What the model takes; ``input_ids`` and ``attention_mask`` are [B, S]."""
+    """Inputs of the model; ``input_ids`` and ``attention_mask`` are [B, S]."""
     prompt_length: Tensor  # [B] real tokens up to the end of the prompt
     positions: Tensor  # [B, A + 1] where the answer's next-token distributions stand
     valid: Tensor  # [B, A + 1] bool, False on filler
 
     def to(self, device: torch.device | str) -> Encoded:
-        """The same on another device."""
+        """The same batch on another device."""
         moved = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         return Encoded(
             moved,
@@ -58,9 +58,15 @@ def encode(processor: Any, samples: Sequence[Sample], model: Any) -> Encoded:
 
     Args:
         processor: The model's processor.
-        samples: B samples; for one without an answer the model's own greedy answer is used.
+        samples: B samples. The model's own greedy answer takes the place of a missing one.
         model: The model.
+
+    Raises:
+        UsageError: The model has no form for a sample's conversation.
     """
+    # Step 1: write the prompts in the model's chat format and encode them with their images.
+    # Step 2: tokenize the answers as they continue their prompts; generate those that are missing.
+    # Step 3: join each prompt with its answer and note where its distributions stand.
     texts = [prompt_text(processor, sample) for sample in samples]
     prompts = prompt_inputs(processor, samples, model, texts)
     end = "\n" if _is_paligemma(processor) else ""  # the processor adds it to every prompt
@@ -72,15 +78,16 @@ def encode(processor: Any, samples: Sequence[Sample], model: Any) -> Encoded:
         own = generate_ids(model, processor, prompts, OWN_ANSWER_TOKENS)
         answers = [a if a is not None else o for a, o in zip(answers, own, strict=True)]
     filled = [ids or [] for ids in answers]
-    answer_type = int(find(model).bidirectional)  # of a prefix that sees both ways, the suffix
+    answer_type = int(find(model).bidirectional)  # token type of a causal answer after its prompt
     return _teacher_forced(prompts, filled, _pad_id(processor), answer_type)
 
 
 def prompt_text(processor: Any, sample: Sample) -> str:
-    """The prompt with image placeholders, in the model's chat format where it has one.
+    """The prompt with image placeholders, in the model's chat format if it has one.
 
-    Special tokens that the text spells are plain text (`plain_text`). A processor without a chat
-    template gets LLaVA-1.5's form; PaliGemma's its task prefix for questions (arXiv 2407.07726).
+    Special tokens in the text become plain text (`plain_text`). A processor without a chat
+    template gets LLaVA-1.5's form; PaliGemma's gets its task prefix for questions (arXiv
+    2407.07726).
 
     Raises:
         UsageError: The model has no form for such a conversation.
@@ -107,7 +114,14 @@ def _typed(processor: Any, turn: Turn) -> Turn:
 
 
 def _templated(processor: Any, turns: Sequence[Turn], sample: Sample) -> str:
-    """The turns in the chat format, their content in parts or, where it wants that, as text."""
+    """The turns in the chat format.
+
+    Raises:
+        UsageError: The chat template does not take these turns.
+    """
+    # Templates take the content of a turn as parts, as text, or both. Parts are tried first. A
+    # template for text writes parts as Python code ("'type': 'text'"), which is recognised; then
+    # turns without images are given as text.
     parts = [{"role": turn.role, "content": _content(turn)} for turn in turns]
     text = [
         message if turn.n_images else {"role": turn.role, "content": "".join(map(str, turn.parts))}
@@ -138,7 +152,7 @@ def _content(turn: Turn) -> list[dict[str, str]]:
 
 
 def _vicuna(turn: Turn, token: str, end: str) -> str:
-    """A turn as LLaVA-1.5 was trained (Vicuna's form, version 1)."""
+    """A turn in the form of LLaVA-1.5's training (Vicuna's form, version 1)."""
     text = " ".join(token if part is None else part for part in turn.parts)
     if turn.role == "system":
         return f"{text} "
@@ -151,7 +165,14 @@ def prompt_inputs(
     model: Any,
     texts: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Left-padded inputs for ``generate``, on the model's device and in its precision."""
+    """Left-padded inputs for ``generate``, on the model's device and in its precision.
+
+    Args:
+        processor: The model's processor.
+        samples: B samples.
+        model: The model.
+        texts: [B] prompts, as `prompt_text` makes them; None makes them here.
+    """
     if texts is None:
         texts = [prompt_text(processor, sample) for sample in samples]
     bos = processor.tokenizer.bos_token
@@ -163,7 +184,7 @@ def prompt_inputs(
         add_special_tokens=not (bos and texts[0].startswith(bos)),
         return_tensors="pt",
     )
-    inputs.pop("labels", None)  # PaliGemma's, all ignored
+    inputs.pop("labels", None)  # PaliGemma's processor adds labels, all of them ignored
     return dict(inputs.to(device_of(model), dtype=model.dtype))
 
 
@@ -174,14 +195,14 @@ def generate_ids(
     max_new_tokens: int,
     how: Mapping[str, Any] = GREEDY,
 ) -> list[list[int]]:
-    """Answers as token ids, up to the first end-of-text token, which is left out.
+    """[B] answers as token ids, up to the first end-of-text token, which is left out.
 
     Args:
         model: The model.
         processor: Its processor.
-        prompts: From `prompt_inputs`.
-        max_new_tokens: Longest answer.
-        how: Other keywords of ``generate``.
+        prompts: Inputs from `prompt_inputs`.
+        max_new_tokens: Longest answer, in tokens.
+        how: Other keywords of ``generate``; greedy decoding by default.
     """
     with torch.inference_mode():
         out = model.generate(
@@ -193,7 +214,9 @@ def generate_ids(
 
 
 def _images(processor: Any, samples: Sequence[Sample]) -> Any:
-    """The images by prompt; in one list where prompts without images must not appear in it."""
+    """The images in the form that the processor takes; None if there are none."""
+    # If every prompt has images, or the processor counts them itself, they go in one list a
+    # prompt, and in some processors that list may be empty. Others get one list of all images.
     prompts = [for_processor(processor, sample.images) for sample in samples]
     rows = [images for images in prompts if images]
     image_processor = getattr(processor, "image_processor", None)
@@ -226,16 +249,16 @@ def _is_paligemma(processor: Any) -> bool:
 
 
 def has_template(processor: Any) -> bool:
-    """Whether the model has a chat format of its own."""
+    """Whether the processor or its tokenizer has a chat template."""
     own = getattr(processor, "chat_template", None)
     return bool(own or getattr(processor.tokenizer, "chat_template", None))
 
 
 def _answer_ids(processor: Any, prompt: str, answer: str) -> list[int]:
-    """Token ids of the answer as they follow the prompt; special tokens it spells are text.
-
-    A tokenizer may merge across the border; then the answer is tokenized by itself.
-    """
+    """Token ids of the answer as it continues the prompt; special tokens in it become text."""
+    # Prompt and answer are tokenized together, because a tokenizer treats the first word of a
+    # text differently from one inside of it. If the result does not start with the prompt's own
+    # tokens, the tokenizer merged across the border, and the answer is tokenized alone.
     tokenizer, answer = processor.tokenizer, plain_text(processor, answer)
     special = any(prompt.endswith(token) for token in tokenizer.all_special_tokens)
     gap = "" if prompt[-1:].isspace() or special else " "
@@ -254,7 +277,12 @@ def _teacher_forced(
     pad_id: int,
     answer_type: int = 0,
 ) -> Encoded:
-    """Prompts followed by answers, moved to the left end of each row."""
+    """Prompts followed by their answers, each row moved to the left end."""
+    # With p prompt tokens and a answer tokens, a row becomes
+    #     prompt[0 … p - 1]  answer[0 … a - 1]  filler
+    # and the distribution of answer token i stands at position p - 1 + i, for i = 0 … a, where
+    # i = a is the end of text. Rows with shorter answers repeat their last position; ``valid``
+    # says which entries count.
     mask = prompts["attention_mask"].bool()
     lengths = mask.sum(dim=1)
     n_prompt = lengths.tolist()

@@ -1,4 +1,4 @@
-"""What stands in the cells of a data set as text, and answers."""
+"""Cells of a data set, read as text and as answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ import numpy as np
 
 
 def read_answer(cell: Any, labels: Sequence[str] | None = None) -> str | None:
-    """The answer of a cell: of several the most common, the first among equals; None without one.
+    """The answer of a cell, or None if it has none.
+
+    Of several answers, the most common one counts, or the first of those that are equally common.
 
     Args:
         cell: Text, a number, a class number, or a list of those or of ``{"answer": …}``.
-        labels: Class names, where the cell holds a class number.
+        labels: Class names, if the cell holds a class number.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.cells import read_answer
+        >>> read_answer(["cat", "dog", "dog"]), read_answer(True), read_answer(1, ["no", "maybe"])
+        ('dog', 'yes', 'maybe')
     """
     if isinstance(cell, Mapping):
         cell = cell.get("answer", cell.get("text"))
@@ -31,17 +38,18 @@ def read_answer(cell: Any, labels: Sequence[str] | None = None) -> str | None:
 
 
 def text_of(cell: Any) -> str:
-    """A cell as text, empty where it is missing.
+    """A cell as text; empty if the cell is missing.
 
-    A column of whole numbers becomes one of fractions as soon as a cell is missing, and a day
-    becomes a time; so whole numbers have no fraction, and midnights no hour.
+    Readers of tables turn a column of whole numbers into one of fractions if a cell is missing,
+    and a day into a time. So whole numbers are written without a fraction, and midnights without
+    the hour.
     """
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     if isinstance(cell, float) and abs(cell) < 1e15:
         if cell.is_integer():
             return str(int(cell))
-        short = np.float32(cell)  # of a column in single precision: 0.1, not 0.10000000149
+        short = np.float32(cell)  # a column in single precision: 0.1, not 0.10000000149
         return str(short if float(short) == cell else cell)
     if isinstance(cell, datetime) and cell.time() == time():
         return str(cell.date())

@@ -1,4 +1,4 @@
-"""Which columns of a data set are read: as named, or by the names they usually have."""
+"""Columns of a data set to read: named by the user, or guessed from usual names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ GUESSES: Mapping[str, tuple[str, ...]] = {
     "group": ("group", "category", "question_type", "task"),
     "system": ("system", "system_prompt"),
 }
-"""Column names tried in this order where none is given."""
+"""Column names that are tried, in this order, if none is given."""
 DEFAULT_GROUP = "all"
 NONE = "none"
-"""Named as the column of the choices: the data's choices are not read."""
+"""A name for the column of choices with which the data's choices are not read."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,25 @@ class Columns:
     """Names of the columns to read; None guesses from `GUESSES`."""
 
     image: str | None = None
-    """None in the end: the conversations bring their images."""
+    """The column of images; None after `resolved` if conversations hold the images."""
     question: str | None = None
     answer: str | None = None
     group: str | None = None
     choices: str | None = None
-    """One, or several with commas between, each with one choice."""
+    """The column of choices, or several columns of one choice each, separated by commas."""
     system: str | None = None
 
     def resolved(self, present: Sequence[str], first: Mapping[str, Any], source: str) -> Columns:
-        """The same with every guess made; what the data has not stays None.
+        """The same with every guess made; columns that the data does not have stay None.
 
         Args:
             present: The data's columns.
             first: Its first row, which shows whether questions are conversations.
-            source: Names the data in errors.
+            source: Name of the data, for error messages.
 
         Raises:
-            UsageError: A named column, or one that must be there, is missing; or what would be
-                taken for questions may be captions.
+            UsageError: A named or a required column is missing, or the guessed questions may be
+                captions.
         """
         found = {f.name: self._find(f.name, present) for f in fields(self)}
         talks = is_conversation(first.get(found["question"] or ""))

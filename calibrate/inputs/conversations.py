@@ -1,4 +1,8 @@
-"""Conversations of a data set: turns with parts in order, and the questions that need an image."""
+"""Conversations of a data set: turns with parts in order, and the questions about images.
+
+Data marks the places of images in two ways: by parts of the message (chats), or by ``<image>`` in
+the text (LLaVA). Both become turns whose parts are text, or None where the next image belongs.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,20 @@ from typing import Any
 from tpcal.plans.errors import UsageError, excerpt
 
 MARK = "<image>"
-"""What data writes where an image belongs (LLaVA, ShareGPT and their kin)."""
+"""Text that marks the place of an image (LLaVA, ShareGPT and similar data)."""
 ROLES = {
     **{"user": "user", "human": "user", "system": "system"},
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
 }
 _HOLDERS = ("image", "image_url", "url", "path", "bytes", "base64", "source", "data")
-"""Keys of a part that bring the image along."""
+"""Keys of a part that hold its image."""
 Part = str | None
 """Text, or None for the next image."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says."""
+    """One turn of a conversation."""
 
     role: str
     """``system``, ``user`` or ``assistant``."""
@@ -31,25 +35,25 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """The text alone."""
+        """The text, without images."""
         return " ".join(part.strip() for part in self.parts if part is not None).strip()
 
     @property
     def n_images(self) -> int:
-        """Images it shows."""
+        """Number of images in the turn."""
         return self.parts.count(None)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, and the cells of their images in the order of their places."""
+    """Turns, and the cells of their images, in the order in which the turns show them."""
 
     turns: tuple[Turn, ...]
     cells: tuple[Any, ...] = ()
 
 
 def is_conversation(cell: Any) -> bool:
-    """Whether a cell holds messages, in the form of LLaVA (from, value) or of chats."""
+    """Whether a cell holds messages, in LLaVA's form (from, value) or that of chats (role, …)."""
     cell = messages_of(cell)
     return (
         isinstance(cell, Sequence)
@@ -59,17 +63,21 @@ def is_conversation(cell: Any) -> bool:
 
 
 def read_conversation(messages: Any, cells: Sequence[Any], where: str) -> Conversation:
-    """The turns of messages.
+    """The conversation that messages hold.
 
     Args:
-        messages: Of LLaVA's form (from, value), or of chats (role, content as text or parts).
-        cells: Images from a column of their own. They belong where parts without an image, or
-            else the data's marks, leave room for them; without either, before the first question.
-        where: Names the row in errors.
+        messages: Messages in LLaVA's form (from, value), or in that of chats (role, content as
+            text or parts).
+        cells: Images from a column of their own. Their places are the parts without an image, or
+            else the data's marks; without either, they come before the first question.
+        where: Name of the row, for error messages.
 
     Raises:
-        UsageError: An unknown role, video or sound, or another number of places than images.
+        UsageError: There is an unknown role, video or sound, or the number of places is not that
+            of the images.
     """
+    # Parts with an image bring it along; parts without one are places to fill, in order, from the
+    # column of images. If no part is an image, the marks in the text are the places.
     read = [_turn(message, where) for message in messages_of(messages)]
     brought = [cell for _, own in read for cell in own]
     turns = [turn for turn, _ in read]
@@ -88,16 +96,16 @@ def read_conversation(messages: Any, cells: Sequence[Any], where: str) -> Conver
 
 
 class _Room:
-    """Stands for an image that a part leaves room for."""
+    """Marks the place of an image that comes from a column of its own."""
 
 
 def questions(
     conversation: Conversation,
 ) -> tuple[list[tuple[tuple[Turn, ...], str | None]], Counter[tuple[str, str]]]:
-    """The questions to measure, and how many turns are left out and why.
+    """The questions to measure, and counts of the turns that are left out, by reason.
 
-    Every answered turn after the first image is one, with the turns before it. Where no turn is
-    answered, the last is one without an answer.
+    Every user turn with an answer is a question, with all turns before it, if it comes with or
+    after the first image. If no such turn has an answer, the last turn is a question without one.
     """
     turns, left_out = conversation.turns, Counter[tuple[str, str]]()
     found: list[tuple[tuple[Turn, ...], str | None]] = []
@@ -121,7 +129,7 @@ def questions(
 
 
 def with_answer(conversation: Conversation, answer: str) -> Conversation:
-    """The same with the last question's answer, or another one to it."""
+    """The same with this answer to the last question, in place of the one it may have."""
     said = Turn("assistant", (answer,))
     turns = conversation.turns
     kept = turns[:-1] if turns and turns[-1].role == "assistant" else turns
@@ -129,7 +137,7 @@ def with_answer(conversation: Conversation, answer: str) -> Conversation:
 
 
 def with_system(conversation: Conversation, text: str) -> Conversation:
-    """The same after a system turn, unless it has its own."""
+    """The same with a system turn first, unless the conversation has one."""
     turns = conversation.turns
     if any(turn.role == "system" for turn in turns):
         return conversation
@@ -137,7 +145,7 @@ def with_system(conversation: Conversation, text: str) -> Conversation:
 
 
 def plain_question(turns: Sequence[Turn]) -> str | None:
-    """The question, where the turns are images followed by one question; else None."""
+    """The question, if the turns are images followed by one question; else None."""
     if len(turns) != 1 or turns[0].role != "user" or not turns[0].parts:
         return None
     *images, text = turns[0].parts
@@ -145,11 +153,18 @@ def plain_question(turns: Sequence[Turn]) -> str | None:
 
 
 def placed(text: str, n_images: int) -> tuple[Part, ...]:
-    """The parts of a question with images: where its marks stand, otherwise images first.
+    """The parts of a question with images, which stand at its marks or else come first.
 
-    Marks are places where there are as many as images, except for a single one inside a line,
-    which is a word of the question. Marks before the text say that images are first. Any other
-    mark is text.
+    If there are as many marks as images, the marks are their places; but a single mark inside a
+    line is a word of the question. Otherwise images come first; marks before the text are removed,
+    and any other mark is text.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.conversations import placed
+        >>> placed("Is <image> like <image>?", n_images=2)
+        ('Is ', None, ' like ', None, '?')
+        >>> placed("What is shown?", n_images=1)
+        (None, 'What is shown?')
     """
     pieces = text.split(MARK)
     if n_images and len(pieces) == n_images + 1 and (n_images > 1 or _stands_alone(*pieces)):
@@ -164,7 +179,7 @@ def _stands_alone(before: str, after: str) -> bool:
 
 
 def messages_of(cell: Any) -> Any:
-    """A cell's messages as a list, where older versions of `datasets` make a table of them."""
+    """A cell's messages as a list, also if an older version of `datasets` made columns of them."""
     if isinstance(cell, Mapping) and isinstance(cell.get("role", cell.get("from")), list):
         return [
             dict(zip(cell, values, strict=True)) for values in zip(*cell.values(), strict=True)
@@ -173,7 +188,7 @@ def messages_of(cell: Any) -> Any:
 
 
 def _turn(message: Mapping[str, Any], where: str) -> tuple[Turn, list[Any]]:
-    """A turn, and what its images are."""
+    """A turn, and the cells of its images."""
     role = str(message.get("role") or message.get("from"))
     if role not in ROLES:
         raise UsageError(
@@ -189,7 +204,7 @@ def _turn(message: Mapping[str, Any], where: str) -> tuple[Turn, list[Any]]:
 
 
 def _part(item: Any, where: str) -> tuple[Part, Any]:
-    """The text of a part, or None and what its image is."""
+    """The text of a part and None, or None and the cell of its image."""
     item = {"type": "text", "text": item} if isinstance(item, str) else item
     kind = item.get("type") if isinstance(item, Mapping) else None
     held = [key for key in _HOLDERS if isinstance(item, Mapping) and item.get(key) is not None]
@@ -205,7 +220,11 @@ def _part(item: Any, where: str) -> tuple[Part, Any]:
 
 
 def _marked(turns: Sequence[Turn], n_images: int, where: str) -> Iterator[Turn]:
-    """The turns with places for images: the first marks, or before the first question."""
+    """The turns with places for images, at the first marks or before the first question.
+
+    Raises:
+        UsageError: There are marks, but fewer than images.
+    """
     n_marks = sum(t.count(MARK) for turn in turns if turn.role == "user" for t in _texts(turn))
     if 0 < n_marks < n_images:
         raise UsageError(
@@ -230,7 +249,7 @@ def _texts(turn: Turn) -> list[str]:
 
 
 def _trimmed(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Without blanks before the first text and at the turn's end, and without empty texts."""
+    """The parts without blanks before the first text and at the end, and without empty texts."""
     kept = list(parts)
     while kept and kept[-1] is not None:
         kept[-1] = kept[-1].rstrip()

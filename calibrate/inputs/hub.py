@@ -1,4 +1,4 @@
-"""Whether the Hugging Face Hub can be asked at all, found out in seconds instead of minutes."""
+"""Whether the Hugging Face Hub can be reached, found out in seconds instead of minutes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ TIMEOUT_S = 4.0
 
 @cache
 def reachable() -> bool:
-    """True where one request to the Hub is answered; asked once per process.
+    """Whether the Hub answers one request, which is sent once per process.
 
-    huggingface_hub itself retries every file for half a minute before it gives up. With
-    HF_HUB_OFFLINE set nothing is asked.
+    huggingface_hub itself retries every file for half a minute before it gives up. If
+    HF_HUB_OFFLINE is set, no request is sent and the result is False.
     """
     from huggingface_hub import constants, get_session
 
@@ -20,7 +20,7 @@ def reachable() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)
-    except Exception as error:  # the client's own tree of errors, which changed between releases
+    except Exception as error:  # the client's classes of errors changed between its releases
         if isinstance(error, MemoryError):
             raise
         return False
@@ -28,6 +28,12 @@ def reachable() -> bool:
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """``org/name`` and ``revision`` of ``org/name@revision``; None without one."""
+    """``org/name`` and ``revision`` of ``org/name@revision``; the revision may be None.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.hub import split_revision
+        >>> split_revision("org/name@v1"), split_revision("org/name")
+        (('org/name', 'v1'), ('org/name', None))
+    """
     name, _, revision = name.partition("@")
     return name, revision or None

@@ -1,8 +1,9 @@
-"""The images of one row of a data set, as they were opened, and what of them a model is shown.
+"""The images of one row of a data set, as they were opened, and as a model sees them.
 
 The reference is ``processor(images=Image.open(file))``: an image keeps its mode and its rows until
-the model's own image processor has it. Whoever needs its pixels otherwise, to tell samples apart,
-to draw it or to make it smaller, takes them from `as_rgb`, which is the rule of the processors.
+the model's own image processor gets it. Code that needs pixels for another purpose, such as
+telling samples apart, drawing or scaling, takes them from `as_rgb`, which converts as processors
+do.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tpcal.plans.errors import UsageError, excerpt
 
 _KEYS = ("bytes", "image", "image_url", "url", "base64", "source", "data", "path")
-"""Keys under which mappings hold an image, the first filled one counts: `datasets`' pair, parts of
-chat messages of transformers, OpenAI and Anthropic."""
+"""Keys under which mappings hold an image: those of `datasets`, and of parts of chat messages of
+transformers, OpenAI and Anthropic. The first key with a value counts."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://|file:", re.IGNORECASE)
 _WIDE = re.compile(r"I|F|I;16.*")
-"""Modes of more than 8 bits per channel."""
+"""Pillow's modes with more than 8 bits per channel."""
 _TURNED = (
     "Some images are stored turned, with their orientation in EXIF. The model is shown them as "
     "stored, as processor(images=Image.open(file)) shows them; chat messages with paths turn them "
@@ -36,7 +37,7 @@ _TURNED = (
 
 
 def has_image(cell: Any) -> bool:
-    """Whether an image cell holds anything."""
+    """Whether an image cell holds an image, or a list with one."""
     cell = _inside(cell)
     if isinstance(cell, Sequence) and not isinstance(cell, str | bytes | bytearray):
         return any(has_image(item) for item in cell)
@@ -50,8 +51,8 @@ def read_images(cell: Any, folder: Path | None, row: str) -> tuple[Image.Image, 
         cell: A path, a data URI, base64 text, encoded bytes, an image, a mapping with one of these
             (`datasets`' ``{"bytes", "path"}``, an ``image`` or ``image_url`` part of a chat
             message), or a list of those.
-        folder: Where relative paths start.
-        row: Names the row in errors.
+        folder: Folder of relative paths.
+        row: Name of the row, for error messages.
 
     Raises:
         UsageError: An image is missing, is a URL, cannot be decoded, or has more than 8 bits per
@@ -69,7 +70,7 @@ def read_images(cell: Any, folder: Path | None, row: str) -> tuple[Image.Image, 
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """RGB, with transparency over white, as image processors of transformers convert images."""
+    """The image in RGB, transparency over white, converted as transformers' processors do it."""
     if image.mode == "RGB" and image.info.get("transparency") is None:
         return image
     from transformers.image_transforms import convert_to_rgb
@@ -78,31 +79,33 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def for_processor(processor: Any, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """What to hand to a processor: images as opened, wherever it takes them so.
+    """The images to pass to a processor: as opened, if it takes them so.
 
-    An image processor that does not convert images takes none without three channels; these come
-    in RGB.
+    An image processor that does not convert images accepts three channels only; images with
+    another number of channels are converted to RGB for it.
     """
     converts = getattr(getattr(processor, "image_processor", None), "do_convert_rgb", True)
     return [image if converts or len(image.getbands()) == 3 else as_rgb(image) for image in images]
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; as it is where EXIF cannot be read."""
+    """The image turned as its EXIF orientation says; unchanged if EXIF cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow raises whatever a broken tag leads to; processors never look at it
+    except Exception:  # a broken tag may raise any error in Pillow; processors do not read EXIF
         return image
 
 
 def _inside(cell: Any) -> Any:
-    """What a mapping holds; None where it holds no image."""
+    """The image that a mapping holds, through any number of mappings; None if there is none."""
     while isinstance(cell, Mapping):
         cell = next((cell[key] for key in _KEYS if cell.get(key)), None)
     return cell
 
 
 def _read_image(cell: Any, folder: Path | None, row: str) -> Image.Image:
+    # Text becomes encoded bytes, bytes become an image, and the image is decoded here, so that
+    # every fault of a file is reported with the row that names it.
     shown = "the data"
     try:
         if isinstance(cell, str):
@@ -120,7 +123,7 @@ def _read_image(cell: Any, folder: Path | None, row: str) -> Image.Image:
         raise UsageError(f"{row}: no image at {shown}. Paths start at {start}.") from None
     except UnidentifiedImageError:
         raise UsageError(f"{row}: {shown} must be an image; got something else.") from None
-    except Exception as error:  # decoders raise what they like on broken files, AVIF RuntimeError
+    except Exception as error:  # decoders raise various errors, that of AVIF a RuntimeError
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UsageError(
             f"{row}: {shown} cannot be read as an image: {excerpt(reason)}."
@@ -129,7 +132,7 @@ def _read_image(cell: Any, folder: Path | None, row: str) -> Image.Image:
 
 
 def _check(image: Image.Image, shown: str, row: str) -> None:
-    """Decodes the image; what cannot be shown to a model as it is fails here, or never."""
+    """Decodes the image, and refuses one that a model's processor would distort."""
     image.load()
     if _WIDE.fullmatch(image.mode):
         raise UsageError(
@@ -141,10 +144,10 @@ def _check(image: Image.Image, shown: str, row: str) -> None:
 
 
 def _encoded(text: str, folder: Path | None, row: str) -> bytes:
-    """The file that a cell names or spells out.
+    """The bytes of the file that a cell names, or holds as a data URI or base64.
 
     Raises:
-        FileNotFoundError: It does neither.
+        FileNotFoundError: The text is none of these.
     """
     if _URL.match(text):
         raise UsageError(f"{row}: {_no_url(text)}")
@@ -165,7 +168,11 @@ def _encoded(text: str, folder: Path | None, row: str) -> bytes:
 
 
 def _decoded(text: str) -> bytes:
-    """Base64, in lines or not, padded or not; ValueError where it is something else."""
+    """The bytes of base64 text, in one line or several, padded or not.
+
+    Raises:
+        ValueError: The text is not base64.
+    """
     whole = "".join(text.split())
     try:
         return base64.b64decode(whole + "=" * (-len(whole) % 4), validate=True)
@@ -174,7 +181,8 @@ def _decoded(text: str) -> bytes:
 
 
 def _no_url(text: str) -> str:
-    """Why a URL is refused and what to do; without its password and query, which may be secret."""
+    """Why a URL is refused and what to do. Its password and query, which may be secret, are left
+    out."""
     try:
         url = urlsplit(text)
         shown = excerpt(f"{url.scheme}://{url.hostname or ''}{url.path}")

@@ -1,4 +1,4 @@
-"""Running out of memory becomes one clear error instead of a traceback or a wrong diagnosis."""
+"""One clear error for running out of memory, instead of a traceback or a wrong diagnosis."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ def memory_guard(what: str, advice: str) -> Iterator[None]:
     """Turns the out-of-memory errors of Python, torch's CPU allocator and CUDA into `RunFailed`.
 
     Args:
-        what: What was being done, e.g. "Calibration".
+        what: The work in progress, for example "Calibration".
         advice: One or more sentences that say how to go on.
 
     Raises:
         RunFailed: The block ran out of memory. All other errors pass through unchanged.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.memory import memory_guard
+        >>> with memory_guard("Calibration", "Use a smaller --batch-size."):
+        ...     numbers = [0] * 10
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Loading a vision-language model with its processor, by alias, Hub id, folder or `embedded`."""
+"""Loading of a vision-language model and its processor, by alias, Hub id, folder or `embedded`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ALIASES: Mapping[str, str] = {
     "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct",
     "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
 }
-"""Short names of Hub models. Not every one has a family yet; `load` says so where it has none."""
+"""Short names of Hub models. `load` refuses a model whose family is not supported yet."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -56,24 +56,24 @@ DTYPES = {
 }
 
 _PACKAGES = ("torchvision", "num2words", "timm", "sentencepiece", "tiktoken", "av")
-"""What processors want besides, by the name they are installed and imported by."""
+"""Optional packages that processors need, by the name for both installation and import."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to run, with what calibration and planning need to know of it."""
+    """A model that is ready to run, with the facts that calibration and planning need."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
     identity: ModelIdentity
     shape: DecoderShape
     name: str
-    """As the user gave it, without the revision."""
+    """The name as the user gave it, without the revision."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a model's files are: a folder, or a repository on the Hub."""
+    """The place of a model's files: a folder, or a repository on the Hub."""
 
     name: str
     source: str
@@ -81,7 +81,7 @@ class _Place:
     is_folder: bool = False
 
     def arguments(self, trust_remote_code: bool) -> dict[str, Any]:
-        """Keywords of every ``from_pretrained``."""
+        """Keywords for every call of ``from_pretrained``."""
         keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if self.revision:
             keywords["revision"] = self.revision
@@ -105,21 +105,25 @@ def load(
     Args:
         name: ``embedded``, an alias of `ALIASES`, a Hub id (``org/name`` or ``org/name@revision``)
             or a local folder.
-        revision: Branch, tag or commit on the Hub; wins over ``@revision``.
-        device: ``auto`` (CUDA where there is one; processes started together take a GPU each, in
-            turn), ``cpu``, ``cuda``, ``cuda:1``, …
+        revision: Branch, tag or commit on the Hub; takes precedence over ``@revision``.
+        device: ``auto`` (CUDA if available; processes started together take the GPUs in turn),
+            ``cpu``, ``cuda``, ``cuda:1``, …
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's own on an
             accelerator, float32 on a CPU, where half precision is slower and coarser.
-        offload: Keep the weights that the device has no room for in the CPU's memory, and what
-            that has no room for on disk. They are brought to the device in every pass, which is
-            slow. The numbers are those of a device with room.
-        trust_remote_code: Run Python code that comes with the model.
-        attention: ``sdpa`` or ``eager``; None: transformers' choice.
+        offload: Whether to keep weights that do not fit on the device in the CPU's memory, and the
+            rest on disk. They are copied to the device in every pass, which is slow and does not
+            change the results.
+        trust_remote_code: Whether to run Python code that comes with the model.
+        attention: ``sdpa`` or ``eager``; None leaves the choice to transformers.
 
     Raises:
-        UsageError: No such model, its files cannot be had, it takes no images, it has no processor
-            or no family, or the device is not there.
-        RunFailed: It does not fit into memory.
+        UsageError: There is no such model, its files cannot be read, it takes no images, it has
+            no processor or no supported family, or the device is not available.
+        RunFailed: The model does not fit into memory.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.models import load
+        >>> load("embedded", device="cpu").shape.n_layers  # doctest: +SKIP
     """
     place = _find(name, revision)
     where = find_device(device)
@@ -137,12 +141,15 @@ def load(
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """sha256 over up to 16 numbers of every parameter: tells retrained weights apart, cheaply."""
+    """sha256 over up to 16 numbers of every parameter, which differ between retrained weights.
+
+    Few numbers are read, so that the digest is cheap for large models, too.
+    """
     from accelerate.utils import align_module_device
 
     picked: dict[str, bytes] = {}
     for module_name, module in model.named_modules():
-        with align_module_device(module):  # brings weights that are kept elsewhere
+        with align_module_device(module):  # loads weights that are offloaded
             for name, parameter in module.named_parameters(recurse=False):
                 flat = parameter.detach().reshape(-1)
                 some = flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy()
@@ -192,7 +199,11 @@ def _unknown(name: str) -> str:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name, as `load` takes it; errors as there."""
+    """The device of a name, as `load` takes it.
+
+    Raises:
+        UsageError: There is no such device, or it is not available.
+    """
     if name == "auto":
         return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
@@ -211,7 +222,7 @@ def find_device(name: str) -> torch.device:
 
 
 def _own_gpu() -> torch.device:
-    """A GPU for each process of this host, in turn; of a lone process torch's current one."""
+    """The GPU of this process: processes of a host take them in turn, others torch's current."""
     place = os.environ.get("LOCAL_RANK")
     if place is None:
         return torch.device("cuda")
@@ -270,7 +281,7 @@ def _model(
 
     advice = "Try --dtype bfloat16, --offload, another device, or a smaller model."
     with memory_guard(f"Loading {place.name}", advice), _explained(place, "model.safetensors"):
-        with torch.device("meta"):  # no family is told before the weights are fetched
+        with torch.device("meta"):  # an unsupported family is refused before weights are fetched
             families.find(AutoModelForImageTextToText.from_config(config))
         model = AutoModelForImageTextToText.from_pretrained(
             place.source, config=config, dtype=dtype, **keywords
@@ -282,8 +293,11 @@ def _model(
 def _offloaded(device: torch.device) -> dict[str, Any]:
     """Keywords of ``from_pretrained`` that fill the device, then the CPU's memory, then the disk.
 
-    A fifth of each stays free for what passes compute. Other GPUs stay empty: a plan
-    runs on one device (`tpcal.plans.executor.handle.apply`).
+    A fifth of each memory stays free for computation. Other GPUs stay empty, because a plan runs
+    on one device (`tpcal.plans.executor.handle.apply`).
+
+    Raises:
+        UsageError: The device is neither a CPU nor a CUDA device.
     """
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"offload must go with a CPU or a CUDA device; got {device}.")
@@ -297,7 +311,7 @@ def _offloaded(device: torch.device) -> dict[str, Any]:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the model computes, and wants its inputs; its weights may be elsewhere."""
+    """The device on which the model computes and expects its inputs; weights may be elsewhere."""
     hook = getattr(model, "_hf_hook", None)
     where = getattr(hook, "execution_device", None)
     return model.device if where is None else torch.device(where)
@@ -305,7 +319,7 @@ def device_of(model: Any) -> torch.device:
 
 @contextmanager
 def _named_packages(place: _Place) -> Iterator[None]:
-    """Turns what a processor raises where a package is missing into one line that names it."""
+    """Turns a processor's error about a missing package into a `UsageError` that names it."""
     try:
         yield
     except (ImportError, ValueError, AttributeError) as error:
@@ -319,8 +333,8 @@ def _named_packages(place: _Place) -> Iterator[None]:
 
 
 def _missing_package(reason: str) -> str | None:
-    """The package that is not there and that an error of transformers is about."""
-    if "_MAPPING has no attribute" in reason:  # a processor's part that torchvision would bring
+    """The missing package that an error of transformers is about; None if it is about another."""
+    if "_MAPPING has no attribute" in reason:  # a part of a processor that needs torchvision
         reason = "torchvision"
     named = (name for name in _PACKAGES if re.search(rf"\b{name}\b", reason, re.IGNORECASE))
     return next((name for name in named if find_spec(name) is None), None)
@@ -328,7 +342,7 @@ def _missing_package(reason: str) -> str | None:
 
 @contextmanager
 def _explained(place: _Place, file: str) -> Iterator[None]:
-    """Turns what transformers and the Hub raise into one line with the way out."""
+    """Turns errors of transformers and the Hub into a `UsageError` that says how to go on."""
     from safetensors import SafetensorError
 
     try:
@@ -359,7 +373,7 @@ def _short(reason: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences transformers' progress bars: the library draws nothing on its own."""
+    """Silences the progress bars of transformers, because the library itself draws nothing."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Multiple choice: which columns hold the choices, how they are asked, which letter is right."""
+"""Multiple choice: the columns of the choices, the form of the question, and the right letter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tpcal.calibrate.inputs.cells import read_answer
 from tpcal.plans.errors import UsageError, excerpt
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
-"""As LLaVA-1.5 was trained (Liu et al. 2023, arXiv 2310.03744) and lmms-eval asks."""
+"""The instruction of LLaVA-1.5's training (Liu et al. 2023, arXiv 2310.03744) and of lmms-eval."""
 GUESSES = ("choices", "options", "multiple_choices", "mc_options", "answer_choices")
 _ONE_EACH = re.compile(r"(?:(?:option|choice)s?[ _-]?([a-z]|\d)|([a-z]))", re.IGNORECASE)
 _LETTERED = re.compile(r"\s*\(?([A-Za-z])[.):]\s*")
@@ -21,7 +21,18 @@ _LETTER = re.compile(r"\s*\(?([A-Za-z])\)?[.:]?\s*")
 
 
 def columns_of_choices(present: Sequence[str]) -> str | None:
-    """The column of a list of choices, or the columns of one each, joined by commas; else None."""
+    """The column that holds all choices, or the columns of one choice each, joined by commas.
+
+    Returns None if there are no such columns.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.multiple_choice import columns_of_choices
+        >>> columns_of_choices(["question", "A", "B", "C", "answer"])
+        'A,B,C'
+    """
+    # A column with a usual name for all choices comes first. Otherwise columns such as "A", "B",
+    # "option_1" or "choice 0" are taken: as many as follow each other from the first letter or
+    # number on, and at least two.
     named = {name.lower(): name for name in present}
     whole = next((named[guess] for guess in GUESSES if guess in named), None)
     if whole is not None:
@@ -38,15 +49,15 @@ def columns_of_choices(present: Sequence[str]) -> str | None:
 
 
 def split_columns(choices: str, present: Sequence[str]) -> list[str]:
-    """The columns that are named: one, or several with commas between."""
+    """The columns that ``choices`` names: one, or several separated by commas."""
     return [choices] if choices in present else [name.strip() for name in choices.split(",")]
 
 
 def read_choices(row: Mapping[str, Any], columns: str | None, where: str) -> tuple[str, ...]:
-    """The texts of a row's choices, without letters before them; none where it has none.
+    """The texts of a row's choices, without letters before them; empty if the row has none.
 
     Raises:
-        UsageError: The choices are no list, or more than there are letters.
+        UsageError: The choices are not a list, or there are more of them than letters.
     """
     if columns is None:
         return ()
@@ -64,7 +75,18 @@ def read_choices(row: Mapping[str, Any], columns: str | None, where: str) -> tup
 
 
 def asked(question: str, choices: Sequence[str]) -> str:
-    """The question with its choices, one a line, and how to answer; as it is if it has them."""
+    """The question with its choices, one a line, and the instruction.
+
+    A question that shows its choices already is returned unchanged.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.multiple_choice import asked
+        >>> print(asked("Which animal is it?", ["cat", "dog"]))
+        Which animal is it?
+        A. cat
+        B. dog
+        Answer with the option's letter from the given choices directly.
+    """
     if not choices or all_shown(question, choices):
         return question
     lines = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)]
@@ -80,11 +102,20 @@ def all_shown(text: str, choices: Sequence[str]) -> bool:
 
 
 def right_letter(cell: Any, choices: Sequence[str], where: str) -> str | None:
-    """The letter of the right choice: given as a number from 0 on, as a letter or as its text.
+    """The letter of the right choice, which the cell gives as a number, a letter or a text.
+
+    Numbers count from 0. Returns None if the cell has no answer.
 
     Raises:
-        UsageError: It is none of the choices, or may be several.
+        UsageError: The answer is none of the choices, or may mean several of them.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.multiple_choice import right_letter
+        >>> [right_letter(cell, ["cat", "dog"], "row 1") for cell in (1, "b", "Dog")]
+        ['B', 'B', 'B']
     """
+    # Every reading of the answer that names a choice is collected; it is taken only if all
+    # readings mean the same choice, because a guess would make a wrong answer key.
     answers = cell if isinstance(cell, list | tuple) else [cell]
     texts = dict.fromkeys(text for one in answers if (text := read_answer(one)) is not None)
     if not texts:
@@ -102,7 +133,7 @@ def right_letter(cell: Any, choices: Sequence[str], where: str) -> str | None:
 
 
 def _meant(text: str, choices: Sequence[str], is_number: bool) -> set[int]:
-    """[..] numbers of the choices that an answer may mean."""
+    """The numbers of the choices that an answer may mean: by number, by letter or by text."""
     by_number = {int(text)} if text.isdecimal() and len(text) < 3 else set()
     if is_number:
         return {at for at in by_number if at < len(choices)}
@@ -115,7 +146,7 @@ def _meant(text: str, choices: Sequence[str], is_number: bool) -> set[int]:
 
 
 def _listed(cell: Any) -> list[Any]:
-    """The items of a list, of a list written as text, or of a table of letters."""
+    """The items of a list, of a list written as text, or of a mapping from letters."""
     if isinstance(cell, str) and cell.strip():
         cell = _parsed(cell)
     if cell is None or cell == "":

@@ -1,4 +1,4 @@
-"""Special tokens that text spells, made plain: what a user types is never an image's place."""
+"""Escaping of special tokens in text, so that nothing a user types becomes a placeholder."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from typing import Any
 
 
 def plain_text(processor: Any, text: str) -> str:
-    """The text with a blank in every special token of the processor: ``<image>`` is ``< image>``.
+    """The text with a blank in every special token: ``<image>`` becomes ``< image>``.
 
-    So the model reads what was typed, as text: no placeholder comes into being, and none is lost.
-    Text that spells no special token stays as it is.
+    The model then reads the token as ordinary text, so that the text adds no placeholder to the
+    prompt. Text without special tokens is returned unchanged.
+
+    Args:
+        processor: The model's processor, which knows its special tokens.
+        text: Text of a user or of a data set.
     """
+    # Longer tokens come first in the pattern, so that one inside another does not hide it.
     return _pattern(_special(processor)).sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
 
 def _special(processor: Any) -> tuple[str, ...]:
-    """Special tokens of the tokenizer, and what the processor itself calls a token."""
+    """Special tokens of the tokenizer, and those that attributes of the processor name."""
     added = processor.tokenizer.added_tokens_decoder.values()
     words = {token.content for token in added if token.special}
     for name in ("image_token", "video_token", "audio_token", *vars(processor)):

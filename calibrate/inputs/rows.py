@@ -1,4 +1,4 @@
-"""The questions of one row of a data set, in any of the forms that data comes in."""
+"""The questions of one row of a data set, in any of the supported forms."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ NO_IMAGE = ("row", "without an image")
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its images not yet decoded."""
+    """A question whose images are not decoded yet."""
 
     question: str
     images: tuple[Any, ...]
-    """Cells that hold one image each, in the order of their places."""
+    """Cells that hold one image each, in the order in which the prompt shows them."""
     answer: str | None
     turns: tuple[Turn, ...]
     """As `Sample.turns`."""
@@ -43,17 +43,21 @@ class Asked:
 def read_row(
     row: Mapping[str, Any], columns: Columns, labels: Sequence[str] | None, where: str
 ) -> tuple[list[Asked], Counter[tuple[str, str]]]:
-    """The questions about images of a row, and how many of its parts are none, and why.
+    """The questions about images of a row, and counts of its parts that are no questions.
+
+    The counts are by what a part is and why it is no question.
 
     Args:
         row: The cells by column.
-        columns: All resolved.
-        labels: Class names, where the answer is a class number.
-        where: Names the row in errors.
+        columns: The columns, all resolved.
+        labels: Class names, if the answer is a class number.
+        where: Name of the row, for error messages.
 
     Raises:
         UsageError: There is no question, or its form cannot be understood.
     """
+    # Every form of row is brought to one form, a conversation with the cells of its images: a
+    # plain question with images becomes a conversation of one turn.
     images = _single_images(row.get(columns.image)) if columns.image else []
     cell = row.get(columns.question or "")
     if is_conversation(cell):
@@ -138,7 +142,7 @@ def _answer(
 
 
 def _single_images(cell: Any) -> list[Any]:
-    """The images of a cell or of the lists in it, one by one."""
+    """The cells of single images in a cell or in the lists inside it, in order."""
     if isinstance(cell, Sequence) and not isinstance(cell, str | bytes):
         return [image for item in cell for image in _single_images(item)]
     return [cell] if has_image(cell) else []

@@ -1,4 +1,4 @@
-"""Which samples were looked at, as short digests: a plan must not be tested on these."""
+"""Short digests of the samples a plan was made from, so that it is not tested on them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from tpcal.calibrate.inputs.samples import Sample
 
 N_BYTES = 5
-"""Of a digest. A thousand samples beside a thousand others agree by chance once in a million."""
+"""Length of a digest. Among a thousand samples and a thousand others, the chance that any two
+digests are equal is about one in a million: 10**6 pairs / 2**40 digests."""
 
 
 def identity(sample: Sample) -> bytes:
-    """[N_BYTES] digest of the question, all that was said before it, and the pixels.
+    """[N_BYTES] digest of the question, the turns before it, and the pixels.
 
-    Neither id, group nor answer counts. Images count in RGB and upright: a copy that was turned or
-    converted is the same sample.
+    Id, group and answer do not count. Images count in RGB and upright, so that a copy that was
+    turned by EXIF or converted is the same sample.
     """
     digest = hashlib.sha256(sample.question.encode())
     for turn in sample.turns:
@@ -31,15 +32,15 @@ def identity(sample: Sample) -> bytes:
 
 
 def pack(identities: Iterable[bytes]) -> str:
-    """Text for a plan's provenance, 7 characters a sample; the same set gives the same text."""
+    """The digests as text, about 7 characters a sample; equal sets give equal text."""
     return base64.b64encode(b"".join(sorted(set(identities)))).decode()
 
 
 def unpack(text: str) -> frozenset[bytes]:
-    """What was packed.
+    """The digests that were packed.
 
     Raises:
-        ValueError: The text holds something else.
+        ValueError: The text does not hold digests.
     """
     data = base64.b64decode(text, validate=True)
     if len(data) % N_BYTES:

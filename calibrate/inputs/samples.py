@@ -1,4 +1,4 @@
-"""Questions about images to measure a model on: drawn from a data set, seeded, fingerprinted."""
+"""Samples: questions about images to measure a model on, drawn from a data set with a seed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ __all__ = ["Columns", "Sample", "Samples", "Source", "load_samples"]
 
 EMBEDDED = "embedded"
 DEFAULT_N: Mapping[str, int] = {"calibration": 126, "eval": 700}
-"""Samples drawn where no number is given, per split: 9 and 50 of each of the 14 built-in groups.
-More than about 128 find no better plans (docs/planner.md, "What calibration has to cost")."""
+"""Number of samples that are drawn by default, per split: 9 and 50 of each of the 14 built-in
+groups. More than about 128 find no better plans (docs/planner.md, "What calibration has to cost").
+"""
 LEAST_OF_GROUP = 9
-"""Samples of each group, where no number is given and the data has them."""
+"""Number of samples of each group that are drawn by default, if the data has them."""
 
 
 @dataclass(frozen=True)
@@ -33,44 +34,44 @@ class Sample:
 
     id: str
     images: tuple[Image.Image, ...]
-    """As opened (`tpcal.calibrate.inputs.images`)."""
+    """The images as they were opened (`tpcal.calibrate.inputs.images`)."""
     question: str
-    """Of a conversation, the text of its last turn."""
+    """The question; for a conversation, the text of its last turn."""
     answer: str | None = None
-    """None where the data has none: the model's own answer stands in."""
+    """The answer; None if the data has none, so that the model's own answer takes its place."""
     group: str = DEFAULT_GROUP
     turns: tuple[Turn, ...] = ()
-    """The conversation up to the answer; empty where it is the images followed by the question."""
+    """The conversation up to the answer; empty if it is the images followed by the question."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What samples were drawn from."""
+    """The data that samples were drawn from."""
 
     n_rows: int | None = None
-    """None where there is no end of them."""
+    """Number of rows; None if the data is unlimited."""
     left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """How many of what, and why, were no samples; of the rows that were looked at."""
+    """Numbers of rows or turns that are no samples, by what and why, among the rows read."""
     unreadable: tuple[str, ...] = ()
-    """What was wrong with each row that was skipped."""
+    """The error of each row that was skipped."""
 
     def counts(self) -> dict[str, Any]:
-        """Plain data for provenance: what was left out, and how many rows were skipped."""
+        """Plain data for provenance: numbers of parts left out and of rows that were skipped."""
         left_out = {f"{what} {why}": n for (what, why), n in sorted(self.left_out.items())}
         found = {"left_out": left_out, "n_unreadable": len(self.unreadable)}
         return {name: value for name, value in found.items() if value}
 
 
 class Samples(Sequence[Sample]):
-    """Samples in a fixed order; those of a data set are decoded anew each time one is taken.
+    """Samples in a fixed order; an image of a data set is decoded each time its sample is taken.
 
     Args:
-        name: The data set.
-        description: One line on what was drawn and how.
-        rows: What ``read`` makes samples of.
-        read: The sample of a row.
+        name: Name of the data set.
+        description: One line that says what was drawn and how.
+        rows: Anything that ``read`` turns into samples.
+        read: Returns the sample of a row.
         recipe: Plain data from which the same samples can be loaded again.
-        source: What they were drawn from.
+        source: The data that the samples were drawn from.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class Samples(Sequence[Sample]):
         self.recipe: Mapping[str, Any] = recipe or {}
         self._rows = rows
         self._read = read
+        # One pass over all samples collects what must be known before they are used. Nothing of
+        # a sample but its group and its digests is kept.
         digest = hashlib.sha256()
         groups, identities = [], []
         for sample in self:
@@ -95,34 +98,42 @@ class Samples(Sequence[Sample]):
             groups.append(sample.group)
             identities.append(identity(sample))
         self.fingerprint = f"sha256:{digest.hexdigest()}"
-        """Over ids, questions, answers, groups and pixels as a model is shown them, in order."""
+        """sha256 over ids, questions, answers, groups and pixels in RGB, in order."""
         self.sample_groups: tuple[str, ...] = tuple(groups)
-        """[n] the group of each sample."""
+        """[n] group of each sample."""
         self.groups: tuple[str, ...] = tuple(sorted(set(groups)))
         self.identities: tuple[bytes, ...] = tuple(identities)
-        """[n] short digests of question and pixels: the same sample is the same in any data."""
+        """[n] short digests of question and pixels; equal samples of any data have equal ones."""
 
     @classmethod
     def of(cls, samples: Iterable[Sample], name: str = "samples") -> Samples:
-        """Samples that are at hand."""
+        """Samples that are given.
+
+        Example:
+            >>> from PIL import Image
+            >>> from tpcal.calibrate.inputs.samples import Sample, Samples
+            >>> sample = Sample("1", (Image.new("RGB", (8, 8)),), "Which colour?", "black")
+            >>> len(Samples.of([sample]))
+            1
+        """
         held = tuple(samples)
         return cls(name, f"{len(held)} samples given", held, lambda sample: sample)
 
     @property
     def n_rows(self) -> int | None:
-        """Rows they were drawn from; None where there is no end of them."""
+        """Number of rows of the data; None if the data is unlimited."""
         return self.source.n_rows
 
     def part(self, start: int, stop: int) -> Samples:
-        """Some of them, in order."""
+        """The samples ``start`` … ``stop`` - 1, in order."""
         rows = self._rows[start:stop]
         return Samples(self.name, f"{len(rows)} of {self.description}", rows, self._read)
 
     def without(self, seen: Collection[bytes]) -> Samples:
-        """Those whose identities are new, in order; the same where all are.
+        """The samples whose identities are not in ``seen``, in order; itself if none was seen.
 
         Raises:
-            UsageError: None is.
+            UsageError: All samples were seen.
         """
         rows = zip(self._rows, self.identities, strict=True)
         new = [row for row, own in rows if own not in seen]
@@ -136,7 +147,7 @@ class Samples(Sequence[Sample]):
         return Samples(self.name, f"the {len(new)} new of {self.description}", new, self._read)
 
     def unanswered(self) -> Samples:
-        """The same without the data's answers: the model's own stand in for every one."""
+        """The same samples without the data's answers; the model's own take their place."""
         recipe = {**self.recipe, "own_answers": True}
         description = f"{self.description}, the model's own answers"
 
@@ -169,13 +180,14 @@ def load_samples(
     Args:
         data: None or ``embedded`` for the built-in scenes; otherwise a Hub id, folder, .jsonl,
             .json, .parquet or .csv file (sources.load_table).
-        n: How many; None draws `DEFAULT_N`, or `LEAST_OF_GROUP` of each group where that is more.
-            Fewer come where the data has fewer. Where there are groups, each gets an equal share
-            as far as it reaches.
-        seed: Another seed draws other samples. The same seed always draws the same.
+        n: Number of samples; None draws `DEFAULT_N`, or `LEAST_OF_GROUP` of each group if that is
+            more. There are fewer samples if the data has fewer. Groups, if there are any, get
+            equal shares as far as each has samples.
+        seed: Seed of the random order. The same seed always draws the same samples.
         split: ``calibration`` (also None) or ``eval``, or a split's own name.
-        columns: Names of the columns; guessed where not given.
-        skip_bad: Take further rows in place of those that cannot be read, and note them.
+        columns: Names of the columns; those that are not given are guessed.
+        skip_bad: Whether to take further rows in place of those that cannot be read. Their errors
+            are in ``source.unreadable``.
 
     Raises:
         UsageError: Missing, empty or unreadable data, missing columns, no images; a row that

@@ -1,4 +1,4 @@
-"""Which questions of a table are taken: those with an image, in a drawn order, groups in turn."""
+"""Sampling of questions from a table: those with an image, in random order, groups in turn."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from tpcal.plans.errors import UsageError
 
 
 class Place(NamedTuple):
-    """Where a question stands."""
+    """The position of a question in a table."""
 
     row: int
+    """Number of the row, from 0."""
     question: int
-    """Its number among the row's."""
+    """Number among the questions of the row, from 0."""
 
 
 class Drawing:
-    """Places of questions in a table, found without decoding an image.
+    """Draws questions from a table without decoding an image.
 
     Args:
-        table: Where they stand.
-        columns: Of the table, all resolved.
+        table: The table.
+        columns: Its columns, all resolved.
     """
 
     def __init__(self, table: RawTable, columns: Columns) -> None:
         self.table = table
         self.columns = columns
         self.left_out: Counter[tuple[str, str]] = Counter()
-        """How many of what were no questions, and why."""
+        """Numbers of rows or turns that are no questions, by what they are and why."""
         self.unreadable: dict[int, str] = {}
-        """What is wrong with rows that were skipped, by row."""
+        """Errors of rows that were skipped, by row number."""
         self._n_seen = 0
         self._n_groups = 0
 
@@ -47,17 +48,21 @@ class Drawing:
         try_read: Callable[[Place], Any] | None = None,
         least: int = 0,
     ) -> list[Place]:
-        """The first ``n`` places, or ``least`` for each group where that is more.
+        """The first ``n`` places, or ``least`` for each group if that is more.
 
         Args:
-            n: How many; there may be fewer.
-            order: Row numbers.
-            try_read: Reads a place whole. A row it cannot read is skipped; None skips none.
-            least: Of each group, where there is a column of groups.
+            n: Number of places to take; the table may have fewer.
+            order: Row numbers, in the order to take them.
+            try_read: Reads a place completely. A row that it cannot read is skipped; None skips
+                no rows.
+            least: Number of places for each group, if there is a column of groups.
 
         Raises:
-            UsageError: There are none.
+            UsageError: The table holds no questions with images, or none that can be read.
         """
+        # Rows come in random order and groups in turn, so any prefix of the places has nearly
+        # equal shares of all groups, as far as they reach. The size is known only after
+        # `_in_turn` has seen all groups: max(n, least * number of groups).
         taken: list[Place] = []
         for place in self._in_turn(order):
             if try_read is None or self._can(try_read, place):
@@ -69,20 +74,27 @@ class Drawing:
         return taken
 
     def questions(self, row: Mapping[str, Any], where: str) -> list[Asked]:
-        """The questions of a row; errors as `read_row`."""
+        """The questions of a row.
+
+        Raises:
+            UsageError: The row has no question, or its form cannot be understood.
+        """
         labels = self.table.labels.get(self.columns.answer or "")
         return read_row(row, self.columns, labels, where)[0]
 
     def where(self, row: int) -> str:
-        """Names a row in errors."""
+        """The name of a row in error messages; rows are counted from 1."""
         return f"{self.table.name} row {row + 1}"
 
     def group(self, row: Mapping[str, Any]) -> str:
-        """The group a row counts to."""
+        """The group of a row; `DEFAULT_GROUP` if it has none."""
         value = row.get(self.columns.group) if self.columns.group else None
         return (value if isinstance(value, str) else text_of(value)) or DEFAULT_GROUP
 
     def _in_turn(self, order: Iterable[int]) -> Iterator[Place]:
+        # Without groups, rows are read only as far as they are needed. With groups, all rows are
+        # read once to collect each group's places; then every turn takes one place of each group,
+        # in the order of their names, and a group that is used up is left out.
         if self.columns.group is None:
             yield from (place for _, place in self._places(order))
             return
@@ -103,7 +115,7 @@ class Drawing:
                 n_asked = len(asked)
                 self.left_out += left_out
             except UsageError:
-                n_asked = 1  # the one who takes the place is told what is wrong with it
+                n_asked = 1  # reading this place raises the error again
             group = self.group(row)
             yield from ((group, Place(i, question)) for question in range(n_asked))
 

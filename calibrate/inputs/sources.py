@@ -1,4 +1,4 @@
-"""Data sets as tables of raw rows: text files, and what `datasets` loads otherwise."""
+"""Data sets as tables of raw rows: from text files, or loaded with `datasets`."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "calibration": ("calibration", "train", "training"),
     "eval": ("eval", "test", "testing", "validation", "valid", "val", "dev"),
 }
-"""Splits looked for, in this order, when a role is asked for instead of a split's own name."""
+"""Names of splits to look for, in this order, if a role is given instead of a split's own name."""
 METADATA = ("metadata.csv", "metadata.jsonl")
-"""Files that say of each image of a folder what is asked about it, as `datasets` knows them."""
+"""Files that hold the question of each image of a folder, with the names that `datasets` uses."""
 MIN_SHUFFLE = 1_000
-"""Rows of a streamed Hub data set among which samples are drawn."""
+"""Least number of rows of a streamed Hub data set among which samples are drawn."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """Raw rows of one split, not yet drawn from."""
+    """The raw rows of one split, in the order of the data."""
 
     name: str
     rows: Sequence[Row]
-    """A row may lack columns."""
+    """The rows; a row may lack columns."""
     columns: tuple[str, ...]
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names of the classes of columns that hold class numbers."""
     folder: Path | None = None
-    """Where relative image paths start."""
+    """Folder of relative image paths."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,13 +50,19 @@ def load_table(data: str, *, split: str, n: int | None, seed: int) -> RawTable:
         data: A .jsonl, .json, .parquet or .csv file; a folder (with one such file, as saved by
             `datasets`, or an image folder with metadata); or a Hub id ``org/name``,
             ``org/name:config``, ``org/name@revision``.
-        split: A split's name, or one of `ROLES`; a data set with one split has that one.
-        n: A Hub data set is streamed and only about this many rows are fetched; None fetches all.
-        seed: Draws the streamed rows.
+        split: A split's name, or one of `ROLES`; the only split of a data set serves every role.
+        n: Number of rows to fetch of a Hub data set, which is then streamed; None fetches all.
+        seed: Seed of the choice of streamed rows.
 
     Raises:
-        UsageError: Missing, unreadable or empty, or no such split.
+        UsageError: The data is missing, unreadable or empty, or has no such split.
+
+    Example:
+        >>> table = load_table("questions.jsonl", split="eval", n=None, seed=0)  # doctest: +SKIP
+        >>> table.columns, len(table)  # doctest: +SKIP
     """
+    # What exists on disk is read from there; a path that does not exist is an error, and only
+    # the form org/name is looked up on the Hub.
     path = Path(data).expanduser()
     if path.is_file():
         return _file(path, split)
@@ -72,10 +78,15 @@ def load_table(data: str, *, split: str, n: int | None, seed: int) -> RawTable:
 
 
 def order(n_rows: int, split: str, seed: int) -> np.ndarray:
-    """[n_rows] row numbers in the order in which samples are drawn.
+    """[n_rows] row numbers in the random order in which samples are drawn.
 
-    The role ``eval`` draws from the other end, so that calibration and evaluation stay apart on
-    data with a single split as long as the two do not need more rows than there are.
+    The role ``eval`` draws from the other end of the same order. So calibration and evaluation
+    share no rows of data with a single split, unless the two together need more rows than it has.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.sources import order
+        >>> bool((order(9, "eval", seed=0) == order(9, "calibration", seed=0)[::-1]).all())
+        True
     """
     drawn = np.random.default_rng(seed).permutation(n_rows)
     return drawn[::-1] if split == "eval" else drawn
@@ -104,6 +115,8 @@ def _file(path: Path, split: str) -> RawTable:
 def _folder(path: Path, split: str) -> RawTable:
     import datasets
 
+    # In this order: a data set saved by `datasets`; a text file named after the wanted split, or
+    # the only file; an image folder with metadata; anything else that `datasets` can load.
     files = sorted(
         f for f in path.iterdir() if f.suffix.lower() in FORMATS and f.stem != "metadata"
     )
@@ -125,7 +138,7 @@ def _folder(path: Path, split: str) -> RawTable:
 
 
 def _described(file: Path) -> RawTable:
-    """The images of a folder, with what a text file says about them."""
+    """The table of an image folder with metadata; its file names become the image column."""
     rows, columns = read_rows(file)
     name = "file_name"
     if name not in columns:
@@ -140,7 +153,7 @@ def _described(file: Path) -> RawTable:
 
 
 def _as_written(loaded: Any, path: str, /, **how: Any) -> Any:
-    """The same, loaded again where it comes from CSV files, every cell as text."""
+    """The same data, loaded again with every cell as text if it comes from CSV files."""
     import datasets
 
     splits = loaded if isinstance(loaded, dict) else {"": loaded}
@@ -185,7 +198,11 @@ def _pick(
     n: int | None = None,
     seed: int = 0,
 ) -> RawTable:
-    """The wanted split of what `datasets` returned."""
+    """The table of the wanted split of what `datasets` loaded.
+
+    Raises:
+        UsageError: There is no such split, or it is empty.
+    """
     if not isinstance(loaded, dict):
         return _table(name, loaded, folder, n, seed)
     wanted = ROLES.get(split, (split,))
@@ -198,9 +215,11 @@ def _pick(
 def _table(
     name: str, loaded: Any, folder: Path | None, n: int | None = None, seed: int = 0
 ) -> RawTable:
-    """A split with its images left encoded, so that each can be decoded, and blamed, by itself."""
+    """The table of a split, its images left encoded so that an error names an image's row."""
     import datasets
 
+    # A streamed data set is shuffled within a buffer and cut off after n rows, so that only about
+    # as many rows are fetched as are needed.
     features = loaded.features or {}
     labels = {}
     for column, feature in features.items():
@@ -219,7 +238,7 @@ def _table(
 
 
 def _encoded(feature: Any) -> Any:
-    """The feature with its images left encoded, however deep they lie; `datasets` turns others."""
+    """The feature with its images left encoded at any depth; `datasets` would turn them."""
     import datasets
 
     if isinstance(feature, datasets.Image):
@@ -233,14 +252,14 @@ def _encoded(feature: Any) -> Any:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Keeps `datasets` quiet and turns its errors into one line."""
+    """Silences `datasets` and turns its errors into a `UsageError` of one line."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
     from datasets.utils import logging
 
     bars, verbosity = datasets.are_progress_bars_disabled(), logging.get_verbosity()
     datasets.disable_progress_bars()
-    logging.set_verbosity(logging.CRITICAL)  # its errors log whole cells, and are raised besides
+    logging.set_verbosity(logging.CRITICAL)  # its errors, which are raised too, log whole cells
     try:
         yield
     except (OSError, ValueError, DatasetGenerationError, NotImplementedError) as error:

@@ -1,7 +1,8 @@
-"""Rows of text files, every cell as it is written: .jsonl, .json and .csv.
+"""Rows of text files (.jsonl, .json and .csv), with every cell as it is written.
 
-Readers that guess types turn ``007`` into 7, ``3`` beside an empty cell into 3.0, ``None`` into a
-missing cell and ``2024-05-01`` into a time; answers are compared as text, so nothing is guessed.
+Readers that guess types turn ``007`` into 7, ``3`` in a column with an empty cell into 3.0,
+``None`` into a missing cell and ``2024-05-01`` into a time. Answers are compared as text, so no
+types are guessed here.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from tpcal.plans.errors import UsageError, listed
 Row = Mapping[str, Any]
 Rows = tuple[Sequence[Row], tuple[str, ...]]
 LARGEST_CELL = 2**31 - 1
-"""Characters; the limit of `csv` itself is less than an image in base64 has."""
+"""Largest cell, in characters; the default of `csv` is too small for an image in base64."""
 
 
 def read_rows(path: Path) -> Rows:
-    """The rows of a file, and the names of all its columns; a row may lack some.
+    """The rows of a file, and the names of all its columns; a row may lack columns.
 
-    Numbers of JSON that are not whole are text, as they are written. Cells of CSV are text, and
-    only an empty one is missing.
+    JSON numbers with a fraction are kept as text, as they are written. Cells of CSV are text, and
+    only an empty cell is missing.
 
     Raises:
         UsageError: The file cannot be read, or is no table.
+
+    Example:
+        >>> rows, columns = read_rows(Path("questions.jsonl"))  # doctest: +SKIP
     """
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}
     try:
@@ -39,7 +43,7 @@ def read_rows(path: Path) -> Rows:
 
 
 class _Lines(Sequence[Row]):
-    """Rows of a file of JSON lines, each parsed anew when it is taken."""
+    """Rows of a file of JSON lines; a row is parsed each time it is taken."""
 
     def __init__(self, path: Path, starts: Sequence[int]) -> None:
         self._path, self._starts = path, starts
@@ -55,6 +59,8 @@ class _Lines(Sequence[Row]):
 
 
 def _json_lines(path: Path) -> Rows:
+    # One pass checks every line and notes where it starts, 8 bytes a row. The rows themselves,
+    # which may hold images in base64, stay in the file.
     starts = array("q")
     columns: dict[str, None] = {}
     at = 0
@@ -78,7 +84,7 @@ def _object(line: bytes, path: Path, number: int) -> Row:
 
 
 def _json(path: Path) -> Rows:
-    """A list of objects, one object, or JSON lines under another name."""
+    """The rows of a list of objects, of one object, or of JSON lines in a .json file."""
     try:
         rows = _parse(path.read_bytes())
     except json.JSONDecodeError as error:
