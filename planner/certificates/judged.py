@@ -1,9 +1,9 @@
 """Record of the plans judged on each sample, so that a certificate allows for all of them.
 
-If many plans that change too much are tested, one of them passes by luck. Every plan that is tested
-on samples, or whose changed answers are shown, therefore takes the next place in a sequence, and
-`tpcal.planner.certificates.binomial.level` tests later places more strictly. A file of JSON lines
-holds the record as digests: it contains no pixels, no text and no cuts.
+If many plans that change too much are tested, one of them passes by luck. Every plan that is
+tested on samples, or whose changed answers are shown, therefore takes the next place in a
+sequence, and `tpcal.planner.certificates.binomial.level` tests later places more strictly. A file
+of JSON lines holds the record as digests: it contains no pixels, no text and no cuts.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Judged:
         return len({one.slot for one in self._near(frozenset(samples.identities))})
 
     def _judgement(self, plan: str, samples: frozenset[bytes], test: Test | None) -> Judgement:
-        # Judgements compete if they share a sample. Of those of the same plan, a repeated test keeps
-        # its place, and so does a test on samples that were already looked at without a test.
+        # Judgements compete if they share a sample. A repeated test of the same plan keeps its
+        # place, and a test on samples that were looked at without a test takes that place.
         near = self._near(samples)
         own = [one for one in near if one.plan == plan]
         same = [one for one in own if one.test == test and one.samples == samples]
@@ -108,8 +108,8 @@ class Judged:
         within = [one for one in looks if one.samples >= samples]
         for known in (*same, *within):
             return Judgement(known.slot, plan, known.place, samples, test)
-        # Otherwise the place is behind all other slots, and never before an earlier place of its own
-        # slot. A slot of a look is continued, so that look and test count once.
+        # Otherwise the place is behind all other slots, and never before an earlier place of its
+        # own slot. The slot of a look is continued, so that look and test count once.
         slot = looks[0].slot if looks else uuid4().hex
         last = 1 + len({one.slot for one in near} - {slot})
         place = max([last, *(one.place for one in looks if one.slot == slot)])

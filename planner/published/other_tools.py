@@ -46,7 +46,7 @@ def share_kept(text: str) -> float:
 
     Example::
 
-        share_kept("128/576")  # 0.2222
+        share_kept("128/576")  # 0.222222222222
         share_kept("rate=0.78")  # 0.22
 
     Raises:
