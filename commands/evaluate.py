@@ -153,6 +153,7 @@ def evaluate(
         from tpcal.calibrate.inputs.models import weights_digest
         from tpcal.planner.certificates.judged import Judged, name_of
 
+        # Answers in the folder are used again, so that an interrupted run continues.
         folder = None if no_keep else AnswerFolder(out, loaded, samples, max_new_tokens)
         if folder and fresh:
             folder.forget()
@@ -168,6 +169,8 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             progress=report,
         )
+    # Looking at the changed answers of a plan counts as a judgement on these samples, so it is
+    # recorded before anything is shown.
     judged, weights = Judged.beside(None if no_keep else out), weights_digest(loaded.model)
     for plan in plans.values():
         judged.take(name_of([plan], weights), samples)

@@ -140,9 +140,12 @@ def plan(
         subject = PlanningSession(
             profile, folder, model, data, samples, batch_size, report, memory=memory
         )
+        # Without a budget and without limits, search the whole front.
         if budget is None and limits.max_loss is None and limits.max_flips is None:
             _whole_front(profile, folder, subject, search, no_measure, n_trials)
             return
+        # A budget may be answered by the plans that earlier searches measured, unless an option
+        # asks for a new search.
         known = None
         if budget and not (n_trials or samples or no_measure or limits.confidence):
             known = _known(profile, budget, search)
@@ -155,6 +158,7 @@ def plan(
             found = _measured(profile, budget, limits, search)
         else:
             found = _proven(profile, folder, subject, budget, limits, search, batch_size)
+        # Record the samples that the plan was made from, so that none of them is used to test it.
         if not no_measure:
             found = subject.signed(found)
         found = subject.placed(found, output.parent)
@@ -258,12 +262,15 @@ def _proven(
 
     assert limits.max_flips is not None
     assert limits.confidence is not None
+    # Refuse at once if the samples of the proof cannot be enough, before any plan is measured.
     promise = Promise(limits.max_flips, limits.confidence, limits.each_group, place=1)
     n = limits.certify_samples or N_CERTIFY
     if limits.each_group:
         promise.check_n(n // len(profile.groups), "--certify-samples of each group")
     else:
         promise.check_n(n, "--certify-samples")
+    # A budget has one plan to test. Without a budget, several plans within the limits are tested
+    # in a fixed order, the most expensive one first.
     measurers = subject.measurers()
     if budget is not None:
         plans = [_measured(profile, budget, limits, {**search, **measurers})]

@@ -133,6 +133,8 @@ class PlanningSession:
                 f"{self._folder} was measured on other samples than {samples.name} gives now. "
                 "Name the data set with --data, calibrate again, or plan with --no-measure."
             )
+        # Draw the samples of the search and the further ones together, so that the search has the
+        # samples of the profile first and no sample is in both parts.
         wanted = self._n_samples or len(samples)
         total = wanted + n_of_finals(wanted, samples.n_rows)
         if total != len(samples):

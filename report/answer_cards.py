@@ -104,6 +104,8 @@ class Shown:
         overview and its tiles), each view removes an equal share of the brightness.
         """
         steps = self.steps[image]
+        # n layers of opacity a leave (1 - a)^n of the brightness. All n views together must leave
+        # 1 - DARK, so a = 1 - (1 - DARK)^(1 / n).
         opacity = round(1 - (1 - DARK) ** (1 / _n_views(steps[0])), 3)
         return tuple(
             Shade(at, opacity, "".join(map(_outline, cells)))
@@ -134,7 +136,7 @@ def differ(one: str, other: str) -> bool:
 
 
 def _n_views(everything: Step) -> int:
-    """How often the model sees a picture, from the total area of the boxes of its tokens."""
+    """The number of views of a picture, from the total area of the boxes of its tokens."""
     area = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in everything.boxes)
     return max(1, round(area))
 

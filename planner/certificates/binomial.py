@@ -169,7 +169,7 @@ def certificate(
 
     Example::
 
-        certificate({"all": Changed(n_changed=5, n=700)}, max_flips=0.05, confidence=0.95)
+        certificate({"all": Changed(n_changed=20, n=700)}, max_flips=0.05, confidence=0.95)
 
     Args:
         groups: Changed answers by group, on samples that the search never saw.

@@ -33,7 +33,7 @@ class Kind:
     """A unit that budgets are given in."""
 
     says: str
-    """What a budget of this kind is a number of; it completes "a budget of 0.3 is …"."""
+    """The unit in words; it completes "a budget of 0.3 is …"."""
     of: Callable[[Cost], float]
     """Reads the cost in this unit; nan if it was not measured."""
 
@@ -60,7 +60,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a plan may cost."""
+    """The largest cost of a plan in one unit."""
 
     target: float
     """Largest cost: a share in (0, 1], or milliseconds."""

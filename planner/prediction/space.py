@@ -126,6 +126,13 @@ def project(
     meet the budget already do not change. Conditional cuts are left out, because what they save
     is not known before the run.
 
+    Example::
+
+        project([Cut(1, 0.5, "grid"), Cut(4, 0.1, "grid")], 0.4, n_tokens=100, n_layers=8)
+
+    keeps 60 tokens from layer 1 and 10 from layer 4, which costs 100 * 1 + 60 * 3 + 10 * 4 = 320
+    token-layers: exactly 0.4 * 100 * 8.
+
     Args:
         cuts: Cuts of a plan; their layers may be in any order.
         target: Layer average of keep, in (0, 1].

@@ -50,6 +50,8 @@ def at_budget(name: str, target: float, n_layers: int, n_tokens: int = N_TOKENS)
         raise UsageError(f"budget must be in (0, 1]; got {target}.")
     plan = load_preset(name, n_layers)
     cuts = _met(f"preset {name}", plan.cuts, target, n_layers, n_tokens)
+    # Record the reached budget and what moved, so that the plan states how it differs from the
+    # published schedule.
     made = replace(plan, name=f"{name}@{target:g}", cuts=cuts, model=ModelIdentity(n_layers))
     reached = layer_average_keep(made.schedule(n_tokens, n_layers), n_tokens)
     moved = f"{_listed(plan.cuts)} became {_listed(cuts)}"
@@ -101,6 +103,8 @@ def _limits(cuts: Sequence[Cut], target: float, n_layers: int, n_tokens: int) ->
         first_drop = first + 1 if drops else None
         return Limits(n_tokens, n_layers, first_layer=first, first_drop=first_drop)
 
+    # Layer 0 is the earliest place, but some selectors need the attention of a layer before. Ask
+    # the selector only if the budget cannot be met from layer 1 on.
     first, *_ = cuts
     if first.layer == 0 or _meets(_placed(cuts, target, limits(1)), target, limits(1)):
         return limits(min(first.layer, 1))  # avoids loading torch to ask the selector
@@ -110,6 +114,8 @@ def _limits(cuts: Sequence[Cut], target: float, n_layers: int, n_tokens: int) ->
 
 def _placed(cuts: Sequence[Cut], target: float, limits: Limits) -> list[Cut]:
     """The cuts at the latest layers at which `SMALLEST_SCALE` of their keeps meets the budget."""
+    # Move the first cut one layer earlier at a time, and the others in proportion, until the
+    # scaled keeps meet the budget. `project` then scales the keeps themselves.
     moved = list(cuts)
     for first in range(cuts[0].layer, limits.first_layer - 1, -1):
         moved = _from_layer(cuts, first)

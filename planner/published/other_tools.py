@@ -137,6 +137,8 @@ def _lists(text: str) -> list[Cut]:
     given = {key.lower(): value for key, value in _WORD.findall(text)}
     if _WORD.sub("", text).strip(" ,;"):
         raise _wrong_words(text)
+    # FastV has one cut at layer K, which prunes the share R. PyramidDrop has a list of layers and
+    # a list of shares kept.
     if set(given) == {"k", "r"}:
         layers, keeps, method = [_number(given["k"])], [1 - _number(given["r"])], "fastv"
     else:
@@ -144,6 +146,7 @@ def _lists(text: str) -> list[Cut]:
         method = given.pop("method", "pdrop")
         if given:
             raise _wrong_words(text)
+    # The list of PyramidDrop may begin with 1.0, the share kept before the first cut.
     if keeps[:1] == [1.0] and len(keeps) == len(layers) + 1:
         keeps = keeps[1:]
     whole = all(layer >= 0 and layer.is_integer() for layer in layers)
