@@ -1,4 +1,4 @@
-"""`tpcal bench`."""
+"""The command `tpcal bench`."""
 
 from __future__ import annotations
 

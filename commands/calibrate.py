@@ -1,4 +1,4 @@
-"""`tpcal calibrate`."""
+"""The command `tpcal calibrate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tpcal certify`."""
+"""The command `tpcal certify`."""
 
 from __future__ import annotations
 

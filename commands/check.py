@@ -1,4 +1,4 @@
-"""`tpcal check`."""
+"""The command `tpcal check`."""
 
 from __future__ import annotations
 

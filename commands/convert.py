@@ -1,4 +1,4 @@
-"""`tpcal convert`."""
+"""The command `tpcal convert`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tpcal eval`."""
+"""The command `tpcal eval`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tpcal front`."""
+"""The command `tpcal front`."""
 
 from __future__ import annotations
 

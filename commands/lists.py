@@ -1,4 +1,4 @@
-"""`tpcal presets` and `tpcal selectors`."""
+"""The commands `tpcal presets` and `tpcal selectors`."""
 
 from __future__ import annotations
 

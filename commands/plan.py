@@ -1,4 +1,4 @@
-"""`tpcal plan`."""
+"""The command `tpcal plan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tpcal report`."""
+"""The command `tpcal report`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tpcal run`."""
+"""The command `tpcal run`."""
 
 from __future__ import annotations
 

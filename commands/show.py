@@ -1,4 +1,4 @@
-"""`tpcal show`."""
+"""The command `tpcal show`."""
 
 from __future__ import annotations
 
