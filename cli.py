@@ -1,4 +1,4 @@
-"""The command line: `tpcal` and its commands, which live in commands/."""
+"""The command line program `tpcal`; its commands are in commands/."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tpcal.commands.show import show
 
 
 def main() -> None:
-    """Entry point of the `tpcal` program."""
+    """Runs the `tpcal` program with the arguments of the process."""
     terminal.survive_encodings()
     terminal.be_quiet(os.environ)
     terminal.keep_secrets()
@@ -37,17 +37,17 @@ def main() -> None:
 @click.version_option(__version__, prog_name="tpcal", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Make a vision-language model cheaper by dropping visual tokens where it costs least.
+    """Make a vision-language model cheaper by dropping visual tokens where little is lost.
 
     \b
     Examples:
       tpcal calibrate                     measure the built-in model
       tpcal plan --budget 0.22            choose the cuts, write plan.yaml
-      tpcal eval --plan plan.yaml         accuracy with and without the plan
+      tpcal eval --plan plan.yaml         compare answers with and without it
       tpcal run --plan plan.yaml --image cat.jpg "What is this?"
 
-    The budget is the layer average of keep: the share of an image's visual tokens that
-    enters a decoder layer, averaged over the layers. The unpruned model has 1.
+    A budget is a layer average of keep: the share of the visual tokens of an image that
+    enters a decoder layer, averaged over the layers. The unpruned model has a budget of 1.
 
     \b
     Exit codes:

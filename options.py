@@ -24,7 +24,7 @@ MAX_LISTED = 10_000
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What --model and its companions ask for; no name means the plan or profile decides."""
+    """The values of --model and related options; without a name the plan or profile decides."""
 
     name: str | None = None
     revision: str | None = None
@@ -33,10 +33,11 @@ class ModelChoice:
     offload: bool = False
     trust_remote_code: bool = False
     attention: str | None = None
-    """None: transformers' choice; only `tpcal bench` asks."""
+    """Attention kernel, an option of `tpcal bench` only; None is the default of transformers."""
 
     def __post_init__(self) -> None:
-        """A plan or profile is data that others may have written: it must not choose the code."""
+        """Raises click.UsageError if remote code is trusted without a named model."""
+        # A plan or profile may come from somebody else, so it must not choose whose code runs.
         if self.trust_remote_code and self.name is None:
             raise click.UsageError(
                 "--trust-remote-code must come with --model, as no plan or profile may choose "
@@ -44,18 +45,18 @@ class ModelChoice:
             )
 
     def or_else(self, name: str | None, revision: str | None) -> ModelChoice:
-        """The same choice, with the model of a plan or profile where none was named."""
+        """The same choice, with the model of a plan or profile if no model was named."""
         if self.name is not None or name is None:
             return self
         return replace(self, name=name, revision=self.revision or revision)
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it is the embedded model, which is also taken where none is named."""
+        """Whether the model is the embedded one, which is also the default."""
         return self.name in (None, EMBEDDED)
 
     def load(self) -> Loaded:
-        """The model; the embedded one where none is named."""
+        """The loaded model; the embedded one if no model is named."""
         from tpcal.calibrate.inputs import models
 
         return models.load(
@@ -71,13 +72,13 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class DataChoice:
-    """What --data and its companions ask for."""
+    """The values of --data and its related options."""
 
     data: str | None = None
     split: str | None = None
     samples: int | None = None
     seed: int | None = None
-    """None: 0, or that of the data that a plan was made from."""
+    """None means the seed of the data that a plan was made from, or 0."""
     image_column: str | None = None
     question_column: str | None = None
     answer_column: str | None = None
@@ -86,10 +87,10 @@ class DataChoice:
     system_column: str | None = None
     skip_bad: bool = False
     own_answers: bool = False
-    """The model's own answers, whether or not the data has any."""
+    """Whether to use the model's own answers even if the data has answers."""
 
     def load(self, split: str) -> Samples:
-        """The samples; ``split`` is taken where none is named."""
+        """The loaded samples; ``split`` is used if no split was named."""
         from tpcal.calibrate.inputs import samples
 
         columns = samples.Columns(
@@ -106,18 +107,18 @@ class DataChoice:
         return drawn.unanswered() if self.own_answers else drawn
 
     def over(self, known: DataChoice) -> DataChoice:
-        """The same data as ``known``, where this names other samples of it or other columns.
+        """The data of ``known``, with the values that this choice names.
 
-        Neither its split, its number of samples nor whose answers count are taken over.
+        The split, the number of samples and ``own_answers`` of ``known`` are not used.
         """
         base = replace(known, split=None, samples=None, own_answers=False)
         return replace(base, **self.recorded())
 
     def check_asked_of(self, model: ModelChoice) -> None:
-        """Nothing, where the data is named or the model is the built-in one.
+        """Raises UsageError if the built-in questions would be used for another model.
 
         Raises:
-            UsageError: The built-in questions would be taken for another model unasked.
+            UsageError: If no data is named and the model is not the built-in one.
         """
         if self.data is None and not model.is_built_in:
             raise UsageError(
@@ -126,16 +127,16 @@ class DataChoice:
             )
 
     def recorded(self) -> dict[str, Any]:
-        """Plain data for provenance, from which `DataChoice.restored` makes the same choice."""
+        """Plain data for provenance, which `DataChoice.restored` turns into the same choice."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v for k, v in values.items() if v is not None and v is not False}
 
     @classmethod
     def restored(cls, record: Mapping[str, Any]) -> DataChoice:
-        """The choice that was recorded.
+        """The choice that `recorded` returned.
 
         Raises:
-            UsageError: What was recorded is none, as in a file that was changed.
+            UsageError: If a value has the wrong type, as in a file that was edited.
         """
         kinds = get_type_hints(cls)
         known = {name: value for name, value in record.items() if name in kinds}
@@ -147,7 +148,7 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class LimitChoice:
-    """What --max-loss, --max-flips and their companions ask for."""
+    """The values of --max-loss, --max-flips and their related options."""
 
     max_loss: float | None = None
     max_flips: float | None = None
@@ -156,7 +157,7 @@ class LimitChoice:
     certify_samples: int | None = None
 
     def check(self) -> None:
-        """Nothing, where the options fit together; otherwise click's own error."""
+        """Raises click.UsageError if two options contradict each other."""
         if self.max_flips is None:
             for name in ("each_group", "confidence"):
                 if getattr(self, name):
@@ -171,7 +172,7 @@ class LimitChoice:
 
 
 class Listed(click.ParamType):
-    """`a,b,c`, each item read by ``item``, each once; with ``ranges`` also `0-3,6`."""
+    """A list `a,b,c` whose items ``item`` reads, each once; ``ranges`` also allows `0-3,6`."""
 
     name = "list"
 
@@ -180,7 +181,7 @@ class Listed(click.ParamType):
         self.ranges = ranges
 
     def convert(self, value: Any, param: Any, ctx: click.Context | None) -> tuple[Any, ...]:
-        """The items in the order given."""
+        """The items in the given order."""
         if isinstance(value, tuple):
             return value
         items: list[Any] = []
@@ -204,14 +205,14 @@ class Listed(click.ParamType):
 
 
 def layer(word: str) -> int:
-    """A layer number."""
+    """Reads a layer number; raises ValueError for other text."""
     if not word.isdecimal():
         raise ValueError("a layer must be a whole number of 0 or more, or a range like 4-8")
     return int(word)
 
 
 def keep(word: str) -> float:
-    """A keep, 0..1."""
+    """Reads a keep in [0, 1); raises ValueError for other text."""
     number = _number(word)
     if not 0 <= number < 1:
         raise ValueError("a keep must be at least 0 and below 1")
@@ -219,7 +220,7 @@ def keep(word: str) -> float:
 
 
 def selector(word: str) -> str:
-    """The name of a selector there is."""
+    """Reads the name of a selector; raises ValueError if there is no such selector."""
     from tpcal.plans.selectors import names
 
     if word not in names():
@@ -228,7 +229,7 @@ def selector(word: str) -> str:
 
 
 def share(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-    """Callback of a budget that is a share, in any tool's words."""
+    """Callback that reads a budget as a share, in the notation of any tool."""
     if value is None:
         return None
     from tpcal.planner.published.other_tools import share_kept
@@ -240,7 +241,7 @@ def share(_ctx: click.Context, _option: click.Parameter, value: str | None) -> f
 
 
 class Finite(click.FloatRange):
-    """A number in a range; click's own type lets ``nan`` through, which no comparison stops."""
+    """A finite number in a range; click.FloatRange alone accepts ``nan``."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -265,11 +266,16 @@ def model_options(command: Command) -> Command:
             "--model",
             "name",
             metavar="NAME",
-            help="Alias (llava-1.5-7b), Hub id (org/name@revision), local folder, or 'embedded'.",
+            help="Model to run: an alias (llava-1.5-7b), a Hub id (org/name@revision), a local "
+            "folder, or 'embedded' for the built-in model.",
         ),
         click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub."),
         click.option(
-            "--device", default="auto", show_default=True, metavar="DEV", help="cpu, cuda, cuda:1."
+            "--device",
+            default="auto",
+            show_default=True,
+            metavar="DEV",
+            help="Device to run on, such as cpu, cuda or cuda:1.",
         ),
         click.option(
             "--dtype",
@@ -281,12 +287,12 @@ def model_options(command: Command) -> Command:
         click.option(
             "--offload",
             is_flag=True,
-            help="Keep weights that the device has no room for in CPU memory or on disk; slow.",
+            help="Keep weights that do not fit on the device in CPU memory or on disk; slow.",
         ),
         click.option(
             "--trust-remote-code",
             is_flag=True,
-            help="Run Python code that comes with the model, which --model has to name.",
+            help="Run Python code that comes with the model. --model must name the model.",
         ),
     ]
     return _gather(ModelChoice, "model", options, command)
@@ -298,35 +304,36 @@ def data_options(command: Command) -> Command:
         click.option(
             "--data",
             metavar="DATA",
-            help="Hub id, folder, .parquet, .csv, .json or .jsonl; 'embedded': the built-in "
-            "scenes. If left out: the plan's data, or for the built-in model the built-in scenes.",
+            help="Data set: a Hub id, a folder, a .parquet, .csv, .json or .jsonl file, or "
+            "'embedded' for the built-in scenes.  [default: the plan's data, or for the built-in "
+            "model the built-in scenes]",
         ),
         click.option(
             "--split",
             metavar="NAME",
-            help="'calibration', 'eval', or a split of the data set by name.",
+            help="Split to draw from: 'calibration', 'eval', or a split of the data set.",
         ),
         click.option(
             "--samples",
             type=click.IntRange(min=1),
             metavar="N",
-            help="How many samples to draw.  [default: 126 to calibrate, but 9 of each group; 700 "
-            "to judge]",
+            help="Number of samples to draw.  [default: for calibration 126, at least 9 of each "
+            "group; otherwise 700]",
         ),
         click.option(
             "--seed",
             type=int,
             metavar="N",
-            help="Seed of the sampling.  [default: the plan's, or 0]",
+            help="Seed of the sampling.  [default: the seed of the plan, or 0]",
         ),
     ]
     options += [
-        click.option(f"--{name}-column", metavar="NAME", help=f"Column of the {what}.")
+        click.option(f"--{name}-column", metavar="NAME", help=f"Column that holds the {what}.")
         for name, what in [
             ("image", "image or images"),
             ("question", "question"),
             ("answer", "answer; optional"),
-            ("group", "group a sample counts to; optional"),
+            ("group", "group of a sample; optional"),
             ("choices", "choices, or A,B,C,D with one each; 'none' reads none"),
             ("system", "system prompt; optional"),
         ]
@@ -335,19 +342,19 @@ def data_options(command: Command) -> Command:
         click.option(
             "--skip-bad",
             is_flag=True,
-            help="Go on without rows that cannot be read, list and count them.",
+            help="Skip rows that cannot be read, and list them.",
         )
     )
     return _gather(DataChoice, "data", options, command)
 
 
 def budget_options(command: Command) -> Command:
-    """Adds the options that say what a plan may cost; the command receives ``budget`` or None."""
+    """Adds the options of the cost of a plan; the command receives ``budget`` or None."""
     options = {
-        "budget": (share, "B", "Layer-average keep: 0.22, 22%, 128/576, rate=0.78."),
-        "budget_flops": (share, "B", "The same as a share of the unpruned prefill's FLOPs."),
-        "budget_kv": (share, "B", "The same as a share of the unpruned KV bytes."),
-        "budget_ms": (None, "MS", "Milliseconds of the decoder's prefill on this hardware."),
+        "budget": (share, "B", "Budget as layer-average keep: 0.22, 22%, 128/576, rate=0.78."),
+        "budget_flops": (share, "B", "Budget as a share of the unpruned prefill's FLOPs."),
+        "budget_kv": (share, "B", "Budget as a share of the unpruned KV bytes."),
+        "budget_ms": (None, "MS", "Budget in ms of the decoder's prefill on this hardware."),
     }
 
     @functools.wraps(command)
@@ -374,34 +381,37 @@ def budget_options(command: Command) -> Command:
 
 
 def limit_options(command: Command) -> Command:
-    """Adds the options that say what a plan may lose; the command receives ``limits``."""
+    """Adds the options of the loss of a plan; the command receives ``limits``."""
     options = [
         click.option(
             "--max-loss",
             type=Finite(min=0),
             metavar="NATS",
-            help="Most the worst group may lose, as measured.",
+            help="Largest measured loss of the worst group.",
         ),
         click.option(
             "--max-flips",
             type=Finite(min=0, max=1),
             metavar="P",
-            help="Share of answers that may change, over all samples: as measured; with "
-            "--confidence also as proven.",
+            help="Largest share of answers that may change, over all samples. It is measured, and "
+            "with --confidence also proven.",
         ),
-        click.option("--each-group", is_flag=True, help="--max-flips is about every group."),
+        click.option(
+            "--each-group",
+            is_flag=True,
+            help="Apply --max-flips to every group instead of to all samples together.",
+        ),
         click.option(
             "--confidence",
             type=Finite(min=0, max=1, min_open=True, max_open=True),
             metavar="C",
-            help="Prove --max-flips on samples the search never saw; this is how often such a "
-            "proof must be right.",
+            help="Prove --max-flips with this confidence, on samples that the search never saw.",
         ),
         click.option(
             "--certify-samples",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Samples for the proof.  [default: 700]",
+            help="Number of samples for the proof.  [default: 700]",
         ),
     ]
     return _gather(LimitChoice, "limits", options, command)
@@ -410,7 +420,7 @@ def limit_options(command: Command) -> Command:
 def weight(
     _ctx: click.Context, _option: click.Parameter, words: Sequence[str]
 ) -> dict[str, float]:
-    """Callback of `GROUP=WEIGHT`, repeated."""
+    """Callback that reads repeated `GROUP=WEIGHT` options."""
     found = {}
     for word in words:
         group, sign, value = word.rpartition("=")
@@ -421,7 +431,7 @@ def weight(
 
 
 def output_options(default: str) -> Callable[[Command], Command]:
-    """Adds --output and --force of a command that writes a plan."""
+    """Adds --output and --force to a command that writes a plan."""
 
     def add(command: Command) -> Command:
         output = click.option(
@@ -430,7 +440,7 @@ def output_options(default: str) -> Callable[[Command], Command]:
             type=click.Path(path_type=Path, dir_okay=False),
             default=Path(default),
             show_default=True,
-            help="File to write.",
+            help="File that the plan is written to.",
         )
         force = click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
         return output(force(command))
@@ -439,19 +449,19 @@ def output_options(default: str) -> Callable[[Command], Command]:
 
 
 def picture_options(command: Command) -> Command:
-    """Adds --svg and --force of a command that draws; the command receives ``svg`` or None."""
+    """Adds --svg and --force to a command that draws; the command receives ``svg`` or None."""
     svg = click.option(
         "--svg",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
-        help="Draw into a picture.",
+        help="Write an SVG picture to FILE instead of drawing in the terminal.",
     )
     force = click.option("--force", is_flag=True, help="Overwrite a file that tpcal did not make.")
     return svg(force(command))
 
 
 def figures_option(command: Command) -> Command:
-    """Adds --output of figures; the command receives ``outputs``, files ending in .json or .md."""
+    """Adds --output and --force for results; the command receives ``outputs``, files by suffix."""
     files = click.option(
         "--output",
         "-o",
@@ -460,7 +470,7 @@ def figures_option(command: Command) -> Command:
         type=click.Path(path_type=Path, dir_okay=False),
         callback=_figures,
         metavar="FILE",
-        help="Write the figures here too: FILE.json or FILE.md; may be given several times.",
+        help="Also write the results to FILE.json or FILE.md. May be given several times.",
     )
     force = click.option("--force", is_flag=True, help="Overwrite files that tpcal did not make.")
     return files(force(command))
@@ -476,7 +486,7 @@ def _figures(
 
 
 def batch_size_option(default: int) -> Callable[[Command], Command]:
-    """Adds --batch-size."""
+    """Adds --batch-size with this default."""
     return click.option(
         "--batch-size",
         type=click.IntRange(min=1),
@@ -488,13 +498,13 @@ def batch_size_option(default: int) -> Callable[[Command], Command]:
 
 
 def memory_option(command: Command) -> Command:
-    """Adds --memory, in bytes; None where it is left out."""
+    """Adds --memory; the command receives bytes, or None if the option is left out."""
     option = click.option(
         "--memory",
         callback=_n_bytes,
         metavar="SIZE",
-        help="Most memory on the device, weights included, such as 8GB; batches shrink to keep to "
-        "it.  [default: what is free]",
+        help="Largest memory on the device, including the weights, such as 8GB. Batches shrink to "
+        "fit.  [default: the free memory]",
     )
     return option(command)
 
@@ -511,21 +521,21 @@ def _n_bytes(_ctx: click.Context, _option: click.Parameter, value: str | None) -
 
 
 def answer_length_option(default: int) -> Callable[[Command], Command]:
-    """Adds --max-new-tokens."""
+    """Adds --max-new-tokens with this default."""
     return click.option(
         "--max-new-tokens",
         type=click.IntRange(min=1),
         default=default,
         show_default=True,
         metavar="N",
-        help="Longest answer.",
+        help="Length limit of an answer in tokens.",
     )
 
 
 def _gather(
     record: type, name: str, options: Sequence[Callable[[Command], Command]], command: Command
 ) -> Command:
-    """Adds the options to the command and hands their values over as one ``record``."""
+    """Adds the options to the command, which receives their values as one ``record``."""
 
     @functools.wraps(command)
     def parsed(**values: Any) -> None:

@@ -1,4 +1,4 @@
-"""The terminal: consoles, progress, and the one place where errors become exit codes."""
+"""The terminal: consoles, progress, and the translation of errors into exit codes."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ _PLAIN = {
 
 
 _TYPED: list[str] = []
-"""The words of the command line that is being carried out."""
+"""The words of the current command line."""
 
 
 class Interrupted(TpcalError):
-    """Ctrl-C."""
+    """The user interrupted the command with Ctrl-C."""
 
     exit_code = 130
 
 
 class Commands(click.Group):
-    """Commands that end every failure with one line on stderr and an exit code.
+    """A group of commands that report every failure with one line on stderr and an exit code.
 
     Args:
-        resumable: Names of the commands that continue where they were interrupted.
+        resumable: Names of the commands that continue after an interruption.
     """
 
     def __init__(self, *args: Any, resumable: Sequence[str] = (), **extra: Any) -> None:
@@ -67,11 +67,11 @@ class Commands(click.Group):
         self._debug = False
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of their work."""
+        """The commands in the order in which they are used."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; an interruption says whether anything is kept."""
+        """Runs the command; the error of an interruption states whether it can continue."""
         self._debug |= bool(ctx.params.get("debug"))
         try:
             return super().invoke(ctx)
@@ -87,7 +87,7 @@ class Commands(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """As click's, but with our way of ending."""
+        """Runs a command line like click's ``main``, and exits with the codes of `explain`."""
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
         self._debug = bool(os.environ.get("TPCAL_DEBUG"))
@@ -117,13 +117,13 @@ class Commands(click.Group):
 
 
 def _leave_pipe() -> NoReturn:
-    """Ends quietly: the reader of our output (head, less) has gone."""
+    """Exits without a message, because the reader of the output (head, less) has ended."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 
 
 def explain(error: Exception) -> tuple[list[str], int]:
-    """What to tell the user about an error, line by line, and the exit code."""
+    """The lines that tell the user about an error, and the exit code."""
     if isinstance(error, Interrupted | click.Abort):
         return [str(error) or "Interrupted."], Interrupted.exit_code
     if isinstance(error, TpcalError):
@@ -152,7 +152,7 @@ def _click_message(error: click.ClickException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for Python's, CUDA's and torch's CPU allocator's ways of saying it."""
+    """Whether the error of Python, CUDA or torch's CPU allocator means that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     signs = ("out of memory", "can't allocate memory", "not enough memory")
@@ -160,7 +160,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def be_quiet(environ: dict[str, str] | os._Environ[str]) -> None:
-    """Silences the libraries below, unless the user has set their switches himself."""
+    """Silences the libraries in use, except for switches that the user has set."""
     for name, value in _QUIET.items():
         environ.setdefault(name, value)
     if os.environ.get("TPCAL_DEBUG"):
@@ -182,19 +182,19 @@ def _show_warning(
 
 
 def warn(text: str) -> None:
-    """One line on stderr that does not stop anything."""
+    """Prints a warning as one line on stderr."""
     if is_main_process():
         click.echo(f"tpcal: warning: {redacted(text)}", err=True)
 
 
 def note(text: str) -> None:
-    """One line on stderr that is good to know."""
+    """Prints a note as one line on stderr."""
     if is_main_process():
         click.echo(f"tpcal: note: {redacted(text)}", err=True)
 
 
 def survive_encodings() -> None:
-    """Charts come out in ASCII where stdout or stderr cannot hold them."""
+    """Replaces characters that stdout or stderr cannot encode by ASCII characters."""
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeEncodeError):
@@ -209,14 +209,14 @@ def survive_encodings() -> None:
 
 
 def is_main_process(environ: Mapping[str, str] = os.environ) -> bool:
-    """False in all but one of the processes that `accelerate launch` or `torchrun` started."""
+    """Whether this is the first of the processes of `accelerate launch` or `torchrun`."""
     return environ.get("RANK", "0") == "0"
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console: no colours where there is no terminal or NO_COLOR is set.
+    """A rich console, without colours if there is no terminal or NO_COLOR is set.
 
-    Of several processes started together, only the main one's shows anything.
+    Of several processes started together, only the main one prints.
     """
     from rich.console import Console
 
@@ -225,7 +225,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def picture(view: RenderableType, title: str) -> str:
-    """SVG of what a terminal would show; fetches nothing, not even a font."""
+    """The terminal output of a view as SVG, which needs no network, not even for a font."""
     import io
     import re
 
@@ -238,9 +238,9 @@ def picture(view: RenderableType, title: str) -> str:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A callback that draws (done, total, what) on stderr; total 0 means unknown.
+    """A callback that shows (done, total, what) on stderr; a total of 0 means unknown.
 
-    A terminal gets one bar with the time left, a log file one line every ten seconds.
+    A terminal shows one bar with the time left. A log file gets one line every ten seconds.
     """
     screen = console(stderr=True)
     if not is_main_process():
@@ -263,7 +263,7 @@ def progress() -> Iterator[Progress]:
 
 
 class _Bar:
-    """Shows one task at a time; a falling count or another total starts the next one."""
+    """Shows one task at a time; a smaller count or another total starts a new task."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -282,7 +282,7 @@ class _Bar:
 
 
 class _Log:
-    """Writes a plain line when the work changes its name, and then every ten seconds."""
+    """Writes a plain line when the task changes, and then every ten seconds."""
 
     every_s = 10.0
 
@@ -299,12 +299,12 @@ class _Log:
 
 
 def command() -> str:
-    """The command line that is being carried out, for provenance."""
+    """The current command line for provenance."""
     return str(click.get_current_context().obj)
 
 
 def short_command(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> str:
-    """The command line for provenance: as typed, without credentials and places of the machine."""
+    """The command line for provenance, without credentials and local paths."""
     import shlex
 
     shown = (redaction.redacted(word, *arguments, environ=environ) for word in arguments)
@@ -317,7 +317,7 @@ def redacted(text: str) -> str:
 
 
 def keep_secrets() -> None:
-    """No log record and no warning of any library shows a credential from now on."""
+    """Removes credentials from all log records and warnings from now on."""
     make, form = logging.getLogRecordFactory(), warnings.formatwarning
 
     def record(*args: Any, **extra: Any) -> logging.LogRecord:

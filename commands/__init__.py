@@ -1,1 +1,1 @@
-"""The commands: parse, one library call, print. They import heavy libraries late."""
+"""The commands, which parse options, call the library and print. Heavy imports come late."""

@@ -1,4 +1,4 @@
-"""`tpcal bench`."""
+"""The command `tpcal bench`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class BenchSizes:
-    """What the options ask for: every combination is a cell."""
+    """The requested prompt sizes; every combination is one cell."""
 
     batch_sizes: tuple[int, ...]
     images: tuple[int, ...]
@@ -35,7 +35,7 @@ class BenchSizes:
 
     @property
     def shapes(self) -> list[PromptSize]:
-        """In the order of the table."""
+        """The prompt sizes in the order of the table."""
         from tpcal.calibrate.bench.prompt_sizes import PromptSize
 
         return [
@@ -44,45 +44,45 @@ class BenchSizes:
 
 
 def count(word: str) -> int:
-    """A whole number of 1 or more."""
+    """Reads a whole number of at least 1; raises ValueError for other text."""
     if not word.isdecimal() or int(word) < 1:
         raise ValueError("must be a whole number of 1 or more")
     return int(word)
 
 
-@click.command(short_help="Time, memory: a plan beside the unpruned model.")
+@click.command(short_help="Compare time and memory with and without plans.")
 @click.option(
     "--plan",
     "files",
     metavar="PLAN",
     multiple=True,
     required=True,
-    help="Plan file, preset:NAME or preset:NAME@BUDGET; may be given several times.",
+    help="Plan to time: a file, preset:NAME or preset:NAME@BUDGET. May be given several times.",
 )
 @options.model_options
 @click.option(
     "--model-geometry",
     "geometry",
     metavar="NAME",
-    help="In place of --model: the widths of llava-1.5-7b, llava-1.5-13b, qwen2.5-vl-3b, "
-    "qwen2.5-vl-7b (or small, tiny) with random weights.",
+    help="Time random weights instead of --model, in the size of llava-1.5-7b, llava-1.5-13b, "
+    "qwen2.5-vl-3b, qwen2.5-vl-7b, small or tiny.",
 )
 @click.option(
     "--layers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Decoder layers of --model-geometry, where all would take too long.",
+    help="Number of decoder layers with --model-geometry.  [default: all]",
 )
 @click.option(
     "--attention",
     type=click.Choice(["sdpa", "eager"]),
-    help="Attention kernel; by default transformers' choice.",
+    help="Attention kernel.  [default: that of transformers]",
 )
 @click.option(
     "--threads",
     type=click.IntRange(min=1, max=MOST_THREADS),
     metavar="N",
-    help="Of torch on the CPU.",
+    help="Number of CPU threads of torch.  [default: that of torch]",
 )
 @click.option(
     "--batch-sizes",
@@ -90,7 +90,7 @@ def count(word: str) -> int:
     default="1,4",
     show_default=True,
     metavar="N,…",
-    help="Prompts that are answered together.",
+    help="Numbers of prompts that are answered together.",
 )
 @click.option(
     "--images",
@@ -98,7 +98,7 @@ def count(word: str) -> int:
     default="1",
     show_default=True,
     metavar="N,…",
-    help="Images of each prompt.",
+    help="Numbers of images in each prompt.",
 )
 @click.option(
     "--text",
@@ -106,7 +106,8 @@ def count(word: str) -> int:
     default="32,256",
     show_default=True,
     metavar="N,…",
-    help="Text tokens of the longest prompt, nearly; in a batch down to half of it.",
+    help="Approximate text tokens of the longest prompt. Other prompts of a batch have down to "
+    "half of them.",
 )
 @click.option(
     "--image-size",
@@ -114,7 +115,7 @@ def count(word: str) -> int:
     default=336,
     show_default=True,
     metavar="PX",
-    help="Height and width of an image.",
+    help="Height and width of an image in pixels.",
 )
 @click.option(
     "--new-tokens",
@@ -122,7 +123,7 @@ def count(word: str) -> int:
     default=16,
     show_default=True,
     metavar="N",
-    help="Tokens that every prompt is answered with.",
+    help="Number of tokens of every answer.",
 )
 @click.option(
     "--repeats",
@@ -130,7 +131,7 @@ def count(word: str) -> int:
     default=15,
     show_default=True,
     metavar="N",
-    help="Answers to time of each prompt, with a plan and without.",
+    help="Number of timed answers of each prompt, with each plan and without.",
 )
 @options.figures_option
 def bench(
@@ -148,20 +149,21 @@ def bench(
     outputs: tuple[Path, ...],
     force: bool,
 ) -> None:
-    """Time real generation with plans and without, in turns, and compare memory.
+    """Compare time and memory of generation with and without plans.
 
-    Every combination of --batch-sizes, --images and --text is a cell: pictures of noise and
-    random words, answered by `generate` with --new-tokens tokens. In every repeat the unpruned
-    model and the plans take turns, so ratios hold on a machine that drifts; absolute times hold
-    for a machine that does nothing else. The first two rounds only warm up.
+    Every combination of --batch-sizes, --images and --text is one cell. Its prompts are
+    images of noise and random words, which `generate` answers with --new-tokens tokens. The
+    unpruned model and the plans take turns in every repeat, so the ratios are reliable even
+    if the speed of the machine drifts. Absolute times are reliable only on a machine that
+    does nothing else. The first two rounds are not timed.
 
-    Exits with 6 where a plan is slower than the unpruned model in any cell: in time to the
-    first token, in time per token or in throughput, by more than 2% and beyond noise (sign
-    test over the repeats; 1% of false alarms for all cells together). Tables and files are
-    written all the same.
+    The command exits with 6 if a plan is slower than the unpruned model in any cell: in time
+    to the first token, time per token or throughput, by more than 2% and beyond noise. Noise
+    is judged by a sign test over the repeats, with 1% of false alarms for all cells together.
+    Tables and files are written in any case.
 
-    Without weights, --model-geometry times random ones of the same widths; images are then
-    given encoded, so the vision tower is not timed, and plans are scaled to the depth.
+    With --model-geometry, random weights of the same size are timed. Images are then given
+    encoded, so the vision tower is not timed, and plans are scaled to the depth.
 
     \b
     Examples:
@@ -206,7 +208,7 @@ def _check(
     n_repeats: int,
     n_cells: int,
 ) -> None:
-    """Nothing, where the options fit together; otherwise everything that is wrong at once."""
+    """Raises UsageError with all problems at once if the options contradict each other."""
     from tpcal.calibrate.bench.geometry import GEOMETRIES
     from tpcal.calibrate.bench.slower import check_repeats
 
@@ -239,7 +241,7 @@ def _check(
 def show(
     subject: BenchSubject, cells: Sequence[Cell], n_repeats: int, outputs: Sequence[Path]
 ) -> None:
-    """Prints the table, writes the files, and then fails where a plan is slower."""
+    """Prints the table, writes the files, and raises SlowerError if a plan is slower."""
     from datetime import UTC, datetime
 
     from tpcal.calibrate.bench.machine import machine_of

@@ -1,4 +1,4 @@
-"""What `tpcal bench` times: a model, or random weights of its widths, and plans that fit it."""
+"""Inputs of `tpcal bench`: a model or random weights of its size, and plans that fit it."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ InputsOf = Callable[["PromptSize"], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class BenchSubject:
-    """A model, its prompts and the plans to time on it."""
+    """A model with the prompts and plans to time."""
 
     model: Any
     inputs_of: InputsOf
-    """What `generate` takes."""
+    """Returns the arguments of `generate` for a prompt size."""
     plans: Mapping[str, Plan]
     about: Mapping[str, Any]
-    """What is timed, for the JSON."""
+    """Description of the model for the JSON file."""
     lines: tuple[str, ...]
-    """The same for people."""
+    """Description of the model for the terminal."""
 
 
 def loaded_subject(
     names: Sequence[str], choice: ModelChoice, image_size: int, report: terminal.Progress
 ) -> BenchSubject:
-    """A model with its weights; errors as `tpcal.commands.inputs.plans_and_model`.
+    """A model with its weights; raises the errors of `tpcal.commands.inputs.plans_and_model`.
 
     Args:
-        names: Plans, as `read_plan` takes them.
-        choice: The model; where it names none, the one that the plans were made for.
-        image_size: Pixels along a side of an image.
-        report: Told what is being loaded.
+        names: Names of plans as in `read_plan`.
+        choice: Choice of the model; without a name, the model that the plans were made for.
+        image_size: Height and width of an image in pixels.
+        report: Called with the current step.
     """
     plans, loaded = plans_and_model(names, choice, report)
     from tpcal.calibrate.bench.synthetic_prompts import inputs_for
@@ -75,18 +75,18 @@ def random_subject(
     choice: ModelChoice,
     image_size: int,
 ) -> BenchSubject:
-    """Random weights of a real model's widths; plans made for other models are scaled to them.
+    """Random weights in the size of a real model; plans of other models are scaled to its depth.
 
     Args:
-        names: Plans, as `read_plan` takes them.
+        names: Names of plans as in `read_plan`.
         geometry: One of `tpcal.calibrate.bench.geometry.GEOMETRIES`.
-        n_layers: Depth; None: the model's.
-        choice: Device, dtype and attention.
-        image_size: Pixels along a side of an image.
+        n_layers: Number of decoder layers; None takes that of the model.
+        choice: Choice of device, dtype and attention kernel.
+        image_size: Height and width of an image in pixels.
 
     Raises:
-        FitError: Some plans do not fit; names every problem.
-        RunFailed: The weights do not fit into memory.
+        FitError: If plans do not fit; the message lists every problem.
+        RunFailed: If the weights do not fit into memory.
     """
     from tpcal.calibrate.bench.geometry import GEOMETRIES, build, check_memory, prompts
     from tpcal.calibrate.inputs.models import DTYPES, find_device
@@ -137,7 +137,7 @@ def _scaling(name: str, plan: Plan, scaled: Plan) -> str:
 def _presets(
     names: Sequence[str], n_layers: int, model: Any, inputs_of: InputsOf
 ) -> dict[str, Plan]:
-    """The published schedules among the plans, at the model's depth and the prompts' budget."""
+    """The published schedules among the plans, scaled to the depth and the tokens of a prompt."""
     from tpcal.calibrate.bench.prompt_sizes import PromptSize
     from tpcal.plans.families import find
 
@@ -150,7 +150,7 @@ def _presets(
 
 
 def _blind(plan: Plan) -> list[str]:
-    """Cuts that cannot be timed where no vision tower is run."""
+    """Problems of cuts that cannot be timed without a vision tower."""
     from tpcal.plans.selectors import create
 
     return [

@@ -1,4 +1,4 @@
-"""`tpcal calibrate`."""
+"""The command `tpcal calibrate`."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from tpcal.commands.inputs import OUT, tell_source
 from tpcal.options import DataChoice, Listed, ModelChoice
 
 
-@click.command(short_help="Measure what each layer loses when tokens are dropped.")
+@click.command(short_help="Measure the loss of dropping tokens before each layer.")
 @options.model_options
 @options.data_options
 @click.option(
     "--own-answers",
     is_flag=True,
-    help="Measure against the model's own unpruned answers, not the data's.",
+    help="Measure on the model's own unpruned answers instead of those of the data.",
 )
 @click.option(
     "--selectors",
     type=Listed(options.selector),
     metavar="A,B",
-    help="Selectors to probe; 'tpcal selectors' lists them.  [default: attention, balanced, "
+    help="Selectors to probe. 'tpcal selectors' lists them.  [default: attention, balanced, "
     "dart, diversity, grid, random]",
 )
 @click.option(
     "--keeps",
     type=Listed(options.keep),
     metavar="K,K",
-    help="Keeps to probe; 0 drops all tokens.  [default: 0.5, 0.25, 0.1, 0.05, 0]",
+    help="Keeps to probe. A keep of 0 drops all tokens.  [default: 0.5, 0.25, 0.1, 0.05, 0]",
 )
 @click.option(
     "--layers",
     type=Listed(options.layer, ranges=True),
     metavar="L,L-L",
-    help="Decoder layers to cut before.  [default: all, or 16 of a deeper decoder]",
+    help="Decoder layers to probe cuts before.  [default: all, or 16 of a deeper decoder]",
 )
 @click.option(
     "--full-grid",
     is_flag=True,
-    help="Probe every layer, keep and selector, for twice the work.",
+    help="Probe every combination of layer, keep and selector, which takes twice the work.",
 )
 @options.batch_size_option(16)
 @options.memory_option
@@ -52,7 +52,7 @@ from tpcal.options import DataChoice, Listed, ModelChoice
     type=click.Path(path_type=Path, file_okay=False),
     default=OUT,
     show_default=True,
-    help="Folder that collects profiles.",
+    help="Folder that profiles are written to.",
 )
 def calibrate(
     model: ModelChoice,
@@ -63,14 +63,16 @@ def calibrate(
     memory: int | None,
     **grid: Any,
 ) -> None:
-    """Measure what each decoder layer loses when visual tokens are dropped before it.
+    """Measure how much is lost when visual tokens are dropped before each decoder layer.
 
-    A probe drops tokens once: before one layer, to one keep, by one selector. By default a
-    coarse grid of probes comes first; then rounds of further ones where the best plans of
-    any budget would cut. That finds plans as good as the full grid does, for half the work.
-    --full-grid probes everything; --layers, --keeps or --selectors exactly what they name.
+    A probe drops tokens once: before one layer, to one keep, by one selector. By default, a
+    coarse grid is probed first. Further rounds probe the cuts that good plans of any budget
+    make. The plans found this way are as good as those of the full grid, for half the work.
+    --full-grid probes all combinations. With --layers, --keeps or --selectors, exactly the
+    named ones are probed.
 
-    Writes a profile into --out. Interrupt it at any time: the same command continues.
+    The command writes a profile into --out. You can interrupt it at any time; the same
+    command continues.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`tpcal certify`."""
+"""The command `tpcal certify`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tpcal.planner.published.names import is_preset
     default=0.05,
     show_default=True,
     metavar="P",
-    help="Share of answers that may change.",
+    help="Largest share of answers that may change.",
 )
 @click.option(
     "--confidence",
@@ -28,14 +28,14 @@ from tpcal.planner.published.names import is_preset
     default=0.95,
     show_default=True,
     metavar="C",
-    help="How often such a promise must hold.",
+    help="Confidence of the proof.",
 )
-@click.option("--each-group", is_flag=True, help="Promise it of every group of samples.")
+@click.option("--each-group", is_flag=True, help="Prove it for every group of samples.")
 @click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File to write.  [default: PLAN itself]",
+    help="File that the plan with its proof is written to.  [default: PLAN]",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
 @options.model_options
@@ -56,13 +56,16 @@ def certify(
 ) -> None:
     """Prove that a plan changes few answers, and write the proof into the plan.
 
-    Answers every sample with and without the plan, on samples that no search has seen, and
-    tests the share of changed answers (exact binomial test). The samples are those of the plan's
-    own data that it was not made from, or of --data. Exits with 4 where it cannot be
-    proven, and says how many samples that would take. Samples that the plan was made from are
-    refused. Of several plans that are tried on the same samples, here or by 'tpcal eval', each
-    is tested more strictly than the one before, so that the promise holds for whichever you ship
-    (judged.jsonl in tpcal-out and in ~/.local/state/tpcal remembers them).
+    The command answers samples that no search has seen with and without the plan, and tests
+    the share of changed answers by an exact binomial test. The samples come from the data of
+    the plan, without those that the plan was made from, or from --data. Samples that the
+    plan was made from are refused. If the proof fails, the command exits with 4 and states
+    how many samples are needed.
+
+    If several plans are tried on the same samples, by this command or by 'tpcal eval', each
+    one is tested more strictly than the one before. The confidence therefore holds for any
+    plan that you choose. The file judged.jsonl in tpcal-out and in ~/.local/state/tpcal
+    records the plans that were tried.
 
     \b
     Examples:

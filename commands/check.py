@@ -1,4 +1,4 @@
-"""`tpcal check`."""
+"""The command `tpcal check`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import FitError
 
 
-@click.command(short_help="Check a plan file, and whether it fits a model.")
+@click.command(short_help="Check a plan file and whether it fits a model.")
 @click.argument("file", metavar="[PLAN]", required=False)
 @click.option(
-    "--deep", is_flag=True, help="Run the model: try all that plans promise, with PLAN or without."
+    "--deep", is_flag=True, help="Test all laws of pruning on the model, with or without PLAN."
 )
 @options.model_options
 def check(file: str | None, deep: bool, model: ModelChoice) -> None:
-    """Check a plan file; with --model, also whether it fits that model.
+    """Check a plan file, and with --model also whether it fits that model.
 
-    Reports all problems at once. Exits with 2 for a broken file, 5 for another model.
+    The command reports all problems at once. It exits with 2 if the file is invalid, and
+    with 5 if the plan does not fit the model.
 
-    With --deep, the laws are tried on the model itself: that pruned runs equal the model
-    with the same tokens hidden by masks, that batches equal their rows, that the cache holds
-    what the plan says, that removing a plan restores the model, and so on. Takes minutes on
-    a large model. Exits with 5 where one does not hold.
+    With --deep, the command runs the model and tests the laws of pruning: a pruned run equals
+    the model with the same tokens hidden by masks, a batch equals its rows, the cache holds
+    what the plan states, removing a plan restores the model, and others. This takes minutes
+    for a large model. The command exits with 5 if a law does not hold.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`tpcal convert`."""
+"""The command `tpcal convert`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tpcal.commands.hints import after_convert
 from tpcal.commands.inputs import refuse_to_overwrite
 
 
-@click.command(short_help="Write another tool's schedule as a plan.")
+@click.command(short_help="Write a schedule of another tool as a plan.")
 @click.argument("schedule")
 @click.option(
     "--layers",
@@ -19,21 +19,22 @@ from tpcal.commands.inputs import refuse_to_overwrite
     type=click.IntRange(min=1),
     required=True,
     metavar="N",
-    help="Decoder layers of the model it is for.",
+    help="Number of decoder layers of the model that the schedule is for.",
 )
 @options.output_options("converted.yaml")
 def convert(schedule: str, n_layers: int, output: Path, force: bool) -> None:
-    """Turn a schedule in another tool's words into a plan file.
+    """Convert a schedule of another tool into a plan file.
 
     \b
-    It is one of:
+    SCHEDULE has one of these forms:
       layer:method:ratio,…   UniPruneBench; ratio: the share kept of what is left
       layer_list=[…] image_token_ratio_list=[…]   PyramidDrop; shares kept of all;
                              short: layers=[…] keeps=[…], perhaps method=NAME
       K=… R=…                FastV; R is the share pruned
 
-    Methods are fastv, pdrop, divprune, dart, todre, btp, pool and our selectors. A ratio
-    of 0 drops all. A cut stands before the layer it names.
+    The methods are fastv, pdrop, divprune, dart, todre, btp, pool and the selectors of
+    'tpcal selectors'. A ratio of 0 drops all tokens. A cut is made before the layer that it
+    names.
 
     \b
     Examples:

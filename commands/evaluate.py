@@ -1,4 +1,4 @@
-"""`tpcal eval`."""
+"""The command `tpcal eval`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tpcal.plans.errors import UsageError
 
 
 def control(word: str) -> str:
-    """The name of a control."""
+    """Reads the name of a control; raises ValueError for other text."""
     from tpcal.calibrate.evaluation.controls import CONTROLS
 
     if word not in CONTROLS:
@@ -25,7 +25,7 @@ def control(word: str) -> str:
 
 
 def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[str]) -> None:
-    """Nothing, where the options fit together; otherwise click's own error."""
+    """Raises click.UsageError if --control-of does not fit --control and --plan."""
     if of and not controls:
         raise click.UsageError("--control-of must come with --control; got it alone.")
     unknown = next((name for name in of if name not in files), None)
@@ -35,14 +35,14 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
         )
 
 
-@click.command(name="eval", short_help="Accuracy with and without plans, beside controls.")
+@click.command(name="eval", short_help="Compare accuracy with and without plans.")
 @click.option(
     "--plan",
     "files",
     metavar="PLAN",
     multiple=True,
-    help="Plan file, preset:NAME or preset:NAME@BUDGET; may be given several times. Without it, "
-    "the unpruned model only.",
+    help="Plan to evaluate: a file, preset:NAME or preset:NAME@BUDGET. May be given several "
+    "times. Without it, only the unpruned model is evaluated.",
 )
 @click.option(
     "--control",
@@ -50,33 +50,33 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
     type=Listed(control),
     default=(),
     metavar="A,B",
-    help="Beside each plan, what else costs as much: random, grid, downsized. Each takes as long "
-    "as a plan, so none is the default.",
+    help="Controls of the same cost to compare each plan with: random, grid, downsized. Each "
+    "takes as long as a plan.  [default: none]",
 )
 @click.option(
     "--control-of",
     "controls_of",
     metavar="PLAN",
     multiple=True,
-    help="Plan whose controls run; may be given several times.  [default: every plan]",
+    help="Plan that is compared with controls. May be given several times.  [default: every plan]",
 )
 @options.model_options
 @options.data_options
-@click.option("--allow-seen", is_flag=True, help="Take samples too that a plan was made from.")
+@click.option("--allow-seen", is_flag=True, help="Accept samples that a plan was made from.")
 @options.batch_size_option(32)
 @options.answer_length_option(16)
-@click.option("--fresh", is_flag=True, help="Answer anew, whatever is kept in --out.")
+@click.option("--fresh", is_flag=True, help="Ignore the answers that --out holds.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=OUT,
     show_default=True,
-    help="Folder that keeps the answers.",
+    help="Folder that the answers are kept in.",
 )
 @click.option(
     "--no-keep",
     is_flag=True,
-    help="Keep no answers: no folder is needed, and an interrupted run starts again.",
+    help="Keep no answers. An interrupted run then starts again.",
 )
 @options.figures_option
 def evaluate(
@@ -94,28 +94,28 @@ def evaluate(
     outputs: tuple[Path, ...],
     force: bool,
 ) -> None:
-    """Compare the answers with the right ones, with and without plans.
+    """Compare the accuracy of answers with and without plans.
 
-    Several plans are compared on the same samples; the unpruned model answers once. A control
-    shows what a plan's choice of tokens is worth, at the cost that the plan was measured to have:
+    Several plans are compared on the same samples, which the unpruned model answers once. A
+    control shows what the plan's choice of tokens is worth, at the measured cost of the plan:
 
     \b
       random      one cut before the first layer, drawn anew for every batch
       grid        one cut before the first layer, evenly spread
       downsized   smaller images, which become fewer tokens
 
-    Where the data has no answers, what counts is how often the answer is the unpruned model's.
-    Differences are tested in pairs (McNemar's exact test, corrected by Holm's method): each plan
-    file against the unpruned model, its controls and every other plan. Presets are tested against
-    each other only where no plan file is given.
+    If the data has no answers, the command measures how often the answer is that of the
+    unpruned model. Differences are tested in pairs by McNemar's exact test, corrected by
+    Holm's method: each plan file against the unpruned model, its controls and every other
+    plan. Presets are tested against each other only if no plan file is given.
 
-    The questions are those of the plan's own data that it was not made from; --data names others.
-    Samples that a plan was made from are refused. The built-in questions are for the built-in
-    model, which calibrates on others of them.
+    The questions come from the data of the plan, without those that the plan was made from,
+    or from --data. Samples that a plan was made from are refused. The built-in questions are
+    for the built-in model only, which calibrates on other questions than these.
 
-    Answers are kept in tpcal-out/eval-…, as text. Interrupt it at any time: the same command
-    continues, and further plans take no more than their own answers. --out names another
-    folder; with --no-keep nothing is kept.
+    Answers are kept as text in tpcal-out/eval-…. You can interrupt the command at any time;
+    the same command continues. A further plan needs only its own answers. --out names another
+    folder, and --no-keep keeps nothing.
 
     \b
     Examples:
@@ -153,6 +153,7 @@ def evaluate(
         from tpcal.calibrate.inputs.models import weights_digest
         from tpcal.planner.certificates.judged import Judged, name_of
 
+        # Answers in the folder are used again, so that an interrupted run continues.
         folder = None if no_keep else AnswerFolder(out, loaded, samples, max_new_tokens)
         if folder and fresh:
             folder.forget()
@@ -168,6 +169,8 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             progress=report,
         )
+    # Looking at the changed answers of a plan counts as a judgement on these samples, so it is
+    # recorded before anything is shown.
     judged, weights = Judged.beside(None if no_keep else out), weights_digest(loaded.model)
     for plan in plans.values():
         judged.take(name_of([plan], weights), samples)

@@ -1,4 +1,4 @@
-"""`tpcal front`."""
+"""The command `tpcal front`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tpcal.commands.inputs import read_profile
 from tpcal.commands.outputs import check_outputs, write_picture
 
 
-@click.command(short_help="Show what every budget costs in quality.")
+@click.command(short_help="Show the trade-off between cost and loss.")
 @click.argument("folder", metavar="[PROFILE]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--storage",
     metavar="URL",
-    help="Optuna journal file or database URL of the searches.  [default: in the profile]",
+    help="Optuna journal file or database URL of the searches.  [default: a file in the profile]",
 )
 @options.picture_options
-@click.option("--json", "as_json", is_flag=True, help="Print data instead of a chart.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a chart.")
 def front(
     folder: Path | None, storage: str | None, svg: Path | None, force: bool, as_json: bool
 ) -> None:
     """Show the plans that no other plan beats in both cost and loss.
 
-    They are those that 'tpcal plan' has measured for this profile, for any budget; before the
-    first search, the predicted ones. Published schedules among them are named. No model is
-    loaded.
+    The plans are those that 'tpcal plan' has measured for this profile, for any budget.
+    Before the first search, predicted plans are shown. Published schedules are named. No
+    model is loaded.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What to run next, as commands that do the right thing when they are pasted."""
+"""Hints that print the next commands to run, complete with the options that they need."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
 
 BUDGET = 0.22
-"""Layer average that a first plan is made for, where it can be reached."""
+"""Layer average of the suggested first plan, if plans can be that cheap."""
 MODEL = ("device", "dtype", "offload", "trust_remote_code")
 SEARCH = ("given", "folder", "data", "storage", "weights", "seed", "max_cuts", "name", "revision")
 
 
 def after_calibrate(profile: Profile, folder: Path, is_default: bool) -> None:
-    """Prints how to plan from a profile, and how to look at it.
+    """Prints the commands that plan from a profile and show it.
 
     Args:
-        profile: What was found.
-        folder: Where it is.
-        is_default: Whether `tpcal plan` finds it by itself.
+        profile: Profile that was measured.
+        folder: Folder of the profile.
+        is_default: Whether `tpcal plan` finds the profile without --profile.
     """
     where = [] if is_default else ["--profile", str(folder)]
     budget = _reachable(profile)
@@ -42,26 +42,26 @@ def after_calibrate(profile: Profile, folder: Path, is_default: bool) -> None:
 
 
 def after_plan(plan: Plan, file: Path) -> None:
-    """Prints how to evaluate a plan."""
+    """Prints the command that evaluates a plan."""
     data, model = plan.provenance.get("data") or {}, plan.model and plan.model.name
-    # Nothing but the built-in model takes the built-in questions without being told to.
+    # Other models than the built-in one need --data to use the built-in questions.
     own = ["--data", EMBEDDED] if data.get("data") == EMBEDDED and model != EMBEDDED else []
     _print(["eval", "--plan", str(file), *own, *_of_model()])
 
 
 def after_front(points: Sequence[Point]) -> None:
-    """Prints how to get a plan from a front that has just been searched."""
+    """Prints the command that makes a plan from a front that was just searched."""
     cheaper = [p.layer_average_keep for p in points if 0.05 < p.layer_average_keep <= 0.25]
     budget = f"{math.ceil(100 * max(cheaper, default=BUDGET)) / 100:g}"
     search = _typed(*SEARCH, *MODEL)
-    if any("://" in word for word in search):  # may hold a password
+    if any("://" in word for word in search):  # the URL of a database may hold a password
         terminal.console().print(f"\nAdd --budget {budget} to this command for a plan.")
     else:
         _print(["plan", "--budget", budget, *search])
 
 
 def after_convert(file: Path) -> None:
-    """Prints how to check a plan."""
+    """Prints the command that checks a converted plan."""
     _print(["check", str(file)])
     terminal.console().print("Add --model with the name of your model to see whether it fits.")
 
@@ -69,11 +69,11 @@ def after_convert(file: Path) -> None:
 def _print(*commands: Sequence[str]) -> None:
     lines = [shlex.join(["tpcal", *words]) for words in commands]
     text = "\n      ".join(lines)
-    terminal.console().print(f"\nNext: {text}", soft_wrap=True)  # a break would end the command
+    terminal.console().print(f"\nNext: {text}", soft_wrap=True)  # a break would split it
 
 
 def _reachable(profile: Profile) -> float | None:
-    """A budget that plans of the profile can meet; None where it has no cut that leaves tokens."""
+    """A budget that plans of the profile can meet; None if no probe leaves tokens."""
     from tpcal.planner.prediction.predict import Predictor
 
     try:
@@ -84,16 +84,16 @@ def _reachable(profile: Profile) -> float | None:
 
 
 def _of_model() -> list[str]:
-    """Options of the model that this command was given; the plan or profile names the model.
+    """The model options of the current command; the plan or profile names the model itself.
 
-    But for code that comes with a model, which has to be trusted by name.
+    With --trust-remote-code the name is included, because such a model must be named.
     """
     trusted = click.get_current_context().params.get("trust_remote_code")
     return _typed(*MODEL, *(("name", "revision") if trusted else ()))
 
 
 def _typed(*names: str) -> list[str]:
-    """Those of these options that were typed, with their values."""
+    """The options of these names that were typed, with their values."""
     ctx = click.get_current_context()
     words: list[str] = []
     for option in ctx.command.params:

@@ -1,4 +1,4 @@
-"""What commands read: plans, profiles, models and samples."""
+"""Inputs of commands: plans, profiles, models and samples."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 OUT = Path("tpcal-out")
 MAX_LISTED = 100
-"""Rows that are named one by one."""
+"""Most unreadable rows that are listed one by one."""
 
 
 def refuse_to_overwrite(path: Path, force: bool) -> None:
-    """Nothing, where the path is free or holds a plan, or ``force`` is set.
+    """Raises UsageError if a file other than a plan would be overwritten without ``force``.
 
     Raises:
-        UsageError: Something else is there, or its folder is not.
+        UsageError: If the path exists and is not a plan, or its folder does not exist.
     """
     from tpcal.plans.schema import load_plan
 
@@ -46,11 +46,11 @@ def refuse_to_overwrite(path: Path, force: bool) -> None:
 def plan_and_model(
     file: str | None, model: ModelChoice, report: terminal.Progress
 ) -> tuple[Plan | None, Loaded]:
-    """The plan, checked against the model it is for or that is asked for.
+    """The plan and the chosen model, or the model of the plan, after a check that they fit.
 
     Raises:
-        UsageError: The plan names no model, and none is asked for.
-        FitError: The plan does not fit.
+        UsageError: If neither the plan nor an option names the model.
+        FitError: If the plan does not fit the model.
     """
     plans = _read_plans([file] if file else [])
     model = _model_of(plans, model)
@@ -62,11 +62,11 @@ def plan_and_model(
 def plans_and_model(
     names: Sequence[str], model: ModelChoice, report: terminal.Progress
 ) -> tuple[dict[str, Plan], Loaded]:
-    """Plans by name, checked against the model they are for or that is asked for.
+    """Plans by name and their model, after a check that they fit.
 
     Raises:
-        UsageError: A name stands twice, or the plans are for different models.
-        FitError: Names every plan that does not fit, and why.
+        UsageError: If a plan is named twice, or the plans are for different models.
+        FitError: If plans do not fit; the message lists every problem of every plan.
     """
     plans = _read_plans(names)
     return _loaded(plans, _model_of(plans, model), report)
@@ -92,20 +92,20 @@ def _loaded(
 
 
 def named_twice(names: Sequence[str]) -> str | None:
-    """The first plan that is named more than once, however its path is spelled."""
+    """The first plan that is named more than once, under any spelling of its path."""
     places = [name if is_preset(name) else str(Path(name).resolve()) for name in names]
     pairs = zip(names, places, strict=True)
     return next((name for name, place in pairs if places.count(place) > 1), None)
 
 
 def refuse_unfit(problems: Mapping[str, Sequence[str]]) -> None:
-    """Nothing, where no plan has a problem.
+    """Raises FitError if a plan has a problem.
 
     Args:
-        problems: Of each plan, by name.
+        problems: Problems of each plan by name.
 
     Raises:
-        FitError: Names every problem of every plan.
+        FitError: If there is a problem; the message lists every problem of every plan.
     """
     unfit = {name: found for name, found in problems.items() if found}
     if len(unfit) == 1:
@@ -116,10 +116,10 @@ def refuse_unfit(problems: Mapping[str, Sequence[str]]) -> None:
 
 
 def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
-    """The model that is asked for, or that the plans were made for.
+    """The chosen model, or the one that the plans were made for.
 
     Raises:
-        UsageError: The plans were made for several, or for one that has moved.
+        UsageError: If the plans were made for several models, or the model cannot be found.
     """
     if model.name is not None:
         return model
@@ -134,10 +134,10 @@ def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
 
 
 def _refuse_silent(plans: Mapping[str, Plan], model: ModelChoice) -> None:
-    """Nothing, where a model is named, by the user or a plan, or there are only presets.
+    """Raises UsageError if no model is named and a plan is not a preset.
 
     Raises:
-        UsageError: A plan of some other model would be judged on the built-in one.
+        UsageError: If a plan of an unknown model would be judged on the built-in model.
     """
     silent = next((file for file in plans if not is_preset(file)), None)
     if model.name is None and silent is not None:
@@ -147,11 +147,11 @@ def _refuse_silent(plans: Mapping[str, Plan], model: ModelChoice) -> None:
 
 
 def data_of(plans: Mapping[str, Plan], data: DataChoice, model: ModelChoice) -> DataChoice:
-    """The data that is asked for, that the plans were made from, or of the built-in model.
+    """The chosen data, or the data that the plans were made from, or the built-in data.
 
     Raises:
-        UsageError: The plans were made from several data sets, from one that has moved, or from
-            none, and the model has no questions of its own.
+        UsageError: If the plans were made from several data sets, if the data set cannot be
+            found, or if there is none and the model is not the built-in one.
     """
     if data.data is None:
         records = {
@@ -170,9 +170,9 @@ def data_of(plans: Mapping[str, Plan], data: DataChoice, model: ModelChoice) -> 
 
 
 def _record(file: str, plan: Plan) -> DataChoice | None:
-    """What a plan was made from, seen from here; None where it does not say.
+    """The data that a plan was made from, with its current path; None if the plan has no record.
 
-    The built-in questions are taken for the built-in model only: as if they were not named.
+    The built-in questions count as not named, because they are for the built-in model only.
     """
     record = plan.provenance.get("data")
     if not isinstance(record, Mapping) or "data" not in record:
@@ -184,14 +184,14 @@ def _record(file: str, plan: Plan) -> DataChoice | None:
 
 
 def _at_depth(name: str, plan: Plan, loaded: Loaded, n_tokens: int | None = None) -> Plan:
-    """The same, a preset at the model's depth."""
+    """The same plan; a preset is scaled to the depth of the model."""
     return read_plan(name, loaded.shape.n_layers, n_tokens) if is_preset(name) else plan
 
 
 def plan_model_samples(
     file: str, model: ModelChoice, data: DataChoice, report: terminal.Progress
 ) -> tuple[Plan, Loaded, Samples]:
-    """The plan, its model and unseen samples; a preset on a budget is put on it for these."""
+    """The plan, its model and unseen samples; see `plans_model_samples`."""
     plans, loaded, samples = plans_model_samples([file], model, data, report)
     return plans[file], loaded, samples
 
@@ -204,9 +204,11 @@ def plans_model_samples(
     *,
     allow_seen: bool = False,
 ) -> tuple[dict[str, Plan], Loaded, Samples]:
-    """As `plan_model_samples`, of several plans; errors as `plans_and_model` and `data_of`.
+    """The plans by name, their model and samples that the plans were not made from.
 
-    Samples that the plans were made from are left out where no number of samples is asked for.
+    Samples that the plans were made from are left out, unless a number of samples is chosen or
+    ``allow_seen`` is true. A preset with a budget is scaled for the tokens of the first sample.
+    Raises the errors of `plans_and_model` and `data_of`.
     """
     plans = _read_plans(names)
     model = _model_of(plans, model)
@@ -224,7 +226,7 @@ def plans_model_samples(
 
 
 def tell_source(samples: Samples) -> None:
-    """One line on what of the data was left out and why, and one on each row that was skipped."""
+    """Prints what was left out of the data and why, and every row that was skipped."""
     from tpcal.views.formats import count
 
     left_out = samples.source.left_out.items()
@@ -241,16 +243,16 @@ def tell_source(samples: Samples) -> None:
 
 
 def count_seen(plans: Mapping[str, Plan], samples: Samples) -> int:
-    """Samples that any of the plans was made from; errors as `seen_by`."""
+    """The number of samples that a plan was made from; raises the errors of `seen_by`."""
     seen = seen_by(plans)
     return sum(identity in seen for identity in samples.identities)
 
 
 def seen_by(plans: Mapping[str, Plan]) -> set[bytes]:
-    """Identities of what the plans were made from; published plans were made from nothing.
+    """Digests of the samples that the plans were made from; published plans have none.
 
     Raises:
-        UsageError: A plan was made from samples and does not say which.
+        UsageError: If a plan was made from samples and does not list them.
     """
     from tpcal.calibrate.inputs.sample_digests import unpack
 
@@ -269,7 +271,7 @@ def seen_by(plans: Mapping[str, Plan]) -> set[bytes]:
 
 
 def _n_tokens(loaded: Loaded, samples: Samples) -> int:
-    """Visual tokens of the first sample."""
+    """The number of visual tokens of the first sample."""
     from tpcal.calibrate.inputs.batches import prompt_inputs
     from tpcal.plans.families import find
 
@@ -278,7 +280,7 @@ def _n_tokens(loaded: Loaded, samples: Samples) -> int:
 
 
 def read_profile(path: Path | None) -> tuple[Path, Profile]:
-    """A profile and its folder: the folder itself, or the newest profile below it."""
+    """The folder and the profile in ``path``, or the newest profile below it."""
     from tpcal.calibrate import profile as profiles
 
     path = path or OUT

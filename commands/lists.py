@@ -1,4 +1,4 @@
-"""`tpcal presets` and `tpcal selectors`."""
+"""The commands `tpcal presets` and `tpcal selectors`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def presets() -> None:
 
 @click.command(short_help="List the selectors and their parameters.")
 def selectors() -> None:
-    """List the ways to choose which tokens stay, and their parameters.
+    """List the selectors, which choose the tokens that stay, with their parameters.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What commands write beside what they print: figures as JSON and Markdown, pages as HTML."""
+"""Files that commands write: results as JSON and Markdown, and pictures as SVG."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 MARK = "made by tpcal"
-"""Stands near the beginning of every such file, so that no other file is overwritten."""
+"""Mark near the beginning of every such file. Files without it are not overwritten."""
 N_BYTES = 2_000
-"""Of a file's beginning that are searched for `MARK`."""
+"""Number of bytes at the beginning of a file that are searched for `MARK`."""
 
 
 def made_by() -> str:
-    """`MARK` with the version."""
+    """The text of `MARK` with the version of tpcal."""
     return f"{MARK} {__version__}"
 
 
 def check_place(path: Path) -> None:
-    """Nothing, where a file can be written; to be asked before the work begins.
+    """Raises UsageError if no file can be written here; call it before the work begins.
 
     Raises:
-        UsageError: Its folder is not there, or something is there that is no file.
+        UsageError: If the folder does not exist, or the path is something other than a file.
     """
     if not path.parent.is_dir():
         raise UsageError(f"The folder of {path} must exist; got none. Make it first.")
@@ -38,12 +38,12 @@ def check_place(path: Path) -> None:
 
 
 def check_outputs(outputs: Sequence[Path], force: bool = False) -> None:
-    """Nothing, where the files are free or of tpcal's making, or ``force`` is set.
+    """Raises UsageError if a file that tpcal did not make would be overwritten without ``force``.
 
-    To be asked before the work begins.
+    Call it before the work begins.
 
     Raises:
-        UsageError: A file of someone else's is there, or its folder is not.
+        UsageError: If such a file exists, or a folder does not exist.
     """
     for path in outputs:
         check_place(path)
@@ -56,10 +56,10 @@ def check_outputs(outputs: Sequence[Path], force: bool = False) -> None:
 
 
 def check_folder(folder: Path, way_out: str) -> None:
-    """Makes the folder, and a file in it for a moment, before the work begins.
+    """Creates the folder and checks that files can be written to it, before the work begins.
 
     Raises:
-        UsageError: The folder cannot be written; ends with ``way_out``.
+        UsageError: If the folder cannot be written; the message ends with ``way_out``.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,12 +70,12 @@ def check_folder(folder: Path, way_out: str) -> None:
 
 
 def write_figures(outputs: Sequence[Path], data: Mapping[str, Any], markdown: str) -> None:
-    """Writes the same figures into every file, by its ending: .json or .md.
+    """Writes the results to every file, as JSON or Markdown according to its suffix.
 
     Args:
-        outputs: As `options.figures_option` hands them over.
-        data: Plain; ``made_by`` and ``command`` are put first.
-        markdown: The same as a page.
+        outputs: Files with the suffix .json or .md, from `options.figures_option`.
+        data: Plain data for JSON; ``made_by`` and ``command`` are put first.
+        markdown: The same results as Markdown.
     """
     from tpcal.plans.yaml_files import write_atomic
 
@@ -89,7 +89,7 @@ def write_figures(outputs: Sequence[Path], data: Mapping[str, Any], markdown: st
 
 
 def write_picture(path: Path, view: RenderableType, title: str) -> None:
-    """Writes what a terminal would show as SVG, with `MARK` in it."""
+    """Writes the terminal output of a view as SVG, with `MARK` in it."""
     from tpcal.plans.yaml_files import write_atomic
 
     opening, end, rest = terminal.picture(view, title).partition(">")

@@ -1,4 +1,4 @@
-"""`tpcal plan`."""
+"""The command `tpcal plan`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 N_CERTIFY = 700
 MOST_PROVEN = 8
-"""Plans that are tried on the samples of a proof."""
+"""Most plans that are tested on the samples of a proof."""
 
 
-@click.command(short_help="Choose the cuts for a budget, or the cheapest within a loss.")
+@click.command(short_help="Choose the cuts for a budget, or within a loss.")
 @click.argument("given", metavar="[PROFILE]", required=False, type=click.Path(path_type=Path))
 @options.budget_options
 @options.limit_options
@@ -35,13 +35,13 @@ MOST_PROVEN = 8
     multiple=True,
     callback=options.weight,
     metavar="GROUP=W",
-    help="What a group's loss counts beside the others'; may be repeated.  [default: 1]",
+    help="Weight of the loss of a group. May be given several times.  [default: 1]",
 )
 @click.option(
     "--profile",
     "folder",
     type=click.Path(path_type=Path),
-    help="Profile to plan from, as PROFILE.  [default: the newest in tpcal-out]",
+    help="Profile to plan from; the same as PROFILE.  [default: the newest in tpcal-out]",
 )
 @options.output_options("plan.yaml")
 @click.option(
@@ -49,9 +49,11 @@ MOST_PROVEN = 8
     "n_trials",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Plans to measure.  [default: 100; of the whole front 300]",
+    help="Number of plans to measure.  [default: 100, or 300 for the whole front]",
 )
-@click.option("--timeout", type=options.Finite(min=0), metavar="S", help="Stop after S seconds.")
+@click.option(
+    "--timeout", type=options.Finite(min=0), metavar="S", help="Stop the search after S seconds."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
 @click.option(
     "--max-cuts",
@@ -59,15 +61,15 @@ MOST_PROVEN = 8
     default=4,
     show_default=True,
     metavar="N",
-    help="Most cuts in a plan.",
+    help="Largest number of cuts in a plan.",
 )
-@click.option("--no-measure", is_flag=True, help="Predict only; the model is not loaded.")
-@click.option("--data", metavar="DATA", help="Where the profile's samples are now, if they moved.")
+@click.option("--no-measure", is_flag=True, help="Only predict losses, without the model.")
+@click.option("--data", metavar="DATA", help="Data of the profile's samples, if it has moved.")
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Samples to compare plans on.  [default: as many as the profile has]",
+    help="Number of samples to compare plans on.  [default: that of the profile]",
 )
 @options.model_options
 @options.batch_size_option(16)
@@ -75,7 +77,7 @@ MOST_PROVEN = 8
 @click.option(
     "--storage",
     metavar="URL",
-    help="Optuna journal file or database URL that keeps the search.  [default: in the profile]",
+    help="Optuna journal file or database URL of the search.  [default: a file in the profile]",
 )
 def plan(
     given: Path | None,
@@ -94,21 +96,24 @@ def plan(
     n_trials: int | None,
     **search: Any,
 ) -> None:
-    """Choose the cuts that lose least at the cost you name, or cost least at the loss you name.
+    """Choose the cuts that lose least within a budget, or cost least within a loss.
 
-    Needs a profile from 'tpcal calibrate'. Candidates are measured by running the model on
-    samples drawn like the profile's, the best ones on further samples too; what counts is half
-    the loss of the worst group and half the mean. With --no-measure, the profile's prediction
-    decides. Interrupt it at any time: the same command continues.
+    The command needs a profile from 'tpcal calibrate'. It runs the model to measure candidate
+    plans on samples drawn like those of the profile, and the best plans on further samples.
+    The objective is half the loss of the worst group plus half the mean loss of all groups.
+    With --no-measure, predicted losses decide. You can interrupt the command at any time; the
+    same command continues.
 
-    With a budget, --max-loss and --max-flips refuse a plan that loses more. Without one, they
-    ask for the cheapest plan that does not. A measured share of changed answers is what
-    these samples showed; with --confidence the plan comes with a proof for all samples like
-    them, or exits with 4 and says how many samples that takes.
+    With a budget, the command refuses a plan that exceeds --max-loss or --max-flips. Without
+    a budget, it searches for the cheapest plan within them. The measured share of
+    changed answers holds for the samples that were measured. With --confidence, the plan
+    comes with a proof for all samples like them. If the proof fails, the command exits with
+    4 and states how many samples are needed.
 
-    With neither, the whole front is searched: plans for budgets from 0.05 to 0.8. Then any
-    budget between is answered in seconds by what was measured, without the model; the output
-    says whether the plan's loss is measured or predicted. --trials makes it search again.
+    Without a budget or a limit, the command searches the whole front: plans for budgets
+    from 0.05 to 0.8. Afterwards it answers any budget between them in seconds without the
+    model, and states whether the loss of the plan is measured or predicted. --trials makes it
+    search again.
 
     \b
     Examples:
@@ -135,9 +140,12 @@ def plan(
         subject = PlanningSession(
             profile, folder, model, data, samples, batch_size, report, memory=memory
         )
+        # Without a budget and without limits, search the whole front.
         if budget is None and limits.max_loss is None and limits.max_flips is None:
             _whole_front(profile, folder, subject, search, no_measure, n_trials)
             return
+        # A budget may be answered by the plans that earlier searches measured, unless an option
+        # asks for a new search.
         known = None
         if budget and not (n_trials or samples or no_measure or limits.confidence):
             known = _known(profile, budget, search)
@@ -150,6 +158,7 @@ def plan(
             found = _measured(profile, budget, limits, search)
         else:
             found = _proven(profile, folder, subject, budget, limits, search, batch_size)
+        # Record the samples that the plan was made from, so that none of them is used to test it.
         if not no_measure:
             found = subject.signed(found)
         found = subject.placed(found, output.parent)
@@ -166,7 +175,7 @@ def plan(
 
 
 def _check(limits: LimitChoice, no_measure: bool) -> None:
-    """Nothing, where the options fit together; otherwise click's own error."""
+    """Raises click.UsageError if two options contradict each other."""
     limits.check()
     if no_measure and limits.confidence is not None:
         raise click.UsageError("--confidence must run the model, which --no-measure forbids.")
@@ -188,7 +197,7 @@ def _measured(
 
 
 def _within(profile: Profile, found: Plan, limits: LimitChoice) -> Plan:
-    """The plan of a budget, where it is within the limits."""
+    """The plan with its limits; raises GuardrailError if its loss exceeds them."""
     from tpcal.planner.prediction.predict import Predictor
     from tpcal.planner.search.finals import sizes
     from tpcal.planner.search.loss_limits import Allowance
@@ -204,7 +213,7 @@ def _within(profile: Profile, found: Plan, limits: LimitChoice) -> Plan:
 
 
 def _known(profile: Profile, budget: Budget, search: dict[str, Any]) -> KnownPlan | None:
-    """The plan that earlier searches know for a budget; None where one has to be searched."""
+    """The plan that earlier searches found for a budget; None if a search is needed."""
     from tpcal.planner.search.whole_front import answer
 
     names = ("storage", "weights", "max_cuts", "seed", "command")
@@ -219,7 +228,7 @@ def _whole_front(
     no_measure: bool,
     n_trials: int | None,
 ) -> None:
-    """Measures plans of every budget, and prints the front."""
+    """Searches plans of every budget, and prints the front."""
     from tpcal.planner.prediction.objective import Objective
     from tpcal.planner.prediction.predict import Predictor
     from tpcal.planner.search.front import front, named
@@ -248,17 +257,20 @@ def _proven(
     search: dict[str, Any],
     batch_size: int,
 ) -> Plan:
-    """The plan for the budget, or the cheapest of those within the limits, with a certificate."""
+    """The plan for the budget, or the cheapest plan within the limits, with a certificate."""
     from tpcal.planner.certificates.binomial import Promise
 
     assert limits.max_flips is not None
     assert limits.confidence is not None
+    # Refuse at once if the samples of the proof cannot be enough, before any plan is measured.
     promise = Promise(limits.max_flips, limits.confidence, limits.each_group, place=1)
     n = limits.certify_samples or N_CERTIFY
     if limits.each_group:
         promise.check_n(n // len(profile.groups), "--certify-samples of each group")
     else:
         promise.check_n(n, "--certify-samples")
+    # A budget has one plan to test. Without a budget, several plans within the limits are tested
+    # in a fixed order, the most expensive one first.
     measurers = subject.measurers()
     if budget is not None:
         plans = [_measured(profile, budget, limits, {**search, **measurers})]

@@ -1,4 +1,4 @@
-"""`tpcal report`."""
+"""The command `tpcal report`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PLAN = Path("plan.yaml")
 N_LOOKED_AT = 4
-"""Times as many samples are answered as are shown."""
+"""Number of samples that are answered for each sample that is shown."""
 
 
 def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
@@ -33,7 +33,7 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
     return path
 
 
-@click.command(short_help="Write a page of charts about a profile and its plans.")
+@click.command(short_help="Write a page of charts of a profile and its plans.")
 @click.argument("given", metavar="[PROFILE] [PLAN]...", nargs=-1)
 @click.option(
     "--output",
@@ -42,7 +42,7 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
     default=Path("report.html"),
     show_default=True,
     callback=_html,
-    help="File to write.",
+    help="HTML file to write.",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that tpcal did not make.")
 @click.option(
@@ -52,25 +52,25 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
     default=14,
     show_default=True,
     metavar="N",
-    help="Unseen samples whose kept patches and answers are shown; 0 loads no model.",
+    help="Number of unseen samples to show with their kept patches and answers. 0 loads no model.",
 )
-@click.option("--data", metavar="DATA", help="Where the profile's samples are now, if they moved.")
+@click.option("--data", metavar="DATA", help="Data of the profile's samples, if it has moved.")
 @click.option(
     "--storage",
     metavar="URL",
-    help="Optuna journal file or database URL of the searches.  [default: in the profile]",
+    help="Optuna journal file or database URL of the searches.  [default: a file in the profile]",
 )
 @click.option(
     "--evaluation",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Also show what 'tpcal eval -o FILE.json' wrote.",
+    help="Also show the results that 'tpcal eval -o FILE.json' wrote.",
 )
 @click.option(
     "--bench",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Also show what 'tpcal bench -o FILE.json' wrote.",
+    help="Also show the results that 'tpcal bench -o FILE.json' wrote.",
 )
 @options.model_options
 @options.answer_length_option(16)
@@ -86,12 +86,12 @@ def report(
     model: ModelChoice,
     max_new_tokens: int,
 ) -> None:
-    """Write one HTML file that shows what was measured, planned and kept.
+    """Write one HTML file with charts of a profile and its plans.
 
-    It holds charts and tables of what every cut loses, how early the image can go, loss against
-    cost beside published schedules, the plans' schedules and costs, and a few samples with the
-    patches that stay. The file needs no network. Without arguments: the newest profile in
-    tpcal-out, and plan.yaml where there is one.
+    The file shows the loss of every cut, how early all image tokens can be dropped, the loss
+    of plans and published schedules against their cost, the schedules and costs of the
+    plans, and a few samples with the patches that stay. It needs no network. By default, the
+    newest profile in tpcal-out is shown, with plan.yaml if that file exists.
 
     \b
     Examples:
@@ -132,7 +132,7 @@ def report(
 
 
 def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
-    """The profile and the plans that were named, or those that lie here."""
+    """The named profile and plans, or the newest profile and plan.yaml if nothing is named."""
     places = [word for word in given if _is_profile(word)]
     if len(places) > 1:
         raise UsageError(f"Only one profile can be given; got {', '.join(places)}.")
@@ -172,10 +172,10 @@ def _shown(
     max_new_tokens: int,
     progress: terminal.Progress,
 ) -> tuple[Shown, ...]:
-    """A few unseen samples under every plan; more are looked at, to find answers that change.
+    """A few unseen samples with every plan, chosen from more samples to show changed answers.
 
     Raises:
-        UsageError: The data has no sample that none of the plans was made from.
+        UsageError: If the plans were made from all samples of the data.
     """
     from tpcal.calibrate.inputs.models import weights_digest
     from tpcal.planner.certificates.judged import Judged, name_of

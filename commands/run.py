@@ -1,4 +1,4 @@
-"""`tpcal run`."""
+"""The command `tpcal run`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from tpcal.options import ModelChoice
 Arguments = tuple[str, ...]
 
 
-@click.command(short_help="Answer a question about an image, with a plan.")
+@click.command(short_help="Answer a question about images with a plan.")
 @click.argument("question")
-@click.option("--image", "images", multiple=True, metavar="FILE", help="Image; may be repeated.")
-@click.option("--plan", "file", metavar="PLAN", help="Plan file or preset:NAME.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="FILE",
+    help="Image file. May be given several times.",
+)
+@click.option("--plan", "file", metavar="PLAN", help="Plan to run with: a file or preset:NAME.")
 @options.model_options
 @options.answer_length_option(64)
 def run(
     question: str, images: Arguments, file: str | None, model: ModelChoice, max_new_tokens: int
 ) -> None:
-    """Answer one question about one or more images, and say what the plan saved.
+    """Answer one question about one or more images, and print what the plan saved.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""The model and the samples of a profile, loaded when a plan first has to be run."""
+"""The model and the samples of a profile, loaded when a plan has to be run for the first time."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Cut, Plan
 
 DRAWN = "drawn.json"
-"""In the profile's folder: what a search that is finished has to know of its samples."""
+"""File in the folder of the profile that records the samples of a search."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples that a search looks at."""
+    """Record of the samples that a search measures plans on."""
 
     groups: tuple[str, ...]
+    """Names of the groups."""
     sample_group: tuple[int, ...]
-    """[n] index into ``groups``."""
+    """[n] index of each sample's group in ``groups``."""
     seen: str
-    """Packed identities."""
+    """Packed digests of the samples."""
 
     @classmethod
     def of(cls, samples: Samples) -> Drawn:
-        """What has to be known of samples."""
+        """The record of these samples."""
         from tpcal.calibrate.inputs.sample_digests import pack
 
         number = {group: i for i, group in enumerate(samples.groups)}
@@ -48,17 +49,17 @@ class Drawn:
 
 
 class PlanningSession:
-    """What the plans of a profile are tried on.
+    """The model and samples that plans of a profile are measured on, loaded when needed.
 
     Args:
-        profile: The profile.
-        folder: Where it is.
-        model: Another model than the profile names, as one that has moved.
-        data: Where the profile's samples are now.
-        n_samples: Samples to compare plans on; None: the profile's.
+        profile: Profile that plans are made from.
+        folder: Folder of the profile.
+        model: Choice of the model, if it has moved since calibration.
+        data: Current data of the profile's samples; None if it has not moved.
+        n_samples: Number of samples to compare plans on; None takes that of the profile.
         batch_size: Samples per run of the model.
-        report: Told what is being loaded.
-        memory: Most bytes on the device; None: what is free.
+        report: Called with the current step.
+        memory: Most bytes on the device; None takes the free memory.
     """
 
     def __init__(
@@ -80,10 +81,10 @@ class PlanningSession:
 
     @cached_property
     def _choice(self) -> DataChoice:
-        """What the profile's samples were drawn by, seen from here."""
+        """The choice that the samples of the profile were drawn by, with its current path."""
         known = self._profile.provenance
         choice = DataChoice.restored(known.get("samples", {}))
-        drawn = known.get("data", {}).get("samples")  # whatever the default is now
+        drawn = known.get("data", {}).get("samples")  # the default may have changed since
         choice = replace(choice, samples=choice.samples or drawn)
         if self._data is not None or choice.data is None:
             return replace(choice, data=self._data)
@@ -92,7 +93,7 @@ class PlanningSession:
 
     @cached_property
     def _asked(self) -> ModelChoice:
-        """The model that is named, or the profile's, seen from here."""
+        """The named model, or the model of the profile with its current path."""
         name, made_for = self._profile.model.name, self._profile.model
         if self._model.name is None and name is not None:
             name = locate(name, self._folder, str(self._folder), "--model")
@@ -100,10 +101,10 @@ class PlanningSession:
 
     @cached_property
     def loaded(self) -> Loaded:
-        """The model.
+        """The loaded model.
 
         Raises:
-            FitError: Its structure is not that of the profile's.
+            FitError: If its structure differs from that of the profile's model.
         """
         self._report(0, 0, "Loading the model")
         made_for = self._profile.model
@@ -116,11 +117,12 @@ class PlanningSession:
 
     @cached_property
     def samples(self) -> tuple[Samples, Samples]:
-        """Those that plans are compared on, drawn as the profile's were, the same ones first; and
-        further ones, for the best plans.
+        """The samples that plans are compared on, and further samples for the best plans.
+
+        They are drawn like those of the profile, which come first.
 
         Raises:
-            UsageError: They are not those that the profile was measured on.
+            UsageError: If the data gives other samples than the profile was measured on.
         """
         from tpcal.calibrate.measure import n_of_finals
 
@@ -131,6 +133,8 @@ class PlanningSession:
                 f"{self._folder} was measured on other samples than {samples.name} gives now. "
                 "Name the data set with --data, calibrate again, or plan with --no-measure."
             )
+        # Draw the samples of the search and the further ones together, so that the search has the
+        # samples of the profile first and no sample is in both parts.
         wanted = self._n_samples or len(samples)
         total = wanted + n_of_finals(wanted, samples.n_rows)
         if total != len(samples):
@@ -138,14 +142,16 @@ class PlanningSession:
         return samples.part(0, wanted), samples.part(wanted, len(samples))
 
     def unseen(self, n_samples: int | None, default: int) -> Samples:
-        """Samples from another split, or the other end, of the profile's data.
+        """Samples of the evaluation split of the profile's data.
 
         Args:
-            n_samples: How many; None: ``default`` but for those that were looked at.
-            default: As it says.
+            n_samples: Number of samples; None takes ``default`` and leaves out samples that the
+                search has seen.
+            default: Number of samples if ``n_samples`` is None.
 
         Raises:
-            UsageError: The built-in questions are not for this model, or all were looked at.
+            UsageError: If the built-in questions are not for this model, or the search has seen
+                all samples.
         """
         self._report(0, 0, "Loading samples for the proof")
         self._choice.check_asked_of(self._asked)
@@ -160,7 +166,7 @@ class PlanningSession:
 
     @cached_property
     def drawn(self) -> tuple[Drawn, Drawn]:
-        """As `samples`, but remembered: nothing is loaded where that was done before."""
+        """Records of both parts of `samples`, read from a file if they were recorded before."""
         file, key = self._folder / DRAWN, f"{__version__} {self._n_samples}"
         known = _read(file)
         if key in known and self._data is None:
@@ -174,9 +180,9 @@ class PlanningSession:
         return first, further
 
     def measurers(self) -> dict[str, LazyMeasurer]:
-        """``measurer`` for a search, and ``finals`` where the data has enough further samples."""
+        """The ``measurer`` of a search, and ``finals`` if there are enough further samples."""
         if self._model.name is not None:
-            _ = self.loaded  # a wrong one is refused before the search begins
+            _ = self.loaded  # refuses a wrong model before the search begins
         first, further = self.drawn
         found = {"measurer": LazyMeasurer(self, 0)}
         return found | (
@@ -184,7 +190,7 @@ class PlanningSession:
         )
 
     def signed(self, plan: Plan) -> Plan:
-        """The plan, saying which samples it was made from, so that none is taken to test it."""
+        """The plan with the digests of its samples, so that none of them is used to test it."""
         from tpcal.calibrate.inputs.sample_digests import pack, unpack
 
         data = dict(plan.provenance.get("data") or {})
@@ -193,7 +199,7 @@ class PlanningSession:
         return replace(plan, provenance={**plan.provenance, "data": data})
 
     def placed(self, plan: Plan, folder: Path) -> Plan:
-        """The plan as a file in ``folder`` keeps it: with where model and data are now."""
+        """The plan for a file in ``folder``, with the current places of model and data."""
         plan = moved(plan, self._folder, folder)
         if plan.model is not None and self._model.name is not None:
             name = kept(self._model.name, folder)
@@ -206,7 +212,7 @@ class PlanningSession:
         return plan
 
     def measurer(self, part: int) -> Measurer:
-        """Runs plans on one part of `samples`."""
+        """A measurer that runs plans on one part of `samples`."""
         from tpcal.calibrate.measure import Measurer
 
         samples = self.samples[part]
@@ -221,7 +227,7 @@ class PlanningSession:
 
     @cached_property
     def _arranged(self) -> Arranged:
-        """How both parts of `samples` are run; told once, before the first is."""
+        """Batch size and memory use for both parts of `samples`, printed once."""
         from tpcal.calibrate import memory_needs
 
         first, further = self.samples
@@ -233,7 +239,7 @@ class PlanningSession:
 
 
 class LazyMeasurer:
-    """A `Measurer` that loads nothing before it has to run a plan."""
+    """A `Measurer` that loads the model only when it has to run a plan."""
 
     def __init__(self, subject: PlanningSession, part: int) -> None:
         import numpy as np
@@ -248,12 +254,12 @@ class LazyMeasurer:
         return self._subject.measurer(self._part)
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:
-        """As `Measurer.losses`."""
+        """The losses of a plan; see `Measurer.losses`."""
         return self._measurer.losses(cuts)
 
 
 def _read(file: Path) -> dict[str, tuple[Drawn, Drawn]]:
-    """What is remembered, by number of samples; nothing where the file is missing or damaged."""
+    """The records in a file, by key; empty if the file is missing or damaged."""
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
         return {key: (_drawn(first), _drawn(more)) for key, (first, more) in known.items()}

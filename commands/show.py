@@ -1,4 +1,4 @@
-"""`tpcal show`."""
+"""The command `tpcal show`."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ from tpcal.plans.errors import UsageError, listed
     "depth",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Decoder layers to scale a preset to.  [default: as published]",
+    help="Number of decoder layers that a preset is scaled to.  [default: as published]",
 )
 @click.option(
     "--tokens",
     "n_tokens",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Visual tokens of an image, for preset:NAME@BUDGET.  [default: 576]",
+    help="Number of visual tokens of an image for preset:NAME@BUDGET.  [default: 576]",
 )
 @click.option(
     "--measure",
     type=click.Choice(["kl", "local", "flips"]),
     default="kl",
     show_default=True,
-    help="Of a profile: loss, change of the layer, or answers changed.",
+    help="Measure of a profile: loss (kl), change of the states (local) or changed answers "
+    "(flips).",
 )
-@click.option("--group", help="Of a profile: one group of samples only.")
+@click.option("--group", help="Show only this group of the samples of a profile.")
 @click.option(
     "--threshold",
     type=options.Finite(min=0),
     default=0.01,
     show_default=True,
     metavar="NATS",
-    help="Of a profile: loss that counts as safe.",
+    help="Largest loss that counts as safe in a profile.",
 )
 @options.picture_options
 def show(
@@ -57,7 +58,7 @@ def show(
     svg: Path | None,
     force: bool,
 ) -> None:
-    """Draw a plan's schedule, cost and loss, or what a profile found.
+    """Draw the schedule, cost and loss of a plan, or the measurements of a profile.
 
     \b
     Examples:

@@ -1,1 +1,1 @@
-"""EXPLAIN: one page that shows what was measured, planned and kept."""
+"""EXPLAIN: an HTML report of what was measured, planned and kept."""

@@ -1,4 +1,4 @@
-"""A sample under one plan, as its card shows it: steps, verdicts, and what each step darkens."""
+"""Cards of samples answered with a plan: steps, results, and the areas that each step darkens."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from tpcal.calibrate.evaluation.metrics import is_right, normalise
 
 Box = tuple[float, float, float, float]
 DARK = 0.8
-"""How much of the light is taken from a place that every view of it has dropped."""
+"""Share of the brightness removed from an area that was dropped from every view."""
 SCALE = 1000
-"""Width and height of the coordinates that shades are drawn in."""
+"""Width and height of the coordinate system of shades."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is left of one picture at one point of the decoder."""
+    """The tokens of one picture that remain after one cut."""
 
     title: str
     layer: int
     keep: float
-    """As the plan says; 1 before the first cut."""
+    """Keep of the cut; 1 before the first cut."""
     n_kept: int
     boxes: tuple[Box, ...]
-    """x0, y0, x1, y1 of the tokens kept, in fractions of the picture."""
+    """(x0, y0, x1, y1) of each kept token, in fractions of the picture."""
     n_unplaced: int
-    """Tokens kept that cover no part of the picture, or nobody knows which."""
+    """Number of kept tokens without a known place in the picture."""
     fired: bool = True
-    """False where the condition of the cut did not hold."""
+    """Whether the cut was made; False if its condition did not hold."""
 
 
 @dataclass(frozen=True)
 class Shade:
-    """Places of a picture that go dark together."""
+    """Areas of a picture that go dark at the same step."""
 
     step: int
-    """The first step without them."""
+    """First step without these areas."""
     opacity: float
     path: str
-    """Of an SVG, `SCALE` wide and high."""
+    """Path of an SVG whose width and height are `SCALE`."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample under one plan."""
+    """One sample answered with one plan."""
 
     plan: str
     question: str
@@ -57,34 +57,34 @@ class Shown:
     after: str
     """Answer with the plan."""
     images: tuple[str, ...]
-    """data: URIs."""
+    """Pictures as data: URIs."""
     sizes: tuple[tuple[int, int], ...]
-    """Width and height of each in pixels."""
+    """Width and height of each picture in pixels."""
     steps: tuple[tuple[Step, ...], ...]
-    """Of each picture; the first step has all tokens. Empty without visual tokens."""
+    """Steps of each picture, the first with all tokens; empty without visual tokens."""
     number: int = 0
-    """Which sample, counted over those shown; the same for all plans."""
+    """Index among the samples shown; the same for all plans."""
     chosen: str = ""
-    """Why this sample is shown; empty for those taken in order."""
+    """Reason why the sample was added; empty for samples taken in order."""
 
     @property
     def changed(self) -> bool:
-        """Whether the plan gives another answer."""
+        """Whether the answer with the plan differs."""
         return differ(self.before, self.after)
 
     @property
     def right_before(self) -> bool | None:
-        """Whether the unpruned answer is right; None where nobody knows."""
+        """Whether the unpruned answer is right; None if there is no expected answer."""
         return None if self.expected is None else is_right(self.before, self.expected)
 
     @property
     def right_after(self) -> bool | None:
-        """Whether the plan's answer is right; None where nobody knows."""
+        """Whether the answer with the plan is right; None if there is no expected answer."""
         return None if self.expected is None else is_right(self.after, self.expected)
 
     @property
     def titles(self) -> tuple[str, ...]:
-        """What every step is called, all pictures together."""
+        """The title of every step, with all pictures counted together."""
         together = list(zip(*self.steps, strict=True))
         counts = [sum(step.n_kept for step in steps) for steps in together]
         return tuple(
@@ -94,16 +94,18 @@ class Shown:
 
     @property
     def has_views(self) -> bool:
-        """Whether a place of a picture is seen more than once."""
+        """Whether an area of a picture is seen in more than one view."""
         return any(_n_views(steps[0]) > 1 for steps in self.steps)
 
     def shades(self, image: int) -> tuple[Shade, ...]:
-        """What each step darkens of a picture.
+        """The areas of a picture that each step darkens.
 
-        Cells of one size tile a view and go into one path; where a picture is seen in several
-        views (an overview and its tiles), each takes a share of the light.
+        Cells of one size tile a view and form one path. If a picture is seen in several views (an
+        overview and its tiles), each view removes an equal share of the brightness.
         """
         steps = self.steps[image]
+        # n layers of opacity a leave (1 - a)^n of the brightness. All n views together must leave
+        # 1 - DARK, so a = 1 - (1 - DARK)^(1 / n).
         opacity = round(1 - (1 - DARK) ** (1 / _n_views(steps[0])), 3)
         return tuple(
             Shade(at, opacity, "".join(map(_outline, cells)))
@@ -113,13 +115,13 @@ class Shown:
 
 
 def title(at: int, layer: int, n_kept: int, n_all: int, fired: bool) -> str:
-    """What a step is called.
+    """The title of a step.
 
     Args:
-        at: Which step; 0 is before the first cut.
-        layer: Where the cut is.
-        n_kept: Tokens left.
-        n_all: Tokens before the first cut.
+        at: Index of the step; 0 is before the first cut.
+        layer: Layer of the cut.
+        n_kept: Number of tokens left.
+        n_all: Number of tokens before the first cut.
         fired: Whether the cut was made.
     """
     if at == 0:
@@ -129,18 +131,18 @@ def title(at: int, layer: int, n_kept: int, n_all: int, fired: bool) -> str:
 
 
 def differ(one: str, other: str) -> bool:
-    """Whether two answers are not the same after `normalise`."""
+    """Whether two answers differ after `normalise`."""
     return normalise(one) != normalise(other)
 
 
 def _n_views(everything: Step) -> int:
-    """How often the model sees a picture: its area in the boxes of all its tokens."""
+    """The number of views of a picture, from the total area of the boxes of its tokens."""
     area = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in everything.boxes)
     return max(1, round(area))
 
 
 def _layers(boxes: Iterable[Box]) -> list[list[Box]]:
-    """The boxes in lists of one size, in which none lies on another."""
+    """The boxes in lists of equal size and without overlap."""
     layers: dict[tuple[float, float, int], list[Box]] = defaultdict(list)
     times: Counter[Box] = Counter()
     for box in boxes:

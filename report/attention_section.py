@@ -1,4 +1,4 @@
-"""What each layer does with the image: tokens it turns, and who looks at whom."""
+"""Section of turned tokens and attention masses by layer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def attention(material: Material) -> Section:
 
 
 def shares(profile: Profile) -> Chart:
-    """Three lines over the layers; the group by choice."""
+    """A chart of three lines over the layers, with a choice of the group."""
     layers = list(range(profile.model.n_layers))
     views = {group: _means(profile, group) for group in (ALL, *profile.groups)}
     data = [
@@ -71,7 +71,7 @@ def shares(profile: Profile) -> Chart:
 
 
 def _means(profile: Profile, group: str) -> Matrix:
-    """[3][L]"""
+    """[3][L] means of the group for turned tokens and both attention masses."""
     own = np.asarray(profile.sample_group)
     members = own == profile.groups.index(group) if group != ALL else own >= 0
     arrays = (getattr(profile, name)[members] for name, _, _ in SERIES)

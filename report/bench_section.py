@@ -1,4 +1,4 @@
-"""Time and memory, as `tpcal bench` measured them."""
+"""Section of the times and memory measured by `tpcal bench`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _lead(timed: Timed) -> str:
 
 
 def names_of(timed: Timed) -> list[str]:
-    """What tells each cell from the others."""
+    """A name of each cell that distinguishes it from the others."""
     differ = [len({words[i] for words in map(_words, timed.cells)}) > 1 for i in range(4)]
     differ[0] = True
     return [
@@ -62,7 +62,7 @@ def _words(cell: TimedCell) -> tuple[str, ...]:
 
 
 def _same(timed: Timed) -> str:
-    """A sentence on what all cells have in common."""
+    """A sentence on the sizes that all cells have in common; empty if there are none."""
     sizes = list(zip(*map(_words, timed.cells), strict=True))
     same = [words[0] for words in sizes if len(set(words)) == 1]
     return f"In all cells: {', '.join(same)}. " if same else ""

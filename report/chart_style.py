@@ -1,8 +1,8 @@
-"""Colours, symbols and frames of the report's charts; both themes, and safe for the colour-blind.
+"""Colours, symbols and layouts of the charts of the report, for a light and a dark theme.
 
-Charts are written in the light theme's colours; in the dark one, page.js puts each colour's
-partner in its place. Hues follow Okabe and Ito (2008), darkened where text of that colour would
-be hard to read on white; no chart tells things apart by hue alone.
+Charts use the colours of the light theme; page.js replaces them in the dark theme. The hues are
+safe for colour-blind readers and follow Okabe and Ito (2008), darkened if text of that colour
+would be hard to read on white. No chart distinguishes things by hue alone.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ DARK: Mapping[str, str] = MappingProxyType(
         "#6b2107": "#ffdcae",
     }
 )
-"""What stands for each colour of the light theme in the dark one."""
+"""Colour of the dark theme for each colour of the light theme."""
 HEAT = [[i / 4, c] for i, c in enumerate(list(DARK)[-5:])]
-"""Colour scale of losses: one hue, its lightness rising or falling throughout."""
+"""Colour scale of losses: one hue with monotone lightness."""
 PLANS = (
     (BLUE, "solid", "circle"),
     (GREEN, "dash", "square"),
@@ -48,14 +48,14 @@ PLANS = (
     (SKY, "longdash", "triangle-down"),
     (RED, "longdashdot", "cross"),
 )
-"""(colour, dash, symbol) of each plan, the same in every chart; further plans start again."""
+"""(colour, dash, symbol) of each plan, equal in all charts and repeated for further plans."""
 GROUPS = (RED, PURPLE, AMBER)
-"""Of the groups that lose most; the others are `FAINT`."""
+"""Colours of the groups with the largest losses; other groups are `FAINT`."""
 SYMBOLS = ("circle", "square", "diamond")
 
 
 def plain(text: object) -> str:
-    """Text that a chart shows as it is: plotly reads a little HTML in names and titles."""
+    """Escaped text for plotly, which interprets some HTML in names and titles."""
     return html.escape(str(text), quote=False)
 
 
@@ -79,9 +79,9 @@ def nats_axis(
     high: float = 5.0,
     safe: float | None = None,
 ) -> dict[str, Any]:
-    """A logarithmic axis of losses; what lies below ``low`` is noise, and leaves the chart.
+    """A logarithmic axis of losses, without the noise below ``low``.
 
-    Its tick at ``safe`` says so, where nothing that is drawn can cover the word.
+    Its tick at ``safe`` is labelled as safe, at a place that no line can cover.
     """
     values = [10.0**i for i in range(-6, 3)]
     return axis(
@@ -96,7 +96,7 @@ def nats_axis(
 def layer_axis(
     n_layers: int, title: str = "cut just before layer", first: float = -0.5
 ) -> dict[str, Any]:
-    """An axis of decoder layers, each a tick where there is room."""
+    """An axis of decoder layers with about 16 ticks."""
     step = max(1, round(n_layers / 16))
     return axis(title, range=[first, n_layers - 0.5], tick0=0, dtick=step, showgrid=False)
 

@@ -1,4 +1,4 @@
-"""Names of the cuts in the chart of schedules, where there is room for them."""
+"""Labels of the cuts in the chart of schedules, at places that are free."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from tpcal.report.inputs import Given
 
 FIRST, LOW, HIGH = -0.7, -0.09, 1.06
-"""Ends of the axes: in layers, and in shares of all tokens."""
+"""Ends of the axes, in layers and in shares of all tokens."""
 WIDTH, HEIGHT = 880, 270
-"""Pixels inside the axes on a wide screen; narrow ones show no names."""
+"""Size of the plot area in pixels on a wide screen; narrow screens show no labels."""
 LINE, TEXT = 1.5, 14.0
-"""Pixels: half the width of a line, the height of a name."""
+"""Half the width of a line and the height of a label, in pixels."""
 AFTER = 5.0
-"""Pixels from a step to its name."""
+"""Distance from a step to its label, in pixels."""
 
 
 def labels(
     plans: Sequence[Given], schedules: Mapping[str, list[int]], n_tokens: int
 ) -> list[dict[str, Any]]:
-    """`balanced 36` beside each cut that it stands free at, above its line or below.
+    """Labels such as `balanced 36` beside each cut with a free place above or below its line.
 
     Args:
-        plans: Those drawn.
-        schedules: Of each, the tokens that enter each layer.
-        n_tokens: Before the first cut.
+        plans: Plans in the chart.
+        schedules: Tokens that enter each layer, by name of the plan.
+        n_tokens: Tokens before the first cut.
     """
     boxes = [box for own in schedules.values() for box in _lines(own, n_tokens)]
     found = []
@@ -55,7 +55,7 @@ def _text(cut: Cut, n_left: int) -> str:
 
 
 def _lines(schedule: Sequence[int], n_tokens: int) -> Iterator[Box]:
-    """Every level and every step of a line."""
+    """The boxes of every level and every step of a line."""
     before = n_tokens
     for layer, n in enumerate(schedule):
         x, y = _pixels(layer - 0.5, n, len(schedule), n_tokens)

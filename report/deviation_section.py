@@ -1,4 +1,4 @@
-"""What single cuts lose, layer by layer: curves of all groups, and layer against keep."""
+"""Section of the loss of single cuts, as curves of all groups and as a map."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def deviations(material: Material) -> Section:
 
 
 def by_cut(profile: Profile, measure: str) -> Cells:
-    """[G + 1] means of every (selector, keep, layer) that was probed, all samples last.
+    """[G + 1] group means, with all samples last, for every probed (selector, keep, layer).
 
-    `BEST` is the smallest of the selectors, group by group. A drop-all counts to every selector.
+    `BEST` is the smallest mean of the selectors for each group. A drop-all counts for every
+    selector.
     """
     means = [*(profile.mean(measure, g) for g in profile.groups), profile.mean(measure)]
     columns = np.stack(means, axis=1)  # [P, G + 1]
@@ -69,17 +70,17 @@ def by_cut(profile: Profile, measure: str) -> Cells:
 
 
 def selectors(profile: Profile) -> list[str]:
-    """Selectors that were probed, by name."""
+    """The probed selectors, sorted by name."""
     return sorted({probe.selector for probe in profile.probes if probe.selector})
 
 
 def keeps(profile: Profile) -> list[float]:
-    """Keeps that were probed, largest first."""
+    """The probed keeps, the largest first."""
     return sorted({probe.keep for probe in profile.probes}, reverse=True)
 
 
 def _default_keep(profile: Profile) -> float:
-    """The keep above 0 that was probed before most layers; of several, the smallest."""
+    """The keep above 0 that was probed before most layers, or the smallest of several."""
     layers = {k: len({p.layer for p in profile.probes if p.keep == k}) for k in keeps(profile)}
     return max((k for k in layers if k > 0), key=lambda k: (layers[k], -k))
 
@@ -103,7 +104,7 @@ def _lead(profile: Profile, keep: float) -> str:
 
 
 def curves(material: Material, keep: float) -> Chart:
-    """One line a group, over the layers; measure, keep and selector by choice."""
+    """A line for each group over the layers, with a choice of measure, keep and selector."""
     profile = material.profile
     lines = (*profile.groups, ALL)
     views = {
@@ -145,7 +146,7 @@ def curves(material: Material, keep: float) -> Chart:
 
 
 def heat_map(material: Material) -> Chart:
-    """Layer against keep; measure, group and selector by choice."""
+    """A map of layer and keep, with a choice of measure, group and selector."""
     profile = material.profile
     shown, layers = keeps(profile), list(range(profile.model.n_layers))
     views = {}
@@ -204,7 +205,7 @@ def heat_map(material: Material) -> Chart:
 
 
 def line(material: Material, name: str, x: list[int], y: list[float | None]) -> dict[str, Any]:
-    """The line of a group in the colour it has on the whole page; of all samples in ink."""
+    """The line of a group in its colour of the page, or of all samples in the text colour."""
     marked = material.marked
     colour = INK if name == ALL else marked.get(name, FAINT)
     few = len(material.profile.groups) <= len(marked)
@@ -228,13 +229,13 @@ def line(material: Material, name: str, x: list[int], y: list[float | None]) -> 
 
 
 def safe_line() -> dict[str, Any]:
-    """A hairline at the loss that counts as none."""
+    """A thin line at the largest loss that counts as safe."""
     where = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": SAFE, "y1": SAFE}
     return {**where, "line": {"color": INK, "width": 1, "dash": "dot"}}
 
 
 def _by_layer(cells: Cells, profile: Profile, keep: float, selector: str) -> Matrix:
-    """[G + 1][L]"""
+    """[G + 1][L] means of one keep and selector, with all samples last."""
     layers = range(profile.model.n_layers)
     return [
         [_value(cells, selector, keep, layer, g) for layer in layers]

@@ -1,4 +1,4 @@
-"""The report from beginning to end: its head, its sections in order, and where it comes from."""
+"""The whole report: its head, its sections in order, and its provenance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tpcal.report.inputs import Given, Material
 
 MOST_TOLD = 3
-"""Plans that the first sentences speak of."""
+"""Largest number of plans that the introduction describes."""
 
 
 def report(
@@ -36,14 +36,14 @@ def report(
     shown: Sequence[Any] | None = None,
     evidence: Sequence[Section] = (),
 ) -> str:
-    """The page as HTML; all but the time depends on the arguments alone.
+    """The report as HTML, which depends only on the arguments.
 
     Args:
         material: Profile, plans and searches.
-        made_by: Mark of the file's maker.
-        command: Kept as provenance.
-        now: The page's date.
-        shown: Samples with kept patches; None where no model was loaded.
+        made_by: Mark of the program that made the file.
+        command: Command line for the provenance.
+        now: Date of the report.
+        shown: Samples with kept patches; None if no model was loaded.
         evidence: Sections of evaluations and timings.
     """
     found = [deviations(material), attention(material), depths(material), fronts(material)]
@@ -110,7 +110,7 @@ def _lead(material: Material) -> str:
 
 
 def _points(material: Material) -> list[tuple[str, str]]:
-    """A line for each plan."""
+    """A name and a sentence for each plan."""
     found = []
     for given in material.plans[:MOST_TOLD]:
         losses = given.losses

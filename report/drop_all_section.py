@@ -1,4 +1,4 @@
-"""How early the whole image can go, group by group."""
+"""Section of drop-alls: how early all image tokens can be dropped, by group."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _lead(profile: Profile) -> str:
 
 
 def safe_map(profile: Profile) -> Chart:
-    """A row for each group: the loss of a drop-all before each layer, and where it is safe."""
+    """A map with a row for each group: losses of drop-alls by layer, and the safe layer."""
     safe, n_layers = safe_depths(profile), profile.model.n_layers
     depth = {g: n_layers if at is None else at for g, at in safe.items()}
     groups = sorted(profile.groups, key=lambda g: (depth[g], g))
@@ -115,7 +115,7 @@ def safe_map(profile: Profile) -> Chart:
 
 
 def curves(material: Material) -> Chart:
-    """The same as lines, the groups that lose most made out."""
+    """The losses of drop-alls as lines, with the groups of the largest losses in colour."""
     profile = material.profile
     named = [*((g, drop_all_curve(profile, g)) for g in profile.groups)]
     named.append((ALL, drop_all_curve(profile)))

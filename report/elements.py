@@ -1,4 +1,4 @@
-"""What sections of the report are made of: charts with their controls, tables, sections."""
+"""Elements of the report: charts with their controls, tables and sections."""
 
 from __future__ import annotations
 
@@ -19,58 +19,58 @@ Matrix = list[list[float | None]]
 
 @dataclass(frozen=True)
 class HtmlTable:
-    """Plain text in rows; the first cell of a row names it."""
+    """A table of plain text; the first cell of a row is its name."""
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     n_text: int = 1
-    """Columns from the left that hold words; the others hold figures."""
+    """Number of columns from the left that hold words; the others hold numbers."""
     strong: frozenset[int] = frozenset()
-    """Rows to make out."""
+    """Indices of the rows to emphasise."""
     under: frozenset[int] = frozenset()
-    """Rows that belong to the one above them."""
+    """Indices of the rows that belong to the row above."""
     folded: bool = False
-    """Whether it opens on demand."""
+    """Whether the table is folded until it is opened."""
 
 
 @dataclass(frozen=True)
 class Control:
-    """A choice that changes what a chart shows."""
+    """A choice that changes the data of a chart."""
 
     label: str
     options: tuple[tuple[str, str], ...]
-    """(value, label)"""
+    """(value, label) of every option."""
     chosen: str
     highlights: bool = False
-    """Makes out the line of that name, where other controls choose the figures."""
+    """Whether the choice emphasises the line of this name instead of changing the data."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, its controls, and the table that says the same.
+    """A chart with its controls and a table of the same data.
 
-    Where there are controls, ``views`` holds the figures of each combination of their values,
-    joined by `|`: a row for every line of the chart and of the table, or of a heat map.
+    With controls, ``views`` holds the data for each combination of their values, joined by `|`.
+    The data has a row for every line of the chart and of the table, or of a heat map.
     """
 
     name: str
-    """Unique on the page."""
+    """Unique name on the page."""
     title: str
     says: str
-    """What is seen, for those who do not see it."""
+    """Description of the chart for readers who cannot see it."""
     figure: Figure
     table: HtmlTable
     controls: tuple[Control, ...] = ()
     views: Mapping[str, Matrix] = field(default_factory=dict)
     frames: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Layout that comes with a value of a control."""
+    """Layout for each value of a control."""
     narrow: Mapping[str, Any] = field(default_factory=dict)
-    """Layout that takes the place of its like on a phone."""
+    """Layout that replaces the corresponding parts on a phone."""
 
     @property
     def script(self) -> Markup:
-        """The chart as JSON that can stand in a script element."""
+        """The chart as JSON for a script element."""
         drawn = self.figure.to_plotly_json()
         drawn["layout"].pop("template", None)
         data = {
@@ -85,7 +85,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: what it tells here, in a sentence or two, and how to read it."""
+    """A part of the page with its main result in a sentence or two, and how to read it."""
 
     name: str
     title: str
@@ -94,9 +94,9 @@ class Section:
     parts: tuple[Chart | HtmlTable, ...] = ()
     notes: tuple[str, ...] = ()
     side_by_side: bool = False
-    """Where the screen is wide enough."""
+    """Whether the parts stand side by side on wide screens."""
     points: tuple[tuple[str, str], ...] = ()
-    """(name, what it does), in a list below the lead."""
+    """(name, description) of the list below the lead."""
 
 
 def script_json(data: Any) -> Markup:
@@ -106,17 +106,17 @@ def script_json(data: Any) -> Markup:
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
-    """Significant digits; None stays."""
+    """The value with this many significant digits; None for None and nan."""
     return None if value is None or value != value else float(f"{value:.{digits}g}")
 
 
 def spoken(value: float) -> str:
-    """Two significant digits, for sentences."""
+    """The value with two significant digits, for sentences."""
     return _digits(value, 2)
 
 
 def written(value: float) -> str:
-    """Three significant digits, for tables."""
+    """The value with three significant digits, for tables."""
     return _digits(value, 3)
 
 
@@ -129,7 +129,7 @@ def _digits(value: float, n: int) -> str:
 
 
 def quoted(names: Sequence[str]) -> list[str]:
-    """Names of groups, as they stand in a sentence."""
+    """The names of groups in quotes, for sentences."""
     return [f"“{name}”" for name in names]
 
 
@@ -141,14 +141,14 @@ def listed(words: Sequence[str], most: int = 4) -> str:
 
 
 def figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> Figure:
-    """A plotly figure; plotly checks every name and value."""
+    """A plotly figure, whose names and values plotly checks."""
     import plotly.graph_objects as go
 
     return go.Figure(data=list(data), layout=dict(layout))
 
 
 def error_bars(spans: Sequence[Span], colour: str) -> dict[str, Any]:
-    """Of points along x: their intervals, without caps."""
+    """Error bars without caps for points along x."""
     return {
         "type": "data",
         "symmetric": False,

@@ -1,4 +1,4 @@
-"""Accuracy of plans and of their controls, as `tpcal eval` measured it."""
+"""Section of the accuracy of plans and controls measured by `tpcal eval`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ SMALL = 0.05
 
 
 def check_model(evaluated: Evaluated | Timed, name: str, profile: Profile) -> None:
-    """Nothing, where figures are of the profile's model, or of random weights.
+    """Raises FitError if the results are of another model than the profile.
+
+    Results of random weights are accepted.
 
     Raises:
-        FitError: It is of another one.
+        FitError: If the model is another one.
     """
     if evaluated.fingerprint not in (None, profile.model.fingerprint):
         raise FitError(name, [f"made with {evaluated.model}; the profile is of another model."])
@@ -108,7 +110,7 @@ def _same(evaluated: Evaluated) -> HtmlTable:
 
 
 def _below(evaluated: Evaluated, table: HtmlTable) -> HtmlTable:
-    """The table with controls set in below their plan."""
+    """The table with controls indented below their plan."""
     entries = grouped(evaluated.entries)
     first = len(table.rows) - len(entries)
     return replace(

@@ -1,4 +1,4 @@
-"""What was measured of plans and controls, with intervals: as a forest plot, and by cost."""
+"""Charts of the measured accuracy with intervals: a forest plot, and accuracy by cost."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ KINDS = {
     "control": ("control", QUIET, "x"),
 }
 CONTROLS = ("x", "cross", "triangle-up", "triangle-down", "star-diamond")
-"""Symbols of the controls where they are told apart by nothing else."""
+"""Symbols that distinguish the controls in the chart by cost."""
 ROW, BETWEEN = 24, 0.5
-"""Pixels of a row; rows left free between plans."""
+"""Height of a row in pixels, and number of rows left free between plans."""
 INDENT = 16
-"""Pixels that controls stand to the right of their plan."""
+"""Indentation of controls in pixels."""
 MOST_LETTERS = 24
-"""Of a name, so that a phone has room for its row; the table has all of it."""
+"""Largest length of a name, so that it fits on a phone; the table has the full name."""
 APART = 0.05
-"""Difference of layer-average keeps from which on costs are told apart by a chart."""
+"""Smallest range of layer-average keeps for which the chart by cost is drawn."""
 WIDTH, HEIGHT = 900, 300
-"""Pixels inside the axes, as far as names are placed by them."""
+"""Size of the plot area in pixels, by which names are placed."""
 
 
 def grouped(entries: Sequence[EvaluatedEntry]) -> list[EvaluatedEntry]:
-    """Every plan, its controls below it."""
+    """The entries with the controls of every plan below it."""
     own = [e for e in entries if e.kind != "control"]
     below = [[c for c in entries if c.kind == "control" and c.beside == e.name] for e in own]
     found = [one for plan, those in zip(own, below, strict=True) for one in (plan, *those)]
@@ -40,7 +40,7 @@ def grouped(entries: Sequence[EvaluatedEntry]) -> list[EvaluatedEntry]:
 
 
 def forest(evaluated: Evaluated, what: str) -> Chart:
-    """A row for each entry: its value and interval; the unpruned model as a line."""
+    """A forest plot with a row for each entry, and the unpruned model as a line."""
     entries, before = grouped(evaluated.entries), evaluated.unpruned
     rows = _rows(entries, first=1.0 if before else 0.0)
     data = [_unpruned(before)] if before else []
@@ -74,7 +74,7 @@ def forest(evaluated: Evaluated, what: str) -> Chart:
 
 
 def by_cost(evaluated: Evaluated, what: str) -> Chart | None:
-    """The same over layer-average keep; None where all cost nearly the same."""
+    """The values over layer-average keep; None if all entries cost nearly the same."""
     entries = grouped(evaluated.entries)
     keeps = [e.keep for e in entries]
     if max(keeps, default=0.0) - min(keeps, default=0.0) <= APART:
@@ -116,7 +116,7 @@ def exact(share: Span | None) -> str:
 
 
 def _rows(entries: Sequence[EvaluatedEntry], first: float) -> list[float]:
-    """Where every row stands, plans a little apart."""
+    """The height of every row, with space between plans."""
     found, at = [], first - 1 + (BETWEEN if first else 0.0)
     for i, entry in enumerate(entries):
         at += 1 + (BETWEEN if i and entry.kind != "control" else 0.0)
@@ -134,7 +134,7 @@ def _limits(spans: Sequence[Span | None]) -> tuple[float, float]:
 def _words(
     entries: Sequence[EvaluatedEntry], rows: Sequence[float], before: Span | None
 ) -> list[dict[str, Any]]:
-    """Names to the left of the rows, costs to the right."""
+    """Annotations: names to the left of the rows and costs to the right."""
     left = {"xref": "paper", "x": 0, "xanchor": "right", "showarrow": False}
     right = {"xref": "paper", "x": 1, "xanchor": "left", "xshift": 10, "showarrow": False}
     size = {"font": {"size": 12}}
@@ -156,7 +156,7 @@ def _words(
 
 
 def _left(entries: Sequence[EvaluatedEntry]) -> int:
-    """Pixels that the names take."""
+    """The width of the names in pixels."""
     longest = max(len("unpruned"), *(len(_cropped(e.short)) for e in entries))
     return round(LETTER * longest) + INDENT
 
@@ -179,7 +179,7 @@ def _dots(kind: str, entries: Sequence[EvaluatedEntry], rows: Sequence[float]) -
 def _trace(
     name: str, points: Sequence[tuple[str, float, Span]], symbol: str, colour: str
 ) -> dict[str, Any]:
-    """Dots with intervals along x."""
+    """A trace of dots with intervals along x."""
     spans = [span for _, _, span in points]
     return {
         "type": "scatter",
@@ -195,7 +195,7 @@ def _trace(
 
 
 def _kinds(entries: Sequence[EvaluatedEntry]) -> list[tuple[str, list[EvaluatedEntry], str, str]]:
-    """(name, entries, symbol, colour): plans, published schedules, and each kind of control."""
+    """(name, entries, symbol, colour) of plans, published schedules, and each kind of control."""
     found = []
     for kind in ("plan", "preset"):
         name, colour, symbol = KINDS[kind]
@@ -210,7 +210,7 @@ def _kinds(entries: Sequence[EvaluatedEntry]) -> list[tuple[str, list[EvaluatedE
 def _sides(
     own: Sequence[EvaluatedEntry], evaluated: Evaluated, limits: tuple[float, float, float]
 ) -> list[str | None]:
-    """Where the names of plans stand; controls have none."""
+    """The places of the names of plans; controls have no name in the chart."""
     right, low, high = limits
 
     def height(span: Span | None) -> float:

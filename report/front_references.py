@@ -1,4 +1,4 @@
-"""What a front is compared with: published schedules and controls, measured or predicted."""
+"""References for a front: published schedules and controls, measured or predicted."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from tpcal.report.inputs import Material
 
 CONTROLS = ("random", "grid")
-"""Selectors that look at nothing: what a plan has to beat."""
+"""Selectors that do not look at the tokens, which a plan has to beat."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that is marked in the chart."""
+    """A reference that is marked in the chart."""
 
     name: str
     kind: str
-    """``preset`` or ``control``"""
+    """``preset`` or ``control``."""
     keep: float
     loss: float
     measured: bool
 
 
 def presets(material: Material) -> tuple[Mark, ...]:
-    """Published schedules: those that searches measured, and each as published, predicted."""
+    """The published schedules that searches measured, and predictions of all as published."""
     from tpcal.planner.search.front import point
     from tpcal.plans.schema import load_preset
     from tpcal.plans.schema import presets as names
@@ -49,7 +49,7 @@ def presets(material: Material) -> tuple[Mark, ...]:
 
 
 def controls(material: Material) -> Iterator[Mark]:
-    """Single cuts before the decoder that choose blindly, at every keep that was probed."""
+    """Single cuts of the controls before the decoder, at every probed keep."""
     profile, predictor = material.profile, material.predictor
     for probe in profile.probes:
         if (
@@ -64,7 +64,7 @@ def controls(material: Material) -> Iterator[Mark]:
 
 
 def best_published(material: Material, average: float) -> tuple[str, float] | None:
-    """The published schedule of the smallest predicted loss when put on a cost."""
+    """The published schedule with the smallest predicted loss at a layer average, and the loss."""
     from tpcal.planner.published.at_budget import at_budget
     from tpcal.plans.schema import presets as names
 

@@ -1,4 +1,4 @@
-"""Loss against cost: every measured plan, the front, published schedules, controls, the plans."""
+"""Section of loss against cost: measured plans, the front, published schedules and controls."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from tpcal.report.inputs import Given, Material
 
 WIDTH, HEIGHT = 900, 460
-"""Pixels of the chart, as far as names are placed by them."""
+"""Size of the chart in pixels, by which names are placed."""
 LOWEST = 1e-4
-"""Nats below which a loss leaves the chart."""
+"""Smallest loss in nats that the chart shows."""
 NEAR = 8
-"""Pixels within which marks coincide."""
+"""Distance in pixels below which marks share one name."""
 Place = tuple[float, float]
-"""(layer-average keep, loss), or pixels"""
+"""(layer-average keep, loss), or pixels."""
 
 
 def fronts(material: Material) -> Section:
@@ -45,7 +45,7 @@ def fronts(material: Material) -> Section:
 
 
 def front_chart(material: Material, marks: Sequence[Mark]) -> Chart:
-    """The chart."""
+    """The chart of loss against cost."""
     front = material.front
     solid = bool(material.known)
     own_places = [(g.cost.layer_average_keep, material.score(g)) for g in material.plans]
@@ -86,14 +86,16 @@ def _names(
     low: float,
     high: float,
 ) -> dict[Mark, tuple[str, str]]:
-    """Name and side of each mark that has a free place; marks that coincide have one name.
+    """The name and side of each mark with a free place; marks at one place share a name.
+
+    A name covers neither another name nor a point or line.
 
     Args:
-        marks: Their names may cover neither each other nor what else is drawn.
-        taken: Further points.
-        lines: Their corners.
-        low: Loss at the foot of the chart.
-        high: Loss at its head.
+        marks: Marks to name.
+        taken: Further points in the chart.
+        lines: Corners of the lines in the chart.
+        low: Loss at the lower end of the chart.
+        high: Loss at the upper end of the chart.
     """
 
     def spot(place: Place) -> Place:
@@ -116,7 +118,7 @@ def _names(
 
 
 def _along(corners: Sequence[Place]) -> Iterator[Place]:
-    """Points of a line, near enough to each other that no name fits between."""
+    """Points of a line, so close that no name fits between two of them."""
     for (x0, y0), (x1, y1) in pairwise(corners):
         n = max(1, round(math.hypot(x1 - x0, y1 - y0) / (2 * HALF)))
         yield from ((x0 + (x1 - x0) * i / n, y0 + (y1 - y0) * i / n) for i in range(n + 1))
@@ -131,7 +133,7 @@ def _others(material: Material) -> list[dict[str, Any]]:
 
 
 def _predicted_line(front: Sequence[Point]) -> dict[str, Any]:
-    """Thin and dotted; it ends where the loss does."""
+    """A thin dotted line that ends below the smallest loss shown."""
     return {
         **_points("front, predicted", [p for p in front if p.loss > LOWEST]),
         "mode": "lines+markers",

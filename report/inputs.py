@@ -1,4 +1,4 @@
-"""What the report is about: a profile, the plans beside it, and all that searches measured."""
+"""Inputs of the report: a profile, plans, and all plans that searches measured."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Cut, Plan
 
 MOST_CUTS = 4
-"""Of a predicted plan."""
+"""Largest number of cuts of a predicted plan."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A plan that was named, with its cost and prediction for the profile's typical prompt."""
+    """A named plan with its cost and predicted loss for the typical prompt of the profile."""
 
     name: str
     plan: Plan
     cost: Cost
     predicted: Mapping[str, float]
-    """Nats per group."""
+    """Predicted loss of each group in nats."""
     place: int
-    """Its place among the plans, from which its colour and symbol come."""
+    """Index among the plans, which decides colour and symbol."""
     note: str = ""
-    """What has to be known of it."""
+    """Note to show with the plan; empty if there is none."""
 
     @property
     def colour(self) -> str:
@@ -53,36 +53,36 @@ class Given:
 
     @property
     def measured(self) -> Mapping[str, float]:
-        """Nats per group, as the plan's file says; empty where it was not measured."""
+        """Measured loss of each group in nats, from the plan; empty if it was not measured."""
         return self.plan.loss.measured if self.plan.loss else {}
 
     @property
     def flips(self) -> Mapping[str, float]:
-        """Share of changed answer tokens per group, as the plan's file says."""
+        """Share of changed answers of each group, from the plan; empty if it was not measured."""
         return self.plan.loss.changed if self.plan.loss else {}
 
     @property
     def losses(self) -> Mapping[str, float]:
-        """Measured nats per group where there are any, predicted ones elsewhere."""
+        """Loss of each group in nats: measured, or predicted if it was not measured."""
         return self.measured or self.predicted
 
 
 @dataclass(frozen=True)
 class Material:
-    """All that the page is made of, but for samples, evaluations and timings."""
+    """The data of the report, except samples, evaluations and timings."""
 
     profile: Profile
     folder: str
     predictor: Predictor
     known: Sequence[MeasuredPoint]
-    """Plans that searches measured, on one set of samples."""
+    """Plans that searches measured on one set of samples."""
     same_samples: bool
     """Whether that set is the one that the profile was measured on."""
     plans: tuple[Given, ...]
 
     @cached_property
     def marked(self) -> dict[str, str]:
-        """The groups that single cuts hurt most, worst first, with their colours."""
+        """The groups with the largest losses of single cuts and their colours, worst first."""
         profile = self.profile
         means = {g: float(np.minimum(profile.mean("kl", g), 1.0).mean()) for g in profile.groups}
         ranked = sorted(profile.groups, key=lambda g: -means[g])
@@ -90,44 +90,44 @@ class Material:
 
     @cached_property
     def names(self) -> dict[tuple[Cut, ...], str]:
-        """The published schedules among the measured plans."""
+        """Names of the published schedules among the measured plans, by their cuts."""
         from tpcal.planner.search.front import named
 
         return named(self.predictor, [m.point for m in self.known])
 
     @cached_property
     def front(self) -> tuple[Point, ...]:
-        """The plans that nothing beats: of those that were measured; predicted where none were."""
+        """The Pareto front of the measured plans, or of predicted plans if none was measured."""
         from tpcal.planner.search.front import pareto
 
         return pareto(m.point for m in self.known) if self.known else self.predicted_front
 
     @cached_property
     def predicted_front(self) -> tuple[Point, ...]:
-        """The best plan for each of several budgets, as far as single cuts tell."""
+        """The Pareto front of the plans predicted to be best for several budgets."""
         from tpcal.planner.search.front import pareto, predictions
 
         return pareto(predictions(self.predictor, MOST_CUTS))
 
     def score(self, given: Given) -> float:
-        """A plan's loss as searches count it."""
+        """The objective of a plan, as in searches."""
         return self.predictor.objective.of(given.losses)
 
 
 def gather(
     profile: Profile, folder: Path, plans: Mapping[str, Plan], storage: Path | str | None
 ) -> Material:
-    """The material of a report.
+    """The data of a report.
 
     Args:
-        profile: What calibration measured.
-        folder: Where it is.
-        plans: By name.
-        storage: Where its searches are kept; None: in the folder.
+        profile: Profile to report.
+        folder: Folder of the profile.
+        plans: Plans by name.
+        storage: Storage of the searches; None means a file in the folder.
 
     Raises:
-        FitError: A plan was made for another structure than the profile's model has.
-        UsageError: The profile holds no cuts that leave tokens, or the storage cannot be used.
+        FitError: If a plan was made for another model structure than the profile.
+        UsageError: If the profile has no probe that leaves tokens, or the storage cannot be used.
     """
     from tpcal.planner.prediction.predict import Predictor
 
@@ -176,7 +176,7 @@ def _note(plan: Plan, profile: Profile) -> str:
 
 
 def _searched(predictor: Predictor, storage: Path | str) -> tuple[list[MeasuredPoint], bool]:
-    """What searches measured, and whether on the samples of the profile."""
+    """The plans that searches measured, and whether on the samples of the profile."""
     import optuna
 
     from tpcal.planner.search.front import on_one_set, prefix

@@ -1,4 +1,4 @@
-"""Where names stand beside points, so that none covers another."""
+"""Placement of names beside points so that no name covers another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 Spot = tuple[float, float]
 Box = tuple[float, float, float, float]
 LETTER, HALF, GAP = 6.2, 6.0, 7.0
-"""Pixels: width of a letter, half the height of a line, from a point to its name."""
+"""Width of a letter, half the height of a line, and distance to a point, in pixels."""
 
 
 def placed(
@@ -18,18 +18,20 @@ def placed(
     width: float,
     height: float = math.inf,
 ) -> list[str | None]:
-    """Where each name stands, in plotly's words; None where every place would cover something.
+    """The plotly text position of each name; None if every position would cover something.
 
     Args:
-        names: Of the points.
-        spots: The points, in pixels, upwards.
+        names: Names of the points.
+        spots: Points in pixels, with y upwards.
         taken: Further points that no name may cover.
-        width: Of the chart, in pixels.
-        height: The same.
+        width: Width of the chart in pixels.
+        height: Height of the chart in pixels.
     """
     points = [*spots, *taken]
     boxes = [(x - HALF, y - HALF, x + HALF, y + HALF) for x, y in points]
     found: list[str | None] = []
+    # Place the names greedily: each name takes its first side that is inside the chart and covers
+    # neither a point nor a name that was placed before.
     for i, name in enumerate(names):
         others = [*boxes[:i], *boxes[i + 1 :]]
         free = [

@@ -1,4 +1,4 @@
-"""The page: sections put into the template, with everything it needs inside it."""
+"""The HTML page: the template filled with the sections, without external resources."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def page(
     provenance: Sequence[tuple[str, str]],
     shown: Sequence[Any] | None = None,
 ) -> str:
-    """HTML that needs nothing but itself.
+    """The page as HTML without external resources.
 
     Args:
-        title: Of the page.
-        made_by: Mark of the file's maker.
-        sections: In order.
+        title: Title of the page.
+        made_by: Mark of the program that made the file.
+        sections: Sections in their order.
         head: ``facts`` (name, value), ``plans`` (a table), ``notes``.
-        provenance: (what, value).
-        shown: Samples with kept patches; None where no model was loaded.
+        provenance: (name, value) of each fact of the provenance.
+        shown: Samples with kept patches; None if no model was loaded.
     """
     from markupsafe import Markup
 
@@ -55,14 +55,14 @@ def page(
 
 
 def chart_library() -> str:
-    """JavaScript that draws the charts: plotly.js, whole."""
+    """The JavaScript of plotly.js, which draws the charts."""
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
 
 
 def environment() -> Environment:
-    """Jinja2 over the files beside this one; everything put in is escaped."""
+    """A Jinja2 environment of the files in this folder, which escapes every value."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     def load(name: str) -> str | None:
@@ -80,7 +80,7 @@ def environment() -> Environment:
 
 
 def _units(text: str) -> str:
-    """The text with no line ending between a number and its unit."""
+    """The text with non-breaking spaces between numbers and units."""
     return re.sub(r"(?<=\d) (?=%|nats\b|ms\b|[KMG]iB\b)", "\u00a0", text)
 
 

@@ -1,4 +1,4 @@
-"""Samples run under plans: pictures, which visual tokens stayed at every cut, both answers."""
+"""Samples answered with plans: pictures, the visual tokens kept at every cut, both answers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tpcal.report.answer_cards import Shown, Step, differ, title
 
 Progress = Callable[[int, int, str], None]
 SIDE = 512
-"""Longest side of a picture in the page, in pixels."""
+"""Longest side of a picture on the page in pixels."""
 LOSSLESS = 256
-"""Pictures up to this side are kept to the pixel."""
+"""Pictures up to this side are stored without loss."""
 
 
 def shown(
@@ -41,22 +41,22 @@ def shown(
     max_new_tokens: int = 16,
     progress: Progress | None = None,
 ) -> tuple[Shown, ...]:
-    """Some samples with their pictures and greedy answers, each under every plan.
+    """Some samples with their pictures and greedy answers, each with every plan.
 
     Args:
-        loaded: The model, with no plan applied.
-        samples: Those to look at; `choose` says which of them are shown.
-        plans: By the name to show.
-        n_samples: How many to show, added ones not counted.
-        max_new_tokens: Longest answer.
-        progress: Called with samples done, samples in all and what is going on.
+        loaded: Model with no plan applied.
+        samples: Samples to answer; `choose` selects those that are shown.
+        plans: Plans by the name to show.
+        n_samples: Number of samples to show, without added ones.
+        max_new_tokens: Length limit of an answer.
+        progress: Called with the samples done, the samples in total, and the current step.
 
     Raises:
-        FitError: A plan does not fit the model.
-        RunFailed: Out of memory.
+        FitError: If a plan does not fit the model.
+        RunFailed: If memory runs out.
     """
     for plan in plans.values():
-        apply(loaded.model, plan).remove()  # one that does not fit is refused before any run
+        apply(loaded.model, plan).remove()  # refuses a plan that does not fit before any run
     looks = []
     with memory_guard("Answering", "Use another --device."):
         for done, sample in enumerate(samples, start=1):
@@ -77,16 +77,16 @@ def shown(
 def choose(
     groups: Sequence[str], changed: Mapping[str, Sequence[bool]], n_samples: int
 ) -> dict[int, str]:
-    """The samples to show, by index, each with the reason if it was added.
+    """The indices of the samples to show, each with the reason if it was added.
 
-    They are the first of every group, then the second, as far as ``n_samples`` reaches: no answer
-    decides. Where a plan changed the answer of none of these, the first one that it did change
-    is added.
+    They are the first sample of every group, then the second of every group, up to ``n_samples``;
+    answers do not influence this choice. If a plan changed the answer of none of them, the first
+    sample whose answer it changed is added.
 
     Args:
-        groups: [n] of the samples looked at.
+        groups: [n] group of each sample.
         changed: For each plan [n] whether it changed the answer.
-        n_samples: How many, added ones not counted.
+        n_samples: Number of samples, without added ones.
     """
     turns: Counter[str] = Counter()
     turn = []
@@ -137,12 +137,12 @@ def _cards(
     number: int,
     why: str,
 ) -> list[Shown]:
-    """The sample under every plan; its pictures are encoded once."""
+    """The cards of one sample for every plan, with pictures that are encoded once."""
     reports = {name: run.report for name, run in look.after.items()}
     n_images = max((_n_images(report) for report in reports.values()), default=0)
     pictures = _pictures(loaded, sample, n_images)
     encoded = [_data_uri(picture) for picture in pictures]
-    # a family that is not known guesses the places
+    # The generic family of unknown models can only guess the places of tokens.
     placed = len(pictures) == n_images and find(loaded.model).name != "generic"
     return [
         Shown(
@@ -170,7 +170,7 @@ def _n_images(report: Report | None) -> int:
 def _steps(
     report: Report | None, cuts: Sequence[Cut], n_images: int, placed: bool
 ) -> tuple[tuple[Step, ...], ...]:
-    """The steps of every picture; where tokens cannot be placed, all count for the first."""
+    """The steps of every picture; tokens without a known place count for the first picture."""
     if report is None or not report.grids:
         return ()
     n_visual = report.n_visual[0]
@@ -201,9 +201,9 @@ def _of_image(
 
 
 def _pictures(loaded: Loaded, sample: Sample, n_images: int) -> Sequence[Image.Image]:
-    """What the vision tower saw, where it sees each image once and whole; else the originals.
+    """The images as the vision tower sees them if it sees each once and whole, else the originals.
 
-    Boxes are fractions of the former. Tiles and patches of any size cover the whole original.
+    Boxes are fractions of these images. Tiles and patches of any size cover the whole original.
     """
     prompts = prompt_inputs(loaded.processor, [sample], loaded.model)
     seen = _as_seen(loaded.processor, prompts)
@@ -211,7 +211,7 @@ def _pictures(loaded: Loaded, sample: Sample, n_images: int) -> Sequence[Image.I
 
 
 def _as_seen(processor: Any, prompts: Mapping[str, Any]) -> list[Image.Image]:
-    """Pixel values made images again; none where they come as patches."""
+    """Images made from pixel values; empty if the pixel values are patches."""
     pixels = prompts.get("pixel_values", prompts.get("pixel_values_images"))
     if pixels is None or pixels.ndim < 4 or pixels.shape[-3] != 3:
         return []
@@ -230,7 +230,7 @@ def _as_seen(processor: Any, prompts: Mapping[str, Any]) -> list[Image.Image]:
 
 
 def _data_uri(picture: Image.Image) -> tuple[str, tuple[int, int]]:
-    """The picture in the page, and its size there."""
+    """The picture as a data URI, and its size on the page."""
     image = as_rgb(picture).copy()
     image.thumbnail((SIDE, SIDE))
     kind = "png" if max(image.size) <= LOSSLESS else "jpeg"

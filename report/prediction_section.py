@@ -1,4 +1,4 @@
-"""Predicted against measured loss: groups of the plans, and every plan that was measured."""
+"""Section of predicted against measured loss, for plans by group and for all measured plans."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from tpcal.report.inputs import Given, Material
 
 LOWEST = 1e-4
-"""Nats; smaller losses are drawn here, as noise decides how small they are."""
+"""Smallest loss in nats that is drawn; smaller ones are noise and are drawn here."""
 FEWEST = 8
-"""Plans from which on a correlation says something."""
+"""Smallest number of plans for which a correlation is stated."""
 FEW = (
     "Only {} were measured on all samples; run tpcal plan without a budget to search the whole "
     "front, and measure more."
@@ -25,7 +25,7 @@ Row = tuple[str, str, float, float]
 
 
 def predictions(material: Material) -> Section | None:
-    """The section of what predictions were worth; None where nothing was measured."""
+    """The section of the accuracy of predictions; None if no plan was measured."""
     of_groups = [row for given in material.plans for row in _groups(given)]
     of_plans = _plans(material)
     charts = []

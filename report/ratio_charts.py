@@ -1,4 +1,6 @@
-"""Times and throughput as ratios to unpruned: a row for each cell, a panel for each measure."""
+"""Charts of times and throughput as ratios to unpruned: a row for each cell, a panel for each
+measure.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,22 @@ MEASURES = (
     ("throughput", "throughput", "more is faster"),
 )
 FINE, COARSE = (0.5, 0.65, 0.8, 1.0, 1.25, 1.5, 2.0), (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Ticks of ratios near 1, and of others; about equally far apart on a logarithmic axis."""
+"""Ticks for ratios near 1 and for others, at about equal distances on a logarithmic axis."""
 ROW, ABOVE, BELOW = 18, 44, 52
-"""Pixels of a plan in a cell, above and below a panel."""
+"""Pixels of a plan in a cell, and above and below a panel."""
 SMALL_LETTER = 5.7
-"""Pixels, on a phone."""
+"""Sizes in pixels on a phone."""
 GAP = 0.035
-"""Share of the width between panels."""
+"""Gap between panels as a share of the width."""
 Named = tuple[str, "Span"]
 
 
 def ratios(timed: Timed, cells: Sequence[str]) -> Chart:
-    """Three panels with one axis; below each other on a phone.
+    """Three panels with one axis, which are stacked on a phone.
 
     Args:
-        timed: What was measured.
-        cells: What tells each cell from the others.
+        timed: Results of `tpcal bench`.
+        cells: Names of the cells.
     """
     plans = list(dict.fromkeys(r.name for c in timed.cells for r in c.runs if r.ratios))
     ticks, limits = _scale([s for c in timed.cells for r in c.runs for s in r.ratios.values()])
@@ -65,7 +67,7 @@ def ratios(timed: Timed, cells: Sequence[str]) -> Chart:
 
 
 def _scale(spans: Sequence[Span]) -> tuple[tuple[float, ...], tuple[float, float]]:
-    """Ticks, and the ends of the axis as powers of ten."""
+    """The ticks, and the ends of the axis as powers of ten."""
     low, high = min(0.9, *(s.low for s in spans)), max(1.1, *(s.high for s in spans))
     fine = low >= FINE[0] / 1.1 and high <= FINE[-1] * 1.1
     ends = math.log10(max(low, 1e-3)) - 0.02, math.log10(high) + 0.02
@@ -90,13 +92,13 @@ def _axes(
 
 
 def _stacked(inside: float, legend: int, cells: Sequence[str]) -> dict[str, Any]:
-    """The panels below each other; titles end where panels do, as there is room before them.
+    """The layout of stacked panels, with titles aligned to the end of the panels.
 
-    Margins are given, so that every panel has its height.
+    The margins are fixed, so that every panel has the given height.
 
     Args:
         inside: Height of a panel in pixels.
-        legend: The same.
+        legend: Height of the legend in pixels.
         cells: Names to the left of each panel.
     """
     free, left = ABOVE + BELOW, round(SMALL_LETTER * max(map(len, cells))) + 14
@@ -117,7 +119,7 @@ def _axis(letter: str, n: int) -> str:
 
 
 def _number(n: int) -> str:
-    """As plotly counts: x, x2, x3."""
+    """The name of an axis in plotly: x, x2, x3."""
     return str(n) if n > 1 else ""
 
 
@@ -129,7 +131,7 @@ def _title(n: int, side: str) -> dict[str, Any]:
 
 
 def _line(n: int, n_cells: int) -> dict[str, Any]:
-    """The unpruned model."""
+    """A line at the unpruned model."""
     return {
         "type": "scatter",
         "mode": "lines",
@@ -146,7 +148,7 @@ def _line(n: int, n_cells: int) -> dict[str, Any]:
 def _trace(
     timed: Timed, cells: Sequence[str], key: str, panel: int, place: int, plans: Sequence[str]
 ) -> dict[str, Any]:
-    """A plan in a panel; where there are several, they stand below each other in a cell."""
+    """The trace of a plan in a panel; several plans are stacked in each cell."""
     name, (colour, _, symbol) = brief(plans[place]), PLANS[place % len(PLANS)]
     own = [
         (at, run.ratios[key])

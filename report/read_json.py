@@ -1,4 +1,4 @@
-"""Figures that `tpcal eval` and `tpcal bench` wrote, read back and checked."""
+"""Reader of the JSON files of `tpcal eval` and `tpcal bench`, which checks every value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Span:
-    """A figure and what lies around it: a 95 % interval of a share, the middle half of times."""
+    """A value with its interval: 95 % for a share, the middle half of the repeats for a time."""
 
     value: float
     low: float
@@ -29,31 +29,31 @@ class Span:
 
 @dataclass(frozen=True)
 class EvaluatedEntry:
-    """A plan, a published schedule or a control, as it was evaluated."""
+    """The results of a plan, a published schedule or a control."""
 
     name: str
     kind: str
     keep: float
     prefill_flops: float
-    """Share of the unpruned model's, as `kv_bytes` is."""
+    """Share of the unpruned model's FLOPs; `kv_bytes` is a share as well."""
     kv_bytes: float
     accuracy: Span | None
     difference: Span | None
     agreement: Span | None
     worst: tuple[str, float] | None
     groups: Mapping[str, Span | None]
-    """Accuracy of each group; where no sample has a right answer, the agreement."""
+    """Accuracy of each group, or the agreement if no sample has a right answer."""
     beside: str | None = None
-    """The plan whose cost a control has."""
+    """Plan that a control is compared with; None for plans."""
 
     @property
     def short(self) -> str:
-        """Its name below its plan, as `tpcal eval` prints it: `random`, `divprune@0.22`."""
+        """The short name as `tpcal eval` prints it: `random`, `divprune@0.22`."""
         return brief(self.name, self.beside)
 
     @property
     def value(self) -> Span | None:
-        """Accuracy; where no sample has a right answer, the agreement."""
+        """The accuracy, or the agreement if no sample has a right answer."""
         return self.accuracy or self.agreement
 
 
@@ -72,23 +72,23 @@ class Compared:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `tpcal eval -o FILE.json` wrote."""
+    """The results in a file of `tpcal eval -o FILE.json`."""
 
     model: str
     fingerprint: str | None
     data: str
-    """What was drawn, and how."""
+    """Description of the samples."""
     command: str
     unpruned: Span | None
     groups: Mapping[str, Span | None]
-    """Accuracy of the unpruned model."""
+    """Accuracy of the unpruned model; None if no sample has a right answer."""
     entries: tuple[EvaluatedEntry, ...]
     tests: tuple[Compared, ...]
 
 
 @dataclass(frozen=True)
 class TimedRun:
-    """The unpruned model or a plan in one cell of a timing."""
+    """The times of the unpruned model or of a plan in one cell."""
 
     name: str
     ttft_ms: Span
@@ -97,22 +97,22 @@ class TimedRun:
     peak_bytes: int | None
     kv_bytes: int
     ratios: Mapping[str, Span]
-    """To the unpruned model: ``ttft``, ``token``, ``throughput``; empty for itself."""
+    """Ratios ``ttft``, ``token`` and ``throughput`` to the unpruned model; empty for itself."""
 
 
 @dataclass(frozen=True)
 class TimedCell:
-    """A batch size and a shape of prompts."""
+    """The times for one batch size and prompt size."""
 
     sizes: tuple[int, int, int, int]
-    """Rows of a batch, image and most text tokens of a row, tokens that were generated."""
+    """Rows of a batch, image tokens and most text tokens of a row, generated tokens."""
     n_text_least: int
     runs: tuple[TimedRun, ...]
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What `tpcal bench -o FILE.json` wrote."""
+    """The results in a file of `tpcal bench -o FILE.json`."""
 
     model: str
     fingerprint: str | None
@@ -123,24 +123,24 @@ class Timed:
 
 
 def brief(name: str, beside: str | None = None) -> str:
-    """A name without what kind it is of, and a control's without its plan."""
+    """A name without its `preset:`, and of a control without its plan."""
     return name.removesuffix(f" = {beside}").removeprefix("preset:")
 
 
 def read_evaluation(path: Path) -> Evaluated:
-    """The figures of `tpcal eval`.
+    """The results of `tpcal eval` in a file.
 
     Raises:
-        UsageError: Missing, or something else.
+        UsageError: If the file is missing or holds something else.
     """
     return _read(path, "eval", _evaluated)
 
 
 def read_bench(path: Path) -> Timed:
-    """The figures of `tpcal bench`.
+    """The results of `tpcal bench` in a file.
 
     Raises:
-        UsageError: Missing, or something else.
+        UsageError: If the file is missing or holds something else.
     """
     return _read(path, "bench", _timed)
 
@@ -246,7 +246,7 @@ def _run(data: Any) -> TimedRun:
 
 
 def _share(data: Any, least: float = 0.0) -> Span | None:
-    """A share with its interval; a difference of two where ``least`` is -1."""
+    """A share with its interval, or a difference of shares if ``least`` is -1."""
     if data is None:
         return None
     value, low, high = (_number(data[k]) for k in ("value", "low", "high"))

@@ -1,4 +1,4 @@
-"""The plans themselves: tokens that enter each layer, and what that costs."""
+"""Section of the schedules of the plans and their costs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONDITIONAL = (
     "count them as not made, and so are upper bounds."
 )
 MOST_TOLD = 3
-"""Plans that have a sentence of their own."""
+"""Largest number of plans that have a sentence of their own."""
 
 
 def schedules(material: Material) -> Section:
@@ -55,7 +55,7 @@ def _point(given: Given) -> str:
 
 
 def steps(material: Material) -> Chart:
-    """One stepped line a plan."""
+    """A chart with one stepped line for each plan."""
     profile, plans = material.profile, material.plans
     layers, n_tokens = list(range(profile.model.n_layers)), profile.n_tokens
     schedule = {g.name: g.plan.schedule(n_tokens, len(layers)) for g in plans}
@@ -82,7 +82,7 @@ def steps(material: Material) -> Chart:
 
 
 def _line(given: Given, schedule: list[int], n_tokens: int) -> dict[str, Any]:
-    """Through both ends of every layer, from the unpruned count on."""
+    """The line of a plan through both ends of every layer, starting at the unpruned count."""
     cuts = {cut.layer: plain(cut_text(cut)) for cut in given.plan.cuts}
     ends = [(layer, x) for layer in range(len(schedule)) for x in (layer - 0.5, layer + 0.5)]
     words = [f"layer {layer}: {schedule[layer]} tokens" for layer, _ in ends]
@@ -100,7 +100,7 @@ def _line(given: Given, schedule: list[int], n_tokens: int) -> dict[str, Any]:
 
 
 def costs(material: Material) -> HtmlTable:
-    """Unpruned and every plan."""
+    """A table of the costs of the unpruned model and every plan."""
     rows = [_unpruned(material.plans[0].cost)]
     rows += [_cost(given.name, given.cost) for given in material.plans]
     head = (

@@ -1,1 +1,1 @@
-"""SHOW: plans, profiles, fronts and evaluations on the terminal; the only folder with rich."""
+"""SHOW: views of plans, profiles, fronts and evaluations; the only folder that uses rich."""

@@ -1,4 +1,4 @@
-"""Times and memory of plans beside the unpruned model, cell by cell."""
+"""View of `tpcal bench`: times and memory of plans and the unpruned model, by cell."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _TITLES = ("", "first token", "decoder", "per token", "tokens/s", "peak", "KV")
 _WIDTHS = (20, 11, 7, 11, 8, 8, 8)
 _NAME = 20
 _PART_OF = {"ttft": 1, "token": 3, "throughput": 4}
-"""Column of each measure that a plan is judged by."""
+"""Column of each measure by which a plan can be slower."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that `tpcal bench` says."""
+    """The contents of the output of `tpcal bench`."""
 
     subject: tuple[str, ...]
-    """What was timed, a line each."""
+    """Description of the model, as lines."""
     machine: Machine
     n_repeats: int
     cells: tuple[Cell, ...]
     slower: Sequence[Sequence[Sequence[str]]]
-    """Names of the measures in which plans are slower: by cell, by plan."""
+    """Names of the measures in which a plan is slower, for every cell and plan."""
     sentences: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
-        """The end of the page."""
+        """The conclusion at the end of the page."""
         from tpcal.calibrate.bench.slower import hidden
 
         if self.sentences:
@@ -53,7 +53,7 @@ class Page:
 
     @property
     def machine_line(self) -> str:
-        """Device, kernel, versions."""
+        """The device, attention kernel and versions as one line."""
         m = self.machine
         versions = f"tpcal {m.tpcal}, torch {m.torch}, transformers {m.transformers}"
         threads = count(m.threads, "thread")
@@ -61,7 +61,7 @@ class Page:
 
     @property
     def note(self) -> str:
-        """How to read the figures."""
+        """The explanation of the columns."""
         return (
             f"Milliseconds, medians of {self.n_repeats} repeats ± half of their middle half; × is "
             "the ratio to unpruned in the same repeat. first token: all that a user waits for; "
@@ -71,7 +71,7 @@ class Page:
 
 
 def bench_view(page: Page) -> RenderableType:
-    """A table for each cell, then what they mean."""
+    """A table for each cell, followed by their explanation and the conclusion."""
     parts: list[RenderableType] = [heading(page.subject[0])]
     parts += [Text(line, style=QUIET) for line in (*page.subject[1:], page.machine_line)]
     for cell, slower in zip(page.cells, page.slower, strict=True):
@@ -124,7 +124,7 @@ def _ratios(run: GenerationRun, cell: Cell) -> Iterator[str]:
 
 
 def _spread(spread: Spread) -> str:
-    """`12.3 ±0.4`, the spread to the median's last digit."""
+    """`12.3 ±0.4`, with the spread rounded like the median."""
     from tpcal.calibrate.bench.ratios import digits_of
 
     return f"{_number(spread.median)} ±{spread.half:.{digits_of(spread.median)}f}"
@@ -137,7 +137,7 @@ def _number(value: float) -> str:
 
 
 def bench_markdown(page: Page) -> str:
-    """The same as one table, ratios in brackets."""
+    """The results as one table in Markdown, with ratios in brackets."""
     titles = ("prompts", "", *_TITLES[1:])
     lines = [_line(titles), _line(["---", "---", *["---:"] * (len(titles) - 2)])]
     for cell, slower in zip(page.cells, page.slower, strict=True):

@@ -1,4 +1,4 @@
-"""A comparison as plain data, for JSON: what `tpcal report` and other programs read."""
+"""The JSON of `tpcal eval`, which `tpcal report` and other programs read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def figures(
     comparison: Comparison, loaded: Loaded, samples: Samples, n_seen: int
 ) -> dict[str, Any]:
-    """All there is to know; shares in 0..1, None where there is nothing.
+    """The comparison as plain data; shares are in [0, 1], and missing values are None.
 
     Args:
-        comparison: What was found.
-        loaded: The model.
-        samples: What it answered.
-        n_seen: Samples that one of the plans was made from.
+        comparison: Results of all plans and controls.
+        loaded: Model that answered.
+        samples: Samples that were answered.
+        n_seen: Number of samples that a plan was made from.
     """
     from tpcal.calibrate.inputs.models import device_of
 

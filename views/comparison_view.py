@@ -1,4 +1,4 @@
-"""Plans and their controls side by side: cost, quality, groups, tests; printed or as Markdown."""
+"""View of `tpcal eval`: cost and accuracy of plans and controls, also as Markdown."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 SIGNIFICANT = 0.05
 ENOUGH = 500
-"""Samples that support a decimal, where there is room for it."""
+"""Number of samples from which on percentages have a decimal."""
 MOST_COLUMNS = 4
-"""Of plans in one table."""
+"""Largest number of plans in one table."""
 
 
 def comparison_view(comparison: Comparison, *, title: str) -> RenderableType:
-    """One plan alone as a table of groups; otherwise an overview, groups and tests."""
+    """A table of groups for a single plan; for several, an overview, groups and tests."""
     if not comparison.entries:
         return evaluation_view(comparison.unpruned, title=title)
     if len(comparison.entries) == 1:
@@ -45,14 +45,14 @@ def comparison_view(comparison: Comparison, *, title: str) -> RenderableType:
 
 
 def judged_line(n_plans: int) -> Text:
-    """What has to be known of samples that plans were judged on."""
+    """The number of plans that were judged on the samples so far."""
     plans = count(n_plans, "plan")
     text = f"Judged on these samples so far: {plans}. tpcal certify on them allows for all."
     return Text(text, style=QUIET)
 
 
 def markdown(comparison: Comparison, *, title: str) -> str:
-    """The same as a page of Markdown, with every table whole."""
+    """The comparison as Markdown, with full tables."""
     comparison = _escaped(comparison)
     parts = [f"# {_cell(title)}"]
     digits = int(comparison.unpruned.overall.n >= ENOUGH)
@@ -66,7 +66,7 @@ def markdown(comparison: Comparison, *, title: str) -> str:
 
 
 def _escaped(comparison: Comparison) -> Comparison:
-    """The same, with names that no cell of Markdown ends at."""
+    """The comparison with names escaped for cells of a Markdown table."""
     entries = [
         replace(e, name=_cell(e.name), beside=None if e.beside is None else _cell(e.beside))
         for e in comparison.entries
@@ -81,7 +81,7 @@ def _cell(text: str) -> str:
 
 
 def _plain(part: RenderableType) -> str:
-    """A part without colours, as wide as it likes."""
+    """A part as plain text of any width."""
     screen = Console(
         file=io.StringIO(),
         width=2_000,
@@ -118,7 +118,7 @@ def _parts(comparison: Comparison, digits: int = 0) -> Iterator[RenderableType]:
 
 
 def _overview(comparison: Comparison, digits: int) -> Table:
-    """Every way to answer in one line: what it cost, how good it was."""
+    """A table with the cost and accuracy of the unpruned model, every plan and every control."""
 
     def shown(part: Share | None, signed: bool = False) -> str:
         return interval(part, signed, digits)
@@ -153,9 +153,9 @@ def _overview(comparison: Comparison, digits: int) -> Table:
 
 
 def _columns(comparison: Comparison) -> Iterator[tuple[str, Sequence[Entry]]]:
-    """Entries whose groups stand side by side, with what to call them: plans, and controls.
+    """Titles and entries of the tables by group: plans, and the controls of each plan.
 
-    Controls that an earlier plan has too are left out.
+    Controls that an earlier plan has as well are left out.
     """
     plans = comparison.plans
     if len(comparison.unpruned.groups) == 1:
@@ -171,7 +171,7 @@ def _columns(comparison: Comparison) -> Iterator[tuple[str, Sequence[Entry]]]:
 
 
 def _groups_of(comparison: Comparison, head: str, entries: Sequence[Entry]) -> Table:
-    """Groups down, ways to answer across."""
+    """A table with a row for each group and a column for each entry."""
     accuracy = comparison.measure == "accuracy"
     names = [_label(entry).strip() for entry in entries]
     first = f"{head}, {'right' if accuracy else 'same answer'} %"
@@ -206,13 +206,13 @@ def _tests(tests: Sequence[Test]) -> Table:
 
 
 def _other(test: Test) -> str:
-    """A control is its plan's own."""
+    """The name of the other side of a test, shortened for the plan's own control."""
     kind, equal, plan = test.other.partition(" = ")
     return f"its {kind}" if equal and plan == test.one else _short(test.other)
 
 
 def p_value(p: float) -> str:
-    """Two digits; the smallest are all alike."""
+    """A p-value with two digits, or `<0.0001`."""
     return "<0.0001" if p < 1e-4 else f"{p:.2g}"
 
 

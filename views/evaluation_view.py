@@ -1,4 +1,4 @@
-"""Accuracy with and without a plan, per group, and single answers."""
+"""Views of the accuracy of one plan by group, and of a single answer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def evaluation_view(evaluation: Evaluation, *, title: str) -> RenderableType:
-    """Accuracy per group unpruned and with the plan, and the paired difference.
+    """Accuracy of every group with and without the plan, and the paired difference.
 
-    Where no sample has a right answer, how often both models give the same one.
+    If no sample has a right answer, the share of equal answers is shown.
     """
     rows = evaluation.rows()
     overall = rows[-1]
@@ -69,7 +69,7 @@ def interval(part: Share | None, signed: bool, digits: int) -> str:
 
 
 def answer_view(answer: ImageAnswer) -> RenderableType:
-    """The answer, then the tokens that were kept and the memory."""
+    """The answer, the number of tokens that were kept, and the memory of the KV cache."""
     lines: list[RenderableType] = [Text(answer.text or "(no answer)"), Text()]
     counts = answer.counts if answer.n_tokens else ()  # without an image nothing can be left
     kept = ", ".join(f"{n} from layer {layer}" for layer, n in counts)

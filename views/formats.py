@@ -1,4 +1,4 @@
-"""How figures are written: bars, percentages, units, tables."""
+"""Formats of numbers and tables: bars, percentages and units."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORST = "yellow"
 
 
 def heading(text: str) -> Text:
-    """A line that opens a part of the output."""
+    """A heading line."""
     return Text(text, style=TITLE)
 
 
@@ -31,7 +31,7 @@ def bar(part: float, width: int = BAR_WIDTH) -> str:
 
 
 def sparkline(values: Sequence[float], top: float) -> str:
-    """One character per value, the tallest at ``top``; square root, so that small values show."""
+    """One character per value, as tall as the square root of its share of ``top``."""
     if top <= 0:
         return "▁" * len(values)
     heights = [min(max(v, 0.0) / top, 1.0) ** 0.5 for v in values]
@@ -49,18 +49,18 @@ def arrows(counts: Sequence[int]) -> str:
 
 
 def percent(value: float) -> str:
-    """Whole percents, one decimal below ten."""
+    """A percentage without decimals, or with one below ten."""
     scaled = 100 * value
     return f"{scaled:.0f} %" if abs(scaled) >= 9.95 or round(scaled, 1) == 0 else f"{scaled:.1f} %"
 
 
 def share(value: float) -> str:
-    """A fraction as a percentage; a dash where it was not measured."""
+    """A fraction as a percentage, or a dash for nan."""
     return "–" if value != value else percent(value)
 
 
 def nats(value: float) -> str:
-    """Four decimals, fewer for large losses."""
+    """A loss in nats with four decimals, or one from 10 nats on; a dash for nan."""
     if value != value:
         return "–"
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
@@ -76,7 +76,7 @@ def si(value: float) -> str:
 
 
 def binary(n_bytes: float) -> str:
-    """Bytes in KiB, MiB, GiB."""
+    """A number of bytes in B, KiB, MiB, GiB or TiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(n_bytes) < 1024 or unit == "TiB":
             return f"{n_bytes:.{4 if n_bytes >= 1000 else 3}g} {unit}"
@@ -102,7 +102,7 @@ def table_of(*titles: str) -> Table:
 
 
 def spread(items: Sequence[float], n: int) -> list[float]:
-    """At most n of the items, evenly spread, both ends among them."""
+    """At most n of the items at even distances, including both ends."""
     if len(items) <= n:
         return list(items)
     return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)]

@@ -22,12 +22,12 @@ WIDTH, HEIGHT = 55, 12
 def front_view(
     points: Sequence[Point], title: str, names: Mapping[tuple[Cut, ...], str] | None = None
 ) -> RenderableType:
-    """The plans that nothing beats: a chart of loss against cost, and a table.
+    """The front as a chart of loss against cost, and as a table.
 
     Args:
-        points: Cheapest first.
-        title: Of what.
-        names: Published schedules among them, by their cuts.
+        points: Plans of the front, the cheapest first.
+        title: Name of the profile.
+        names: Names of the published schedules among them, by their cuts.
     """
     kind = "measured" if any(point.measured for point in points) else "predicted"
     names = names or {}
@@ -52,7 +52,7 @@ def front_view(
 
 
 def chart(points: Sequence[Point]) -> list[RenderableType]:
-    """Loss, by its square root, against cost: one mark a plan; nothing for fewer than two."""
+    """A chart of the square root of the loss against cost; empty for fewer than two plans."""
     most = max((point.loss for point in points), default=0.0)
     if len(points) < 2 or most <= 0:
         return []
@@ -74,7 +74,7 @@ def chart(points: Sequence[Point]) -> list[RenderableType]:
 def front_data(
     points: Sequence[Point], names: Mapping[tuple[Cut, ...], str]
 ) -> list[dict[str, Any]]:
-    """The front as plain data, cheapest first."""
+    """The front as plain data, with the cheapest plan first."""
     from dataclasses import asdict
 
     return [
@@ -91,7 +91,7 @@ def front_data(
 
 
 def stored_line(measured: bool, n_measured: int) -> Text:
-    """Where a plan comes from that no model was run for."""
+    """A line that states whether the loss of a stored plan is measured or predicted."""
     loss = "measured before" if measured else "predicted, not measured"
     return Text(
         f"\nChosen by {n_measured} plans measured for other budgets; its loss is {loss}. "

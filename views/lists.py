@@ -1,4 +1,4 @@
-"""Lists: published schedules, selectors, and the verdicts of the laws."""
+"""Views of lists: published schedules, selectors, and the results of the laws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def preset_table(presets: Mapping[str, Plan]) -> Table:
-    """The published schedules: depth, layer-average keep, cuts."""
+    """A table of the published schedules with depth, layer-average keep and cuts."""
     table = table_of("preset", Right("layers"), Right("average keep"), "cuts as layer:keep")
     for name, plan in presets.items():
         assert plan.model is not None, name
@@ -38,7 +38,7 @@ def _short_cut(cut: Cut) -> str:
 
 
 def selector_table(names: Sequence[str]) -> Table:
-    """The selectors: what they keep, and their parameters."""
+    """A table of the selectors with what they keep and their parameters."""
     from importlib import import_module
 
     from tpcal.plans.selectors import parameters
@@ -55,7 +55,7 @@ def selector_table(names: Sequence[str]) -> Table:
 
 
 def laws_view(verdicts: Sequence[Verdict], *, title: str) -> RenderableType:
-    """Each law, whether it holds, and what was measured."""
+    """A table of the laws, whether each holds, and what was measured."""
     table = table_of("law", "holds", "what it says and what was measured")
     for verdict in verdicts:
         holds = {True: Text("yes"), False: Text("NO", style=WORST), None: Text("–", style=QUIET)}

@@ -1,4 +1,4 @@
-"""A plan: its schedule, cost, loss and what was promised of it."""
+"""View of a plan: its schedule, cost, loss and certificate."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> RenderableType:
-    """Everything a plan says: chart per layer, cost, loss per group, where it comes from.
+    """The plan as a chart by layer, its cost, its loss by group and its origin.
 
     Args:
-        plan: The plan.
-        title: Its file or preset name.
-        n_layers: Depth to draw where the plan names no model.
+        plan: Plan to show.
+        title: Name of its file or preset.
+        n_layers: Number of layers to draw if the plan names no model.
     """
     parts: list[RenderableType] = [heading(plan_title(plan, title))]
     depth = plan.model.n_layers if plan.model else n_layers
@@ -58,7 +58,7 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
 
 
 def certificate_line(proven: Certificate) -> Text:
-    """What was proven of a plan, and how."""
+    """One line that states what was proven of a plan, and by which test."""
     row = f", plan {proven.n_plans} of a fixed order" if (proven.n_plans or 1) > 1 else ""
     place = f", judgement {proven.place} on these samples" if (proven.place or 1) > 1 else ""
     on = f" on {proven.data}" if proven.data else ""
@@ -70,7 +70,7 @@ def certificate_line(proven: Certificate) -> Text:
 
 
 def plan_title(plan: Plan, title: str) -> str:
-    """File, model, depth."""
+    """The heading with file, model and depth."""
     parts = [title]
     if plan.name and plan.name not in title:
         parts.append(plan.name)
@@ -89,7 +89,7 @@ def average_keep(plan: Plan, n_layers: int) -> float:
 
 
 def schedule_chart(plan: Plan, n_layers: int, n_tokens: int | None) -> Table:
-    """One bar per layer: the visual tokens entering it; many layers are joined to runs."""
+    """One bar of visual tokens for each layer, or for each run of layers of a deep decoder."""
     total = n_tokens or 100
     schedule = plan.schedule(total, n_layers)
     cuts = {cut.layer: cut for cut in plan.cuts}
@@ -119,7 +119,7 @@ def _runs(schedule: Sequence[int], cuts: Mapping[int, Cut], n_layers: int) -> li
 
 
 def cut_table(cuts: Iterable[Cut]) -> Table:
-    """The cuts of a plan whose depth is not known."""
+    """The cuts of a plan without a known depth."""
     table = table_of(Right("layer"), "cut")
     for cut in cuts:
         table.add_row(str(cut.layer), cut_text(cut))
@@ -127,13 +127,13 @@ def cut_table(cuts: Iterable[Cut]) -> Table:
 
 
 def cut_text(cut: Cut) -> str:
-    """One cut in a few words."""
+    """A short description of one cut."""
     words = "drop all" if cut.keep == 0 else f"keep {cut.keep:.4g} by {cut.selector}"
     return words + " *" * (cut.condition is not None)
 
 
 def cut_details(cut: Cut) -> str:
-    """The parameters and the condition of a cut; empty where it has none."""
+    """The parameters and the condition of a cut; empty if it has none."""
     details = []
     if cut.params:
         values = ", ".join(f"{name} {_value(value)}" for name, value in cut.params.items())
@@ -155,7 +155,7 @@ def _value(value: Any) -> str:
 
 
 def cost_table(plan: Plan, cost: Cost) -> Table:
-    """What the plan costs beside the unpruned model."""
+    """The cost of one prompt with the plan and unpruned, and the share that is saved."""
     table = table_of("cost of one prompt", Right("with plan"), Right("unpruned"), Right("saved"))
 
     def named(text: str, kind: str | None = None) -> str:
@@ -183,7 +183,7 @@ def _pair(pruned: float, full: float, form: Any) -> tuple[str, str, str]:
 
 
 def loss_table(loss: Loss) -> Table:
-    """Loss per group, the worst marked: by measurement where there is one."""
+    """The loss of every group with the worst one marked; measured if possible, else predicted."""
     decisive = loss.measured or loss.predicted
     worst = max(decisive, key=lambda group: decisive[group])
     titles = {
@@ -202,7 +202,7 @@ def loss_table(loss: Loss) -> Table:
 
 
 def limits_line(plan: Plan, loss: Loss) -> list[Text]:
-    """Which group limits the plan, and what it was allowed; nothing where there is one group."""
+    """The group that limits the plan, and its limits; empty if there is only one group."""
     losses = loss.measured or loss.predicted
     weights = plan.provenance.get("weights") or {}
     words = []
@@ -225,7 +225,7 @@ def _cell(value: float | None, name: str) -> str:
 
 
 def footer(plan: Plan) -> list[RenderableType]:
-    """Source of a published schedule, command of a planned one."""
+    """The source of a published schedule, or the command that made the plan."""
     lines: list[RenderableType] = []
     if plan.source:
         lines.append(Text(f"Source: {plan.source}", style=QUIET))
@@ -238,7 +238,7 @@ def footer(plan: Plan) -> list[RenderableType]:
 
 
 def check_view(plan: Plan, title: str, model: str | None) -> RenderableType:
-    """One line: the file is a plan, and fits."""
+    """One line that states that the file is a valid plan, and which model it fits."""
     verdict = f"is a plan that fits {model}" if model else "is a well-formed plan"
     facts = f"{count(len(plan.cuts), 'cut')}"
     if plan.budget:

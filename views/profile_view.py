@@ -1,4 +1,4 @@
-"""A profile: what every cut loses, and how early the image can go."""
+"""View of a profile: the loss of every cut, and how early all image tokens can be dropped."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 def profile_summary(profile: Profile, folder: object) -> RenderableType:
-    """What a finished calibration says: where the profile is, and what it rests on."""
+    """The folder of a new profile, with its numbers of samples, groups, probes and tokens."""
     return Group(heading(f"✓ {folder}"), Text(f"  {_facts(profile)}"))
 
 
 def profile_view(
     profile: Profile, *, title: str, measure: str, group: str | None, threshold: float
 ) -> RenderableType:
-    """What calibration found: deviations, turns, attention, safe depth of a drop-all, times."""
+    """The measurements of a profile by layer, with the safe layers of a drop-all and the times."""
     model = profile.model
     name = last_part(model.name) if model.name else model.architecture
     names = {
@@ -76,7 +76,7 @@ def _best(profile: Profile) -> str:
 
 
 def deviation_table(profile: Profile, measure: str, group: str | None) -> Table:
-    """Layers down, keeps across; then turned tokens and attention masses of the layer."""
+    """A table of layers by keeps, followed by turned tokens and attention masses of each layer."""
     cells = best_by_cut(profile, measure, group)
     keeps = sorted({keep for _, keep in cells}, reverse=True)
     show_keeps = spread(keeps, 5)
@@ -99,7 +99,7 @@ def deviation_table(profile: Profile, measure: str, group: str | None) -> Table:
 def best_by_cut(
     profile: Profile, measure: str, group: str | None
 ) -> dict[tuple[int, float], float]:
-    """Smallest mean deviation over selectors for every probed (layer, keep)."""
+    """The smallest mean deviation of all selectors for every probed (layer, keep)."""
     best: dict[tuple[int, float], float] = {}
     for probe, value in zip(profile.probes, profile.mean(measure, group), strict=True):
         at = (probe.layer, probe.keep)
@@ -108,7 +108,7 @@ def best_by_cut(
 
 
 def drop_all_table(profile: Profile, threshold: float) -> Table:
-    """Per group: first layer from which dropping all stays below the threshold, and the curve."""
+    """The first layer of each group from which dropping all is safe, and the curve of its loss."""
     table = table_of("group", Right("from layer"), "loss of dropping all, first to last layer")
     curves = {g: drop_all_curve(profile, g) for g in profile.groups}
     top = max((max(curve.values(), default=0.0) for curve in curves.values()), default=0.0)

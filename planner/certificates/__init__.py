@@ -1,1 +1,1 @@
-"""What can be promised of a plan, and on which samples."""
+"""Certificates: proofs that a plan changes few answers, and the samples that they rest on."""

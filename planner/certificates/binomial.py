@@ -1,7 +1,8 @@
-"""What can be promised of a plan: how many answers it changes at most, with a stated confidence.
+"""Certificates that a plan changes at most a share of the answers, with a stated confidence.
 
-The promise is made from samples that no search has seen. Each answer either changes or not, so the
-tests are exact binomial ones; nothing is assumed but that samples come as the data in production.
+The proof rests on samples that no search has seen. Each answer either changes or not, so the tests
+are exact binomial tests. The only assumption is that the samples are drawn like the data in
+production.
 """
 
 from __future__ import annotations
@@ -27,54 +28,74 @@ ALL = "all samples"
 
 @dataclass(frozen=True)
 class Changed:
-    """Answers that a plan changed."""
+    """Counts of the answers that a plan changed."""
 
     n_changed: int
+    """Number of changed answers, x."""
     n: int
+    """Number of samples, n."""
 
 
 def p_value(changed: Changed, max_flips: float) -> float:
-    """Chance of so few changed answers where the true share is ``max_flips`` or more."""
+    """The largest chance of so few changed answers if the true share is ``max_flips`` or more."""
+    # For x changed answers of n, the chance is largest at the share e = max_flips exactly:
+    #     P(X <= x) = sum over i = 0..x of C(n, i) * e^i * (1 - e)^(n - i)
     return float(bdtr(changed.n_changed, changed.n, max_flips))
 
 
 def bound(changed: Changed, confidence: float) -> float:
-    """The share of changed answers that the true one exceeds at most once in 1 / (1 - confidence).
+    """The upper confidence bound of the true share of changed answers.
+
+    The true share exceeds the bound in at most a share 1 - confidence of all cases.
 
     Source:
         Clopper and Pearson 1934, one-sided.
     """
+    # The bound solves P(X <= x) = 1 - confidence for the share e. Its solution is the quantile of
+    # the distribution Beta(x + 1, n - x) at the confidence; x = n allows no bound below 1.
     if changed.n_changed >= changed.n:
         return 1.0
     return float(betaincinv(changed.n_changed + 1, changed.n - changed.n_changed, confidence))
 
 
 def level(confidence: float, place: int | None) -> float:
-    """Significance level of one test: all levels of a row together are at most 1 - confidence.
+    """The significance level of one test of several on the same samples.
 
-    So a plan that breaks its promise passes on the same samples no more often than a single one
-    would, however many are tried, whatever they have in common and whichever is shipped.
+    The levels of all places sum to 1 - confidence. A plan that breaks its promise therefore passes
+    with at most this chance, no matter how many plans are tried, how they depend on each other and
+    which of them is shipped.
 
     Args:
-        confidence: Of the promise.
-        place: Of the plan among all that were judged on these samples, from 1; None: no other
-            ever is.
+        confidence: Confidence of the promise.
+        place: Place of the plan among all plans judged on these samples, from 1; None if no other
+            plan is ever judged on them.
 
     Source:
         Alpha-spending, Foster and Stine 2008, sec. 2; Tian and Ramdas 2021, arXiv 1910.04900: the
         familywise error rate is kept under any dependence. The series is 6 / (pi j)^2, which sums
         to 1.
     """
+    # Alpha spending: of alpha = 1 - confidence, place j gets alpha_j = alpha * 6 / (pi * j)^2. The
+    # sum over all j of 6 / (pi * j)^2 is 1.
     return (1 - confidence) * (1 if place is None else 6 / (math.pi * place) ** 2)
 
 
 def samples_needed(max_flips: float, confidence: float, share: float = 0.0) -> int | None:
-    """Fewest samples that can prove ``max_flips`` where a ``share`` of the answers changes.
+    """The smallest number of samples that can prove ``max_flips``, within about 2 percent.
 
-    None where so many change that no number is enough.
+    Args:
+        max_flips: Share of answers to prove.
+        confidence: Confidence of the proof.
+        share: Expected share of changed answers.
+
+    Returns:
+        The number of samples; None if the expected share is too large for any number.
     """
     if share >= max_flips:
         return None
+    # If no answer changes, the p-value is (1 - max_flips)^n, which is at most 1 - confidence for
+    #     n >= ln(1 - confidence) / ln(1 - max_flips).
+    # If a share changes, more are needed: n grows in steps of 2 percent until it is enough.
     n = math.ceil(math.log1p(-confidence) / math.log1p(-max_flips)) if max_flips < 1 else 1
     while p_value(Changed(math.ceil(share * n - 1e-9), n), max_flips) > 1 - confidence:
         n = n + max(1, n // 50)
@@ -83,27 +104,28 @@ def samples_needed(max_flips: float, confidence: float, share: float = 0.0) -> i
 
 @dataclass(frozen=True)
 class Promise:
-    """What is to be proven: at most a share ``max_flips`` of the answers changes."""
+    """The statement to prove: at most a share ``max_flips`` of the answers changes."""
 
     max_flips: float
+    """Largest share of changed answers, in (0, 1)."""
     confidence: float
-    """How often such promises hold."""
+    """Share of such promises that must hold, in (0, 1)."""
     each_group: bool = False
-    """Of every group, and not of all samples together."""
+    """Whether the statement is about every group instead of all samples together."""
     place: int | None = None
-    """As `level`."""
+    """Place among all plans judged on the samples; see `level`."""
 
     @property
     def level(self) -> float:
-        """As `level`."""
+        """The significance level of the test; see the function `level`."""
         return level(self.confidence, self.place)
 
     def check_n(self, n: int, what: str) -> None:
-        """Nothing, where ``n`` samples can be enough.
+        """Raises GuardrailError if ``n`` samples are too few, even if no answer changes.
 
         Raises:
-            UsageError: A number out of range.
-            GuardrailError: They cannot, even if no answer changes; says how many can.
+            UsageError: If ``max_flips`` or ``confidence`` is out of range.
+            GuardrailError: If the samples are too few; the message says how many are needed.
         """
         check_promise(self.max_flips, self.confidence)
         needed = samples_needed(self.max_flips, 1 - self.level)
@@ -115,7 +137,7 @@ class Promise:
             )
 
     def check_samples(self, samples: Samples) -> None:
-        """As `check_n`, for all samples or for every group of them."""
+        """Calls `check_n` for all samples together or for the smallest group."""
         if not self.each_group:
             self.check_n(len(samples), f"Samples of {samples.name}")
             return
@@ -125,7 +147,7 @@ class Promise:
 
     @property
     def allows(self) -> str:
-        """Why the test is stricter than for the first plan; empty for that one."""
+        """A sentence why the test is stricter than for the first plan; empty for the first one."""
         if self.place is None or self.place == 1:
             return ""
         return (
@@ -143,20 +165,24 @@ def certificate(
     each_group: bool = False,
     place: int | None = None,
 ) -> Certificate:
-    """The promise that a plan changes at most a share ``max_flips`` of the answers.
+    """A certificate that a plan changes at most a share ``max_flips`` of the answers.
+
+    Example::
+
+        certificate({"all": Changed(n_changed=20, n=700)}, max_flips=0.05, confidence=0.95)
 
     Args:
-        groups: Changed answers of samples that the search never saw.
-        max_flips: Share of answers, in (0, 1).
-        confidence: In (0, 1): how often such a promise must hold.
-        each_group: Promise it of every group and not of all samples together. Every group is
-            tested at the full level: the promise is made only where all tests succeed, so that a
+        groups: Changed answers by group, on samples that the search never saw.
+        max_flips: Largest share of changed answers, in (0, 1).
+        confidence: Share of such promises that must hold, in (0, 1).
+        each_group: Whether to certify every group instead of all samples together. Every group is
+            tested at the full level: the certificate is given only if all tests succeed, so a
             false one is never more likely than in a single test (intersection-union test).
-        place: As `level`.
+        place: Place among all plans judged on these samples; see `level`.
 
     Raises:
-        UsageError: A number out of range, or no samples.
-        GuardrailError: It cannot be promised; says how many samples would be needed.
+        UsageError: If a number is out of range, or there are no samples.
+        GuardrailError: If a test fails; the message says how many samples would be needed.
 
     Source:
         Angelopoulos et al. 2021, arXiv 2110.01052 (Learn then Test) with binomial p-values; Berger
@@ -166,6 +192,8 @@ def certificate(
     check_promise(max_flips, confidence)
     if not any(changed.n for changed in groups.values()):
         raise UsageError("A certificate must have samples; got none.")
+    # Reject "the true share is max_flips or more" for every part: its p-value must be at most the
+    # level. The certificate states the part that came closest to failing.
     tested = parts(groups, each_group)
     for name, changed in tested.items():
         if p_value(changed, max_flips) > promise.level:
@@ -176,7 +204,7 @@ def certificate(
         confidence=confidence,
         n=closest.n,
         n_changed=closest.n_changed,
-        bound=max_flips,  # a tighter one would not hold for the best of several plans
+        bound=max_flips,  # a tighter bound would not hold for the best of several plans
         test=TEST,
         of="each group" if each_group else ALL,
         place=place,
@@ -184,14 +212,14 @@ def certificate(
 
 
 def check_promise(max_flips: float, confidence: float) -> None:
-    """Nothing, where both are above 0 and below 1; otherwise a UsageError."""
+    """Raises UsageError if one of the numbers is not above 0 and below 1."""
     for name, value in (("max_flips", max_flips), ("confidence", confidence)):
         if not 0 < value < 1:
             raise UsageError(f"{name} must be above 0 and below 1; got {value}.")
 
 
 def parts(groups: Mapping[str, Changed], each_group: bool) -> dict[str, Changed]:
-    """What has to pass: every group, or all samples together."""
+    """The counts that must pass the test: every group, or all samples together."""
     if each_group:
         return dict(groups)
     n_changed = sum(changed.n_changed for changed in groups.values())
@@ -199,7 +227,7 @@ def parts(groups: Mapping[str, Changed], each_group: bool) -> dict[str, Changed]
 
 
 def changed_by_group(evaluation: Evaluation) -> dict[str, Changed]:
-    """Answers of each group that differ with the plan and without."""
+    """Counts of the answers of each group that differ with and without the plan."""
     assert evaluation.agree is not None, "evaluated with a plan"
     members = {g: evaluation.sample_group == i for i, g in enumerate(evaluation.groups)}
     return {
@@ -209,17 +237,20 @@ def changed_by_group(evaluation: Evaluation) -> dict[str, Changed]:
 
 
 def first_failure(plans: Iterable[Sequence[Changed]], max_flips: float, confidence: float) -> int:
-    """How many plans of a fixed order can be promised together, up to the first that cannot.
+    """The number of plans, in a fixed order, that pass the test before the first one that fails.
 
-    Testing stops at the first failure, so every test has the full level although many plans are
-    tested on the same samples (fixed-sequence testing, as in arXiv 2110.01052). The order must not
-    depend on these samples: the plan that costs most comes first.
+    Testing stops at the first failure. Every test therefore has the full level, although many
+    plans are tested on the same samples (fixed-sequence testing, as in arXiv 2110.01052). The
+    order must not depend on these samples: the plan that costs most comes first.
 
     Args:
-        plans: For each plan the changed answers of every part that must hold.
-        max_flips: Share of answers, in (0, 1).
-        confidence: In (0, 1).
+        plans: For each plan, the changed answers of every part that must pass.
+        max_flips: Largest share of changed answers, in (0, 1).
+        confidence: Confidence of each test, in (0, 1).
     """
+    # A wrong certificate needs a plan that breaks the promise and passes. The first such plan in
+    # the order passes with a chance of at most 1 - confidence, and if it fails no later one is
+    # tested. So the chance of any wrong certificate is at most 1 - confidence.
     n_passed = 0
     for parts in plans:
         if any(p_value(part, max_flips) > 1 - confidence for part in parts):
@@ -236,21 +267,20 @@ def last_promised(
     each_group: bool = False,
     place: int | None = None,
 ) -> tuple[int, Certificate]:
-    """The last plan of a fixed order that can be promised (`first_failure`), and its certificate.
+    """The last plan of a fixed order that passes before the first failure, and its certificate.
 
     Args:
-        plans: Changed answers per group of one plan after another; none is asked for after the
-            first that fails.
-        max_flips: As `certificate`.
-        confidence: As `certificate`.
-        each_group: As `certificate`.
-        place: Of the whole row, as `level`.
+        plans: Changed answers by group of each plan. No plan is read after the first failure.
+        max_flips: Largest share of changed answers, as in `certificate`.
+        confidence: Confidence of the certificate, as in `certificate`.
+        each_group: Whether every group must pass, as in `certificate`.
+        place: Place of the whole sequence of plans; see `level`.
 
     Returns:
-        The number of the plan, from 0, and its certificate.
+        The index of the plan, from 0, and its certificate.
 
     Raises:
-        GuardrailError: Not even the first can be promised; says how many samples that would take.
+        GuardrailError: If the first plan fails; the message says how many samples are needed.
     """
     tested: list[Mapping[str, Changed]] = []
 
@@ -259,6 +289,8 @@ def last_promised(
             tested.append(groups)
             yield tuple(parts(groups, each_group).values())
 
+    # All tests of the sequence have the level of its place. If no plan passes, `certificate`
+    # raises the error of the first plan.
     n_passed = first_failure(each(), max_flips, 1 - level(confidence, place))
     at = max(n_passed, 1) - 1
     promised = certificate(tested[at], max_flips, confidence, each_group=each_group, place=place)

@@ -1,4 +1,4 @@
-"""Proofs on samples that no search has seen: answers with and without plans, then the test."""
+"""Certification of plans: answers with and without each plan on unseen samples, then the test."""
 
 from __future__ import annotations
 
@@ -37,30 +37,31 @@ def prove(
     progress: Progress | None = None,
     judged: Judged | None = None,
 ) -> Plan:
-    """The last plan of a row that can be promised with all before it, with its certificate.
+    """The last plan that passes the test together with all plans before it, with its certificate.
 
-    Every plan of the row is tested at the same level, as testing stops at the first that fails:
-    the chance that the plan that comes out breaks the promise is at most that level
-    (`first_failure`). With ``judged`` the level is what is left by all that was judged on these
-    samples before, so that the chance is at most 1 - confidence however often this is called.
-    Without, it is 1 - confidence for one call alone. The model runs once without a plan and once
-    for each plan tested.
+    The plans are tested in the given order until the first failure, all at the same level. The
+    chance that the returned plan breaks the promise is at most that level (`first_failure`). With
+    ``judged``, the level depends on the number of plans judged on these samples before, so the
+    chance is at most 1 - confidence for all calls together. Without it, the chance is at most
+    1 - confidence for this call alone. The model answers all samples once without a plan and once
+    with each tested plan.
 
     Args:
-        plans: In an order that does not depend on the samples: the dearest first.
-        promise: What has to hold.
-        loaded: The model, with no plan applied.
-        samples: None of which calibration or search have seen.
+        plans: Plans in an order that does not depend on the samples: the most expensive one first.
+        promise: Statement to prove.
+        loaded: Model with no plan applied.
+        samples: Samples that neither calibration nor search has seen.
         batch_size: Samples per run of the model.
-        max_new_tokens: Longest answer; two that agree so far count as equal.
-        progress: Told of answers given, answers in all and what is going on.
-        judged: What was judged before; this is added to it.
+        max_new_tokens: Length limit of an answer; answers that are equal up to it count as equal.
+        progress: Called with the answers given, the answers in total, and the current step.
+        judged: Record of the plans judged before; these plans are added to it.
 
     Raises:
-        GuardrailError: Not even the first can be promised; says how many samples would be needed.
-        UsageError: Samples that were seen, or a number out of range.
-        FitError: A plan does not fit the model.
+        GuardrailError: If the first plan fails; the message says how many samples are needed.
+        UsageError: If a sample was seen, or a number is out of range.
+        FitError: If a plan does not fit the model.
     """
+    # Refuse samples that were used to make a plan, and samples that are too few for the level.
     for plan in plans:
         check_unseen(plan, samples)
     row = name_of(plans, weights_digest(loaded.model)) if judged else ""
@@ -68,7 +69,8 @@ def prove(
     if judged is not None:
         promise = replace(promise, place=judged.place(row, samples, test))
     promise.check_samples(samples)
-    if judged is not None:  # from here on it counts, whatever comes out
+    # Record the test before any answer is known, so that it counts whatever its result is.
+    if judged is not None:
         promise = replace(promise, place=judged.take(row, samples, test))
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     total, report = (1 + len(plans)) * len(samples), progress or (lambda done, of, what: None)
@@ -94,10 +96,11 @@ def prove(
 def _test(
     plans: Sequence[Plan], promise: Promise, samples: Samples, max_new_tokens: int
 ) -> dict[str, Any]:
-    """What tells one test of the same plans from another.
+    """The data that distinguishes two tests of the same plans.
 
-    A single plan passes for every limit above one figure, so its tests at several limits are one.
-    In a row another limit is broken by another plan.
+    The limit is not part of it for a single plan: the plan passes at every limit above one value,
+    so tests at several limits are one test. In a sequence of plans, the limit decides which plan
+    fails first, so it is part of it.
     """
     limit = {"max_flips": promise.max_flips} if len(plans) > 1 else {}
     return {
@@ -109,12 +112,12 @@ def _test(
 
 
 def check_unseen(plan: Plan, samples: Samples) -> None:
-    """Nothing, where no sample was looked at to make the plan.
+    """Raises UsageError if one of the samples was used to make the plan.
 
-    A plan that was not made from samples, as a published one, has seen none.
+    A plan that was not made from a profile, such as a published one, has seen no samples.
 
     Raises:
-        UsageError: Some were, or the plan does not say.
+        UsageError: If a sample was seen, or the plan does not say which samples it was made from.
     """
     if "profile" not in plan.provenance:
         return

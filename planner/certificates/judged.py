@@ -1,10 +1,9 @@
-"""Which plans were judged on which samples, so that a promise allows for all that were tried.
+"""Record of the plans judged on each sample, so that a certificate allows for all of them.
 
-Of many plans that change too much one passes a test by luck, and whoever ships the first that
-passes ships that one. So every plan that was tried on samples, or whose changed answers were
-shown, takes a place in the row of all that were, and `tpcal.planner.certificates.binomial.level`
-tests it the more strictly the later that place is. A file of JSON lines remembers them as
-digests: no pixels, no text, no cuts.
+If many plans that change too much are tested, one of them passes by luck. Every plan that is
+tested on samples, or whose changed answers are shown, therefore takes the next place in a
+sequence, and `tpcal.planner.certificates.binomial.level` tests later places more strictly. A file
+of JSON lines holds the record as digests: it contains no pixels, no text and no cuts.
 """
 
 from __future__ import annotations
@@ -35,28 +34,31 @@ Test = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Judgement:
-    """A plan, the samples it was judged on, and its place among all that were judged on them."""
+    """A plan, the samples it was judged on, and its place among all plans judged on them."""
 
     slot: str
-    """The same for all judgements that share a place, as a look and the test that follows it."""
+    """Identifies a place. A look at the answers and the test after it share one slot."""
     plan: str
+    """Digest of the plan and the weights; see `name_of`."""
     place: int
+    """Place in the sequence, from 1."""
     samples: frozenset[bytes]
+    """Digests of the samples."""
     test: Test | None = None
-    """What was tested; None where changed answers were shown without a promise."""
+    """The test as plain data; None if changed answers were shown without a test."""
 
     def line(self) -> str:
-        """As it stands in a file."""
+        """The judgement as one line of the file."""
         own = {"plan": self.plan, "place": self.place, "samples": pack(self.samples)}
         made_by = f"tpcal {__version__}"
         return json.dumps({"made_by": made_by, "slot": self.slot, "test": self.test, **own})
 
 
 class Judged:
-    """What was judged so far, kept in every one of some folders, of which each may be lost.
+    """The judgements so far, kept as copies in several folders, so that one may be lost.
 
     Args:
-        folders: Made where they are missing.
+        folders: Folders of the copies; they are created if they are missing.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -64,27 +66,27 @@ class Judged:
 
     @classmethod
     def beside(cls, out: Path | None) -> Judged:
-        """In an output folder, where there is one, and in the user's own, should that be left."""
+        """The record in an output folder, if there is one, and in the user's state folder."""
         state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         own = [Path(state) / "tpcal"] if os.path.isabs(state) else []
         return cls([*own, out] if out else own)
 
     def place(self, plan: str, samples: Samples, test: Test) -> int:
-        """The place that a test has or would take, from 1; nothing is remembered.
+        """The place that a test has or would take, from 1; nothing is recorded.
 
-        The same test of a plan on the same samples always has the same place. One on samples among
-        those on which the plan's changed answers were shown has the place of that; with further
-        samples it comes after all other plans.
+        The same test of a plan on the same samples always has the same place. If the changed
+        answers of the plan were shown before on all of these samples, the test takes the place of
+        that look. If there are further samples, the test comes after all other plans.
         """
         return self._judgement(plan, frozenset(samples.identities), test).place
 
     def take(self, plan: str, samples: Samples, test: Test | None = None) -> int:
-        """The same, remembered; to be called before any result is shown.
+        """The place as in `place`, which is recorded; call it before any result is shown.
 
         Args:
-            plan: `name_of` it.
-            samples: What it is judged on.
-            test: What is promised, as plain data; None: its changed answers are shown.
+            plan: Name of the plan from `name_of`.
+            samples: Samples that the plan is judged on.
+            test: The test as plain data; None if only the changed answers are shown.
         """
         with self._alone():
             own = self._judgement(plan, frozenset(samples.identities), test)
@@ -92,18 +94,22 @@ class Judged:
         return own.place
 
     def n_plans(self, samples: Samples) -> int:
-        """How many places were taken on any of these samples."""
+        """The number of places taken by judgements that share a sample with these."""
         return len({one.slot for one in self._near(frozenset(samples.identities))})
 
     def _judgement(self, plan: str, samples: frozenset[bytes], test: Test | None) -> Judgement:
+        # Judgements compete if they share a sample. A repeated test of the same plan keeps its
+        # place, and a test on samples that were looked at without a test takes that place.
         near = self._near(samples)
         own = [one for one in near if one.plan == plan]
         same = [one for one in own if one.test == test and one.samples == samples]
         used = {one.slot for one in own if one.test is not None}
-        looks = [one for one in own if test is None or one.slot not in used]  # a test takes it up
+        looks = [one for one in own if test is None or one.slot not in used]
         within = [one for one in looks if one.samples >= samples]
         for known in (*same, *within):
             return Judgement(known.slot, plan, known.place, samples, test)
+        # Otherwise the place is behind all other slots, and never before an earlier place of its
+        # own slot. The slot of a look is continued, so that look and test count once.
         slot = looks[0].slot if looks else uuid4().hex
         last = 1 + len({one.slot for one in near} - {slot})
         place = max([last, *(one.place for one in looks if one.slot == slot)])
@@ -122,7 +128,7 @@ class Judged:
                     str(data["slot"]), str(data["plan"]), int(data["place"]), samples, test
                 )
             except (ValueError, TypeError, KeyError):
-                continue  # a killed process may leave a part of one
+                continue  # a killed process may leave an incomplete line
 
     def _add(self, own: Judgement) -> None:
         line, n_kept = own.line(), 0
@@ -131,7 +137,7 @@ class Judged:
                 if line not in _lines(file):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     with file.open("a", encoding="utf-8") as opened:
-                        opened.write(f"\n{line}\n")  # never behind half a line
+                        opened.write(f"\n{line}\n")  # start a new line after an incomplete one
                 n_kept += 1
             except OSError:
                 continue
@@ -145,7 +151,7 @@ class Judged:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One process at a time, where a folder can be written."""
+        """Holds a lock between processes, if one of the folders can be written."""
         lock = next(filter(None, map(_locked, self._files)), None)
         try:
             yield
@@ -155,18 +161,20 @@ class Judged:
 
 
 def name_of(plans: Iterable[Plan], weights: str) -> str:
-    """sha256 over what these plans do, and to which weights; not over what is known of them.
+    """The sha256 of the cuts and rounding of the plans and of the weights of the model.
+
+    Losses, certificates and provenance of the plans are not part of it.
 
     Args:
-        plans: One, or a row that is tested in a fixed order.
-        weights: `tpcal.calibrate.inputs.models.weights_digest` of the model.
+        plans: One plan, or several plans that are tested in a fixed order.
+        weights: Digest of the weights from `tpcal.calibrate.inputs.models.weights_digest`.
     """
     acts = [Plan(cuts=plan.cuts, round_to=plan.round_to).digest for plan in plans]
     return f"sha256:{hashlib.sha256(json.dumps([*acts, weights]).encode()).hexdigest()}"
 
 
 def _locked(file: Path) -> JournalFileSymlinkLock | None:
-    """A lock that is held; None where the folder cannot be written."""
+    """An acquired lock; None if the folder cannot be written."""
     from optuna.storages.journal import JournalFileSymlinkLock
 
     lock = JournalFileSymlinkLock(str(file))

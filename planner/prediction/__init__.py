@@ -1,1 +1,1 @@
-"""What a plan costs and what it is predicted to lose, from a profile alone."""
+"""Prediction of the cost and the loss of plans from a profile, without the model."""

@@ -1,7 +1,7 @@
-"""What a plan may cost, in the currencies people have: tokens, FLOPs, KV bytes, milliseconds.
+"""Budgets of a plan: in layer average of keep, FLOPs, KV bytes or milliseconds.
 
-A search moves along one line, the layer average of keep. Every other cost grows with it, so a plan
-is put on such a budget by finding the layer average at which it costs as much.
+The search varies one number, the layer average of keep. Every other cost grows with it, so a plan
+meets a budget of another kind at the layer average at which it costs as much.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
 
 LAYER_AVERAGE = "layer_average"
-_CLOSE = 1e-3  # of the budget: near enough from below
-_SLACK = 1 + 1e-9  # binary rounding
+_CLOSE = 1e-3  # a plan that costs this share of the budget less than the budget is close enough
+_SLACK = 1 + 1e-9  # tolerance for binary rounding
 _ROUNDS = 12
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A currency."""
+    """A unit that budgets are given in."""
 
     says: str
-    """Completes "a budget of 0.3 is …"."""
+    """The unit in words; it completes "a budget of 0.3 is …"."""
     of: Callable[[Cost], float]
+    """Reads the cost in this unit; nan if it was not measured."""
 
 
 def _milliseconds(cost: Cost) -> float:
@@ -59,27 +60,31 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a plan may cost."""
+    """The largest cost of a plan in one unit."""
 
     target: float
+    """Largest cost: a share in (0, 1], or milliseconds."""
     kind: str = LAYER_AVERAGE
     """One of `KINDS`."""
 
     @property
     def label(self) -> str:
-        """Short and unique, as in the name of a study."""
+        """A short unique text, which is part of the name of a study."""
         return f"{self.target:g}" if self.kind == LAYER_AVERAGE else f"{self.target:g}-{self.kind}"
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What plans cost for the typical prompt of a profile."""
+    """Costs of plans for the typical prompt of a profile."""
 
     profile: Profile
 
     def of(self, cuts: Sequence[Cut], kind: str) -> float:
-        """The cost of a plan; a share, or milliseconds. Of a conditional drop, what to expect."""
+        """The expected cost of a plan: a share of the unpruned cost, or milliseconds."""
         p = self.profile
+        # A conditional cut fires for a share q of the samples. The expected cost is therefore
+        #     E[cost] = q * cost(plan with the cut) + (1 - q) * cost(plan without the cut),
+        # where both costs are expectations over the conditional cuts that remain.
         for i, cut in enumerate(cuts):
             if cut.condition is not None:
                 part = share(p, cut)
@@ -91,10 +96,11 @@ class Prices:
         )
 
     def check(self, budget: Budget) -> None:
-        """Nothing, where the budget is one that plans can be measured by.
+        """Raises UsageError if the profile cannot measure plans by this budget.
 
         Raises:
-            UsageError: No such kind, not a share above 0 and at most 1, or no times were measured.
+            UsageError: If the kind is unknown, the target is out of range, or the budget is in
+                milliseconds and the profile has no layer times.
         """
         if budget.kind not in KINDS:
             raise UsageError(f"budget must be in {', '.join(KINDS)}; got {budget.kind}.")
@@ -109,9 +115,10 @@ class Prices:
             raise UsageError(f"budget must {rule}; got {budget.target}.")
 
     def average(self, budget: Budget) -> float:
-        """The layer average at which one cut before the decoder costs as much.
+        """The layer average at which a single cut before the decoder costs the budget.
 
-        Other plans of that average cost a little more FLOPs and time, as attention is quadratic.
+        Other plans of that average cost slightly more FLOPs and time, because the cost of
+        attention is quadratic in the number of tokens.
         """
         if budget.kind == LAYER_AVERAGE:
             return budget.target
@@ -119,6 +126,8 @@ class Prices:
         def over(keep: float) -> float:
             return self.of([Cut(0, keep, "grid")], budget.kind) - budget.target
 
+        # The cost of one cut to keep k grows with k, so cost(k) = target has one root, which
+        # Brent's method finds. Targets outside [cost(0), cost(1)] give the nearer end.
         if over(1.0) <= 0 or over(0.0) >= 0:
             return 1.0 if over(1.0) <= 0 else 0.0
         return float(brentq(over, 0.0, 1.0, xtol=1e-4))
@@ -129,15 +138,15 @@ class Prices:
         at: Callable[[float], tuple[Cut, ...]],
         cheapest: float,
     ) -> tuple[Cut, ...]:
-        """The dearest of the plans ``at(layer average)`` that the budget allows.
+        """The most expensive plan ``at(layer average)`` that is found within the budget.
 
         Args:
-            budget: Of any kind.
-            at: A plan that costs the layer average it is called with, or as much as can be below.
-            cheapest: Smallest layer average there is.
+            budget: Budget of any kind.
+            at: Returns a plan of the given layer average, or the closest one below it.
+            cheapest: Smallest possible layer average.
 
         Raises:
-            BudgetError: Even the cheapest plan costs more.
+            BudgetError: If even the cheapest plan costs more than the budget.
         """
         if budget.kind == LAYER_AVERAGE:
             plan = at(budget.target)
@@ -156,7 +165,14 @@ class Prices:
                 "keeps.",
                 shown,
             )
-        slope = (unpruned - low_price) / (1 - cheapest)  # prices are nearly straight lines
+        # Let p(a) be the cost of the plan of layer average a. p is nearly a straight line, so its
+        # slope is estimated once, from the cheapest plan and the unpruned model:
+        #     slope = (p(1) - p(cheapest)) / (1 - cheapest)
+        # Each round then takes the secant step a + (target - p(a)) / slope. If p(a) exceeds the
+        # target, the step goes one token-layer further down, so that the next plan is cheaper. If
+        # the step leaves the interval (low, high) that holds the solution, the interval is halved
+        # instead. The best plan within the budget so far is returned after `_ROUNDS` rounds.
+        slope = (unpruned - low_price) / (1 - cheapest)
         cell = 1 / (self.profile.n_tokens * self.profile.shape.n_layers)
         low, high = cheapest, 1.0
         average = cheapest + (budget.target - low_price) / slope

@@ -1,7 +1,8 @@
-"""Conditional drops: which samples they fire for, as far as the unpruned model tells.
+"""Conditional drops: for which samples of a profile their condition holds.
 
-What a conditional cut costs is known only once the model runs. The profile holds the attention
-masses of the unpruned model, so a search can expect how often a threshold fires (ToDRE stage 2).
+The cost of a conditional cut is known only when the model runs. The profile holds the attention
+masses of the unpruned model, from which the search estimates how often a threshold fires (ToDRE
+stage 2).
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
 
 ALWAYS = 0.995
-"""Share of samples from which on a drop needs no condition."""
+"""A drop that fires for this share of the samples or more is made unconditional."""
 
 
 def fires(profile: Profile, cut: Cut) -> NDArray[np.bool_]:
-    """[n] samples that a cut drops tokens of; all where it has no condition."""
+    """[n] whether a cut fires for each sample; always true for a cut without a condition."""
     condition = cut.condition
     if condition is None:
         return np.ones(len(profile.sample_group), dtype=bool)
+    # A condition is read at the layer before the cut, whose attention is known when it is decided.
     found = np.asarray(profile.text_to_visual[:, cut.layer - 1] < condition.text_to_visual_below)
     if condition.visual_to_text_below is not None:
         found &= profile.visual_to_text[:, cut.layer - 1] < condition.visual_to_text_below
@@ -32,7 +34,7 @@ def fires(profile: Profile, cut: Cut) -> NDArray[np.bool_]:
 
 
 def share(profile: Profile, cut: Cut) -> float:
-    """Share of the samples that a cut drops tokens of."""
+    """The share of the samples for which a cut fires."""
     return float(fires(profile, cut).mean())
 
 
@@ -40,10 +42,11 @@ def dropping(profile: Profile, layer: int, wanted: float) -> Cut:
     """The drop-all before a layer that fires for about the ``wanted`` share of the samples."""
     if wanted >= ALWAYS:
         return Cut(layer, 0.0)
+    # A threshold at the q-quantile of the masses lies above a share q of the samples.
     masses = np.asarray(profile.text_to_visual[:, layer - 1], dtype=np.float64)
     return Cut(layer, 0.0, condition=Condition(round(float(np.quantile(masses, wanted)), 4)))
 
 
 def useful(profile: Profile) -> bool:
-    """Whether masses differ between samples, so that a threshold can tell some apart."""
+    """Whether the attention masses differ between samples, so that a threshold separates some."""
     return bool(np.ptp(profile.text_to_visual, axis=0).max(initial=0.0) > 0)

@@ -1,4 +1,4 @@
-"""Putting a plan on the budget within what was probed, and the plans one step away from it."""
+"""Fitting of a plan to the budget and to the probed cuts, and its neighbouring plans."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from tpcal.plans.schema import Cut
 
 
 def fill(predictor: Predictor, cuts: Sequence[Cut], budget: Budget) -> tuple[Cut, ...]:
-    """The cuts on the budget, each at a layer where its selector was probed.
+    """The cuts fitted to the budget, each at a layer where its selector was probed.
 
     Raises:
-        BudgetError: No plan is that cheap.
+        BudgetError: If every plan costs more than the budget.
     """
     limits = predictor.limits
     last = _conditional(predictor, cuts)
 
+    # Project the cuts on a layer average, replace selectors that were not probed so early, and
+    # append the conditional drop if it still follows every other cut.
     def at(average: float, cuts: Sequence[Cut] = cuts) -> tuple[Cut, ...]:
         met = project(cuts, average, limits.n_tokens, limits.n_layers, limits=limits)
         plan = tuple(_placed(predictor, cut) for cut in met)
@@ -33,12 +35,14 @@ def fill(predictor: Predictor, cuts: Sequence[Cut], budget: Budget) -> tuple[Cut
 
     try:
         return predictor.prices.met(budget, at, limits.least)
-    except BudgetError:  # its selectors cost too much; the default one costs least
+    except BudgetError:
+        # The selectors of the plan may start too late to be this cheap. The default selector
+        # starts earliest, so its plans are the cheapest ones.
         return predictor.prices.met(budget, lambda average: at(average, ()), limits.least)
 
 
 def _conditional(predictor: Predictor, cuts: Sequence[Cut]) -> Cut | None:
-    """The plan's last conditional drop, where it fires for some samples and not for all."""
+    """The last conditional drop within the layer limits; None if it fires never or always."""
     limits = predictor.limits
     for cut in reversed([c for c in cuts if c.condition is not None]):
         if limits.first_drop is not None and limits.first_drop <= cut.layer <= limits.last_layer:
@@ -55,7 +59,11 @@ def _placed(predictor: Predictor, cut: Cut) -> Cut:
 
 
 def first_layer(predictor: Predictor, selector: str, params: Mapping[str, Any]) -> int:
-    """Earliest layer a selector may cut at: where it was probed, or what it needs to work."""
+    """The earliest layer at which a selector may cut.
+
+    It is the first layer where the selector was probed, or for a selector that was not probed the
+    first layer at which it works.
+    """
     s = predictor.index(selector, params)
     if s < len(predictor.options):
         return predictor.options[s].first_layer
@@ -67,10 +75,14 @@ def first_layer(predictor: Predictor, selector: str, params: Mapping[str, Any]) 
 def neighbours(
     predictor: Predictor, cuts: Sequence[Cut], budget: Budget, max_cuts: int
 ) -> list[tuple[Cut, ...]]:
-    """Plans one step away, on the same budget: a layer, a keep, a selector or a cut changes."""
+    """Plans one step away that meet the same budget.
+
+    A step changes the layer, keep or selector of one cut, or removes or adds a cut.
+    """
     limits, options = predictor.limits, predictor.options
     steps: list[list[Cut]] = []
     for i, cut in enumerate(cuts):
+        # Move the cut by one or two layers, or remove it.
         rest = [*cuts[:i], *cuts[i + 1 :]]
         for layer in (cut.layer - 2, cut.layer - 1, cut.layer + 1, cut.layer + 2):
             if 0 <= layer <= limits.last_layer and all(layer != c.layer for c in rest):
@@ -78,13 +90,17 @@ def neighbours(
         steps.append(rest)
         if cut.selector is None:
             continue
+        # Scale the number of tokens that it keeps.
         for factor in (0.5, 0.8, 0.93, 1.07, 1.25, 2.0):
             keep = min(1.0, cut.keep * factor)
             steps.append([*rest, replace(cut, keep=keep)])
+        # Choose the tokens by another selector that was probed at this layer.
         for option in options:
             other = replace(cut, selector=option.selector, params=option.params)
             if other != cut and cut.layer >= option.first_layer:
                 steps.append([*rest, other])
+    # Add a cut halfway to the next cut or to the end of the decoder, or a drop-all at the last
+    # layer if the plan has none.
     kept = [cut for cut in cuts if cut.selector is not None]
     if len(cuts) < max_cuts:
         for a, b in itertools.pairwise([*cuts, Cut(limits.n_layers, 0.0)]):
@@ -93,6 +109,7 @@ def neighbours(
                 steps.append([*cuts, replace(a, layer=middle, keep=a.keep * 0.7)])
         if len(kept) == len(cuts) and limits.first_drop is not None:
             steps.append([*cuts, Cut(limits.last_layer, 0.0)])
+    # Every step changes the cost, so each plan is fitted to the budget again.
     found = dict.fromkeys(fill(predictor, step, budget) for step in steps)
     found.pop(tuple(cuts), None)
     return [plan for plan in found if len(plan) <= max_cuts]

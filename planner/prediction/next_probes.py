@@ -1,4 +1,4 @@
-"""Which cuts to probe next: those that good plans make where the profile only guesses."""
+"""Choice of the next probes: the cuts of good plans whose loss is only interpolated so far."""
 
 from __future__ import annotations
 
@@ -18,48 +18,55 @@ from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.schema import Cut, n_keep
 
 LADDER = (0.06, 0.1, 0.15, 0.22, 0.3, 0.4, 0.5, 0.65)
-"""Layer averages whose plans have to be known well."""
+"""Layer averages of keep for which good plans are refined."""
 ROUND_SHARE = 0.1
-"""Work of a round, as a share of the whole grid's."""
+"""Work of one round, as a share of the work of the whole grid."""
 MOST_SHARE = 0.5
-"""Work of all probes, likewise."""
+"""Work of all probes together, as a share of the work of the whole grid."""
 SETTLED = 0.05
-"""Share of a good plan's predicted loss that may be guessed."""
+"""Share of a good plan's predicted loss that may remain interpolated."""
 WORTH = 0.005
-"""Votes that a probe must have: that share of a good plan's loss, over all budgets."""
+"""Fewest votes of a chosen probe, as a share of a good plan's loss averaged over the budgets."""
 _CLOSE = 0.3
-"""A plan that is predicted to lose this much more than the best counts 1/e of it."""
+"""A plan whose predicted loss is larger than the best one by this share has 1/e of its weight."""
 _ROUNDS = 6
 _LEAST = 1e-4
-"""Nats; where plans lose less, none is worth a closer look."""
+"""Smallest loss in nats that votes are relative to; smaller losses need no closer look."""
 Floats = NDArray[np.float64]
 Counts = Mapping[tuple[int, str], Mapping[int, Probe]]
-"""Of a layer and a selector: count -> probe."""
+"""(layer, selector) -> count -> probe."""
 
 
 def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]:
-    """Probes that would tell most about where to cut, in the order of ``untried``; maybe none.
+    """The probes of the next round, in the order of ``untried``; empty when refinement is done.
 
-    For each budget of `LADDER` the plans that are predicted best, and those one step away from
-    them, vote for the untried probes that their loss is read off: each with the share of it that
-    is guessed there, weighed by how close the plan comes to the best. So what no good plan uses
-    stays coarse. The votes of probes above `WORTH` are set against the root of their work. A round
-    ends at `ROUND_SHARE` of the grid's work; refinement ends where not half a round is left of
-    `MOST_SHARE`, or where good plans are known but for `SETTLED` of their loss. Deterministic.
+    For each budget of `LADDER`, the plans with the best predictions and their neighbours vote for
+    the untried probes that their predicted loss depends on:
+
+        votes(p) = mean over budgets of sum over plans of weight(plan) * loss at p / best loss
+
+    Cuts that no good plan makes therefore stay coarse. Probes with fewer votes than `WORTH` are
+    left out. A round takes probes up to `ROUND_SHARE` of the work of the grid. Refinement ends
+    when less than half a round is left of `MOST_SHARE`, or when less than `SETTLED` of the loss
+    of good plans is interpolated. The result is deterministic.
 
     Args:
-        profile: What was found so far.
-        untried: The probes of the grid that the profile lacks.
+        profile: Profile with the probes measured so far.
+        untried: Probes of the grid that the profile lacks.
     """
+    # Stop if the interpolated part of the loss is small enough already.
     predictor = Predictor(profile)
     votes = _votes(predictor, untried)
     if sum(votes.values()) < SETTLED:
         return ()
+    # Stop if the work allowed for all rounds is nearly used up.
     whole = sum(work(profile, [*profile.probes, *untried]))
     left = MOST_SHARE * whole - sum(work(profile, profile.probes))
     if left < ROUND_SHARE * whole / 2:
         return ()
     left = min(left, ROUND_SHARE * whole)
+    # Take the probes greedily by votes / sqrt(work), as long as the work of the round allows. The
+    # root prefers informative probes to cheap ones.
     price = dict(zip(untried, work(profile, untried), strict=True))
     chosen = set()
     worthy = [probe for probe in votes if votes[probe] >= WORTH]
@@ -71,12 +78,17 @@ def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]
 
 
 def work(profile: Profile, probes: Sequence[Probe]) -> list[float]:
-    """Decoder layers that each probe replays, times the share of the prompt's tokens in them."""
+    """Work of each probe: (L - l) * (k + T) / (N + T), in decoder layers of the whole prompt.
+
+    A probe before layer l runs the L - l layers behind it on k visual tokens and T text tokens.
+    """
     n, text, n_layers = profile.n_tokens, profile.n_text, profile.shape.n_layers
     return [(n_layers - p.layer) * (n_keep(p.keep, n) + text) / (n + text) for p in probes]
 
 
 def _votes(predictor: Predictor, untried: Sequence[Probe]) -> dict[Probe, float]:
+    # A plan with weight w and `guessed` nats at a probe adds w * guessed / (best loss) to the
+    # votes of this probe; the budgets are averaged. Probes measured already are left out.
     counts = _by_place(predictor, [*predictor.profile.probes, *untried])
     votes: dict[Probe, float] = defaultdict(float)
     budgets = [b for b in LADDER if b >= predictor.limits.least]
@@ -100,7 +112,11 @@ def _by_place(predictor: Predictor, probes: Sequence[Probe]) -> Counts:
 def _good_plans(
     predictor: Predictor, budget: Budget
 ) -> list[tuple[tuple[Cut, ...], float, float]]:
-    """Plans, their weights, which sum to 1, and the loss of the best one."""
+    """Good plans of a budget, their weights with sum 1, and the loss of the best one.
+
+    The weight of a plan with the predicted loss D is proportional to
+    exp(-(D - D_best) / (0.3 * D_best)), with 0.3 = `_CLOSE`.
+    """
     optima = weighed_optima(predictor, budget, rounds=_ROUNDS)
     best = min(optima, key=predictor.score)
     plans = list(dict.fromkeys([*optima, *neighbours(predictor, best, budget, max_cuts=4)]))
@@ -114,9 +130,10 @@ def _good_plans(
 def _guesses(
     predictor: Predictor, plan: Sequence[Cut], counts: Counts
 ) -> Iterator[tuple[Probe, float]]:
-    """Probes next to the cuts of a plan, and the part of its loss that rests on each.
+    """Probes next to the cuts of a plan, and the nats of its loss that depend on each of them.
 
-    A cut's loss is read at its count and at the count before it.
+    The prediction of a cut is d(l, k_i) - d(l, k_(i-1)), so it depends on the probes around the
+    count after the cut and on those around the count before it. The whole image needs no probe.
     """
     before = n = predictor.limits.n_tokens
     for cut in plan:
@@ -130,13 +147,13 @@ def _guesses(
 
 
 def _single(predictor: Predictor, cut: Cut, count: int) -> Floats:
-    """[G] predicted loss of this cut alone, to ``count``."""
+    """[G] the predicted loss of this cut alone, if it leaves ``count`` tokens."""
     s = predictor.index(cut.selector, cut.params)
     return predictor.tables("kl").single(s, cut.layer, count)
 
 
 def _around(probes: Mapping[int, Probe], count: int) -> list[tuple[Probe, float]]:
-    """The probes of the next smaller and the next larger count, and how near each is; sum 1."""
+    """The probes of the next smaller and next larger count, with linear weights of sum 1."""
     below = max((c for c in probes if c <= count), default=None)
     above = min((c for c in probes if c >= count), default=None)
     if below is None or above is None or below == above:

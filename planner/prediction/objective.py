@@ -1,4 +1,4 @@
-"""What a search minimises: one number from the losses of all groups."""
+"""The objective of a search: one number from the losses of all groups."""
 
 from __future__ import annotations
 
@@ -11,30 +11,36 @@ from numpy.typing import ArrayLike, NDArray
 from tpcal.plans.errors import UsageError, listed
 
 MOST = 1.0
-"""Nats per answer token that a sample's loss counts at most: beyond them the answer is lost, and
-how far beyond is chance. Without a limit single samples decide which group is the worst."""
+"""Largest loss of one sample in nats per answer token; larger losses count as this one.
+
+Above it the answer is lost, and the exact value is chance. Without this limit, single samples
+would decide which group is the worst."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Half the worst group's loss, half the mean of all groups.
+    """Half the loss of the worst group plus half the mean loss of all groups.
 
-    The worst group keeps a plan from ruining reading while a mean looks fine. The worst alone is
-    a poor guide, though: it is one group's mean over few samples, the largest of many such means,
-    and where two plans ruin their worst group alike it cannot tell a plan that spares all others
-    from one that does not. docs/planner.md has the measurement.
+    With shares a_g of sum 1 and losses D_g of G groups, the objective is
+
+        J = 1/2 * max_g (G * a_g * D_g) + 1/2 * sum_g (a_g * D_g).
+
+    The worst group prevents plans that ruin one skill, such as reading, while the mean looks fine.
+    The worst group alone is a poor guide: it is the largest of many means over few samples, and it
+    cannot distinguish two plans that ruin the same group if one of them spares all other groups.
+    docs/planner.md has the measurement.
 
     Attributes:
-        weights: What a group's loss counts beside that of groups that are not named, which is 1.
+        weights: Weight of the loss of each named group; groups that are not named have weight 1.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def check(self, groups: Sequence[str]) -> None:
-        """Nothing, where the weights are of these groups.
+        """Raises UsageError if the weights do not fit these groups.
 
         Raises:
-            UsageError: An unknown group, or a weight that is not a positive number.
+            UsageError: If a group is unknown, or a weight is not a positive finite number.
         """
         for group, weight in self.weights.items():
             if group not in groups:
@@ -43,16 +49,18 @@ class Objective:
                 raise UsageError(f"The weight of {group} must be above 0; got {weight:g}.")
 
     def of(self, losses: Mapping[str, float]) -> float:
-        """The number, from nats per group."""
+        """The objective of losses in nats, by group name."""
         return float(self.values(list(losses.values()), tuple(losses)))
 
     def values(self, losses: ArrayLike, groups: Sequence[str]) -> NDArray[np.float64]:
-        """[...] the numbers, from nats [..., G] in the order of ``groups``."""
+        """[...] objectives of losses [..., G] in nats, in the order of ``groups``."""
         shares = self.shares(groups)
+        # The factor G gives both halves the same scale: equal losses D in all groups, with equal
+        # weights, result in J = D.
         weighed = np.asarray(losses, dtype=np.float64) * shares
         return np.asarray((weighed.max(axis=-1) * len(groups) + weighed.sum(axis=-1)) / 2)
 
     def shares(self, groups: Sequence[str]) -> NDArray[np.float64]:
-        """[G] the weights, with a sum of 1."""
+        """[G] the weights of the groups, scaled to a sum of 1."""
         weights = np.array([self.weights.get(group, 1.0) for group in groups], dtype=np.float64)
         return np.asarray(weights / weights.sum())

@@ -1,7 +1,17 @@
-"""The plan with the smallest predicted loss: exact dynamic programming, groups reweighted.
+"""The plan with the smallest predicted loss: exact dynamic programming with group weights.
 
-The predicted loss adds up along the cuts, so the best rest of a plan depends only on the layer,
-the tokens alive, the token-layers left to spend and the cuts left to make.
+The predicted loss is a sum over the cuts. The best continuation of a plan therefore depends only
+on four numbers: the layer l, the level j of tokens that are still there, the token-layers r left
+to spend, and the number c of cuts left. Let V(l, c, j, r) be the smallest loss of a continuation,
+n_j the tokens of level j and d_s(l, i) the weighted loss of a cut before layer l to level i by
+selector s. Level 0 drops all tokens. Then
+
+    V(L, c, j, r) = 0
+    V(l, c, j, r) = min of  V(l + 1, c, j, r - n_j)                                        no cut
+                            d_s(l, i) - d_s(l, j) + V(l + 1, c - 1, i, r - n_i)   cut, s and i < j
+
+and V is infinite for r < 0. The first cut is searched separately, because its loss d_s(l, i) is
+read from other curves (`tpcal.planner.prediction.predict.Levels`).
 """
 
 from __future__ import annotations
@@ -27,16 +37,18 @@ MAX_UNITS = 800
 
 @dataclass(frozen=True)
 class Solver:
-    """Finds optima for one budget; build it once, solve for many group weights.
+    """Optimal plans of one budget, for any weights of the groups.
 
-    Counts are taken from ``levels`` and token-layers are counted in ``unit``: exact over those
-    levels, and over all counts where N <= 24. Costs O(S C L J R) numpy operations for S selectors,
-    C cuts, J levels and R <= 800 units: 0.1 s at L = 32.
+    Token counts are restricted to J levels, and token-layers are counted in units. The result is
+    exact for these levels, which are all counts if N <= 24. The cost is O(S C L J R) numpy
+    operations for S selectors, C cuts, J levels and R <= 800 units: 0.1 s at L = 32.
 
     Attributes:
-        budget: One in another kind than the layer average is met nearly; `fill` meets it.
-        max_cuts: Most cuts of a plan, drop-all among them.
-        only: Selectors (places in ``predictor.options``) to choose from; empty: all.
+        predictor: Predicts the losses.
+        budget: Budget of the plans. A budget of another kind than the layer average is met only
+            approximately; `fill` meets it.
+        max_cuts: Largest number of cuts of a plan, including a drop-all.
+        only: Allowed selectors as indices into ``predictor.options``; empty allows all.
     """
 
     predictor: Predictor
@@ -45,32 +57,39 @@ class Solver:
     only: tuple[int, ...] = ()
 
     def optimum(self, weights: Sequence[float] | Floats | None = None) -> tuple[Cut, ...]:
-        """Cuts with the smallest weighted predicted loss within the budget.
+        """The cuts with the smallest weighted predicted loss within the budget.
 
         Args:
-            weights: [G] of the groups; None: all alike.
+            weights: [G] weights of the groups; None weighs all groups equally.
 
         Raises:
-            BudgetError: No plan is that cheap.
+            BudgetError: If every plan costs more than the budget.
         """
+        # Turn the budget into token-layers. A budget that the unpruned model meets needs no cut.
         limits = self.predictor.limits
         average = self.predictor.prices.average(self.budget)
         budget = limits.budget(max(average, limits.least))
         if budget >= limits.n_tokens * limits.n_layers:
             return ()
+        # Choose the unit so that the budget has at most `MAX_UNITS` of them, and the levels as
+        # multiples of the unit, so that the arithmetic in units is exact.
         n_groups = len(self.predictor.groups)
         w = np.full(n_groups, 1 / n_groups) if weights is None else np.asarray(weights, float)
         unit = max(1, math.ceil(budget / MAX_UNITS))
         levels = _levels(limits.min_count, limits.n_tokens, unit)
         alive = [0, *levels]
+        # Weigh the losses of the groups: d_s(l, j) = sum_g w_g * d_(s, g)(l, j).
         losses = self.predictor.tables("kl").at(alive)
         first = np.tensordot(losses.first, w, axes=(1, 0))  # [S + 1, L, J]
         later = np.tensordot(losses.later, w, axes=(1, 0))
+        # Solve the recurrence for all cuts but the first, choose the first cut, and read the rest
+        # of the plan back from the table.
         moves = [self._moves(layer) for layer in range(limits.n_layers)]
         units = np.array(alive) // unit
         rest = _rest(later, units, budget // unit, moves, self.max_cuts - 1)
         found = _first_cut(first, units, rest, moves, budget, limits.n_tokens, unit)
-        if found is None:  # the budget is within one unit of the cheapest plan
+        if found is None:
+            # The budget is less than one unit above the cheapest plan, which is then the answer.
             cheapest = self._cut(limits.first_layer, self._default, limits.min_count)
             drop = limits.cheapest_drop
             return (cheapest,) if drop is None else (cheapest, Cut(drop, 0.0))
@@ -82,7 +101,7 @@ class Solver:
         return self.predictor.options.index(self.predictor.limits.default)
 
     def _moves(self, layer: int) -> list[int]:
-        """Selectors that may cut before ``layer``; the last one is drop-all."""
+        """Selectors that may cut before ``layer``; index ``len(options)`` stands for drop-all."""
         options, limits = self.predictor.options, self.predictor.limits
         if layer > limits.last_layer:
             return []
@@ -104,10 +123,9 @@ def worst_group_optimum(
 ) -> tuple[Cut, ...]:
     """Cuts with a small predicted objective, within one token of the budget.
 
-    The weights of the groups move towards the groups that lose most (multiplicative weights, the
-    dual of min max), beside the even weights of the mean; each move is one exact optimum. Plans
-    are discrete, so a gap to the best plan can remain; steps to neighbouring plans narrow it.
-    Never worse than the optimum of the mean. Not proven optimal.
+    `weighed_optima` moves the group weights towards the groups that lose most. Plans are discrete,
+    so a gap to the best plan can remain; a descent over neighbouring plans reduces it. The result
+    is never worse than the optimum of the mean, but it is not proven to be optimal.
 
     Source:
         Freund and Schapire 1999, "Adaptive game playing using multiplicative weights".
@@ -120,16 +138,25 @@ def worst_group_optimum(
 def weighed_optima(
     predictor: Predictor, budget: Budget, max_cuts: int = 4, rounds: int = 12
 ) -> list[tuple[Cut, ...]]:
-    """The plans on the way of `worst_group_optimum`, on the budget, the mean's optimum first."""
+    """Optima of several group weights, fitted to the budget; the optimum of the mean is first.
+
+    The worst-group part of the objective is min over plans of max over groups. Multiplicative
+    weights approach its dual: groups that lose more gain weight, and every weighting is solved
+    exactly.
+    """
     solver = Solver(predictor, budget, max_cuts)
     even = predictor.objective.shares(predictor.groups)
     weights, found = even, dict[tuple[Cut, ...], None]()
     for turn in range(rounds):
+        # The objective is half the worst group and half the mean, so the plan is optimal for the
+        # average of the moved weights and the even weights of the mean.
         cuts = solver.optimum(weights if turn == 0 else (weights + even) / 2)
         found[fill(predictor, cuts, budget)] = None
         losses = predictor.losses(cuts) * even
         if len(predictor.groups) == 1 or losses.max() <= 0:
             break
+        # w_g <- w_g * exp(eta_t * D_g / max D), scaled to sum 1, with eta_t = 2 / sqrt(t + 1).
+        # The step falls, so that the weights settle.
         weights = weights * np.exp(2.0 / math.sqrt(turn + 1) * losses / losses.max())
         weights /= weights.sum()
     return list(found)
@@ -138,6 +165,7 @@ def weighed_optima(
 def _descend(
     predictor: Predictor, cuts: tuple[Cut, ...], budget: Budget, max_cuts: int
 ) -> tuple[Cut, ...]:
+    # Steepest descent: go to the best neighbour as long as its predicted objective is smaller.
     for _ in range(30):
         near = neighbours(predictor, cuts, budget, max_cuts)
         better = min(near, key=predictor.score, default=cuts)
@@ -148,11 +176,13 @@ def _descend(
 
 
 def _levels(least: int, n_tokens: int, unit: int) -> list[int]:
-    """Counts a cut may leave: all of them, or about 24, dense where few tokens stay."""
+    """Token counts that a cut may leave: all multiples of the unit, or about 24 of them."""
     lowest = math.ceil(least / unit)
     highest = (n_tokens - 1) // unit
     if highest - lowest < MAX_LEVELS:
         return [unit * j for j in range(lowest, highest + 1)]
+    # Two thirds of the levels are spaced geometrically, because the loss changes most where few
+    # tokens stay; one third is spaced evenly.
     curve = np.geomspace(lowest, highest, MAX_LEVELS * 2 // 3)
     even = np.linspace(lowest, highest, MAX_LEVELS // 3)
     return [unit * int(j) for j in np.unique(np.round([*curve, *even]))]
@@ -161,16 +191,21 @@ def _levels(least: int, n_tokens: int, unit: int) -> list[int]:
 def _rest(
     later: Floats, units: NDArray[np.int64], n_units: int, moves: list[list[int]], n_cuts: int
 ) -> Floats:
-    """[L + 1, C + 1, J, R + 1] smallest loss from a layer on, by cuts left, level, units left."""
+    """[L + 1, C + 1, J, R + 1] the table V(l, c, j, r) of the recurrence above."""
+    # Start with V(L, ...) = 0 and fill the layers backwards. All other entries start as infinite,
+    # which also stands for an exceeded budget.
     n_layers, n_levels = later.shape[1:]
     rest = np.full((n_layers + 1, n_cuts + 1, n_levels, n_units + 1), np.inf)
     rest[n_layers] = 0.0
     for layer in range(n_layers - 1, 0, -1):
+        # No cut: V(l, c, j, r) = V(l + 1, c, j, r - n_j), a shift by n_j units along r.
         stay = rest[layer]  # [C + 1, J, R + 1], filled in place
         for j, used in enumerate(units):
             if used <= n_units:
                 stay[:, j, used:] = rest[layer + 1][:, j, : n_units + 1 - used]
-        after = stay[:-1].copy()  # the layer's tokens are paid for at the level after the cut
+        # A cut to level i leaves n_i tokens in this layer already, so its continuation costs
+        # V(l + 1, c - 1, i, r - n_i), which is the value without a cut at level i.
+        after = stay[:-1].copy()
         for s in moves[layer]:
             cost = later[s, layer]
             lower = _cut_losses(after, cost, s == len(later) - 1)
@@ -179,12 +214,23 @@ def _rest(
 
 
 def _cut_losses(after: Floats, cost: Floats, drop: bool) -> Floats:
-    """[C, J - 1, R + 1] smallest loss when level j is cut to a lower one."""
+    """[C, J - 1, R + 1] the smallest loss of a cut from level j > 0 to a lower level.
+
+    Args:
+        after: [C, J, R + 1] loss of the continuation from each level.
+        cost: [J] loss d_s(l, j) of a single cut to each level.
+        drop: Whether the cut drops all tokens, so that level 0 is the only target.
+    """
+    # Drop-all has one target: d(l, 0) - d(l, j), at least 0, plus the continuation from level 0.
     if drop:
         return np.maximum(cost[0] - cost[1:, None], 0.0) + after[:, :1]
+    # For a selector the minimum over i splits into a part of i and a part of j:
+    #     min over 0 < i < j of (d(i) - d(j) + after(i)) = min over i of (d(i) + after(i)) - d(j)
+    # so a running minimum over i serves every j at once. Shifting it by one level makes i < j
+    # strict; the lowest level has no lower one.
     total = after[:, 1:] + cost[1:, None]
     best = np.minimum.accumulate(total, axis=1) - cost[1:, None]
-    best[:, 1:] = best[:, :-1] + (cost[1:-1] - cost[2:])[:, None]  # strictly lower levels
+    best[:, 1:] = best[:, :-1] + (cost[1:-1] - cost[2:])[:, None]
     best[:, 0] = np.inf
     return best
 
@@ -198,7 +244,9 @@ def _first_cut(
     n_tokens: int,
     unit: int,
 ) -> tuple[int, int, int, int] | None:
-    """Layer, selector, level and units left after it of the best first cut."""
+    """The best first cut: its layer, selector and level, and the units left after its layer."""
+    # Before the first cut, all N tokens pass l layers, which costs N * l token-layers. The first
+    # cut minimises d_s(l, j) + V(l + 1, C - 1, j, r - n_j) over l, s and j.
     best, found = np.inf, None
     for layer, allowed in enumerate(moves):
         left = (budget - n_tokens * layer) // unit
@@ -219,7 +267,9 @@ def _trace(
     rest: Floats,
     moves: list[list[int]],
 ) -> list[tuple[int, int, int]]:
-    """The cuts of the optimum, (layer, selector, level), read back from the table."""
+    """The cuts (layer, selector, level) of the optimum, read back from the table."""
+    # Walk through the layers and repeat the minimum of the recurrence for the one state that the
+    # optimum passes. A cut must be better than staying by more than rounding.
     layer, s, j, left = found
     steps, n_cuts = [(layer, s, j)], rest.shape[1] - 1
     for at in range(layer + 1, rest.shape[0] - 1):
@@ -245,7 +295,11 @@ def _trace(
 def seeds(
     predictor: Predictor, budget: Budget, max_cuts: int, presets: Collection[Sequence[Cut]] = ()
 ) -> list[tuple[Cut, ...]]:
-    """Plans worth measuring first, best bets first, on the budget and without repeats."""
+    """The plans to measure first, the most promising first, fitted to the budget, each once.
+
+    They are the worst-group optimum, the best optima of other group weights, the given presets,
+    the optimum of each selector alone, and the best neighbours of the worst-group optimum.
+    """
     best = worst_group_optimum(predictor, budget, max_cuts)
     near = neighbours(predictor, best, budget, max_cuts)
     near.sort(key=predictor.score)

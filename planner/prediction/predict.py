@@ -1,12 +1,14 @@
-"""What a plan will lose, predicted from single cuts.
+"""Prediction of the loss of a plan from measured single cuts.
 
     D(plan) = sum_i [d(l_i, k_i) - d(l_i, k_{i-1})]
 
-d(l, k) is the deviation that a single cut before layer l to keep k was measured to cause, k_0 = 1
-and d(l, 1) = 0: the tokens between k_{i-1} and k_i leave at l_i. Exact for a single probed cut.
+d(l, k) is the measured deviation of a single cut before layer l to keep k, with k_0 = 1 and
+d(l, 1) = 0. Each term is the loss of the tokens that leave at layer l_i, which are those between
+k_{i-1} and k_i. The prediction is exact for a plan of a single probed cut.
 
-The sum is taken sample by sample and limited there before it is averaged: an answer is lost once.
-Dynamic programming needs a sum of group means instead (`Tables`).
+The sum is taken for each sample, limited to `LIMITS`, and then averaged over the samples of a
+group, because an answer can be lost only once. Dynamic programming needs a sum of group means
+instead (`Tables`).
 """
 
 from __future__ import annotations
@@ -35,36 +37,38 @@ if TYPE_CHECKING:
 
 Measure = Literal["kl", "local", "flips"]
 LIMITS: Mapping[Measure, float] = {"kl": MOST, "local": np.inf, "flips": 1.0}
-"""The most that a sample's loss counts."""
+"""Largest value that counts for one sample, by measure."""
 Floats = NDArray[np.float64]
 Curve = Callable[[Sequence[int]], Floats]
-"""From J token counts to [G, J] losses."""
+"""A function from J token counts to [G, J] losses."""
 Curves = Sequence[Curve]
 KEPT = 16
-"""Sets of counts whose values are at hand; a search asks for the same ones again and again."""
+"""Number of sets of token counts whose values are cached, because searches repeat them."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """d(l, k) at some token counts, J of them.
+    """d(l, k) at J token counts.
 
-    The last entry of the selector axis stands for drop-all, which chooses nothing: at count 0 it
-    holds d(l, 0), elsewhere the smallest of all selectors.
+    The last entry of the selector axis stands for drop-all, which needs no selector. At count 0 it
+    holds d(l, 0), at other counts the smallest value of all selectors.
     """
 
     first: Floats
-    """[S + 1, G, L, J] through the probed values, for the first cut of a plan."""
+    """[S + 1, G, L, J] interpolation of the probed values, for the first cut of a plan."""
     later: Floats
-    """[S + 1, G, L, J] never rising with the count, for the cuts after it. A plan's later terms
-    are differences of two measured values; where noise makes more tokens look worse, a difference
-    would be negative, and a search would collect such gifts. Isotonic regression removes them at
-    the source, so every term is >= 0."""
+    """[S + 1, G, L, J] the same, never rising with the count, for the cuts after the first one.
+
+    The terms of later cuts are differences of two measured values. If noise makes more tokens look
+    worse, a difference is negative, and a search would prefer plans with many such terms.
+    Isotonic regression removes these decreases, so every term is at least 0."""
 
 
 class Tables:
-    """d(l, k) of one measure for every selector, group and layer, at the counts asked for.
+    """d(l, k) of one measure for every selector, group and layer, at any token counts.
 
-    A table of all counts would take 8 (S + 1) G L N bytes twice, gigabytes for large images.
+    Values are interpolated on demand, because tables of all N counts would take
+    2 * 8 * (S + 1) * G * L * N bytes, which is gigabytes for large images.
 
     Source:
         Between probed keeps: monotone cubic interpolation (Fritsch and Butland 1984), which does
@@ -72,6 +76,8 @@ class Tables:
     """
 
     def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
+        # Interpolate along the layers first, then along the counts. Every selector has the value
+        # of drop-all at count 0, because without tokens the selector does not matter.
         self._n = profile.n_tokens
         *curves, drop = layer_curves(profile, options, _group_means(profile, measure))
         self._zero = drop.get(0)
@@ -83,23 +89,25 @@ class Tables:
         self._at = lru_cache(maxsize=KEPT)(self._levels)
 
     def at(self, counts: Sequence[int]) -> Levels:
-        """The values at these token counts, in 0..N."""
+        """The values at these token counts, each in 0..N."""
         return self._at(tuple(counts))
 
     def single(self, s: int, layer: int, count: int) -> Floats:
-        """[G] ``first`` of one selector at one layer and count."""
+        """[G] the value of ``Levels.first`` for one selector, layer and count."""
         if s == len(self._first):
             return self.at((count,)).first[s, :, layer, 0]
         return self._first[s][layer]([count])[:, 0]
 
     def _curves(self, counts: Sequence[Sequence[int]], points: Sequence[Floats]) -> list[Curves]:
-        """Of every selector, by layer."""
+        """The curve of every selector and layer."""
         return [
             [_through(known, layer, self._n) for layer in layers]
             for known, layers in zip(counts, points, strict=True)
         ]
 
     def _levels(self, counts: tuple[int, ...]) -> Levels:
+        # Drop-all takes the value d(l, 0) at count 0. Its falling version is also at least as
+        # large as that of keeping one token, which is read as an extra count at the end.
         read = [*counts, 1]
         first, later = _tabled(self._first, read), _tabled(self._later, read)
         if self._zero is not None:
@@ -110,7 +118,7 @@ class Tables:
 
 
 class Singles:
-    """Loss of single cuts for every sample, [n], as `Tables` has it for groups."""
+    """Losses [n] of single cuts for every sample; `Tables` holds the means of the groups."""
 
     def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
         self._n, self._n_options = profile.n_tokens, len(options)
@@ -123,9 +131,11 @@ class Singles:
         self.later = cache(lambda s, layer, count: self._at(s, layer, count, falling=True))
 
     def _at(self, s: int, layer: int, count: int, falling: bool) -> Floats:
+        # A selector: read its curve, which is constant below the smallest probed count.
         if s < self._n_options:
             curve, lowest = self._curve(s, layer, falling)
             return np.maximum(curve(max(count, lowest)), 0.0) if curve else np.zeros(1)
+        # Drop-all or an unknown selector: the best of all selectors, or d(l, 0) at count 0.
         if count or self._zero is None:
             every = [self._at(o, layer, count, falling) for o in range(self._n_options)]
             return np.asarray(np.min(every, axis=0))
@@ -133,6 +143,8 @@ class Singles:
         return np.maximum(zero, self._at(s, layer, 1, falling)) if falling else zero
 
     def _make_curve(self, s: int, layer: int, falling: bool) -> tuple[Any, int]:
+        # Monotone cubic interpolation along the counts through the probed values and (N, 0), after
+        # isotonic regression for the falling version.
         rows = self._rows[s]
         counts = sorted(count for count in rows if count < self._n)
         at = np.stack([rows[count][layer] for count in counts])
@@ -143,14 +155,20 @@ class Singles:
 
 
 class Predictor:
-    """Loss of any plan, from a profile alone.
+    """Predicts the loss of any plan from a profile, without the model.
+
+    Example::
+
+        predictor = Predictor(load("tpcal-out/embedded-1f2e3d4c5b"))
+        predictor.loss([Cut(2, 0.5, "attention"), Cut(8, 0.1, "attention")])
 
     Args:
-        profile: What calibration measured.
-        objective: Makes one number of the losses of all groups.
+        profile: Profile that calibration measured.
+        objective: Turns the losses of all groups into one number; by default `Objective`.
 
     Raises:
-        UsageError: The profile holds no cut that leaves tokens, or weights are of other groups.
+        UsageError: If the profile has no probe that leaves tokens, or a weight names a group that
+            the profile does not have.
     """
 
     def __init__(self, profile: Profile, objective: Objective | None = None) -> None:
@@ -169,26 +187,30 @@ class Predictor:
         self._mean = members / members.sum(axis=1, keepdims=True)  # [G, n]
 
     def score(self, cuts: Sequence[Cut]) -> float:
-        """What a search minimises, predicted."""
+        """The predicted objective, which a search minimises."""
         return float(self.objective.values(self.losses(cuts), self.groups))
 
     def loss(self, cuts: Sequence[Cut]) -> dict[str, float]:
-        """Nats of KL(full || pruned) per group."""
+        """Predicted KL(full || pruned) of every group, in nats per answer token."""
         return self._by_group(cuts, "kl")
 
     def flips(self, cuts: Sequence[Cut]) -> dict[str, float]:
-        """Share of answers that change, per group, at most 1."""
+        """Predicted share of changed answers of every group, in [0, 1]."""
         return self._by_group(cuts, "flips")
 
     def local(self, cuts: Sequence[Cut]) -> dict[str, float]:
-        """Relative distance of the states right after each cut, added up, per group."""
+        """Sum of the relative distances of the states right after each cut, for every group."""
         return self._by_group(cuts, "local")
 
     def losses(self, cuts: Sequence[Cut], measure: Measure = "kl") -> Floats:
-        """[G] the prediction in the order of ``groups``.
+        """[G] predicted losses in the order of ``groups``.
 
-        A conditional cut fires for the samples whose attention is below in the unpruned model.
+        A conditional cut counts for the samples for which its condition holds in the unpruned
+        model.
         """
+        # For every sample, add up d(l_i, k_i) - d(l_i, k_(i-1)) over the cuts. The first cut needs
+        # no difference, as d(l, 1) = 0, and uses the measured curve; later cuts use the curve
+        # that never rises, so that no term is negative.
         singles, n = self._singles(measure), self.limits.n_tokens
         total = np.zeros(self._mean.shape[1])
         for cut, s, before, count in self._steps(cuts):
@@ -197,12 +219,14 @@ class Predictor:
             else:
                 more = singles.later(s, cut.layer, count) - singles.later(s, cut.layer, before)
             total = total + np.maximum(more, 0.0) * fires(self.profile, cut)
+        # Limit the sum of each sample, then average over the samples of each group.
         return np.asarray(self._mean @ np.minimum(total, LIMITS[measure]))
 
     def deepest(self, cuts: Sequence[Cut]) -> Floats:
-        """[G] what the plan would lose if of its cuts, each made alone, the worst one decided.
+        """[G] the loss of the worst cut of the plan, if each cut were made alone.
 
-        A second opinion on the sum, which counts twice what two cuts lose alike.
+        It is a second prediction beside the sum, which counts twice what two cuts lose together:
+        max over i of d(l_i, k_i) for every sample, averaged over the samples of a group.
         """
         singles, worst = self._singles("kl"), np.zeros(self._mean.shape[1])
         for cut, s, _, count in self._steps(cuts):
@@ -211,7 +235,7 @@ class Predictor:
         return np.asarray(self._mean @ np.minimum(worst, MOST))
 
     def _steps(self, cuts: Sequence[Cut]) -> Iterator[tuple[Cut, int, int, int]]:
-        """Every cut that drops any, its selector, and tokens before and after."""
+        """Every cut that drops tokens, its selector index, and the tokens before and after it."""
         before = self.limits.n_tokens
         for cut in cuts:
             count = min(before, n_keep(cut.keep, self.limits.n_tokens))
@@ -221,9 +245,10 @@ class Predictor:
                 before = count
 
     def index(self, selector: str | None, params: Mapping[str, Any]) -> int:
-        """Where a selector stands in the tables: itself, or the probed one most like it.
+        """The index of a selector in the tables.
 
-        A selector that was not probed is taken for the best of the probed ones.
+        Of several probed parameter sets, the most similar one is taken. A selector that was not
+        probed is treated like the best of the probed ones, with the index ``len(options)``.
         """
         if selector is None:
             return len(self.options)
@@ -237,7 +262,7 @@ class Predictor:
 
 
 def _group_means(profile: Profile, measure: Measure) -> Floats:
-    """[P, G] means as a search measures them: a sample's loss counts at most `MOST`."""
+    """[P, G] group means as a search measures them; a KL above `MOST` counts as `MOST`."""
     values = np.asarray(getattr(profile, measure), dtype=np.float64)
     if measure == "kl":
         values = np.clip(values, 0.0, MOST)  # below 0 is rounding of a float32 sum
@@ -246,7 +271,7 @@ def _group_means(profile: Profile, measure: Measure) -> Floats:
 
 
 def probed_options(profile: Profile) -> tuple[Option, ...]:
-    """The selectors of a profile in order of appearance, each with its first probed layer."""
+    """The probed selectors in order of appearance, each with its earliest probed layer."""
     first: dict[str, Option] = {}
     for probe in profile.probes:
         if probe.selector is None or n_keep(probe.keep, profile.n_tokens) == 0:
@@ -259,6 +284,7 @@ def probed_options(profile: Profile) -> tuple[Option, ...]:
 
 
 def _distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    # Each parameter adds a distance in [0, 1]: |x - y| / (1 + |x - y|) for numbers, else 0 or 1.
     far = 0.0
     for name in {*a, *b}:
         x, y = a.get(name), b.get(name)
@@ -285,11 +311,16 @@ def _limits(profile: Profile, options: Sequence[Option]) -> Limits:
 
 
 def _falling(column: Floats) -> Floats:
+    # The closest values in least squares that never rise with the count.
     return np.asarray(isotonic_regression(column, increasing=False).x)
 
 
 def _through(known: Sequence[int], points: Floats, n: int) -> Curve:
-    """Through ``points`` [K, G] at ``known``, 0 at N, flat below the first."""
+    """A curve through ``points`` [K, G] at the counts ``known`` and through 0 at N.
+
+    It is constant below the smallest known count, and never negative.
+    """
+    # Keeping all N tokens loses nothing, so the point (N, 0) replaces any value measured there.
     points = np.concatenate([points[: -1 if known[-1] == n else None], np.zeros_like(points[:1])])
     known = [*(count for count in known if count < n), n]
     if len(known) == 1:
@@ -299,6 +330,6 @@ def _through(known: Sequence[int], points: Floats, n: int) -> Curve:
 
 
 def _tabled(curves: Sequence[Curves], counts: Sequence[int]) -> Floats:
-    """[S + 1, G, L, J] values of all selectors, and the smallest of them last."""
+    """[S + 1, G, L, J] the values of all selectors, followed by the smallest of them."""
     found = [np.stack([curve(counts) for curve in layers], axis=1) for layers in curves]
     return np.stack([*found, np.min(found, axis=0)])

@@ -1,7 +1,7 @@
-"""The plans a search may choose: how they meet a budget exactly, and what lies next to a plan.
+"""The set of plans that a search may choose, and the projection of a plan on the budget.
 
-All arithmetic is in whole token-layers: one visual token entering one decoder layer. A budget of
-``target`` on ``N`` tokens and ``L`` layers is floor(target * N * L) of them.
+All arithmetic is in whole token-layers: one visual token that enters one decoder layer. A budget
+``target`` for ``N`` tokens and ``L`` layers is floor(target * N * L) token-layers.
 """
 
 from __future__ import annotations
@@ -18,48 +18,50 @@ from tpcal.plans.schema import Cut, Plan, n_keep
 
 @dataclass(frozen=True)
 class Option:
-    """A selector with its parameters, as a choice of the search."""
+    """A selector with its parameters that the search may choose."""
 
     selector: str
     params: Mapping[str, Any] = field(default_factory=dict, hash=False)
     first_layer: int = 0
-    """Earliest layer it may stand before."""
+    """Earliest layer before which it may cut."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What every plan of a search keeps to."""
+    """Limits that hold for every plan of a search."""
 
     n_tokens: int
+    """Visual tokens of a sample, N."""
     n_layers: int
+    """Decoder layers, L."""
     min_count: int = 1
-    """Fewest tokens a cut leaves unless it drops all."""
+    """Fewest tokens that a cut leaves, unless it drops all of them."""
     first_layer: int = 0
-    """Earliest layer of a cut that leaves some."""
+    """Earliest layer of a cut that leaves tokens."""
     first_drop: int | None = 1
-    """Earliest layer of a drop-all; None: no plan drops all."""
+    """Earliest layer of a drop-all; None if no plan may drop all tokens."""
     stop_layer: int | None = None
-    """First layer that no cut may stand before, as where layers share their KV; None: all may."""
+    """First layer at which no cut is possible, as where layers share their KV; None if none."""
     default: Option = Option("grid")
-    """Chooses the tokens of a cut that has to be added to meet a budget."""
+    """Selector of a cut that has to be added to meet a budget."""
 
     @property
     def cheapest_drop(self) -> int | None:
-        """Layer of the earliest drop-all behind another cut; None: there is none."""
+        """Layer of the earliest drop-all behind another cut; None if no plan can have one."""
         drop = max(self.first_drop or 1, self.first_layer + 1)
         return drop if self.first_drop is not None and drop <= self.last_layer else None
 
     @property
     def last_layer(self) -> int:
-        """Latest layer of a cut."""
+        """Latest layer at which a cut is possible."""
         return (self.n_layers if self.stop_layer is None else self.stop_layer) - 1
 
     def budget(self, target: float) -> int:
-        """Token-layers that ``target`` allows.
+        """The number of token-layers that ``target`` allows.
 
         Raises:
-            UsageError: Not a number in (0, 1].
-            BudgetError: Less than the cheapest plan costs.
+            UsageError: If ``target`` is not in (0, 1].
+            BudgetError: If the cheapest plan costs more.
         """
         if not 0 < target <= 1:  # also catches nan
             raise UsageError(f"budget must be in (0, 1]; got {target}.")
@@ -77,12 +79,15 @@ class Limits:
 
     @property
     def least(self) -> float:
-        """Smallest layer average of keep."""
+        """Smallest possible layer average of keep."""
         return self.cheapest / max(1, self.n_tokens * self.n_layers)
 
     @property
     def cheapest(self) -> int:
-        """Token-layers of the cheapest plan that cuts early to ``min_count`` and drops all."""
+        """Token-layers of the cheapest plan: N * first + min_count * (end - first).
+
+        The plan cuts to ``min_count`` at the first layer, and drops all at the earliest layer.
+        """
         if self.n_tokens == 0:
             return 0
         end = self.n_layers
@@ -92,12 +97,12 @@ class Limits:
 
 
 def spent(cuts: Sequence[Cut], n_tokens: int, n_layers: int) -> int:
-    """Token-layers of a plan; conditional cuts are counted as not firing."""
+    """Token-layers of a plan, with no conditional cut firing."""
     return sum(Plan(cuts=tuple(cuts)).schedule(n_tokens, n_layers))
 
 
 def exact_keep(count: int, n_tokens: int) -> float:
-    """The shortest decimal that `n_keep` turns into ``count``, with four digits or more."""
+    """The shortest decimal of at least four digits that `n_keep` turns into ``count``."""
     for digits in range(4, 17):
         keep = round(count / n_tokens, digits)
         if n_keep(keep, n_tokens) == count and 0 < keep <= 1:
@@ -113,36 +118,49 @@ def project(
     *,
     limits: Limits | None = None,
 ) -> tuple[Cut, ...]:
-    """The plan next to ``cuts`` that costs the most the budget allows.
+    """The plan close to ``cuts`` that uses as much of the budget as possible.
 
-    Keeps are scaled by one factor, then counts move by as few tokens as needed, so that no other
-    counts on these layers come closer to the budget from below; the rest is below one token of
-    layer average. Layers move only where the budget cannot be met on them. Counts that meet
-    the budget already stay. Conditional cuts are left out: what they save
+    All keeps are scaled by one factor. Then the counts move by as few tokens as needed, so that no
+    other counts at these layers come closer to the budget from below. The remainder is less than
+    one token of layer average. Layers move only if the budget cannot be met at them. Counts that
+    meet the budget already do not change. Conditional cuts are left out, because what they save
     is not known before the run.
 
+    Example::
+
+        project([Cut(1, 0.5, "grid"), Cut(4, 0.1, "grid")], 0.4, n_tokens=100, n_layers=8)
+
+    keeps 60 tokens from layer 1 and 10 from layer 4, which costs 100 * 1 + 60 * 3 + 10 * 4 = 320
+    token-layers: exactly 0.4 * 100 * 8.
+
     Args:
-        cuts: A plan; layers in any order.
+        cuts: Cuts of a plan; their layers may be in any order.
         target: Layer average of keep, in (0, 1].
-        n_tokens: Visual tokens per sample.
-        n_layers: Decoder layers.
-        limits: What else the plan keeps to; by default only the rules of a plan.
+        n_tokens: Visual tokens per sample, N.
+        n_layers: Decoder layers, L.
+        limits: Further limits of the plan; by default only the rules of the plan format.
 
     Raises:
-        UsageError: ``target`` is not in (0, 1].
-        BudgetError: No plan within the limits is that cheap.
+        UsageError: If ``target`` is not in (0, 1].
+        BudgetError: If every plan within the limits costs more.
     """
+    # 1. Turn the target into token-layers. The unpruned model needs no projection.
     limits = limits or Limits(n_tokens, n_layers)
     budget = limits.budget(target)
     if budget >= n_tokens * n_layers or n_tokens == 0:
         return ()
+    # 2. Sort the cuts, merge those at one layer, and move layers into the range where some counts
+    #    meet the budget.
     kept, drop = _tidy(cuts, limits)
     kept, drop = _fit_layers(kept, drop, budget, limits)
+    # 3. The cost is N * l_1 before the first cut plus sum_i k_i * (l_(i+1) - l_i) after it. Choose
+    #    the counts k_i so that the sum is the largest possible one within the rest of the budget.
     end = n_layers if drop is None else drop.layer
     layers = [cut.layer for cut in kept]
     widths = [b - a for a, b in itertools.pairwise([*layers, end])]
     counts = [n_keep(cut.keep, n_tokens) for cut in kept]
     counts = _fit_counts(counts, widths, budget - n_tokens * layers[0], limits)
+    # 4. Leave out cuts that drop no token, and write each count as a keep.
     result: list[Cut] = []
     before = n_tokens
     for cut, count in zip(kept, counts, strict=True):
@@ -153,7 +171,7 @@ def project(
 
 
 def _tidy(cuts: Sequence[Cut], limits: Limits) -> tuple[list[Cut], Cut | None]:
-    """Cuts in order, one a layer, keeps falling; the drop-all apart."""
+    """Unconditional cuts sorted, one per layer, with falling keeps; and the drop-all, if any."""
     kept: list[Cut] = []
     drop = None
     for cut in sorted((c for c in cuts if c.condition is None), key=lambda c: c.layer):
@@ -173,24 +191,32 @@ def _tidy(cuts: Sequence[Cut], limits: Limits) -> tuple[list[Cut], Cut | None]:
 
 
 def _moved(drop: Cut, layer: int, limits: Limits) -> Cut | None:
-    """The drop-all at another layer; None past the last one that allows it."""
+    """The drop-all moved to another layer; None if no cut is possible there."""
     return replace(drop, layer=layer) if layer <= limits.last_layer else None
 
 
 def _fit_layers(
     kept: list[Cut], drop: Cut | None, budget: int, limits: Limits
 ) -> tuple[list[Cut], Cut | None]:
-    """Moves the drop-all down and the first cut up as far as the budget forces them."""
+    """The cuts and the drop-all, moved to layers at which the budget can be met.
+
+    The drop-all moves later if the budget cannot be used up before it, or earlier if even the
+    fewest tokens cost too much. The first cut moves earlier if the tokens before it cost too much.
+    """
     n, least = limits.n_tokens, limits.min_count
     if drop is not None and (n * drop.layer <= budget or not kept):
-        # Too early to spend the budget, or alone, where only its layer can meet it.
+        # The drop-all comes too early to use the budget: even all tokens up to it cost no more,
+        # N * l <= budget. Or it is the only cut, so that its layer alone decides the cost.
         drop = _moved(drop, max(budget // n + 1, limits.first_drop or 1), limits)
     end = limits.n_layers if drop is None else drop.layer
+    # Even the fewest tokens up to the end cost too much, so the end moves earlier.
     if n * limits.first_layer + least * (end - limits.first_layer) > budget:
         end = limits.first_layer + (budget - n * limits.first_layer) // least
         end = min(end, limits.last_layer)
         drop = replace(drop, layer=end) if drop else Cut(layer=end, keep=0.0)
     kept = [cut for cut in kept if cut.layer < end] or [_filler(kept, end, limits)]
+    # The first cut at layer l costs at least N * l + least * (end - l), which must be within the
+    # budget. Solved for l:  l <= (budget - least * end) / (N - least).
     latest = min(end - 1, (budget - least * end) // (n - least) if n > least else end - 1)
     if kept[0].layer > latest:
         kept[0] = replace(kept[0], layer=max(latest, limits.first_layer))
@@ -206,11 +232,14 @@ def _filler(kept: list[Cut], end: int, limits: Limits) -> Cut:
 
 
 def _fit_counts(counts: list[int], widths: list[int], budget: int, limits: Limits) -> list[int]:
-    """Non-increasing counts near ``counts`` whose cost is the largest within ``budget``."""
+    """Non-increasing counts close to ``counts`` whose cost is the largest within ``budget``."""
+    # Counts that reach the largest possible cost already are kept.
     least, most = limits.min_count, limits.n_tokens
     best = _largest(widths, budget, least, most)
     if _cost(counts, widths) == best and least <= counts[-1] and counts[0] <= most:
         return counts
+    # Otherwise find by bisection the largest factor that keeps the scaled counts within the
+    # budget, and correct the rounding by single tokens.
     low, high = 0.0, most / min(counts)
     for _ in range(50):
         middle = (low + high) / 2
@@ -225,20 +254,23 @@ def _cost(counts: Sequence[int], widths: Sequence[int]) -> int:
 
 
 def _steps(widths: Sequence[int]) -> list[int]:
-    """Cost of one more token that stays through the first i + 1 cuts."""
+    """Cost of one more token that stays through the first i + 1 cuts, for every i."""
     return list(itertools.accumulate(widths))
 
 
 def _largest(widths: Sequence[int], budget: int, least: int, most: int) -> int:
     """The largest cost within ``budget`` of any non-increasing counts in [least, most].
 
-    Raising the first i counts by one costs steps[i]; at most ``most - least`` such raises fit.
+    Such counts are ``least`` everywhere plus raises of the first i + 1 counts by one token, which
+    cost steps[i] each. At most ``most - least`` raises are possible.
     """
     steps, room = _steps(widths), most - least
     base = least * steps[-1]
     rest = budget - base
     if rest >= room * steps[-1]:
         return base + room * steps[-1]
+    # Sums of raises are multiples of the greatest common divisor of the steps. Start at the
+    # largest multiple within the budget and go down to the first one that raises can make up.
     common = math.gcd(*steps)
     wanted = rest - rest % common
     while _fewest(steps, wanted, room) is None:
@@ -247,12 +279,12 @@ def _largest(widths: Sequence[int], budget: int, least: int, most: int) -> int:
 
 
 def _fewest(steps: Sequence[int], total: int, room: int) -> list[int] | None:
-    """How often to take each step to sum to ``total`` with at most ``room`` of them, or None."""
+    """Raises of each step that sum to ``total``, at most ``room`` together; None if none do."""
     *small, large = steps
     if not small:
         return [total // large] if total % large == 0 and total // large <= room else None
-    # Every use of smaller steps beyond large - 1 holds a subset that sums to a multiple of
-    # `large`, which fewer large steps replace; so a few small ones are enough.
+    # Of any `large` smaller steps, some sum to a multiple of `large`, which fewer large steps can
+    # replace. So fewer than `large` small steps are enough.
     for n_small in range(large):
         for picks in itertools.combinations_with_replacement(range(len(small)), n_small):
             rest = total - sum(small[p] for p in picks)
@@ -263,6 +295,8 @@ def _fewest(steps: Sequence[int], total: int, room: int) -> list[int] | None:
 
 def _nudge(counts: list[int], widths: list[int], wanted: int, least: int, most: int) -> list[int]:
     """Counts of cost ``wanted`` that differ from ``counts`` by few tokens."""
+    # Move all counts but the last by up to `reach` tokens. The last count then follows from the
+    # cost, if it is a whole number. The closest counts of the smallest sufficient reach win.
     head = len(counts) - 1
     for reach in (1, 2, 4, 8):
         found = None
@@ -280,6 +314,7 @@ def _nudge(counts: list[int], widths: list[int], wanted: int, least: int, most: 
                 found = (far, trial)
         if found:
             return found[1]
+    # No counts nearby have this cost. Build some from `least` upwards instead.
     raises = _fewest(_steps(widths), wanted - least * sum(widths), most - least)
     assert raises is not None
     return [least + sum(raises[i:]) for i in range(len(raises))]

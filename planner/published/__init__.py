@@ -1,1 +1,1 @@
-"""Published schedules, and the words of other tools."""
+"""Published schedules, and the notation of other tools."""

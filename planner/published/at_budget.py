@@ -1,4 +1,4 @@
-"""Published schedules at a budget that is not their own."""
+"""Published schedules, scaled to a given budget."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from tpcal.plans.schema import Cut, ModelIdentity, Plan, ReachedBudget, load_pre
 from tpcal.plans.selectors import can_cut
 
 N_TOKENS = 576
-"""Visual tokens where none are named: those of LLaVA-1.5, which most presets are made for."""
+"""Default number of visual tokens: that of LLaVA-1.5, for which most presets were made."""
 SMALLEST_SCALE = 0.25
-"""Layers stay where they were published as long as this much of the keeps meets the budget."""
+"""Layers stay as published as long as this share of the published keeps meets the budget."""
 
 
 def at_budget(name: str, target: float, n_layers: int, n_tokens: int = N_TOKENS) -> Plan:
-    """A preset whose keeps are scaled until it costs ``target``.
+    """The preset with its keeps scaled so that it costs ``target``.
 
-    The cuts stay at their relative depths while a quarter of their keeps or more meets the budget.
-    Below that, all of them move up in proportion, by as few layers as needed, but none to a layer
-    at which its selector cannot work; then the keeps shrink as far as they must. A cut that would
-    keep all is left out; a schedule that only drops all moves its layer, and so meets the budget
-    to within a layer. Conditional cuts stay and are counted as not firing. No selector changes.
+    The cuts stay at their relative depths if a quarter of their keeps or more meets the budget.
+    Otherwise all cuts move to earlier layers in proportion, by as few layers as needed and never
+    to a layer at which their selector cannot work; then the keeps shrink as far as needed. A cut
+    that would keep all tokens is left out. A schedule that only drops all tokens changes its
+    layer, and meets the budget to within one layer. Conditional cuts stay and are counted as not
+    firing. No selector changes.
+
+    Example::
+
+        at_budget("fastv", 0.3, n_layers=28)
 
     Args:
         name: One of `tpcal.plans.schema.presets`.
@@ -34,17 +39,19 @@ def at_budget(name: str, target: float, n_layers: int, n_tokens: int = N_TOKENS)
         n_tokens: Visual tokens of a prompt.
 
     Returns:
-        The plan, called ``name@target``. Its budget is the one asked for and reached, its source
-        says what moved.
+        The plan with the name ``name@target``. Its budget holds the target and the reached value;
+        its source states which cuts changed.
 
     Raises:
-        UsageError: No such preset, or ``target`` is not in (0, 1].
-        BudgetError: The schedule cannot be that cheap; carries the least that it can cost.
+        UsageError: If there is no such preset, or ``target`` is not in (0, 1].
+        BudgetError: If the schedule costs more than that; it carries the smallest possible cost.
     """
     if not 0 < target <= 1:  # also catches nan
         raise UsageError(f"budget must be in (0, 1]; got {target}.")
     plan = load_preset(name, n_layers)
     cuts = _met(f"preset {name}", plan.cuts, target, n_layers, n_tokens)
+    # Record the reached budget and what moved, so that the plan states how it differs from the
+    # published schedule.
     made = replace(plan, name=f"{name}@{target:g}", cuts=cuts, model=ModelIdentity(n_layers))
     reached = layer_average_keep(made.schedule(n_tokens, n_layers), n_tokens)
     moved = f"{_listed(plan.cuts)} became {_listed(cuts)}"
@@ -56,6 +63,8 @@ def at_budget(name: str, target: float, n_layers: int, n_tokens: int = N_TOKENS)
 def _met(
     subject: str, cuts: Sequence[Cut], target: float, n_layers: int, n_tokens: int
 ) -> tuple[Cut, ...]:
+    # Conditional cuts are set apart, because their saving is unknown. They are appended again if
+    # they still come after every other cut.
     conditional = [cut for cut in cuts if cut.condition is not None]
     cuts = [cut for cut in cuts if cut.condition is None]
     kept = [cut for cut in cuts if n_keep(cut.keep, n_tokens)]
@@ -74,6 +83,7 @@ def _met(
 def _drop_alone(
     subject: str, cuts: Sequence[Cut], target: float, n_layers: int
 ) -> tuple[Cut, ...]:
+    # Dropping all tokens before layer l costs l of L layers, so l = floor(target * L).
     layer = math.floor(target * n_layers * (1 + 1e-9))
     if cuts and layer == 0:
         least = math.ceil(1e4 / n_layers) / 1e4
@@ -86,22 +96,26 @@ def _drop_alone(
 
 
 def _limits(cuts: Sequence[Cut], target: float, n_layers: int, n_tokens: int) -> Limits:
-    """What keeps a schedule itself: its selectors, and no drop-all where it has none."""
+    """Limits that preserve the schedule: its selectors, and no drop-all if it has none."""
     drops = any(n_keep(cut.keep, n_tokens) == 0 for cut in cuts)
 
     def limits(first: int) -> Limits:
         first_drop = first + 1 if drops else None
         return Limits(n_tokens, n_layers, first_layer=first, first_drop=first_drop)
 
+    # Layer 0 is the earliest place, but some selectors need the attention of a layer before. Ask
+    # the selector only if the budget cannot be met from layer 1 on.
     first, *_ = cuts
     if first.layer == 0 or _meets(_placed(cuts, target, limits(1)), target, limits(1)):
-        return limits(min(first.layer, 1))  # no need to ask the selector, which takes torch
+        return limits(min(first.layer, 1))  # avoids loading torch to ask the selector
     assert first.selector is not None
     return limits(0 if can_cut(first.selector, first.params, 0) else 1)
 
 
 def _placed(cuts: Sequence[Cut], target: float, limits: Limits) -> list[Cut]:
-    """The cuts as far down as a part of `SMALLEST_SCALE` of their keeps allows."""
+    """The cuts at the latest layers at which `SMALLEST_SCALE` of their keeps meets the budget."""
+    # Move the first cut one layer earlier at a time, and the others in proportion, until the
+    # scaled keeps meet the budget. `project` then scales the keeps themselves.
     moved = list(cuts)
     for first in range(cuts[0].layer, limits.first_layer - 1, -1):
         moved = _from_layer(cuts, first)
@@ -111,14 +125,18 @@ def _placed(cuts: Sequence[Cut], target: float, limits: Limits) -> list[Cut]:
 
 
 def _meets(cuts: Sequence[Cut], target: float, limits: Limits) -> bool:
-    """Whether the cuts meet the budget with a part of `SMALLEST_SCALE` of their keeps."""
+    """Whether the cuts meet the budget if their keeps are multiplied by `SMALLEST_SCALE`."""
     small = [replace(cut, keep=cut.keep * SMALLEST_SCALE) for cut in cuts]
     allowed = target * limits.n_tokens * limits.n_layers
     return spent(small, limits.n_tokens, limits.n_layers) <= allowed
 
 
 def _from_layer(cuts: Sequence[Cut], first: int) -> list[Cut]:
-    """The cuts with the first one before layer ``first`` and the others in proportion."""
+    """The cuts moved so that the first one is before ``first``, the others in proportion.
+
+    A cut before layer l moves to round(l * first / l_1), and at least one layer behind the cut
+    before it.
+    """
     scale = first / cuts[0].layer if cuts[0].layer else 1.0
     moved: list[Cut] = []
     for cut in cuts:

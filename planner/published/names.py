@@ -1,4 +1,4 @@
-"""Plans by the names that users give them."""
+"""Plans by name: files and published schedules."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ PRESET = "preset:"
 
 
 def is_preset(name: str) -> bool:
-    """Whether the name is of a published schedule, not of a file."""
+    """Whether the name is that of a published schedule instead of a file."""
     return name.startswith(PRESET)
 
 
 def off_budget(name: str) -> str:
-    """The name of the schedule as published: what a budget does to it depends on the model."""
+    """The name without its budget, whose effect on the schedule depends on the model."""
     return name.partition("@")[0] if is_preset(name) else name
 
 
 def read_plan(name: str, n_layers: int | None = None, n_tokens: int | None = None) -> Plan:
-    """The plan in a file, or the published schedule called `preset:NAME` or `preset:NAME@BUDGET`.
+    """The plan in a file, or the published schedule `preset:NAME` or `preset:NAME@BUDGET`.
 
-    Credentials that an earlier version wrote into a plan's provenance are left out.
+    Credentials that an earlier version wrote into the provenance of a plan are removed.
+
+    Example::
+
+        read_plan("preset:dart-128@0.22", n_layers=32, n_tokens=576)
 
     Args:
-        name: Path or preset.
-        n_layers: Depth that a preset is scaled to.
-        n_tokens: Visual tokens of a prompt, for which a preset is put on a budget.
+        name: Path of a plan file, or name of a preset.
+        n_layers: Decoder layers that a preset is scaled to; None keeps the published depth.
+        n_tokens: Visual tokens of a prompt for a preset with a budget; None means 576.
 
     Raises:
-        UsageError: There is no such plan or preset, or it cannot be read.
-        PlanError: It breaks the rules of the format.
-        BudgetError: The preset cannot be that cheap.
+        UsageError: If there is no such plan or preset, or it cannot be read.
+        PlanError: If the file breaks the rules of the plan format.
+        BudgetError: If the preset costs more than its budget at every scale.
     """
     from tpcal.plans.schema import load_plan, load_preset
 

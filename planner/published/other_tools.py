@@ -1,6 +1,6 @@
-"""Other tools' words for budgets and schedules.
+"""Budgets and schedules in the notation of other tools.
 
-A budget is a number, its word says a number of what::
+A budget is a number with an optional word that states what it counts::
 
     0.22   22%   128/576               the share kept
     keep_ratio=0.22   22% kept         the same
@@ -35,17 +35,22 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "btp": ("balanced", {}),
     "pool": ("pooling", {}),
 }
-"""Names that other tools give to our selectors; our own names are understood too."""
+"""Names of selectors in other tools; the names of tpcal's own selectors are accepted as well."""
 LAYERS = ("layers", "layer_list")
 KEEPS = ("keeps", "image_token_ratio_list")
 _WORD = re.compile(r"(\w+)=(\[[^\]]*\]|\S+)")
 
 
 def share_kept(text: str) -> float:
-    """The share of tokens that stay, from a budget in any tool's words.
+    """The share of tokens that stay, from a budget in the notation of any tool.
+
+    Example::
+
+        share_kept("128/576")  # 0.222222222222
+        share_kept("rate=0.78")  # 0.22
 
     Raises:
-        UsageError: Not such a budget; lists what is.
+        UsageError: If the text is no budget; the message lists the accepted notations.
     """
     word, number = _word_and_number(text.replace(" %", "%").strip())
     share = 1 - number if word in PRUNED else number
@@ -67,7 +72,7 @@ def _word_and_number(text: str) -> tuple[str, float]:
 
 
 def _number(text: str) -> float:
-    """0.22, 22% or 128/576; nan where it is none of them."""
+    """The value of 0.22, 22% or 128/576; nan if the text is none of these."""
     whole, slash, parts = text.strip().removesuffix("%").partition("/")
     try:
         number = float(whole) / (float(parts) if slash else 1.0)
@@ -79,19 +84,23 @@ def _number(text: str) -> float:
 
 
 def schedule(text: str, n_layers: int) -> Plan:
-    """The plan that another tool's schedule stands for.
+    """The plan that a schedule of another tool describes.
 
-    Cuts stand before the layer they name, as in those tools. Ratios of ``layer:method:ratio`` are
-    shares kept of what the cut before left, ratios in lists are shares of the image's tokens, and
-    FastV's R is the share pruned. A ratio of 0 drops all.
+    A cut is made before the layer that it names, as in those tools. Ratios in
+    ``layer:method:ratio`` are shares of the tokens that the previous cut left, ratios in lists are
+    shares of all tokens of the image, and R of FastV is the share pruned. A ratio of 0 drops all.
+
+    Example::
+
+        schedule("2:fastv:0.5", n_layers=32)
 
     Args:
-        text: As above; methods are those of `METHODS` or our selectors, with ``_intra_llm`` and
-            ``_pre_llm`` behind them or without.
-        n_layers: Decoder layers of the model it is for.
+        text: A schedule in one of the notations of this module. Methods are those of `METHODS` or
+            selectors, with or without the suffix ``_intra_llm`` or ``_pre_llm``.
+        n_layers: Decoder layers of the model that the schedule is for.
 
     Raises:
-        UsageError: Not such a schedule, or one that no plan can be.
+        UsageError: If the text is no such schedule, or breaks the rules of a plan.
 
     Source:
         UniPruneBench (arXiv 2511.02650), layer_prune.py: INTRA_LLM_LAYER_SPECS, "," or ";" between
@@ -107,6 +116,7 @@ def schedule(text: str, n_layers: int) -> Plan:
 
 
 def _triples(text: str) -> list[Cut]:
+    # Each ratio is relative to the cut before, so the keep is the product of the ratios so far.
     cuts, alive = [], 1.0
     for entry in filter(None, (e.strip() for e in re.split("[,;]", text))):
         layer, _, rest = entry.partition(":")
@@ -127,6 +137,8 @@ def _lists(text: str) -> list[Cut]:
     given = {key.lower(): value for key, value in _WORD.findall(text)}
     if _WORD.sub("", text).strip(" ,;"):
         raise _wrong_words(text)
+    # FastV has one cut at layer K, which prunes the share R. PyramidDrop has a list of layers and
+    # a list of shares kept.
     if set(given) == {"k", "r"}:
         layers, keeps, method = [_number(given["k"])], [1 - _number(given["r"])], "fastv"
     else:
@@ -134,6 +146,7 @@ def _lists(text: str) -> list[Cut]:
         method = given.pop("method", "pdrop")
         if given:
             raise _wrong_words(text)
+    # The list of PyramidDrop may begin with 1.0, the share kept before the first cut.
     if keeps[:1] == [1.0] and len(keeps) == len(layers) + 1:
         keeps = keeps[1:]
     whole = all(layer >= 0 and layer.is_integer() for layer in layers)
