@@ -54,6 +54,6 @@ docs: $(READY)
 docs-serve: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
 
-# What docs/planner.md says, measured on the built-in model: 40 minutes on two cores. It goes on where it was stopped.
+# What docs/planner-results.md says, measured on the built-in model: 40 minutes on two cores. It continues where it was stopped.
 benchmark-planner: $(READY)
 	$(BIN)/python -m benchmarks.planner

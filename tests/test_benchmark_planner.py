@@ -142,8 +142,8 @@ def test_the_picture_of_readme_names_every_method_and_draws_what_was_answered(
 
 @pytest.mark.slow
 def test_the_whole_benchmark_fills_its_page(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "docs" / "planner.md", tmp_path)
-    written = tmp_path / "planner.md"
+    shutil.copy(ROOT / "docs" / "planner-results.md", tmp_path)
+    written = tmp_path / "planner-results.md"
     command = [sys.executable, "-m", "benchmarks.planner", "--quick", "--processes", "1"]
     command += ["--folder", tmp_path / "kept", "--page", written]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

@@ -1,1 +1,1 @@
-"""Measures all that docs/planner.md says, and writes that page: `make benchmark-planner`."""
+"""Measures all that docs/planner-results.md says and writes it there: `make benchmark-planner`."""

@@ -1,4 +1,4 @@
-"""Measures all that docs/planner.md says, and writes that page.
+"""Measures all that docs/planner-results.md says, and writes that page.
 
 What is measured is kept: a run that was stopped goes on where it was, and one whose code of
 plans/, calibrate/ and planner/ has changed measures anew what depends on it.
@@ -27,7 +27,7 @@ from benchmarks.planner.sizes import LARGE, QUICK, Sizes
 from benchmarks.planner.work import ROOT, Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
 
-PAGE = ROOT / "docs" / "planner.md"
+PAGE = ROOT / "docs" / "planner-results.md"
 STAGES = ("fidelity", "samplers", "samples", "comparison")
 VERSIONS = ("torch", "transformers", "optuna", "scikit-learn", "scipy", "numpy", "cmaes")
 Parts = dict[str, str]
@@ -53,7 +53,7 @@ Parts = dict[str, str]
     "path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=PAGE,
-    help="The page to fill; plots go into a folder beside it.  [default: docs/planner.md]",
+    help="The page to fill; plots go into a folder beside it.  [default: docs/planner-results.md]",
 )
 def main(
     quick: bool, chosen: tuple[str, ...], processes: int, folder: Path | None, path: Path

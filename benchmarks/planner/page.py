@@ -1,4 +1,4 @@
-"""docs/planner.md: what is measured stands between markers and is made anew by every run."""
+"""docs/planner-results.md: every run writes what it measured between the markers."""
 
 from __future__ import annotations
 
