@@ -38,8 +38,8 @@ def text() -> str:
 def plan() -> Schema:
     """Draft 2020-12; its descriptions are the docstrings of the fields."""
     about = described(schema.Plan)
-    records = {"model": "ModelIdentity", **{k: k.title() for k in ("budget", "loss", "cost")}}
-    records["certificate"] = "Certificate"
+    records = {"model": "ModelIdentity", "budget": "ReachedBudget"}
+    records |= {key: key.title() for key in ("loss", "cost", "certificate")}
     properties: Schema = {
         "schema": {"const": schema.SCHEMA, "description": "Version of the format."},
         "name": optional({"type": "string"}),

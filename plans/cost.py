@@ -1,4 +1,4 @@
-"""What a plan costs, in exact arithmetic: layer-average keep, FLOPs, KV bytes; no torch."""
+"""The cost of a plan, computed exactly: layer-average keep, FLOPs, KV bytes; without torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from tpcal.plans.selectors.base import Selector
 
 EVERY_PLAN = "every plan"
-"""Key of what the executor takes once per prefill, among what cuts by each selector take."""
+"""Key of the executor's time per prefill, among the times of cuts by each selector."""
 PER_TOKEN = "{} per token"
-"""Key of what a selector takes for every token that it keeps."""
+"""Key of a selector's time for every token that it keeps."""
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Widths of a decoder, as far as cost depends on them."""
+    """Widths of a decoder that its cost depends on."""
 
     n_layers: int
     hidden: int
@@ -32,22 +32,23 @@ class DecoderShape:
     dtype_bytes: int
     """Bytes of one number in the KV cache."""
     kv_limits: tuple[int | None, ...] = ()
-    """[L] most tokens the cache of each layer holds: those of a sliding window, 0 where a layer
-    reads another one's, None where there is no limit. Empty: no layer has one."""
+    """[L] largest number of tokens in the cache of each layer: the size of a sliding window, 0 if
+    the layer reads the cache of another layer, None if there is no limit. Empty: no layer has a
+    limit."""
     latent: int | None = None
-    """Numbers a layer caches of a token in place of K and V of its heads (latent attention)."""
+    """Numbers that a layer caches per token instead of K and V of its heads (latent attention)."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a selector chooses from, as far as its cost depends on it; of one prompt."""
+    """The sizes that the cost of a selector depends on, for one prompt."""
 
     n_tokens: int
-    """Visual tokens alive."""
+    """Number of visual tokens before the cut."""
     n_keep: int
-    """Of these stay so many."""
+    """Number of visual tokens after the cut."""
     n_text: int
-    """Text tokens behind the first visual one."""
+    """Number of text tokens after the first visual token."""
     hidden: int
 
 
@@ -55,41 +56,41 @@ class Work:
 class Cost:
     """Cost of one prefill of ``n_tokens`` visual and ``n_text`` text tokens, pruned and unpruned.
 
-    Conditional cuts are counted as not firing, so the figures are upper bounds for plans that have
-    some. FLOPs and times include choosing the tokens.
+    Conditional cuts are counted as not made, so that the figures are upper bounds for plans with
+    conditions. FLOPs and times include the selection of tokens.
     """
 
     n_tokens: int
-    """Visual tokens of the prompt that is counted."""
+    """Number of visual tokens of the prompt."""
     n_text: int
-    """Text tokens of it."""
+    """Number of text tokens of the prompt."""
     counts: tuple[int, ...]
-    """Visual tokens left after each cut."""
+    """Number of visual tokens left after each cut."""
     layer_average_keep: float
-    """The budget: mean over layers of visual tokens entering the layer / n_tokens."""
+    """Mean over layers of the number of visual tokens entering the layer, divided by n_tokens."""
     prefill_flops: float
-    """Of the decoder, a multiply-add counted as two."""
+    """FLOPs of the decoder, a multiply-add counted as two."""
     unpruned_prefill_flops: float
-    """The same without the plan."""
+    """``prefill_flops`` without the plan."""
     kv_bytes: int
     """Bytes of K and V after the prefill."""
     unpruned_kv_bytes: int
-    """The same without the plan."""
+    """``kv_bytes`` without the plan."""
     prefill_ms: float | None = None
-    """Of the decoder, from the embedded prompt to its last norm; predicted from times measured on
-    one machine, None where none were measured."""
+    """Milliseconds of the decoder, from the embedded prompt to its final norm, predicted from
+    times measured on one machine; None if none were measured."""
     unpruned_prefill_ms: float | None = None
-    """The same without the plan."""
+    """``prefill_ms`` without the plan."""
     selection_flops: float | None = None
-    """The part of ``prefill_flops`` that chooses tokens; None in plans of older versions."""
+    """The part of ``prefill_flops`` that selects tokens; None in plans of older versions."""
 
 
 def layer_average_keep(schedule: Sequence[int], n_tokens: int) -> float:
     """Mean over layers of visual tokens entering / ``n_tokens``; 1.0 without visual tokens.
 
     Args:
-        schedule: [L] visual tokens entering each layer.
-        n_tokens: Visual tokens of the unpruned prompt.
+        schedule: [L] number of visual tokens entering each layer.
+        n_tokens: Number of visual tokens of the unpruned prompt.
 
     Source:
         Li et al. 2025 (BTP), arXiv 2505.22038: their "22 %" and "128 tokens" are this average.
@@ -103,10 +104,14 @@ def layer_average_keep(schedule: Sequence[int], n_tokens: int) -> float:
 def layer_flops(shape: DecoderShape, n: int) -> float:
     """FLOPs of one decoder layer over ``n`` tokens, a multiply-add counted as two.
 
-    Projections with grouped queries, the full n x n attention products (a causal kernel may do
-    half of them), and a gated FFN. Norms, softmax, activation and rotary embedding are left out
-    (under 1 % at hidden 4096).
+    The count covers projections with grouped queries, the full n x n attention products (a causal
+    kernel may compute half of them), and a gated FFN. Norms, softmax, activation and rotary
+    embedding are left out (under 1 % at hidden 4096).
     """
+    # Multiply-adds per layer, each counted as two FLOPs, with D = hidden, d = head_dim:
+    #     projections  n D (2 H d + 2 Hkv d)   Q and output, K and V
+    #     attention    2 n^2 H d               q . k, and weights times v
+    #     gated FFN    3 n D F                 gate, up and down
     query_width = shape.n_heads * shape.head_dim
     kv_width = shape.n_kv_heads * shape.head_dim
     projections = 2 * n * shape.hidden * (2 * query_width + 2 * kv_width)
@@ -141,8 +146,10 @@ def kv_bytes(shape: DecoderShape, n_tokens: Sequence[int]) -> int:
 
     Args:
         shape: Widths of the decoder.
-        n_tokens: [L] tokens each layer holds.
+        n_tokens: [L] number of tokens whose keys and values each layer caches.
     """
+    # A layer caches width = 2 Hkv d numbers per token, or one latent vector, of at most as many
+    # tokens as its sliding window holds.
     held = n_tokens
     if shape.kv_limits:
         limits = zip(n_tokens, shape.kv_limits, strict=True)
@@ -152,23 +159,25 @@ def kv_bytes(shape: DecoderShape, n_tokens: Sequence[int]) -> int:
 
 
 def selection_flops(plan: Plan, shape: DecoderShape, n_tokens: int, n_text: int) -> float:
-    """FLOPs of choosing tokens: score rows beside the attention kernel, and the selectors' own.
+    """FLOPs of selecting tokens: attention rows besides the kernel, and the selectors' own work.
 
-    Matrix products, as everywhere here, and upper bounds: all text stands behind the image, and a
-    selector compares all pairs where it could leave out some. What is left out: sorting and
-    elementwise work, and the gathers after a cut, which move bytes (a cut copies the states that
-    stay once, of the D numbers of each token that a layer reads many times) and compute nothing.
-    The vision tower is left out, as it is from the prefill.
+    Only matrix products are counted, as in the whole module. The result is an upper bound: all
+    text is assumed to follow the image, and selectors are assumed to compare all pairs. Sorting,
+    elementwise work and gathers are left out; a cut copies each remaining state once, which is
+    little compared to the reads of one layer. The vision tower is left out, as in the prefill.
 
     Args:
-        plan: The cuts; conditional ones measure and do not fire.
+        plan: The cuts; conditional cuts are counted as measured but not made.
         shape: Widths of the decoder.
-        n_tokens: Visual tokens of the prompt.
-        n_text: Text tokens of the prompt.
+        n_tokens: Number of visual tokens of the prompt.
+        n_text: Number of text tokens of the prompt.
     """
     from tpcal.plans.selectors import create  # needs torch, which this module does without
 
     flops, alive = 0.0, n_tokens
+    # A query row of attention over m keys takes 2 H d m FLOPs. A cut at layer l > 0 computes the
+    # rows its selector and its condition need over all visual and text tokens; the selector then
+    # adds its own products. A cut that drops no token selects nothing.
     row = 2.0 * shape.n_heads * shape.head_dim  # per key
     for cut, count in zip(plan.cuts, plan.counts(n_tokens), strict=True):
         selector = None
@@ -204,11 +213,11 @@ def plan_cost(
     Args:
         plan: The cuts.
         shape: Widths of the decoder.
-        n_tokens: Visual tokens of the prompt.
-        n_text: Text tokens of the prompt.
-        layer_ms: (tokens, milliseconds of one layer) as measured; empty leaves the times out.
-        executor_ms: Milliseconds of `EVERY_PLAN`, and by selector of each of its cuts and of each
-            token kept (`PER_TOKEN`), as measured; a selector that was not measured counts as the
+        n_tokens: Number of visual tokens of the prompt.
+        n_text: Number of text tokens of the prompt.
+        layer_ms: Measured pairs (tokens, milliseconds of one layer); if empty, times are None.
+        executor_ms: Measured milliseconds per plan (`EVERY_PLAN`), per cut (the selector's name)
+            and per kept token (`PER_TOKEN`). A selector that was not measured is counted as the
             slowest that was.
     """
     schedule = plan.schedule(n_tokens, shape.n_layers)
@@ -238,15 +247,16 @@ def prefill_ms(
     layer_ms: Sequence[tuple[int, float]],
     executor_ms: Mapping[str, float] = _NOTHING,
 ) -> float:
-    """Milliseconds of the decoder over one prompt, as `plan_cost`; the executor's work included.
+    """Milliseconds of the decoder over one prompt, the executor's work included.
 
     Args:
         plan: The cuts.
-        counts: Visual tokens left after each of them.
-        n_tokens: [L] visual and text tokens entering each layer.
-        layer_ms: As `plan_cost`, not empty.
-        executor_ms: As `plan_cost`.
+        counts: Number of visual tokens left after each cut.
+        n_tokens: [L] number of visual and text tokens entering each layer.
+        layer_ms: Measured times as in `plan_cost`; not empty.
+        executor_ms: Measured times as in `plan_cost`.
     """
+    # time = sum over layers of t(n_l) + t_plan + sum over cuts of (t_cut + t_token * kept)
     total = layers_ms(n_tokens, layer_ms)
     if not plan.cuts or not executor_ms:
         return total
@@ -263,9 +273,10 @@ def prefill_ms(
 
 
 def layers_ms(n_tokens: Sequence[int], layer_ms: Sequence[tuple[int, float]]) -> float:
-    """Milliseconds of layers over so many tokens, on straight lines between those measured.
+    """Milliseconds of layers with ``n_tokens`` tokens, interpolated between measured counts.
 
-    Beyond the measured counts the last line goes on.
+    Above the largest measured count, the line through the last two measurements is extended.
+    Below the smallest one, its time is used.
     """
     import numpy as np
 

@@ -1,6 +1,6 @@
-"""Every error tpcal raises on purpose, in one tree; the class decides the exit code.
+"""All errors that tpcal raises on purpose, in one tree; the class determines the exit code.
 
-`excerpt` and `listed` say how much of a user's values an error shows.
+`excerpt` and `listed` limit how much of a user's values an error shows.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 from tpcal.plans.redaction import redacted
 
 SHOWN = 120
-"""Most characters of a user's value that an error shows."""
+"""Largest number of characters of a user's value that an error shows."""
 
 
 def excerpt(value: object, limit: int = SHOWN) -> str:
-    """At most ``limit`` characters of a value, on one line; of a longer one its start and its end.
+    """At most ``limit`` characters of a value on one line; a longer value loses its middle.
 
     Args:
-        value: Text, or anything that has a ``repr``.
-        limit: Characters.
+        value: Text, or any object, which is shown by its ``repr``.
+        limit: Largest number of characters.
     """
     text = value if isinstance(value, str) else repr(value)
     if len(text) > limit:
@@ -27,15 +27,15 @@ def excerpt(value: object, limit: int = SHOWN) -> str:
 
 
 def listed(names: Sequence[object], most: int = 30) -> str:
-    """Names for an error, 60 characters of each: the first ``most``, then how many more."""
+    """Text that lists the first ``most`` names, 60 characters of each, and counts the others."""
     shown = ", ".join(excerpt(str(name), 60) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 class TpcalError(Exception):
-    """Base of all deliberate errors; its message is one sentence and says how to go on.
+    """Base of all deliberate errors; the message is one sentence and says how to go on.
 
-    It often repeats what another library said, so that credentials are taken out of it.
+    Credentials are removed from the message, because it may repeat another library's message.
     """
 
     exit_code = 1
@@ -45,7 +45,7 @@ class TpcalError(Exception):
 
 
 class RunFailed(TpcalError):
-    """A run broke off (out of memory, a failing model); what was done so far is kept."""
+    """A run stopped (out of memory, a failing model); its results so far are kept."""
 
 
 class UsageError(TpcalError):
@@ -55,11 +55,11 @@ class UsageError(TpcalError):
 
 
 class ProblemsError(TpcalError):
-    """Several problems of one thing, reported together.
+    """Several problems of one subject, reported together.
 
     Args:
-        subject: What the problems belong to, e.g. the path of a plan.
-        problems: One sentence each.
+        subject: The object that has the problems, e.g. the path of a plan.
+        problems: One sentence for each problem.
     """
 
     def __init__(self, subject: str, problems: Iterable[str]) -> None:
@@ -80,11 +80,11 @@ class FitError(ProblemsError):
 
 
 class BudgetError(TpcalError):
-    """A budget no plan can reach.
+    """A budget that no plan can reach.
 
     Args:
         message: One sentence.
-        reachable: Smallest layer-average keep that can be reached, 0..1.
+        reachable: Smallest reachable layer-average keep, 0..1.
     """
 
     exit_code = 3

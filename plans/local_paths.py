@@ -1,7 +1,8 @@
-"""Local paths in files: a profile or plan keeps them relative to its own folder.
+"""Local paths in files: a profile or plan stores them relative to its own folder.
 
-A kept path begins with ``./``, ``../`` or ``~/``, so that it is told from a name on the Hub. It is
-found from wherever the file is used, survives a move of the whole tree, and spells out no home.
+A stored path begins with ``./``, ``../`` or ``~/``, which distinguishes it from a name on the Hub.
+It is valid from any working folder, survives a move of the whole tree, and does not contain the
+path of the home folder.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
 
 EMBEDDED = "embedded"
-"""The built-in model and the built-in questions; never a path."""
+"""Name of the built-in model and of the built-in questions; it is never a path."""
 
 
 def kept(place: str, folder: Path) -> str:
-    """A model or data set as a file in ``folder`` names it.
+    """The name by which a file in ``folder`` stores a model or data set.
 
     Args:
-        place: As the user named it, seen from the working folder. What is not there is no path,
-            and stays.
-        folder: Of the file.
+        place: Name given by the user, relative to the working folder. If nothing exists there it
+            is not a path, and is returned unchanged.
+        folder: Folder of the file.
     """
     path = Path(place).expanduser()
     return place if place == EMBEDDED or not path.exists() else _relative(path, folder)
 
 
 def from_here(place: str, folder: Path) -> str:
-    """The inverse of `kept`: what a file in ``folder`` names, seen from the working folder."""
+    """The inverse of `kept`: a stored name, relative to the working folder."""
     if not _is_relative(place):
         return place
     path = os.path.normpath(folder.resolve() / place)
@@ -45,16 +46,16 @@ def from_here(place: str, folder: Path) -> str:
 
 
 def locate(place: str, folder: Path, file: str, option: str) -> str:
-    """As `from_here`, of what is there.
+    """The stored name relative to the working folder, after a check that a path exists.
 
     Args:
-        place: As the file keeps it.
-        folder: Of the file.
-        file: Named in the error.
-        option: The option that names the place instead.
+        place: Name as the file stores it.
+        folder: Folder of the file.
+        file: The file's name for the error message.
+        option: Option by which the user can name another place.
 
     Raises:
-        UsageError: It is a path, and nothing is there.
+        UsageError: The name is a path, and nothing exists there.
     """
     here = from_here(place, folder)
     if _is_path(here) and not Path(here).expanduser().exists():
@@ -65,7 +66,7 @@ def locate(place: str, folder: Path, file: str, option: str) -> str:
 
 
 def moved(plan: Plan, start: Path, end: Path) -> Plan:
-    """The plan of a file in ``start`` as a file in ``end`` keeps it: its model and its data."""
+    """The plan of a file in ``start``, its model's and data's paths rewritten for ``end``."""
 
     def again(place: str) -> str:
         return _relative(Path(from_here(place, start)), end) if _is_relative(place) else place
@@ -79,7 +80,7 @@ def moved(plan: Plan, start: Path, end: Path) -> Plan:
 
 
 def last_part(place: str) -> str:
-    """The last part of a path, for people; any other name whole."""
+    """The last part of a path, for display; a name that is no path is returned unchanged."""
     return Path(place).name if _is_path(place) else place
 
 

@@ -1,4 +1,4 @@
-"""The rules of the plan file: plain data becomes records, every problem is collected."""
+"""The rules of the plan file: plain data is converted to records, and all problems collected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Record = TypeVar("Record")
 MAX_LAYERS = 1_000
 MAX_WHOLE = 2**53
-"""Largest whole number: up to here every reader of JSON and YAML has the same."""
+"""Largest integer; all readers of JSON and YAML represent integers exactly up to it."""
 FRACTIONS = {
     "bound",
     "confidence",
@@ -28,39 +28,39 @@ FRACTIONS = {
     "text_to_visual_below",
     "visual_to_text_below",
 }
-"""Fields that hold a number in [0, 1], or a mapping to such numbers."""
+"""Names of fields that hold a number in [0, 1], or a mapping to such numbers."""
 RANGES: Mapping[str, tuple[float | None, float | None]] = {
     **dict.fromkeys(FRACTIONS, (0, 1)),
     **dict.fromkeys(("max_loss", "measured", "predicted"), (None, None)),
     "layer": (0, MAX_LAYERS - 1),
     "n_layers": (1, MAX_LAYERS),
 }
-"""Least and most of a field; `bounds` says those of all others."""
+"""Smallest and largest value by field name; `bounds` gives those of the other fields."""
 
 
 def bounds(name: str, *, integer: bool) -> tuple[float | None, float | None]:
-    """The least and the most that a field of that name may hold; None: there is no limit."""
+    """Smallest and largest value that a field called ``name`` may hold; None: no limit."""
     return RANGES.get(name, (0, MAX_WHOLE if integer else None))
 
 
 class Reader:
-    """Checks values one by one and remembers what is wrong instead of stopping."""
+    """Checks values one by one and collects the problems instead of raising an error."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def wrong(self, path: str, rule: str, value: Any) -> None:
-        """Remembers ``<path> must <rule>; got <value>.``"""
+        """Adds the problem ``<path> must <rule>; got <value>.``"""
         try:
             shown = repr(value)
-        except (ValueError, RecursionError):  # whole numbers of very many digits, among others
+        except (ValueError, RecursionError):  # e.g. integers with very many digits
             shown = f"a {type(value).__name__} that cannot be shown"
         if len(shown) > 60:
             shown = shown[:57] + "…"
         self.problems.append(f"{path} must {rule}; got {shown}.")
 
     def mapping(self, value: Any, path: str, known: Sequence[str]) -> dict[str, Any] | None:
-        """A mapping with known keys only, or None."""
+        """The mapping with only its known keys; None if the value is no mapping."""
         if not isinstance(value, Mapping):
             self.wrong(path, "be a mapping", value)
             return None
@@ -70,7 +70,7 @@ class Reader:
         return {key: value[key] for key in value if key in known}
 
     def text(self, body: Mapping[str, Any], key: str, path: str = "") -> str | None:
-        """A string or None."""
+        """The string under ``key``; None if it is absent or not text."""
         value = body.get(key)
         if value is not None and not _is_text(value):
             self.wrong(f"{path}{key}", "be text", value)
@@ -78,7 +78,7 @@ class Reader:
         return value
 
     def number(self, value: Any, path: str, name: str, *, integer: bool = False) -> Any:
-        """A finite number within the `bounds` of its field's name, or None."""
+        """The number, if it is finite and within the `bounds` of ``name``; otherwise None."""
         if not _is_number(value, integer):
             self.wrong(path, "be an integer" if integer else "be a number", value)
             return None
@@ -94,7 +94,7 @@ class Reader:
         return None
 
     def plain(self, value: Any, path: str, depth: int = 0) -> Any:
-        """Plain data: text, finite numbers, booleans, lists and mappings with text keys."""
+        """The value, checked to be text, finite numbers, booleans, None, lists and mappings."""
         if depth > MAX_DEPTH and isinstance(value, Mapping | list):
             self.wrong(path, f"be nested at most {MAX_DEPTH} deep", value)
         elif isinstance(value, Mapping):
@@ -118,12 +118,12 @@ class Reader:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a value is text that can be written."""
+    """Whether a value is text that can be encoded."""
     return type(value) is str and is_unicode(value)
 
 
 def _is_number(value: Any, integer: bool) -> bool:
-    """Whether a value is a number, and a finite one, also as a float."""
+    """Whether a value is a number that is finite when converted to float."""
     if type(value) not in ((int,) if integer else (int, float)):
         return False
     try:
@@ -135,10 +135,10 @@ def _is_number(value: Any, integer: bool) -> bool:
 def read_record(
     reader: Reader, body: Mapping[str, Any], key: str, record: type[Record], at: str = ""
 ) -> Record | None:
-    """The frozen dataclass ``record`` under ``body[key]``; None where absent or wrong.
+    """The frozen dataclass ``record`` under ``body[key]``; None if it is absent or wrong.
 
-    Its fields' types are the rules: text, whole and other numbers, mappings to numbers, lists of
-    whole numbers.
+    The types of its fields are the rules: text, integers, other numbers, mappings to numbers, and
+    lists of integers.
     """
     if body.get(key) is None:
         return None
@@ -147,7 +147,7 @@ def read_record(
     data = reader.mapping(body[key], path, [f.name for f in fields(record)])  # type: ignore[arg-type]
     if data is None:
         return None
-    data = {name: value for name, value in data.items() if value is not None}  # null: not given
+    data = {name: value for name, value in data.items() if value is not None}  # null means absent
     before = len(reader.problems)
     values = {k: _read(reader, v, str(hints[k]), f"{path}.{k}", k) for k, v in data.items()}
     for name, hint in hints.items():
@@ -176,14 +176,14 @@ def _read(reader: Reader, value: Any, hint: str, path: str, name: str) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is plain data all through."""
+    """Whether a value consists of plain data only, as `Reader.plain` defines it."""
     reader = Reader()
     reader.plain(value, "")
     return not reader.problems
 
 
 def given(value: Any) -> Any:
-    """Plain data without what is null or empty in its mappings; parameters of selectors whole."""
+    """Plain data without None and empty mappings; the parameters of selectors are unchanged."""
     if isinstance(value, list):
         return [given(item) for item in value]
     if not isinstance(value, Mapping):
@@ -193,7 +193,7 @@ def given(value: Any) -> Any:
 
 
 def data_of(record: Any) -> dict[str, Any]:
-    """Plain data of a record, its numbers of the types that their fields have."""
+    """Plain data of a record; numbers are converted to the types of their fields."""
     hints = get_type_hints(type(record))
     return {f.name: _data(getattr(record, f.name), str(hints[f.name])) for f in fields(record)}
 
@@ -207,7 +207,7 @@ def _data(value: Any, hint: str) -> Any:
         return [_data(item, hint) for item in value]
     if isinstance(value, bool):
         return value
-    with suppress(OverflowError):  # named by the rules
+    with suppress(OverflowError):  # the rules report such numbers
         if "float" in hint and isinstance(value, Real):
             return float(value)
         if "int" in hint and isinstance(value, Integral):
@@ -216,14 +216,14 @@ def _data(value: Any, hint: str) -> Any:
 
 
 def problems_of(plan: Plan) -> list[str]:
-    """Why a plan, however it was made, could not be read from a file; empty where it could."""
+    """The rules that a plan breaks, one sentence each; empty if its file could be read again."""
     return problems_at(plan, plan.model.n_layers if plan.model else None)
 
 
 def problems_at(plan: Plan, n_layers: int | None) -> list[str]:
-    """The same, for a decoder of ``n_layers`` whatever the plan says of its model.
+    """The rules that a plan breaks for a decoder of ``n_layers``, whatever it says of its model.
 
-    The rules between cuts are tried where every cut keeps its own.
+    The rules between cuts are checked only if every cut is readable by itself.
     """
     reader = Reader()
     try:
@@ -236,12 +236,12 @@ def problems_at(plan: Plan, n_layers: int | None) -> list[str]:
 
 
 def is_sound(cut: Cut) -> bool:
-    """Whether all of a cut is of the right type and range; its selector may be unknown."""
+    """Whether every value of a cut has the right type and range; its selector may be unknown."""
     return bool(read_cuts(Reader(), [data_of(cut)]))
 
 
 def read_plan(reader: Reader, body: Mapping[str, Any]) -> Plan:
-    """The plan in a mapping, all but the rules between its cuts (`check_cuts`) checked."""
+    """The plan in a mapping; only the rules between cuts (`check_cuts`) are not checked."""
     from tpcal.plans.cost import Cost
     from tpcal.plans.schema import Certificate, Loss, ModelIdentity, Plan
 
@@ -288,7 +288,7 @@ def read_cuts(reader: Reader, value: Any) -> list[Cut]:
 
 
 def read_step(reader: Reader, body: Mapping[str, Any]) -> int | None:
-    """``round_to`` of a plan."""
+    """``round_to`` of a plan; None if it is absent or wrong."""
     step = body.get("round_to")
     if step is None:
         return None
@@ -302,7 +302,7 @@ def read_step(reader: Reader, body: Mapping[str, Any]) -> int | None:
 
 
 def read_provenance(reader: Reader, body: Mapping[str, Any]) -> dict[str, Any]:
-    """``provenance`` of a plan: plain data under any names."""
+    """``provenance`` of a plan: plain data under any keys."""
     value = body.get("provenance")
     if value is not None and not isinstance(value, Mapping):
         reader.wrong("provenance", "be a mapping", value)
@@ -311,7 +311,7 @@ def read_provenance(reader: Reader, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_budget(reader: Reader, body: Mapping[str, Any]) -> ReachedBudget | None:
-    """The budget of a plan; of a kind there is, and a share where it is one."""
+    """The budget of a plan; its kind must exist, and shares must be in [0, 1]."""
     from tpcal.plans.schema import BUDGET_KINDS, ReachedBudget
 
     budget = read_record(reader, body, "budget", ReachedBudget)
@@ -342,7 +342,11 @@ def _check_selector(reader: Reader, cut: Cut, path: str) -> None:
 
 
 def check_cuts(reader: Reader, cuts: Sequence[Cut], n_layers: int | None) -> None:
-    """Rules between cuts: layers rise and exist, keeps never rise, conditions are inside."""
+    """Checks the rules between cuts.
+
+    Layers strictly increase and exist in the model, keep never increases, and a cut with a
+    condition is at layer 1 or later.
+    """
     for i, cut in enumerate(cuts):
         path = f"cuts[{i}]"
         if i and cut.layer <= cuts[i - 1].layer:

@@ -1,8 +1,8 @@
-"""Text without credentials, as it may reach a file, a screen or a log; and paths without machines.
+"""Removal of credentials from text for files, screens and logs, and of local folders from paths.
 
-A secret is found in two ways. Its shape gives it away: the password in a URL, ``password=…``, a
-token of a known kind. Or its value is known, from a URL that the user typed or from the
-environment, so that it is found too where a library repeats a part of it.
+A secret is recognised in two ways. One is its form: the password in a URL, ``password=…``, a token
+of a known kind. The other is its value, known from a URL that the user typed or from the
+environment; then it is also found if a library repeats only a part of it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
 SHORTEST = 3
-"""Characters of a password that is looked for outside its URL; shorter ones are parts of words."""
+"""Least length of a password that is hidden outside its URL; shorter ones are parts of words."""
 SHORTEST_OF_VARIABLE = 6
-"""The same of an environment variable, as ``1`` or ``true`` is none."""
+"""Least length of a secret environment variable, because ``1`` or ``true`` is no secret."""
 _LONG = 12
-"""Characters from which on a secret is also hidden inside a longer word."""
+"""Least length of a secret that is also hidden inside a longer word."""
 _SECRET = (
     r"(?:password|passwd|passphrase|pwd|secret|credentials?|token|api[_-]?key|access[_-]?key"
     r"|private[_-]?key|signature|sig)"
@@ -45,15 +45,15 @@ _ABSOLUTE = re.compile(r"^(--[\w-]+=|-[A-Za-z])?((?:/|[A-Za-z]:[\\/]).*)$", re.D
 
 
 def redacted(text: str, *typed: str, environ: Mapping[str, str] | None = None) -> str:
-    """The text with ``***`` in the place of every credential.
+    """The text with ``***`` instead of every credential.
 
-    The values in the query of a URL are all hidden, as each may be a token, and so is a name that
-    stands before ``@`` without a password.
+    All values in the query of a URL are hidden, because each may be a token, and so is a name
+    before ``@`` without a password.
 
     Args:
-        text: Anything.
-        typed: Words of the user, as URLs; what is secret in them is hidden wherever it stands.
-        environ: Whose secret variables are hidden too; None: the process's own.
+        text: Any text.
+        typed: Words that the user typed, e.g. URLs; their secrets are hidden in the whole text.
+        environ: Environment whose secret variables are hidden too; None: that of the process.
     """
     found = {*_typed(typed), *_variables(os.environ if environ is None else environ)}
     text = _URL.sub(lambda url: f"{url['scheme']}://{_place(url['rest'])}", text)
@@ -63,7 +63,7 @@ def redacted(text: str, *typed: str, environ: Mapping[str, str] | None = None) -
 
 
 def redacted_data(data: Any) -> Any:
-    """Plain data with every text in it `redacted`."""
+    """Plain data in which every text is `redacted`."""
     if isinstance(data, str):
         return redacted(data)
     if isinstance(data, Mapping):
@@ -72,10 +72,10 @@ def redacted_data(data: Any) -> Any:
 
 
 def without_machine(word: str, environ: Mapping[str, str] = os.environ) -> str:
-    """A word of a command line whose path says nothing of the machine.
+    """A word of a command line without the local folders of its path.
 
-    A path below this folder becomes relative, one below the home folder begins with ``~``; of any
-    other only its name is kept, behind a digest of its folder.
+    A path inside the working folder becomes relative, and one inside the home folder begins with
+    ``~``. Of any other path, a digest replaces the folder and the last part is kept.
     """
     found = _ABSOLUTE.match(word)
     if not found:
@@ -93,11 +93,14 @@ def without_machine(word: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _place(rest: str) -> str:
-    """What follows ``://``. A password may hold '@', '/' and '?' although it should not."""
+    """The redacted part of a URL after ``://``.
+
+    A password may contain '@', '/' and '?', although it should not.
+    """
     query = _QUERY.search(rest)
     place, asked = (rest[: query.start()], rest[query.start() :]) if query else (rest, "")
     if "@" in asked:
-        return HIDDEN  # nobody can tell where the password ends
+        return HIDDEN  # the end of the password cannot be determined
     userinfo, at, host = place.rpartition("@")
     user, _, password = userinfo.partition(":")
     if at and (password or "/" not in userinfo):
@@ -106,7 +109,7 @@ def _place(rest: str) -> str:
 
 
 def _typed(words: Iterable[str]) -> Iterator[str]:
-    """Secrets of URLs and connection strings, as written, decoded, and in parts."""
+    """Yields the secrets of URLs and connection strings as written, decoded, and in parts."""
     for word in words:
         rest = word.partition("://")[2]
         found = [match[1].strip("'") for match in _PAIR.finditer(word)]

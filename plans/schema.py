@@ -18,18 +18,20 @@ from tpcal.plans.yaml_files import Line, dump_yaml, parse_yaml, read_yaml, write
 
 SCHEMA = 1
 SHORT_PRESETS = {"btp": "btp-llava-released", "dart": "dart-128", "todre": "todre-25"}
-"""Methods published with several schedules, and the one that is meant by the method's name."""
+"""For each method published with several schedules: the preset its plain name stands for."""
 
 
 def n_keep(keep: float, n_tokens: int, round_to: int | None = None) -> int:
-    """Tokens that ``keep`` of ``n_tokens`` original ones leaves: the one rounding used everywhere.
+    """Number of tokens that a cut with ``keep`` leaves of ``n_tokens`` original ones.
 
-    Half rounds up; a keep above 0 leaves at least one token.
+    All of tpcal rounds with this function: halves round up, and a keep above 0 leaves at least
+    one token.
 
     Args:
-        keep: In [0, 1].
-        n_tokens: Original tokens.
-        round_to: The plan's; the count goes up to a multiple of it, where there are as many.
+        keep: Fraction of the original tokens, in [0, 1].
+        n_tokens: Number of original tokens.
+        round_to: ``Plan.round_to``. The count is rounded up to a multiple of it, and never
+            exceeds ``n_tokens``.
     """
     if keep <= 0 or n_tokens <= 0:
         return 0
@@ -42,9 +44,9 @@ def entering(n_tokens: int, counts: Iterable[tuple[int, int]], n_layers: int) ->
     """[L] visual tokens entering each layer.
 
     Args:
-        n_tokens: Original ones.
-        counts: (layer, tokens left) of every cut, by rising layer.
-        n_layers: Of the decoder.
+        n_tokens: Number of original visual tokens.
+        counts: (layer, tokens left) of every cut, in ascending order of layers.
+        n_layers: Number of decoder layers.
     """
     schedule = [n_tokens] * n_layers
     for layer, count in counts:
@@ -54,65 +56,73 @@ def entering(n_tokens: int, counts: Iterable[tuple[int, int]], n_layers: int) ->
 
 @dataclass(frozen=True)
 class Condition:
-    """Makes a cut per sample: only where the attention measured one layer before is low.
+    """Restricts a cut to prompts whose attention, measured one layer before, is low.
 
     Source:
         ToDRE stage 2 (arXiv 2505.18757v2). With a causal mask and the image before the question
-        the visual-to-text mass is always 0, so that half of the paper's rule is inert there.
+        the visual-to-text mass is always 0, so that half of the paper's rule has no effect there.
     """
 
     text_to_visual_below: float
-    """Threshold on the attention mass the text gives to visual tokens, 0..1."""
+    """The text must give less than this share of its attention to visual tokens, 0..1."""
     visual_to_text_below: float | None = None
-    """Threshold on the mass visual tokens give to text; None leaves it out."""
+    """Visual tokens must give less than this share of their attention to text; None: any share."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One act of pruning, just before decoder layer ``layer`` (0 = before the decoder)."""
+    """One pruning step, just before decoder layer ``layer`` (0 = before the decoder).
+
+    Examples:
+        >>> from tpcal import Cut, Plan
+        >>> half = Cut(layer=2, keep=0.5, selector="diversity", params={"rule": "max_sum"})
+        >>> none = Cut(layer=24, keep=0.0)  # drops all visual tokens, so it needs no selector
+        >>> Plan(cuts=(half, none)).counts(n_tokens=576)
+        (288, 0)
+    """
 
     layer: int
-    """Decoder layer, from 0."""
+    """Decoder layer that the cut stands before, counted from 0."""
     keep: float
-    """Fraction of the image's original visual tokens that go on; 0 drops all."""
+    """Fraction of the original visual tokens that remain; 0 drops all of them."""
     selector: str | None = None
-    """Name of the selector; None where ``keep`` is 0, as there is nothing to choose."""
+    """Name of the selector; None if ``keep`` is 0, as there is nothing to choose."""
     params: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Parameters of the selector; what is left out keeps its default."""
+    """Parameters of the selector; a parameter that is left out keeps its default."""
     condition: Condition | None = None
-    """Where there is one, the cut is made only for prompts that fulfil it."""
+    """The cut is made only for prompts that meet this condition; None: for all prompts."""
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The model a plan or profile was made for. A published schedule knows only ``n_layers``."""
+    """The model a plan or profile was made for. A published schedule has only ``n_layers``."""
 
     n_layers: int
-    """Decoder layers."""
+    """Number of decoder layers."""
     name: str | None = None
-    """Hub id, folder or alias it was loaded by."""
+    """Hub id, folder or alias that the model was loaded by."""
     revision: str | None = None
-    """On the Hub, where one was given."""
+    """Revision on the Hub; None if none was named."""
     family: str | None = None
-    """Name of the family that serves it."""
+    """Name of the family that supports the model."""
     architecture: str | None = None
-    """Class of transformers."""
+    """Name of the model's class in transformers."""
     fingerprint: str | None = None
-    """sha256 of the structure: two models with one fingerprint can share a plan."""
+    """sha256 of the model's structure: models with the same fingerprint can share a plan."""
 
 
 BUDGET_KINDS = ("flops", "kv", "ms")
-"""What a budget can be of, beside the layer average of keep."""
+"""Kinds of budgets; a budget without a kind limits the layer average of keep."""
 
 
 @dataclass(frozen=True)
 class ReachedBudget:
-    """What the plan may cost: asked for and reached."""
+    """The cost that was allowed and the cost that the plan reaches."""
 
     target: float
-    """What was asked for."""
+    """The cost that was allowed."""
     reached: float
-    """What the plan costs."""
+    """The cost of the plan."""
     kind: str | None = None
     """``flops`` or ``kv`` (shares of the unpruned prefill), or ``ms``; None: layer average."""
 
@@ -122,77 +132,86 @@ class Loss:
     """Deviation from the unpruned model per group: KL(full || pruned), nats per answer token."""
 
     predicted: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Nats of each group, from single cuts."""
+    """Loss of each group in nats, predicted from measurements of single cuts."""
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Nats of each group, by running the plan on samples it was not chosen by."""
+    """Loss of each group in nats, measured with this plan on samples the search did not use."""
     changed: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Share of each group's answers that change, on the samples of ``measured``."""
     flips: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """In plans of earlier versions: share of answer tokens, not of answers."""
+    """Written by earlier versions only: share of answer tokens, not of answers, that change."""
     max_loss: float | None = None
-    """Nats that the worst group was allowed to lose; None: no limit was set."""
+    """Largest loss in nats that was allowed for the worst group; None: no limit was set."""
     max_flips: float | None = None
-    """Share of answers that was allowed to change; of answer tokens where there are ``flips``."""
+    """Share of answers that was allowed to change; of answer tokens if ``flips`` is given."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A promise, made from samples the search never saw: few answers change."""
+    """A statistical guarantee, from samples the search did not use, that few answers change."""
 
     max_flips: float
     """Largest share of answers that change."""
     confidence: float
-    """How often such promises hold."""
+    """Probability with which such guarantees hold."""
     n: int
-    """Samples of the test that came closest to failing."""
+    """Number of samples of the test that came closest to failing."""
     n_changed: int
-    """Answers changed among them."""
+    """Number of answers that changed among these samples."""
     bound: float
-    """The same as ``max_flips``; older versions wrote less, which held for a single plan only."""
+    """The same as ``max_flips``; older versions wrote a smaller value that held for one plan."""
     test: str
     """The statistical test."""
     of: str
     """``all samples`` or ``each group``."""
     data: str | None = None
-    """The samples it was proven on: what was drawn, and how."""
+    """The samples of the test: which data they were drawn from, and how."""
     fingerprint: str | None = None
     """sha256 of these samples."""
     n_plans: int | None = None
-    """Plans that were tested together, in a fixed order, up to this one."""
+    """Number of plans that were tested together, in a fixed order, up to this one."""
     place: int | None = None
-    """Of the test among all on these samples, from 1: its level is 6 (1 - confidence) /
-    (pi place)^2. None: 1 - confidence, as of the only plan that ever was tested on them."""
+    """Number of this test among all tests on these samples, from 1. The level of the test is
+    6 (1 - confidence) / (pi place)^2. None: the level is 1 - confidence, because no other plan
+    was ever tested on these samples."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cuts for one model and what is known of them."""
+    """The cuts for one model, and their measured cost, loss and origin.
+
+    Examples:
+        >>> from tpcal import Cut, Plan
+        >>> plan = Plan(cuts=(Cut(layer=2, keep=0.5, selector="attention"),))
+        >>> plan.schedule(n_tokens=100, n_layers=4)  # visual tokens entering each layer
+        [100, 100, 50, 50]
+    """
 
     cuts: tuple[Cut, ...] = ()
-    """In the order of their layers; none: nothing is pruned."""
+    """The cuts in ascending order of their layers; a plan without cuts prunes nothing."""
     name: str | None = None
-    """For people; errors begin with it."""
+    """Name for people; error messages begin with it."""
     source: str | None = None
-    """Where a published schedule comes from."""
+    """Publication that the schedule comes from."""
     round_to: int | None = None
-    """Every count that a cut leaves goes up to a multiple of this, so that prompts of many lengths
-    meet few of them: shapes that compiled code and tuned kernels know. None: as `keep` says."""
+    """Every token count that a cut leaves is rounded up to a multiple of this number, so that
+    prompts of many lengths lead to few different shapes, which compiled code and tuned kernels
+    already know. None: counts follow from `keep` alone."""
     model: ModelIdentity | None = None
-    """The model it was made for."""
+    """The model that the plan was made for."""
     budget: ReachedBudget | None = None
-    """What it may cost, and costs."""
+    """The cost that was allowed and the cost that is reached."""
     loss: Loss | None = None
-    """What it loses."""
+    """The loss of quality against the unpruned model."""
     cost: Cost | None = None
-    """What one prefill costs, with and without it."""
+    """The cost of one prefill, with and without the plan."""
     certificate: Certificate | None = None
-    """What was proven of it."""
+    """The statistical guarantee, if the plan passed a test."""
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Where it comes from: versions, profile, data, seed, sampler, command, time."""
+    """Origin of the plan: versions, profile, data, seed, sampler, command, time."""
 
     @property
     def digest(self) -> str:
-        """sha256 over the content, as the plan's file ends with it."""
+        """sha256 of the content; it is the last line of the plan's file."""
         return _digest(_plain(self))
 
     def counts(self, n_tokens: int) -> tuple[int, ...]:
@@ -212,11 +231,18 @@ class Plan:
     def scaled(self, n_layers: int) -> Plan:
         """The same schedule at the same relative depths of a decoder with ``n_layers`` layers.
 
-        A cut inside the decoder stays inside it, and two cuts never share a layer: the later one
-        moves down, or goes where the decoder ends.
+        A cut at depth d of L layers moves to floor(d n_layers / L + 1/2). A cut inside the decoder
+        stays inside it. Two cuts never share a layer: the later one moves one layer further, and
+        is dropped if the decoder ends there.
 
         Raises:
-            UsageError: The plan does not say how many layers it was made for.
+            UsageError: ``model.n_layers`` of the plan is unknown.
+
+        Examples:
+            >>> import tpcal
+            >>> plan = tpcal.load_preset("fastv")
+            >>> plan.cuts[0].layer, plan.scaled(64).cuts[0].layer
+            (2, 4)
         """
         if self.model is None:
             raise UsageError("A plan must name model.n_layers to be scaled; got none.")
@@ -235,27 +261,45 @@ def load_plan(path: Path | str) -> Plan:
     """The plan in a YAML file.
 
     Raises:
-        UsageError: Missing, unreadable, too large or not plain YAML.
-        PlanError: Breaks the rules of the format; names every problem at once.
+        UsageError: The file is missing, unreadable, too large or not plain YAML.
+        PlanError: The plan breaks rules of the format; the message names every problem.
+
+    Examples:
+        >>> import tpcal
+        >>> tpcal.save_plan(tpcal.load_preset("fastv"), "fastv.yaml")
+        >>> tpcal.load_plan("fastv.yaml").cuts[0].keep
+        0.5
     """
     return plan_from_data(read_yaml(path, "plan"), str(path))
 
 
 def parse_plan(text: str, source: str = "plan") -> Plan:
-    """The plan in a YAML text; errors as `load_plan`."""
+    """The plan in a YAML text; raises the errors of `load_plan`."""
     return plan_from_data(parse_yaml(text, source), source)
 
 
 def save_plan(plan: Plan, path: Path | str) -> None:
-    """Writes the plan atomically; the same plan gives the same bytes. Errors as `dump_plan`."""
+    """Writes the plan to a YAML file atomically; the same plan always gives the same bytes.
+
+    Raises:
+        PlanError: The plan breaks a rule of the format.
+        UsageError: The file cannot be written.
+
+    Examples:
+        >>> import tpcal
+        >>> plan = tpcal.load_preset("dart-128", n_layers=28)
+        >>> tpcal.save_plan(plan, "dart.yaml")
+        >>> tpcal.load_plan("dart.yaml").digest == plan.digest
+        True
+    """
     write_atomic(path, dump_plan(plan))
 
 
 def dump_plan(plan: Plan) -> str:
-    """YAML of a plan, ending with its digest.
+    """YAML of a plan; its digest is the last line.
 
     Raises:
-        PlanError: The plan breaks a rule of the format, so that nobody could read its file.
+        PlanError: The plan breaks a rule of the format, so its file could not be read again.
     """
     problems = plan_rules.problems_of(plan)
     if problems:
@@ -267,7 +311,13 @@ def dump_plan(plan: Plan) -> str:
 
 
 def presets() -> tuple[str, ...]:
-    """Names of the published schedules that ship with tpcal, sorted."""
+    """Names of the published schedules that ship with tpcal, sorted.
+
+    Examples:
+        >>> import tpcal
+        >>> tpcal.presets()[-3:]
+        ('todre-10', 'todre-25', 'vtw')
+    """
     folder = resources.files("tpcal.plans.presets")
     return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
 
@@ -276,11 +326,16 @@ def load_preset(name: str, n_layers: int | None = None) -> Plan:
     """A published schedule, at the same relative depths of a decoder with ``n_layers`` layers.
 
     Args:
-        name: One of `presets`, or of `SHORT_PRESETS`.
-        n_layers: Depth of the model; None keeps the published depth.
+        name: One of `presets`, or a method in `SHORT_PRESETS` (``btp``, ``dart``, ``todre``).
+        n_layers: Number of decoder layers of the model; None keeps the published depth.
 
     Raises:
-        UsageError: Unknown name.
+        UsageError: No preset has this name.
+
+    Examples:
+        >>> import tpcal
+        >>> [(cut.layer, cut.keep) for cut in tpcal.load_preset("fastv", n_layers=64).cuts]
+        [(4, 0.5)]
     """
     name = SHORT_PRESETS.get(name, name)
     if name not in presets():
@@ -291,10 +346,10 @@ def load_preset(name: str, n_layers: int | None = None) -> Plan:
 
 
 def plan_from_data(data: Any, source: str) -> Plan:
-    """The plan in parsed YAML data; ``source`` is named in errors.
+    """The plan in parsed YAML data; error messages begin with ``source``.
 
     Raises:
-        PlanError: Names every problem at once.
+        PlanError: The plan breaks rules of the format; the message names every problem.
     """
     reader = plan_rules.Reader()
     known = ["schema", *(f.name for f in fields(Plan)), "digest"]
@@ -319,7 +374,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
 
 
 def _plain(plan: Plan) -> dict[str, Any]:
-    """Plain data of a plan, what is not given left out."""
+    """Plain data of a plan without the fields that are None or empty."""
     data = {key: plan_rules.given(value) for key, value in plan_rules.data_of(plan).items()}
     nothing = {
         key for key, value in data.items() if value is None or (value == {} and key != "loss")

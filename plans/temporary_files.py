@@ -1,8 +1,8 @@
 """Temporary files and folders: one pattern of names, a lock while in use, removal of orphans.
 
-Who makes one holds a lock on it until the process ends, however it ends. What has the pattern's
-name and can be locked belongs to a process that was killed, and is removed by the next one that
-writes to the same place.
+The process that makes a temporary file or folder holds a lock on it until it ends, in whatever
+way. A file with such a name that can be locked therefore belongs to a process that was killed, and
+the next process that writes to the same folder removes it.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked there, and no orphan is removed
+except ImportError:  # on Windows nothing is locked and no orphan is removed
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = ".tpcal-"
-"""How the names of all temporary files and folders begin."""
+"""Prefix of the names of all temporary files and folders."""
 LOCK = "lock"
-"""In a temporary folder: the file that is locked."""
+"""Name of the locked file inside a temporary folder."""
 
 
 def new_file(folder: Path) -> tuple[int, Path]:
-    """An open and locked temporary file of a folder; the lock goes when it is closed."""
+    """Handle and path of a new locked temporary file; closing the handle releases the lock."""
     _remove_orphans(folder)
     while True:
         handle, name = tempfile.mkstemp(dir=folder, prefix=PREFIX)
         _lock(handle)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
-        os.close(handle)  # another process took it for an orphan before it was locked
+        os.close(handle)  # another process removed it as an orphan before it was locked
 
 
 def new_folder(folder: Path) -> Path:
-    """A new temporary folder, locked until this process ends; its maker removes it."""
+    """A new temporary folder, locked until this process ends; the caller must remove it."""
     _remove_orphans(folder)
     while True:
         made = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX))
-        with contextlib.suppress(FileNotFoundError):  # taken for an orphan, as below
+        with contextlib.suppress(FileNotFoundError):  # removed as an orphan before it was locked
             handle = os.open(made / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             _lock(handle)
             if os.fstat(handle).st_nlink:
@@ -69,7 +69,7 @@ def _own(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock of a file; raises OSError where another process does, or there is none."""
+    """Holds the lock of a file; raises OSError if another process holds it or locks fail."""
     if fcntl is None:
         raise OSError("files cannot be locked")
     handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""Files: atomic writing, and reading of YAML nobody has to trust."""
+"""Files: atomic writing, and safe reading of YAML from untrusted sources."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tpcal.plans.errors import UsageError
 
 MAX_YAML_BYTES = 1_000_000
 BYTES_PER_NODE = 50
-"""A file of so many bytes may hold one value: what a longer list of values takes to read is
-minutes, and no file of ours comes near it."""
+"""A file may hold one value for this many bytes of its size limit. More values would take minutes
+to read, and no file that tpcal writes has nearly as many."""
 MAX_DEPTH = 32
-"""Lists and mappings inside each other; what is nested deeper could be read and not be written."""
+"""Largest depth of nested lists and mappings; deeper data could be read but not be written."""
 MAX_DIGITS = 100
-"""Of a number. The time that parsing one takes rises with the square of its length."""
+"""Largest number of digits of a number; parsing takes time quadratic in it."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what a plain file has no need of and a hostile one would use.
+    """A YAML loader that refuses constructs that plain files do not need and attacks use.
 
-    That is aliases (a few lines of them expand to gigabytes), merge keys, tags (those of numbers
-    and dates make PyYAML fail on what follows), repeated keys, text that is no Unicode, numbers of
-    many digits, and more or deeper values than any file of ours has.
+    It refuses aliases (a few lines of them expand to gigabytes), merge keys, tags (those of
+    numbers and dates make PyYAML fail on invalid values), repeated keys, text that is not valid
+    Unicode, numbers of many digits, and more or deeper values than any file of tpcal has.
 
-    Pure Python, because the C loader composes nodes where no check can be put.
+    It is pure Python, because the C loader composes nodes without a place for these checks.
     """
 
     def __init__(self, text: str, max_nodes: int) -> None:
@@ -79,7 +79,7 @@ def _refused(event: Any, problem: str) -> yaml.YAMLError:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether text can be written at all: halves of surrogate pairs cannot."""
+    """Whether the text can be encoded; halves of surrogate pairs cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -91,12 +91,12 @@ def parse_yaml(text: str, source: str, max_bytes: int = MAX_YAML_BYTES) -> Any:
     """The data in a YAML text.
 
     Args:
-        text: The YAML.
-        source: Named in errors, e.g. the path.
-        max_bytes: Of the file; it may hold one value for every `BYTES_PER_NODE` of them.
+        text: The YAML text.
+        source: Name of the text in error messages, e.g. the path.
+        max_bytes: Size limit of the file; it may hold one value per `BYTES_PER_NODE` bytes of it.
 
     Raises:
-        UsageError: Not YAML, or holds what `_Loader` refuses.
+        UsageError: The text is not YAML, or contains something that `_Loader` refuses.
     """
     try:
         loader = _Loader(text, max_bytes // BYTES_PER_NODE)
@@ -118,11 +118,11 @@ def read_yaml(path: Path | str, what: str, max_bytes: int = MAX_YAML_BYTES) -> A
 
     Args:
         path: File to read.
-        what: Kind of file, for errors: "plan", "profile".
-        max_bytes: Larger files are refused before they are read.
+        what: Kind of file for error messages, e.g. "plan" or "profile".
+        max_bytes: Largest size of the file.
 
     Raises:
-        UsageError: Missing, unreadable, too large, not UTF-8, empty or not plain YAML.
+        UsageError: The file is missing, unreadable, too large, not UTF-8, empty or not plain YAML.
     """
     path = Path(path)
     data = read_bytes(path, what, max_bytes)
@@ -136,9 +136,11 @@ def read_yaml(path: Path | str, what: str, max_bytes: int = MAX_YAML_BYTES) -> A
 
 
 def read_bytes(path: Path, what: str, max_bytes: int) -> bytes:
-    """The bytes of a file no larger than ``max_bytes``; anything else is a UsageError.
+    """The content of a regular file of at most ``max_bytes`` bytes.
 
-    Pipes and devices are refused: some never end, and others never begin.
+    Raises:
+        UsageError: The file is missing, unreadable or larger, or is a folder, a pipe or a device;
+            reading those might never end.
     """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
@@ -158,7 +160,7 @@ def read_bytes(path: Path, what: str, max_bytes: int) -> bytes:
 
 
 def refuse_special(path: Path, what: str, mode: int) -> None:
-    """Nothing for the mode of a regular file; a UsageError for that of anything else."""
+    """Raises UsageError if ``mode`` is not that of a regular file."""
     kinds = ((stat.S_ISREG, ""), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"))
     got = next((name for is_kind, name in kinds if is_kind(mode)), "a device or socket")
     if got:
@@ -166,7 +168,7 @@ def refuse_special(path: Path, what: str, mode: int) -> None:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a file; a pipe nobody writes to at once too."""
+    """Opens a file without waiting, even if it is a pipe that nobody writes to."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -176,7 +178,7 @@ class Line(dict[str, Any]):
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
-        return True  # our own reader refuses them
+        return True  # `_Loader` refuses aliases
 
 
 _Dumper.add_representer(
@@ -188,7 +190,7 @@ _Dumper.add_representer(
 
 
 def dump_yaml(data: Any) -> str:
-    """YAML of plain data: keys in the given order, leaves and every `Line` on one line."""
+    """YAML of plain data, keys in the given order; mappings of scalars and `Line` on one line."""
     return yaml.dump(
         data,
         Dumper=_Dumper,
@@ -200,13 +202,13 @@ def dump_yaml(data: Any) -> str:
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Writes a file so that readers see the old content or the new, never half of it.
+    """Writes a file so that readers see either the old content or the new, never a part of it.
 
-    A file that is there keeps its permissions, its owner as far as the system lets us, and the
-    links that lead to it. What killed writers left in its folder is removed.
+    An existing file keeps its permissions, the links to it and, if the system permits, its owner.
+    Temporary files that killed processes left in the folder are removed.
 
     Raises:
-        UsageError: The folder cannot be written, or no regular file is at that place.
+        UsageError: The folder cannot be written, or the path is not that of a regular file.
     """
     target = Path(os.path.realpath(path))
     payload = data.encode("utf-8") if isinstance(data, str) else data
@@ -217,7 +219,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, new = temporary_files.new_file(target.parent)
         try:
-            with os.fdopen(handle, "wb") as file:  # its lock is held until it has its name
+            with os.fdopen(handle, "wb") as file:  # the lock is held until the file is renamed
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())
@@ -237,11 +239,11 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _set_access(new: Path, before: os.stat_result | None) -> None:
-    """Owner and permissions of the file that is replaced; of a new one what every new file has."""
+    """Gives a file the owner and permissions of the file it replaces, or those of a new file."""
     if before is None:
         os.chmod(new, 0o666 & ~_umask())  # temporary files are private
         return
-    with contextlib.suppress(PermissionError, AttributeError):  # not ours to give; or no owners
+    with contextlib.suppress(PermissionError, AttributeError):  # no right to, or no owners at all
         os.chown(new, -1, before.st_gid)
         os.chown(new, before.st_uid, -1)
     os.chmod(new, stat.S_IMODE(before.st_mode))

@@ -1,4 +1,4 @@
-"""Families: code that knows one model architecture. The directory listing is the registry."""
+"""Families: the code for each model architecture. Every module in this folder is registered."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _EXPERTS = (
     "n_routed_experts",
     "num_experts_per_tok",
 )
-"""Part of the structure where a config has them."""
+"""Keys that belong to the structure if a config has them."""
 
 
 @cache
@@ -51,10 +51,10 @@ def families() -> dict[str, Family]:
 
 
 def find(model: PreTrainedModel) -> Family:
-    """The family that serves this model; the generic one where it has none of its own.
+    """The family that supports this model; the generic one if no family names its class.
 
     Raises:
-        UsageError: None does.
+        UsageError: No family supports the model.
     """
     kind = type(model).__name__
     if hasattr(model, "get_base_model"):
@@ -78,7 +78,7 @@ def find(model: PreTrainedModel) -> Family:
 def identity(
     model: PreTrainedModel, name: str | None = None, revision: str | None = None
 ) -> ModelIdentity:
-    """What a plan remembers of a model; the fingerprint is of widths and depth, not weights."""
+    """The identity of a model that a plan stores; the fingerprint covers widths, not weights."""
     family = find(model)
     text = _text_config(model)
     structure = {key: _width(text, key) for key in _STRUCTURE}
@@ -105,7 +105,7 @@ def _text_config(model: PreTrainedModel) -> Any:
 
 
 def _width(text: Any, key: str) -> Any:
-    """One value, or one for every layer where they differ (Gemma 4)."""
+    """The value of a config; a list with one value per layer if layers differ (Gemma 4)."""
     if key in (text.per_layer_attributes or ()):
         return [getattr(layer, key, None) for layer in text.per_layer_config]
     return getattr(text, key, None)

@@ -1,7 +1,8 @@
-"""What the executor asks about an architecture. A family file holds only what differs.
+"""The interface between the executor and a model architecture, with defaults.
 
 The defaults follow transformers' own conventions: `get_decoder`, `image_token_id`, `.layers`,
-`.norm`, `self_attn`. They serve any model that keeps to them (families/generic.py).
+`.norm`, `self_attn`. They support any model that follows these (families/generic.py), and the file
+of a family overrides only what differs.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token
 
 
 class Family:
-    """Finds the parts of one kind of model."""
+    """Locates the parts of the models of one architecture."""
 
     name: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]] = ()
-    """Class names of the models it serves."""
+    """Class names of the models it supports."""
     bidirectional: ClassVar[bool] = False
-    """Visual tokens may attend to text behind them."""
+    """Whether visual tokens may attend to text after them."""
 
     def base(self, model: PreTrainedModel) -> nn.Module:
         """The module that receives token ids and images and calls the decoder."""
@@ -44,7 +45,7 @@ class Family:
         decoder: Any = model.get_decoder()
         while not hasattr(decoder, "layers"):
             inner = decoder.get_decoder()
-            if inner is decoder:  # get_decoder() of a model without one gives itself
+            if inner is decoder:  # get_decoder() of a model without a decoder returns the model
                 raise AttributeError(f"{type(decoder).__name__} has no decoder layers.")
             decoder = inner
         return decoder
@@ -62,7 +63,7 @@ class Family:
         return layer.self_attn  # type: ignore[return-value]
 
     def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
-        """[..., V] from normed states [..., D]."""
+        """[..., V] logits of states [..., D] after the final norm."""
         return model.get_output_embeddings()(states)
 
     def key_source(self, model: PreTrainedModel, layer: int) -> int:
@@ -70,7 +71,7 @@ class Family:
         return layer
 
     def cut_layers(self, model: PreTrainedModel) -> range:
-        """Layers that a cut may stand before."""
+        """Layers that a cut may be placed before."""
         return range(len(self.layers(model)))
 
     def visual_ids(self, model: PreTrainedModel) -> tuple[int, ...]:
@@ -81,13 +82,13 @@ class Family:
     def visual_mask(
         self, model: PreTrainedModel, ids: Tensor | None, embeds: Tensor | None
     ) -> Tensor:
-        """[B, S] True where a token stands for a part of an image.
+        """[B, S] bool, True at placeholders for parts of an image.
 
         Args:
             model: The model.
-            ids: [B, S] token ids.
-            embeds: [B, S, D] where there are no ids; a token is visual where its embedding is the
-                placeholder's.
+            ids: [B, S] token ids, or None.
+            embeds: [B, S, D] embeddings, used if ids are None; a token is visual if its embedding
+                equals that of a placeholder.
         """
         tokens = self.visual_ids(model)
         if ids is not None:
@@ -111,17 +112,17 @@ class Family:
     ) -> tuple[tuple[ViewGrid, ...], ...]:
         """The views of each row's images, in the order of its visual tokens.
 
-        The default takes every unbroken run of visual tokens for one image: a square where the
-        count is one, otherwise a single row.
+        The default treats every unbroken run of visual tokens as one image: a square if the count
+        is a square number, otherwise a single row.
 
         Args:
             model: The model.
-            prompt: Without grids.
-            inputs: What the base model was called with, without None. Where images were encoded
-                before, what they were encoded with is among it (plans/images/encoded.py).
+            prompt: The prompt's tokens, without grids.
+            inputs: Arguments of the base model without those that are None. If images were encoded
+                before, the arguments of the encoder are included (plans/images/encoded.py).
 
         Raises:
-            UsageError: The tokens of a row are not those of whole images.
+            UsageError: The visual tokens of a row do not make up whole images.
         """
         return tuple(
             tuple(run_grid(n, image) for image, n in enumerate(lengths))
@@ -131,12 +132,12 @@ class Family:
     def attach(
         self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack
     ) -> None:
-        """Does what else is needed while a plan is applied; ``undo`` takes it back.
+        """Makes further changes that the model needs while a plan is applied; none by default.
 
         Args:
             model: The model.
-            current: The pass that runs now; None between passes.
-            undo: Closed when the plan is removed.
+            current: Function that returns the running pass; None between passes.
+            undo: Stack for callbacks that revert the changes; closed when the plan is removed.
         """
 
     def between(
@@ -147,21 +148,21 @@ class Family:
         inputs: Mapping[str, Any],
         run: ForwardPass,
     ) -> Tensor:
-        """What the decoder itself makes of the output of ``layer`` before it calls the next one.
+        """[B, m, D] input of the next layer, as the decoder computes it from this layer's output.
 
         Args:
             model: The model.
             layer: The layer that ran.
-            hidden: [B, m, D] its output.
-            inputs: What the decoder was called with.
-            run: The pass, with its survivors.
+            hidden: [B, m, D] output of the layer.
+            inputs: Arguments of the decoder.
+            run: The pass, with the tokens that remain.
         """
         return hidden
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """Where the vision tower is read for selectors that need it; None: not offered.
+        """The vision tower for selectors that need its attention; None: not supported.
 
-        To be offered, every visual token must come from a set group of patches.
+        It can be supported if every visual token is made from a fixed group of patches.
         """
         return None
 
@@ -170,24 +171,24 @@ class Family:
     ) -> Tensor:
         """[n, C] values of the visual tokens, in order, from values of the tower's tokens.
 
-        The first value is a score, the others are averaged: where several patches make one token
-        all are means; a token without patches has -inf and zeros.
+        The first value is a score and the others are a key. A token made from several patches has
+        the means of their values; a token without patches has the score -inf and the key 0.
 
         Args:
             model: The model.
-            patches: [images, P, C] of each attention call of the tower.
-            inputs: What the encoder was called with.
+            patches: [images, P, C] values of each attention call of the tower.
+            inputs: Arguments of the encoder.
         """
         raise NotImplementedError
 
     def problems(self, model: PreTrainedModel) -> list[str]:
-        """Why this very model cannot be served; empty where it can."""
+        """Reasons why this particular model is not supported; empty if it is."""
         return []
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
         """Widths of the decoder."""
         text = model.config.get_text_config(decoder=True)
-        layer = text.per_layer_config[0]  # stands for all, where layers differ (Gemma 4)
+        layer = text.per_layer_config[0]  # represents all layers, even if they differ (Gemma 4)
         n_heads = text.num_attention_heads
         return DecoderShape(
             n_layers=len(self.layers(model)),
@@ -202,7 +203,7 @@ class Family:
         )
 
     def _kv_limits(self, model: PreTrainedModel, text: Any) -> tuple[int | None, ...]:
-        """Most tokens that each layer of a cache made for this model holds."""
+        """Largest number of tokens in each layer of a cache for this model; None: no limit."""
         held = DynamicCache(config=text).layers
         limits: list[int | None] = []
         for at in range(len(self.layers(model))):
@@ -221,7 +222,7 @@ def run_lengths(visual: Tensor) -> list[list[int]]:
 
 
 def run_grid(n: int, image: int = 0) -> ViewGrid:
-    """A view of n tokens of which nothing is known but their order."""
+    """A view of n tokens of which only the order is known: a square if possible, else a row."""
     side = math.isqrt(n)
     return rect_grid(side, side, image=image) if side * side == n else rect_grid(1, n, image=image)
 
@@ -257,10 +258,10 @@ def square_grid(side: int, n_extra: int = 0, image: int = 0) -> ViewGrid:
 
 
 def whole_images(n_visual: int, n_image: int, what: str) -> int:
-    """How many images of ``n_image`` tokens a row holds.
+    """Number of images of ``n_image`` tokens in a row with ``n_visual`` visual tokens.
 
     Raises:
-        UsageError: Not a whole number.
+        UsageError: The number is not an integer.
     """
     if n_visual % n_image:
         raise UsageError(
@@ -270,6 +271,6 @@ def whole_images(n_visual: int, n_image: int, what: str) -> int:
 
 
 def softcapped(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    """[..., V] logits bounded by tanh where the text config says so (Gemma 2 and 4)."""
+    """[..., V] logits; cap * tanh(logits / cap) if the text config has a cap (Gemma 2 and 4)."""
     cap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
     return logits if cap is None else (logits / cap).tanh() * cap

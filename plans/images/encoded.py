@@ -1,8 +1,8 @@
-"""What images and videos were encoded with, kept until the prefill asks for their places.
+"""The encoder's arguments for images and videos, kept until the prefill needs their positions.
 
-`generate` encodes before the prefill and passes on the features alone; the sizes and grids of the
-images are gone by then. So every image's features carry them along, also where `generate` repeats
-images for beams.
+`generate` encodes images before the prefill and passes only the features on, without the sizes and
+grids of the images. Therefore the features of every image carry them as an attribute, also when
+`generate` repeats images for beams.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _MARK = "_tpcal_encoded_with"
 
 
 def remember(base: nn.Module, undo: ExitStack) -> None:
-    """Lets the features that ``base`` makes of images and videos carry what they were made with.
+    """Makes the features of images and videos carry the arguments they were encoded with.
 
     Args:
         base: The module with `get_image_features` and `get_video_features`.
-        undo: Takes it back when closed.
+        undo: Stack that reverts the change when it is closed.
     """
     for name in ("get_image_features", "get_video_features"):
         encode = getattr(base, name, None)
@@ -34,11 +34,11 @@ def remember(base: nn.Module, undo: ExitStack) -> None:
 
 
 def pass_on(modules: Iterable[nn.Module], undo: ExitStack) -> None:
-    """Lets accelerate's hooks hand on encoded images as they are; their copies carry no marks.
+    """Makes accelerate's hooks pass encoded images on uncopied, as copies lose the arguments.
 
     Args:
-        modules: The model and its base, which are called with them.
-        undo: Takes it back when closed.
+        modules: The model and its base, which receive the encoded images.
+        undo: Stack that reverts the change when it is closed.
     """
     for module in modules:
         hook: Any = getattr(module, "_hf_hook", None)
@@ -50,14 +50,14 @@ def pass_on(modules: Iterable[nn.Module], undo: ExitStack) -> None:
 
 
 def note(output: Any, known: Mapping[str, Sequence[Any] | Tensor]) -> None:
-    """Lets the features of ``output`` carry more: a row of each value for every image or video."""
+    """Adds values to the features of ``output``: one row of each value per image or video."""
     for at, feature in enumerate(_features(output)):
         mark = {name: torch.as_tensor(value[at]) for name, value in known.items()}
         setattr(feature, _MARK, {**getattr(feature, _MARK, {}), **mark})
 
 
 def exchange(base: nn.Module, name: str, encode: Callable[..., Any], undo: ExitStack) -> None:
-    """Puts ``encode`` in the place of the method ``name`` until ``undo`` is closed."""
+    """Replaces the method ``name`` by ``encode`` until ``undo`` is closed."""
     before = vars(base).get(name)
     setattr(base, name, encode)
     if before is None:
@@ -67,10 +67,10 @@ def exchange(base: nn.Module, name: str, encode: Callable[..., Any], undo: ExitS
 
 
 def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What the images and videos in ``mm_encoder_outputs`` were encoded with; one row for each.
+    """The encoder's arguments for the images and videos in ``mm_encoder_outputs``, a row each.
 
     Args:
-        inputs: What the base model was called with.
+        inputs: Arguments of the base model.
     """
     found: dict[str, Any] = {}
     for output in (inputs.get("mm_encoder_outputs") or {}).values():
@@ -90,7 +90,7 @@ def _marking(encode: Callable[..., Any]) -> Callable[..., Any]:
         features = _features(output)
         given = signature.bind(*args, **kwargs).arguments
         known = {name: value for name, value in given.items() if _describes(name, value, features)}
-        if known:  # videos that were encoded as images are videos all the same
+        if known:  # videos encoded by the image encoder lose the image's arguments
             for feature in features:
                 vars(feature).pop(_MARK, None)
         note(output, known)
@@ -100,7 +100,7 @@ def _marking(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _features(output: Any) -> Sequence[Tensor]:
-    """The features of each image where they come apart; a stack of equal ones has one shape."""
+    """The features of each image if they are a sequence; a stacked tensor has one known shape."""
     features = getattr(output, "pooler_output", None)
     if features is None and getattr(output, "deepstack_features", None):
         features = output.deepstack_features[0][1]  # Granite 4 Vision has nothing else

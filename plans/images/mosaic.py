@@ -1,4 +1,4 @@
-"""Images cut into tiles whose number the prompt tells, but not how they lie."""
+"""Images cut into tiles; the prompt gives the number of tiles, but not their arrangement."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _SKETCHES = "_tpcal_sketches"
 
 
 class Mosaic(Family):
-    """Base of the families whose images are tiles and, where there are several, an overview last.
+    """Base of the families whose images are tiles, followed by an overview if there are several.
 
-    How the tiles lie is read off the pixels (`tpcal.plans.images.tiles.arrangement`).
+    The arrangement of the tiles follows from the pixels (`tpcal.plans.images.tiles.arrangement`).
     """
 
     def tile_side(self, model: PreTrainedModel) -> int:
-        """Tokens along a tile."""
+        """Number of tokens along one side of a tile."""
         raise NotImplementedError
 
     def tile_counts(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> list[list[int]]:
-        """How many tiles each image of each row has, the overview counted."""
+        """Number of tiles of each image of each row, the overview included."""
         raise NotImplementedError
 
     def grids(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> tuple[tuple[ViewGrid, ...], ...]:
-        """One view for every tile, in reading order, and one for the overview."""
+        """One view for each tile, in reading order, and one for the overview."""
         n_tile = self.tile_side(model) ** 2
         counts = self.tile_counts(model, prompt, inputs)
         looks = _of_rows(_tiles(inputs), counts)
@@ -52,7 +52,7 @@ class Mosaic(Family):
     def attach(
         self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack
     ) -> None:
-        """Lets features that `generate` encodes beforehand carry coarse copies of the tiles."""
+        """Makes features that `generate` encodes in advance carry coarse copies of the tiles."""
         base: Any = self.base(model)
         encode = base.get_image_features
 
@@ -67,7 +67,7 @@ class Mosaic(Family):
 
 
 def _tiles(inputs: Mapping[str, Any]) -> Tensor | None:
-    """Sketches of all tiles of the batch; None where they were encoded before the plan's time."""
+    """Sketches of all tiles of the batch; None if they were encoded while no plan was applied."""
     if "pixel_values" in inputs:
         return sketches(inputs["pixel_values"])
     output = (inputs.get("mm_encoder_outputs") or {}).get("image")
@@ -75,7 +75,7 @@ def _tiles(inputs: Mapping[str, Any]) -> Tensor | None:
 
 
 def _of_rows(tiles: Tensor | None, counts: list[list[int]]) -> list[Tensor | None]:
-    """The tiles of each row. `generate` repeats rows for beams after it encoded them."""
+    """The tiles of each row; `generate` repeats rows for beams after it has encoded the images."""
     sizes = [sum(row) for row in counts]
     if tiles is None or not len(tiles) or sum(sizes) % len(tiles):
         return [None] * len(counts)
@@ -85,7 +85,7 @@ def _of_rows(tiles: Tensor | None, counts: list[list[int]]) -> list[Tensor | Non
 
 
 def _row_views(counts: list[int], tiles: Tensor | None, n_tile: int) -> tuple[ViewGrid, ...]:
-    """The views of a row's images of so many tiles each."""
+    """The views of a row whose images have ``counts`` tiles."""
     views: list[ViewGrid] = []
     done = 0
     for image, n in enumerate(counts):

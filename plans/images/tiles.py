@@ -1,4 +1,4 @@
-"""Images that a model sees as tiles of one size: their views, and how the tiles lie."""
+"""Images that a model divides into tiles of one size: views and arrangement of the tiles."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tpcal.plans.families.base import rect_grid
 
 _NOWHERE = (math.nan,) * 4
 _FINENESS = 16
-"""Cells along a tile that are compared: a photo's shapes and a page's blocks show in them."""
+"""Cells along a tile that are compared; enough to show the shapes of photos and page layouts."""
 _UNLIKE = 0.5
-"""Share of the overview's variance that the right arrangement leaves unexplained at most."""
+"""Largest share of the overview's variance that the right arrangement may leave unexplained."""
 
 
 def tile_views(n_tokens: int, n_rows: int, n_cols: int, image: int) -> list[ViewGrid]:
     """The views of an image cut into n_rows x n_cols equal tiles, in reading order.
 
     Args:
-        n_tokens: Tokens of a tile, a square.
-        n_rows: Rows of tiles.
-        n_cols: Tiles in a row.
-        image: Which image.
+        n_tokens: Number of tokens of a tile, a square number.
+        n_rows: Number of rows of tiles.
+        n_cols: Number of tiles in a row.
+        image: Number of the image in its prompt.
     """
     return [
         _view(
@@ -39,17 +39,17 @@ def tile_views(n_tokens: int, n_rows: int, n_cols: int, image: int) -> list[View
 
 
 def whole_view(n_tokens: int, image: int) -> ViewGrid:
-    """The view of a whole image in one tile."""
+    """The view of a whole image as one tile."""
     return _view(n_tokens, image, (0.0, 0.0, 1.0, 1.0))
 
 
 def lost_view(n_tokens: int, image: int) -> ViewGrid:
-    """The view of a tile of which nobody knows where in the image it lies: its boxes are nan."""
+    """The view of a tile with an unknown position in the image: its boxes are nan."""
     return _view(n_tokens, image, _NOWHERE)
 
 
 def unplaced_view(n_tokens: int, image: int) -> ViewGrid:
-    """Tokens that a resampler made of the whole image: a line without area."""
+    """The view of tokens that a resampler computes from the whole image: a line without area."""
     place = torch.arange(n_tokens)
     return ViewGrid(
         torch.zeros_like(place), place + 1, 1, n_tokens + 1, n_extra_cols=n_tokens, image=image
@@ -62,18 +62,22 @@ def sketches(pixels: Tensor) -> Tensor:
 
 
 def arrangement(tiles: Tensor, overview: Tensor) -> tuple[int, int] | None:
-    """Rows and columns of the tiles: those that put together look most like the overview.
+    """Rows and columns of tiles whose composition is most similar to the overview.
 
-    Some processors tell how many tiles an image has and not how they lie. Of equally good ones the
-    squarest counts, which is chance only where the image has no features.
+    Some processors give the number of tiles of an image, but not their arrangement. Of equally
+    good arrangements the one closest to a square is returned; this is a guess only for images
+    without structure.
 
     Args:
         tiles: [n, 3, 16, 16] sketches in reading order.
         overview: [3, 16, 16] sketch of the whole image.
 
     Returns:
-        None where no arrangement resembles the overview, so that it is not one.
+        (rows, columns); None if no arrangement resembles the overview.
     """
+    # For every factorisation rows x cols = n, the tiles are put together and reduced to 16 x 16.
+    # The best one minimises the mean squared difference from the overview. It is accepted if this
+    # is at most half of the overview's variance, which is the error of a constant image.
     n = len(tiles)
     shapes = [(rows, n // rows) for rows in range(1, n + 1) if n % rows == 0]
     shapes.sort(key=lambda shape: abs(shape[0] - shape[1]))
@@ -83,7 +87,7 @@ def arrangement(tiles: Tensor, overview: Tensor) -> tuple[int, int] | None:
 
 
 def _mosaic(tiles: Tensor, n_rows: int, n_cols: int) -> Tensor:
-    """[3, 16, 16] the tiles put together and made as small as one of them."""
+    """[3, 16, 16] the tiles put together and reduced to the size of one tile."""
     size = tiles.shape[-1]
     rows = tiles.view(n_rows, n_cols, 3, size, size).permute(2, 0, 3, 1, 4)
     return adaptive_avg_pool2d(rows.reshape(3, n_rows * size, n_cols * size), size)

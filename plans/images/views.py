@@ -1,4 +1,4 @@
-"""Images and videos of any size: their views from patch grids, or from the positions of M-RoPE."""
+"""Images and videos of any size: views from patch grids, or from the positions of M-RoPE."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ IMAGE, VIDEO = 1, 2
 """Kinds of visual tokens, as in ``mm_token_type_ids``."""
 
 Size = tuple[int, int, int]
-"""Steps, rows and columns of tokens."""
+"""Numbers of time steps, rows and columns of tokens."""
 Views = tuple[tuple[ViewGrid, ...], ...]
 
 
 class InOrder(Family):
-    """Base of the families whose inputs tell the views of all images and videos, in order."""
+    """Base of the families whose inputs give the views of all images and videos, in order."""
 
     def grids(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> Views:
         """The views of each row's images, numbered in the order of their tokens.
 
-        Where they do not fit the prompt, because features come from elsewhere, its unbroken runs
-        of visual tokens are the images.
+        If these views do not match the prompt, because its features come from elsewhere, every
+        unbroken run of visual tokens is treated as one image.
         """
         views = in_order(prompt, self.kinds(model, prompt, inputs), self.views(model, inputs))
         fit = tuple(sum(len(grid.row) for grid in row) for row in views) == prompt.n_visual
@@ -42,7 +42,7 @@ class InOrder(Family):
     def kinds(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> Tensor:
-        """[B, S] ``IMAGE`` or ``VIDEO`` at visual tokens."""
+        """[B, S] kind of each visual token, ``IMAGE`` or ``VIDEO``."""
         types, ids = inputs.get("mm_token_type_ids"), inputs.get("input_ids")
         if types is not None:
             return types
@@ -53,13 +53,13 @@ class InOrder(Family):
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
     ) -> dict[int, list[tuple[ViewGrid, ...]]]:
-        """For each kind, the views of all images or videos of the batch, in order."""
+        """The views of all images or videos of the batch by kind, in order."""
         raise NotImplementedError
 
     def unlisted(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> Views:
-        """The views of each row where the inputs do not tell them."""
+        """The views of each row if the inputs do not give them."""
         _LOG.warning(
             "The sizes of the images are not known here, so every unbroken run of visual tokens "
             "counts as one; selectors that look at places see a square or a line. Encode images "
@@ -69,10 +69,10 @@ class InOrder(Family):
 
 
 class AnySize(InOrder):
-    """Base of the families whose inputs tell the (time, height, width) of images in patches."""
+    """Base of the families whose inputs give the (time, height, width) of images in patches."""
 
     def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs: the model numbers padded prompts itself."""
+        """The inputs unchanged, because the model computes position ids of padded prompts."""
         return dict(inputs)
 
     def views(
@@ -85,8 +85,10 @@ class AnySize(InOrder):
     def unlisted(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> Views:
-        """Views by the rotary positions, which tell the sizes where the patch grids are not those
-        of this pass: a later turn comes with the grids of the whole conversation.
+        """The views by the rotary positions.
+
+        They are needed if the patch grids are not those of this pass: a later turn receives the
+        grids of the whole conversation.
         """
         positions = inputs.get("position_ids")
         if positions is None or positions.ndim < 3:
@@ -94,7 +96,7 @@ class AnySize(InOrder):
         return by_position(prompt, positions)
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:
-        """For each kind, sizes in tokens of all images or videos of the batch, in order."""
+        """Sizes in tokens of all images or videos of the batch by kind, in order."""
         vision: Any = model.config.vision_config
         merge, merge_steps = vision.spatial_merge_size, getattr(vision, "temporal_merge_size", 1)
         sizes = {}
@@ -110,12 +112,12 @@ class AnySize(InOrder):
 def in_order(
     prompt: PromptTokens, kinds: Tensor, views: Mapping[int, Sequence[tuple[ViewGrid, ...]]]
 ) -> Views:
-    """The views of each row from those of all images and videos, which are numbered here.
+    """The views of each row, with numbered images, from those of all images and videos.
 
     Args:
-        prompt: Without grids.
-        kinds: [B, S] ``IMAGE`` or ``VIDEO`` at visual tokens.
-        views: For each kind, row after row of the batch.
+        prompt: The prompt's tokens, without grids.
+        kinds: [B, S] kind of each visual token, ``IMAGE`` or ``VIDEO``.
+        views: Views of the images or videos by kind, row after row of the batch.
     """
     if len(views) == 1:
         of_rows = [list(views) * n for n in prompt.n_visual]
@@ -143,7 +145,7 @@ def _row_in_order(
 
 
 def steps_of(size: Size) -> tuple[ViewGrid, ...]:
-    """One view per step of an image or video, in reading order."""
+    """One view per time step of an image or video, in reading order."""
     steps, n_rows, n_cols = size
     return tuple(rect_grid(n_rows, n_cols, time=time) for time in range(steps))
 
@@ -151,11 +153,11 @@ def steps_of(size: Size) -> tuple[ViewGrid, ...]:
 def by_position(prompt: PromptTokens, positions: Tensor) -> Views:
     """The views of each row from the rotary positions of its visual tokens.
 
-    An unbroken run of visual tokens is an image or a video; a step of it ends where row and column
-    go back.
+    An unbroken run of visual tokens is an image or a video. A time step of it ends where the
+    position goes back in reading order.
 
     Args:
-        prompt: Without grids.
+        prompt: The prompt's tokens, without grids.
         positions: [3 or more, B, S] position ids; the last two are row and column.
     """
     rows: list[list[ViewGrid]] = [[] for _ in prompt.n_visual]
@@ -171,7 +173,10 @@ def by_position(prompt: PromptTokens, positions: Tensor) -> Views:
 
 
 def _steps(prompt: PromptTokens, positions: Tensor) -> list[list[int]]:
-    """Row of the batch, whether it starts a run, tokens, rows and columns of every step."""
+    """(row of the batch, whether it starts a run, tokens, rows, columns) of every time step."""
+    # A run of visual tokens starts where the batch row changes or the place is not the next one.
+    # A step starts with a run, or where (h, w) does not increase in reading order. The extent of
+    # its positions, last minus first plus one, gives its rows and columns.
     row, place = prompt.visual.nonzero(as_tuple=True)
     h, w = positions[-2:, row, place].long()
     goes_on = (h.diff() > 0) | ((h.diff() == 0) & (w.diff() > 0))  # in reading order

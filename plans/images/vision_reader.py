@@ -1,8 +1,9 @@
-"""Reads what the vision tower attends to, beside its own kernel, while images are encoded.
+"""Reads the vision tower's attention while images are encoded, besides the tower's own kernel.
 
-The means are those of tpcal.plans.executor.attention_reader: one registered function, switched on
-for the attention of a single layer. `generate` encodes images before the prefill, so what was read
-goes with the encoder's output to the pass that uses it; beams are prompts repeated row by row.
+The method is that of tpcal.plans.executor.attention_reader: one registered attention function is
+switched on for a single layer. `generate` encodes images before the prefill, so that the values
+are attached to the encoder's output for the pass that uses it. For beams, `generate` repeats
+every prompt as neighbouring rows.
 """
 
 from __future__ import annotations
@@ -36,20 +37,21 @@ _KINDS = ("image", "video")
 
 @dataclass(frozen=True)
 class Tower:
-    """Where a vision tower is read."""
+    """The part of a vision tower whose attention is read."""
 
     attention: nn.Module
-    """Attention of the layer whose output becomes the visual tokens."""
+    """Attention module of the layer whose output becomes the visual tokens."""
     has_class: bool = False
-    """The first token of every call is a class token, and its attention is the score."""
+    """Whether the first token of every call is a class token; its attention is then the score."""
 
 
 def tower_of(module: nn.Module, feature_layer: int | Sequence[int]) -> Tower | None:
-    """The tower whose ``hidden_states[feature_layer]`` the projector reads; of several the last.
+    """The tower with the layer that the projector reads; the last one if it reads several layers.
 
     Args:
         module: A tower with a list ``layers`` or ``layer``, as in CLIP, SigLIP and InternViT.
-        feature_layer: As in the configs of transformers: 0 is the embedding, -1 the last layer.
+        feature_layer: Index in ``hidden_states`` as in the configs of transformers: 0 is the
+            embedding, -1 the last layer.
     """
     parts = module.named_modules()
     lists = (part for name, part in parts if name.rpartition(".")[2] in ("layers", "layer"))
@@ -66,12 +68,12 @@ def tower_of(module: nn.Module, feature_layer: int | Sequence[int]) -> Tower | N
 def without_class(
     model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
 ) -> Tensor:
-    """[images, P, C] values of the tokens that LLaVA's feature selection leaves.
+    """[images, P, C] values of the tokens that LLaVA's feature selection keeps.
 
     Args:
-        model: Of LLaVA's kind; "default" selection leaves the tower's first token out.
-        patches: [images, P, C] of each attention call.
-        inputs: What the encoder was called with.
+        model: A model like LLaVA; the selection "default" drops the tower's first token.
+        patches: [images, P, C] values of each attention call.
+        inputs: Arguments of the encoder.
     """
     mine = getattr(model.config, "vision_feature_select_strategy", "default")  # not VipLLaVA's
     whole = (inputs.get("vision_feature_select_strategy") or mine) != "default"
@@ -81,13 +83,13 @@ def without_class(
 def merged_blocks(
     model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
 ) -> Tensor:
-    """[n, C] means of the square blocks of patches that a tower of Qwen's kind merges.
+    """[n, C] means of the square blocks of patches that a tower like Qwen's merges.
 
     Args:
-        model: With a tower to which the patches of a block come one after the other; one with
-            windows has reordered the blocks.
-        patches: [1, P, C] of each attention call: an image, a frame or a window.
-        inputs: What the encoder was called with.
+        model: A model whose tower receives the patches of a block one after the other; a tower
+            with windows reorders the blocks.
+        patches: [1, P, C] values of each attention call: an image, a frame or a window.
+        inputs: Arguments of the encoder.
     """
     config: Any = model.config.vision_config
     merge = config.spatial_merge_size
@@ -103,8 +105,8 @@ def square_blocks(values: Tensor, n_tokens: int) -> Tensor:
     """[n, n_tokens, C] means of the square blocks of patches that become the tokens of an image.
 
     Args:
-        values: [n, P, C] of patches of a square image in reading order.
-        n_tokens: Tokens of an image, a square number too.
+        values: [n, P, C] values of the patches of square images in reading order.
+        n_tokens: Number of tokens of an image, a square number.
     """
     side = math.isqrt(n_tokens)
     merge = math.isqrt(values.shape[1]) // side
@@ -113,7 +115,7 @@ def square_blocks(values: Tensor, n_tokens: int) -> Tensor:
 
 
 def problem(family: Family, model: PreTrainedModel) -> str | None:
-    """Why the vision tower cannot be read; None where it can."""
+    """Reason why the vision tower cannot be read; None if it can."""
     tower = family.tower(model)
     if tower is None:
         return (
@@ -131,13 +133,13 @@ def problem(family: Family, model: PreTrainedModel) -> str | None:
 
 
 class _Thread(local):
-    """What was read in this thread, which may encode images while another one's pass runs."""
+    """Values read in this thread; another thread may run a pass while this one encodes images."""
 
     def __init__(self) -> None:
         self.patches: list[Tensor] | None = None
-        """Of the encoding that runs now; None between encodings."""
+        """Values of the running encoder call; None between calls."""
         self.latest: dict[str, Tensor] = {}
-        """By kind, since the last pass began."""
+        """Values by kind, since the last pass began."""
 
 
 class Vision:
@@ -149,14 +151,14 @@ class Vision:
         self._thread = _Thread()
 
     def of(self, prompt: gather.PromptTokens, inputs: Mapping[str, Any]) -> Tensor:
-        """[B, N, 1 + E] score and keys of the prompt's visual tokens by rank; zeros on filler.
+        """[B, N, 1 + E] score and keys of the prompt's visual tokens in order; 0 on filler.
 
         Args:
-            prompt: The pass.
-            inputs: What the base model was called with.
+            prompt: The tokens of the pass.
+            inputs: Arguments of the base model.
 
         Raises:
-            UsageError: The images of this prompt were not encoded by the model at work.
+            UsageError: The images of this prompt were not encoded while the plan was applied.
         """
         made = (inputs.get("mm_encoder_outputs") or {}).items()
         marks = {kind: getattr(out, _MARK, None) for kind, out in made if out is not None}
@@ -174,20 +176,20 @@ class Vision:
 
     @torch.compiler.disable
     def attend(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """Reads one attention call of the tower, where an image is being encoded."""
+        """Reads one attention call of the tower, if an image is being encoded."""
         patches = self._thread.patches
         if patches is not None:
             patches.append(read(query, key, mask, scaling, self._tower.has_class))
 
     def encoder(self, kind: str, encode: Callable[..., Any]) -> Callable[..., Any]:
-        """``encode``, whose output carries what was read while it ran."""
+        """``encode``, changed so that its output carries the values read while it ran."""
         signature = inspect.signature(encode)
 
         @wraps(encode)  # generate reads the signature to know what to pass
         def reading(*args: Any, **kwargs: Any) -> Any:
             mine = self._thread
             if mine.patches is not None:
-                return encode(*args, **kwargs)  # one kind encoded as the other
+                return encode(*args, **kwargs)  # e.g. a video encoder that calls the image encoder
             mine.patches = []
             try:
                 output = encode(*args, **kwargs)
@@ -197,7 +199,7 @@ class Vision:
             finally:
                 mine.patches = None
             mine.latest[kind] = read  # [n, 1 + E], in the order of the placeholders
-            if hasattr(output, "__dict__"):  # a tuple goes nowhere from here
+            if hasattr(output, "__dict__"):  # a tuple cannot carry an attribute
                 setattr(output, _MARK, read)
             return output
 
@@ -205,7 +207,7 @@ class Vision:
 
     @torch.compiler.disable
     def forget(self, *_: Any) -> None:
-        """Drops what the last pass encoded; outputs made before keep theirs."""
+        """Drops the values of the last pass; earlier encoder outputs keep theirs."""
         self._thread.latest = {}
 
     def _are(self, kind: str, inputs: Mapping[str, Any], columns: Tensor) -> Tensor:
@@ -218,7 +220,7 @@ class Vision:
 
 @contextmanager
 def reading(family: Family, model: PreTrainedModel) -> Iterator[Vision]:
-    """The reader of the model's vision tower; afterwards the model is as before."""
+    """Yields the reader of the model's vision tower, and restores the model afterwards."""
     tower = family.tower(model)
     assert tower is not None, "checked by problem()"
     vision, base = Vision(family, model, tower), family.base(model)
@@ -241,7 +243,7 @@ def vision_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention output of the module's own kernel; the reader sees queries and keys."""
+    """The output of the module's own kernel; the reader also receives the queries and keys."""
     vision: Vision = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
     vision.attend(query, key, attention_mask, scaling)
     kernel = kernel_of(module, vision._config._attn_implementation)
@@ -255,17 +257,17 @@ AttentionInterface.register(NAME, vision_attention)
 def read(
     query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, has_class: bool
 ) -> Tensor:
-    """[n, P, 1 + d] of each token of a tower: the attention it receives, and its mean key.
+    """[n, P, 1 + d] attention that each token of a tower receives, and its mean key over heads.
 
-    The attention is the class token's where there is one, otherwise that of all tokens together;
-    a mean over heads (and queries) of softmax weights, in float32 or wider.
+    The attention is that of the class token, or the mean over all tokens if there is none: a mean
+    over heads (and queries) of softmax weights, in float32 or wider.
 
     Args:
         query: [n, H, P, d].
         key: [n, Hkv, P, d].
-        mask: [1 or n, 1, P, P] bool or additive; None where every token sees all.
+        mask: [1 or n, 1, P, P] bool or additive; None if every token attends to all tokens.
         scaling: Factor of the products.
-        has_class: The first token is a class token.
+        has_class: Whether the first token is a class token.
 
     Source:
         Yang et al. 2024, arXiv 2412.04467 (VisionZip), section 3: the class token's attention, or
@@ -277,6 +279,8 @@ def read(
         mask = query.new_zeros(()).expand(1, 1, n_tokens, n_tokens)
     n_queries = 1 if has_class else n_tokens
     step = max(1, CHUNK // (n_images * n_heads * n_tokens))
+    # received_j = mean over queries i and heads h of softmax over j of (scaling q_hi . k_hj).
+    # A limited number of queries at a time bounds the memory for the weights.
     received = key.new_zeros(n_images, n_tokens)
     for start in range(0, n_queries, step):
         columns = torch.arange(start, min(start + step, n_queries), device=key.device)
@@ -289,11 +293,11 @@ def by_row(values: Tensor, counts: Sequence[int]) -> Tensor:
     """[sum(counts), C] values of visual tokens, row after row of a batch.
 
     Args:
-        values: [n, C] of all images encoded, in order.
-        counts: Visual tokens of each row; beams repeat every prompt as neighbouring rows.
+        values: [n, C] values of all encoded images, in order.
+        counts: Number of visual tokens of each row; beams repeat each prompt as neighbouring rows.
 
     Raises:
-        UsageError: These rows are not made of those images.
+        UsageError: The counts do not match the encoded images.
     """
     n_beams = sum(counts) // max(1, len(values))
     alone = list(counts[::n_beams]) if n_beams else []

@@ -1,6 +1,6 @@
-"""The selectors: every file beside this one is one, but for ``base`` and ``_*``.
+"""The registry of selectors: every module in this folder except ``base`` and ``_*`` is one.
 
-Listing names imports nothing; a selector's own file (and torch) is imported when it is first used.
+Listing the names imports no module; a selector's module (and torch) is imported on first use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["can_cut", "create", "kind", "min_layer", "names", "needs", "paramete
 
 @cache
 def names() -> tuple[str, ...]:
-    """Names of all selectors, sorted; neither torch nor a selector is imported."""
+    """Names of all selectors, sorted; imports neither torch nor a selector."""
     return tuple(
         sorted(
             module.name
@@ -33,14 +33,19 @@ def names() -> tuple[str, ...]:
 
 
 def create(name: str, params: Mapping[str, Any] | None = None) -> Selector:
-    """The selector of that name with these parameters.
+    """The selector called ``name`` with the given parameters.
 
     Args:
         name: One of ``names()``.
-        params: Values for its parameters; the others keep their defaults.
+        params: Values of parameters; the other parameters keep their defaults.
 
     Raises:
         UsageError: The name or a parameter is unknown, or a value breaks its parameter's rule.
+
+    Examples:
+        >>> from tpcal.plans import selectors
+        >>> selectors.create("diversity", {"rule": "max_sum"})
+        Diversity(rule='max_sum', pivot='farthest')
     """
     made = kind(name)
     known = [f.name for f in fields(made)]
@@ -52,39 +57,39 @@ def create(name: str, params: Mapping[str, Any] | None = None) -> Selector:
 
 
 def parameters(name: str) -> dict[str, Any]:
-    """Parameter names of a selector and their defaults, in the order of its file."""
+    """Names and defaults of a selector's parameters, in the order of its class."""
     return {f.name: f.default for f in fields(kind(name))}
 
 
 def searched(name: str) -> dict[str, tuple[Any, ...]]:
-    """Parameters worth searching: lowest and highest number, or all words."""
+    """Parameters worth searching, with their lowest and highest number, or with all choices."""
     return dict(kind(name).searched)
 
 
 def needs(name: str, params: Mapping[str, Any] | None = None) -> frozenset[str]:
-    """What the selector must find in ``Tokens``, as ``Selector.required`` lists it."""
+    """Information that the selector needs in ``Tokens``, in the words of ``Selector.required``."""
     return create(name, params).needs
 
 
 def can_cut(name: str, params: Mapping[str, Any] | None, layer: int) -> bool:
-    """Whether the selector works at ``layer``; torch is imported for layer 0 only.
+    """Whether the selector can cut at ``layer``; torch is imported for layer 0 only.
 
-    What a selector may need beside the states is the attention of one layer.
+    Only selectors that need attention cannot cut at layer 0, before any layer has computed it.
     """
     return layer > 0 or min_layer(name, params) == 0
 
 
 def min_layer(name: str, params: Mapping[str, Any] | None = None) -> int:
-    """Lowest layer the selector can cut at: 1 where it needs attention, otherwise 0."""
+    """Lowest layer the selector can cut at: 1 if it needs attention, otherwise 0."""
     return create(name, params).min_layer
 
 
 @cache
 def kind(name: str) -> type[Selector]:
-    """The class of that name; its fields are the selector's parameters.
+    """The class of the selector called ``name``; its fields are the selector's parameters.
 
     Raises:
-        UsageError: The name is unknown.
+        UsageError: No selector has this name.
     """
     if name not in names():
         raise UsageError(f"No selector is called {name!r}. Known: {', '.join(names())}.")

@@ -1,9 +1,9 @@
-"""Cosine distances between tokens: as fast as the states allow, whatever company a row has.
+"""Cosine distances between the tokens of each row, independent of the other rows of the batch.
 
-A matrix product adds up in an order that depends on its shape, so a selection could depend on what
-else is in the batch. Here every row is multiplied alone, over its own tokens, and distances are
-rounded to a grid coarser than rounding errors: equal tokens are exactly equal, and sums of
-distances are exact in any order.
+The order in which a matrix product adds depends on its shape, so that a selection could depend on
+what else is in the batch. Here every row is multiplied by itself, over its own tokens only, and
+distances are rounded to a multiple of 2^-g that is larger than rounding errors. Equal tokens
+therefore have exactly equal distances, and sums of distances are exact in any order.
 """
 
 from __future__ import annotations
@@ -16,48 +16,53 @@ import torch
 from torch import Tensor
 
 _HALF = (torch.bfloat16, torch.float16)
-_GRID = {torch.float64: 40, torch.float32: 18, torch.bfloat16: 16, torch.float16: 16}  # bits
-_ALIGNED = 64  # bytes; where torch begins every new tensor on a CPU
+_GRID = {torch.float64: 40, torch.float32: 18, torch.bfloat16: 16, torch.float16: 16}  # g, in bits
+_ALIGNED = 64  # bytes; alignment of every new tensor on a CPU
 
 
 @dataclass(frozen=True)
 class Directions:
-    """Tokens to compare; made by `directions`."""
+    """Tokens prepared for `distances`; made by `directions`."""
 
     states: Tensor
-    """[n, D]."""
+    """[n, D] states."""
     lengths: Tensor
-    """[n] float32 or float64."""
+    """[n] float32 or float64 Euclidean norms of the states."""
 
     def at(self, places: slice | Tensor) -> Directions:
-        """Some of them."""
+        """The tokens at these indices."""
         return Directions(self.states[places], self.lengths[places])
 
 
 def directions(x: Tensor) -> Directions:
-    """The tokens [n, D], ready to be compared.
+    """The tokens [n, D], prepared for `distances`.
 
-    Half precision stays as it is on a CPU, which multiplies it many times faster. A GPU may add up
-    parts of such a product in half precision, so there it becomes float32. In float16 products
-    could overflow: each token is scaled by a power of two, which is exact, to a length below 1.
+    Half precision is kept on a CPU, which multiplies it many times faster. A GPU may accumulate
+    parts of such a product in half precision, so that it is converted to float32 there. Products
+    of float16 could overflow: each token is scaled by a power of two, which is exact, to a length
+    below 1.
     """
     if x.dtype in _HALF and x.device.type != "cpu":
         x = x.float()
-    if x.data_ptr() % _ALIGNED:  # how a processor adds up may depend on where a row begins
+    if x.data_ptr() % _ALIGNED:  # the order of additions may depend on the alignment of a row
         x = x.clone()
     lengths = torch.linalg.vector_norm(x.to(_wide(x)), dim=-1)
     if x.dtype != torch.float16:
         return Directions(x, lengths)
+    # |x| = m 2^e with m in [1/2, 1): m is the length of the scaled token, and m / |x| = 2^-e.
     scaled, _ = torch.frexp(lengths)
     return Directions(x * (scaled / lengths)[:, None].to(x.dtype), scaled)
 
 
 def distances(a: Directions, b: Directions) -> Tensor:
-    """[n, m] 1 - cosine, float32 (float64 stays) on a grid; 1 where a token has no direction.
+    """[n, m] distances 1 - cos(a_i, b_j), rounded to multiples of 2^-g.
 
-    A product of half precision is exact until its result is rounded. A second product finds what
-    the rounding lost, and still costs a third of one in float32.
+    They are float32, or float64 for float64. A token of length 0 has distance 1 to all others.
     """
+    # d_ij = 1 - a_i . b_j / (|a_i| |b_j|). A product of half precision is accumulated in float32,
+    # and only its result p = round(a . b) is in half precision. The second product returns the
+    # rounding error p - a . b, and p minus this error is a . b in float32. Even so, this costs
+    # about a third of a product in float32.
     length = a.lengths[:, None] * b.lengths
     product = a.states @ b.states.mT
     if product.dtype in _HALF:
@@ -69,10 +74,12 @@ def distances(a: Directions, b: Directions) -> Tensor:
 
 
 def all_distances(a: Directions) -> Tensor:
-    """[n, n] distances among the tokens: one half computed, the other mirrored."""
+    """[n, n] distances between all pairs; about half are computed, the others are mirrored."""
     n_tokens = len(a.lengths)
     result = a.lengths.new_empty(n_tokens, n_tokens)
-    step = max(64, -(-n_tokens // 3))  # smaller blocks multiply slower than they save
+    # Blocks of rows: block r holds the distances from row r on, and d_ij = d_ji gives the columns
+    # below it. More than three blocks, or smaller ones, cost more than they save.
+    step = max(64, -(-n_tokens // 3))
     for start in range(0, n_tokens, step):
         here, after = slice(start, start + step), slice(start + step, None)
         block = distances(a.at(here), a.at(slice(start, None)))
@@ -82,7 +89,10 @@ def all_distances(a: Directions) -> Tensor:
 
 
 def real_places(valid: Tensor) -> list[slice | Tensor]:
-    """Where the real tokens of each row of ``valid`` [B, N] stand, ascending."""
+    """Ascending indices of the tokens of each row of ``valid`` [B, N] that are no filler.
+
+    A row whose filler is all on the right gives a slice, which needs no copy.
+    """
     counts = valid.sum(-1)
     left = torch.arange(valid.shape[-1], device=valid.device) < counts[:, None]
     known = torch.stack((counts, (left == valid).all(-1).long()), dim=-1).tolist()
@@ -95,16 +105,17 @@ def real_places(valid: Tensor) -> list[slice | Tensor]:
 class Distances:
     """Cosine distances between the tokens of each row; 0 between a token and filler.
 
-    Of a row of up to ``WHOLE`` tokens all pairs are computed at once, which the first pick of most
-    rules needs and a matrix product does fastest; of a longer one only what is asked for.
+    All pairs of a row of up to ``WHOLE`` tokens are computed at once: the first pick of most rules
+    needs them, and one matrix product is the fastest way. Distances of longer rows are computed
+    when they are requested, to bound the memory.
 
     Args:
-        x: [B, N, D].
-        valid: [B, N] bool.
+        x: [B, N, D] states.
+        valid: [B, N] bool, False on filler.
     """
 
     WHOLE: ClassVar[int] = 4096
-    CHUNK: ClassVar[int] = 1 << 22  # pairs looked at in one step beyond it
+    CHUNK: ClassVar[int] = 1 << 22  # number of pairs computed in one step for longer rows
 
     def __init__(self, x: Tensor, valid: Tensor) -> None:
         n_tokens = valid.shape[-1]
@@ -113,7 +124,7 @@ class Distances:
         self._start = torch.arange(len(valid), device=x.device) * n_tokens
         self._rows: list[Tensor | Directions] = []
         self._table: Tensor | None = None
-        if n_tokens <= self.WHOLE:  # then one table serves the whole batch
+        if n_tokens <= self.WHOLE:  # then one table holds the distances of the whole batch
             self._table = self._like.new_zeros(*valid.shape, n_tokens)
         for b, at in enumerate(self._places):
             row = directions(x[b].detach()[at])
@@ -124,7 +135,7 @@ class Distances:
                 self._rows.append(all_distances(row) if whole else row)
 
     def to(self, pick: Tensor) -> Tensor:
-        """[B, N] distance of every token to token ``pick`` [B] of its row."""
+        """[B, N] distance of every token to the token with index ``pick`` [B] in its row."""
         if self._table is not None:
             return self._table.view(-1, self._valid.shape[-1]).index_select(0, pick + self._start)
         result = self._like.new_zeros(self._valid.shape)
@@ -139,7 +150,7 @@ class Distances:
         return result
 
     def nearest(self, among: Tensor) -> Tensor:
-        """[B, N] distance to the nearest other one of ``among`` [B, N] bool; inf without one."""
+        """[B, N] distance to the nearest other token of ``among`` [B, N] bool; inf if none."""
         result = self._like.new_full(self._valid.shape, torch.inf)
         for b, columns, start, block in self._blocks():
             others = torch.where(among[b][columns], block, torch.inf)
@@ -156,7 +167,7 @@ class Distances:
         return result
 
     def _blocks(self) -> Iterator[tuple[int, slice | Tensor, int, Tensor]]:
-        """Row, its places that are columns of the block, first place among these, block [c, n]."""
+        """Yields (row, indices of its tokens, first token of the block, distances [c, n])."""
         if self._table is not None:
             yield from ((b, slice(None), 0, table) for b, table in enumerate(self._table))
         for b, (at, row) in enumerate(zip(self._places, self._rows, strict=False)):

@@ -1,31 +1,37 @@
-"""Tokens that stay take in those that leave: means of states, for selectors that merge."""
+"""Means of the states of merged tokens, for selectors that merge pruned tokens into kept ones."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_STRIP = 512  # of the hidden size, summed at a time in full precision
+_STRIP = 512  # columns of the hidden size that are converted to full precision at a time
 
 
 def mean_states(states: Tensor, into: Tensor) -> Tensor:
-    """[B, N, D] mean of the tokens that go into each place; unchanged where none or one does.
+    """[B, N, D] states in which each kept token is the mean of the tokens merged into it.
 
-    Sums are float32 (float64 stays float64), one after the other by rising index, so that neither
-    company nor chance changes a bit.
+    A kept token that no other token is merged into is unchanged. Sums are float32 (float64 for
+    float64) in ascending order of index, so that results do not depend on other rows and are
+    reproducible bit by bit.
 
     Args:
         states: [B, N, D].
-        into: [B, N] int64 place of the token that takes this one in, its own where it stays; -1
-            where it leaves without a trace.
+        into: [B, N] int64 index of the token that each token is merged into: its own index if it
+            is kept, -1 if it is dropped without merging.
     """
+    # Step 1: give every kept token a slot of its own, by ascending index, and every other token
+    # the slot of the token it is merged into. The last slot of a row collects dropped tokens.
     n_tokens, width = into.shape[1], states.shape[2]
     place = torch.arange(n_tokens, device=into.device)
     stays = into == place
-    n_slots = int(stays.sum(-1).max()) + 1 if stays.numel() else 1  # the last takes what leaves
+    n_slots = int(stays.sum(-1).max()) + 1 if stays.numel() else 1
     slot = torch.where(stays, stays.cumsum(-1) - 1, 0).gather(-1, into.clamp(min=0))
     slot = slot.masked_fill(into < 0, n_slots - 1)
     slot = (slot + n_slots * torch.arange(len(into), device=into.device)[:, None]).flatten()
+    # Step 2: sort the tokens of the batch by slot. The sort is stable, so that the tokens of a
+    # slot are contiguous and in order of index, and mean = (sum of the segment) / (its length).
+    # A strip of columns at a time bounds the memory for full precision.
     count = slot.new_zeros(len(into) * n_slots).scatter_add_(0, slot, torch.ones_like(slot))
     order, wide = slot.argsort(stable=True), torch.promote_types(states.dtype, torch.float32)
     means = []
@@ -34,6 +40,8 @@ def mean_states(states: Tensor, into: Tensor) -> Tensor:
         total = torch.segment_reduce(part, "sum", lengths=count, axis=0, unsafe=True)
         means.append((total / count[:, None]).to(states.dtype))
     mean = torch.cat(means, dim=1).view(len(into), n_slots, width)[:, :-1]
+    # Step 3: write the means back to the kept tokens' indices, `held`. Slots of one token keep
+    # its state bit by bit, and rows with fewer slots than others write their own states back.
     held = (~stays).to(torch.uint8).argsort(dim=-1, stable=True)[:, : n_slots - 1]
     several = count.view(len(into), n_slots)[:, :-1, None] > 1
     kept = torch.where(several & stays.gather(-1, held)[..., None], mean, take(states, held))
@@ -41,5 +49,5 @@ def mean_states(states: Tensor, into: Tensor) -> Tensor:
 
 
 def take(states: Tensor, place: Tensor) -> Tensor:
-    """[B, K, D] rows of [B, N, D] at the places [B, K]."""
+    """[B, K, D] states at the indices ``place`` [B, K] of ``states`` [B, N, D]."""
     return states.gather(1, place[..., None].expand(-1, -1, states.shape[-1]))

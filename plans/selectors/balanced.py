@@ -1,4 +1,4 @@
-"""balanced: tokens the question looks at, and tokens unlike these, in a set share (BTP)."""
+"""balanced: keep tokens the question attends to, and diverse others, in given shares (BTP)."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from tpcal.plans.selectors.base import (
 )
 from tpcal.plans.selectors.diversity import farthest_first, max_min, row_starts
 
-_APART = 1 << 20  # distance between tokens of different images, more than any within one
+_APART = 1 << 20  # distance between tokens of different images; larger than any within an image
 
 
 @dataclass(frozen=True)
 class Balanced(Selector):
-    """Attention, max-min diversity and an even spread in space, united and filled up by diversity.
+    """Combines tokens of high attention, of high diversity, and evenly spread over the image.
 
-    Every share is of ``n_keep`` and rounds down. Attention picks first, then ``diversity_share``,
-    then ``spatial_share``; what one repeats of another counts once, and what does not fit is left
-    out. Max-min diversity, seeded with all of these, picks the rest.
+    Every share is a fraction of ``n_keep``, rounded down. Attention picks first, then diversity
+    (``diversity_share``), then spatial spread (``spatial_share``). A token that several of them
+    pick counts once, and picks beyond ``n_keep`` are dropped. Max-min diversity, with all of these
+    tokens as seeds, picks the rest.
 
-    Needs:   hidden states; scores where attention_share is above 0
+    Needs:   hidden states; scores if attention_share is above 0
     Cost:    O(B N^2 D) for all pairs, then loops over the picks of O(B N) each
-    Source:  Li et al. 2025, arXiv 2505.22038 v2 (BTP), eq. 7-11. The released code leaves repeats
-             in its second stage; here a token counts once.
+    Source:  Li et al. 2025, arXiv 2505.22038 v2 (BTP), eq. 7-11. The released code keeps
+             duplicates in its second stage; here a token counts once.
     """
 
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -48,34 +49,41 @@ class Balanced(Selector):
     }
 
     attention_share: float = fraction(0.5)
-    """Lambda of eq. 7: share picked by attention. 0 needs no attention at all."""
+    """Share picked by attention: lambda of eq. 7. With 0 no attention is computed."""
     over_selection: float = number(1.5, low=1)
-    """The attention picks are chosen among this many times as many of the highest scores."""
+    """Factor of over-selection: k attention picks are chosen among the floor(factor * k) tokens
+    with the highest scores."""
     boundary: str = choice("half", "count", "none")
-    """Which of those go first (eq. 8-10): the ones in the first half of the candidates, or the
-    first ``n_keep`` candidates (released code). ``none`` takes all the highest scores instead."""
+    """Which of the over-selected tokens are picked first (eq. 8-10): those in the first half of
+    the candidates (``half``), or those among the first ``n_keep`` candidates (``count``, released
+    code). With ``none`` all over-selected tokens are picked."""
     spatial_share: float = fraction(0.0)
-    """Share spread farthest-first over the grid (eq. 11), for the first cut."""
+    """Share picked farthest-first on the token grid (eq. 11); intended for the first cut."""
     diversity_share: float = fraction(0.0)
-    """Share picked by diversity before it knows the other picks (released LLaVA code)."""
+    """Share picked by diversity without regard to the other picks (released LLaVA code)."""
     distance: str = choice("manhattan", "euclidean")
-    """Distance on the grid: method section, or appendix 7.7."""
+    """Distance on the grid: ``manhattan`` (method section) or ``euclidean`` (appendix 7.7)."""
     score: str = choice("softmax", "raw")
-    """Attention weights (eq. 3, released Qwen code) or logits (released LLaVA code)."""
+    """Attention weights (``softmax``: eq. 3, released Qwen code) or attention logits (``raw``:
+    released LLaVA code)."""
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"scores"} if self.attention_share > 0 else ())
 
     def flops(self, work: Work) -> float:
-        """All pairs, unless attention picks everything."""
+        """FLOPs of the distances between all pairs; 0 if attention picks all tokens."""
         return 0.0 if self.attention_share == 1 else pair_flops(work.n_tokens, work)
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         valid, n_keep = tokens.valid, within(n_keep, tokens.valid)
         chosen, distances = torch.zeros_like(valid), None
+        # Step 1: floor(attention_share K) tokens by attention. Distances are computed only when a
+        # later step needs them, because they are the expensive part.
         if self.attention_share > 0:
             chosen = admit(chosen, self._by_attention(tokens, n_keep), n_keep)
+        # Step 2: floor(diversity_share K) tokens by max-min diversity without seeds; step 3:
+        # floor(spatial_share K) tokens spread over the grid. Repeated tokens are not added again.
         if self.diversity_share > 0:
             distances = Distances(tokens.hidden, valid)
             order = max_min(distances, valid, _share(self.diversity_share, n_keep))
@@ -83,6 +91,7 @@ class Balanced(Selector):
         if self.spatial_share > 0:
             order = spatial(tokens, _share(self.spatial_share, n_keep), self.distance)
             chosen = admit(chosen, order, n_keep)
+        # Step 4: max-min diversity, seeded with all tokens chosen so far, fills the row up to K.
         missing = n_keep - chosen.sum(-1)
         if missing.any():
             distances = distances or Distances(tokens.hidden, valid)
@@ -108,24 +117,33 @@ def _share(share: float, n: Tensor) -> Tensor:
 def rebalanced(
     scores: Tensor, valid: Tensor, n_picks: Tensor, n_over: Tensor, boundary: Tensor
 ) -> Tensor:
-    """[B, K] picks in order: of the ``n_over`` highest scores, those left of the boundary first.
+    """[B, K] picks in order: of the ``n_over`` highest scores, first those before the boundary.
 
-    Each side goes by falling score (BTP eq. 8-10); -1 fills up rows with fewer picks.
+    Within each side of the boundary the picks are in descending order of score (BTP eq. 8-10).
+    Rows with fewer picks end with -1.
 
     Args:
-        scores: [B, N].
-        valid: [B, N] bool.
-        n_picks: [B] int64.
-        n_over: [B] int64, at least n_picks.
-        boundary: [B] int64, a place among the candidates.
+        scores: [B, N] attention of each token.
+        valid: [B, N] bool, False on filler.
+        n_picks: [B] int64, number of picks.
+        n_over: [B] int64, number of over-selected tokens, at least n_picks.
+        boundary: [B] int64, a position among the valid tokens.
     """
+    # Attention is biased towards late tokens. BTP therefore over-selects the n_over tokens of the
+    # highest score, T = {i : rank(i) < n_over}, and splits T at the boundary b:
+    #     left = {i in T : place(i) < b},  right = T without left.
+    # All of left is picked before any of right.
     rank = ranks(scores, valid)
     place = valid.cumsum(-1) - 1
     left = (rank < n_over[:, None]) & (place < boundary[:, None])
     right = (rank < n_over[:, None]) & ~left
+    # The order "left by rank, then right by rank" is the descending order of 2N - rank on the left
+    # and N - rank on the right, because ranks are below N.
     score = torch.where(left, 2 * rank.shape[-1], torch.where(right, rank.shape[-1], 0)) - rank
     turn = ranks(score, left | right)
     n_picks = torch.minimum(n_picks, (left | right).sum(-1))
+    # order[turn] = place inverts the ranking; tokens that are not picked share a last column,
+    # which is cut off.
     n_orders = int(n_picks.max()) if len(n_picks) else 0
     order = n_picks.new_full((len(n_picks), n_orders + 1), -1)
     turn = torch.where(turn < n_picks[:, None], turn, n_orders)
@@ -134,14 +152,18 @@ def rebalanced(
 
 
 def spatial(tokens: Tokens, n_picks: Tensor, distance: str) -> Tensor:
-    """[B, K] picks in order: farthest-first over the token grid from the first token (BTP eq. 11).
+    """[B, K] picks in order: farthest-first on the token grid from the first token (BTP eq. 11).
 
-    Tokens of different images are farther apart than any two of one image, so that every image is
-    visited before one is visited twice. Distances are integers or their roots: ties are exact.
+    Tokens of different images are farther apart than any two tokens of one image, so that a token
+    of every image is picked before any image has two. Distances are integers or square roots of
+    integers, so that ties are exact.
     """
     if not tokens.valid.any():
         return n_picks.new_empty(len(n_picks), 0)
-    away = 2 * _APART * tokens.image  # as if the images lay side by side, far apart
+    # The position of a token is (row, col + 2 A image) with A = _APART, as if the images lay side
+    # by side at a great distance. Distances are then limited to A, so that all pairs of tokens
+    # from different images are equally far apart.
+    away = 2 * _APART * tokens.image
     places = torch.stack((tokens.grid_row, tokens.grid_col + away), dim=-1).double()  # [B, N, 2]
     flat, start = places.flatten(0, 1), row_starts(tokens.valid)
     power = 1.0 if distance == "manhattan" else 2.0
@@ -157,7 +179,13 @@ def spatial(tokens: Tokens, n_picks: Tensor, distance: str) -> Tensor:
 
 
 def admit(chosen: Tensor, order: Tensor, n_keep: Tensor) -> Tensor:
-    """[B, N] bool: ``chosen`` and the picks that are new, in their order, until a row is full."""
+    """[B, N] bool: ``chosen`` and the new ones among the picks, in order, until a row is full.
+
+    Args:
+        chosen: [B, N] bool, tokens chosen before.
+        order: [B, K] int64 picks in order; -1 is no pick.
+        n_keep: [B] int64, number of tokens of a full row.
+    """
     n_tokens = chosen.shape[-1]
     if not order.numel():
         return chosen

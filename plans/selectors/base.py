@@ -1,8 +1,8 @@
-"""What a selector may look at, what it must return, and the steps several selectors share.
+"""The input and output of selectors, and the steps that several selectors share.
 
-Every function works on a whole batch and treats each row as if it were alone: filler and company
-never change a row's result. Scores are float32 (float64 stays float64); ties go to the lowest
-index.
+Every function works on a whole batch and treats each row as if it were alone: filler and other
+rows never change a row's result. Scores are float32, or float64 for float64 states; ties go to the
+lowest index.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tpcal.plans.errors import UsageError
 
 @dataclass(frozen=True)
 class Tokens:
-    """The visual tokens still alive at a cut, and all that may be known about them.
+    """The visual tokens that remain at a cut, and the information a selector may use.
 
-    What a selector did not ask for through ``needs`` may be None. Filler stands at the right.
+    A field that the selector does not list in ``needs`` may be None. Filler is on the right.
     """
 
     layer: int
-    """Decoder layer the cut stands before; 0 is before the decoder."""
+    """Decoder layer that the cut stands before; 0 is before the decoder."""
     hidden: Tensor
     """[B, N, D] states entering that layer."""
     valid: Tensor
@@ -36,19 +36,19 @@ class Tokens:
     index: Tensor
     """[B, N] int64, rank among the row's original visual tokens, ascending; -1 on filler."""
     image: Tensor
-    """[B, N] int64, which image of the row; -1 on filler."""
+    """[B, N] int64, number of the token's image in its row; -1 on filler."""
     n_original: Tensor
-    """[B] int64, original visual tokens of the row."""
+    """[B] int64, number of original visual tokens of the row."""
     grid_row: Tensor
     """[B, N] int64, row in the image's token grid; -1 on filler."""
     grid_col: Tensor
-    """[B, N] int64, column; newline-like tokens have a column of their own; -1 on filler."""
+    """[B, N] int64, column in the grid; newline tokens have an extra column; -1 on filler."""
     grid_shape: Tensor
-    """[B, N, 2] int64, rows and columns of the token's image."""
+    """[B, N, 2] int64, numbers of rows and columns of the token's image."""
     logits: Tensor | None = None
-    """[B, H, N] last prompt token's q·k/sqrt(d), after RoPE, at layer - 1."""
+    """[B, H, N] logits q·k/sqrt(d) of the last prompt token, after RoPE, at layer - 1."""
     lse: Tensor | None = None
-    """[B, H] logsumexp of that query over all keys it sees."""
+    """[B, H] logsumexp of that query's logits over all keys it sees."""
     keys: Tensor | None = None
     """[B, N, E] post-RoPE keys of layer - 1, KV heads flattened; None at layer 0."""
     text_hidden: Tensor | None = None
@@ -56,31 +56,31 @@ class Tokens:
     text_valid: Tensor | None = None
     """[B, T] bool, False on filler."""
     text_keys: Tensor | None = None
-    """[B, T, E] their keys; None at layer 0."""
+    """[B, T, E] keys of these text tokens; None at layer 0."""
     text_attention: Tensor | None = None
     """[B, T, N] softmax weights of the text tokens as queries at layer - 1, mean over heads."""
     final_norm: Callable[[Tensor], Tensor] | None = None
-    """The decoder's last norm."""
+    """The decoder's final norm."""
     vision_scores: Tensor | None = None
-    """[B, N] how much the vision tower attends to a token's patches; -inf where it has none."""
+    """[B, N] attention of the vision tower to the token's patches; -inf if it has no patches."""
     vision_keys: Tensor | None = None
-    """[B, N, E] mean keys of its patches there, heads averaged; zeros where it has none."""
+    """[B, N, E] the tower's keys, mean over the token's patches and heads; 0 if it has none."""
     covers: Tensor | None = None
-    """[B, N] bool, False on tokens that cover no pixels (newline, class); None where all do."""
+    """[B, N] bool, False on tokens that cover no pixels (newline, class); None: all cover some."""
 
 
 @dataclass(frozen=True)
 class Selector(ABC):
-    """Chooses which visual tokens go on. Its fields are the parameters a plan may set.
+    """Chooses which visual tokens remain. Its fields are the parameters that a plan may set.
 
-    Declare fields with ``fraction``, ``number``, ``whole`` or ``choice``: they carry the rule that
-    is checked when a selector is made.
+    Fields are declared with ``fraction``, ``number``, ``whole`` or ``choice``, which carry the
+    rule that is checked when a selector is made.
     """
 
     required: ClassVar[frozenset[str]] = frozenset()
-    """What it always needs, of scores, text_scores, keys, text, norm, vision."""
+    """Information it always needs: any of scores, text_scores, keys, text, norm, vision."""
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Parameters worth searching: lowest and highest number, or all words."""
+    """Parameters worth searching, with their lowest and highest number, or with all choices."""
 
     def __post_init__(self) -> None:
         owner = type(self).__module__.rpartition(".")[2]
@@ -94,23 +94,23 @@ class Selector(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be in ``Tokens``, of scores, text_scores, keys, text, norm, vision."""
+        """Information that ``Tokens`` must hold; a set of the words listed at ``required``."""
         return self.required
 
     @property
     def min_layer(self) -> int:
-        """Lowest layer it can cut at: attention exists only after a layer has run."""
+        """Lowest layer it can cut at; 1 if it needs attention, which the first layer computes."""
         return int(bool(self.needs & {"scores", "text_scores"}))
 
     @property
     def reads_attention(self) -> bool:
-        """Something must be read at the attention of the layer before, where there is one."""
+        """Whether it needs information from the attention of the layer before the cut."""
         return bool(self.needs & {"scores", "text_scores", "keys"})
 
     def flops(self, work: Work) -> float:
-        """FLOPs of the matrix products of ``select`` and ``merged``, at most; by default none.
+        """Upper bound on the FLOPs of the matrix products of ``select`` and ``merged``; default 0.
 
-        Without the score rows that it asks for through ``needs``.
+        The attention rows requested through ``needs`` are not included.
         """
         return 0.0
 
@@ -120,36 +120,37 @@ class Selector(ABC):
 
         Args:
             tokens: The candidates.
-            n_keep: [B] int64.
+            n_keep: [B] int64, number of tokens to keep in each row.
         """
 
     def merged(self, tokens: Tokens, stays: Tensor) -> Tensor | None:
-        """[B, N, D] states of the tokens that stay, others do not matter; None: as they are.
+        """[B, N, D] new states of the tokens that stay; None if states do not change.
 
-        A token that stays keeps its position, and the layers before keep its keys and values;
-        only its state from here on is another. Where nothing leaves, nothing may change.
+        The values at other tokens are ignored. A token that stays keeps its position, and earlier
+        layers keep its keys and values; only its state from this layer on changes. If no token is
+        dropped, no state may change.
 
         Args:
-            tokens: What ``select`` saw.
-            stays: [B, N] bool, what it chose.
+            tokens: The tokens that ``select`` received.
+            stays: [B, N] bool, the choice that ``select`` returned.
         """
         return None
 
 
 def checked(choice: Tensor, tokens: Tokens, n_keep: Tensor, name: str) -> Tensor:
-    """The choice of a selector, where it is what `Selector.select` promises.
+    """The choice of a selector, after a check that it has the form `Selector.select` documents.
 
-    The counts are compared without waiting for the device. On a GPU a wrong count therefore shows
-    a little later, as CUDA's "device-side assert triggered"; on the CPU it is told in words.
+    The counts are compared without waiting for the device. On a GPU a wrong count therefore
+    appears later, as CUDA's "device-side assert triggered"; on the CPU it is a clear error.
 
     Args:
-        choice: What ``select`` returned.
-        tokens: What it saw.
-        n_keep: [B] int64, what it was asked for; no more than the row has.
-        name: The selector's.
+        choice: The mask that ``select`` returned.
+        tokens: The tokens that ``select`` received.
+        n_keep: [B] int64, number of tokens to keep in each row, at most the row's tokens.
+        name: Name of the selector.
 
     Raises:
-        UsageError: The choice has another shape or dtype, or rows with other counts or filler.
+        UsageError: The choice has the wrong shape, dtype or counts, or contains filler.
     """
     rule = (
         f"The selector {name} must return a bool tensor {list(tokens.valid.shape)} that is True "
@@ -163,7 +164,7 @@ def checked(choice: Tensor, tokens: Tokens, n_keep: Tensor, name: str) -> Tensor
     message = f"{rule}; it broke this at layer {tokens.layer} (docs/selectors.md)."
     try:
         torch._assert_async(right, message)
-    except NotImplementedError:  # a device without it, which is waited for
+    except NotImplementedError:  # this device has no asynchronous assertion
         if not right:
             raise UsageError(message) from None
     except RuntimeError:
@@ -173,23 +174,23 @@ def checked(choice: Tensor, tokens: Tokens, n_keep: Tensor, name: str) -> Tensor
 
 @dataclass(frozen=True)
 class ScoredSelector(Selector):
-    """A selector that keeps the tokens of the highest score."""
+    """A selector that keeps the tokens with the highest scores."""
 
     @abstractmethod
     def score(self, tokens: Tokens) -> Tensor:
-        """[B, N] scores; what stands on filler does not matter."""
+        """[B, N] scores; the values on filler are ignored."""
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         return top_mask(self.score(tokens), tokens.valid, n_keep)
 
 
 def pair_flops(n_others: int, work: Work) -> float:
-    """FLOPs of the products of every token with so many states."""
+    """FLOPs of the products of every token with ``n_others`` states: 2 N n_others D."""
     return 2.0 * work.n_tokens * n_others * work.hidden
 
 
 def choice(default: str, *others: str) -> Any:
-    """A parameter that is one of a few words."""
+    """A parameter that is one of the given words; ``default`` is the default."""
     options = (default, *others)
     return parameter(
         default,
@@ -200,7 +201,7 @@ def choice(default: str, *others: str) -> Any:
 
 
 def fraction(default: float) -> Any:
-    """A parameter in [0, 1]."""
+    """A parameter that is a number in [0, 1]."""
     return parameter(
         default,
         "be in [0, 1]",
@@ -210,7 +211,7 @@ def fraction(default: float) -> Any:
 
 
 def number(default: float, *, low: float) -> Any:
-    """A finite parameter of at least ``low``."""
+    """A parameter that is a finite number of at least ``low``."""
     return parameter(
         default,
         f"be at least {low:g}",
@@ -232,9 +233,13 @@ def whole(default: int, *, low: int) -> Any:
 def parameter(
     default: Any, rule: str, holds: Callable[[Any], bool], schema: Mapping[str, Any]
 ) -> Any:
-    """A parameter with a rule of its own; ``rule`` completes "must …".
+    """A parameter with any rule.
 
-    ``schema`` says the same as ``holds`` in JSON Schema, for editors.
+    Args:
+        default: Value if the plan does not set the parameter.
+        rule: Completes "must …" in the error message.
+        holds: Function that returns whether a value satisfies the rule.
+        schema: The same rule in JSON Schema, for editors.
     """
     return field(default=default, metadata={"rule": rule, "holds": holds, "schema": schema})
 
@@ -244,30 +249,30 @@ def _is_number(value: Any) -> bool:
 
 
 def scored(result: Tensor, like: Tensor) -> Tensor:
-    """The result in the dtype that scores of ``like`` have: float64 stays, the rest is float32.
+    """The result in float64 if ``like`` is float64, otherwise in float32.
 
-    Sums over D are made in float64 and rounded here. Sums of another shape add up in another
-    order, and so filler would otherwise decide between near-duplicates of half precision.
+    Sums over D are computed in float64 and rounded here. The order of additions depends on the
+    shape, so that without the rounding filler could decide between near-duplicates.
     """
     return result if like.dtype == torch.float64 else result.float()
 
 
 def unit(x: Tensor) -> Tensor:
     """[..., D] float64 rows of length 1; rows that are zero or not finite become zero."""
-    x = x.to(torch.float64, copy=True)  # one copy, changed in place: it is the largest tensor here
+    x = x.to(torch.float64, copy=True)  # one copy, changed in place, because it is large
     x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8))
     return x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def ranks(scores: Tensor, valid: Tensor, group: Tensor | None = None) -> Tensor:
-    """[B, N] rank of each token by falling score, within its group where groups are given.
+    """[B, N] rank of each token by descending score, within its group if groups are given.
 
-    Rank 0 is the highest score; equal scores rank by index; NaN ranks last; filler ranks behind
-    everything.
+    Rank 0 is the highest score. Equal scores rank by index, NaN ranks last, and filler ranks after
+    all tokens.
 
     Args:
         scores: [B, N] floating or integer.
-        valid: [B, N] bool.
+        valid: [B, N] bool, False on filler.
         group: [B, N] int64, e.g. the image of each token.
     """
     if scores.dtype.is_floating_point:
@@ -275,6 +280,8 @@ def ranks(scores: Tensor, valid: Tensor, group: Tensor | None = None) -> Tensor:
         scores = scores.nan_to_num(nan=least, neginf=least) + 0.0  # -0.0 and 0.0 are a tie
     group = torch.zeros_like(valid, dtype=torch.int64) if group is None else group
     group = group.masked_fill(~valid, torch.iinfo(torch.int64).max)
+    # Two stable sorts, by score and then by group, list each group's tokens contiguously in order
+    # of score. The rank is the position in this list minus the position where the group starts.
     order = scores.argsort(dim=-1, descending=True, stable=True)
     order = order.gather(-1, group.gather(-1, order).argsort(dim=-1, stable=True))
     grouped = group.gather(-1, order)
@@ -292,18 +299,18 @@ def top_mask(scores: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
 
 
 def order_mask(order: Tensor, n_tokens: int) -> Tensor:
-    """[B, N] bool from picks [B, K] in the order they were made; -1 is no pick."""
+    """[B, N] bool mask of the picks [B, K]; -1 is no pick."""
     mask = torch.zeros(order.shape[0], n_tokens + 1, dtype=torch.bool, device=order.device)
     return mask.scatter_(-1, order.masked_fill(order < 0, n_tokens), True)[:, :n_tokens]
 
 
 def within(n_keep: Tensor, valid: Tensor) -> Tensor:
-    """[B] int64: ``n_keep`` where the row has so many tokens, otherwise all it has."""
+    """[B] int64: the smaller of ``n_keep`` and the number of valid tokens, at least 0."""
     return torch.minimum(n_keep.to(valid.device), valid.sum(-1)).clamp(min=0)
 
 
 def image_counts(image: Tensor, valid: Tensor) -> Tensor:
-    """[B, M] int64: tokens of each image; M is the most images a row has, at least 1."""
+    """[B, M] int64 number of tokens of each image; M is the largest number of images in a row."""
     n_images = max(1, int(image.max()) + 1) if image.numel() else 1
     counts = image.new_zeros(image.shape[0], n_images)
     return counts.scatter_add_(-1, image.clamp(min=0), valid.long())
@@ -312,9 +319,14 @@ def image_counts(image: Tensor, valid: Tensor) -> Tensor:
 def image_quotas(image: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
     """[B, M] int64: each image's share of the row's ``n_keep``, in proportion to its tokens.
 
-    Sums to ``min(n_keep, valid tokens)``; largest remainders first, ties to the first image. Where
-    ``n_keep`` allows it every image keeps at least one token.
+    The shares of a row sum to ``min(n_keep, valid tokens)``. If ``n_keep`` is at least the number
+    of images, every image keeps at least one token.
     """
+    # Method of largest remainders. With n_m tokens in image m, l_m = 1 token each if K suffices
+    # (otherwise 0), and rest R = K - sum of l_m:
+    #     share_m = l_m + floor(R w_m / W),  w_m = n_m - l_m,  W = sum of w_m
+    # The tokens that rounding down leaves go, one each, to the images of the largest remainders
+    # R w_m mod W; of equal remainders the first image comes first.
     counts, n_keep = image_counts(image, valid), within(n_keep, valid)[:, None]
     alive = (counts > 0).long()
     least = torch.where(n_keep >= alive.sum(-1, keepdim=True), alive, 0)

@@ -1,4 +1,4 @@
-"""cdpruner: keep tokens that matter to the question and differ from one another (CDPruner)."""
+"""cdpruner: keep tokens relevant to the question that differ from one another (CDPruner)."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from tpcal.plans.selectors._cosine import Distances, directions, distances, real
 from tpcal.plans.selectors.base import Selector, Tokens, choice, order_mask, pair_flops, within
 from tpcal.plans.selectors.diversity import ordered, row_starts
 
-_LEAST = 1e-4  # what is new about a token, at least; rounding of the cosines makes up less
+_LEAST = 1e-4  # smallest residual that counts; rounding errors of the cosines stay below it
 
 
 @dataclass(frozen=True)
 class Cdpruner(Selector):
-    """The most probable set of a determinantal point process, found greedily.
+    """The most probable set of a determinantal point process (DPP), approximated greedily.
 
-    Its kernel is r_i cos(i, j) r_j: every pick has the largest r^2 times the part of its direction
-    that the picks before do not span. r is the token's relevance, its cosine to the mean of the
-    prompt's text states, from 0 for the least to 1 for the most relevant token of the row. Once
-    nothing is new any more the most relevant go on; without text, all are equally relevant.
+    The kernel is L_ij = r_i cos(i, j) r_j with the relevance r_i of token i. Each pick maximises
+    r_i^2 times the squared length of the part of its direction that the earlier picks do not span.
+    The relevance is the token's cosine to the mean of the prompt's text states, rescaled linearly
+    so that the least relevant token of the row has 0 and the most relevant one 1. When the picks
+    span all directions, the remaining tokens are picked by relevance. Without text all tokens are
+    equally relevant.
 
     Needs:   text
     Cost:    O(B N^2 D) for all pairs, one matrix product, then K steps of O(B N K)
-    Source:  Zhang et al. 2025, arXiv 2506.10967 (CDPruner), there on the projector's output. For
-             models without a text tower the paper takes the mean of the instruction's embeddings;
-             ours are the text behind the first visual token and the states at the cut. The
-             original's own kernel runs out of rank and then repeats tokens; ours does not.
+    Source:  Zhang et al. 2025, arXiv 2506.10967 (CDPruner), which selects on the projector's
+             output. For models without a text tower the paper uses the mean of the instruction's
+             embeddings; tpcal uses the text after the first visual token, and the states at the
+             cut. When the original's kernel has no rank left it picks tokens repeatedly; tpcal
+             picks every token at most once.
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"text"})
 
     relevance: str = choice("positive", "negative")
-    """Sign of the cosine: positive as in the paper's eq. 5, or negative as in the code released
-    for CLIP, whose patches are least alike to the text that describes them."""
+    """Sign of the cosine: ``positive`` as in the paper's eq. 5, or ``negative`` as in the code
+    released for CLIP, whose patches are least similar to the text that describes them."""
 
     def flops(self, work: Work) -> float:
-        """All pairs, the text's mean, and a Cholesky factor of the picks' rows."""
+        """FLOPs of all pairs, of the cosines to the text's mean, and of the Cholesky factor."""
         pairs = pair_flops(work.n_tokens + 1, work)
         return pairs + 1.0 * work.n_tokens * work.n_keep * (work.n_keep - 1)
 
@@ -54,9 +57,9 @@ class Cdpruner(Selector):
 
 
 def text_relevance(tokens: Tokens, sign: int) -> Tensor:
-    """[B, N] float64 in [0, 1]: cosine to the mean text state times ``sign``, by its range.
+    """[B, N] float64 in [0, 1]: cosine to the mean text state times ``sign``, rescaled by row.
 
-    1 for all tokens of a row without text, or whose tokens are all equally relevant.
+    All tokens have 1 in a row without text, and in a row whose tokens are equally relevant.
     """
     assert tokens.text_hidden is not None
     assert tokens.text_valid is not None
@@ -66,6 +69,8 @@ def text_relevance(tokens: Tokens, sign: int) -> Tensor:
     for b, at in enumerate(real_places(tokens.valid)):
         text = tokens.text_hidden[b][texts[b]].to(wide)
         if len(text):
+            # r_i = (c_i - min c) / (max c - min c) with c_i = sign * cos(h_i, mean of the text).
+            # A distance is 1 - cos, so that -distance ranks and rescales exactly as the cosine.
             mean = directions(text.mean(0, keepdim=True).to(tokens.hidden.dtype))
             cosine = -sign * distances(directions(tokens.hidden[b][at]), mean)[:, 0].double()
             result[b, at] = _from_0_to_1(cosine)
@@ -80,22 +85,27 @@ def _from_0_to_1(score: Tensor) -> Tensor:
 
 
 def greedy_map(pairs: Distances, relevance: Tensor, candidates: Tensor, n_picks: Tensor) -> Tensor:
-    """[B, K] picks in order: the largest relevance^2 times what is new about the direction.
+    """[B, K] picks in order, each with the largest relevance^2 times residual of its direction.
 
-    What is new is the squared length of the direction that the picks do not span, kept up to date
-    by one row of a Cholesky factor a pick. Sums are float64 and compared in float32, so that
-    neither company nor filler decides between equals; ties go to the lowest index.
+    The residual of a token is the squared length of the part of its unit direction that the picks
+    do not span. Sums are float64 and are compared in float32, so that other rows and filler do not
+    decide between equal tokens; ties go to the lowest index.
 
     Args:
-        pairs: Distances between the row's tokens.
+        pairs: Distances between the tokens of each row.
         relevance: [B, N], at least 0.
-        candidates: [B, N] bool.
-        n_picks: [B] int64.
+        candidates: [B, N] bool, tokens that may be picked.
+        n_picks: [B] int64, number of picks.
 
     Source:
-        Chen, Zhang, Zhou 2018, arXiv 1709.05135, algorithm 1, with the relevance taken out of the
-        kernel, so that its size does not blur what is new.
+        Chen, Zhang, Zhou 2018, arXiv 1709.05135, algorithm 1. The relevance is kept apart from the
+        kernel of cosines, so that small relevances do not lose precision in the residuals.
     """
+    # A DPP gives a set S a probability proportional to det(L_S). Adding token i multiplies the
+    # determinant by r_i^2 x_i, where the residual x_i = 1 - |projection of u_i on span{u_j : j in
+    # S}|^2 belongs to the unit directions u alone. With the Cholesky factor of C_S (C_ij = u_i .
+    # u_j), row j of `spanned` holds the coordinate e_ji of every token i along the j-th
+    # orthonormal direction, and x_i = 1 - sum_j e_ji^2.
     n_picks, start = within(n_picks, candidates), row_starts(candidates)
     n_steps = int(n_picks.max()) if len(n_picks) else 0
     weight = relevance.double().square().masked_fill_(~candidates, -1)
@@ -103,14 +113,21 @@ def greedy_map(pairs: Distances, relevance: Tensor, candidates: Tensor, n_picks:
     spanned = new.new_zeros(len(new), n_steps, new.shape[-1])  # [B, K, N]
     picks: list[Tensor] = []
     for step in range(n_steps):
+        # Step 1: p = argmax_i r_i^2 max(x_i, least). The lower limit makes the relevance alone
+        # decide once every residual is only rounding error. Picked tokens and filler have weight
+        # -1, below every candidate.
         pick = (weight * new.clamp(min=_LEAST)).float().argmax(-1)
         picks.append(pick)
         weight.view(-1).index_fill_(0, pick + start, -1)
+        # Step 2: the new row of the Cholesky factor, for all tokens at once:
+        #     e_pi = (C_pi - sum over earlier picks j of e_jp e_ji) / sqrt(x_p)
+        # A pick without a residual adds no direction: its row is 0.
         before, row = spanned[:, :step], spanned[:, step : step + 1]
         of_pick = before.gather(2, pick[:, None, None].expand(-1, step, 1)).mT
         cosine = 1 - pairs.to(pick).double()[:, None]
         torch.baddbmm(cosine, of_pick, before, alpha=-1, out=row)
         length = new.gather(-1, pick[:, None])[:, None]
         row *= torch.where(length > _LEAST, length.rsqrt(), 0)
+        # Step 3: the residuals lose what the new direction explains: x_i = x_i - e_pi^2.
         new.addcmul_(row[:, 0], row[:, 0], value=-1)
     return ordered(picks, n_picks)

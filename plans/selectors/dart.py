@@ -1,4 +1,4 @@
-"""dart: keep a few pivots, and for each of them the tokens that duplicate it least (DART)."""
+"""dart: keep a few pivots and, for each of them, the tokens least similar to it (DART)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from tpcal.plans.selectors.base import (
     whole,
 )
 
-_BLOCK = 64  # tokens whose states are looked at together: as many as stay in a processor's cache
+_BLOCK = 64  # tokens whose states are processed together, so that they stay in the CPU's cache
 
 
 @dataclass(frozen=True)
 class Dart(Selector):
-    """Pivots are the image and text tokens of the longest keys, by L1 norm.
+    """Keeps pivots, the tokens with the largest L1 norm of keys, and tokens unlike the pivots.
 
-    Each image has its exact share of ``n_keep``: its pivots, and then pivot after pivot an equal
-    part of the rest, taken from the tokens of the lowest cosine to that pivot. At layer 0, where
-    there are no keys, the norm is that of the embeddings.
+    Each image keeps its exact share of ``n_keep``. It first keeps its pivots. The rest of the
+    share is divided equally among the image's pivots and the text pivots: one after the other,
+    each adds the tokens with the lowest cosine to it. At layer 0, where no keys exist yet, the
+    norm is that of the embeddings.
 
     Needs:   keys, text, norm
     Cost:    O(B N D P) for P pivots
     Source:  Wen et al. 2025, arXiv 2502.11494 (DART). Counts, visit order and the form at layer 0
-             are those of NVIDIA's TensorRT-Edge-LLM, whose text pivots may stand before the image
-             too; ours stand behind the first visual token. The original keeps 4 + 8 floor(..)
-             tokens; we keep the count asked for.
+             are those of NVIDIA's TensorRT-Edge-LLM, where text pivots may also precede the image;
+             here they follow the first visual token. The original keeps 4 + 8 floor(..) tokens;
+             tpcal keeps exactly the requested count.
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"keys", "text", "norm"})
@@ -47,9 +48,10 @@ class Dart(Selector):
     }
 
     image_pivots: int = whole(4, low=1)
-    """Pivots among each image's tokens."""
+    """Number of pivots among the tokens of each image."""
     text_pivots: int = whole(4, low=0)
-    """Pivots among the prompt's text behind the first visual token, shared by all images."""
+    """Number of pivots among the prompt's text after the first visual token; all images share
+    them."""
     visit: str = choice("ranked", "original")
     """Image pivots by rank and then text pivots by rank, or CPython's order of a set of positions,
     which is what the original code does. ``original`` is for comparisons, one row at a time."""
@@ -57,20 +59,28 @@ class Dart(Selector):
     """Position of the first visual token in the prompt; only ``original`` looks at it."""
 
     def flops(self, work: Work) -> float:
-        """Every token with the pivots of one image and of the text."""
+        """FLOPs of the cosines of every token to the pivots of one image and of the text."""
         n_pivots = min(self.image_pivots, work.n_keep) + min(self.text_pivots, work.n_text)
         return pair_flops(n_pivots, work)
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         if not tokens.valid.any():
             return torch.zeros_like(tokens.valid)
+        # Step 1: split K over the images, and find the pivots: the tokens with the largest L1 norm
+        # |k_i|_1 of their keys, per image and in the text.
         image = tokens.image.clamp(min=0)
         quota = image_quotas(image, tokens.valid, n_keep)  # [B, M]
         pivots = image_pivots(tokens, quota.clamp(max=self.image_pivots))  # [B, M, P]
         texts = text_pivots(tokens, self.text_pivots)  # [B, P']
         turn = visit_order(pivots, texts, tokens, self.visit, self.image_start)  # [B, M, P + P']
+        # Step 2: far[i, t] = 1 - cos(norm(h_i), norm(h_p)) for the pivot p visited in turn t.
         per_token = turn.gather(1, image[..., None].expand(-1, -1, turn.shape[-1]))
         far = distances_to(tokens, pivots, texts).gather(-1, per_token.clamp(min=0))
+        # Step 3: image pivots are kept. Then each pivot in turn t of T adds, among the tokens not
+        # chosen yet, the n_t = ceil(n_left / (T - t)) ones farthest from it, so that the parts
+        # differ by at most one and sum to the image's share.
+        #
+        # `ranks` ranks by descending score, and the score is the distance: rank 0 is the farthest.
         chosen = _marked(pivots, tokens.valid)
         n_left = quota - (pivots >= 0).sum(-1)
         n_turns = (turn >= 0).sum(-1)
@@ -94,7 +104,7 @@ def _marked(pivots: Tensor, valid: Tensor) -> Tensor:
 
 
 def l1_norms(states: Tensor, valid: Tensor) -> Tensor:
-    """[B, N] float32 (float64 stays) sums of absolute values of ``states`` [B, N, E]."""
+    """[B, N] sums of absolute values of ``states`` [B, N, E]; float32, or float64 for float64."""
     wide = torch.promote_types(states.dtype, torch.float32)
     result = torch.zeros_like(valid, dtype=wide)
     for b, at in enumerate(real_places(valid)):
@@ -104,22 +114,23 @@ def l1_norms(states: Tensor, valid: Tensor) -> Tensor:
 
 
 def image_pivots(tokens: Tokens, n_pivots: Tensor) -> Tensor:
-    """[B, M, P] places of each image's pivots by rank; -1 where an image has fewer.
+    """[B, M, P] indices of each image's pivots, in descending order of norm; -1 for fewer pivots.
 
     Args:
         tokens: The candidates.
-        n_pivots: [B, M] int64.
+        n_pivots: [B, M] int64, number of pivots of each image.
     """
     image, valid = tokens.image.clamp(min=0), tokens.valid
     norms = l1_norms(tokens.hidden if tokens.keys is None else tokens.keys, valid)
     rank = ranks(norms, valid, image)
     most = int(n_pivots.max())
+    # The pivot of rank r of image m goes to slot m P + r of the row.
     slot = torch.where(rank < n_pivots.gather(-1, image), image * most + rank, -1)
     return _placed(slot, n_pivots.shape[-1] * most).view(*n_pivots.shape, most)
 
 
 def text_pivots(tokens: Tokens, n_pivots: int) -> Tensor:
-    """[B, P] places of the text pivots by rank; -1 where a row has fewer."""
+    """[B, P] indices of the text pivots, in descending order of norm; -1 for fewer pivots."""
     states = tokens.text_hidden if tokens.text_keys is None else tokens.text_keys
     if states is None or tokens.text_valid is None:
         return tokens.image.new_empty(len(tokens.image), 0)
@@ -137,7 +148,7 @@ def _placed(slot: Tensor, n_slots: int) -> Tensor:
 def distances_to(tokens: Tokens, pivots: Tensor, texts: Tensor) -> Tensor:
     """[B, N, P + P'] cosine distance of each token to its image's pivots and to the text pivots.
 
-    States go through the decoder's last norm first.
+    The decoder's final norm is applied to the states first.
     """
     places = torch.cat((pivots.flatten(1), texts), dim=-1)  # [B, M P + P']
     wide = torch.promote_types(tokens.hidden.dtype, torch.float32)
@@ -153,7 +164,7 @@ def distances_to(tokens: Tokens, pivots: Tensor, texts: Tensor) -> Tensor:
 def _row_distances(
     tokens: Tokens, b: int, at: slice | Tensor, pivots: Tensor, texts: Tensor
 ) -> Tensor:
-    """[N, P] of one row to its real pivots, text last; nothing on filler."""
+    """[N, P] distances of one row to its existing pivots, text pivots last; 0 on filler."""
     norm = tokens.final_norm or (lambda x: x)
     row, wide = tokens.hidden[b], torch.promote_types(tokens.hidden.dtype, torch.float32)
     chosen = [norm(row[pivots[pivots >= 0]])]

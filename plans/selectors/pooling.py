@@ -1,4 +1,4 @@
-"""pooling: keep the mean of each cell of a coarser grid; the control that a smaller image is."""
+"""pooling: keep the mean of each cell of a coarser grid; the equivalent of a smaller image."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _FAR = 1 << 20  # more than a row or column of any grid
 
 @dataclass(frozen=True)
 class Pooling(Selector):
-    """Divides each image into as many cells as tokens may stay; each becomes the mean of a cell.
+    """Divides each image into as many cells as tokens are kept, and keeps the mean of each cell.
 
-    Bands of rows hold tokens in proportion to their cells, and a band's cells hold equally many,
-    so that the count is exact for any grid and among the survivors of an earlier cut; where a
-    square grid goes evenly into square cells, these it is. The token nearest to its cell's centre
-    stays. Tokens that cover no pixels (newlines) belong to no cell, stay as they are and leave
-    first. Images share ``n_keep`` in proportion to their tokens.
+    The image is divided into bands of rows, which hold tokens in proportion to their numbers of
+    cells; the cells of a band hold equally many tokens. The count is therefore exact for any grid
+    and after earlier cuts, and a square grid that divides evenly gives square cells. The token
+    nearest to the centre of its cell is kept and becomes the mean. Tokens that cover no pixels
+    (newlines) belong to no cell, are never averaged, and are pruned first. Images share ``n_keep``
+    in proportion to their numbers of tokens.
 
     Needs:   nothing
     Cost:    O(B N log N) to choose and O(B N D) to merge
@@ -37,6 +38,8 @@ class Pooling(Selector):
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         if not tokens.valid.any():
             return torch.zeros_like(tokens.valid)
+        # One token per cell. If an image has more quota than tokens that cover pixels, the first
+        # tokens without pixels make up the rest.
         image, valid, covers = _images(tokens)
         quota = image_quotas(image, valid, n_keep)
         cell = cells(tokens, quota)
@@ -49,6 +52,8 @@ class Pooling(Selector):
     def merged(self, tokens: Tokens, stays: Tensor) -> Tensor | None:
         if not stays.any():
             return None
+        # The cells follow from the counts that stay, as in `select`. `holder` maps each cell to
+        # the index of the token kept in it, and all tokens of the cell are merged into that token.
         image, _, covers = _images(tokens)
         cell = cells(tokens, image_counts(image, stays))
         place = torch.arange(cell.shape[-1], device=cell.device).expand_as(cell)
@@ -60,12 +65,14 @@ class Pooling(Selector):
 
 
 def cells(tokens: Tokens, quota: Tensor) -> Tensor:
-    """[B, N] int64 cell of each token, counted through the row's images; -1 where it has none.
+    """[B, N] int64 cell of each token, numbered through the images of the row; -1 for no cell.
 
     Args:
         tokens: The candidates.
-        quota: [B, M] int64 cells of each image; no more are made than there are tokens to hold.
+        quota: [B, M] int64 number of cells of each image; at most one cell per token is made.
     """
+    # Below, n is the number of tokens of an image, k its number of cells, and `start` the number
+    # of the image's first cell in the row.
     image, _, covers = _images(tokens)
     counts = image_counts(image, covers)
     quota = torch.minimum(quota, counts)
@@ -73,19 +80,28 @@ def cells(tokens: Tokens, quota: Tensor) -> Tensor:
     n, k = counts.gather(-1, image).clamp(min=1), quota.gather(-1, image)
     none, k = ~covers | (k == 0), k.clamp(min=1)
     row, col = tokens.grid_row.clamp(min=0), tokens.grid_col.clamp(min=0)
+    # Step 1: r = round(sqrt(k height / width)) bands make the cells about square. Band b has the
+    # cells floor(b k / r) <= c < floor((b + 1) k / r).
     tall, wide = _extent(row, image, covers), _extent(col, image, covers)
     n_bands = (k * tall / wide).sqrt().round().long().clamp(min=1).minimum(k)
+    # Step 2: the token at place p of the reading order belongs to the band of cell
+    # c = ceil((p + 1) k / n) - 1, which is b = ceil((c + 1) r / k) - 1. A band thus holds tokens
+    # in proportion to its cells, and integer arithmetic makes the count exact.
     place = ranks(-(row * _FAR + col), covers, image).masked_fill(none, 0)
     band = (((place + 1) * k - 1) // n * n_bands + n_bands - 1) // k
     first, after = band * k // n_bands, (band + 1) * k // n_bands
     n_in_band = (n * after // k - n * first // k).clamp(min=1)
+    # Step 3: inside a band of m tokens and q cells the tokens are ordered by column; place p gets
+    # the cell ceil((p + 1) q / m) - 1 of the band.
     place = ranks(-(col * _FAR + row), ~none, image * _FAR + band).masked_fill(none, 0)
     cell = first + ((place + 1) * (after - first) - 1) // n_in_band
     return (start + cell).masked_fill(none, -1)
 
 
 def nearest_to_centre(tokens: Tokens, cell: Tensor) -> Tensor:
-    """[B, N] bool: of each cell the token nearest to the mean of its places; exact in integers."""
+    """[B, N] bool: the token of each cell nearest to the mean position of the cell's tokens."""
+    # With m tokens in a cell, |m x - sum of x|^2 = m^2 |x - mean|^2 gives the same ranking as the
+    # distance to the mean, and stays an integer, so that ties are exact.
     inside, at = cell >= 0, cell.clamp(min=0)
 
     def total(x: Tensor) -> Tensor:
@@ -98,7 +114,7 @@ def nearest_to_centre(tokens: Tokens, cell: Tensor) -> Tensor:
 
 
 def _extent(place: Tensor, image: Tensor, covers: Tensor) -> Tensor:
-    """[B, N] rows or columns that the image's tokens span."""
+    """[B, N] number of rows or columns that the tokens of each token's image span."""
     n_images = int(image.max()) + 1
     far = place.masked_fill(~covers, -1)
     high = far.new_full((len(far), n_images), -1).scatter_reduce(-1, image, far, "amax")
@@ -108,6 +124,6 @@ def _extent(place: Tensor, image: Tensor, covers: Tensor) -> Tensor:
 
 
 def _images(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-    """Image of each token, whether it is one, and whether it covers pixels; each [B, N]."""
+    """Image of each token, whether it is no filler, and whether it covers pixels; each [B, N]."""
     covers = tokens.valid if tokens.covers is None else tokens.valid & tokens.covers
     return tokens.image.clamp(min=0), tokens.valid, covers

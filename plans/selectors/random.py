@@ -1,4 +1,4 @@
-"""random: keep tokens drawn by lot; the baseline that sees nothing."""
+"""random: keep tokens drawn at random; the baseline that uses no information."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _WORD = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Random(ScoredSelector):
-    """Draws by a hash of seed, layer and a token's place among the original ones.
+    """Keeps the tokens with the largest hash of seed, layer and original index.
 
-    The same place draws the same lot in every row, batch and padding, and no two places of a row
-    draw the same; fewer tokens at the same layer are a subset of more.
+    The same index has the same hash in every row, batch and padding, and no two tokens of a row
+    have the same hash. With the same seed and layer, a smaller count keeps a subset of a larger
+    one.
 
     Needs:   nothing
     Cost:    O(B N)
@@ -25,16 +26,20 @@ class Random(ScoredSelector):
     """
 
     seed: int = whole(0, low=0)
-    """Another seed, another draw."""
+    """Seed of the hash."""
 
     def score(self, tokens: Tokens) -> Tensor:
-        """[B, N] int64 lots in 0..2^32 - 1."""
+        """[B, N] int64 hashes in 0..2^32 - 1: mix(index + mix(mix(seed) + layer)) mod 2^32.
+
+        ``mix`` is a bijection of 32-bit numbers, so that different indices never collide.
+        """
         salt = _mixed(tokens.index.new_tensor([self.seed & _WORD]))
         salt = _mixed((salt + tokens.layer) & _WORD)
         return _mixed((tokens.index + salt) & _WORD)
 
 
 def _mixed(x: Tensor) -> Tensor:
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD  # int64 wraps, its low word is still exact
+    # Each step is invertible modulo 2^32: x ^ (x >> s), and the product with an odd constant.
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD  # int64 overflows, but its low 32 bits are exact
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
     return x ^ (x >> 16)

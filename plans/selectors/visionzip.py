@@ -1,4 +1,4 @@
-"""visionzip: keep what the vision tower attends to; merge the rest into evenly spread tokens."""
+"""visionzip: keep the tokens the vision tower attends to; merge others into evenly spread ones."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from tpcal.plans.selectors.base import (
 
 @dataclass(frozen=True)
 class Visionzip(Selector):
-    """Dominant tokens by the vision tower's attention, contextual ones that take in the others.
+    """Keeps dominant tokens, by the vision tower's attention, and contextual tokens.
 
-    Each image has its share of ``n_keep``. Contextual tokens stand at equal steps among those that
-    are not dominant; every token that leaves goes into the contextual one of its image whose keys
-    are most like its own (cosine), and a contextual token becomes the mean of itself and these.
-    Tokens without patches (newlines) take in nothing, are taken in by none, and leave first.
-    ``flops`` leaves the products of keys out: they are as wide as one head of the tower.
+    Each image keeps its share of ``n_keep``. Contextual tokens are evenly spaced among those that
+    are not dominant. Every pruned token is merged into the contextual token of its image with the
+    most similar keys (cosine): a contextual token becomes the mean of itself and the tokens merged
+    into it. Tokens without patches (newlines) are never merged, and are pruned first. ``flops``
+    does not count the products of keys, which are as wide as one head of the tower.
 
     Needs:   vision
     Cost:    O(B N log N) to choose, O(B N C E) for C contextual tokens and O(B N D) to merge
-    Source:  Yang et al. 2024, arXiv 2412.04467 (VisionZip), there inside the vision tower, at a
-             fixed count for each image. The released code steps by the whole number n // C and so
-             leaves the last tokens without a contextual one; ours are spread over all. It adds the
-             mean of the merged tokens to the contextual one; ours takes the mean with it, because
-             the decoder would see a sum as a state of twice the length.
+    Source:  Yang et al. 2024, arXiv 2412.04467 (VisionZip), inside the vision tower and with a
+             fixed count for each image. The released code uses the integer step n // C, so that
+             no contextual token is among the last tokens; here they are spread over all. It adds
+             the mean of the merged tokens to the contextual token; here the contextual token is
+             part of the mean, because the decoder would see a sum as a state of twice the length.
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"vision"})
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"contextual_share": (0.0, 0.5)}
 
     contextual_share: float = fraction(0.15625)
-    """Share of an image's tokens that are contextual, rounded down: 10 of 64 in the paper."""
+    """Share of an image's kept tokens that are contextual, rounded down; 10 of 64 in the paper."""
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         if not tokens.valid.any():
@@ -58,6 +58,8 @@ class Visionzip(Selector):
         if not stays.any():
             return None
         quota = image_counts(tokens.image.clamp(min=0), stays)
+        # Each pruned token i goes into argmax_c cos(k_i, k_c) over its image's contextual tokens
+        # c; then h_c becomes the mean of h_c and all h_i that go into c.
         _, contextual = self._kinds(tokens, quota)
         merges = tokens.valid & ~stays & _seen(tokens)
         place = torch.arange(stays.shape[-1], device=stays.device).expand_as(stays)
@@ -65,13 +67,19 @@ class Visionzip(Selector):
         return mean_states(tokens.hidden, torch.where(stays, place, into))
 
     def _kinds(self, tokens: Tokens, quota: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, N] bool dominant and contextual tokens; ``quota`` [B, M] of each image."""
+        """[B, N] bool masks of dominant and contextual tokens, by the images' quotas [B, M]."""
         assert tokens.vision_scores is not None, "vision was not provided"
+        # Step 1: an image with quota k has C = floor(share k) contextual tokens, and k - C
+        # dominant ones.
         image, valid = tokens.image.clamp(min=0), tokens.valid
         n_contextual = (self.contextual_share * quota.double()).floor().long()
         n_dominant = quota - n_contextual
+        # Step 2: the dominant tokens are those with the largest attention of the vision tower.
         by_score = ranks(tokens.vision_scores, valid, image)
         dominant = valid & (by_score < n_dominant.gather(-1, image))
+        # Step 3: number the n other tokens p = 0, 1, ... in reading order, those without patches
+        # last. The contextual tokens are those with p C mod n < C, where floor(p C / n) increases:
+        # exactly C of them, at equal steps.
         rest, seen = valid & ~dominant, _seen(tokens)
         n_open = image_counts(image, rest & seen)
         n_open = torch.maximum(n_open, n_contextual).gather(-1, image).clamp(min=1)
@@ -81,11 +89,17 @@ class Visionzip(Selector):
 
 
 def nearest(tokens: Tokens, targets: Tensor) -> Tensor:
-    """[B, N] place of the target [B, N] bool of the same image with the most alike keys; or -1."""
+    """[B, N] index of the target of the same image with the most similar keys; -1 if it has none.
+
+    Args:
+        tokens: The candidates.
+        targets: [B, N] bool.
+    """
     assert tokens.vision_keys is not None, "vision was not provided"
     n_targets = int(targets.sum(-1).max())
     if not n_targets:
         return torch.full_like(tokens.index, -1)
+    # A stable sort of the negated mask lists the targets' indices first, in ascending order.
     place = (~targets).to(torch.uint8).argsort(dim=-1, stable=True)[:, :n_targets]  # [B, C]
     keys = unit(tokens.vision_keys)
     chosen = take(keys, place)

@@ -1,4 +1,4 @@
-"""vispruner: keep what the vision tower attends to, and of the rest what is least repeated."""
+"""vispruner: keep the tokens the vision tower attends to, and the least redundant others."""
 
 from __future__ import annotations
 
@@ -24,36 +24,38 @@ from tpcal.plans.selectors.base import (
     whole,
 )
 
-_N_PAPER = 576  # tokens of an image in the paper
+_N_PAPER = 576  # number of tokens of an image in the paper
 
 
 @dataclass(frozen=True)
 class Vispruner(Selector):
-    """Important tokens by the vision tower's attention, then repeats are removed from the rest.
+    """Keeps important tokens, by the vision tower's attention, and removes redundant others.
 
-    Each image has its share of ``n_keep``. The rest, by falling attention, is split into every
-    first and every second token; the ``step`` tokens of the first part that are most like one of
-    the second leave; and so on until the count is reached. Of equals the more attended stays.
-    Tokens without patches (newlines) leave first.
+    Each image keeps its share of ``n_keep``. The tokens that are not important, in descending
+    order of attention, are split into those at even and those at odd places. The ``step`` tokens
+    at even places that are most similar to a token at an odd place are removed, and this repeats
+    until the count is reached. Of equally similar tokens the one with less attention is removed.
+    Tokens without patches (newlines) are removed first.
 
     Needs:   vision, hidden states
     Cost:    O(B N^2 D) for all pairs of an image, then (N - K) / step rounds of O(B N^2 / 4)
-    Source:  Zhang et al. 2024, arXiv 2412.01818 (VisPruner), there on the vision tower's output
-             and before the decoder; ours compares the states at the cut. The released code orders
-             the tokens anew after each round; ours keep their order by attention, and make as many
-             rounds of a large image as of one of 576 tokens.
+    Source:  Zhang et al. 2024, arXiv 2412.01818 (VisPruner), on the vision tower's output and
+             before the decoder; tpcal compares the states at the cut. The released code sorts the
+             tokens again after each round; here they stay in order of attention, and an image with
+             more tokens takes as many rounds as one with 576.
     """
 
     required: ClassVar[frozenset[str]] = frozenset({"vision"})
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"important_share": (0.0, 1.0)}
 
     important_share: float = fraction(0.5)
-    """Share of an image's tokens picked by attention, rounded down."""
+    """Share of an image's kept tokens that are picked by attention, rounded down."""
     step: int = whole(8, low=1)
-    """Most tokens removed in one round, of up to 576; in proportion of an image with more."""
+    """Largest number of tokens removed in one round from an image of up to 576 tokens; it grows in
+    proportion to the size of larger images."""
 
     def flops(self, work: Work) -> float:
-        """All pairs of what attention did not pick, of one image."""
+        """FLOPs of the distances between all tokens that attention does not pick, in one image."""
         n_rest = work.n_tokens - math.floor(self.important_share * work.n_keep)
         return pair_flops(n_rest, replace(work, n_tokens=n_rest))
 
@@ -62,14 +64,19 @@ class Vispruner(Selector):
         assert scores is not None, "vision was not provided"
         if not valid.any():
             return torch.zeros_like(valid)
+        # Step 1: an image with quota k keeps its floor(share k) tokens of the largest attention.
         image = tokens.image.clamp(min=0)
         quota = image_quotas(image, valid, n_keep)  # [B, M]
         n_important = (self.important_share * quota.double()).floor().long()
         place = ranks(scores, valid, image) - n_important.gather(-1, image)  # among the rest
         important = valid & (place < 0)
+        # Step 2: the other tokens with patches compete for the remaining k - floor(share k)
+        # places. Tokens without patches rank last, and compete only if there are too few others.
         n_seen = image_counts(image, valid & (scores != -torch.inf)) - n_important
         n_rest = torch.maximum(n_seen, quota - n_important)
         rest = valid & (place >= 0) & (place < n_rest.gather(-1, image))
+        # Step 3: their states, [images, tokens, D] in order of attention, and the rounds that
+        # remove redundant ones. A larger image removes step n / 576 tokens a round.
         most = int(n_rest.max())
         slot = torch.where(rest, image * most + place, 0)
         states = _by_image(tokens.hidden, slot, rest, (*n_rest.shape, most))  # [B M, R, D]
@@ -80,25 +87,32 @@ class Vispruner(Selector):
 
 
 def distinct(far: Tensor, n_tokens: Tensor, n_keep: Tensor, step: Tensor) -> Tensor:
-    """[G, R] bool: ``n_keep`` tokens of each group that are left when repeats are removed.
+    """[G, R] bool: the ``n_keep`` tokens of each group that remain after redundant ones go.
 
     Args:
-        far: [G, R, R] distances between the tokens of a group, the most important first.
-        n_tokens: [G] int64 tokens of each group; the other columns are filler.
+        far: [G, R, R] distances between the tokens of a group, the most important token first.
+        n_tokens: [G] int64 number of tokens of each group; later columns are filler.
         n_keep: [G] int64, at most n_tokens.
-        step: [G] int64 most tokens removed in one round.
+        step: [G] int64 largest number of tokens removed in one round.
     """
+    # `left` lists the remaining tokens of each group, the most important first; the first
+    # n_tokens entries of a row count.
     group = torch.arange(len(far), device=far.device)[:, None, None]
     left = torch.arange(far.shape[-1], device=far.device).expand(far.shape[:2])
     while bool((n_tokens > n_keep).any()):
+        # Step 1: split by parity, a = places 0, 2, ... and b = places 1, 3, ..., and compute for
+        # every a its distance to the most similar b: near(a) = min over b of d(a, b).
         alive = torch.arange(left.shape[-1], device=left.device) < n_tokens[:, None]
         first, second = left[:, ::2], left[:, 1::2]
         between = far[group, first[:, :, None], second[:, None, :]]
         between = between.masked_fill(~alive[:, None, 1::2], torch.inf)
         nearest = between.amin(-1) if second.shape[-1] else between.new_zeros(first.shape)
+        # Step 2: remove the n_out tokens with the smallest near(a). Ranks break ties in favour of
+        # the lowest index, so that flipping removes the least important of equal tokens.
         n_out = torch.minimum(n_tokens - n_keep, alive[:, ::2].sum(-1)).minimum(step)
-        turn = ranks(-nearest.flip(-1), alive[:, ::2].flip(-1)).flip(-1)  # of equals the last goes
+        turn = ranks(-nearest.flip(-1), alive[:, ::2].flip(-1)).flip(-1)
         alive[:, ::2] &= turn >= n_out[:, None]
+        # Step 3: close the gaps and keep the order by importance; many tokens change parity.
         n_tokens = n_tokens - n_out
         order = (~alive).to(torch.uint8).argsort(dim=-1, stable=True)
         left = left.gather(-1, order[:, : int(n_tokens.max())])
@@ -107,7 +121,7 @@ def distinct(far: Tensor, n_tokens: Tensor, n_keep: Tensor, step: Tensor) -> Ten
 
 
 def _distances(states: Tensor, n_tokens: Tensor) -> Tensor:
-    """[G, R, R] cosine distances within the groups of [G, R, D]; 0 on filler."""
+    """[G, R, R] cosine distances between the states [G, R, D] of each group; 0 on filler."""
     found = states.new_zeros(
         *states.shape[:2], states.shape[1], dtype=torch.promote_types(states.dtype, torch.float32)
     )

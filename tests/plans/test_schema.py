@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 import pytest
 
+from tpcal.plans import schema
 from tpcal.plans.cost import Cost
 from tpcal.plans.errors import PlanError, UsageError
 from tpcal.plans.schema import (
@@ -302,3 +304,10 @@ def test_a_method_with_several_schedules_has_a_short_name() -> None:
 def test_presets_cost_what_their_papers_say(name: str, n_layers: int, average: float) -> None:
     schedule = load_preset(name).schedule(576, n_layers)
     assert sum(schedule) / (576 * n_layers) == pytest.approx(average, abs=5e-5)
+
+
+def test_the_examples_in_docstrings_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(schema, raise_on_error=False)
+    assert result.attempted >= 15
+    assert result.failed == 0
