@@ -8,8 +8,8 @@ from math import isnan
 
 import torch
 
-from tpcal.plans.executor import gather
-from tpcal.plans.executor.passes import CutRecord, PreparedCut
+from tpcal.plans.executor.cutting import CutRecord, PreparedCut
+from tpcal.plans.executor.prompt import ViewGrid
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Report:
     """[L] tokens each layer got, filler of ragged rows included; empty without an image."""
     n_visual: tuple[int, ...]
     """Visual tokens of each row before the first cut."""
-    grids: tuple[tuple[gather.ViewGrid, ...], ...] = ()
+    grids: tuple[tuple[ViewGrid, ...], ...] = ()
     """The views of each row's images."""
 
     def counts(self) -> list[tuple[tuple[int, int], ...]]:

@@ -8,14 +8,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.cache import (
-    Held,
-    cache_layer,
-    check_cache,
-    kv_bytes,
-    pruned,
-    right_aligned,
-)
+from tpcal.plans.executor.cache import cache_layer, check_cache, kv_bytes, pruned
+from tpcal.plans.executor.kv_columns import Held, right_aligned
 
 CPU = torch.device("cpu")
 
