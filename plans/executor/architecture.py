@@ -37,6 +37,7 @@ def with_grids(
             f"The visual tokens of each prompt must be those of its images, {list(counts)} by "
             f"their sizes; got {list(prompt.n_visual)}. Pass the processor's output unchanged."
         )
+    # A family whose images are attended in both directions lets visual tokens see later text too.
     mixed = prompt.text_before_visual or family.bidirectional
     return replace(prompt, grids=grids, text_before_visual=mixed)
 

@@ -67,9 +67,10 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Handle:
         >>> import tpcal
         >>> from transformers import AutoModelForImageTextToText
         >>> from tpcal.calibrate.embedded import FOLDER  # or the name of a model on the Hub
-        >>> model = AutoModelForImageTextToText.from_pretrained(FOLDER).eval()
-        >>> with tpcal.apply(model, tpcal.load_preset("dart-128", n_layers=8)) as handle:
-        ...     pass  # output = model.generate(**inputs, max_new_tokens=20)
+        >>> model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+        >>> plan = tpcal.load_preset("dart-128", n_layers=8)  # or tpcal.load_plan("plan.yaml")
+        >>> with tpcal.apply(model, plan) as handle:
+        ...     pass  # model.generate(**inputs) as always
     """
     problems = identity_problems(plan, model) if check else []
     problems += run_problems(plan, model)
@@ -103,11 +104,18 @@ class Handle:
         plan: The plan.
 
     Example:
-        >>> handle = tpcal.apply(model, plan)  # doctest: +SKIP
-        >>> output = model.generate(**inputs)  # doctest: +SKIP
-        >>> handle.last.lengths  # tokens that each layer got  # doctest: +SKIP
-        (596, 596, 308, 308)
-        >>> handle.remove()  # doctest: +SKIP
+        >>> import tpcal
+        >>> from PIL import Image
+        >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+        >>> from tpcal.calibrate.embedded import FOLDER
+        >>> model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+        >>> processor = AutoProcessor.from_pretrained(FOLDER)
+        >>> image, question = Image.new("RGB", (96, 96), "grey"), "<image>Is there a red circle?"
+        >>> inputs = processor(images=image, text=question, return_tensors="pt")
+        >>> with tpcal.apply(model, tpcal.load_preset("dart-128", n_layers=8)) as handle:
+        ...     output = model(**inputs)
+        >>> handle.last.lengths  # tokens that each layer got
+        (151, 40, 40, 40, 40, 40, 40, 40)
     """
 
     def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
