@@ -108,7 +108,7 @@ def stopwatch(now: Callable[[], float]) -> Iterator[dict[str, float]]:
 
 
 def _timed() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
-    hooks = ("_before_base", "_after_base", "_before_decoder", "_after_decoder")
+    hooks = ("_before_decoder", "_after_decoder")
     yield from ((handle.Handle, name, ("executor",)) for name in hooks)
     yield ForwardPass, "before_layer", ("executor",)
     yield ForwardPass, "leaves_alone", ("executor",)
