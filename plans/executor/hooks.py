@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,9 +23,7 @@ class LayerHooks:
         hook: Makes the pre-hook, with keyword arguments, of the layer with a number.
     """
 
-    def __init__(
-        self, layers: Sequence[nn.Module], hook: Callable[[int], Callable[..., Any]]
-    ) -> None:
+    def __init__(self, layers: nn.ModuleList, hook: Callable[[int], Callable[..., Any]]) -> None:
         self._layers = layers
         self._hook = hook
         self._present: list[RemovableHandle] = []
