@@ -22,17 +22,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import gather
+from tpcal.plans.executor.architecture import shared_layers, with_grids
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture, probing
+from tpcal.plans.executor.cutting import CutRecord, PreparedCut, attention_request, prepare
 from tpcal.plans.executor.handle import is_applied
-from tpcal.plans.executor.passes import (
-    CutRecord,
-    ForwardPass,
-    PreparedCut,
-    prepare,
-    shared_layers,
-    with_grids,
-)
+from tpcal.plans.executor.passes import ForwardPass
+from tpcal.plans.executor.prompt import PromptTokens, read_prompt
+from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader
 from tpcal.plans.schema import Cut
@@ -67,7 +63,7 @@ class _Call:
 class Recording:
     """Everything that replays read of a pass; a `tpcal.calibrate.tape_store.Store` can keep it."""
 
-    prompt: gather.PromptTokens
+    prompt: PromptTokens
     states: Mapping[int, Tensor]
     calls: tuple[_Call, ...]
     decoder_inputs: Mapping[str, Any]
@@ -153,10 +149,8 @@ class Tape:
             if every_layer and max(prompt.n_visual):
                 modules = {at: family.attention(layer) for at, layer in enumerate(layers)}
                 probes = undo.enter_context(probing(modules))
-                everything = gather.Survivors(None, None, prompt.n_visual)
-                wanted = gather.attention_request(
-                    prompt, everything, text=True, visual_queries=True
-                )
+                everything = Survivors(None, None, prompt.n_visual)
+                wanted = attention_request(prompt, everything, text=True, visual_queries=True)
                 for probe in probes.values():
                     probe.ask(wanted)
 
@@ -362,8 +356,8 @@ def _picked(states: Tensor, positions: Tensor) -> Tensor:
 
 def _read_prompt(
     model: PreTrainedModel, inputs: Mapping[str, Any], prompt_length: Tensor | None
-) -> gather.PromptTokens:
+) -> PromptTokens:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
-    prompt = gather.read_prompt(visual, inputs.get("attention_mask"), prompt_length)
+    prompt = read_prompt(visual, inputs.get("attention_mask"), prompt_length)
     return with_grids(family, model, prompt, inputs)

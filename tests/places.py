@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from tpcal.plans.executor.gather import ViewGrid
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.schema import Cut, Plan
 
 HALF = Plan((Cut(3, 0.5, "random"),))

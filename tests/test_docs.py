@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.gather import read_prompt
+from tpcal.plans.executor.prompt import read_prompt
 from tpcal.plans.families import families
 from tpcal.plans.schema import SHORT_PRESETS, parse_plan, presets
 from tpcal.plans.selectors import names

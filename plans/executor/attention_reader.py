@@ -28,21 +28,21 @@ CHUNK = 2**23  # score entries that exist at one time
 
 @dataclass(frozen=True)
 class Request:
-    """What to read at one attention module in one pass; columns as in `gather`."""
+    """What to read at one attention module in one pass; `survivors` explains columns."""
 
     last: Tensor
-    """[B] int64 column of the query whose scores are wanted."""
+    """[B] int64 column of the query whose scores are wanted: the last prompt token."""
     text: tuple[Tensor, Tensor] | None = None
-    """[B, T] columns and validity of the text queries; None leaves out what they look at."""
+    """[B, T] columns and validity of the text queries; None if their weights are not wanted."""
     visual: tuple[Tensor, Tensor] | None = None
     """[B, N] columns and validity of the visual tokens alive."""
     visual_queries: bool = False
-    """Measure the visual-to-text mass too, which costs one score row per visual token."""
+    """Measure the mass from visual tokens to text too; costs one score row per visual token."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What was read."""
+    """What was read at one attention module in one pass."""
 
     logits: Tensor
     """[B, H, m] scores of the last query for the new tokens, before the softmax."""
@@ -55,21 +55,21 @@ class Capture:
     text_to_visual: Tensor | None = None
     """[B] mass from text to visual tokens, mean over queries and heads; nan without either."""
     visual_to_text: Tensor | None = None
-    """[B] the same from visual tokens to text."""
+    """[B] mass from visual to text tokens, likewise; zero if it was not wanted."""
 
 
 class _Thread(local):
-    """What is asked and was read in one thread."""
+    """The request and the capture of one thread."""
 
     request: Request | None = None
     capture: Capture | None = None
 
 
 class AttentionReader:
-    """One attention module's reader.
+    """Reads calls of one attention module when it is asked to.
 
     Args:
-        config: The module's own.
+        config: The config that the module had before it was switched.
     """
 
     def __init__(self, config: Any) -> None:
@@ -77,7 +77,7 @@ class AttentionReader:
         self._thread = _Thread()
 
     def ask(self, request: Request) -> None:
-        """Lets this thread's next call of the module be read."""
+        """Makes the reader read this thread's next call of the module."""
         self._thread.request = request
 
     @torch.compiler.disable
@@ -89,14 +89,14 @@ class AttentionReader:
         scaling: float,
         softcap: float | None,
     ) -> None:
-        """Reads one call of the module, where it was asked for."""
+        """Reads one call of the module if this thread asked for it."""
         mine = self._thread
         if mine.request is not None:
             mine.capture = read(query, key, mask, scaling, mine.request, softcap)
             mine.request = None
 
     def take(self) -> Capture | None:
-        """What was read in this pass, once."""
+        """The capture of this thread, which is then forgotten; None if nothing was read."""
         mine = self._thread
         capture, mine.capture, mine.request = mine.capture, None, None
         return capture
@@ -104,7 +104,7 @@ class AttentionReader:
 
 @contextmanager
 def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, AttentionReader]]:
-    """Readers on attention modules, by layer; afterwards the modules are as before."""
+    """Readers of attention modules, by layer; afterwards the modules are as before."""
     probes = {layer: AttentionReader(module.config) for layer, module in modules.items()}
     with ExitStack() as undo:
         for layer, module in modules.items():
@@ -114,10 +114,12 @@ def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, AttentionRea
 
 @contextmanager
 def switched(module: nn.Module, name: str, reader: Any) -> Iterator[None]:
-    """An attention module that calls the function registered as ``name``.
+    """Lets an attention module call the function registered as ``name``.
 
     The function finds ``reader`` in the module's config, which is a copy made for this module.
     """
+    # Modules look their kernel up by a name in their config. All layers share one config object,
+    # so a module gets a copy of its own; the others go on with their kernel.
     config = module.config
     copied: Any = copy.copy(config)
     copied._attn_implementation_internal = name
@@ -138,7 +140,7 @@ def probe_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention output of the module's own kernel; the probe sees queries and keys."""
+    """The attention output of the module's own kernel, after its reader saw queries and keys."""
     probe: AttentionReader = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
     probe.attend(query, key, attention_mask, scaling, kwargs.get("softcap"))
     kernel = kernel_of(module, probe.config._attn_implementation)
@@ -164,14 +166,18 @@ def read(
         mask: [1 or B, 1, m, K] bool or additive; None means causal.
         scaling: Factor of the products, usually 1/sqrt(d).
         request: What is wanted.
-        softcap: Bound that tanh bends the scores to (Gemma 2).
+        softcap: Bound c of the scores s, which become c tanh(s / c) (Gemma 2).
     """
+    # A selector needs the scores of one query, so one row of the m x K matrix is computed. The
+    # logsumexp over all keys turns these logits into the softmax weights of the real kernel:
+    # weight = exp(logit - lse).
     n_new = query.shape[2]
     rows = partial(score_rows, query, key, mask, scaling, softcap=softcap)
     logits = rows(request.last[:, None])[:, :, 0]  # [B, H, K]
     read_last = logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:]
     if request.text is None or request.visual is None:
         return Capture(*read_last)
+    # Conditions need sums of softmax weights: of text queries on visual keys, and the other way.
     looks = _weights(rows, query, key, request.text, request.visual)
     t2v = _mass(looks, request.text[1], request.visual[1])
     v2t = torch.zeros_like(t2v)
@@ -189,23 +195,32 @@ def score_rows(
     columns: Tensor,
     softcap: float | None = None,
 ) -> Tensor:
-    """[B, H, R, K] masked scores of the query columns [B, R], in float32 or wider."""
+    """[B, H, R, K] masked scores of the query columns [B, R], in float32 or wider.
+
+    A score is softcap(scaling * q k) + mask, the formula of the eager kernel.
+    """
     n_rows, n_heads, n_new, width = query.shape
     n_kv, n_keys = key.shape[1:3]
     dtype = torch.promote_types(query.dtype, torch.float32)
     at = columns[:, None, :, None].expand(-1, n_heads, -1, width)
     rows = query.gather(2, at).to(dtype) * scaling
-    rows = rows.view(n_rows, n_kv, -1, width)  # query heads of a key head are neighbours
+    # With grouped heads, H / Hkv query heads share a key head and stand beside each other. Their
+    # rows become more rows of that key head, so keys need no repetition.
+    rows = rows.view(n_rows, n_kv, -1, width)
     scores = rows @ key.to(dtype).transpose(2, 3)
     scores = scores.view(n_rows, n_heads, -1, n_keys)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
+    # Without a mask the order is causal. The m new tokens are the last of the K keys, so the query
+    # in column c sees the keys up to c + K - m.
     if mask is None:
         place = torch.arange(n_keys, device=key.device)
         sees = place <= columns[:, :, None] + (n_keys - n_new)  # [B, R, K]
         return scores.masked_fill(~sees[:, None], -torch.inf)
     index = torch.arange(n_rows, device=key.device)[:, None]
     bias = mask.expand(n_rows, *mask.shape[1:])[:, 0][index, columns][:, None]  # [B, 1, R, K]
+    # An additive mask hides a key by the smallest number of its dtype, which in a wider dtype is a
+    # number like others. It becomes -inf here, as with a mask of bools.
     if mask.dtype == torch.bool:
         return scores.masked_fill(~bias, -torch.inf)
     return scores.masked_fill(bias <= torch.finfo(mask.dtype).min, -torch.inf) + bias.to(dtype)
@@ -222,9 +237,12 @@ def _weights(
     columns, valid = sources
     n_rows, n_heads, n_new = query.shape[:3]
     n_keys = key.shape[2]
+    # Targets are columns among the new tokens, which are the last n_new keys.
     at = (targets[0] + (n_keys - n_new))[:, None]
     known = valid[..., None] & targets[1][:, None]
     result = torch.zeros_like(known, dtype=torch.promote_types(query.dtype, torch.float32))
+    # A few source rows at a time: all of them together could be as large as the attention matrix
+    # that is never built.
     step = max(1, CHUNK // (n_rows * n_heads * n_keys))
     for start in range(0, columns.shape[1], step):
         asked = columns[:, start : start + step]
@@ -234,7 +252,7 @@ def _weights(
 
 
 def _mass(weights: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
-    """[B] mass that sources give to targets, mean over sources; nan where there are none.
+    """[B] mass that sources give to targets, mean over sources; nan without sources or targets.
 
     Args:
         weights: [B, R, C], 0 on filler.
@@ -242,13 +260,14 @@ def _mass(weights: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
         targets: [B, C] bool.
 
     Source:
-        ToDRE (arXiv 2505.18757v2), the two ratios of stage 2: their denominators are the numbers
-        of query tokens, as the softmax rows sum to one.
+        ToDRE (arXiv 2505.18757v2), the two ratios of stage 2. Their denominators are the numbers
+        of query tokens, because each softmax row sums to one.
     """
     empty = (sources.sum(dim=1) == 0) | (targets.sum(dim=1) == 0)
     return (weights.sum(dim=(1, 2)) / sources.sum(dim=1)).masked_fill(empty, torch.nan)
 
 
 def kernel_of(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The attention kernel called ``name``; eager kernels are those of the module's own file."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

@@ -1,9 +1,9 @@
 """Plans on models that torch.compile made graphs of.
 
-Hooks and pruned caches stay outside of graphs: compiled, they would be made anew for every length
-and step. What is compiled are the parts of each layer between them, once for a fixed and once for
-any length, so that new prompts need no new graphs. But every layer needs graphs of its own, and
-torch gives up beyond a number of them that is too small for most models.
+Hooks and pruned caches stay outside of graphs, because torch would compile them again for every
+length and step. The parts of each layer between them are compiled once for a fixed length and once
+for any length, so new prompts need no new graphs. Every layer needs graphs of its own, and torch
+stops compiling beyond a number of graphs that is too small for most models.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _PER_LAYER = 4  # graphs of one function: fixed and any length, prefill and deco
 
 
 def outside(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, which no graph takes in."""
+    """The same function, kept out of graphs together with all that it calls."""
     return torch.compiler.disable(hook)
 
 
 def around(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, which no graph takes in, though graphs may take in what it calls."""
+    """The same function, kept out of graphs; what it calls may still be compiled."""
     return skip(call)
 
 
 def bound(modules: Iterable[nn.Module], n_layers: int, undo: ExitStack) -> None:
-    """Runs compiled modules as they were written, where torch would stop compiling half way.
+    """Runs compiled modules without their graphs if torch would stop compiling half way.
 
     Args:
         modules: The model and its parts, down to the layers.
-        n_layers: Decoder layers.
-        undo: Gives them their graphs back.
+        n_layers: Number of decoder layers.
+        undo: Gives the modules their graphs back when closed.
     """
     compiled = [module for module in modules if module._compiled_call_impl is not None]
     needed, limit = _PER_LAYER * n_layers, torch._dynamo.config.recompile_limit

@@ -1,102 +1,59 @@
 """One forward pass under a plan: makes the cuts and hands every layer its arguments.
 
 Executor and calibration share it, so calibration makes the very cuts of production.
+
+Before every decoder layer a pass does three things. It makes the layer's cut, if the plan has one:
+the selector chooses, and the states are gathered to the survivors. It works out which keys the
+layer will see, by position, and tells the layer's cache. And it gathers the layer's arguments to
+match.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import gather
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture
-from tpcal.plans.executor.cache import Held, PrunedKV, cache_layer, n_physical, pruned
-from tpcal.plans.families.base import Family
-from tpcal.plans.images import encoded
-from tpcal.plans.schema import Condition, Cut, n_keep
-from tpcal.plans.selectors import create
-from tpcal.plans.selectors.base import Selector, Tokens, checked
-
-
-@dataclass(frozen=True)
-class PreparedCut:
-    """A cut with its selector made."""
-
-    cut: Cut
-    selector: Selector | None
-    reads_attention: bool
-    """The attention of the layer before is needed."""
-    round_to: int | None = None
-    """The plan's."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the selector needs."""
-        return frozenset() if self.selector is None else self.selector.needs
-
-
-def prepare(cuts: Sequence[Cut], round_to: int | None = None) -> dict[int, PreparedCut]:
-    """The cuts by layer.
-
-    Args:
-        cuts: Of a plan.
-        round_to: The plan's.
-
-    Raises:
-        UsageError: Unknown selector or parameter.
-    """
-    prepared = {}
-    for cut in cuts:
-        selector = None if cut.selector is None else create(cut.selector, cut.params)
-        reads = cut.condition is not None or (selector is not None and selector.reads_attention)
-        prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0, round_to)
-    return prepared
-
-
-@dataclass(frozen=True)
-class CutRecord:
-    """What one cut did."""
-
-    layer: int
-    index: Tensor
-    """[B, N] int64 original ranks of the visual tokens that were alive before; -1 on filler."""
-    stays: Tensor
-    """[B, N] bool."""
-    text_to_visual: Tensor | None = None
-    """[B] attention mass measured for a conditional cut."""
-    visual_to_text: Tensor | None = None
-
-    @property
-    def kept(self) -> tuple[tuple[int, ...], ...]:
-        """Original ranks of the visual tokens kept in each row, ascending."""
-        return tuple(
-            tuple(rank[stay].tolist()) for rank, stay in zip(self.index, self.stays, strict=True)
-        )
+from tpcal.plans.executor.cache import PrunedKV, cache_layer, n_physical, pruned
+from tpcal.plans.executor.cutting import (
+    CutRecord,
+    PreparedCut,
+    attention_request,
+    condition_met,
+)
+from tpcal.plans.executor.kv_columns import Held
+from tpcal.plans.executor.prompt import PromptTokens, grid_table
+from tpcal.plans.executor.survivors import Survivors, columns_of, narrowed, ranks
+from tpcal.plans.schema import n_keep
+from tpcal.plans.selectors.base import Tokens, checked
 
 
 class ForwardPass:
     """The state of one forward pass.
 
     Args:
-        cuts: By layer, from `prepare`.
-        prompt: With its grids; None where no visual token is in this pass.
-        length: Tokens of the pass, S.
+        cuts: The cuts by layer, from `prepare`.
+        prompt: The prompt with its grids; None if this pass has no visual token.
+        length: Number of tokens of the pass, S.
         final_norm: The decoder's last norm.
-        shared: Layers that read the keys and values of an earlier layer, and that layer.
+        shared: The layers that read the keys and values of an earlier layer, each with that layer.
         probes: Readers of the attention modules before cuts, by layer.
         captures: What was read at layers that do not run in this pass, by layer.
+
+    Attributes:
+        survivors: The tokens still there.
+        records: What each cut did, so far.
+        lengths: Number of tokens that each layer got, so far; empty without a prompt.
     """
 
     def __init__(
         self,
         cuts: Mapping[int, PreparedCut],
-        prompt: gather.PromptTokens | None,
+        prompt: PromptTokens | None,
         length: int,
         *,
         final_norm: Callable[[Tensor], Tensor] | None = None,
@@ -107,7 +64,7 @@ class ForwardPass:
         self.cuts = cuts if prompt is not None else {}
         self.prompt = prompt
         self.length = length
-        self.survivors = gather.Survivors(None, None, prompt.n_visual if prompt else ())
+        self.survivors = Survivors(None, None, prompt.n_visual if prompt else ())
         self.records: list[CutRecord] = []
         self.lengths: list[int] = []
         self._final_norm = final_norm
@@ -120,10 +77,14 @@ class ForwardPass:
         self._held: dict[int, Held] = {}
         self._grid_table: Tensor | None = None
         for probe in self._probes.values():
-            probe.take()  # what a failed pass may have left
+            probe.take()  # drops what a failed pass may have left
 
     def leaves_alone(self, layer: int, arguments: Mapping[str, Any]) -> bool:
-        """Whether a decode step can take its arguments as they are: the fast path."""
+        """Whether ``layer`` can take its arguments as they are: the fast path of decoding.
+
+        One new token attends to all columns held. That is right without a mask if no column is
+        filler; a mask would have a column for each position and must be gathered.
+        """
         if self.length != 1 or self.survivors.places is not None:
             return False
         cache = arguments.get("past_key_values")
@@ -140,13 +101,13 @@ class ForwardPass:
         arguments: Mapping[str, Any],
         positional: tuple[Any, ...] = (),
     ) -> tuple[Tensor, Mapping[str, Any], tuple[Any, ...]]:
-        """States, keyword and further positional arguments for decoder layer ``layer``.
+        """The states, keyword arguments and further positional arguments for layer ``layer``.
 
         Args:
             layer: Number of the layer that runs next.
             hidden: [B, m, D] output of the layer before.
-            arguments: As the model passes them, for all S tokens.
-            positional: Those behind the states, likewise.
+            arguments: The keyword arguments as the model passes them, for all S tokens.
+            positional: The positional arguments after the states, likewise.
         """
         self._follow(hidden.shape[1])
         if layer in self.cuts:
@@ -161,11 +122,11 @@ class ForwardPass:
         return hidden, gathered, self._gatherer.values(positional, self.survivors, self.length)
 
     def full_length(self, states: Tensor) -> Tensor:
-        """[B, S, D] with zeros where tokens left."""
+        """[B, S, D] the states at their places, with zeros where tokens left."""
         return gather.scattered(states, self.survivors, self.length)
 
     def alive(self) -> Tensor:
-        """[B, S] bool, the tokens still there; all real ones before the first cut."""
+        """[B, S] bool, True at the tokens still there; at all real ones before the first cut."""
         real, places = self._prompt.real, self.survivors.places
         if places is None:
             return real
@@ -174,24 +135,33 @@ class ForwardPass:
         return torch.zeros_like(real).scatter(1, places, stays)
 
     def _follow(self, n_columns: int) -> None:
-        """Takes note where the decoder itself goes on with its last tokens only (Gemma 4)."""
+        """Takes note if the decoder itself goes on with its last tokens only (Gemma 4)."""
+        # The tokens that are left are text behind the images: no cut has anything to do any more,
+        # and the pass now counts its places from the first of them.
         places = self.survivors.places
         if n_columns < (self.length if places is None else places.shape[1]):
             self.length, self.cuts = n_columns, {}
-            self.survivors = gather.Survivors(None, None, (0,) * len(self.survivors.n_visual))
+            self.survivors = Survivors(None, None, (0,) * len(self.survivors.n_visual))
 
     def _keys(self, layer: int, hidden: Tensor, cache: Any) -> Held | None:
-        """The keys the layer will see, new ones included; None where nothing must be gathered."""
+        """The keys the layer will see, new ones included; None if nothing must be gathered."""
         source = self._shared.get(layer, layer)
         kv = cache_layer(cache, source)
         if source != layer:
             return self._shared_keys(source, hidden, kv)
+        # What the layer's cache holds before this pass: its own record if an earlier pass pruned
+        # it.
         places = self.survivors.places
         before = kv.held if isinstance(kv, PrunedKV) and kv.held.n_seen else None
+        # No token left, now or earlier: the model's own arguments are right. A layer that lends
+        # its keys still says what it holds, because the borrower may get fewer queries.
         if places is None and not isinstance(kv, PrunedKV):
             if layer in self._sources:
                 self._held[layer] = self._unpruned(kv, hidden).extended(self.length)
             return None
+        # Without survivors of a cut, all new tokens are kept (`extended`); otherwise the
+        # survivors' places follow what is held (`joined`). The layer's first pruned pass exchanges
+        # its cache.
         before = before or self._unpruned(kv, hidden)
         if places is None:
             held = before.extended(self.length)
@@ -205,13 +175,14 @@ class ForwardPass:
         return held
 
     def _shared_keys(self, source: int, hidden: Tensor, kv: Any) -> Held | None:
+        """The keys of a layer that reads those of layer ``source``."""
         held = self._held.get(source)
         if self.survivors.places is None and not isinstance(kv, PrunedKV):
             return held if held is not None and held.index.shape[1] else None
         return held or self._unpruned(None, hidden).extended(self.length)
 
     def _unpruned(self, kv: Any, hidden: Tensor) -> Held:
-        """What a cache layer holds that was never pruned."""
+        """What a cache layer holds that was never pruned: the last positions seen, in order."""
         n_seen = 0 if kv is None else kv.get_seq_length()
         key = n_seen, n_physical(kv)
         if key not in self._plain:
@@ -225,24 +196,29 @@ class ForwardPass:
             return
         condition = after.cut.condition
         if condition is None and self._planned(after) == self.survivors.n_visual:
-            return  # nothing will leave
+            return  # no token will leave, so no score is needed
         both = condition is not None and condition.visual_to_text_below is not None
         text = condition is not None or "text_scores" in after.needs
-        wanted = gather.attention_request(
-            self._prompt, self.survivors, text=text, visual_queries=both
-        )
+        wanted = attention_request(self._prompt, self.survivors, text=text, visual_queries=both)
         self._probes[layer].ask(wanted)
 
     def _cut(self, prepared: PreparedCut, hidden: Tensor) -> Tensor:
+        """The states of the survivors of a cut; notes the survivors and what the cut did."""
+        # 1. How many visual tokens each row keeps. Keeps are shares of the original count, so a
+        #    later cut is not about what an earlier one left. A row whose condition is not met
+        #    keeps all that are alive.
         prompt, before, cut = self._prompt, self.survivors, prepared.cut
         alive, n_left, capture = before.n_visual, self._planned(prepared), None
         if prepared.reads_attention and (cut.condition is not None or n_left != alive):
             capture = self._capture(cut.layer - 1)
         if cut.condition is not None:
-            fires = _fires(cut.condition, capture)
+            fires = condition_met(cut.condition, capture)
             n_left = tuple(n if f else a for n, a, f in zip(n_left, alive, fires, strict=True))
-        columns, valid = gather.columns_of(before.take(prompt.visual), max(alive))
-        index = gather.ranks(prompt, before, columns, valid)
+        # 2. Which columns the visual tokens have now, and which original tokens they are.
+        columns, valid = columns_of(before.take(prompt.visual), max(alive))
+        index = ranks(prompt, before, columns, valid)
+        # 3. Which of them stay. A cut without a selector drops all tokens of the rows that it is
+        #    about; a merging selector also gives those that stay new states.
         stays, merged = valid, None
         if n_left != alive:
             wanted = torch.tensor(n_left, device=hidden.device)
@@ -253,7 +229,8 @@ class ForwardPass:
                 chosen = prepared.selector.select(tokens, wanted)
                 stays = checked(chosen, tokens, wanted, cut.selector or "")
                 merged = prepared.selector.merged(tokens, stays)
-            self.survivors, order = gather.narrowed(prompt, before, columns, stays, n_left)
+            # 4. The survivors and their states.
+            self.survivors, order = narrowed(prompt, before, columns, stays, n_left)
             hidden = gather.take_columns(hidden, order)
             if merged is not None:
                 visual = self.survivors.take(prompt.visual)
@@ -265,7 +242,7 @@ class ForwardPass:
         return hidden
 
     def _planned(self, prepared: PreparedCut) -> tuple[int, ...]:
-        """Visual tokens of each row after a cut that fires."""
+        """Number of visual tokens in each row after a cut whose condition is met."""
         kept = (n_keep(prepared.cut.keep, n, prepared.round_to) for n in self._prompt.n_visual)
         return tuple(map(min, kept, self.survivors.n_visual))
 
@@ -278,9 +255,10 @@ class ForwardPass:
         valid: Tensor,
         index: Tensor,
     ) -> Tokens:
+        """What the selector gets: of the visual tokens alive, and only what it needs."""
         prompt, needs = self._prompt, prepared.needs
         if self._grid_table is None:
-            self._grid_table = gather.grid_table(prompt).to(hidden.device)
+            self._grid_table = grid_table(prompt).to(hidden.device)
         place = gather.by_rank(self._grid_table, index)
         vision: Tensor | None = None
         if "vision" in needs:
@@ -288,7 +266,7 @@ class ForwardPass:
             vision = gather.by_rank(prompt.vision, index, 0)
         text: tuple[Tensor, Tensor] | None = None
         if "text" in needs:
-            text = gather.columns_of(self.survivors.take(prompt.text), prompt.n_query_text)
+            text = columns_of(self.survivors.take(prompt.text), prompt.n_query_text)
         keys = None if capture is None or "keys" not in needs else gather.flat_keys(capture.keys)
         scores = capture if "scores" in needs else None
         looks = None if capture is None or "text_scores" not in needs else capture.text_attention
@@ -323,47 +301,11 @@ class ForwardPass:
         return capture
 
     @property
-    def _prompt(self) -> gather.PromptTokens:
+    def _prompt(self) -> PromptTokens:
         assert self.prompt is not None
         return self.prompt
 
 
-def with_grids(
-    family: Family, model: PreTrainedModel, prompt: gather.PromptTokens, inputs: Mapping[str, Any]
-) -> gather.PromptTokens:
-    """The prompt with the views of its images.
-
-    Raises:
-        UsageError: The prompt's visual tokens are not those of the images it came with.
-    """
-    given = {name: value for name, value in inputs.items() if value is not None}
-    grids = family.grids(model, prompt, {**encoded.arguments(inputs), **given})
-    counts = tuple(sum(len(grid.row) for grid in row) for row in grids)
-    if counts != prompt.n_visual:
-        raise UsageError(
-            f"The visual tokens of each prompt must be those of its images, {list(counts)} by "
-            f"their sizes; got {list(prompt.n_visual)}. Pass the processor's output unchanged."
-        )
-    mixed = prompt.text_before_visual or family.bidirectional
-    return replace(prompt, grids=grids, text_before_visual=mixed)
-
-
-def shared_layers(family: Family, model: PreTrainedModel) -> dict[int, int]:
-    """Layers that read the keys and values of an earlier layer, and that layer."""
-    sources = {at: family.key_source(model, at) for at in range(len(family.layers(model)))}
-    return {at: source for at, source in sources.items() if source != at}
-
-
-def _fires(condition: Condition, capture: Capture | None) -> list[bool]:
-    """Per row; never where there is nothing to measure (no visual token, or no text after one)."""
-    assert capture is not None
-    assert capture.text_to_visual is not None
-    fires = capture.text_to_visual < condition.text_to_visual_below
-    if condition.visual_to_text_below is not None:
-        assert capture.visual_to_text is not None
-        fires &= capture.visual_to_text < condition.visual_to_text_below
-    return fires.tolist()
-
-
 def _by_token(scores: Tensor, columns: Tensor) -> Tensor:
+    """[B, H, N] the scores [B, H, m] of the tokens in ``columns`` [B, N]."""
     return scores.gather(2, columns[:, None].expand(-1, scores.shape[1], -1))

@@ -8,13 +8,13 @@ from math import isnan
 
 import torch
 
-from tpcal.plans.executor import gather
-from tpcal.plans.executor.passes import CutRecord, PreparedCut
+from tpcal.plans.executor.cutting import CutRecord, PreparedCut
+from tpcal.plans.executor.prompt import ViewGrid
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Where a visual token stands in its image."""
+    """The place of a visual token in its image."""
 
     token: int
     """Rank among the prompt's original visual tokens."""
@@ -32,30 +32,46 @@ class Patch:
 
 @dataclass(frozen=True)
 class Report:
-    """What a prefill did."""
+    """What a prefill did, in each row of its batch.
+
+    Example:
+        >>> at = torch.arange(4)  # an image of two by two tokens, of which the last one stays
+        >>> grid = ViewGrid(row=at // 2, col=at % 2, n_rows=2, n_cols=2)
+        >>> cut = CutRecord(layer=1, index=at[None], stays=(at == 3)[None])
+        >>> report = Report((cut,), lengths=(9, 6), n_visual=(4,), grids=((grid,),))
+        >>> report.counts()
+        [((1, 1),)]
+        >>> report.cuts[0].kept
+        ((3,),)
+        >>> report.patches(0)
+        (Patch(token=3, image=0, time=0, row=1, col=1, box=(0.5, 0.5, 1.0, 1.0)),)
+    """
 
     cuts: tuple[CutRecord, ...]
-    """In order; ``.kept`` are the tokens that stayed, ``.text_to_visual`` the mass measured."""
+    """In order: ``kept`` has the tokens that stayed, ``text_to_visual`` the mass measured."""
     lengths: tuple[int, ...]
     """[L] tokens each layer got, filler of ragged rows included; empty without an image."""
     n_visual: tuple[int, ...]
     """Visual tokens of each row before the first cut."""
-    grids: tuple[tuple[gather.ViewGrid, ...], ...] = ()
+    grids: tuple[tuple[ViewGrid, ...], ...] = ()
     """The views of each row's images."""
 
     def counts(self) -> list[tuple[tuple[int, int], ...]]:
-        """For each row (layer, visual tokens left) of every cut; a condition may leave all."""
+        """For each row, the layer of every cut and the number of visual tokens that it left.
+
+        A conditional cut leaves all of them in a row whose condition is not met.
+        """
         left = [cut.stays.sum(dim=1).tolist() for cut in self.cuts]
         layers = [cut.layer for cut in self.cuts]
         rows = zip(*left, strict=True) if left else [()] * len(self.n_visual)
         return [tuple(zip(layers, row, strict=True)) for row in rows]
 
     def patches(self, cut: int, row: int = 0) -> tuple[Patch, ...]:
-        """The visual tokens that a prompt kept at a cut, as places in its images.
+        """The visual tokens that a prompt kept at a cut, with their places in its images.
 
         Args:
-            cut: Which cut, from 0.
-            row: Which prompt of the batch.
+            cut: Number of the cut, from 0.
+            row: Number of the prompt in the batch, from 0.
         """
         places = [
             (grid, *place)
@@ -72,11 +88,11 @@ class Report:
 
 
 def without_images(cuts: Iterable[PreparedCut], n_rows: int) -> Report:
-    """The report of a prefill without a visual token: what such a row has in any batch.
+    """The report of a prefill without a visual token; such a row has the same in any batch.
 
     Args:
-        cuts: Of the plan, in order.
-        n_rows: Prompts.
+        cuts: The cuts of the plan, in order.
+        n_rows: Number of prompts.
     """
     nothing = torch.empty(n_rows, 0, dtype=torch.int64)
     unmeasured, zero = torch.full((n_rows,), torch.nan), torch.zeros(n_rows)

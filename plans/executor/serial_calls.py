@@ -1,4 +1,4 @@
-"""Calls of a model's modules that take place one after another, whatever threads make them."""
+"""Calls of a module that wait for each other when several threads make them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ Run = Callable[[Forward, tuple[Any, ...], Mapping[str, Any]], Any]
 def in_turn(
     module: nn.Module, lock: AbstractContextManager[Any], run: Run, undo: ExitStack
 ) -> None:
-    """Lets calls of a module go through ``run``, each while it holds the lock.
+    """Makes calls of a module go through ``run``, each while it holds the lock.
 
-    The lock is held around `forward` itself, because hooks cannot promise to release one: a hook
-    that is "always called" is not where Ctrl-C interrupts the forward.
+    The lock is held around `forward` itself, because a pair of hooks could not promise to release
+    it: torch does not call a hook that is "always called" after Ctrl-C interrupts the forward
+    pass.
 
     Args:
-        module: Its `forward` is exchanged.
-        lock: Re-entrant.
+        module: The module whose `forward` is exchanged.
+        lock: A re-entrant lock.
         run: Gets the module's own `forward` and what the module was called with.
-        undo: Takes it back when closed; close it while the lock is held. Calls that wait then go
-            on as the module is afterwards.
+        undo: Restores `forward` when closed; close it while the lock is held. Calls that wait for
+            the lock then run the restored `forward`.
     """
     before, forward = vars(module).get("forward"), module.forward
     afterwards: list[Forward] = []

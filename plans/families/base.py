@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.gather import PromptTokens, ViewGrid
+from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 
 if TYPE_CHECKING:
     from tpcal.plans.executor.passes import ForwardPass

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import PromptTokens
+from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.families.base import run_lengths
 from tpcal.plans.images.mosaic import Mosaic
 

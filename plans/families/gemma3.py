@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import PromptTokens, ViewGrid
+from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, square_grid, whole_images
 from tpcal.plans.images.vision_reader import Tower, square_blocks, tower_of
 

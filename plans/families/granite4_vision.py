@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import ViewGrid
+from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.families.llava_next import tiled_shape, tower_side, with_newlines
 from tpcal.plans.images.views import IMAGE, InOrder

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.executor.gather import PromptTokens, ViewGrid
+from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
 

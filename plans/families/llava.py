@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.gather import PromptTokens, ViewGrid
+from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families import mistral3
 from tpcal.plans.families.base import Family, square_grid
 from tpcal.plans.images.vision_reader import Tower, tower_of, without_class

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from tpcal.plans.executor.gather import ViewGrid
+from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.images.views import IMAGE, VIDEO, InOrder, steps_of
 from tpcal.plans.images.vision_reader import Tower, tower_of, without_class

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import ViewGrid
+from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families.base import rect_grid
 from tpcal.plans.families.llava_next import (
     n_frames,

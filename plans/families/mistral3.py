@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import ViewGrid
+from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.images.views import IMAGE, InOrder, steps_of
 
 

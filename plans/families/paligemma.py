@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import PromptTokens, ViewGrid
+from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, softcapped, square_grid, whole_images
 from tpcal.plans.images.vision_reader import Tower, tower_of
 

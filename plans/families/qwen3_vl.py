@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.executor.gather import Survivors
+from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.images.views import AnySize
 from tpcal.plans.images.vision_reader import Tower, merged_blocks
 

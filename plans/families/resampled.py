@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.executor.gather import PromptTokens, ViewGrid
+from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, run_lengths
 from tpcal.plans.images.tiles import unplaced_view
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.gather import PromptTokens, ViewGrid
+from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded
 from tpcal.plans.images.tiles import arrangement, lost_view, sketches, tile_views, whole_view

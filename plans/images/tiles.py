@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tpcal.plans.executor.gather import ViewGrid
+from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families.base import rect_grid
 
 _NOWHERE = (math.nan,) * 4

@@ -23,8 +23,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.vision_utils import get_vision_window_index
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import gather
 from tpcal.plans.executor.attention_reader import CHUNK, kernel_of, score_rows, switched
+from tpcal.plans.executor.prompt import PromptTokens
+from tpcal.plans.executor.survivors import columns_of
 from tpcal.plans.images import encoded
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class Vision:
         self._config: Any = tower.attention.config
         self._thread = _Thread()
 
-    def of(self, prompt: gather.PromptTokens, inputs: Mapping[str, Any]) -> Tensor:
+    def of(self, prompt: PromptTokens, inputs: Mapping[str, Any]) -> Tensor:
         """[B, N, 1 + E] score and keys of the prompt's visual tokens in order; 0 on filler.
 
         Args:
@@ -166,7 +167,7 @@ class Vision:
         read = {kind: mark for kind, mark in known.items() if mark is not None}
         if not read or len(read) < len(marks):
             raise _unread("images encoded before")
-        columns, real = gather.columns_of(prompt.visual, max(prompt.n_visual))
+        columns, real = columns_of(prompt.visual, max(prompt.n_visual))
         some = next(iter(read.values()))
         table = some.new_zeros(*real.shape, some.shape[1], device=real.device)
         for kind, values in read.items():

@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tpcal.plans.executor.gather import ViewGrid
 from tpcal.plans.executor.handle import Report, apply
+from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Plan

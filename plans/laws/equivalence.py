@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpcal.plans.executor.cutting import prepare
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.executor.passes import prepare
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import N_STEPS, Trial
 from tpcal.plans.laws.verdict import Broken, Inapplicable

@@ -11,7 +11,7 @@ from models import IMAGE, N_IMAGE, N_LAYERS, SIDE, batch, prompt, tiny_llava
 
 import tpcal.plans.families as package
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.gather import read_prompt
+from tpcal.plans.executor.prompt import read_prompt
 from tpcal.plans.families import decoder_shape, families, find, identity
 from tpcal.plans.families.base import Family, square_grid
 

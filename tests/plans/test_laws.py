@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 
-from tpcal.plans.executor import cache, gather, handle, passes
+from tpcal.plans.executor import cache, gather, handle, kv_columns, passes
+from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, run
 from tpcal.plans.laws.trial import Trial
@@ -124,7 +125,7 @@ def _mask_without_its_last_key(patch):
 
 
 def _filler_that_is_seen(patch):
-    patch.setattr(cache.Held, "mask", lambda self: None)
+    patch.setattr(kv_columns.Held, "mask", lambda self: None)
 
 
 def _cache_that_reports_what_it_holds(patch):
@@ -170,10 +171,8 @@ def _choice_that_depends_on_the_batch(patch):
 
 
 def _grid_of_half_the_height(patch):
-    boxes = gather.ViewGrid.boxes
-    patch.setattr(
-        gather.ViewGrid, "boxes", lambda self: boxes(self) * torch.tensor([1, 0.5, 1, 0.5])
-    )
+    boxes = ViewGrid.boxes
+    patch.setattr(ViewGrid, "boxes", lambda self: boxes(self) * torch.tensor([1, 0.5, 1, 0.5]))
 
 
 def _handle_that_stays(patch):

@@ -1,4 +1,4 @@
-"""Held positions and pruned cache layers, by hand."""
+"""Pruned cache layers, by hand."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.cache import (
-    Held,
-    cache_layer,
-    check_cache,
-    kv_bytes,
-    pruned,
-    right_aligned,
-)
+from tpcal.plans.executor.cache import cache_layer, check_cache, kv_bytes, pruned
+from tpcal.plans.executor.kv_columns import Held
 
 CPU = torch.device("cpu")
 
@@ -39,36 +33,6 @@ def layer_with(held):
     layer.incoming = held
     layer.update(states, states)
     return layer
-
-
-def test_right_aligned_puts_filler_on_the_left_and_keeps_the_order():
-    stays = torch.tensor([[True, False, True, False], [False, True, False, False]])
-    columns = right_aligned(stays, 2)
-    assert columns[0].tolist() == [0, 2]
-    assert columns[1, 1] == 1
-
-
-def test_positions_are_the_kept_ones_and_then_all_that_came_later():
-    held = ragged().extended(2)
-    assert held.positions()[1].tolist() == [0, 2, 4, 5, 6, 7]
-    assert held.mask().tolist() == [[False] + [True] * 5, [True] * 6]
-    assert (held.n_seen, held.n_held) == (8, 6)
-
-
-def test_a_second_prompt_is_joined_at_its_logical_positions():
-    held = ragged().extended(1).joined(torch.tensor([[1, 2], [0, 2]]), None, 3)
-    assert held.positions().tolist()[0][1:] == [0, 4, 5, 6, 8, 9]
-    assert held.positions().tolist()[1] == [0, 2, 4, 5, 6, 7, 9]
-    assert held.mask()[0].tolist() == [False] + [True] * 6
-    assert held.n_seen == 10
-
-
-def test_layers_of_a_stage_share_what_follows():
-    held = ragged()
-    rows = torch.tensor([1, 0])
-    assert held.extended(1) is held.extended(1)
-    assert held.selected(rows) is held.selected(rows)
-    assert held.positions() is held.positions()
 
 
 def test_a_pruned_layer_reports_the_tokens_seen():
@@ -203,3 +167,26 @@ def test_a_full_window_can_be_cropped_only_where_the_past_is_recorded():
     mask = torch.ones_like(layer.held.positions(), dtype=torch.bool) if mask is None else mask
     assert layer.keys[0, 0, :, 0][mask[0]].tolist() == [4]
     assert layer.held.positions()[0][mask[0]].tolist() == [4]
+
+
+def test_the_worked_example_of_the_module_is_what_happens():
+    layers = [DynamicLayer() for _ in range(4)]
+    nothing = Held.recent(1, 0, 0, CPU)
+    places = torch.tensor([[0, 1, 3, 5]])
+    layers[2:] = [pruned(layer, nothing) for layer in layers[2:]]
+    for layer in layers[:2]:
+        layer.update(*[numbered(torch.arange(6)[None])] * 2)
+    for layer in layers[2:]:
+        layer.incoming = nothing.joined(places, None, 6)
+        layer.update(*[numbered(places)] * 2)
+    assert [layer.get_seq_length() for layer in layers] == [6] * 4
+    assert [layer.keys.shape[2] for layer in layers] == [6, 6, 4, 4]
+    for layer in layers:
+        layer.update(*[numbered(torch.tensor([[6]]))] * 2)
+    assert [layer.get_seq_length() for layer in layers] == [7] * 4
+    assert layers[1].keys[0, 0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert layers[3].keys[0, 0, :, 0].tolist() == [0, 1, 3, 5, 6]
+    for layer in layers:
+        layer.crop(-3)
+    assert [layer.get_seq_length() for layer in layers] == [4] * 4
+    assert layers[3].keys[0, 0, :, 0].tolist() == [0, 1, 3]

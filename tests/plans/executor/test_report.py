@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
+
 import pytest
 import torch
 from models import batch, prompt
 
+from tpcal.plans.executor import report as module
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Condition, Cut, Plan, entering
 
@@ -52,3 +55,7 @@ def test_turns_of_text_leave_the_report_of_the_image(model):
         cache = model(**inputs).past_key_values
         model(input_ids=torch.tensor([[9, 9]]), past_key_values=cache)
     assert handle.last.n_visual == (16,)
+
+
+def test_the_example_of_the_docstring_is_what_happens():
+    assert doctest.testmod(module) == (0, 7)

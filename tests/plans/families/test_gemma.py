@@ -15,9 +15,9 @@ from tiny import case
 from torch import Tensor
 from transformers import ShieldGemma2Config, ShieldGemma2ForImageClassification
 
-from tpcal.plans.executor import gather
+from tpcal.plans.executor.architecture import with_grids
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.executor.passes import with_grids
+from tpcal.plans.executor.prompt import ViewGrid, read_prompt
 from tpcal.plans.families import decoder_shape, find, identity
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.rounding import allowed, distance
@@ -36,10 +36,10 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.ViewGrid, ...], ...]:
+def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[ViewGrid, ...], ...]:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
-    return with_grids(family, model, gather.read_prompt(visual, None), inputs).grids
+    return with_grids(family, model, read_prompt(visual, None), inputs).grids
 
 
 @contextmanager

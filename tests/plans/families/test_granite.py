@@ -7,9 +7,9 @@ import torch
 from tiny import case
 
 from tpcal.plans.errors import FitError
-from tpcal.plans.executor import gather
+from tpcal.plans.executor.architecture import with_grids
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.executor.passes import with_grids
+from tpcal.plans.executor.prompt import read_prompt
 from tpcal.plans.families import find
 from tpcal.plans.schema import Cut, Plan
 
@@ -20,7 +20,7 @@ def test_an_image_is_an_overview_and_its_tiles_without_padding():
     assert row["image_sizes"].tolist() == [[40, 16], [16, 16]]
     family = find(tiny.model)
     visual = family.visual_mask(tiny.model, row["input_ids"], None)
-    prompt = gather.read_prompt(visual, row["attention_mask"])
+    prompt = read_prompt(visual, row["attention_mask"])
     (grids,) = with_grids(family, tiny.model, prompt, row).grids
     assert [(g.image, g.n_rows, g.n_cols, g.n_extra_cols) for g in grids] == [
         # 4 x 4 patches of a tile become 2 x 2; 40 x 16 fills 5 of the 6 rows of 48 x 16

@@ -6,8 +6,8 @@ import torch
 from mrope import BOS, VIDEO
 from tiny import case
 
-from tpcal.plans.executor import gather
-from tpcal.plans.executor.passes import with_grids
+from tpcal.plans.executor.architecture import with_grids
+from tpcal.plans.executor.prompt import read_prompt
 from tpcal.plans.families import decoder_shape, find
 
 
@@ -19,7 +19,7 @@ def test_an_image_has_its_merged_patches_and_a_video_one_step_of_them():
     video = {"input_ids": ids, "video_grid_thw": torch.tensor([[4, 4, 6]])}
     for inputs, wanted in ((image, [(0, 0, 2, 5), (1, 0, 4, 3)]), (video, [(0, 0, 2, 3)])):
         visual = family.visual_mask(model, inputs["input_ids"], None)
-        prompt = gather.read_prompt(visual, inputs.get("attention_mask"))
+        prompt = read_prompt(visual, inputs.get("attention_mask"))
         (grids,) = with_grids(family, model, prompt, inputs).grids
         assert [(g.image, g.time, g.n_rows, g.n_cols) for g in grids] == wanted
 

@@ -12,9 +12,9 @@ from mrope import IMAGE
 from tiny import case
 from torch import Tensor
 
-from tpcal.plans.executor import gather
+from tpcal.plans.executor.architecture import with_grids
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.executor.passes import with_grids
+from tpcal.plans.executor.prompt import ViewGrid, read_prompt
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.images import encoded
 from tpcal.plans.schema import Cut, Plan
@@ -23,7 +23,7 @@ HALF = Plan((Cut(2, 0.5, "random"), Cut(5, 0.25, "grid")))
 SAME_GRIDS = ["qwen2_vl", "qwen2_5_vl", "paddleocr_vl"]
 
 
-def places(grids: tuple[gather.ViewGrid, ...]) -> list[tuple[int, int, int, int]]:
+def places(grids: tuple[ViewGrid, ...]) -> list[tuple[int, int, int, int]]:
     """Image, step, row and column of every visual token of a prompt."""
     return [
         (grid.image, grid.time, row, col)
@@ -36,10 +36,10 @@ def rectangle(image: int, n_rows: int, n_cols: int, time: int = 0) -> list[tuple
     return [(image, time, row, col) for row in range(n_rows) for col in range(n_cols)]
 
 
-def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.ViewGrid, ...], ...]:
+def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[ViewGrid, ...], ...]:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
-    prompt = gather.read_prompt(visual, inputs.get("attention_mask"))
+    prompt = read_prompt(visual, inputs.get("attention_mask"))
     return with_grids(family, model, prompt, inputs).grids
 
 
@@ -125,7 +125,7 @@ def test_positions_tell_the_steps_of_a_video_even_where_time_stands_still():
 def test_a_single_row_of_tokens_is_a_grid_too():
     """Where row and column give no sign between steps but the column's return."""
     visual = torch.tensor([[False, *[True] * 6, False]])
-    prompt = gather.read_prompt(visual, None)
+    prompt = read_prompt(visual, None)
     rows = torch.tensor([0, 1, 1, 1, 1, 1, 1, 4])
     cols = torch.tensor([0, 1, 2, 3, 1, 2, 3, 4])
     positions = torch.stack([rows, rows, cols])[:, None]

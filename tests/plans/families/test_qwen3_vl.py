@@ -11,9 +11,9 @@ from mrope import IMAGE, VIDEO
 from tiny import case
 from torch import Tensor
 
-from tpcal.plans.executor import gather
-from tpcal.plans.executor.gather import Survivors
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.prompt import read_prompt
+from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.families import find
 from tpcal.plans.families.qwen3_vl import deepstack
 from tpcal.plans.schema import Cut, Plan
@@ -124,7 +124,7 @@ def test_frames_between_time_stamps_are_steps_of_one_video(name):
     tiny = case(name, "sdpa")
     family = find(tiny.model)
     row = tiny.videos[0]  # three frames of 2 x 4 tokens, each with a time stamp before it
-    prompt = gather.read_prompt(family.visual_mask(tiny.model, row["input_ids"], None), None)
+    prompt = read_prompt(family.visual_mask(tiny.model, row["input_ids"], None), None)
     (grids,) = family.grids(tiny.model, prompt, row)
     assert [(g.image, g.time, g.n_rows, g.n_cols) for g in grids] == [
         (0, 0, 2, 4),

@@ -13,9 +13,9 @@ from tiny import case
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import gather
+from tpcal.plans.executor.architecture import with_grids
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.executor.passes import with_grids
+from tpcal.plans.executor.prompt import ViewGrid, read_prompt
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.images.tiles import arrangement, sketches
 from tpcal.plans.schema import Cut, Plan
@@ -51,14 +51,14 @@ SECOND = {
 }
 
 
-def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[gather.ViewGrid, ...], ...]:
+def grids_of(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[ViewGrid, ...], ...]:
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
-    prompt = gather.read_prompt(visual, inputs.get("attention_mask"))
+    prompt = read_prompt(visual, inputs.get("attention_mask"))
     return with_grids(family, model, prompt, inputs).grids
 
 
-def regions(grids: tuple[gather.ViewGrid, ...]) -> list[tuple[int, tuple[float, ...]]]:
+def regions(grids: tuple[ViewGrid, ...]) -> list[tuple[int, tuple[float, ...]]]:
     return [(grid.image, grid.region) for grid in grids]
 
 

@@ -10,7 +10,6 @@ from models import IMAGE, N_IMAGE, N_LAYERS, SIDE, batch, prompt, rows_alone, ti
 from reference import class_attention, close, positions_of
 from tiny import case
 
-from tpcal.plans.executor import gather
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.laws import run
@@ -155,12 +154,3 @@ def test_half_precision_stays_half(model):
         logits = half(**inputs).logits
     assert logits.dtype == torch.bfloat16
     assert logits.isfinite().all()
-
-
-def test_states_go_to_their_columns_and_filler_keeps_its_own():
-    hidden = torch.arange(8.0).view(2, 4, 1)
-    visual = torch.tensor([[False, True, True, False], [False, False, True, False]])
-    states = 10 + torch.arange(6.0).view(2, 3, 1)
-    stays = torch.tensor([[True, False, True], [False, True, False]])
-    made = gather.with_states(hidden, visual, states, stays, 2)[..., 0]
-    assert made.tolist() == [[0, 10, 12, 3], [4, 5, 14, 7]]

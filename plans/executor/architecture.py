@@ -1,0 +1,48 @@
+"""What a pass needs to know of the model's architecture, asked of its family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.prompt import PromptTokens
+from tpcal.plans.families.base import Family
+from tpcal.plans.images import encoded
+
+
+def with_grids(
+    family: Family, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
+) -> PromptTokens:
+    """The prompt with the grids of its images.
+
+    Args:
+        family: The model's.
+        model: The model.
+        prompt: The prompt without grids.
+        inputs: What the base model was called with.
+
+    Raises:
+        UsageError: The prompt's visual tokens are not those of the images it came with.
+    """
+    # What images were encoded with comes first; the arguments of this very call override it.
+    given = {name: value for name, value in inputs.items() if value is not None}
+    grids = family.grids(model, prompt, {**encoded.arguments(inputs), **given})
+    counts = tuple(sum(len(grid.row) for grid in row) for row in grids)
+    if counts != prompt.n_visual:
+        raise UsageError(
+            f"The visual tokens of each prompt must be those of its images, {list(counts)} by "
+            f"their sizes; got {list(prompt.n_visual)}. Pass the processor's output unchanged."
+        )
+    # A family whose images are attended in both directions lets visual tokens see later text too.
+    mixed = prompt.text_before_visual or family.bidirectional
+    return replace(prompt, grids=grids, text_before_visual=mixed)
+
+
+def shared_layers(family: Family, model: PreTrainedModel) -> dict[int, int]:
+    """The layers that read the keys and values of an earlier layer, each with that layer."""
+    sources = {at: family.key_source(model, at) for at in range(len(family.layers(model)))}
+    return {at: source for at, source in sources.items() if source != at}

@@ -1,0 +1,93 @@
+"""Why a plan does not fit a model: all reasons at once, each one sentence with the way out."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from tpcal.plans.errors import UsageError
+from tpcal.plans.families import find, identity
+from tpcal.plans.images import vision_reader
+from tpcal.plans.plan_rules import is_sound, problems_at
+from tpcal.plans.schema import Plan
+from tpcal.plans.selectors import create
+
+_KERNELS = ("sdpa", "eager")
+
+
+def check(plan: Plan, model: PreTrainedModel) -> list[str]:
+    """The reasons why the plan does not fit the model, one sentence each; empty if it fits."""
+    return identity_problems(plan, model) + run_problems(plan, model)
+
+
+def identity_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
+    """The differences between the model that the plan was made for and this one."""
+    if plan.model is None:
+        return []
+    try:
+        mine = identity(model)
+    except UsageError:
+        return []  # run_problems names it
+    problems = []
+    for field in ("n_layers", "family", "architecture", "fingerprint"):
+        made_for, got = getattr(plan.model, field), getattr(mine, field)
+        if made_for is not None and made_for != got:
+            problems.append(
+                f"model.{field} must be {got}, as this model has; got {made_for}. "
+                "Calibrate this model; in Python, check=False applies it all the same."
+            )
+    return problems
+
+
+def run_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
+    """The reasons why the executor cannot run the plan on the model, whatever it was made for."""
+    try:
+        family = find(model)
+    except UsageError as error:
+        return [str(error)]
+    broken = problems_at(plan, len(family.layers(model)))
+    problems = [p for p in broken if ": no selector is called" not in p]  # `create` names it below
+    problems += family.problems(model)
+    allowed = family.cut_layers(model)
+    for i, cut in enumerate(plan.cuts):
+        if not is_sound(cut):
+            continue
+        if cut.layer not in allowed and cut.layer < len(family.layers(model)):
+            problems.append(
+                f"cuts[{i}].layer must be in {allowed.start}..{allowed.stop - 1} for "
+                f"{type(model).__name__}; got {cut.layer}."
+            )
+        if cut.selector is None:
+            continue
+        try:
+            selector = create(cut.selector, cut.params)
+        except UsageError as error:
+            problems.append(f"cuts[{i}].selector: {error}")
+            continue
+        unread = vision_reader.problem(family, model) if "vision" in selector.needs else None
+        if unread is not None:
+            problems.append(f"cuts[{i}].selector: {cut.selector} {unread}")
+        if cut.layer < selector.min_layer:
+            problems.append(
+                f"cuts[{i}].layer must be at least {selector.min_layer} for {cut.selector}, which "
+                f"reads the attention of the layer before; got {cut.layer}."
+            )
+    return problems + _model_problems(model)
+
+
+def _model_problems(model: PreTrainedModel) -> list[str]:
+    """The reasons why the executor can run no plan on the model as it was loaded."""
+    problems = []
+    text = model.config.get_text_config(decoder=True)
+    kernel = text._attn_implementation
+    if kernel not in _KERNELS:
+        problems.append(
+            f"The attention implementation must be {' or '.join(_KERNELS)}; got {kernel}. "
+            'Load the model with attn_implementation="sdpa".'
+        )
+    places = set(map(str, getattr(model, "hf_device_map", {}).values()))
+    if len(places - {"cpu", "disk"}) > 1:  # what is kept on those is brought to the device
+        problems.append(
+            f"The model must compute on one device; got a device_map over {sorted(places)}. Name "
+            'one device, or let max_memory={0: …, "cpu": …} keep the rest in CPU memory.'
+        )
+    return problems
