@@ -223,13 +223,12 @@ def _whole_front(
     from tpcal.planner.prediction.objective import Objective
     from tpcal.planner.prediction.predict import Predictor
     from tpcal.planner.search.front import front, named
-    from tpcal.planner.search.storage import open_storage
     from tpcal.planner.search.whole_front import N_TRIALS, whole_front
     from tpcal.views.front_view import front_view
 
     predictor = Predictor(profile, Objective(search["weights"]))
     if no_measure:
-        points = front(predictor, open_storage(None))
+        points = front(predictor, None)
     else:
         measurer = subject.measurers()["measurer"]
         points = whole_front(profile, measurer=measurer, n_trials=n_trials or N_TRIALS, **search)

@@ -17,7 +17,7 @@ from benchmarks.planner.sizes import ELSEWHERE, MAX_CUTS, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.search.one_budget import search
-from tpcal.planner.search.study import SAMPLERS
+from tpcal.planner.search.samplers import SAMPLERS
 from tpcal.plans.schema import Cut
 
 Floats = NDArray[np.float64]

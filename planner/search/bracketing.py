@@ -9,8 +9,8 @@ import numpy as np
 
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search import front as fronts
+from tpcal.planner.search.ledger import Tried
 from tpcal.planner.search.loss_limits import Allowance
-from tpcal.planner.search.trials import Tried
 from tpcal.plans.schema import Cut
 
 LEAST_STEP = 0.02

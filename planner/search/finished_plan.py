@@ -11,6 +11,7 @@ from typing import Any
 import tpcal
 from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.search.ledger import GroupMeans
 from tpcal.plans import schema
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.redaction import redacted_data
@@ -24,9 +25,7 @@ def finished_plan(
     budget: Budget,
     cuts: Sequence[Cut],
     facts: Mapping[str, Any],
-    *,
-    measured: Mapping[str, float] | None = None,
-    flips: Mapping[str, float] | None = None,
+    means: GroupMeans | None = None,
 ) -> Plan:
     """The plan to be written to a file.
 
@@ -35,17 +34,17 @@ def finished_plan(
         budget: What was asked for.
         cuts: What the search chose.
         facts: Provenance of the search: seed, sampler, study, command; None is left out.
-        measured: Nats per group, where the model was run.
-        flips: Share of changed answers per group, where the model was run.
+        means: What it lost when the model was run; None: it was not run.
     """
     profile = predictor.profile
+    lost = GroupMeans({}, {}) if means is None else means
     reached = round(predictor.prices.of(cuts, budget.kind), 6)
     kind = None if budget.kind == LAYER_AVERAGE else budget.kind
     plan = Plan(
         cuts=tuple(cuts),
         model=profile.model,
         budget=schema.ReachedBudget(budget.target, reached, kind),
-        loss=Loss(_rounded(predictor.loss(cuts)), _rounded(measured), _rounded(flips)),
+        loss=Loss(_rounded(predictor.loss(cuts)), _rounded(lost.measured), _rounded(lost.flips)),
         provenance=_provenance(predictor, facts),
     )
     cost = plan_cost(
@@ -82,5 +81,5 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _rounded(values: Mapping[str, float] | None) -> dict[str, float]:
-    return {group: round(value, 6) for group, value in (values or {}).items()}
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {group: round(value, 6) for group, value in values.items()}

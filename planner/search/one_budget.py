@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
 from optuna.storages import BaseStorage
 
 from tpcal.planner.prediction.budget import Budget
@@ -23,11 +22,21 @@ from tpcal.planner.search import front as fronts
 from tpcal.planner.search.finals import play
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.planner.search.front import Point
+from tpcal.planner.search.ledger import (
+    GroupMeans,
+    Ledger,
+    Tried,
+    cuts_of,
+    finished,
+    fully_measured,
+    means_of,
+    rank,
+    tried,
+)
 from tpcal.planner.search.loss_limits import Allowance
-from tpcal.planner.search.run import Loop, family, prepare
-from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.study import FINISHED, SAMPLERS, fully_measured
-from tpcal.planner.search.trials import Measures, Tried, cuts_of, rank, tried
+from tpcal.planner.search.run import Loop, prepare
+from tpcal.planner.search.samplers import SAMPLERS
+from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Cut, Plan
 
@@ -82,7 +91,7 @@ def search(
         max_cuts: Most cuts of a plan, drop-all among them.
         max_loss: Nats the worst group may lose.
         weights: What the loss of a group counts beside that of the others (`Objective`).
-        sampler: One of `tpcal.planner.search.study.SAMPLERS`.
+        sampler: One of `tpcal.planner.search.samplers.SAMPLERS`.
         propose: Whether seeds and proposals take turns with the sampler; for comparisons.
         command: What the user typed, for the plan's provenance.
         progress: Told after every trial.
@@ -103,12 +112,12 @@ def search(
         points = [*fronts.predictions(predictor, max_cuts), fronts.point(predictor, cuts)]
         result = _finished(predictor, budget, cuts, facts | {"sampler": "prediction only"}, points)
     else:
-        opened = open_storage(storage)
+        ledger = Ledger.open(storage, profile)
         loop = prepare(
             predictor,
             budget,
             measurer,
-            opened,
+            ledger,
             seed=seed,
             max_cuts=max_cuts,
             sampler=sampler,
@@ -116,7 +125,7 @@ def search(
         )
         loop.run(n_trials, timeout, progress)
         facts |= {"sampler": f"{sampler} and proposals" if propose else sampler}
-        result = _conclude(loop, facts, opened, finals, progress)
+        result = _conclude(loop, facts, ledger, finals, progress)
     _guard(result.plan, max_loss)
     return result
 
@@ -124,29 +133,27 @@ def search(
 def _conclude(
     loop: Loop,
     facts: dict[str, Any],
-    storage: BaseStorage,
+    ledger: Ledger,
     finals: Measures | None,
     progress: Progress | None,
 ) -> Result:
     study, predictor = loop.study, loop.predictor
-    trials = study.get_trials(deepcopy=False, states=FINISHED)
     full = fully_measured(study)
     facts = facts | {"study": study.study_name, "n_trials": len(full)}
-    start = family(predictor, loop.measurer)
-    names = [n for n in optuna.get_all_study_names(storage) if n.startswith(start)]
-    points = [p for name in names for p in fronts.measured(predictor, storage, name)]
-    measured: dict[str, Any] = {}
+    known = fronts.measured(predictor, ledger.studies(loop.measurer))
+    points = [found.point for found in known]
+    means: GroupMeans | None = None
     if not full:  # no time, no trials
         cuts = worst_group_optimum(predictor, loop.budget, loop.encoding.max_cuts)
     else:
         best = min(full, key=rank)
-        measured = {name: best.user_attrs[name] for name in ("measured", "flips")}
+        means = means_of(best)
         final = finals and play(study, loop.measurer, finals, predictor.objective, progress)
         if final:
-            best, measured = final.trial, {"measured": final.measured, "flips": final.flips}
+            best, means = final.trial, final.means
         cuts = cuts_of(best)
-    result = _finished(predictor, loop.budget, cuts, facts, points, **measured)
-    return replace(result, trials=tuple(map(tried, trials)), study=study.study_name)
+    result = _finished(predictor, loop.budget, cuts, facts, points, means)
+    return replace(result, trials=tuple(map(tried, finished(study))), study=study.study_name)
 
 
 def _finished(
@@ -155,11 +162,11 @@ def _finished(
     cuts: tuple[Cut, ...],
     facts: dict[str, Any],
     points: Sequence[Point],
-    **measured: Any,
+    means: GroupMeans | None = None,
 ) -> Result:
     front = fronts.pareto(points)
     beside = fronts.beside(front, fronts.average(predictor, cuts))
-    plan = finished_plan(predictor, budget, cuts, facts | {"front": beside or None}, **measured)
+    plan = finished_plan(predictor, budget, cuts, facts | {"front": beside or None}, means)
     return Result(plan, front)
 
 

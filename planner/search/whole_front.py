@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
 from optuna.storages import BaseStorage
 
 from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
@@ -20,9 +19,13 @@ from tpcal.planner.search.correction import FEWEST, Correction
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.planner.search.front import BUDGETS, MeasuredPoint, Point
+from tpcal.planner.search.ledger import (
+    GroupMeans,
+    Ledger,
+    is_of_whole_front,
+    mark_of_whole_front,
+)
 from tpcal.planner.search.one_budget import search
-from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.study_rules import load
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import BudgetError
 from tpcal.plans.schema import Cut, Plan
@@ -38,7 +41,6 @@ STEP = 1.6
 """Measured plans this many times cheaper and dearer than a budget tell what is best on it: the
 budgets of the front lie closer, up to one twice the other at the cheap end."""
 N_MOVED = 40
-_PART = "whole front"
 
 
 def whole_front(
@@ -70,7 +72,7 @@ def whole_front(
         UsageError: As `search`.
     """
     predictor = Predictor(profile, Objective(weights or {}))
-    opened = open_storage(storage)
+    ledger = Ledger.open(storage, profile)
     budgets = [budget for budget in BUDGETS if budget >= predictor.limits.least]
     share = max(FEWEST_TRIALS, n_trials // max(1, len(budgets)))
     end = None if timeout is None else time.monotonic() + timeout
@@ -82,7 +84,7 @@ def whole_front(
             measurer=measurer,
             n_trials=share,
             timeout=left,
-            storage=opened,
+            storage=ledger.storage,
             weights=weights,
             progress=progress and _of_all(place * share, len(budgets) * share, progress),
             **options,
@@ -90,16 +92,14 @@ def whole_front(
         if end is not None and time.monotonic() >= end:
             break  # this budget and the ones after it are not searched yet
         if found.study is not None:
-            load(opened, found.study).set_user_attr(_PART, True)
-    return fronts.front(predictor, opened)
+            mark_of_whole_front(ledger.load(found.study))
+    return fronts.front(predictor, ledger.storage)
 
 
-def is_searched(predictor: Predictor, storage: BaseStorage) -> bool:
-    """Whether `whole_front` has gone through the budgets that can be reached."""
-    names = optuna.get_all_study_names(storage)
-    own = [name for name in names if name.startswith(fronts.prefix(predictor))]
-    parts = [load(storage, name).user_attrs.get(_PART) for name in own]
-    return sum(map(bool, parts)) >= sum(b >= predictor.limits.least for b in BUDGETS)
+def is_searched(predictor: Predictor, ledger: Ledger) -> bool:
+    """Whether `whole_front` has searched all budgets that can be reached."""
+    n_searched = sum(map(is_of_whole_front, ledger.studies()))
+    return n_searched >= sum(b >= predictor.limits.least for b in BUDGETS)
 
 
 def _of_all(done: int, total: int, progress: Progress) -> Progress:
@@ -152,10 +152,10 @@ def answer(
     predictor.prices.check(budget)
     if budget.kind == LAYER_AVERAGE:
         predictor.limits.budget(budget.target)
-    opened = open_storage(storage)
-    if not is_searched(predictor, opened):
+    ledger = Ledger.open(storage, profile)
+    if not is_searched(predictor, ledger):
         return None
-    known = fronts.on_one_set(predictor, opened)
+    known = fronts.on_one_set(predictor, ledger)
     wanted = predictor.prices.average(budget)
     near = [m for m in known if wanted / STEP <= m.point.layer_average_keep <= wanted * STEP]
     if len(known) < FEWEST or not _on_both_sides(near, wanted):
@@ -172,8 +172,8 @@ def answer(
         "n_trials": len(known),
         "front": beside or None,
     }
-    figures = {"measured": found.measured, "flips": found.flips} if found else {}
-    plan = finished_plan(predictor, budget, chosen, facts, **figures)
+    means = GroupMeans(found.measured, found.flips) if found else None
+    plan = finished_plan(predictor, budget, chosen, facts, means)
     return KnownPlan(plan, found is not None, len(known))
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
 from optuna.storages import BaseStorage
+from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from tpcal.planner.prediction.budget import Budget
@@ -25,12 +25,17 @@ from tpcal.planner.search.bracketing import Hunt
 from tpcal.planner.search.finals import again, sizes
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.planner.search.front import Point
+from tpcal.planner.search.ledger import (
+    GroupMeans,
+    Ledger,
+    cuts_of,
+    fully_measured,
+    means_of,
+    tried,
+)
 from tpcal.planner.search.loss_limits import Allowance
 from tpcal.planner.search.one_budget import N_TRIALS, Result, search
-from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.study import fully_measured
-from tpcal.planner.search.study_rules import load
-from tpcal.planner.search.trials import Measures, cuts_of, tried
+from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import GuardrailError
 from tpcal.plans.schema import Cut, Plan
 
@@ -96,9 +101,9 @@ def cheapest(
         if progress is not None:
             progress(place, len(found.trials), "finalists")
         second = again(found.studies[place], trial, finals)
-        times = allowance.times(second["measured"], second["flips"], sizes(finals))
+        times = allowance.times(second.measured, second.flips, sizes(finals))
         if times <= 1:
-            return found.plan(place, **second)
+            return found.plan(place, second)
     raise _refusal(times, found.cost(-1), "on further samples ")
 
 
@@ -123,7 +128,7 @@ def explore(
     allowance.check()
     predictor = Predictor(profile, Objective(options.get("weights") or {}))
     hunt = Hunt(predictor, allowance, sizes(measurer), options.get("max_cuts", 4))
-    opened = open_storage(storage)
+    ledger = Ledger.open(storage, profile)
     end = None if timeout is None else time.monotonic() + timeout
     done = 0
     for n in _shares(n_trials):
@@ -136,17 +141,17 @@ def explore(
             measurer=measurer,
             n_trials=n,
             timeout=left,
-            storage=opened,
+            storage=ledger.storage,
             **options,
         )
         done += n
-        best = _best(hunt, last, opened, finals)
+        best = _best(hunt, last, ledger, finals)
         if best is None or left == 0:
             break
         hunt.learn(budget, *best)
         if hunt.done:
             break
-    return _within(hunt, last, opened)
+    return _within(hunt, last, ledger.studies(measurer))
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class Within:
     predictor: Predictor
     allowance: Allowance
     trials: tuple[FrozenTrial, ...]
-    studies: tuple[optuna.Study, ...]
+    studies: tuple[Study, ...]
     """Of each trial."""
     front: tuple[Point, ...]
     """Of all that was measured on these samples."""
@@ -166,13 +171,13 @@ class Within:
         """Layer average of keep."""
         return fronts.average(self.predictor, cuts_of(self.trials[place]))
 
-    def plan(
-        self,
-        place: int,
-        measured: Mapping[str, float] | None = None,
-        flips: Mapping[str, float] | None = None,
-    ) -> Plan:
-        """One of them; the figures are those of its trial where none are given."""
+    def plan(self, place: int, means: GroupMeans | None = None) -> Plan:
+        """One of them.
+
+        Args:
+            place: Its place among the trials.
+            means: What it lost; None: what was measured in its trial.
+        """
         trial, study = self.trials[place], self.studies[place]
         beside = fronts.beside(self.front, self.cost(place))
         plan = finished_plan(
@@ -180,8 +185,7 @@ class Within:
             Budget(self.cost(place)),
             cuts_of(trial),
             {**self.facts, "study": study.study_name, "front": beside or None},
-            measured=measured or trial.user_attrs["measured"],
-            flips=flips or trial.user_attrs["flips"],
+            means_of(trial) if means is None else means,
         )
         return limited(plan, self.allowance)
 
@@ -222,28 +226,24 @@ def _predicted(profile: Profile, allowance: Allowance, options: Mapping[str, Any
 
 
 def _best(
-    hunt: Hunt, found: Result, storage: BaseStorage, finals: Measures | None
+    hunt: Hunt, found: Result, ledger: Ledger, finals: Measures | None
 ) -> tuple[Cuts, float] | None:
     """The plan of a search that loses least, and how many times the limit; on further samples
     too, as it would be the one to look good by chance."""
     assert found.study is not None, "a measurer was given"
-    study = load(storage, found.study)
+    study = ledger.load(found.study)
     trials = [(hunt.times(tried(trial)), trial.number, trial) for trial in fully_measured(study)]
     if not trials:
         return None
     times, _, best = min(trials, key=lambda each: each[:2])
     if finals is not None and times <= 1:
         second = again(study, best, finals)
-        more = hunt.allowance.times(second["measured"], second["flips"], sizes(finals))
+        more = hunt.allowance.times(second.measured, second.flips, sizes(finals))
         times = max(times, more)
     return cuts_of(best), times
 
 
-def _within(hunt: Hunt, last: Result, storage: BaseStorage) -> Within:
-    assert last.study is not None, "a measurer was given"
-    predictor, family = hunt.predictor, last.study.partition("-budget")[0]
-    names = [n for n in optuna.get_all_study_names(storage) if n.startswith(family)]
-    studies = [load(storage, name) for name in names]
+def _within(hunt: Hunt, last: Result, studies: list[Study]) -> Within:
     known = [(study, trial) for study in studies for trial in fully_measured(study)]
     if not known:
         raise GuardrailError(
@@ -262,9 +262,9 @@ def _within(hunt: Hunt, last: Result, storage: BaseStorage) -> Within:
         raise _refusal(times[best], costs[best])
     provenance = last.plan.provenance
     facts = {name: provenance.get(name) for name in ("seed", "command", "sampler", "weights")}
-    points = [p for name in names for p in fronts.measured(predictor, storage, name)]
+    points = [found.point for found in fronts.measured(hunt.predictor, studies)]
     return Within(
-        predictor,
+        hunt.predictor,
         hunt.allowance,
         trials=tuple(known[i][1] for i in chosen),
         studies=tuple(known[i][0] for i in chosen),
