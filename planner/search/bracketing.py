@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.ledger import Tried
 from tpcal.planner.search.loss_limits import Allowance
@@ -23,10 +23,9 @@ CLOSE = 0.004
 class Hunt:
     """Closes in on the layer average below which too much is lost."""
 
-    predictor: Predictor
+    problem: Problem
     allowance: Allowance
     sizes: Mapping[str, int]
-    max_cuts: int
     low: float = 0.0
     """A search failed here; at first, no plan is this cheap."""
     high: float = 1.0
@@ -35,8 +34,9 @@ class Hunt:
     """How many times the predicted loss was measured in the last search."""
 
     def __post_init__(self) -> None:
-        self.low = self.predictor.limits.least
-        points = list(fronts.predictions(self.predictor, self.max_cuts))
+        predictor = self.problem.predictor
+        self.low = predictor.limits.least
+        points = list(fronts.predictions(predictor, self.problem.max_cuts))
         self._costs = np.array([point.layer_average_keep for point in points])
         times = [self.predicted(point.cuts) for point in points]
         self._times = np.minimum.accumulate(times)
@@ -72,9 +72,9 @@ class Hunt:
 
     def predicted(self, cuts: Sequence[Cut]) -> float:
         """How many times the limit a plan is predicted to lose."""
-        predictor = self.predictor
+        predictor = self.problem.predictor
         return self.allowance.times(predictor.loss(cuts), predictor.flips(cuts), self.sizes)
 
     def cost(self, cuts: tuple[Cut, ...]) -> float:
         """Layer average of keep."""
-        return fronts.average(self.predictor, cuts)
+        return fronts.average(self.problem.predictor, cuts)

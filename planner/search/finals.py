@@ -6,7 +6,6 @@ that it is measured on. Further samples tell the finalists apart, and give an ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +22,10 @@ from tpcal.planner.search.ledger import (
     means_of,
     rank,
 )
+from tpcal.planner.search.settings import Progress
 from tpcal.planner.search.trials import Measures, measure_all
 
 N_FINALISTS = 8
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import tpcal
-from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
+from tpcal.planner.prediction.budget import LAYER_AVERAGE
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.problem import Problem
 from tpcal.planner.search.ledger import GroupMeans
 from tpcal.plans import schema
 from tpcal.plans.cost import plan_cost
@@ -21,8 +22,7 @@ LIBRARIES = ("numpy", "optuna", "scipy", "torch", "transformers")
 
 
 def finished_plan(
-    predictor: Predictor,
-    budget: Budget,
+    problem: Problem,
     cuts: Sequence[Cut],
     facts: Mapping[str, Any],
     means: GroupMeans | None = None,
@@ -30,13 +30,12 @@ def finished_plan(
     """The plan to be written to a file.
 
     Args:
-        predictor: Supplies predicted loss, model and cost.
-        budget: What was asked for.
+        problem: Supplies predicted loss, model and cost, and what was asked for.
         cuts: What the search chose.
         facts: Provenance of the search: seed, sampler, study, command; None is left out.
         means: What it lost when the model was run; None: it was not run.
     """
-    profile = predictor.profile
+    profile, predictor, budget = problem.profile, problem.predictor, problem.budget
     lost = GroupMeans({}, {}) if means is None else means
     reached = round(predictor.prices.of(cuts, budget.kind), 6)
     kind = None if budget.kind == LAYER_AVERAGE else budget.kind

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial
 
-from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.optimum import seeds
-from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.correction import Cuts
 from tpcal.planner.search.encoding import Encoding, canonical, choices
@@ -39,10 +38,10 @@ from tpcal.planner.search.other_processes import Others, give_up, measuring
 from tpcal.planner.search.proposals import proposals
 from tpcal.planner.search.pruning import BestPruner
 from tpcal.planner.search.samplers import Repeatable
+from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures, measure
 from tpcal.plans.schema import Cut, load_preset, presets
 
-Progress = Callable[[int, int, str], None]
 MOST_MOVED = 6
 TIME_IS_UP = (
     "The search stopped because the time of --timeout was over, not because all trials were done. "
@@ -62,22 +61,21 @@ class Loop:
     sampler looks where they do not. Both see the other's results.
     """
 
-    predictor: Predictor
-    budget: Budget
+    problem: Problem
+    settings: SearchSettings
     encoding: Encoding
     measurer: Measures
-    study: optuna.Study
+    study: Study
     pruner: BestPruner
-    seed: int
     seeds: tuple[dict[str, Any], ...] = ()
     """Empty in a search by the sampler alone."""
     elsewhere: dict[Cuts, float] = field(default_factory=dict)
     """Objective of plans that searches for other budgets measured on the same samples."""
     known: dict[Cuts, FrozenTrial] = field(default_factory=dict)
 
-    def run(self, n_trials: int, timeout: float | None, progress: Progress | None) -> None:
+    def run(self) -> None:
         """Measures plans until there are ``n_trials``; warns if time is up before that."""
-        end = None if timeout is None else time.monotonic() + timeout
+        n_trials, progress, end = self.settings.n_trials, self.settings.progress, self.settings.end
         others = Others(self.study)
         while True:
             busy = others.at_work()
@@ -130,8 +128,8 @@ class Loop:
     def _proposal(self, n_finished: int) -> dict[str, Any] | None:
         own = {cuts: t.value for cuts, t in self.known.items() if t.value is not None}
         ranked = proposals(
-            *(self.predictor, {**self.elsewhere, **own}, self.known),
-            *(self.budget, self.encoding.max_cuts, np.random.default_rng([self.seed, n_finished])),
+            *(self.problem, {**self.elsewhere, **own}, self.known),
+            np.random.default_rng([self.settings.seed, n_finished]),
         )
         for params in map(self.encoding.encode, ranked):
             if self._filled(self.encoding.decode(params)) not in self.known:
@@ -139,9 +137,9 @@ class Loop:
         return None
 
     def _filled(self, cuts: Cuts) -> Cuts:
-        return tuple(map(canonical, fill(self.predictor, cuts, self.budget)))
+        return tuple(map(canonical, fill(self.problem.predictor, cuts, self.problem.budget)))
 
-    def _try(self, trial: optuna.Trial) -> None:
+    def _try(self, trial: Trial) -> None:
         cuts = self._filled(self.encoding.suggest(trial))
         write_cuts(trial, cuts)
         earlier = self.known.get(cuts)
@@ -150,52 +148,65 @@ class Loop:
             # A hair worse, so that the repeat, which has no samples, never counts as the best.
             self.study.tell(trial, float(np.nextafter(earlier.value, np.inf)))
             return
-        value = measure(trial, self.measurer, cuts, self.pruner, self.predictor.objective)
+        value = measure(trial, self.measurer, cuts, self.pruner, self.problem.objective)
         self.study.tell(trial, value)
 
 
-def prepare(
-    predictor: Predictor,
-    budget: Budget,
-    measurer: Measures,
-    ledger: Ledger,
-    *,
-    seed: int,
-    max_cuts: int,
-    sampler: str,
-    propose: bool,
+def run(problem: Problem, measurer: Measures, ledger: Ledger, settings: SearchSettings) -> Study:
+    """The study of one search, new or continued, after its trials were measured.
+
+    Args:
+        problem: What is searched for.
+        measurer: Runs the model.
+        ledger: Keeps the study; ``settings.storage`` is not looked at.
+        settings: How the search runs.
+
+    Raises:
+        BudgetError: No plan is that cheap.
+        UsageError: The storage holds another study of the same name.
+    """
+    loop = _prepare(problem, measurer, ledger, settings)
+    loop.run()
+    return loop.study
+
+
+def _prepare(
+    problem: Problem, measurer: Measures, ledger: Ledger, settings: SearchSettings
 ) -> Loop:
-    """The search, new or continued; arguments as `tpcal.planner.search.one_budget.search`."""
+    predictor, budget, max_cuts = problem.predictor, problem.budget, problem.max_cuts
     published = [load_preset(name, predictor.limits.n_layers).cuts for name in presets()]
     first = seeds(predictor, budget, max_cuts, [cuts for cuts in published if cuts])
     probed = [Cut(0, 0.5, o.selector, o.params) for o in predictor.options]
     known = choices([*probed, *(cut for cuts in (*first, *published) for cut in cuts)])
     encoding = Encoding(predictor.limits, known, max_cuts, predictor.profile)
-    space = _space(encoding, sampler, propose, predictor)
-    study = ledger.start(measurer, budget.label, seed, space, Repeatable(sampler, seed))
+    sampler = Repeatable(settings.sampler, settings.seed)
+    space = _space(problem, encoding, settings)
+    study = ledger.start(measurer, budget.label, settings.seed, space, sampler)
     groups = np.asarray(measurer.sample_group)
-    pruner = BestPruner(groups, measurer.groups, predictor.objective)
+    pruner = BestPruner(groups, measurer.groups, problem.objective)
     study.pruner = pruner
-    if not propose:
-        return Loop(predictor, budget, encoding, measurer, study, pruner, seed)
+    loop = Loop(problem, settings, encoding, measurer, study, pruner)
+    if not settings.propose:
+        return loop
     elsewhere = {
-        cuts_of(trial): predictor.objective.of(means_of(trial).measured)
+        cuts_of(trial): problem.objective.of(means_of(trial).measured)
         for trial in ledger.elsewhere(study, measurer)
     }
-    first = [first[0], *_moved(predictor, budget, elsewhere), *first[1:]]
+    first = [first[0], *_moved(problem, elsewhere), *first[1:]]
     fitting = [cuts for cuts in dict.fromkeys(first) if len(cuts) <= max_cuts]
-    encoded = tuple(map(encoding.encode, fitting))
-    return Loop(predictor, budget, encoding, measurer, study, pruner, seed, encoded, elsewhere)
+    return replace(loop, seeds=tuple(map(encoding.encode, fitting)), elsewhere=elsewhere)
 
 
-def _space(encoding: Encoding, sampler: str, propose: bool, predictor: Predictor) -> list[Any]:
+def _space(problem: Problem, encoding: Encoding, settings: SearchSettings) -> list[Any]:
     """What else than samples, budget and seed tells two searches apart."""
     distributions = sorted((k, repr(v)) for k, v in encoding.distributions.items())
-    return [distributions, f"{sampler} {propose}", sorted(predictor.objective.weights.items())]
+    how = f"{settings.sampler} {settings.propose}"
+    return [distributions, how, sorted(problem.objective.weights.items())]
 
 
-def _moved(predictor: Predictor, budget: Budget, elsewhere: Mapping[Cuts, float]) -> list[Cuts]:
+def _moved(problem: Problem, elsewhere: Mapping[Cuts, float]) -> list[Cuts]:
     """The best plans of nearby budgets, put on this one."""
+    predictor, budget = problem.predictor, problem.budget
     wanted = predictor.prices.average(budget)
     front = fronts.pareto(
         fronts.Point(fronts.average(predictor, cuts), value, cuts, measured=True)
