@@ -1,4 +1,4 @@
-"""Where the cheapest plan within limits lies: the prediction, corrected by what is measured."""
+"""Brackets the cost of the cheapest plan within limits, by the corrected prediction."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from tpcal.planner.search.loss_limits import Allowance
 from tpcal.plans.schema import Cut
 
 LEAST_STEP = 0.02
-"""Layer average to move where the prediction would hardly move."""
+"""Distance in layer average that a guess keeps from the ends of a wide interval."""
 CLOSE = 0.004
-"""Layer averages that are taken for one."""
+"""Width below which an interval is not searched further."""
 
 
 @dataclass
 class Hunt:
-    """Closes in on the layer average below which too much is lost."""
+    """Narrows an interval of layer averages that holds the cheapest plan within the limits.
+
+    The interval is (low, high): at ``low`` no plan within the limits was found, and a plan that
+    costs ``high`` is within. Each search moves one of both ends.
+    """
 
     problem: Problem
     allowance: Allowance
@@ -43,6 +47,8 @@ class Hunt:
 
     def next(self) -> float:
         """The budget to search: where the prediction, as corrected so far, crosses the limit."""
+        # Measured times = scale * predicted times. So the limit, 1, is met where the prediction is
+        # 1 / scale, which is interpolated on the predicted front. A margin keeps the guess inside.
         wanted = 1 / self.scale if self.scale > 0 else np.inf
         guess = float(np.interp(-wanted, -self._times, self._costs))
         margin = min(0.2 * (self.high - self.low), LEAST_STEP)

@@ -1,7 +1,7 @@
-"""The last round of a search: its best plans measured again, on samples it did not choose by.
+"""The last round of a search, which measures the best plans again on further samples.
 
-The best of many measured plans looks better than it is, because it is chosen by the same samples
-that it is measured on. Further samples tell the finalists apart, and give an honest figure.
+The best of many measured plans looks better than it is, because the samples that it is measured
+on are those that it was chosen by. Further samples give an unbiased figure.
 """
 
 from __future__ import annotations

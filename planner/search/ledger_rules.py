@@ -1,4 +1,4 @@
-"""What the values that a storage keeps must look like; the ledger knows where they stand."""
+"""Checks of single values that a storage keeps; the ledger knows where they stand."""
 
 from __future__ import annotations
 

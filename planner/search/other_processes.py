@@ -30,11 +30,11 @@ _NAP_S = 0.25
 
 
 class Others:
-    """What one process knows of the others.
+    """What one process knows about the other processes of a study.
 
-    A process that is gone leaves its trial running for ever. Optuna's own heartbeat is kept by
-    databases alone, not by journals or gRPC proxies; this one works in every storage. It compares
-    no clocks of two hosts: a trial is silent while this process sees nothing of it change.
+    A process that has died leaves its trial in the state RUNNING. Optuna has a heartbeat for
+    databases only, not for journals or gRPC proxies; this one works in every storage. It does not
+    compare the clocks of two hosts: a trial is silent while this process sees no change of it.
 
     Args:
         study: The shared study.
@@ -56,7 +56,7 @@ class Others:
         return [trial for trial in running if trial not in gone]
 
     def wait(self) -> None:
-        """Gives the others a moment."""
+        """Sleeps for a moment, in which other processes go on."""
         time.sleep(_NAP_S)
 
     def have(self, trial: Trial) -> bool:

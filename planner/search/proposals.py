@@ -1,4 +1,4 @@
-"""Plans that look most worth measuring next, seen from those measured so far."""
+"""Plans to measure next, ranked by the prediction as corrected by the plans measured so far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tpcal.plans.selectors import parameters, searched
 N_PARENTS = 4
 N_OPTIMA = 4
 HOPE = -0.7
-"""Standard errors that an unknown plan is credited with."""
+"""Standard errors added to the logarithm of a score; below 0, uncertain plans rank higher."""
 
 
 def proposals(
@@ -30,9 +30,9 @@ def proposals(
 ) -> list[Cuts]:
     """New plans on the budget, the most promising first.
 
-    Candidates are the steps from the best measured plans, their first cuts with another's last
-    ones, and optima of the prediction for groups weighed at random. They are ranked by the
-    corrected prediction, with some credit for what is not known (lower confidence bound).
+    Candidates are neighbours of the best measured plans, crossings of two of them, and optima of
+    the prediction under random weights of the groups. Their rank is the lower confidence bound
+    of the corrected prediction: predicted * exp(mean + `HOPE` * error).
 
     Args:
         problem: Predicts and knows the limits.
@@ -42,8 +42,10 @@ def proposals(
     """
     predictor, budget, max_cuts = problem.predictor, problem.budget, problem.max_cuts
     correction = Correction(predictor, measured, predictor.prices.average(budget))
+    # Step 1: the parents are the best plans measured on this budget.
     here = [cuts for cuts in known if cuts in measured]
     parents = sorted(here, key=lambda cuts: measured[cuts])[:N_PARENTS]
+    # Step 2: candidates, in a dict because it keeps their order and drops repeats.
     found: dict[Cuts, None] = {}
     for parent in parents:
         found |= dict.fromkeys(neighbours(predictor, parent, budget, max_cuts))
@@ -51,14 +53,16 @@ def proposals(
         found |= dict.fromkeys(_conditioned(problem, parent))
     found |= dict.fromkeys(_crossed(problem, parents))
     found |= dict.fromkeys(_optima(problem, rng))
+    # Step 3: candidates are written as trials write them, so that known ones are recognised.
     plain = dict.fromkeys(tuple(map(canonical, cuts)) for cuts in found)
     fresh = [cuts for cuts in plain if cuts not in known]
+    # Step 4: the smallest lower confidence bound comes first; a stable sort repeats itself.
     order = np.argsort(correction.scores(fresh, HOPE), kind="stable")
     return [fresh[i] for i in order]
 
 
 def _tuned(problem: Problem, parent: Cuts) -> list[Cuts]:
-    """The plan with one parameter of one selector changed."""
+    """Plans that change one parameter of one selector."""
     plans = []
     for i, cut in enumerate(parent):
         for name, values in searched(cut.selector).items() if cut.selector else ():
@@ -71,7 +75,7 @@ def _tuned(problem: Problem, parent: Cuts) -> list[Cuts]:
 
 
 def _conditioned(problem: Problem, parent: Cuts) -> list[Cuts]:
-    """The plan with a last drop-all that fires for more samples, or for fewer."""
+    """Plans whose final drop-all fires for more or for fewer samples."""
     profile = problem.profile
     if not parent or parent[-1].keep > 0 or not useful(profile):
         return []
@@ -84,7 +88,7 @@ def _conditioned(problem: Problem, parent: Cuts) -> list[Cuts]:
 
 
 def _steps(now: Any, values: tuple[Any, ...]) -> list[Any]:
-    """Other words, or numbers a quarter of the range away."""
+    """All other words of a choice, or the two numbers a quarter of the range away."""
     if isinstance(now, str):
         return [value for value in values if value != now]
     low, high = values
@@ -94,6 +98,7 @@ def _steps(now: Any, values: tuple[Any, ...]) -> list[Any]:
 
 def _crossed(problem: Problem, parents: list[Cuts]) -> list[Cuts]:
     plans, max_cuts = [], problem.max_cuts
+    # The cuts of one parent above a layer, followed by the cuts of another parent from it on.
     for one in parents:
         for other in parents:
             for layer in {cut.layer for cut in other} - {0}:
@@ -106,5 +111,6 @@ def _crossed(problem: Problem, parents: list[Cuts]) -> list[Cuts]:
 
 def _optima(problem: Problem, rng: np.random.Generator) -> list[Cuts]:
     solver = Solver(problem.predictor, problem.budget, problem.max_cuts)
+    # Dirichlet(1/2) weights lie near the corners: often one or two groups decide an optimum.
     weights = rng.dirichlet(np.full(len(problem.predictor.groups), 0.5), size=N_OPTIMA)
     return [fill(problem.predictor, solver.optimum(w), problem.budget) for w in weights]

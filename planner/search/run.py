@@ -1,4 +1,4 @@
-"""The loop of a search: which plan to measure next, and measuring it."""
+"""One search: it chooses the next plan, measures it, and repeats until the trials are done."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TIME_IS_UP = (
     "The same command continues it."
 )
 SAMPLED_EVERY = 4
-"""Of so many trials after the seeds the sampler suggests one; the others are proposals."""
+"""After the seeds, the sampler suggests one trial of this many; the others are proposals."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def measure(
     pruner: BestPruner,
     objective: Objective,
 ) -> float:
-    """Objective of a plan; an estimate where the pruner stops the trial."""
+    """Objective of a plan; an estimate if the pruner stops the trial."""
     kl, flips = np.full((2, len(measurer.sample_group)), np.nan)
     for at in _fill(measurer, cuts, kl, flips):
         for sample in at.tolist():

@@ -1,4 +1,4 @@
-"""Plans from what was measured before: the whole front once, then any budget without the model."""
+"""Searches the whole front once, and then answers any budget without running the model."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ class KnownPlan:
 
     plan: Plan
     measured: bool
-    """Whether this very plan was measured before; otherwise its loss is predicted."""
+    """Whether this plan was measured before; otherwise its loss is predicted."""
     n_measured: int
-    """Plans that it was chosen by."""
+    """Number of measured plans that it was chosen by."""
 
 
 def answer(problem: Problem, settings: SearchSettings) -> KnownPlan | None:

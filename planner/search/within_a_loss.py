@@ -1,4 +1,4 @@
-"""The cheapest plan that loses no more than is allowed: searches at a few budgets, up or down.
+"""The cheapest plan that loses no more than is allowed, found by searches at a few budgets.
 
 Each of them is a study like that of any other budget. So an interrupted run continues, budgets
 that were searched before cost nothing, and what is measured here serves later searches.
@@ -40,7 +40,7 @@ from tpcal.plans.schema import Cut, Plan
 Cuts = tuple[Cut, ...]
 N_SEARCHES = 5
 LAST_SHARE = 1 / 3
-"""Of the trials, for the last search: the others only have to find out where it should be."""
+"""Share of the trials for the last search; the ones before it only locate its budget."""
 FEWEST_TRIALS = 6
 N_HALVINGS = 10
 
@@ -155,7 +155,7 @@ class Within:
         return limited(plan, self.allowance)
 
     def row(self, most: int) -> list[Plan]:
-        """At most that many of them, evenly spread, the dearest first: the order of a proof."""
+        """At most ``most`` of them, evenly spread, in the order of a proof: the dearest first."""
         last, n = len(self.trials) - 1, min(most, len(self.trials))
         places = [round(i * last / max(1, n - 1)) for i in range(n)]
         return [self.plan(place) for place in reversed(places)]
