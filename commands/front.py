@@ -38,13 +38,12 @@ def front(
     from tpcal.planner.prediction.predict import Predictor
     from tpcal.planner.search.front import front as plans
     from tpcal.planner.search.front import named
-    from tpcal.planner.search.storage import open_storage
     from tpcal.views.front_view import front_data, front_view
 
     check_outputs([svg] if svg else [], force)
     folder, profile = read_profile(folder)
     predictor = Predictor(profile)
-    points = plans(predictor, open_storage(storage or folder / "study.journal"))
+    points = plans(predictor, storage or folder / "study.journal")
     names = named(predictor, points)
     if as_json:
         click.echo(json.dumps(front_data(points, names), indent=2))

@@ -190,10 +190,22 @@ def _measured(
         from tpcal.planner.search.within_a_loss import cheapest
 
         allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
-        return cheapest(profile, allowance, **search)
+        return cheapest(allowance=allowance, **_arguments(profile, None, search))
     from tpcal.planner.search.one_budget import search as search_within
 
-    return _within(profile, search_within(profile, budget, **search).plan, limits)
+    return _within(profile, search_within(**_arguments(profile, budget, search)).plan, limits)
+
+
+def _arguments(profile: Profile, budget: Budget | None, search: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a search: the problem, the settings, and what measures plans."""
+    from tpcal.planner.problem import Problem
+    from tpcal.planner.search.settings import SearchSettings
+
+    rest = dict(search)
+    call: dict[str, Any] = {n: rest.pop(n) for n in ("measurer", "finals") if n in rest}
+    target = 1.0 if budget is None else budget
+    problem = Problem.of(profile, target, rest.pop("max_cuts"), rest.pop("weights"))
+    return {"problem": problem, "settings": SearchSettings(**rest), **call}
 
 
 def _within(profile: Profile, found: Plan, limits: LimitChoice) -> Plan:
@@ -216,8 +228,7 @@ def _known(profile: Profile, budget: Budget, search: dict[str, Any]) -> KnownPla
     """The plan that earlier searches found for a budget; None if a search is needed."""
     from tpcal.planner.search.whole_front import answer
 
-    names = ("storage", "weights", "max_cuts", "seed", "command")
-    return answer(profile, budget, **{name: search[name] for name in names})
+    return answer(**_arguments(profile, budget, search))
 
 
 def _whole_front(
@@ -229,19 +240,16 @@ def _whole_front(
     n_trials: int | None,
 ) -> None:
     """Searches plans of every budget, and prints the front."""
-    from tpcal.planner.prediction.objective import Objective
-    from tpcal.planner.prediction.predict import Predictor
     from tpcal.planner.search.front import front, named
-    from tpcal.planner.search.storage import open_storage
     from tpcal.planner.search.whole_front import N_TRIALS, whole_front
     from tpcal.views.front_view import front_view
 
-    predictor = Predictor(profile, Objective(search["weights"]))
+    given = _arguments(profile, None, {**search, "n_trials": n_trials or N_TRIALS})
+    predictor = given["problem"].predictor
     if no_measure:
-        points = front(predictor, open_storage(None))
+        points = front(predictor, None)
     else:
-        measurer = subject.measurers()["measurer"]
-        points = whole_front(profile, measurer=measurer, n_trials=n_trials or N_TRIALS, **search)
+        points = whole_front(measurer=subject.measurers()["measurer"], **given)
     search["progress"](0, 0, "Drawing")
     screen = terminal.console()
     screen.print(front_view(points, title=str(folder), names=named(predictor, points)))
@@ -279,9 +287,8 @@ def _proven(
         from tpcal.planner.search.within_a_loss import explore
 
         allowance = Allowance(limits.max_loss, limits.max_flips, limits.each_group)
-        plans = explore(profile, allowance, measurer=measurers["measurer"], **search).row(
-            MOST_PROVEN
-        )
+        given = _arguments(profile, None, {**search, "measurer": measurers["measurer"]})
+        plans = explore(allowance=allowance, **given).row(MOST_PROVEN)
     from tpcal.planner.certificates.certify import prove
     from tpcal.planner.certificates.judged import Judged
 

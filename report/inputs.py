@@ -177,15 +177,10 @@ def _note(plan: Plan, profile: Profile) -> str:
 
 def _searched(predictor: Predictor, storage: Path | str) -> tuple[list[MeasuredPoint], bool]:
     """The plans that searches measured, and whether on the samples of the profile."""
-    import optuna
-
-    from tpcal.planner.search.front import on_one_set, prefix
-    from tpcal.planner.search.run import family
-    from tpcal.planner.search.storage import open_storage
+    from tpcal.planner.search.front import on_one_set
+    from tpcal.planner.search.ledger import Ledger
 
     if isinstance(storage, Path) and not storage.exists():
         return [], True
-    opened = open_storage(storage)
-    start, own = prefix(predictor), family(predictor, predictor.profile)  # type: ignore[arg-type]
-    names = [n for n in optuna.get_all_study_names(opened) if n.startswith(start)]
-    return on_one_set(predictor, opened), all(name.startswith(own) for name in names)
+    ledger = Ledger.open(storage, predictor.profile)
+    return on_one_set(predictor, ledger), ledger.all_on(predictor.profile)

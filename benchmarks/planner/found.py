@@ -13,7 +13,9 @@ from benchmarks.planner.sizes import MAX_CUTS
 from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.calibrate.measure import Measurer, n_of_finals
 from tpcal.calibrate.profile import Profile
+from tpcal.planner.problem import Problem
 from tpcal.planner.search.one_budget import search
+from tpcal.planner.search.settings import SearchSettings
 from tpcal.plans.schema import Cut
 
 LABELLED, OWN = "labelled", "own answers"
@@ -55,20 +57,14 @@ def plan(asked: Asked, folders: Folders, planner: str) -> tuple[Cut, ...]:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     profile = profile_of(asked, folders)
+    problem = Problem.of(profile, asked.target, MAX_CUTS)
     if asked.n_trials == PREDICTED:
-        return search(profile, asked.target, max_cuts=MAX_CUTS).plan.cuts
+        return search(problem).plan.cuts
     measurer, finals = measurers(asked.n, asked.seed, asked.answers == OWN)
     name = f"{planner}-{asked.target}-{asked.n}-{asked.seed}-{asked.answers}-{asked.probes}"
-    return search(
-        profile,
-        asked.target,
-        measurer=measurer,
-        finals=finals,
-        n_trials=asked.n_trials,
-        seed=asked.seed,
-        max_cuts=MAX_CUTS,
-        storage=folders.searches / f"{name}.journal",
-    ).plan.cuts
+    storage = folders.searches / f"{name}.journal"
+    settings = SearchSettings(asked.n_trials, seed=asked.seed, storage=storage)
+    return search(problem, measurer=measurer, finals=finals, settings=settings).plan.cuts
 
 
 @lru_cache(maxsize=1)

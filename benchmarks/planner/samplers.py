@@ -16,8 +16,10 @@ from benchmarks.planner import world
 from benchmarks.planner.sizes import ELSEWHERE, MAX_CUTS, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.planner.prediction.objective import Objective
+from tpcal.planner.problem import Problem
 from tpcal.planner.search.one_budget import search
-from tpcal.planner.search.study import SAMPLERS
+from tpcal.planner.search.samplers import SAMPLERS
+from tpcal.planner.search.settings import SearchSettings
 from tpcal.plans.schema import Cut
 
 Floats = NDArray[np.float64]
@@ -85,16 +87,11 @@ def race(
     """
     kept = Memory(memory, verbose=0).cache(world.losses)
     measures = Remembered(kept, n)
-    search(
-        world.predictor(profile[0], 0, profile[1]).profile,
-        TARGET,
-        measurer=measures,
-        n_trials=n_trials,
-        seed=run.seed,
-        max_cuts=MAX_CUTS,
-        sampler=run.sampler,
-        propose=run.how == GUIDED,
+    problem = Problem.of(world.predictor(profile[0], 0, profile[1]).profile, TARGET, MAX_CUTS)
+    settings = SearchSettings(
+        n_trials, seed=run.seed, sampler=run.sampler, propose=run.how == GUIDED
     )
+    search(problem, measurer=measures, settings=settings)
     return list(measures.order.values())[:n_trials]
 
 

@@ -12,7 +12,7 @@ from benchmarks.planner import page, plots
 from benchmarks.planner.samplers import ALONE, GUIDED, Race, races
 from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work
-from tpcal.planner.search.study import SAMPLERS
+from tpcal.planner.search.samplers import SAMPLERS
 
 Floats = NDArray[np.float64]
 TITLES = {

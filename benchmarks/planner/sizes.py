@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tpcal.planner.search.one_budget import N_TRIALS
+from tpcal.planner.search.settings import N_TRIALS
 
 BUDGETS = (0.10, 0.22, 0.35, 0.50)
 MAX_CUTS = 4

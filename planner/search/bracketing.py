@@ -1,4 +1,4 @@
-"""Where the cheapest plan within limits lies: the prediction, corrected by what is measured."""
+"""Brackets the cost of the cheapest plan within limits, by the corrected prediction."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
+from tpcal.planner.search.ledger import Tried
 from tpcal.planner.search.loss_limits import Allowance
-from tpcal.planner.search.trials import Tried
 from tpcal.plans.schema import Cut
 
 LEAST_STEP = 0.02
-"""Layer average to move where the prediction would hardly move."""
+"""Distance in layer average that a guess keeps from the ends of a wide interval."""
 CLOSE = 0.004
-"""Layer averages that are taken for one."""
+"""Width below which an interval is not searched further."""
 
 
 @dataclass
 class Hunt:
-    """Closes in on the layer average below which too much is lost."""
+    """Narrows an interval of layer averages that holds the cheapest plan within the limits.
 
-    predictor: Predictor
+    The interval is (low, high): at ``low`` no plan within the limits was found, and a plan that
+    costs ``high`` is within. Each search moves one of both ends.
+    """
+
+    problem: Problem
     allowance: Allowance
     sizes: Mapping[str, int]
-    max_cuts: int
     low: float = 0.0
     """A search failed here; at first, no plan is this cheap."""
     high: float = 1.0
@@ -35,14 +38,17 @@ class Hunt:
     """How many times the predicted loss was measured in the last search."""
 
     def __post_init__(self) -> None:
-        self.low = self.predictor.limits.least
-        points = list(fronts.predictions(self.predictor, self.max_cuts))
+        predictor = self.problem.predictor
+        self.low = predictor.limits.least
+        points = list(fronts.predictions(predictor, self.problem.max_cuts))
         self._costs = np.array([point.layer_average_keep for point in points])
         times = [self.predicted(point.cuts) for point in points]
         self._times = np.minimum.accumulate(times)
 
     def next(self) -> float:
         """The budget to search: where the prediction, as corrected so far, crosses the limit."""
+        # Measured times = scale * predicted times. So the limit, 1, is met where the prediction is
+        # 1 / scale, which is interpolated on the predicted front. A margin keeps the guess inside.
         wanted = 1 / self.scale if self.scale > 0 else np.inf
         guess = float(np.interp(-wanted, -self._times, self._costs))
         margin = min(0.2 * (self.high - self.low), LEAST_STEP)
@@ -72,9 +78,9 @@ class Hunt:
 
     def predicted(self, cuts: Sequence[Cut]) -> float:
         """How many times the limit a plan is predicted to lose."""
-        predictor = self.predictor
+        predictor = self.problem.predictor
         return self.allowance.times(predictor.loss(cuts), predictor.flips(cuts), self.sizes)
 
     def cost(self, cuts: tuple[Cut, ...]) -> float:
         """Layer average of keep."""
-        return fronts.average(self.predictor, cuts)
+        return fronts.average(self.problem.predictor, cuts)

@@ -1,4 +1,4 @@
-"""Learns from measured plans where the prediction misses."""
+"""Corrects the prediction by what measured plans have lost."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Floats = NDArray[np.float64]
 Cuts = tuple[Cut, ...]
 
 FEWEST = 12
-"""Measured plans below which the prediction stands as it is."""
+"""Number of measured plans below which the prediction is not corrected."""
 MOST_PLANS = 160
-"""Plans learned from: those nearest in cost. Time grows with their cube."""
+"""Most plans to learn from, the nearest in cost. Time grows with the cube of their number."""
 _TINY = 1e-3  # nats; what lies below is noise
 
 
@@ -59,6 +59,7 @@ class Correction:
         features, log = self._features(plans)
         if self._model is None:
             return np.asarray(np.exp(log))
+        # score = predicted * exp(mean + caution * error), the mean and error of the process.
         mean, error = self._model.predict(features, return_std=True)
         return np.asarray(np.exp(log + mean + caution * error))
 
@@ -69,6 +70,9 @@ class Correction:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
+        # The target is log((measured + t) / (predicted + t)), t = _TINY: a factor, not a sum, as
+        # losses span orders of magnitude. Length scales of 0.5 or more keep
+        # the process from fitting noise; WhiteKernel is the noise of the measurement.
         features, log = self._features(self.plans)
         kernel = ConstantKernel(0.3) * Matern(3.0, (0.5, 50.0), nu=2.5) + WhiteKernel(0.1)
         process = GaussianProcessRegressor(kernel, normalize_y=True)
@@ -83,6 +87,7 @@ class Correction:
         summed = p.objective.values([p.losses(cuts) for cuts in plans], p.groups)
         deepest = p.objective.values([p.deepest(cuts) for cuts in plans], p.groups)
         log = np.log(summed + _TINY)
+        # Square roots spread out the quarters with few tokens, where a token counts most.
         rows = []
         for cuts in plans:
             schedule = np.array(Plan(cuts=cuts).schedule(n, p.limits.n_layers)) / max(n, 1)

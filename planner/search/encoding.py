@@ -33,7 +33,7 @@ class Choice:
 
     selector: str
     fixed: Mapping[str, Any]
-    """The other parameters, where they are not the defaults."""
+    """The other parameters that differ from their defaults."""
 
     @property
     def label(self) -> str:
@@ -75,6 +75,11 @@ class Encoding:
     choices: tuple[Choice, ...]
     max_cuts: int
     profile: Profile | None = None
+
+    # A plan becomes numbers as follows. Every trial has the same parameters: max_cuts slots, each
+    # with a layer, a ratio and a selector, the number of slots in use, and the drop-all. Slot i
+    # keeps alive_i = ratio_i * alive_{i-1} tokens, so that any ratios in (0, 1] make a plan whose
+    # cuts keep ever fewer tokens. The budget rescales the counts afterwards (`fill`).
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -120,11 +125,12 @@ class Encoding:
         n_cuts = params["n_cuts"] if drop == never else min(params["n_cuts"], self.max_cuts - 1)
         by_label = {choice.label: choice for choice in self.choices}
         cuts: list[Cut] = []
+        # The slots in order of layer; `alive` is the number of tokens after the cuts so far.
         alive = float(n)
         for i in sorted(range(n_cuts), key=lambda i: params[f"layer_{i}"]):
             layer = params[f"layer_{i}"]
             if layer >= drop or (cuts and cuts[-1].layer == layer):
-                continue
+                continue  # nothing is left to cut, or an earlier slot has cut at this layer
             alive *= params[f"ratio_{i}"]
             choice = by_label[params[f"selector_{i}"]]
             keep = exact_keep(max(1, round(alive)), n)
@@ -146,6 +152,8 @@ class Encoding:
             if self.profile is not None and useful(self.profile):
                 part = max(0.1, share(self.profile, drops[0])) if drops else 1.0
                 params["drop_share"] = part
+        # ratio_i = count_i / count_{i-1} inverts `decode`. Unused slots get values as well, since
+        # samplers that model all parameters jointly need every one of them.
         before = n
         for i in range(self.max_cuts):
             cut = kept[min(i, len(kept) - 1)]

@@ -1,28 +1,31 @@
-"""The last round of a search: its best plans measured again, on samples it did not choose by.
+"""The last round of a search, which measures the best plans again on further samples.
 
-The best of many measured plans looks better than it is, because it is chosen by the same samples
-that it is measured on. Further samples tell the finalists apart, and give an honest figure.
+The best of many measured plans looks better than it is, because the samples that it is measured
+on are those that it was chosen by. Further samples give an unbiased figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from tpcal.planner.prediction.objective import Objective
-from tpcal.planner.search.study import fully_measured
-from tpcal.planner.search.trials import Measures, cuts_of, group_means, measure_all, rank
-
-if TYPE_CHECKING:
-    from tpcal.calibrate.profile import Profile
+from tpcal.planner.search import ledger
+from tpcal.planner.search.ledger import (
+    GroupMeans,
+    SampleGroups,
+    cuts_of,
+    fully_measured,
+    means_of,
+    rank,
+)
+from tpcal.planner.search.settings import Progress
+from tpcal.planner.search.trials import Measures, measure_all
 
 N_FINALISTS = 8
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,8 @@ class Final:
     """A finalist."""
 
     trial: FrozenTrial
-    measured: Mapping[str, float]
-    """Nats per group on the further samples."""
-    flips: Mapping[str, float]
+    means: GroupMeans
+    """On the further samples."""
     value: float
     """Objective over both sets of samples."""
 
@@ -44,7 +46,7 @@ def play(
     objective: Objective,
     progress: Progress | None = None,
 ) -> Final | None:
-    """The winner; None where no plan was measured. What was measured before is not run again."""
+    """The winner; None if no plan was measured. What was measured before is not run again."""
     chosen = sorted(fully_measured(study), key=rank)[:N_FINALISTS]
     found = []
     for place, trial in enumerate(chosen):
@@ -57,28 +59,26 @@ def play(
 def _final(
     study: Study, trial: FrozenTrial, measurer: Measures, finals: Measures, objective: Objective
 ) -> Final:
-    kept = again(study, trial, finals)
+    means = again(study, trial, finals)
     first, more = sizes(measurer), sizes(finals)
-    before = trial.user_attrs["measured"]
+    before, after = means_of(trial).measured, means.measured
     pooled = {
-        g: (before[g] * n + kept["measured"].get(g, 0.0) * more.get(g, 0)) / (n + more.get(g, 0))
+        g: (before[g] * n + after.get(g, 0.0) * more.get(g, 0)) / (n + more.get(g, 0))
         for g, n in first.items()
     }
-    return Final(trial, kept["measured"], kept["flips"], objective.of(pooled))
+    return Final(trial, means, objective.of(pooled))
 
 
-def again(study: Study, trial: FrozenTrial, finals: Measures) -> dict[str, dict[str, float]]:
-    """``measured`` and ``flips`` of a trial's plan on further samples; kept in the study."""
-    key = f"final-{trial.number}"
-    kept: dict[str, Any] | None = study.user_attrs.get(key)
-    if kept is None:
-        kl, flips = measure_all(finals, cuts_of(trial))
-        kept = {"measured": group_means(finals, kl), "flips": group_means(finals, flips)}
-        study.set_user_attr(key, kept)
-    return kept
+def again(study: Study, trial: FrozenTrial, finals: Measures) -> GroupMeans:
+    """What a trial's plan loses on further samples, which is measured once for each study."""
+    means = ledger.final(study, trial)
+    if means is None:
+        means = measure_all(finals, cuts_of(trial))
+        ledger.write_final(study, trial, means)
+    return means
 
 
-def sizes(source: Measures | Profile) -> dict[str, int]:
-    """Samples of each group."""
-    counts = np.bincount(np.asarray(source.sample_group), minlength=len(source.groups))
-    return dict(zip(source.groups, counts.tolist(), strict=True))
+def sizes(samples: SampleGroups) -> dict[str, int]:
+    """Number of samples of each group."""
+    counts = np.bincount(np.asarray(samples.sample_group), minlength=len(samples.groups))
+    return dict(zip(samples.groups, counts.tolist(), strict=True))

@@ -9,8 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import tpcal
-from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
+from tpcal.planner.prediction.budget import LAYER_AVERAGE
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.problem import Problem
+from tpcal.planner.search.ledger import GroupMeans
 from tpcal.plans import schema
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.redaction import redacted_data
@@ -20,32 +22,28 @@ LIBRARIES = ("numpy", "optuna", "scipy", "torch", "transformers")
 
 
 def finished_plan(
-    predictor: Predictor,
-    budget: Budget,
+    problem: Problem,
     cuts: Sequence[Cut],
     facts: Mapping[str, Any],
-    *,
-    measured: Mapping[str, float] | None = None,
-    flips: Mapping[str, float] | None = None,
+    means: GroupMeans | None = None,
 ) -> Plan:
     """The plan to be written to a file.
 
     Args:
-        predictor: Supplies predicted loss, model and cost.
-        budget: What was asked for.
+        problem: Supplies predicted loss, model and cost, and what was asked for.
         cuts: What the search chose.
         facts: Provenance of the search: seed, sampler, study, command; None is left out.
-        measured: Nats per group, where the model was run.
-        flips: Share of changed answers per group, where the model was run.
+        means: What it lost when the model was run; None: it was not run.
     """
-    profile = predictor.profile
+    profile, predictor, budget = problem.profile, problem.predictor, problem.budget
+    lost = GroupMeans({}, {}) if means is None else means
     reached = round(predictor.prices.of(cuts, budget.kind), 6)
     kind = None if budget.kind == LAYER_AVERAGE else budget.kind
     plan = Plan(
         cuts=tuple(cuts),
         model=profile.model,
         budget=schema.ReachedBudget(budget.target, reached, kind),
-        loss=Loss(_rounded(predictor.loss(cuts)), _rounded(measured), _rounded(flips)),
+        loss=Loss(_rounded(predictor.loss(cuts)), _rounded(lost.measured), _rounded(lost.flips)),
         provenance=_provenance(predictor, facts),
     )
     cost = plan_cost(
@@ -82,5 +80,5 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _rounded(values: Mapping[str, float] | None) -> dict[str, float]:
-    return {group: round(value, 6) for group, value in (values or {}).items()}
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {group: round(value, 6) for group, value in values.items()}

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.storages import BaseStorage
+from optuna.study import Study
 
 from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
 from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.search.study import fully_measured
-from tpcal.planner.search.study_rules import load
-from tpcal.planner.search.trials import cuts_of
+from tpcal.planner.search.ledger import Ledger, cuts_of, fully_measured, means_of
 from tpcal.plans.schema import Cut
 
 BUDGETS = (0.05, 0.1, 0.15, 0.22, 0.3, 0.4, 0.5, 0.65, 0.8)
@@ -60,8 +58,10 @@ def pareto(points: Iterable[Point]) -> tuple[Point, ...]:
     return tuple(front)
 
 
-def front(predictor: Predictor, storage: BaseStorage, max_cuts: int = 4) -> tuple[Point, ...]:
-    """The front of all plans that searches from one profile measured; predicted where none were.
+def front(
+    predictor: Predictor, storage: Path | str | BaseStorage | None, max_cuts: int = 4
+) -> tuple[Point, ...]:
+    """The front of all plans that searches from one profile measured; predicted if none were.
 
     Losses compare only on the same samples: of searches on several sets of samples, those on the
     set with most plans count.
@@ -70,42 +70,35 @@ def front(predictor: Predictor, storage: BaseStorage, max_cuts: int = 4) -> tupl
         predictor: Of the profile.
         storage: Where its searches are kept.
         max_cuts: Most cuts of a predicted plan.
+
+    Raises:
+        UsageError: ``storage`` cannot be used.
     """
-    known = on_one_set(predictor, storage)
+    known = on_one_set(predictor, Ledger.open(storage, predictor.profile))
     if known:
         return pareto(m.point for m in known)
     return pareto(predictions(predictor, max_cuts))
 
 
-def on_one_set(predictor: Predictor, storage: BaseStorage) -> list[MeasuredPoint]:
+def on_one_set(predictor: Predictor, ledger: Ledger) -> list[MeasuredPoint]:
     """Every plan that searches from a profile measured, on the samples that most were."""
-    by_samples: dict[str, dict[tuple[Cut, ...], MeasuredPoint]] = defaultdict(dict)
-    start = prefix(predictor)
-    for name in optuna.get_all_study_names(storage):
-        if name.startswith(start):
-            samples = name.removeprefix(start).partition("-")[0]
-            for found in in_study(predictor, storage, name):
-                by_samples[samples].setdefault(found.point.cuts, found)
-    return list(max(by_samples.values(), key=len, default={}).values())
+    known: list[dict[tuple[Cut, ...], MeasuredPoint]] = []
+    for studies in ledger.by_samples():
+        known.append({})
+        for found in measured(predictor, studies):
+            known[-1].setdefault(found.point.cuts, found)
+    return list(max(known, key=len, default={}).values())
 
 
-def prefix(predictor: Predictor) -> str:
-    """How the names of all studies of a profile begin."""
-    return f"tpcal-{predictor.profile.digest.removeprefix('sha256:')[:12]}-"
-
-
-def measured(predictor: Predictor, storage: BaseStorage, study: str) -> Iterator[Point]:
+def measured(predictor: Predictor, studies: Iterable[Study]) -> list[MeasuredPoint]:
     """Every plan that was measured on all samples of a study."""
-    return (found.point for found in in_study(predictor, storage, study))
-
-
-def in_study(predictor: Predictor, storage: BaseStorage, study: str) -> Iterator[MeasuredPoint]:
-    """The same with what was measured."""
-    for trial in fully_measured(load(storage, study)):
-        cuts, losses = cuts_of(trial), trial.user_attrs["measured"]
-        loss, worst = predictor.objective.of(losses), max(losses.values())
+    found = []
+    for trial in (trial for study in studies for trial in fully_measured(study)):
+        cuts, means = cuts_of(trial), means_of(trial)
+        loss, worst = predictor.objective.of(means.measured), max(means.measured.values())
         point = Point(average(predictor, cuts), loss, cuts, measured=True, worst=worst)
-        yield MeasuredPoint(point, losses, trial.user_attrs["flips"])
+        found.append(MeasuredPoint(point, means.measured, means.flips))
+    return found
 
 
 def predictions(predictor: Predictor, max_cuts: int) -> Iterator[Point]:

@@ -1,4 +1,4 @@
-"""How much a plan may lose, and how many times that it loses."""
+"""Limits on what a plan may lose, and how far a plan exceeds them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Losses = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Allowance:
-    """The limits of a plan; those that are None do not hold.
+    """The limits of a plan; None sets no limit.
 
     A loss is the worst group's, as a mean hides a group that is ruined. Changed answers are
     counted over all samples, as in a certificate, unless each group is asked for.
@@ -24,13 +24,13 @@ class Allowance:
     max_flips: float | None = None
     """Share of answers that may change."""
     each_group: bool = False
-    """Whether ``max_flips`` is about every group, and not about all samples."""
+    """Whether ``max_flips`` limits every group instead of all samples together."""
 
     def check(self) -> None:
-        """Nothing, where there is a limit and each is a number.
+        """Checks the limits.
 
         Raises:
-            UsageError: There is none, or it is negative, infinite or, as a share, above 1.
+            UsageError: There is no limit, or one is negative, infinite or, as a share, above 1.
         """
         if self.max_loss is None and self.max_flips is None:
             raise UsageError("max_loss or max_flips must be given; got neither.")
@@ -41,11 +41,11 @@ class Allowance:
 
     @property
     def nothing(self) -> bool:
-        """Whether only a plan that changes nothing at all is within."""
+        """Whether only a plan that changes nothing is within the limits."""
         return self.max_loss == 0 or self.max_flips == 0
 
     def times(self, losses: Losses, flips: Losses, sizes: Mapping[str, int]) -> float:
-        """How many times the limit is lost: at most 1 within, the larger where there are two.
+        """The loss divided by its limit: at most 1 within the limits, the larger of two ratios.
 
         Args:
             losses: Nats per group.
@@ -66,13 +66,13 @@ class Allowance:
         return sum(flips[g] * sizes[g] for g in flips) / sum(sizes[g] for g in flips)
 
     def guard(self, losses: Losses, flips: Losses, sizes: Mapping[str, int], kind: str) -> None:
-        """Nothing, where a plan is within; arguments as `times`.
+        """Refuses a plan that exceeds a limit; arguments as `times`.
 
         Args:
-            kind: Where the figures are from: ``measured`` or ``predicted``.
+            kind: ``measured`` or ``predicted``, as the error says it.
 
         Raises:
-            GuardrailError: It loses more; names the group.
+            GuardrailError: The plan loses more; the message names the group.
         """
         worst = max(losses, key=lambda group: losses[group])
         if self.max_loss is not None and not losses[worst] <= self.max_loss:

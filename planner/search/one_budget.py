@@ -6,36 +6,34 @@ the same seed gives the same plan, interrupted or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import optuna
-from optuna.storages import BaseStorage
+from optuna.study import Study
 
-from tpcal.planner.prediction.budget import Budget
-from tpcal.planner.prediction.neighbours import fill
-from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.prediction.optimum import worst_group_optimum
-from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.finals import play
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.planner.search.front import Point
+from tpcal.planner.search.ledger import (
+    GroupMeans,
+    Ledger,
+    Tried,
+    cuts_of,
+    finished,
+    fully_measured,
+    means_of,
+    rank,
+    tried,
+)
 from tpcal.planner.search.loss_limits import Allowance
-from tpcal.planner.search.run import Loop, family, prepare
-from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.study import FINISHED, SAMPLERS, fully_measured
-from tpcal.planner.search.trials import Measures, Tried, cuts_of, rank, tried
-from tpcal.plans.errors import UsageError
+from tpcal.planner.search.run import run
+from tpcal.planner.search.settings import Progress, SearchSettings
+from tpcal.planner.search.trials import Measures
 from tpcal.plans.schema import Cut, Plan
-
-if TYPE_CHECKING:
-    from tpcal.calibrate.profile import Profile
-
-Progress = Callable[[int, int, str], None]
-N_TRIALS = 100
 
 
 @dataclass(frozen=True)
@@ -49,118 +47,102 @@ class Result:
 
 
 def search(
-    profile: Profile,
-    budget: Budget | float,
+    problem: Problem,
     *,
     measurer: Measures | None = None,
     finals: Measures | None = None,
-    n_trials: int = N_TRIALS,
-    timeout: float | None = None,
-    seed: int = 0,
-    storage: Path | str | BaseStorage | None = None,
-    max_cuts: int = 4,
+    settings: SearchSettings | None = None,
     max_loss: float | None = None,
-    weights: Mapping[str, float] | None = None,
-    sampler: str = "tpe",
-    propose: bool = True,
-    command: str | None = None,
-    progress: Progress | None = None,
 ) -> Result:
     """The plan that loses least within a budget, and the front it lies on.
 
+    Example:
+        >>> search(Problem.of(profile, 0.22)).plan.cuts
+
     Args:
-        profile: What calibration found.
-        budget: What the plan may cost; a number is a layer average of keep in (0, 1], met to
-            within one token.
+        problem: The profile, what the plan may cost, and how many cuts it may have.
         measurer: Runs the model; None: the plan is chosen by prediction alone, without Optuna.
         finals: Measures the best plans again, on other samples; the plan's loss is from these.
-        n_trials: Plans measured in all, those of earlier runs of the study among them. Suggestions
-            that repeat a plan are not measured again and not counted, up to 4 per trial.
-        timeout: Seconds after which no further trial starts.
-        seed: Of the sampler.
-        storage: Journal file or database URL that keeps the study; None: memory.
-        max_cuts: Most cuts of a plan, drop-all among them.
+        settings: How the search runs.
         max_loss: Nats the worst group may lose.
-        weights: What the loss of a group counts beside that of the others (`Objective`).
-        sampler: One of `tpcal.planner.search.study.SAMPLERS`.
-        propose: Whether seeds and proposals take turns with the sampler; for comparisons.
-        command: What the user typed, for the plan's provenance.
-        progress: Told after every trial.
 
     Raises:
-        UsageError: A bad budget, weight or sampler, or ``storage`` cannot be used.
+        UsageError: ``settings.storage`` cannot be used.
         BudgetError: No plan is that cheap.
         GuardrailError: The best plan's worst group loses more than ``max_loss``.
     """
-    predictor = Predictor(profile, Objective(weights or {}))
-    budget = budget if isinstance(budget, Budget) else Budget(budget)
-    predictor.prices.check(budget)
-    if sampler not in SAMPLERS:
-        raise UsageError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler}.")
-    facts: dict[str, Any] = {"seed": seed, "command": command, "weights": weights or None}
-    if measurer is None or not fill(predictor, (), budget):
-        cuts = worst_group_optimum(predictor, budget, max_cuts)
-        points = [*fronts.predictions(predictor, max_cuts), fronts.point(predictor, cuts)]
-        result = _finished(predictor, budget, cuts, facts | {"sampler": "prediction only"}, points)
+    settings = settings or SearchSettings()
+    if measurer is None or problem.allows_unpruned:
+        result = _predicted(problem, settings)
     else:
-        opened = open_storage(storage)
-        loop = prepare(
-            predictor,
-            budget,
-            measurer,
-            opened,
-            seed=seed,
-            max_cuts=max_cuts,
-            sampler=sampler,
-            propose=propose,
-        )
-        loop.run(n_trials, timeout, progress)
-        facts |= {"sampler": f"{sampler} and proposals" if propose else sampler}
-        result = _conclude(loop, facts, opened, finals, progress)
+        ledger = Ledger.open(settings.storage, problem.profile)
+        study = run(problem, measurer, ledger, settings)
+        chosen = _chosen(problem, study, measurer, finals, settings.progress)
+        known = fronts.measured(problem.predictor, ledger.studies(measurer))
+        result = _measured(problem, settings, study, chosen, [found.point for found in known])
     _guard(result.plan, max_loss)
     return result
 
 
-def _conclude(
-    loop: Loop,
-    facts: dict[str, Any],
-    storage: BaseStorage,
+def _predicted(problem: Problem, settings: SearchSettings) -> Result:
+    """The plan chosen by prediction alone."""
+    predictor = problem.predictor
+    cuts = worst_group_optimum(predictor, problem.budget, problem.max_cuts)
+    points = [*fronts.predictions(predictor, problem.max_cuts), fronts.point(predictor, cuts)]
+    facts = _facts(problem, settings) | {"sampler": "prediction only"}
+    return _finished(problem, cuts, facts, points)
+
+
+def _chosen(
+    problem: Problem,
+    study: Study,
+    measurer: Measures,
     finals: Measures | None,
     progress: Progress | None,
-) -> Result:
-    study, predictor = loop.study, loop.predictor
-    trials = study.get_trials(deepcopy=False, states=FINISHED)
+) -> tuple[tuple[Cut, ...], GroupMeans | None]:
+    """The cuts of the best plan and what it lost; the predicted optimum if none was measured."""
     full = fully_measured(study)
-    facts = facts | {"study": study.study_name, "n_trials": len(full)}
-    start = family(predictor, loop.measurer)
-    names = [n for n in optuna.get_all_study_names(storage) if n.startswith(start)]
-    points = [p for name in names for p in fronts.measured(predictor, storage, name)]
-    measured: dict[str, Any] = {}
-    if not full:  # no time, no trials
-        cuts = worst_group_optimum(predictor, loop.budget, loop.encoding.max_cuts)
-    else:
-        best = min(full, key=rank)
-        measured = {name: best.user_attrs[name] for name in ("measured", "flips")}
-        final = finals and play(study, loop.measurer, finals, predictor.objective, progress)
-        if final:
-            best, measured = final.trial, {"measured": final.measured, "flips": final.flips}
-        cuts = cuts_of(best)
-    result = _finished(predictor, loop.budget, cuts, facts, points, **measured)
-    return replace(result, trials=tuple(map(tried, trials)), study=study.study_name)
+    if not full:  # there was no time for a trial
+        return worst_group_optimum(problem.predictor, problem.budget, problem.max_cuts), None
+    final = finals and play(study, measurer, finals, problem.objective, progress)
+    if final:
+        return cuts_of(final.trial), final.means
+    best = min(full, key=rank)
+    return cuts_of(best), means_of(best)
+
+
+def _measured(
+    problem: Problem,
+    settings: SearchSettings,
+    study: Study,
+    chosen: tuple[tuple[Cut, ...], GroupMeans | None],
+    points: Sequence[Point],
+) -> Result:
+    """The plan chosen by what was measured."""
+    facts = _facts(problem, settings) | {
+        "sampler": settings.suggests,
+        "study": study.study_name,
+        "n_trials": len(fully_measured(study)),
+    }
+    result = _finished(problem, chosen[0], facts, points, chosen[1])
+    return replace(result, trials=tuple(map(tried, finished(study))), study=study.study_name)
 
 
 def _finished(
-    predictor: Predictor,
-    budget: Budget,
+    problem: Problem,
     cuts: tuple[Cut, ...],
-    facts: dict[str, Any],
+    facts: Mapping[str, Any],
     points: Sequence[Point],
-    **measured: Any,
+    means: GroupMeans | None = None,
 ) -> Result:
     front = fronts.pareto(points)
-    beside = fronts.beside(front, fronts.average(predictor, cuts))
-    plan = finished_plan(predictor, budget, cuts, facts | {"front": beside or None}, **measured)
+    beside = fronts.beside(front, fronts.average(problem.predictor, cuts))
+    plan = finished_plan(problem, cuts, {**facts, "front": beside or None}, means)
     return Result(plan, front)
+
+
+def _facts(problem: Problem, settings: SearchSettings) -> dict[str, Any]:
+    return {"seed": settings.seed, "command": settings.command, "weights": problem.weights}
 
 
 def _guard(plan: Plan, max_loss: float | None) -> None:

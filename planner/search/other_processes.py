@@ -14,6 +14,14 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from tpcal.planner.search.ledger import (
+    owner_of,
+    queued_for,
+    signs_of_life,
+    write_beat,
+    write_owner,
+)
+
 BEAT_S = 20.0
 """Seconds between the signs of life of a process that measures."""
 SILENCE_S = 120.0
@@ -22,11 +30,11 @@ _NAP_S = 0.25
 
 
 class Others:
-    """What one process knows of the others.
+    """What one process knows about the other processes of a study.
 
-    A process that is gone leaves its trial running for ever. Optuna's own heartbeat is kept by
-    databases alone, not by journals or gRPC proxies; this one works in every storage. It compares
-    no clocks of two hosts: a trial is silent while this process sees nothing of it change.
+    A process that has died leaves its trial in the state RUNNING. Optuna has a heartbeat for
+    databases only, not for journals or gRPC proxies; this one works in every storage. It does not
+    compare the clocks of two hosts: a trial is silent while this process sees no change of it.
 
     Args:
         study: The shared study.
@@ -48,15 +56,15 @@ class Others:
         return [trial for trial in running if trial not in gone]
 
     def wait(self) -> None:
-        """Gives the others a moment."""
+        """Sleeps for a moment, in which other processes go on."""
         time.sleep(_NAP_S)
 
     def have(self, trial: Trial) -> bool:
         """Whether an older trial was queued for the same plan, by a process at the same moment."""
         trials = self._study.get_trials(deepcopy=False)
-        queued = _queued_for(trials[trial.number])
+        queued = queued_for(trials[trial.number])
         older = (t for t in trials[: trial.number] if t.state != TrialState.FAIL)
-        return queued is not None and any(_queued_for(t) == queued for t in older)
+        return queued is not None and any(queued_for(t) == queued for t in older)
 
     def n_before(self, trial: Trial) -> int:
         """How many older trials are running."""
@@ -64,10 +72,10 @@ class Others:
         return sum(other.number < trial.number for other in running)
 
     def _is_gone(self, trial: FrozenTrial) -> bool:
-        host, _, pid = str(trial.user_attrs.get("owner", "")).rpartition(":")
+        host, pid = owner_of(trial)
         if host == socket.gethostname() and not _is_another(int(pid)):
             return True
-        sign = (host, pid, trial.user_attrs.get("beat"), len(trial.intermediate_values))
+        sign = signs_of_life(trial)
         now = time.monotonic()
         if self._heard.get(trial.number, (None, now))[0] != sign:
             self._heard[trial.number] = sign, now
@@ -82,7 +90,7 @@ def owner() -> str:
 @contextmanager
 def measuring(trial: Trial) -> Iterator[None]:
     """Marks the trial as this process's, and gives signs of life while the context lasts."""
-    trial.set_user_attr("owner", owner())
+    write_owner(trial, owner())
     ended = Event()
     thread = Thread(target=_beat, args=(trial, ended), daemon=True)
     thread.start()
@@ -100,18 +108,13 @@ def _beat(trial: Trial, ended: Event) -> None:
         with suppress(
             Exception
         ):  # a storage out of reach for a moment; the next one may get there
-            trial.set_user_attr("beat", n_beats)
+            write_beat(trial, n_beats)
 
 
 def give_up(study: Study, number: int) -> None:
     """Marks a trial as failed, unless another process has been faster."""
     with suppress(UpdateFinishedTrialError):
         study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-
-
-def _queued_for(trial: FrozenTrial) -> Any:
-    seed = trial.user_attrs.get("seed_place")
-    return trial.system_attrs.get("fixed_params") if seed is None else seed
 
 
 def _is_another(pid: int) -> bool:

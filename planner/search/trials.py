@@ -1,47 +1,34 @@
-"""One trial of a search: measuring a plan sample by sample, and reading it back from the study."""
+"""One trial of a search: a plan is measured sample by sample, until all are or it is stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import optuna
 from numpy.typing import ArrayLike, NDArray
-from optuna.trial import FrozenTrial
 
 from tpcal.planner.prediction.objective import MOST, Objective
-from tpcal.planner.search.study import BestPruner
+from tpcal.planner.search.ledger import (
+    STOPPED,
+    GroupMeans,
+    SampleGroups,
+    write_means,
+    write_outcome,
+)
+from tpcal.planner.search.pruning import BestPruner
 from tpcal.plans.errors import RunFailed
-from tpcal.plans.schema import Condition, Cut
+from tpcal.plans.schema import Cut
 
 Floats = NDArray[np.float64]
 
 
-class Measures(Protocol):
+class Measures(SampleGroups, Protocol):
     """Runs plans on calibration samples; `tpcal.calibrate.measure.Measurer` is one."""
 
-    @property
-    def groups(self) -> Sequence[str]: ...
-
-    @property
-    def sample_group(self) -> NDArray[Any]: ...
-
-    def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[ArrayLike, ArrayLike, ArrayLike]]: ...
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One plan of a study."""
-
-    cuts: tuple[Cut, ...]
-    loss: float
-    """The objective; an estimate where the trial was stopped."""
-    measured: dict[str, float]
-    flips: dict[str, float]
-    outcome: str
-    """``measured`` on all samples, ``stopped`` early, or ``repeat`` of an earlier plan."""
+    def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[ArrayLike, ArrayLike, ArrayLike]]:
+        """Sample numbers, nats and changed answers of a plan, one batch after another."""
 
 
 def measure(
@@ -51,31 +38,29 @@ def measure(
     pruner: BestPruner,
     objective: Objective,
 ) -> float:
-    """Objective of a plan; an estimate where the pruner stops the trial."""
+    """Objective of a plan; an estimate if the pruner stops the trial."""
     kl, flips = np.full((2, len(measurer.sample_group)), np.nan)
     for at in _fill(measurer, cuts, kl, flips):
         for sample in at.tolist():
             trial.report(float(kl[sample]), sample)
         if np.isnan(kl).any() and trial.should_prune():
-            trial.set_user_attr("outcome", "stopped")
+            write_outcome(trial, STOPPED)
             seen = np.flatnonzero(~np.isnan(kl))
             return pruner.estimate(trial.study, {int(s): float(kl[s]) for s in seen})
-    measured = group_means(measurer, kl)
-    trial.set_user_attr("measured", measured)
-    trial.set_user_attr("flips", group_means(measurer, flips))
-    trial.set_user_attr("outcome", "measured")
-    return objective.of(measured)
+    means = GroupMeans(_group_means(measurer, kl), _group_means(measurer, flips))
+    write_means(trial, means)
+    return objective.of(means.measured)
 
 
-def measure_all(measurer: Measures, cuts: Sequence[Cut]) -> tuple[Floats, Floats]:
-    """[n] nats, at most `MOST`, and [n] 1 where the answer changes, of every sample."""
+def measure_all(measurer: Measures, cuts: Sequence[Cut]) -> GroupMeans:
+    """What a plan loses on all samples, each counted with `MOST` nats at most."""
     kl, flips = np.full((2, len(measurer.sample_group)), np.nan)
     for _ in _fill(measurer, cuts, kl, flips):
         pass
-    return kl, flips
+    return GroupMeans(_group_means(measurer, kl), _group_means(measurer, flips))
 
 
-def group_means(measurer: Measures, values: Floats) -> dict[str, float]:
+def _group_means(measurer: Measures, values: Floats) -> dict[str, float]:
     """Mean of [n] values for each group."""
     own = np.asarray(measurer.sample_group)
     return {g: float(values[own == i].mean()) for i, g in enumerate(measurer.groups)}
@@ -95,27 +80,3 @@ def _fill(
                 "The losses of a plan must be numbers; got nan. Use --dtype float32 or bfloat16."
             )
         yield at
-
-
-def rank(trial: FrozenTrial) -> tuple[float, int, int]:
-    """Order of fully measured trials: objective, then cuts, then age."""
-    assert trial.value is not None
-    return trial.value, len(trial.user_attrs["cuts"]), trial.number
-
-
-def tried(trial: FrozenTrial) -> Tried:
-    """A finished trial of a study."""
-    assert trial.value is not None
-    attrs = trial.user_attrs
-    measured, flips = attrs.get("measured", {}), attrs.get("flips", {})
-    return Tried(cuts_of(trial), trial.value, measured, flips, attrs["outcome"])
-
-
-def cuts_of(trial: FrozenTrial) -> tuple[Cut, ...]:
-    """The cuts that a finished trial stands for."""
-    return tuple(map(_cut, trial.user_attrs["cuts"]))
-
-
-def _cut(plain: dict[str, Any]) -> Cut:
-    condition = plain["condition"]
-    return Cut(**{**plain, "condition": Condition(**condition) if condition else None})

@@ -1,36 +1,32 @@
-"""Plans from what was measured before: the whole front once, then any budget without the model."""
+"""Searches the whole front once, and then answers any budget without running the model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import optuna
-from optuna.storages import BaseStorage
-
-from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
+from tpcal.planner.prediction.budget import LAYER_AVERAGE
 from tpcal.planner.prediction.neighbours import fill
-from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.correction import FEWEST, Correction
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.planner.search.front import BUDGETS, MeasuredPoint, Point
-from tpcal.planner.search.one_budget import search
-from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.study_rules import load
+from tpcal.planner.search.ledger import (
+    GroupMeans,
+    Ledger,
+    is_of_whole_front,
+    mark_of_whole_front,
+)
+from tpcal.planner.search.run import run
+from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import BudgetError
 from tpcal.plans.schema import Cut, Plan
 
-if TYPE_CHECKING:
-    from tpcal.calibrate.profile import Profile
-
-Progress = Callable[[int, int, str], None]
 N_TRIALS = 300
 FEWEST_TRIALS = 6
 """Of each budget of the front."""
@@ -38,72 +34,49 @@ STEP = 1.6
 """Measured plans this many times cheaper and dearer than a budget tell what is best on it: the
 budgets of the front lie closer, up to one twice the other at the cheap end."""
 N_MOVED = 40
-_PART = "whole front"
 
 
 def whole_front(
-    profile: Profile,
-    *,
-    measurer: Measures,
-    n_trials: int = N_TRIALS,
-    timeout: float | None = None,
-    storage: Path | str | BaseStorage | None = None,
-    weights: Mapping[str, float] | None = None,
-    progress: Progress | None = None,
-    **options: Any,
+    problem: Problem, *, measurer: Measures, settings: SearchSettings | None = None
 ) -> tuple[Point, ...]:
     """Searches every budget of `BUDGETS` that can be reached, and returns the front.
 
     Each is a study like that of a single budget, so an interrupted run continues, and plans that
     one measured are where the next begins.
 
+    Example:
+        >>> settings = SearchSettings(n_trials=N_TRIALS, storage="study.journal")
+        >>> whole_front(Problem.of(profile), measurer=measurer, settings=settings)
+
     Args:
-        profile: What calibration found.
+        problem: The profile and how many cuts a plan may have; its budget is not looked at.
         measurer: Runs the model.
-        n_trials: Plans measured in all, shared evenly.
-        timeout: Seconds after which no further trial starts.
-        storage: As `search`, like the arguments not named here.
-        weights: As `search`.
-        progress: Told after every trial of any budget.
+        settings: How the search runs; the trials are shared evenly. None: `N_TRIALS` trials.
 
     Raises:
-        UsageError: As `search`.
+        UsageError: ``settings.storage`` cannot be used.
     """
-    predictor = Predictor(profile, Objective(weights or {}))
-    opened = open_storage(storage)
-    budgets = [budget for budget in BUDGETS if budget >= predictor.limits.least]
-    share = max(FEWEST_TRIALS, n_trials // max(1, len(budgets)))
-    end = None if timeout is None else time.monotonic() + timeout
+    settings = settings or SearchSettings(N_TRIALS)
+    ledger = Ledger.open(settings.storage, problem.profile)
+    budgets = [budget for budget in BUDGETS if budget >= problem.predictor.limits.least]
+    share = max(FEWEST_TRIALS, settings.n_trials // max(1, len(budgets)))
+    end = settings.end
     for place, budget in enumerate(budgets):
-        left = None if end is None else max(0.0, end - time.monotonic())
-        found = search(
-            profile,
-            budget,
-            measurer=measurer,
-            n_trials=share,
-            timeout=left,
-            storage=opened,
-            weights=weights,
-            progress=progress and _of_all(place * share, len(budgets) * share, progress),
-            **options,
-        )
+        here = problem.at(budget)
+        if here.allows_unpruned:
+            continue
+        part = settings.part(place * share, share, len(budgets) * share, end)
+        study = run(here, measurer, ledger, part)
         if end is not None and time.monotonic() >= end:
             break  # this budget and the ones after it are not searched yet
-        if found.study is not None:
-            load(opened, found.study).set_user_attr(_PART, True)
-    return fronts.front(predictor, opened)
+        mark_of_whole_front(study)
+    return fronts.front(problem.predictor, ledger.storage)
 
 
-def is_searched(predictor: Predictor, storage: BaseStorage) -> bool:
-    """Whether `whole_front` has gone through the budgets that can be reached."""
-    names = optuna.get_all_study_names(storage)
-    own = [name for name in names if name.startswith(fronts.prefix(predictor))]
-    parts = [load(storage, name).user_attrs.get(_PART) for name in own]
-    return sum(map(bool, parts)) >= sum(b >= predictor.limits.least for b in BUDGETS)
-
-
-def _of_all(done: int, total: int, progress: Progress) -> Progress:
-    return lambda more, of, what: progress(done + more, total, what)
+def is_searched(predictor: Predictor, ledger: Ledger) -> bool:
+    """Whether `whole_front` has searched all budgets that can be reached."""
+    n_searched = sum(map(is_of_whole_front, ledger.studies()))
+    return n_searched >= sum(b >= predictor.limits.least for b in BUDGETS)
 
 
 @dataclass(frozen=True)
@@ -112,68 +85,62 @@ class KnownPlan:
 
     plan: Plan
     measured: bool
-    """Whether this very plan was measured before; otherwise its loss is predicted."""
+    """Whether this plan was measured before; otherwise its loss is predicted."""
     n_measured: int
-    """Plans that it was chosen by."""
+    """Number of measured plans that it was chosen by."""
 
 
-def answer(
-    profile: Profile,
-    budget: Budget,
-    storage: Path | str | BaseStorage,
-    *,
-    weights: Mapping[str, float] | None = None,
-    max_cuts: int = 4,
-    seed: int = 0,
-    command: str | None = None,
-) -> KnownPlan | None:
-    """The best plan for a budget by what was measured for others; None where that says too little.
+def answer(problem: Problem, settings: SearchSettings) -> KnownPlan | None:
+    """The best plan for a budget by what was measured for others; None if that says too little.
 
-    It says enough after `whole_front`, where `FEWEST` or more plans were measured, some of them on
+    It says enough after `whole_front`, if `FEWEST` or more plans were measured, some of them on
     both sides within a factor `STEP` of the budget. Searches for single budgets alone do not:
     another one is better searched than guessed from those. The plans near by, put on the budget,
     are compared, by the prediction corrected with all that was measured, with the measured plans
     that cost no more.
 
     Args:
-        profile: What calibration found.
-        budget: What the plan may cost.
-        storage: Where its searches are kept.
-        weights: As `search`, like the other arguments.
-        max_cuts: Most cuts of the plan.
-        seed: Kept as provenance.
-        command: Kept as provenance.
+        problem: The profile, what the plan may cost, and how many cuts it may have.
+        settings: Where the searches are kept; seed and command are kept as provenance.
 
     Raises:
-        UsageError: A bad budget or weight, or ``storage`` cannot be used.
+        UsageError: ``settings.storage`` cannot be used.
         BudgetError: No plan is that cheap.
     """
-    predictor = Predictor(profile, Objective(weights or {}))
-    predictor.prices.check(budget)
+    predictor, budget = problem.predictor, problem.budget
     if budget.kind == LAYER_AVERAGE:
         predictor.limits.budget(budget.target)
-    opened = open_storage(storage)
-    if not is_searched(predictor, opened):
+    ledger = Ledger.open(settings.storage, problem.profile)
+    if not is_searched(predictor, ledger):
         return None
-    known = fronts.on_one_set(predictor, opened)
+    known = fronts.on_one_set(predictor, ledger)
     wanted = predictor.prices.average(budget)
     near = [m for m in known if wanted / STEP <= m.point.layer_average_keep <= wanted * STEP]
     if len(known) < FEWEST or not _on_both_sides(near, wanted):
         return None
-    chosen, found = _best(predictor, budget, known, near, max_cuts)
+    return _known_plan(problem, settings, known, near)
+
+
+def _known_plan(
+    problem: Problem,
+    settings: SearchSettings,
+    known: Sequence[MeasuredPoint],
+    near: Sequence[MeasuredPoint],
+) -> KnownPlan:
+    chosen, found = _best(problem, known, near)
     front = fronts.pareto(m.point for m in known)
-    beside = fronts.beside(front, fronts.average(predictor, chosen))
+    beside = fronts.beside(front, fronts.average(problem.predictor, chosen))
     facts = {
-        "seed": seed,
-        "command": command,
-        "weights": dict(weights) if weights else None,
+        "seed": settings.seed,
+        "command": settings.command,
+        "weights": dict(problem.weights) if problem.weights else None,
         "sampler": "none: chosen by plans measured for other budgets",
         "loss": "measured" if found else "predicted",
         "n_trials": len(known),
         "front": beside or None,
     }
-    figures = {"measured": found.measured, "flips": found.flips} if found else {}
-    plan = finished_plan(predictor, budget, chosen, facts, **figures)
+    means = GroupMeans(found.measured, found.flips) if found else None
+    plan = finished_plan(problem, chosen, facts, means)
     return KnownPlan(plan, found is not None, len(known))
 
 
@@ -185,13 +152,10 @@ def _on_both_sides(near: Sequence[MeasuredPoint], wanted: float) -> bool:
 
 
 def _best(
-    predictor: Predictor,
-    budget: Budget,
-    known: Sequence[MeasuredPoint],
-    near: Sequence[MeasuredPoint],
-    max_cuts: int,
+    problem: Problem, known: Sequence[MeasuredPoint], near: Sequence[MeasuredPoint]
 ) -> tuple[tuple[Cut, ...], MeasuredPoint | None]:
     """The cuts, and what was measured of them."""
+    predictor, budget, max_cuts = problem.predictor, problem.budget, problem.max_cuts
     allowed = budget.target * (1 + 1e-9)
     fitting = [
         m

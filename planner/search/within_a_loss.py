@@ -1,4 +1,4 @@
-"""The cheapest plan that loses no more than is allowed: searches at a few budgets, up or down.
+"""The cheapest plan that loses no more than is allowed, found by searches at a few budgets.
 
 Each of them is a study like that of any other budget. So an interrupted run continues, budgets
 that were searched before cost nothing, and what is measured here serves later searches.
@@ -6,157 +6,128 @@ that were searched before cost nothing, and what is measured here serves later s
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import optuna
-from optuna.storages import BaseStorage
+from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from tpcal.planner.prediction.budget import Budget
-from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.prediction.optimum import worst_group_optimum
-from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.bracketing import Hunt
 from tpcal.planner.search.finals import again, sizes
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.planner.search.front import Point
+from tpcal.planner.search.ledger import (
+    GroupMeans,
+    Ledger,
+    cuts_of,
+    fully_measured,
+    means_of,
+    tried,
+)
 from tpcal.planner.search.loss_limits import Allowance
-from tpcal.planner.search.one_budget import N_TRIALS, Result, search
-from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.study import fully_measured
-from tpcal.planner.search.study_rules import load
-from tpcal.planner.search.trials import Measures, cuts_of, tried
+from tpcal.planner.search.one_budget import search
+from tpcal.planner.search.run import run
+from tpcal.planner.search.settings import SearchSettings
+from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import GuardrailError
 from tpcal.plans.schema import Cut, Plan
 
-if TYPE_CHECKING:
-    from tpcal.calibrate.profile import Profile
-
-Progress = Callable[[int, int, str], None]
 Cuts = tuple[Cut, ...]
 N_SEARCHES = 5
 LAST_SHARE = 1 / 3
-"""Of the trials, for the last search: the others only have to find out where it should be."""
+"""Share of the trials for the last search; the ones before it only locate its budget."""
 FEWEST_TRIALS = 6
 N_HALVINGS = 10
 
 
 def cheapest(
-    profile: Profile,
+    problem: Problem,
     allowance: Allowance,
     *,
     measurer: Measures | None = None,
     finals: Measures | None = None,
-    n_trials: int = N_TRIALS,
-    timeout: float | None = None,
-    seed: int = 0,
-    storage: Path | str | BaseStorage | None = None,
-    max_cuts: int = 4,
-    weights: Mapping[str, float] | None = None,
-    command: str | None = None,
-    progress: Progress | None = None,
+    settings: SearchSettings | None = None,
 ) -> Plan:
     """The plan with the smallest layer average of all measured ones that are within the limits.
 
-    Where a limit is 0, that is the unpruned model.
+    If a limit is 0, that is the unpruned model.
+
+    Example:
+        >>> cheapest(Problem.of(profile), Allowance(max_loss=0.05), measurer=measurer)
 
     Args:
-        profile: What calibration found.
+        problem: The profile and how many cuts the plan may have; its budget is not looked at.
         allowance: The limits.
-        measurer: As `search`; None: the cheapest plan by prediction.
+        measurer: Runs the model; None: the cheapest plan by prediction.
         finals: Measures plans on other samples, where they have to be within as well: the
             cheapest of many measured plans owes some of that to the samples it was chosen by.
-        n_trials: Plans measured in all; fewer where that is enough to tell.
-        timeout: Seconds after which no further trial starts.
-        seed: As `search`, like the arguments not named here.
+        settings: How the searches run; fewer trials are measured if that is enough to tell.
 
     Raises:
-        UsageError: As `search`, or no limit.
+        UsageError: ``settings.storage`` cannot be used, or there is no limit.
         GuardrailError: No plan is within.
     """
-    options: dict[str, Any] = {
-        "seed": seed,
-        "max_cuts": max_cuts,
-        "weights": weights,
-        "command": command,
-    }
+    settings = settings or SearchSettings()
     if measurer is None or allowance.nothing:
-        return _predicted(profile, allowance, options)
-    options |= {"n_trials": n_trials, "timeout": timeout, "storage": storage}
-    options |= {"progress": progress, "finals": finals}
-    found = explore(profile, allowance, measurer=measurer, **options)
+        return _predicted(problem, allowance, settings)
+    found = explore(problem, allowance, measurer=measurer, finals=finals, settings=settings)
     if finals is None:
         return found.plan(0)
     for place, trial in enumerate(found.trials):
-        if progress is not None:
-            progress(place, len(found.trials), "finalists")
+        if settings.progress is not None:
+            settings.progress(place, len(found.trials), "finalists")
         second = again(found.studies[place], trial, finals)
-        times = allowance.times(second["measured"], second["flips"], sizes(finals))
+        times = allowance.times(second.measured, second.flips, sizes(finals))
         if times <= 1:
-            return found.plan(place, **second)
+            return found.plan(place, second)
     raise _refusal(times, found.cost(-1), "on further samples ")
 
 
 def explore(
-    profile: Profile,
+    problem: Problem,
     allowance: Allowance,
     *,
     measurer: Measures,
     finals: Measures | None = None,
-    n_trials: int = N_TRIALS,
-    timeout: float | None = None,
-    storage: Path | str | BaseStorage | None = None,
-    progress: Progress | None = None,
-    **options: Any,
+    settings: SearchSettings | None = None,
 ) -> Within:
     """The measured plans within the limits that no other beats; arguments as `cheapest`.
 
     Raises:
-        UsageError: As `search`, or no limit.
+        UsageError: As `cheapest`.
         GuardrailError: No measured plan is within.
     """
+    settings = settings or SearchSettings()
     allowance.check()
-    predictor = Predictor(profile, Objective(options.get("weights") or {}))
-    hunt = Hunt(predictor, allowance, sizes(measurer), options.get("max_cuts", 4))
-    opened = open_storage(storage)
-    end = None if timeout is None else time.monotonic() + timeout
-    done = 0
-    for n in _shares(n_trials):
-        left = None if end is None else max(0.0, end - time.monotonic())
-        told = progress and _after(done, n_trials, progress)
-        budget, options["progress"] = hunt.next(), told
-        last = search(
-            profile,
-            budget,
-            measurer=measurer,
-            n_trials=n,
-            timeout=left,
-            storage=opened,
-            **options,
-        )
+    hunt = Hunt(problem, allowance, sizes(measurer))
+    ledger = Ledger.open(settings.storage, problem.profile)
+    end, done = settings.end, 0
+    for n in _shares(settings.n_trials):
+        part, budget = settings.part(done, n, settings.n_trials, end), hunt.next()
+        study = run(problem.at(budget), measurer, ledger, part)
         done += n
-        best = _best(hunt, last, opened, finals)
-        if best is None or left == 0:
+        best = _best(hunt, study, finals)
+        if best is None or part.timeout == 0:
             break
         hunt.learn(budget, *best)
         if hunt.done:
             break
-    return _within(hunt, last, opened)
+    return _within(hunt, ledger.studies(measurer), settings)
 
 
 @dataclass(frozen=True)
 class Within:
     """Measured plans within the limits, cheapest first; each loses more than the next one."""
 
-    predictor: Predictor
+    problem: Problem
     allowance: Allowance
     trials: tuple[FrozenTrial, ...]
-    studies: tuple[optuna.Study, ...]
+    studies: tuple[Study, ...]
     """Of each trial."""
     front: tuple[Point, ...]
     """Of all that was measured on these samples."""
@@ -164,29 +135,27 @@ class Within:
 
     def cost(self, place: int) -> float:
         """Layer average of keep."""
-        return fronts.average(self.predictor, cuts_of(self.trials[place]))
+        return fronts.average(self.problem.predictor, cuts_of(self.trials[place]))
 
-    def plan(
-        self,
-        place: int,
-        measured: Mapping[str, float] | None = None,
-        flips: Mapping[str, float] | None = None,
-    ) -> Plan:
-        """One of them; the figures are those of its trial where none are given."""
+    def plan(self, place: int, means: GroupMeans | None = None) -> Plan:
+        """One of them.
+
+        Args:
+            place: Its place among the trials.
+            means: What it lost; None: what was measured in its trial.
+        """
         trial, study = self.trials[place], self.studies[place]
         beside = fronts.beside(self.front, self.cost(place))
         plan = finished_plan(
-            self.predictor,
-            Budget(self.cost(place)),
+            self.problem.at(self.cost(place)),
             cuts_of(trial),
             {**self.facts, "study": study.study_name, "front": beside or None},
-            measured=measured or trial.user_attrs["measured"],
-            flips=flips or trial.user_attrs["flips"],
+            means_of(trial) if means is None else means,
         )
         return limited(plan, self.allowance)
 
     def row(self, most: int) -> list[Plan]:
-        """At most that many of them, evenly spread, the dearest first: the order of a proof."""
+        """At most ``most`` of them, evenly spread, in the order of a proof: the dearest first."""
         last, n = len(self.trials) - 1, min(most, len(self.trials))
         places = [round(i * last / max(1, n - 1)) for i in range(n)]
         return [self.plan(place) for place in reversed(places)]
@@ -200,17 +169,16 @@ def limited(plan: Plan, allowance: Allowance) -> Plan:
     return replace(plan, budget=None, loss=loss)
 
 
-def _predicted(profile: Profile, allowance: Allowance, options: Mapping[str, Any]) -> Plan:
+def _predicted(problem: Problem, allowance: Allowance, settings: SearchSettings) -> Plan:
     """By prediction alone: the layer average is halved until the limit is met."""
     allowance.check()
     if allowance.nothing:
-        return limited(search(profile, 1.0, **options).plan, allowance)
-    predictor = Predictor(profile, Objective(options["weights"] or {}))
-    hunt = Hunt(predictor, allowance, sizes(profile), options["max_cuts"])
+        return limited(search(problem.at(1.0), settings=settings).plan, allowance)
+    hunt = Hunt(problem, allowance, sizes(problem.profile))
     found, most = None, 0.0
     for _ in range(N_HALVINGS):
         middle = round((hunt.low + hunt.high) / 2, 4)
-        cuts = worst_group_optimum(predictor, Budget(middle), options["max_cuts"])
+        cuts = worst_group_optimum(problem.predictor, Budget(middle), problem.max_cuts)
         most = hunt.predicted(cuts)
         if most <= 1:
             found, hunt.high = middle, middle
@@ -218,32 +186,24 @@ def _predicted(profile: Profile, allowance: Allowance, options: Mapping[str, Any
             hunt.low = middle
     if found is None:
         raise _refusal(most, hunt.low, "by prediction ")
-    return limited(search(profile, found, **options).plan, allowance)
+    return limited(search(problem.at(found), settings=settings).plan, allowance)
 
 
-def _best(
-    hunt: Hunt, found: Result, storage: BaseStorage, finals: Measures | None
-) -> tuple[Cuts, float] | None:
+def _best(hunt: Hunt, study: Study, finals: Measures | None) -> tuple[Cuts, float] | None:
     """The plan of a search that loses least, and how many times the limit; on further samples
     too, as it would be the one to look good by chance."""
-    assert found.study is not None, "a measurer was given"
-    study = load(storage, found.study)
     trials = [(hunt.times(tried(trial)), trial.number, trial) for trial in fully_measured(study)]
     if not trials:
         return None
     times, _, best = min(trials, key=lambda each: each[:2])
     if finals is not None and times <= 1:
         second = again(study, best, finals)
-        more = hunt.allowance.times(second["measured"], second["flips"], sizes(finals))
+        more = hunt.allowance.times(second.measured, second.flips, sizes(finals))
         times = max(times, more)
     return cuts_of(best), times
 
 
-def _within(hunt: Hunt, last: Result, storage: BaseStorage) -> Within:
-    assert last.study is not None, "a measurer was given"
-    predictor, family = hunt.predictor, last.study.partition("-budget")[0]
-    names = [n for n in optuna.get_all_study_names(storage) if n.startswith(family)]
-    studies = [load(storage, name) for name in names]
+def _within(hunt: Hunt, studies: Sequence[Study], settings: SearchSettings) -> Within:
     known = [(study, trial) for study in studies for trial in fully_measured(study)]
     if not known:
         raise GuardrailError(
@@ -260,16 +220,21 @@ def _within(hunt: Hunt, last: Result, storage: BaseStorage) -> Within:
     if not chosen:
         best = min(order, key=lambda i: times[i])
         raise _refusal(times[best], costs[best])
-    provenance = last.plan.provenance
-    facts = {name: provenance.get(name) for name in ("seed", "command", "sampler", "weights")}
-    points = [p for name in names for p in fronts.measured(predictor, storage, name)]
+    facts = {
+        "seed": settings.seed,
+        "command": settings.command,
+        "sampler": settings.suggests,
+        "weights": hunt.problem.weights,
+        "n_trials": len(known),
+    }
+    points = [found.point for found in fronts.measured(hunt.problem.predictor, studies)]
     return Within(
-        predictor,
+        hunt.problem,
         hunt.allowance,
         trials=tuple(known[i][1] for i in chosen),
         studies=tuple(known[i][0] for i in chosen),
         front=fronts.pareto(points),
-        facts={**facts, "n_trials": len(known)},
+        facts=facts,
     )
 
 
@@ -286,7 +251,3 @@ def _shares(n_trials: int) -> list[int]:
     shares = [first] * min(N_SEARCHES - 1, n_trials // first)
     rest = n_trials - sum(shares)
     return [*shares, rest] if rest else shares
-
-
-def _after(done: int, total: int, progress: Progress) -> Progress:
-    return lambda more, of, what: progress(done + more, total, what)

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from fuzz import tried
 from fuzz.broken import edited
-
-from tpcal.planner.search.one_budget import search
+from searches import search
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -18,9 +18,9 @@ from fuzz import tried
 from fuzz.broken import TEXTS, Lines, edited, edits, lines, mangled, with_lines
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from searches import search
 
 from tpcal.calibrate.profile import MASSES, MEASURES
-from tpcal.planner.search.one_budget import search
 from tpcal.plans import schema
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(7200)]

@@ -19,6 +19,7 @@ import torch  # noqa: F401  # takes longer to import than any file may
 import yaml
 from click.testing import CliRunner
 from pages import small_profile
+from searches import answer, search
 
 from tpcal.calibrate import profile as profiles
 from tpcal.calibrate.inputs.samples import load_samples
@@ -26,9 +27,7 @@ from tpcal.cli import cli
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search import front as fronts
-from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.whole_front import answer
 from tpcal.plans.errors import TpcalError
 from tpcal.plans.schema import Cut, Plan, dump_plan, load_plan, parse_plan
 from tpcal.report.bench_section import benches

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import optuna
 from conftest import FakeMeasurer, World
+from searches import search
 
-from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.storage import open_storage
 
 

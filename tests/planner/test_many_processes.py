@@ -10,12 +10,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from searchers import N_TRIALS, check_together, check_what_a_killed_one_leaves, result, searching
+from searches import search
 
 from tpcal.planner.search import other_processes
-from tpcal.planner.search.one_budget import search
+from tpcal.planner.search.ledger import enqueue, open_study
 from tpcal.planner.search.other_processes import Others, give_up, measuring
+from tpcal.planner.search.samplers import Repeatable
 from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.study import Repeatable, enqueue, open_study
 
 
 def test_two_processes_share_the_trials_of_a_search(tmp_path: Path) -> None:

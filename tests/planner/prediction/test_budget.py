@@ -6,12 +6,12 @@ import math
 from dataclasses import replace
 
 import pytest
+from searches import search
 
 from tpcal.planner.prediction.budget import KINDS, Budget
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.optimum import Solver, seeds, worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.search.one_budget import search
 from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.schema import Cut
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from searches import search
 
 from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
 from tpcal.planner.prediction.conditions import dropping, share
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search.encoding import Encoding, choices
-from tpcal.planner.search.one_budget import search
 from tpcal.plans.schema import Condition, Cut
 
 

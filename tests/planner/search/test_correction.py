@@ -10,6 +10,7 @@ from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.prediction.space import Limits, project, spent
+from tpcal.planner.problem import Problem
 from tpcal.planner.search.correction import FEWEST, Correction
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.proposals import proposals
@@ -75,7 +76,7 @@ def test_proposals_are_new_on_the_budget_and_first_the_most_promising(world) -> 
     known = [best, *neighbours(predictor, best, budget, 4)[:20]]
     known = [tuple(map(canonical, cuts)) for cuts in known]
     measured = {cuts: measure(world, cuts) for cuts in known}
-    found = proposals(predictor, measured, known, budget, 4, np.random.default_rng(0))
+    found = proposals(Problem(predictor, budget), measured, known, np.random.default_rng(0))
     assert len(found) > 20
     assert not set(found) & set(known)
     for cuts in found:
@@ -89,6 +90,8 @@ def test_proposals_change_parameters_too(world) -> None:
     predictor, budget = Predictor(world.profile()), Budget(0.3)
     cuts = fill(predictor, [Cut(2, 0.4, "attention"), Cut(6, 0.2, "diversity")], budget)
     measured = {cuts: measure(world, cuts)}
-    found = proposals(predictor, measured, list(measured), budget, 4, np.random.default_rng(0))
+    found = proposals(
+        Problem(predictor, budget), measured, list(measured), np.random.default_rng(0)
+    )
     tuned = {(c.selector, *sorted(c.params.items())) for plan in found for c in plan if c.params}
     assert {("diversity", ("rule", "max_sum")), ("attention", ("score", "raw"))} <= tuned

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from searches import search
 
 from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.planner.search.finals import N_FINALISTS
-from tpcal.planner.search.one_budget import search
 
 
 def means(world, cuts) -> dict[str, float]:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import itertools
 
+from searches import search
+
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search.front import Point, beside, front, pareto
-from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.storage import open_storage
 
 

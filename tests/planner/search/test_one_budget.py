@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from searches import search
 
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill
@@ -17,9 +18,10 @@ from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.prediction.space import spent
 from tpcal.planner.search.encoding import canonical
-from tpcal.planner.search.one_budget import search
+from tpcal.planner.search.ledger import open_study
+from tpcal.planner.search.pruning import BestPruner
+from tpcal.planner.search.samplers import SAMPLERS, Repeatable
 from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.study import SAMPLERS, BestPruner, Repeatable, open_study
 from tpcal.planner.search.trials import measure
 from tpcal.plans.errors import BudgetError, GuardrailError, UsageError
 from tpcal.plans.schema import Cut, dump_plan, load_preset, parse_plan, presets
@@ -154,10 +156,10 @@ def test_an_interrupted_search_goes_on_to_the_same_plan(
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[2:]
 from conftest import FakeMeasurer, World
+from searches import search
 from tpcal.planner.prediction.objective import MOST, Objective
-from tpcal.planner.search.one_budget import search
 
 class Dying(FakeMeasurer):
     def losses(self, cuts):
@@ -167,13 +169,14 @@ class Dying(FakeMeasurer):
             yield batch
 
 world = World(8, 36, 3, 48, 0)
-search(world.profile(), 0.3, measurer=Dying(world), n_trials=25, storage=sys.argv[2])
+search(world.profile(), 0.3, measurer=Dying(world), n_trials=25, storage=sys.argv[1])
 """
 
 
 def test_a_killed_search_goes_on_to_the_same_plan(make_world, make_measurer, tmp_path) -> None:
     storage = tmp_path / "search.log"
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(storage)]
+    tests = map(str, Path(__file__).parents[1:3])
+    command = [sys.executable, "-c", KILLED, str(storage), *tests]
     assert subprocess.run(command, env=os.environ, check=False).returncode == -signal.SIGKILL
     with storage.open("ab") as file:
         file.write(b'{"op_code":8,"half a li')

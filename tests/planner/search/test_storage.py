@@ -10,9 +10,10 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from tpcal.planner.search.ledger import open_study
 from tpcal.planner.search.other_processes import measuring
+from tpcal.planner.search.samplers import Repeatable
 from tpcal.planner.search.storage import open_storage
-from tpcal.planner.search.study import Repeatable, open_study
 from tpcal.plans.errors import UsageError
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from searches import answer, search, search_front
 
 from tpcal.planner.prediction.budget import Budget
-from tpcal.planner.search.one_budget import search
-from tpcal.planner.search.whole_front import answer, whole_front
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +19,7 @@ def searched(tmp_path_factory):
     profile, journal = world.profile(), tmp_path_factory.mktemp("front") / "study.journal"
     measurer = FakeMeasurer(world)
     told = []
-    points = whole_front(
+    points = search_front(
         profile,
         measurer=measurer,
         n_trials=150,
@@ -62,7 +61,7 @@ def test_a_front_that_ran_out_of_time_does_not_count_as_searched(
 ):
     world, journal = make_world(), tmp_path / "study.journal"
     with pytest.warns(UserWarning, match="time of --timeout was over"):
-        whole_front(world.profile(), measurer=make_measurer(world), timeout=0, storage=journal)
+        search_front(world.profile(), measurer=make_measurer(world), timeout=0, storage=journal)
     assert answer(world.profile(), Budget(0.26), journal) is None
 
 

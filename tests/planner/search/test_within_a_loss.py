@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from searches import cheapest, explore, search
 
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.problem import Problem
 from tpcal.planner.search.bracketing import Hunt
 from tpcal.planner.search.front import average
 from tpcal.planner.search.loss_limits import Allowance
-from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.trials import MOST
-from tpcal.planner.search.within_a_loss import cheapest, explore
 from tpcal.plans.errors import GuardrailError, RunFailed, UsageError
 from tpcal.plans.schema import dump_plan, parse_plan
 
@@ -172,7 +172,7 @@ def test_the_row_of_a_proof_falls_in_cost_and_rises_in_loss(world, make_measurer
 
 
 def test_a_hunt_goes_up_where_too_much_is_lost_and_down_where_not(world) -> None:
-    hunt = Hunt(Predictor(world.profile()), LIMIT, dict.fromkeys(world.groups, 12), 4)
+    hunt = Hunt(Problem(Predictor(world.profile())), LIMIT, dict.fromkeys(world.groups, 12))
     first = hunt.next()
     plan = search(world.profile(), first).plan
     assert hunt.predicted(plan.cuts) == pytest.approx(1, rel=0.3)

@@ -1,0 +1,87 @@
+"""What a search solves: which model to prune, what the plan may cost, and how many cuts it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tpcal.planner.prediction.budget import Budget
+from tpcal.planner.prediction.neighbours import fill
+from tpcal.planner.prediction.objective import Objective
+from tpcal.planner.prediction.predict import Predictor
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.profile import Profile
+
+
+ALL = Budget(1.0)
+"""The cost of the unpruned model."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The plans that a search may choose from, and the prediction of their losses.
+
+    Raises UsageError if the budget is none that plans can be measured by.
+
+    Example:
+        >>> problem = Problem.of(profile, 0.22)
+        >>> search(problem, measurer=measurer).plan
+    """
+
+    predictor: Predictor
+    budget: Budget = ALL
+    """What the plan may cost; by default as much as the unpruned model."""
+    max_cuts: int = 4
+    """Most cuts of a plan, drop-all among them."""
+
+    def __post_init__(self) -> None:
+        self.predictor.prices.check(self.budget)
+
+    @classmethod
+    def of(
+        cls,
+        profile: Profile,
+        budget: Budget | float = 1.0,
+        max_cuts: int = 4,
+        weights: Mapping[str, float] | None = None,
+    ) -> Problem:
+        """The problem of a profile.
+
+        Args:
+            profile: What calibration found.
+            budget: What the plan may cost; a number is a layer average of keep in (0, 1], met to
+                within one token.
+            max_cuts: Most cuts of a plan, drop-all among them.
+            weights: What the loss of a group counts beside that of the others (`Objective`).
+
+        Raises:
+            UsageError: The budget or a weight is invalid.
+        """
+        budget = budget if isinstance(budget, Budget) else Budget(budget)
+        return cls(Predictor(profile, Objective(weights or {})), budget, max_cuts)
+
+    def at(self, budget: Budget | float) -> Problem:
+        """The same problem with another budget."""
+        return replace(self, budget=budget if isinstance(budget, Budget) else Budget(budget))
+
+    @property
+    def profile(self) -> Profile:
+        """What calibration found."""
+        return self.predictor.profile
+
+    @property
+    def objective(self) -> Objective:
+        """What the search minimises."""
+        return self.predictor.objective
+
+    @property
+    def weights(self) -> Mapping[str, float] | None:
+        """Weights of the groups; None if all groups count alike."""
+        return self.objective.weights or None
+
+    @property
+    def allows_unpruned(self) -> bool:
+        """Whether the unpruned model is within the budget, so that no search is needed."""
+        return not fill(self.predictor, (), self.budget)

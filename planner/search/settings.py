@@ -1,0 +1,75 @@
+"""How a search runs, whatever it searches for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from optuna.storages import BaseStorage
+
+from tpcal.planner.search.samplers import SAMPLERS
+from tpcal.plans.errors import UsageError
+
+Progress = Callable[[int, int, str], None]
+"""Receives the number of steps done, the number in all, and what the steps are."""
+N_TRIALS = 100
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a search runs. Raises UsageError if the sampler is unknown.
+
+    Example:
+        >>> SearchSettings(n_trials=200, timeout=600, storage="study.journal")
+    """
+
+    n_trials: int = N_TRIALS
+    """Plans measured in all, those of earlier runs of the study among them. Suggestions that
+    repeat a plan are neither measured again nor counted, up to 4 per trial."""
+    timeout: float | None = None
+    """Seconds after which no further trial starts."""
+    seed: int = 0
+    """Seed of the sampler and of the proposals."""
+    storage: Path | str | BaseStorage | None = None
+    """Journal file or database URL that keeps the studies; None: memory."""
+    sampler: str = "tpe"
+    """One of `tpcal.planner.search.samplers.SAMPLERS`."""
+    propose: bool = True
+    """Whether seeds and proposals take turns with the sampler; False is for comparisons."""
+    command: str | None = None
+    """What the user typed, for the plan's provenance."""
+    progress: Progress | None = None
+    """Told after every trial."""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise UsageError(f"sampler must be one of {', '.join(SAMPLERS)}; got {self.sampler}.")
+
+    @property
+    def suggests(self) -> str:
+        """What suggests the plans, for the plan's provenance."""
+        return f"{self.sampler} and proposals" if self.propose else self.sampler
+
+    @property
+    def end(self) -> float | None:
+        """When a search that starts now runs out of time, by `time.monotonic`."""
+        return None if self.timeout is None else time.monotonic() + self.timeout
+
+    def part(self, done: int, n_trials: int, total: int, end: float | None) -> SearchSettings:
+        """The settings of one of several searches in a row that share trials and time.
+
+        Args:
+            done: Trials of the searches before it.
+            n_trials: Its own trials.
+            total: Trials of all of them.
+            end: When they run out of time, as `end` of the settings of all.
+        """
+        told = self.progress
+        return replace(
+            self,
+            n_trials=n_trials,
+            timeout=None if end is None else max(0.0, end - time.monotonic()),
+            progress=told and (lambda more, of, what: told(done + more, total, what)),
+        )
