@@ -13,6 +13,7 @@ from tpcal.calibrate.evaluation.generate import Answered, AnswerStore, InMemory,
 from tpcal.calibrate.evaluation.intervals import Array
 from tpcal.calibrate.evaluation.measured_cost import MeasuredCost, measured
 from tpcal.calibrate.evaluation.paired_tests import Pair, Test, paired_tests
+from tpcal.calibrate.evaluation.seen_samples import EVALUATION, refuse_seen
 from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, Redrawn, Way
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
@@ -81,6 +82,7 @@ def compare_plans(
     controls: Sequence[str] = (),
     controls_of: Collection[str] | None = None,
     tested: Collection[str] | None = None,
+    allow_seen: bool = False,
     kept: Callable[[Way], AnswerStore] = lambda way: InMemory(),
     batch_size: int = 32,
     max_new_tokens: int = 16,
@@ -99,15 +101,19 @@ def compare_plans(
         controls_of: Plans whose controls run; None: all.
         tested: Plans that are tested against the unpruned model, their controls and every other
             plan; None: all. Fewer tests leave more of a difference after the correction.
+        allow_seen: Whether samples that a plan was made from are taken too.
         kept: Where the answers of a way are, and go.
         batch_size: Samples per run of the model.
         max_new_tokens: Longest answer.
         progress: Told of answers given, answers in all and what is going on.
 
     Raises:
+        UsageError: A plan was made from some of the samples.
         FitError: A plan does not fit the model.
         RunFailed: Out of memory.
     """
+    if not allow_seen:
+        refuse_seen(plans, samples, EVALUATION)
     for plan in plans.values():
         apply(loaded.model, plan).remove()  # one that does not fit is refused before any run
     n, report = len(samples), progress or (lambda done, total, what: None)
