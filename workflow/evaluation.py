@@ -47,7 +47,7 @@ def evaluate(
 
     Example:
         >>> found = tpcal.evaluate("plan.yaml", data=tpcal.DataChoice(samples=70))
-        >>> found.comparison.plans[0].evaluation.rows()[-1].plan  # accuracy over all samples
+        >>> found.comparison.plans[0].evaluation.overall.plan  # accuracy over all samples
 
     Args:
         plans: Plan files, ``preset:NAME`` or ``preset:NAME@BUDGET``; none judges the unpruned
