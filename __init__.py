@@ -10,9 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+    from tpcal.planner.certificates.binomial import Promise
+    from tpcal.planner.prediction.budget import Budget
     from tpcal.plans.errors import TpcalError
     from tpcal.plans.executor.handle import Handle, apply, check
     from tpcal.plans.schema import Cut, Plan, load_plan, load_preset, presets, save_plan
+    from tpcal.workflow.calibration import make_profile
+    from tpcal.workflow.certification import certify
+    from tpcal.workflow.evaluation import evaluate
+    from tpcal.workflow.profiles import load_profile
+    from tpcal.workflow.search import find_front, find_plan
+    from tpcal.workflow.settings import (
+        CalibrationSettings,
+        CertificationSettings,
+        EvaluationSettings,
+        PlanLimits,
+        PlanningSettings,
+    )
 
 __version__ = "0.1.0"
 
@@ -27,17 +42,47 @@ _HOMES = {
     "load_preset": "tpcal.plans.schema",
     "presets": "tpcal.plans.schema",
     "save_plan": "tpcal.plans.schema",
+    "Budget": "tpcal.planner.prediction.budget",
+    "CalibrationSettings": "tpcal.workflow.settings",
+    "CertificationSettings": "tpcal.workflow.settings",
+    "DataChoice": "tpcal.calibrate.inputs.choices",
+    "EvaluationSettings": "tpcal.workflow.settings",
+    "ModelChoice": "tpcal.calibrate.inputs.choices",
+    "PlanLimits": "tpcal.workflow.settings",
+    "PlanningSettings": "tpcal.workflow.settings",
+    "Promise": "tpcal.planner.certificates.binomial",
+    "certify": "tpcal.workflow.certification",
+    "evaluate": "tpcal.workflow.evaluation",
+    "find_front": "tpcal.workflow.search",
+    "find_plan": "tpcal.workflow.search",
+    "load_profile": "tpcal.workflow.profiles",
+    "make_profile": "tpcal.workflow.calibration",
 }
 
 __all__ = [
+    "Budget",
+    "CalibrationSettings",
+    "CertificationSettings",
     "Cut",
+    "DataChoice",
+    "EvaluationSettings",
     "Handle",
+    "ModelChoice",
     "Plan",
+    "PlanLimits",
+    "PlanningSettings",
+    "Promise",
     "TpcalError",
     "apply",
+    "certify",
     "check",
+    "evaluate",
+    "find_front",
+    "find_plan",
     "load_plan",
     "load_preset",
+    "load_profile",
+    "make_profile",
     "presets",
     "save_plan",
 ]

@@ -4,171 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any
 
 import click
 
+from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.plans.errors import UsageError
-from tpcal.plans.local_paths import EMBEDDED
-
-if TYPE_CHECKING:
-    from tpcal.calibrate.inputs.models import Loaded
-    from tpcal.calibrate.inputs.samples import Samples
+from tpcal.workflow.settings import PlanLimits
 
 Command = Callable[..., None]
 MAX_LISTED = 10_000
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """The values of --model and related options; without a name the plan or profile decides."""
-
-    name: str | None = None
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    offload: bool = False
-    trust_remote_code: bool = False
-    attention: str | None = None
-    """Attention kernel, an option of `tpcal bench` only; None is the default of transformers."""
-
-    def __post_init__(self) -> None:
-        """Raises click.UsageError if remote code is trusted without a named model."""
-        # A plan or profile may come from somebody else, so it must not choose whose code runs.
-        if self.trust_remote_code and self.name is None:
-            raise click.UsageError(
-                "--trust-remote-code must come with --model, as no plan or profile may choose "
-                "whose code runs; got it alone."
-            )
-
-    def or_else(self, name: str | None, revision: str | None) -> ModelChoice:
-        """The same choice, with the model of a plan or profile if no model was named."""
-        if self.name is not None or name is None:
-            return self
-        return replace(self, name=name, revision=self.revision or revision)
-
-    @property
-    def is_built_in(self) -> bool:
-        """Whether the model is the embedded one, which is also the default."""
-        return self.name in (None, EMBEDDED)
-
-    def load(self) -> Loaded:
-        """The loaded model; the embedded one if no model is named."""
-        from tpcal.calibrate.inputs import models
-
-        return models.load(
-            self.name or EMBEDDED,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            offload=self.offload,
-            trust_remote_code=self.trust_remote_code,
-            attention=self.attention,
-        )
-
-
-@dataclass(frozen=True)
-class DataChoice:
-    """The values of --data and its related options."""
-
-    data: str | None = None
-    split: str | None = None
-    samples: int | None = None
-    seed: int | None = None
-    """None means the seed of the data that a plan was made from, or 0."""
-    image_column: str | None = None
-    question_column: str | None = None
-    answer_column: str | None = None
-    group_column: str | None = None
-    choices_column: str | None = None
-    system_column: str | None = None
-    skip_bad: bool = False
-    own_answers: bool = False
-    """Whether to use the model's own answers even if the data has answers."""
-
-    def load(self, split: str) -> Samples:
-        """The loaded samples; ``split`` is used if no split was named."""
-        from tpcal.calibrate.inputs import samples
-
-        columns = samples.Columns(
-            **{f.name: getattr(self, f"{f.name}_column") for f in fields(samples.Columns)}
-        )
-        drawn = samples.load_samples(
-            self.data,
-            n=self.samples,
-            seed=self.seed or 0,
-            split=self.split or split,
-            columns=columns,
-            skip_bad=self.skip_bad,
-        )
-        return drawn.unanswered() if self.own_answers else drawn
-
-    def over(self, known: DataChoice) -> DataChoice:
-        """The data of ``known``, with the values that this choice names.
-
-        The split, the number of samples and ``own_answers`` of ``known`` are not used.
-        """
-        base = replace(known, split=None, samples=None, own_answers=False)
-        return replace(base, **self.recorded())
-
-    def check_asked_of(self, model: ModelChoice) -> None:
-        """Raises UsageError if the built-in questions would be used for another model.
-
-        Raises:
-            UsageError: If no data is named and the model is not the built-in one.
-        """
-        if self.data is None and not model.is_built_in:
-            raise UsageError(
-                f"Questions for {model.name} must be named with --data, as the built-in ones are "
-                "for the built-in model only; got none. (--data embedded takes them all the same.)"
-            )
-
-    def recorded(self) -> dict[str, Any]:
-        """Plain data for provenance, which `DataChoice.restored` turns into the same choice."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v for k, v in values.items() if v is not None and v is not False}
-
-    @classmethod
-    def restored(cls, record: Mapping[str, Any]) -> DataChoice:
-        """The choice that `recorded` returned.
-
-        Raises:
-            UsageError: If a value has the wrong type, as in a file that was edited.
-        """
-        kinds = get_type_hints(cls)
-        known = {name: value for name, value in record.items() if name in kinds}
-        for name, value in known.items():
-            if not isinstance(value, kinds[name]):
-                raise UsageError(f"{name} of a plan's or profile's data cannot be {value!r:.60}.")
-        return cls(**known)
-
-
-@dataclass(frozen=True)
-class LimitChoice:
-    """The values of --max-loss, --max-flips and their related options."""
-
-    max_loss: float | None = None
-    max_flips: float | None = None
-    each_group: bool = False
-    confidence: float | None = None
-    certify_samples: int | None = None
-
-    def check(self) -> None:
-        """Raises click.UsageError if two options contradict each other."""
-        if self.max_flips is None:
-            for name in ("each_group", "confidence"):
-                if getattr(self, name):
-                    flag = name.replace("_", "-")
-                    raise click.UsageError(f"--{flag} must come with --max-flips; got it alone.")
-        if self.confidence is None and self.certify_samples is not None:
-            raise click.UsageError("--certify-samples must come with --confidence; got it alone.")
-        if self.confidence is not None and self.max_flips in (0, 1):
-            raise click.UsageError(
-                f"--max-flips must be above 0 and below 1 to be proven; got {self.max_flips:g}."
-            )
 
 
 class Listed(click.ParamType):
@@ -414,7 +263,7 @@ def limit_options(command: Command) -> Command:
             help="Number of samples for the proof.  [default: 700]",
         ),
     ]
-    return _gather(LimitChoice, "limits", options, command)
+    return _gather(PlanLimits, "limits", options, command)
 
 
 def weight(
@@ -532,6 +381,15 @@ def answer_length_option(default: int) -> Callable[[Command], Command]:
     )
 
 
+@contextmanager
+def wrong_usage() -> Iterator[None]:
+    """Raises click.UsageError, which names the command's help, for a UsageError of the library."""
+    try:
+        yield
+    except UsageError as error:
+        raise click.UsageError(str(error)) from None
+
+
 def _gather(
     record: type, name: str, options: Sequence[Callable[[Command], Command]], command: Command
 ) -> Command:
@@ -540,7 +398,9 @@ def _gather(
     @functools.wraps(command)
     def parsed(**values: Any) -> None:
         own = {f.name: values.pop(f.name) for f in fields(record) if f.name in values}
-        command(**{name: record(**own)}, **values)
+        with wrong_usage():
+            made = record(**own)
+        command(**{name: made}, **values)
 
     result: Command = parsed
     for option in reversed(options):

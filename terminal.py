@@ -91,6 +91,7 @@ class Commands(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
         self._debug = bool(os.environ.get("TPCAL_DEBUG"))
+        _show_notes()
         words = list(sys.argv[1:] if args is None else args)
         _TYPED[:] = words
         extra["obj"] = short_command(words)
@@ -191,6 +192,24 @@ def note(text: str) -> None:
     """Prints a note as one line on stderr."""
     if is_main_process():
         click.echo(f"tpcal: note: {redacted(text)}", err=True)
+
+
+class _Notes(logging.Handler):
+    """Shows what the library logs: warnings as `warn` does, the rest as `note` does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show = warn if record.levelno >= logging.WARNING else note
+        show(record.getMessage())
+
+
+_NOTES = _Notes()
+
+
+def _show_notes() -> None:
+    """Shows on stderr what the workflow logs."""
+    logger = logging.getLogger("tpcal.workflow")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_NOTES)  # once, however often it is called
 
 
 def survive_encodings() -> None:

@@ -26,6 +26,10 @@ _TYPED_PATHS = 1
 PROFILE, ARRAYS, TIMING = "profile.yaml", "arrays.safetensors", "timing.yaml"
 SETTINGS = "settings.json"
 """Everything the results depend on; written first, so that it marks an unfinished profile."""
+STUDY = "study.journal"
+"""Optuna journal of the searches for plans."""
+DRAWN = "drawn.json"
+"""What a search that is finished has to know of its samples."""
 MEASURES = ("kl", "local", "flips")
 MASSES = ("turns", "text_to_visual", "visual_to_text")
 MAX_YAML_BYTES = 4_000_000

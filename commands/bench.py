@@ -12,10 +12,10 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.bench_inputs import BenchSubject, loaded_subject, random_subject
-from tpcal.commands.inputs import named_twice
 from tpcal.commands.outputs import check_outputs, write_figures
 from tpcal.options import ModelChoice
 from tpcal.plans.errors import SlowerError, UsageError
+from tpcal.workflow.inputs import named_twice
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.prompt_sizes import PromptSize

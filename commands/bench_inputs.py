@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tpcal import terminal
-from tpcal.commands.inputs import plans_and_model, refuse_unfit
 from tpcal.options import ModelChoice
 from tpcal.planner.published.names import is_preset, off_budget, read_plan
 from tpcal.plans.redaction import without_machine
+from tpcal.workflow.inputs import plans_and_model, refuse_unfit
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.prompt_sizes import PromptSize
@@ -36,7 +36,7 @@ class BenchSubject:
 def loaded_subject(
     names: Sequence[str], choice: ModelChoice, image_size: int, report: terminal.Progress
 ) -> BenchSubject:
-    """A model with its weights; raises the errors of `tpcal.commands.inputs.plans_and_model`.
+    """A model with its weights; errors as `tpcal.workflow.inputs.plans_and_model`.
 
     Args:
         names: Names of plans as in `read_plan`.

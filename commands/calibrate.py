@@ -9,8 +9,8 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.hints import after_calibrate
-from tpcal.commands.inputs import OUT, tell_source
 from tpcal.options import DataChoice, Listed, ModelChoice
+from tpcal.workflow.settings import OUT, CalibrationSettings
 
 
 @click.command(short_help="Measure the loss of dropping tokens before each layer.")
@@ -57,11 +57,8 @@ from tpcal.options import DataChoice, Listed, ModelChoice
 def calibrate(
     model: ModelChoice,
     data: DataChoice,
-    full_grid: bool,
     out: Path,
-    batch_size: int,
-    memory: int | None,
-    **grid: Any,
+    **settings: Any,
 ) -> None:
     """Measure how much is lost when visual tokens are dropped before each decoder layer.
 
@@ -82,39 +79,12 @@ def calibrate(
           --samples 64 --device cuda --dtype bfloat16
     """
     from tpcal.views.profile_view import profile_summary
+    from tpcal.workflow.calibration import make_profile
 
-    data.check_asked_of(model)
+    how = CalibrationSettings(command=terminal.command(), **settings)
     with terminal.progress() as report:
-        report(0, 0, "Loading the model")
-        from tpcal.calibrate import calibrate, memory_needs, profile
-        from tpcal.planner.prediction.next_probes import next_probes
-
-        loaded = model.load()
-        report(0, 0, "Loading the samples")
-        samples = data.load("calibration")
-        tell_source(samples)
-        facts = {"command": terminal.command(), "samples": data.recorded()}
-        everything = full_grid or any(wish is not None for wish in grid.values())
-        need = memory_needs.of_probes(loaded, memory_needs.longest(loaded, samples))
-        n_kept = 0 if everything else len(samples)
-        run = memory_needs.arranged(loaded, need, n_kept, batch_size, memory)
-        terminal.note(run.said)
-        found = calibrate.calibrate(
-            loaded,
-            samples,
-            out,
-            refine=None if everything else next_probes,
-            batch_size=run.batch_size,
-            store=run.store,
-            seed=data.seed or 0,
-            progress=report,
-            provenance=facts,
-            **grid,
-        )
-    folder = profile.newest(out)
-    terminal.console().print(profile_summary(found, folder))
-    after_calibrate(found, folder, is_default=out == OUT)
-    from tpcal.calibrate.drop_all_depth import blind_spots
-
-    for warning in blind_spots(found):
+        stored = make_profile(model, data, out=out, settings=how, progress=report)
+    terminal.console().print(profile_summary(stored.profile, stored.folder))
+    after_calibrate(stored.profile, stored.folder, is_default=out == OUT)
+    for warning in stored.warnings:
         terminal.warn(warning)

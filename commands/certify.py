@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import OUT, plan_model_samples, refuse_to_overwrite
+from tpcal.commands.outputs import refuse_to_overwrite
 from tpcal.options import DataChoice, ModelChoice
 from tpcal.planner.published.names import is_preset
+from tpcal.workflow.settings import CertificationSettings
 
 
 @click.command(short_help="Prove how few answers a plan changes.")
@@ -72,30 +73,19 @@ def certify(
       tpcal certify plan.yaml --max-flips 0.05 --confidence 0.95
       tpcal certify plan.yaml --max-flips 0.1 --each-group --samples 2800
     """
-    from tpcal.plans.local_paths import moved
-    from tpcal.plans.schema import save_plan
+    from tpcal.planner.certificates.binomial import Promise
     from tpcal.views.plan_view import certificate_line
+    from tpcal.workflow import certification
 
     if output is None and is_preset(file):
         raise click.UsageError("A preset cannot be written to; name a file with --output.")
-    refuse_to_overwrite(output or Path(file), force)
-    with terminal.progress() as report:
-        found, loaded, samples = plan_model_samples(file, model, data, report)
-        from tpcal.planner.certificates.binomial import Promise
-        from tpcal.planner.certificates.certify import prove
-        from tpcal.planner.certificates.judged import Judged
-
-        proven = prove(
-            [found],
-            Promise(max_flips, confidence, each_group),
-            loaded,
-            samples,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            progress=report,
-            judged=Judged.beside(OUT),
-        )
     target = output or Path(file)
-    save_plan(moved(proven, Path(file).parent, target.parent), target)
-    assert proven.certificate is not None
+    refuse_to_overwrite(target, force)
+    promise = Promise(max_flips, confidence, each_group)
+    how = CertificationSettings(batch_size, max_new_tokens)
+    with terminal.progress() as report:
+        proven = certification.certify(
+            file, promise, model=model, data=data, settings=how, progress=report
+        )
+    proven.save(target)
     terminal.console().print(certificate_line(proven.certificate))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import plan_and_model
 from tpcal.options import ModelChoice
 from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import FitError
+from tpcal.workflow.inputs import plan_and_model
 
 
 @click.command(short_help="Check a plan file and whether it fits a model.")

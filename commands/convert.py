@@ -8,7 +8,7 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.hints import after_convert
-from tpcal.commands.inputs import refuse_to_overwrite
+from tpcal.commands.outputs import refuse_to_overwrite
 
 
 @click.command(short_help="Write a schedule of another tool as a plan.")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import OUT, count_seen, plans_model_samples
 from tpcal.commands.outputs import check_folder, check_outputs, write_figures
 from tpcal.options import DataChoice, Listed, ModelChoice
-from tpcal.planner.published.names import is_preset
-from tpcal.plans.errors import UsageError
+from tpcal.workflow.settings import OUT, EvaluationSettings
 
 
 def control(word: str) -> str:
@@ -81,18 +80,13 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
 @options.figures_option
 def evaluate(
     files: tuple[str, ...],
-    controls: tuple[str, ...],
-    controls_of: tuple[str, ...],
     model: ModelChoice,
     data: DataChoice,
-    allow_seen: bool,
-    batch_size: int,
-    max_new_tokens: int,
-    fresh: bool,
     out: Path,
     no_keep: bool,
     outputs: tuple[Path, ...],
     force: bool,
+    **settings: Any,
 ) -> None:
     """Compare the accuracy of answers with and without plans.
 
@@ -129,60 +123,28 @@ def evaluate(
     from tpcal.views.comparison_json import figures
     from tpcal.views.comparison_view import comparison_view, judged_line, markdown
     from tpcal.views.formats import count
+    from tpcal.workflow import evaluation
 
-    if controls and not files:
+    how = EvaluationSettings(out=None if no_keep else out, **settings)
+    if how.controls and not files:
         raise click.UsageError("--control must come with --plan; got it alone.")
-    _check_controls(controls_of, controls, files)
+    _check_controls(how.controls_of, how.controls, files)
     check_outputs(outputs, force)
-    if not no_keep:
-        check_folder(out, "Name another folder with --out, or add --no-keep")
+    if how.out is not None:
+        check_folder(how.out, "Name another folder with --out, or add --no-keep")
     with terminal.progress() as report:
-        plans, loaded, samples = plans_model_samples(
-            files, model, data, report, allow_seen=allow_seen
-        )
-        n_seen = count_seen(plans, samples)
-        if n_seen and not allow_seen:
-            raise UsageError(
-                f"Samples of an evaluation must be new; got {n_seen} of {len(samples)} that a "
-                f"plan was made from ({samples.description}). Take fewer, name others with "
-                "--split, --data or --seed, or add --allow-seen."
-            )
-        from tpcal.calibrate.evaluation.answer_cache import AnswerFolder
-        from tpcal.calibrate.evaluation.compare import compare_plans
-        from tpcal.calibrate.evaluation.generate import InMemory
-        from tpcal.calibrate.inputs.models import weights_digest
-        from tpcal.planner.certificates.judged import Judged, name_of
-
-        # Answers in the folder are used again, so that an interrupted run continues.
-        folder = None if no_keep else AnswerFolder(out, loaded, samples, max_new_tokens)
-        if folder and fresh:
-            folder.forget()
-        found = compare_plans(
-            loaded,
-            samples,
-            plans,
-            controls=controls,
-            controls_of=controls_of or None,
-            tested=[name for name in files if not is_preset(name)] or None,
-            kept=folder.of if folder else lambda way: InMemory(),
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            progress=report,
-        )
-    # Looking at the changed answers of a plan counts as a judgement on these samples, so it is
-    # recorded before anything is shown.
-    judged, weights = Judged.beside(None if no_keep else out), weights_digest(loaded.model)
-    for plan in plans.values():
-        judged.take(name_of([plan], weights), samples)
+        done = evaluation.evaluate(files, model=model, data=data, settings=how, progress=report)
+    found, samples = done.comparison, done.samples
     names = files[0] if len(files) == 1 else f"{len(files)} plans" if files else "unpruned"
     title = f"{names} on {samples.name}, {count(len(samples), 'sample')}"
-    if n_seen:
-        title += f" ({n_seen} of {len(samples)} samples seen by a plan)"
+    if done.n_seen:
+        title += f" ({done.n_seen} of {len(samples)} samples seen by a plan)"
         terminal.warn(
-            f"{n_seen} of {len(samples)} samples are among those that a plan was made from, so "
-            "its figures are too good."
+            f"{done.n_seen} of {len(samples)} samples are among those that a plan was made from, "
+            "so its figures are too good."
         )
     terminal.console().print(comparison_view(found, title=title))
-    if plans:
-        terminal.console().print(judged_line(judged.n_plans(samples)))
-    write_figures(outputs, figures(found, loaded, samples, n_seen), markdown(found, title=title))
+    if files:
+        terminal.console().print(judged_line(done.n_judged))
+    written = figures(found, done.loaded, samples, done.n_seen)
+    write_figures(outputs, written, markdown(found, title=title))

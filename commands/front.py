@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import read_profile
 from tpcal.commands.outputs import check_outputs, write_picture
+from tpcal.workflow.profiles import load_profile
 
 
 @click.command(short_help="Show the trade-off between cost and loss.")
@@ -41,15 +41,15 @@ def front(
     from tpcal.views.front_view import front_data, front_view
 
     check_outputs([svg] if svg else [], force)
-    folder, profile = read_profile(folder)
-    predictor = Predictor(profile)
-    points = plans(predictor, storage or folder / "study.journal")
+    stored = load_profile(folder)
+    predictor = Predictor(stored.profile)
+    points = plans(predictor, storage or stored.study)
     names = named(predictor, points)
     if as_json:
         click.echo(json.dumps(front_data(points, names), indent=2))
         return
-    view = front_view(points, title=str(folder), names=names)
+    view = front_view(points, title=str(stored.folder), names=names)
     if svg is None:
         terminal.console().print(view)
         return
-    write_picture(svg, view, title=f"tpcal front {folder.name}")
+    write_picture(svg, view, title=f"tpcal front {stored.folder.name}")

@@ -37,6 +37,24 @@ def check_place(path: Path) -> None:
         raise UsageError(f"{path} must be a file; got something else. Name another one.")
 
 
+def refuse_to_overwrite(path: Path, force: bool) -> None:
+    """Nothing, where the path is free or holds a plan, or ``force`` is set.
+
+    Raises:
+        UsageError: Something else is there, or its folder is not.
+    """
+    from tpcal.plans.schema import load_plan
+
+    check_place(path)
+    if force or not path.exists():
+        return
+    try:
+        load_plan(path)
+    except UsageError:
+        way_out = "Name another file with --output, or add --force"
+        raise UsageError(f"{path} exists and is not a plan. {way_out}.") from None
+
+
 def check_outputs(outputs: Sequence[Path], force: bool = False) -> None:
     """Raises UsageError if a file that tpcal did not make would be overwritten without ``force``.
 

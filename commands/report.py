@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import OUT, read_profile, seen_by
-from tpcal.commands.session import PlanningSession
 from tpcal.options import ModelChoice
 from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
+from tpcal.workflow.profiles import StoredProfile, load_profile
+from tpcal.workflow.session import PlanningSession
+from tpcal.workflow.settings import OUT, PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
@@ -114,7 +115,12 @@ def report(
         material = gather(profile, folder, plans, storage)
         shown = None
         if n_samples and plans:
-            subject = PlanningSession(profile, folder, model, data, None, 1, progress)
+            subject = PlanningSession(
+                StoredProfile(folder, profile),
+                model,
+                PlanningSettings(data=data, batch_size=1),
+                progress,
+            )
             shown = _shown(subject, plans, n_samples, max_new_tokens, progress)
         progress(0, 0, "Drawing")
         html = whole(
@@ -137,7 +143,7 @@ def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
     if len(places) > 1:
         raise UsageError(f"Only one profile can be given; got {', '.join(places)}.")
     names = [word for word in given if word not in places]
-    folder, profile = read_profile(Path(places[0]) if places else None)
+    folder, profile = load_profile(Path(places[0]) if places else None)
     if not given and PLAN.exists():
         names = [str(PLAN)]
     n_layers, n_tokens = profile.model.n_layers, profile.n_tokens
@@ -177,6 +183,7 @@ def _shown(
     Raises:
         UsageError: If the plans were made from all samples of the data.
     """
+    from tpcal.calibrate.evaluation.seen_samples import seen_by
     from tpcal.calibrate.inputs.models import weights_digest
     from tpcal.planner.certificates.judged import Judged, name_of
     from tpcal.report.picture_section import shown

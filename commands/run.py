@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import plan_and_model
 from tpcal.options import ModelChoice
+from tpcal.workflow.inputs import plan_and_model
 
 Arguments = tuple[str, ...]
 

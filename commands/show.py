@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from tpcal import options, terminal
-from tpcal.commands.inputs import read_profile
 from tpcal.commands.outputs import check_outputs, write_picture
 from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import UsageError, listed
+from tpcal.workflow.profiles import load_profile
 
 
 @click.command(short_help="Draw a plan or a profile in the terminal.")
@@ -84,7 +84,7 @@ def show(
 def _profile_view(path: Path, measure: str, group: str | None, threshold: float) -> Any:
     from tpcal.views.profile_view import profile_view
 
-    folder, profile = read_profile(path)
+    folder, profile = load_profile(path)
     if group is not None and group not in profile.groups:
         known = listed(profile.groups)
         raise UsageError(f"No group is called {group!r} in {folder}. Known: {known}.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tpcal.calibrate.profile import STUDY
 from tpcal.plans.errors import FitError
 from tpcal.plans.local_paths import last_part
 from tpcal.report.chart_style import GROUPS, PLANS
@@ -134,7 +135,7 @@ def gather(
     for name, plan in plans.items():
         _check(name, plan, profile)
     predictor = Predictor(profile)
-    known, same = _searched(predictor, storage or folder / "study.journal")
+    known, same = _searched(predictor, storage or folder / STUDY)
     given = (_given(predictor, i, name, plan) for i, (name, plan) in enumerate(plans.items()))
     return Material(profile, str(folder), predictor, known, same, tuple(given))
 

@@ -17,12 +17,13 @@ FLOORS = {
     "plans": 1,
     "calibrate": 2,
     "planner": 3,
-    "views": 4,
-    "integrations": 4,
-    "report": 4,
-    "commands": 5,
+    "workflow": 4,
+    "views": 5,
+    "integrations": 5,
+    "report": 5,
+    "commands": 6,
 }
-TOP = 5  # cli.py and what it parses with
+TOP = 6  # cli.py and what it parses with
 SHELL = {"cli.py", "terminal.py", "__main__.py", "views", "commands"}
 
 

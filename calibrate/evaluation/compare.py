@@ -13,6 +13,7 @@ from tpcal.calibrate.evaluation.generate import Answered, AnswerStore, InMemory,
 from tpcal.calibrate.evaluation.intervals import Array
 from tpcal.calibrate.evaluation.measured_cost import MeasuredCost, measured
 from tpcal.calibrate.evaluation.paired_tests import Pair, Test, paired_tests
+from tpcal.calibrate.evaluation.seen_samples import EVALUATION, refuse_seen
 from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, Redrawn, Way
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
@@ -84,6 +85,7 @@ def compare_plans(
     controls: Sequence[str] = (),
     controls_of: Collection[str] | None = None,
     tested: Collection[str] | None = None,
+    allow_seen: bool = False,
     kept: Callable[[Way], AnswerStore] = lambda way: InMemory(),
     batch_size: int = 32,
     max_new_tokens: int = 16,
@@ -102,12 +104,14 @@ def compare_plans(
         controls_of: Plans whose controls run; None for all.
         tested: Plans that are tested against the unpruned model, their controls and every other
             plan; None for all. The fewer tests, the smaller the differences they can detect.
+        allow_seen: Whether samples that a plan was made from are used too.
         kept: Gives the store that holds the answers of a variant.
         batch_size: Samples per run of the model.
         max_new_tokens: Longest answer, in tokens.
         progress: Called with answers given, answers in all and a description of the step.
 
     Raises:
+        UsageError: A plan was made from some of the samples.
         FitError: A plan does not fit the model.
         RunFailed: Out of memory.
 
@@ -115,7 +119,9 @@ def compare_plans(
         >>> found = compare_plans(loaded, samples, {"light": plan})  # doctest: +SKIP
         >>> found.plans[0].evaluation.overall.difference  # doctest: +SKIP
     """
-    # Step 1: refuse plans that do not fit, before anything runs.
+    # Step 1: refuse samples that a plan was made from, and plans that do not fit.
+    if not allow_seen:
+        refuse_seen(plans, samples, EVALUATION)
     for plan in plans.values():
         apply(loaded.model, plan).remove()
     n, report = len(samples), progress or (lambda done, total, what: None)

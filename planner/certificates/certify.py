@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.evaluation.accuracy import answers, compare
+from tpcal.calibrate.evaluation.seen_samples import PROOF, refuse_seen
 from tpcal.calibrate.inputs.models import weights_digest
-from tpcal.calibrate.inputs.sample_digests import unpack
 from tpcal.planner.certificates.binomial import (
     Changed,
     Promise,
@@ -16,7 +16,6 @@ from tpcal.planner.certificates.binomial import (
     last_promised,
 )
 from tpcal.planner.certificates.judged import Judged, name_of
-from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Plan
 
 if TYPE_CHECKING:
@@ -119,22 +118,7 @@ def check_unseen(plan: Plan, samples: Samples) -> None:
     Raises:
         UsageError: If a sample was seen, or the plan does not say which samples it was made from.
     """
-    if "profile" not in plan.provenance:
-        return
-    try:
-        seen = unpack(plan.provenance["data"]["seen"])
-    except (KeyError, TypeError, ValueError):
-        raise UsageError(
-            "The plan must say which samples it was made from (provenance.data.seen); got none. "
-            "Make it again with tpcal plan."
-        ) from None
-    n_seen = sum(identity in seen for identity in samples.identities)
-    if n_seen:
-        raise UsageError(
-            f"Samples of a proof must be new; got {n_seen} of {len(samples)} that calibration or "
-            f"search looked at ({samples.description}). Take fewer, or name others with --split, "
-            "--data or --seed."
-        )
+    refuse_seen({"The plan": plan}, samples, PROOF)
 
 
 def _after(start: int, total: int, report: Progress) -> Callable[[int], None]:

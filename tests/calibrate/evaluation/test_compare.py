@@ -9,9 +9,10 @@ from tpcal.calibrate.evaluation.generate import Answered, InMemory
 from tpcal.calibrate.evaluation.measured_cost import measured
 from tpcal.calibrate.evaluation.variants import Pruned, Way
 from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.cost import kv_bytes, plan_cost, prefill_flops
-from tpcal.plans.errors import FitError
+from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.schema import Condition, Cut, Plan
 
 HALF = Plan((Cut(1, 0.5, "grid"), Cut(3, 0)))  # 16, 8, 8, 0 tokens: an average of 8
@@ -145,6 +146,16 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_runs(
 
     with pytest.raises(FitError):
         compare_plans(loaded, scenes, {"deep": Plan((Cut(9, 0.0),))}, progress=never)
+
+
+def test_samples_that_a_plan_was_made_from_are_refused_unless_they_are_allowed(
+    loaded: Loaded, scenes: Samples
+) -> None:
+    seen = {"seen": pack(scenes.identities[:2])}
+    plans = {"own": replace(HALF, provenance={"profile": "sha256:0", "data": seen})}
+    with pytest.raises(UsageError, match=f"must be new; got 2 of {len(scenes)}"):
+        compare_plans(loaded, scenes, plans)
+    compare_plans(loaded, scenes, plans, allow_seen=True, max_new_tokens=1)
 
 
 def test_the_cost_of_a_plan_is_that_of_its_arithmetic(loaded: Loaded) -> None:

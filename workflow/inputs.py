@@ -1,50 +1,31 @@
-"""Inputs of commands: plans, profiles, models and samples."""
+"""The plans, the model and the samples that belong together: what each names of the others."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpcal import terminal
-from tpcal.commands.outputs import check_place
-from tpcal.options import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.planner.published.names import is_preset, off_budget, read_plan
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.local_paths import EMBEDDED, locate
+from tpcal.workflow.settings import Progress
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.calibrate.inputs.samples import Samples
-    from tpcal.calibrate.profile import Profile
     from tpcal.plans.schema import Plan
 
-OUT = Path("tpcal-out")
 MAX_LISTED = 100
-"""Most unreadable rows that are listed one by one."""
-
-
-def refuse_to_overwrite(path: Path, force: bool) -> None:
-    """Raises UsageError if a file other than a plan would be overwritten without ``force``.
-
-    Raises:
-        UsageError: If the path exists and is not a plan, or its folder does not exist.
-    """
-    from tpcal.plans.schema import load_plan
-
-    check_place(path)
-    if force or not path.exists():
-        return
-    try:
-        load_plan(path)
-    except UsageError:
-        way_out = "Name another file with --output, or add --force"
-        raise UsageError(f"{path} exists and is not a plan. {way_out}.") from None
+"""Rows that are named one by one."""
+_LOG = logging.getLogger(__name__)
 
 
 def plan_and_model(
-    file: str | None, model: ModelChoice, report: terminal.Progress
+    file: str | None, model: ModelChoice, report: Progress
 ) -> tuple[Plan | None, Loaded]:
     """The plan and the chosen model, or the model of the plan, after a check that they fit.
 
@@ -60,7 +41,7 @@ def plan_and_model(
 
 
 def plans_and_model(
-    names: Sequence[str], model: ModelChoice, report: terminal.Progress
+    names: Sequence[str], model: ModelChoice, report: Progress
 ) -> tuple[dict[str, Plan], Loaded]:
     """Plans by name and their model, after a check that they fit.
 
@@ -80,7 +61,7 @@ def _read_plans(names: Sequence[str]) -> dict[str, Plan]:
 
 
 def _loaded(
-    plans: Mapping[str, Plan], model: ModelChoice, report: terminal.Progress
+    plans: Mapping[str, Plan], model: ModelChoice, report: Progress
 ) -> tuple[dict[str, Plan], Loaded]:
     report(0, 0, "Loading the model")
     loaded = model.load()
@@ -189,7 +170,7 @@ def _at_depth(name: str, plan: Plan, loaded: Loaded, n_tokens: int | None = None
 
 
 def plan_model_samples(
-    file: str, model: ModelChoice, data: DataChoice, report: terminal.Progress
+    file: str, model: ModelChoice, data: DataChoice, report: Progress
 ) -> tuple[Plan, Loaded, Samples]:
     """The plan, its model and unseen samples; see `plans_model_samples`."""
     plans, loaded, samples = plans_model_samples([file], model, data, report)
@@ -200,7 +181,7 @@ def plans_model_samples(
     names: Sequence[str],
     model: ModelChoice,
     data: DataChoice,
-    report: terminal.Progress,
+    report: Progress,
     *,
     allow_seen: bool = False,
 ) -> tuple[dict[str, Plan], Loaded, Samples]:
@@ -217,57 +198,14 @@ def plans_model_samples(
     plans, loaded = _loaded(plans, model, report)
     report(0, 0, "Loading the samples")
     samples = choice.load("eval")
-    tell_source(samples)
+    log_source(samples)
     if choice.samples is None and not allow_seen:
+        from tpcal.calibrate.evaluation.seen_samples import seen_by
+
         samples = samples.without(seen_by(plans))
     n_tokens = _n_tokens(loaded, samples) if any(is_preset(n) for n in names) else None
     fitted = {name: _at_depth(name, plan, loaded, n_tokens) for name, plan in plans.items()}
     return fitted, loaded, samples
-
-
-def tell_source(samples: Samples) -> None:
-    """Prints what was left out of the data and why, and every row that was skipped."""
-    from tpcal.views.formats import count
-
-    left_out = samples.source.left_out.items()
-    if left_out:
-        each = ", ".join(f"{count(n, what)} {why}" for (what, why), n in left_out)
-        terminal.note(f"{samples.name}: left out {each}.")
-    unreadable = samples.source.unreadable
-    if unreadable:
-        terminal.warn(f"{samples.name}: {count(len(unreadable), 'row')} skipped as unreadable:")
-    for problem in unreadable[:MAX_LISTED]:
-        terminal.note(problem)
-    if len(unreadable) > MAX_LISTED:
-        terminal.note(f"and {len(unreadable) - MAX_LISTED} more.")
-
-
-def count_seen(plans: Mapping[str, Plan], samples: Samples) -> int:
-    """The number of samples that a plan was made from; raises the errors of `seen_by`."""
-    seen = seen_by(plans)
-    return sum(identity in seen for identity in samples.identities)
-
-
-def seen_by(plans: Mapping[str, Plan]) -> set[bytes]:
-    """Digests of the samples that the plans were made from; published plans have none.
-
-    Raises:
-        UsageError: If a plan was made from samples and does not list them.
-    """
-    from tpcal.calibrate.inputs.sample_digests import unpack
-
-    seen: set[bytes] = set()
-    for name, plan in plans.items():
-        if "profile" not in plan.provenance:
-            continue
-        try:
-            seen |= unpack(plan.provenance["data"]["seen"])
-        except (KeyError, TypeError, ValueError):
-            raise UsageError(
-                f"{name} must say which samples it was made from (provenance.data.seen); got "
-                "none. Make it again with tpcal plan."
-            ) from None
-    return seen
 
 
 def _n_tokens(loaded: Loaded, samples: Samples) -> int:
@@ -279,12 +217,20 @@ def _n_tokens(loaded: Loaded, samples: Samples) -> int:
     return int(find(loaded.model).visual_mask(loaded.model, inputs["input_ids"], None).sum())
 
 
-def read_profile(path: Path | None) -> tuple[Path, Profile]:
-    """The folder and the profile in ``path``, or the newest profile below it."""
-    from tpcal.calibrate import profile as profiles
+def log_source(samples: Samples) -> None:
+    """Logs what of the data was left out and why, and every row that was skipped."""
+    source, name = samples.source, samples.name
+    if source.left_out:
+        each = ", ".join(f"{_count(n, what)} {why}" for (what, why), n in source.left_out.items())
+        _LOG.info("%s: left out %s.", name, each)
+    unreadable = source.unreadable
+    if unreadable:
+        _LOG.warning("%s: %s skipped as unreadable:", name, _count(len(unreadable), "row"))
+    for problem in unreadable[:MAX_LISTED]:
+        _LOG.info("%s", problem)
+    if len(unreadable) > MAX_LISTED:
+        _LOG.info("and %s more.", len(unreadable) - MAX_LISTED)
 
-    path = path or OUT
-    if path.name == "profile.yaml":
-        path = path.parent
-    folder = path if (path / "profile.yaml").exists() else profiles.newest(path)
-    return folder, profiles.load(folder)
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

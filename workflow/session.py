@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpcal import __version__, terminal
-from tpcal.commands.inputs import tell_source
-from tpcal.options import DataChoice, ModelChoice
+from tpcal import __version__
+from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.local_paths import kept, last_part, locate, moved
+from tpcal.workflow.inputs import log_source
+from tpcal.workflow.settings import PlanningSettings, Progress
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.calibrate.inputs.samples import Samples
     from tpcal.calibrate.measure import Measurer
     from tpcal.calibrate.memory_needs import Arranged
-    from tpcal.calibrate.profile import Profile
     from tpcal.plans.schema import Cut, Plan
+    from tpcal.workflow.profiles import StoredProfile
 
-DRAWN = "drawn.json"
-"""File in the folder of the profile that records the samples of a search."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,35 +50,28 @@ class Drawn:
 
 
 class PlanningSession:
-    """The model and samples that plans of a profile are measured on, loaded when needed.
+    """The model and the samples that the plans of a profile are measured on.
 
     Args:
-        profile: Profile that plans are made from.
-        folder: Folder of the profile.
-        model: Choice of the model, if it has moved since calibration.
-        data: Current data of the profile's samples; None if it has not moved.
-        n_samples: Number of samples to compare plans on; None takes that of the profile.
-        batch_size: Samples per run of the model.
-        report: Called with the current step.
-        memory: Most bytes on the device; None takes the free memory.
+        stored: The profile and its folder.
+        model: Another model than the profile names, such as one that has moved.
+        settings: Where the samples are now, how many to compare plans on, the batch size and the
+            memory.
+        report: Receives what is being loaded.
     """
 
     def __init__(
         self,
-        profile: Profile,
-        folder: Path,
+        stored: StoredProfile,
         model: ModelChoice,
-        data: str | None,
-        n_samples: int | None,
-        batch_size: int,
-        report: terminal.Progress,
-        *,
-        memory: int | None = None,
+        settings: PlanningSettings,
+        report: Progress,
     ) -> None:
-        self._profile, self._folder, self._model = profile, folder, model
-        self._data = data
-        self._n_samples, self._batch_size, self._report = n_samples, batch_size, report
-        self._memory = memory
+        self.stored = stored
+        self._folder, self._profile = stored
+        self._model, self._report = model, report
+        self._data, self._n_samples = settings.data, settings.samples
+        self._batch_size, self._memory = settings.batch_size, settings.memory
 
     @cached_property
     def _choice(self) -> DataChoice:
@@ -157,7 +151,7 @@ class PlanningSession:
         self._choice.check_asked_of(self._asked)
         choice = replace(self._choice, samples=n_samples or default, split=None)
         samples = choice.load("eval")
-        tell_source(samples)
+        log_source(samples)
         if n_samples is not None:
             return samples
         from tpcal.calibrate.inputs.sample_digests import unpack
@@ -166,8 +160,8 @@ class PlanningSession:
 
     @cached_property
     def drawn(self) -> tuple[Drawn, Drawn]:
-        """Records of both parts of `samples`, read from a file if they were recorded before."""
-        file, key = self._folder / DRAWN, f"{__version__} {self._n_samples}"
+        """As `samples`, but remembered: nothing is loaded where that was done before."""
+        file, key = self._drawn_file, f"{__version__} {self._n_samples}"
         known = _read(file)
         if key in known and self._data is None:
             return known[key]
@@ -178,6 +172,12 @@ class PlanningSession:
         plain[key] = [asdict(first), asdict(further)]
         write_atomic(file, json.dumps(plain))
         return first, further
+
+    @property
+    def _drawn_file(self) -> Path:
+        from tpcal.calibrate.profile import DRAWN
+
+        return self._folder / DRAWN
 
     def measurers(self) -> dict[str, LazyMeasurer]:
         """The ``measurer`` of a search, and ``finals`` if there are enough further samples."""
@@ -217,9 +217,9 @@ class PlanningSession:
 
         samples = self.samples[part]
         if Drawn.of(samples) != self.drawn[part]:
-            (self._folder / DRAWN).unlink(missing_ok=True)
+            self._drawn_file.unlink(missing_ok=True)
             raise UsageError(
-                f"{self._folder / DRAWN} must say which samples are drawn; got others, as of an "
+                f"{self._drawn_file} must say which samples are drawn; got others, as of an "
                 "earlier version. It is deleted now: run the same command again."
             )
         run = self._arranged
@@ -234,24 +234,24 @@ class PlanningSession:
         need = memory_needs.of_plans(self.loaded, memory_needs.longest(self.loaded, first))
         n_samples = len(first) + len(further)
         run = memory_needs.arranged(self.loaded, need, n_samples, self._batch_size, self._memory)
-        terminal.note(run.said)
+        _LOG.info("%s", run.said)
         return run
 
 
 class LazyMeasurer:
     """A `Measurer` that loads the model only when it has to run a plan."""
 
-    def __init__(self, subject: PlanningSession, part: int) -> None:
+    def __init__(self, session: PlanningSession, part: int) -> None:
         import numpy as np
 
-        self._subject, self._part = subject, part
-        drawn = subject.drawn[part]
+        self._session, self._part = session, part
+        drawn = session.drawn[part]
         self.groups = drawn.groups
         self.sample_group = np.array(drawn.sample_group, dtype=np.int64)
 
     @cached_property
     def _measurer(self) -> Measurer:
-        return self._subject.measurer(self._part)
+        return self._session.measurer(self._part)
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:
         """The losses of a plan; see `Measurer.losses`."""

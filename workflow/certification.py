@@ -1,0 +1,92 @@
+"""`tpcal.certify`: proves how few answers a plan changes, on unseen samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.workflow.inputs import plan_model_samples
+from tpcal.workflow.settings import CertificationSettings, Progress, silent
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.inputs.models import Loaded
+    from tpcal.planner.certificates.binomial import Promise
+    from tpcal.plans.schema import Certificate, Plan
+
+
+@dataclass(frozen=True)
+class CertifiedPlan:
+    """A plan with its certificate, and the folder of the file that it was read from."""
+
+    made: Plan
+    """The plan, whose local paths begin at ``folder``."""
+    folder: Path
+
+    @property
+    def certificate(self) -> Certificate:
+        """What was proven."""
+        assert self.made.certificate is not None, "prove gives one or raises"
+        return self.made.certificate
+
+    def save(self, path: Path | str) -> Plan:
+        """Writes the plan to a file and returns it as the file has it."""
+        from tpcal.plans.local_paths import moved
+        from tpcal.plans.schema import save_plan
+
+        plan = moved(self.made, self.folder, Path(path).parent)
+        save_plan(plan, path)
+        return plan
+
+
+def certify(
+    plan: Path | str,
+    promise: Promise,
+    *,
+    model: ModelChoice | Loaded | str | None = None,
+    data: DataChoice | str | None = None,
+    settings: CertificationSettings | None = None,
+    progress: Progress | None = None,
+) -> CertifiedPlan:
+    """Tests on unseen samples whether a plan changes as few answers as promised.
+
+    Nothing is written to the plan's file before `CertifiedPlan.save`. Of several plans that are
+    judged on the same samples, each is tested more strictly than the one before.
+
+    Example:
+        >>> proven = tpcal.certify("plan.yaml", tpcal.Promise(max_flips=0.05, confidence=0.95))
+        >>> proven.save("plan.yaml")
+
+    Args:
+        plan: A plan file, ``preset:NAME`` or ``preset:NAME@BUDGET``.
+        promise: What has to hold, and how often such a promise must be right.
+        model: A name, a choice or a loaded model; None takes the model that the plan names, or the
+            built-in one.
+        data: A data set's name or path, or a choice of samples; None takes the plan's own data.
+        settings: Batch size, longest answer and the folder that remembers what was judged.
+        progress: Receives the answers given, the answers in all and what is going on.
+
+    Raises:
+        GuardrailError: The promise cannot be proven; says how many samples that would take.
+        UsageError: The plan was made from some of the samples, or an input cannot be used.
+        FitError: The plan does not fit the model.
+    """
+    from tpcal.planner.certificates.certify import prove
+    from tpcal.planner.certificates.judged import Judged
+
+    settings, progress = settings or CertificationSettings(), progress or silent
+    found, loaded, samples = plan_model_samples(
+        str(plan), ModelChoice.of(model), DataChoice.of(data), progress
+    )
+    proven = prove(
+        [found],
+        promise,
+        loaded,
+        samples,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        progress=progress,
+        judged=Judged.beside(settings.out),
+    )
+    return CertifiedPlan(proven, Path(plan).parent)

@@ -1,0 +1,59 @@
+"""A profile and the folder that it lies in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tpcal.workflow.settings import OUT
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.profile import Profile
+
+
+class StoredProfile(NamedTuple):
+    """A profile and its folder, in which searches keep what they measured."""
+
+    folder: Path
+    profile: Profile
+
+    @classmethod
+    def of(cls, profile: StoredProfile | Path | str | None) -> StoredProfile:
+        """The stored profile itself, or the one that `load_profile` reads."""
+        return profile if isinstance(profile, StoredProfile) else load_profile(profile)
+
+    @property
+    def study(self) -> Path:
+        """The journal file in which searches keep what they measured."""
+        from tpcal.calibrate.profile import STUDY
+
+        return self.folder / STUDY
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What calibration could not see, one sentence each."""
+        from tpcal.calibrate.drop_all_depth import blind_spots
+
+        return tuple(blind_spots(self.profile))
+
+
+def load_profile(path: Path | str | None = None) -> StoredProfile:
+    """Reads the profile in a folder, or the newest one below it.
+
+    Example:
+        >>> folder, profile = tpcal.load_profile("tpcal-out")
+
+    Args:
+        path: Folder of a profile, its ``profile.yaml``, or a folder that collects profiles; None
+            takes ``tpcal-out``.
+
+    Raises:
+        UsageError: There is no profile, or it is unfinished or damaged.
+    """
+    from tpcal.calibrate import profile as profiles
+
+    path = Path(path or OUT)
+    if path.name == profiles.PROFILE:
+        path = path.parent
+    folder = path if (path / profiles.PROFILE).exists() else profiles.newest(path)
+    return StoredProfile(folder, profiles.load(folder))

@@ -1,0 +1,313 @@
+"""`tpcal.find_plan` and `tpcal.find_front`: choose the cuts by a profile and measured plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.plans.errors import UsageError
+from tpcal.workflow.profiles import StoredProfile
+from tpcal.workflow.session import PlanningSession
+from tpcal.workflow.settings import PlanLimits, PlanningSettings, Progress, silent
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.inputs.models import Loaded
+    from tpcal.planner.certificates.binomial import Promise
+    from tpcal.planner.prediction.budget import Budget
+    from tpcal.planner.problem import Problem
+    from tpcal.planner.search.front import Point
+    from tpcal.planner.search.loss_limits import Allowance
+    from tpcal.planner.search.settings import SearchSettings
+    from tpcal.planner.search.whole_front import KnownPlan
+    from tpcal.plans.schema import Cut, Plan
+
+N_TRIALS = 100
+N_CERTIFY = 700
+MOST_PROVEN = 8
+"""Plans that are tried on the samples of a proof."""
+
+
+@dataclass(frozen=True)
+class FoundPlan:
+    """A plan and where it comes from."""
+
+    made: Plan
+    """The plan, whose local paths begin at the profile's folder."""
+    session: PlanningSession
+    known: KnownPlan | None = None
+    """What earlier searches knew of it; None if it was searched now."""
+
+    @property
+    def stored(self) -> StoredProfile:
+        """The profile that the plan was made from."""
+        return self.session.stored
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan, whose local paths begin at the working folder."""
+        return self.session.placed(self.made, Path())
+
+    def save(self, path: Path | str) -> Plan:
+        """Writes the plan to a file and returns it as the file has it."""
+        from tpcal.plans.schema import save_plan
+
+        plan = self.session.placed(self.made, Path(path).parent)
+        save_plan(plan, path)
+        return plan
+
+
+@dataclass(frozen=True)
+class FoundFront:
+    """The plans that no other plan beats in both cost and loss."""
+
+    stored: StoredProfile
+    points: Sequence[Point]
+    """Cheapest first."""
+    names: Mapping[tuple[Cut, ...], str]
+    """Published schedules among the points, by their cuts."""
+
+
+def find_plan(
+    profile: StoredProfile | Path | str | None = None,
+    budget: Budget | float | None = None,
+    *,
+    limits: PlanLimits | None = None,
+    model: ModelChoice | Loaded | str | None = None,
+    settings: PlanningSettings | None = None,
+    progress: Progress | None = None,
+) -> FoundPlan:
+    """The plan that loses least within a budget, or the cheapest plan within the limits.
+
+    With a budget and limits, a plan that loses more than the limits is refused. With a confidence,
+    the plan comes with a certificate. What was measured is kept in the profile's folder, so that
+    the same call continues an interrupted search.
+
+    Example:
+        >>> settings = tpcal.PlanningSettings(n_trials=50)
+        >>> found = tpcal.find_plan("tpcal-out", 0.22, settings=settings)
+        >>> found.save("plan.yaml")
+
+    Args:
+        profile: A stored profile or its path, as `load_profile` takes it.
+        budget: What the plan may cost; a number is the layer average of keep in (0, 1]. None asks
+            for the cheapest plan within the limits.
+        limits: What the plan may lose; None sets no limit.
+        model: Another place of the profile's model, or the model loaded; None loads the model that
+            the profile names.
+        settings: How the search runs.
+        progress: Receives the trials done, the trials in all and what is going on.
+
+    Raises:
+        UsageError: Neither a budget nor a limit is given, or an input cannot be used.
+        BudgetError: No plan is as cheap as the budget.
+        GuardrailError: No plan is within the limits, or none can be certified.
+        FitError: The model's structure is not that of the profile's.
+    """
+    limits, settings = limits or PlanLimits(), settings or PlanningSettings()
+    limits.check(settings.measure)
+    if budget is None and not limits.any:
+        raise UsageError(
+            "A budget or a limit must be given; got neither. tpcal.find_front searches all "
+            "budgets."
+        )
+    search = _Search.start(profile, model, limits, settings, progress or silent)
+    found, known = search.find(budget)
+    return FoundPlan(
+        search.session.signed(found) if settings.measure else found, search.session, known
+    )
+
+
+def find_front(
+    profile: StoredProfile | Path | str | None = None,
+    *,
+    model: ModelChoice | Loaded | str | None = None,
+    settings: PlanningSettings | None = None,
+    progress: Progress | None = None,
+) -> FoundFront:
+    """The front of loss and cost, after plans of all budgets from 0.05 to 0.8 were measured.
+
+    Afterwards `find_plan` answers any budget between by what was measured.
+
+    Example:
+        >>> front = tpcal.find_front(settings=tpcal.PlanningSettings(measure=False))
+        >>> [round(point.layer_average_keep, 2) for point in front.points]
+
+    Args:
+        profile: As `find_plan`, like the other arguments.
+
+    Raises:
+        UsageError: An input cannot be used.
+        FitError: The model's structure is not that of the profile's.
+    """
+    settings = settings or PlanningSettings()
+    search = _Search.start(profile, model, PlanLimits(), settings, progress or silent)
+    return search.front()
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The searches on one profile."""
+
+    session: PlanningSession
+    limits: PlanLimits
+    settings: PlanningSettings
+    progress: Progress
+
+    @classmethod
+    def start(
+        cls,
+        profile: StoredProfile | Path | str | None,
+        model: ModelChoice | Loaded | str | None,
+        limits: PlanLimits,
+        settings: PlanningSettings,
+        progress: Progress,
+    ) -> _Search:
+        stored = StoredProfile.of(profile)
+        progress(0, 0, "Planning")
+        session = PlanningSession(stored, ModelChoice.of(model), settings, progress)
+        return cls(session, limits, settings, progress)
+
+    @property
+    def stored(self) -> StoredProfile:
+        return self.session.stored
+
+    @property
+    def allowance(self) -> Allowance:
+        from tpcal.planner.search.loss_limits import Allowance
+
+        return Allowance(self.limits.max_loss, self.limits.max_flips, self.limits.each_group)
+
+    def find(self, budget: Budget | float | None) -> tuple[Plan, KnownPlan | None]:
+        """The plan, and what was known of it before."""
+        from tpcal.planner.prediction.budget import Budget
+
+        if budget is not None and not isinstance(budget, Budget):
+            budget = Budget(budget)
+        known = self._known(budget)
+        if known is not None:
+            return self._within(known.plan), known
+        if self.limits.confidence is not None:
+            return self._proven(budget), None
+        measurers = self.session.measurers() if self.settings.measure else {}
+        return self._measured(budget, measurers), None
+
+    def front(self) -> FoundFront:
+        """The front, measured or predicted."""
+        from tpcal.planner.search import whole_front
+        from tpcal.planner.search.front import front, named
+
+        problem = self._problem(None)
+        if self.settings.measure:
+            measurer = self.session.measurers()["measurer"]
+            settings = self._search_settings(whole_front.N_TRIALS)
+            points = whole_front.whole_front(problem, measurer=measurer, settings=settings)
+        else:
+            points = front(problem.predictor, None)
+        self.progress(0, 0, "Comparing with published schedules")
+        return FoundFront(self.stored, points, named(problem.predictor, points))
+
+    def _problem(self, budget: Budget | None) -> Problem:
+        """What is searched; without a budget a plan may cost as much as the unpruned model."""
+        from tpcal.planner.problem import ALL, Problem
+
+        own = self.settings
+        return Problem.of(self.stored.profile, budget or ALL, own.max_cuts, own.weights)
+
+    def _search_settings(self, n_trials: int = N_TRIALS) -> SearchSettings:
+        from tpcal.planner.search.settings import SearchSettings
+
+        own = self.settings
+        return SearchSettings(
+            n_trials=own.n_trials or n_trials,
+            timeout=own.timeout,
+            seed=own.seed,
+            storage=own.storage or self.stored.study,
+            command=own.command,
+            progress=self.progress,
+        )
+
+    def _known(self, budget: Budget | None) -> KnownPlan | None:
+        """The plan that earlier searches found for a budget; None if a search is needed."""
+        from tpcal.planner.search.whole_front import answer
+
+        own = self.settings
+        if budget is None or own.n_trials or own.samples or not own.measure:
+            return None
+        if self.limits.confidence:
+            return None
+        return answer(self._problem(budget), self._search_settings())
+
+    def _measured(self, budget: Budget | None, measurers: Mapping[str, Any]) -> Plan:
+        """The best plan for the budget, or the cheapest within the limits."""
+        from tpcal.planner.search.one_budget import search
+        from tpcal.planner.search.within_a_loss import cheapest
+
+        problem, settings = self._problem(budget), self._search_settings()
+        if budget is None:
+            return cheapest(problem, self.allowance, settings=settings, **measurers)
+        return self._within(search(problem, settings=settings, **measurers).plan)
+
+    def _within(self, found: Plan) -> Plan:
+        """The plan of a budget with its limits; raises GuardrailError if it loses more."""
+        from tpcal.planner.prediction.predict import Predictor
+        from tpcal.planner.search.finals import sizes
+
+        assert found.loss is not None
+        profile, measured = self.stored.profile, found.loss.measured
+        losses = measured or found.loss.predicted
+        flips = found.loss.changed or Predictor(profile).flips(found.cuts)
+        kind = "measured" if measured else "predicted"
+        self.allowance.guard(losses, flips, sizes(profile), kind)
+        limits = {"max_loss": self.limits.max_loss, "max_flips": self.limits.max_flips}
+        return replace(found, loss=replace(found.loss, **limits))
+
+    def _proven(self, budget: Budget | None) -> Plan:
+        """The plan for the budget or the cheapest within the limits, with a certificate."""
+        from tpcal.planner.certificates.certify import prove
+        from tpcal.planner.certificates.judged import Judged
+
+        promise, session = self._promise(), self.session
+        return prove(
+            [session.signed(plan) for plan in self._candidates(budget)],
+            promise,
+            session.loaded,
+            session.unseen(self.limits.certify_samples, N_CERTIFY),
+            batch_size=self.settings.batch_size,
+            progress=self.progress,
+            judged=Judged.beside(self.stored.folder.parent),
+        )
+
+    def _promise(self) -> Promise:
+        """What is to be proven; too few samples are refused before the search."""
+        from tpcal.planner.certificates.binomial import Promise
+
+        limits = self.limits
+        assert limits.max_flips is not None
+        assert limits.confidence is not None
+        promise = Promise(limits.max_flips, limits.confidence, limits.each_group, place=1)
+        n = limits.certify_samples or N_CERTIFY
+        if limits.each_group:
+            n_groups = len(self.stored.profile.groups)
+            promise.check_n(n // n_groups, "--certify-samples of each group")
+        else:
+            promise.check_n(n, "--certify-samples")
+        return promise
+
+    def _candidates(self, budget: Budget | None) -> list[Plan]:
+        """The plans that are tested in turn, the dearest first."""
+        from tpcal.planner.search.within_a_loss import explore
+
+        measurers = self.session.measurers()
+        if budget is not None:
+            return [self._measured(budget, measurers)]
+        found = explore(
+            self._problem(None),
+            self.allowance,
+            measurer=measurers["measurer"],
+            settings=self._search_settings(),
+        )
+        return found.row(MOST_PROVEN)
