@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import options, terminal
+from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.commands.bench_inputs import BenchSubject, loaded_subject, random_subject
 from tpcal.commands.outputs import check_outputs, write_figures
-from tpcal.options import ModelChoice
 from tpcal.plans.errors import SlowerError, UsageError
 from tpcal.workflow.inputs import named_twice
 

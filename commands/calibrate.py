@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from tpcal import options, terminal
+from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.hints import after_calibrate
-from tpcal.options import DataChoice, Listed, ModelChoice
+from tpcal.options import Listed
 from tpcal.workflow.settings import OUT, CalibrationSettings
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from tpcal import options, terminal
+from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.outputs import refuse_to_overwrite
-from tpcal.options import DataChoice, ModelChoice
 from tpcal.planner.published.names import is_preset
 from tpcal.workflow.settings import CertificationSettings
 

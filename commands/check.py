@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tpcal import options, terminal
-from tpcal.options import ModelChoice
+from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import FitError
 from tpcal.workflow.inputs import plan_and_model

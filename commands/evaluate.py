@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from tpcal import options, terminal
+from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.outputs import check_folder, check_outputs, write_figures
-from tpcal.options import DataChoice, Listed, ModelChoice
+from tpcal.options import Listed
 from tpcal.workflow.settings import OUT, EvaluationSettings
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpcal import options, terminal
+from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.commands.hints import after_front, after_plan
 from tpcal.commands.outputs import refuse_to_overwrite
-from tpcal.options import ModelChoice
 from tpcal.workflow.settings import PlanLimits, PlanningSettings
 
 if TYPE_CHECKING:

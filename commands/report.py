@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import options, terminal
-from tpcal.options import ModelChoice
+from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.profiles import StoredProfile, load_profile

@@ -262,8 +262,9 @@ class _Search:
         flips = found.loss.changed or Predictor(profile).flips(found.cuts)
         kind = "measured" if measured else "predicted"
         self.allowance.guard(losses, flips, sizes(profile), kind)
-        limits = {"max_loss": self.limits.max_loss, "max_flips": self.limits.max_flips}
-        return replace(found, loss=replace(found.loss, **limits))
+        most = self.limits
+        loss = replace(found.loss, max_loss=most.max_loss, max_flips=most.max_flips)
+        return replace(found, loss=loss)
 
     def _proven(self, budget: Budget | None) -> Plan:
         """The plan for the budget or the cheapest within the limits, with a certificate."""
