@@ -1,4 +1,4 @@
-"""The laws every family must keep, as code: try them on a new family or on a loaded model.
+"""The laws that every family must satisfy, as code that runs on any loaded model.
 
 for verdict in run(Case("my model", model, rows)):
     print(verdict.law.name, verdict.holds, verdict.detail)

@@ -1,4 +1,4 @@
-"""Laws about company: rows of a batch, and calls from other threads, do not see each other."""
+"""Laws about batches and threads: rows and concurrent calls do not influence each other."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def threads(trial: Trial) -> str:
 
 
 def _together(works: Sequence[tuple[Trial, str, str]]) -> list[TrialRun]:
-    """Each work in a thread of its own, all begun at once."""
+    """Runs every function in a thread of its own, all started together."""
     together = Barrier(len(works))
     plans = {id(mine.model): (mine, name) for mine, name, _ in works}
     with ExitStack() as undo:
@@ -77,16 +77,16 @@ def _together(works: Sequence[tuple[Trial, str, str]]) -> list[TrialRun]:
 
 
 def _slow(trial: Trial) -> Callable[[], None]:
-    """Makes passes wait in the middle, where others would get in; undone by the result."""
+    """Makes passes wait in the middle, so that others overlap; the result undoes this."""
     layer = trial.family.layers(trial.model)[trial.n_layers // 2]
     return layer.register_forward_pre_hook(lambda *_: sleep(_PAUSE)).remove
 
 
 def _yardstick(trial: Trial, side: str) -> tuple[int, str]:
-    """Decode steps to compare, and a remark where the prefill alone can be.
+    """Number of decode steps to compare, and a remark if only the prefill can be compared.
 
-    The unpruned model shows how much of a row depends on its company: where its rows really
-    differ (windows that count padding), the law says nothing.
+    The unpruned model shows how much a row depends on the other rows. If its rows differ by more
+    than rounding (windows that count padding), the law does not apply.
     """
     if trial.unpruned_noise(side) <= trial.allowed:
         return N_STEPS, ""
@@ -97,7 +97,7 @@ def _yardstick(trial: Trial, side: str) -> tuple[int, str]:
 
 
 def _stable_plans(trial: Trial) -> list[str]:
-    """Plans whose choice cannot turn on rounding; one by attention can, in half precision."""
+    """Plans whose selection is safe from rounding, unlike attention's in half precision."""
     names = [name for name in trial.plans if name != "early"]
     return names if trial.is_exact else ["content"]
 

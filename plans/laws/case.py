@@ -1,4 +1,4 @@
-"""A model with prompts to try the laws on, and how prompts become batches and conversations."""
+"""A model with prompts to test the laws on, and the batches and conversations made of them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Case:
     name: str
     model: PreTrainedModel
     rows: tuple[Inputs, ...]
-    """Inputs of one prompt each, batch of one, without padding; ``input_ids`` and
+    """Inputs of single prompts (batch size 1) without padding; ``input_ids`` and
     ``attention_mask`` are [1, S]. They differ in length, images and image sizes; one has no
     image."""
     videos: tuple[Inputs, ...] = ()
-    """Further prompts with videos, where the model takes them."""
+    """Further prompts with videos, if the model accepts videos."""
     pad_id: int = 0
     per_row: frozenset[str] = field(default_factory=frozenset)
     """Inputs other than token-like ones whose first dimension is the prompt and not the image;
     a prompt without them gets zeros."""
     positions: Callable[[Inputs], Tensor] | None = None
-    """Position ids of a batch, as the model numbers them; None: each prompt's tokens from 0."""
+    """Function to the position ids of a batch; None: the tokens of each prompt count from 0."""
     appended: Mapping[str, int] = field(default_factory=dict)
     """Values of token-like inputs at tokens that follow the prompt, where they are not 0."""
 
@@ -88,7 +88,7 @@ def collate(
 
     Args:
         rows: Inputs of one prompt each.
-        side: ``left`` or ``right``: where the padding of tokens stands.
+        side: ``left`` or ``right``, the side of the padding.
         pad_id: Token id of padding.
         per_row: Inputs whose first dimension is the prompt.
     """
@@ -123,7 +123,7 @@ def _padded(tokens: Tensor, length: int, side: str, filler: int) -> Tensor:
 
 
 def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """The tensors joined along ``dim``, the smaller padded with zeros at their other ends."""
+    """The tensors joined along ``dim``, padded with zeros to equal sizes in other dimensions."""
     sizes = [max(part.shape[d] for part in parts) for d in range(parts[0].ndim)]
     ends = [[0 if d == dim else n - part.shape[d] for d, n in enumerate(sizes)] for part in parts]
     return torch.cat(

@@ -1,8 +1,8 @@
-"""The reference the executor is held to: the unpruned model, with dropped tokens hidden by masks.
+"""The reference for the executor: the unpruned model with dropped tokens hidden by masks.
 
 It runs without a cache and computes every token in every layer. Only the attention mask that the
-model passes to a layer is changed, so sliding windows, chunks, prefixes and blocks that see both
-ways stay what the model makes of them.
+model passes to a layer is changed, so that sliding windows, chunks, prefixes and bidirectional
+blocks remain as the model defines them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tpcal.plans.families import find
 
 
 def hidden_tokens(visual: Tensor, cuts: Sequence[CutRecord], n_layers: int) -> Tensor:
-    """[L, B, S] True where a token was dropped before it reached the layer.
+    """[L, B, S] bool, True for tokens that were dropped before the layer.
 
     Args:
-        visual: [B, S] True at visual tokens.
-        cuts: What was kept, in order.
-        n_layers: L.
+        visual: [B, S] bool, True at visual tokens.
+        cuts: The kept tokens of each cut, in order.
+        n_layers: Number of layers, L.
     """
     hidden = torch.zeros(n_layers, *visual.shape, dtype=torch.bool, device=visual.device)
     for cut in cuts:
@@ -42,8 +42,8 @@ def hiding(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
 
     Args:
         model: The model; no plan may be applied.
-        hidden: [L, B, S]. Tokens behind S are hidden from no layer; where a batch has a multiple
-            of B rows, each row stands for that many neighbours (beams).
+        hidden: [L, B, S] bool. Tokens after S are hidden from no layer. If a batch has a multiple
+            of B rows, each row applies to that many neighbouring rows (beams).
     """
     family = find(model)
     hooks = [
@@ -69,16 +69,16 @@ def _hook(hidden: Tensor) -> Any:
 
 
 def hide(mask: Tensor | None, hidden: Tensor, states: Tensor) -> Tensor:
-    """The layer's own mask, in which no token but the hidden one itself sees a hidden token.
+    """The layer's own mask, changed so that no token attends to a hidden token except itself.
 
     Args:
         mask: [1 or B, 1, Q, S] bool or additive; None means causal.
-        hidden: [B', S'] as in `hiding`.
-        states: [B, Q, D] what the layer was called with.
+        hidden: [B', S'] bool as in `hiding`.
+        states: [B, Q, D] input of the layer.
 
     Returns:
-        [B, 1, Q, S] of the mask's kind; every query sees itself, as a softmax over nothing is not
-        a number.
+        [B, 1, Q, S] mask of the same kind. Every query attends to itself, because a softmax over
+        no keys is not a number.
     """
     n_rows, n_queries = states.shape[:2]
     if mask is None:

@@ -1,14 +1,14 @@
-"""How far rounding alone moves logits, measured on the model and the machine at hand.
+"""The effect of rounding on logits, measured on the given model and machine.
 
-A law compares two ways to compute the same logits: on a cache or without, in a batch or alone, a
-token left out or hidden. They add the same numbers in another order, and processors differ in the
-orders they choose; so does one processor between lengths. What that changes is measured by Monte
-Carlo arithmetic: the unpruned model runs again, and every number that one of its modules gives is
-moved by chance, by at most half a step of its precision, as it was rounded to it, and half a step
-of float32, in which sums are taken. A sum in another order moves the number by about as much,
-whatever kernel takes it; so the logits answer to both alike, and those of a model that makes much
-of small differences (norms of small states, experts) more than those of another. A pruned run
-goes through the same modules as the unpruned one, so the same measure bounds its rounding.
+A law compares two ways to compute the same logits: with a cache or without, in a batch or alone,
+with a token left out or hidden. These add the same numbers in different orders, which also depend
+on the processor and on the lengths. Monte Carlo arithmetic measures the effect: the unpruned model
+runs again, and every output of its modules is changed at random by at most half a step of its
+precision, to which it was rounded, plus half a step of float32, in which sums are computed. A
+different order of additions changes an output by about as much, whatever kernel computes it, so
+that the logits respond similarly. The response is larger for models that amplify small differences
+(norms of small states, experts). A pruned run uses the same modules as the unpruned one, so that
+the same measurement bounds its rounding.
 
 Source: D. S. Parker, Monte Carlo Arithmetic, UCLA, 1997; here after modules, not operations.
 """
@@ -32,18 +32,18 @@ _N_RUNS = 3  # of which the middle one counts: in one of them, two experts may c
 def allowed(
     model: nn.Module, run: Callable[[], Tensor], seen: Callable[[], float] | None = None
 ) -> float:
-    """Largest difference of logits that counts as none.
+    """Largest difference of logits that is attributed to rounding.
 
-    Four times what rounding moves, and at least one step of the largest logit. In half precision
-    nearly every sum is rounded to the same number in whatever order it was taken, so less than
-    that is allowed: four times what another order was seen to change.
+    It is four times the measured effect of rounding, and at least one step of the largest logit.
+    In half precision nearly all sums round to the same number in any order, so that the limit is
+    smaller: four times the observed effect of another order.
 
     Args:
-        model: The model without a plan, or with one that chooses by place, as rounding must not
-            turn a choice.
-        run: Gives its logits, the same every time but for rounding; without those of padding.
-        seen: Gives a difference that another order of sums made in this model; nothing but half
-            precision asks for it. It may be too large, where the model did something else too.
+        model: The model without a plan, or with a plan that selects by position, because rounding
+            must not change the selection.
+        run: Function to the logits without those of padding; equal each time except for rounding.
+        seen: Function to a difference that another order of sums caused in this model; called in
+            half precision only. It may be too large, if the model did something else too.
     """
     logits = run()
     eps = torch.finfo(logits.dtype).eps
@@ -54,7 +54,7 @@ def allowed(
 
 
 def distance(one: Tensor, two: Tensor) -> float:
-    """Largest difference; nan where there is one in either, 0 between nothing and nothing.
+    """Largest absolute difference; nan if either contains nan, 0 between empty tensors.
 
     Raises:
         Broken: The shapes differ.
@@ -69,9 +69,9 @@ def distance(one: Tensor, two: Tensor) -> float:
 
 @contextmanager
 def nudging(model: nn.Module, seed: int) -> Iterator[None]:
-    """The model with every number that a module gives moved by chance, as rounding may move it.
+    """The model with every output of its modules changed at random, as rounding may change it.
 
-    The random numbers of the caller stay what they would be without.
+    The state of the caller's random number generator is not changed.
     """
 
     def nudge(given: Any) -> Any:
@@ -94,7 +94,7 @@ def nudging(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 def _moved(model: nn.Module, run: Callable[[], Tensor], logits: Tensor) -> float:
-    """Largest change of a logit in the middle one of several nudged runs."""
+    """Largest change of a logit, the median over several nudged runs."""
     found = []
     for seed in range(_N_RUNS):
         with nudging(model, seed):

@@ -1,4 +1,4 @@
-"""All laws, and how to run them."""
+"""All laws, and the function that runs them."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ LAWS = (
 
 
 def run(case: Case, laws: Sequence[Law] = LAWS, plan: Plan | None = None) -> Iterator[Verdict]:
-    """The verdict of each law, as soon as it is there.
+    """Yields the verdict of each law as soon as it is known.
 
     Args:
         case: A model in evaluation mode with no plan applied, and prompts for it.
-        laws: Some of `LAWS`.
-        plan: A plan to try beside the suite's own.
+        laws: The laws to test, a part of `LAWS`.
+        plan: A plan to test in addition to the suite's own plans.
     """
     trial = Trial(case, plan)
     for law in laws:

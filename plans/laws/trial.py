@@ -1,4 +1,4 @@
-"""A case under trial: runs it with and without plans, each run once for all laws."""
+"""Runs of a case with and without plans; each run is made once and shared by all laws."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Cut, Plan
 
 N_STEPS = 4
-"""Decode steps after a prefill."""
+"""Number of decode steps after a prefill."""
 _FINE = 1e-3  # of the logits' spread: rounding below that turns no choice
 _COARSE = 0.5  # of the logits' spread: rounding above that hides everything
 _LARGE = 2**31  # bytes of weights that are copied without asking
@@ -47,11 +47,11 @@ class TrialRun:
 
 
 class Trial:
-    """A case, the plans that suit its model, and what runs of them gave.
+    """A case, the plans that fit its model, and the results of their runs.
 
     Args:
         case: The model and its prompts.
-        plan: A plan to try beside the suite's own.
+        plan: A plan to test in addition to the suite's own plans.
     """
 
     def __init__(self, case: Case, plan: Plan | None = None) -> None:
@@ -210,10 +210,10 @@ class Trial:
 
     @property
     def allowed(self) -> float:
-        """Largest difference of logits that counts as none.
+        """Largest difference of logits that is attributed to rounding.
 
         Raises:
-            Inapplicable: Rounding moves the logits so far that nothing could be told from it.
+            Inapplicable: Rounding changes the logits so much that a comparison shows nothing.
         """
         if self._rounding > _COARSE * self._std:
             raise Inapplicable(
@@ -224,7 +224,7 @@ class Trial:
 
     @property
     def is_exact(self) -> bool:
-        """Whether rounding is so fine that it turns no choice of a token or a word."""
+        """Whether rounding is too small to change the selection of a token or a word."""
         weight = next(self.model.parameters())
         precise = weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
         return precise and self._rounding <= _FINE * self._std
@@ -294,7 +294,7 @@ class Trial:
 
 
 def special_ids(model: PreTrainedModel) -> list[int]:
-    """Ids that the model's config gives a meaning, so that they are no words."""
+    """Token ids with a meaning in the model's config, which are therefore no words."""
 
     def ids(config: Mapping[str, Any]) -> Iterator[int]:
         for key, value in config.items():
@@ -317,5 +317,5 @@ def _spread(layers: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _with_steps(mask: Tensor, n_steps: int) -> Tensor:
-    """The mask [..., S] with True for decode steps behind it."""
+    """The mask [..., S], extended by True for the decode steps after it."""
     return torch.nn.functional.pad(mask, (0, n_steps), value=True)

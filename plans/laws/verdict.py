@@ -1,4 +1,4 @@
-"""What a law is, and what trying one gives."""
+"""A law, and the verdict of testing it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Broken(Exception):
 
 
 class Inapplicable(Exception):
-    """The law says nothing about this model; the message is the reason."""
+    """The law does not apply to this model; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """One promise of the executor."""
+    """One guarantee of the executor."""
 
     name: str
     """Short, as in a table."""
     check: Callable[[Trial], str]
-    """Tries it and returns what was measured; raises `Broken` or `Inapplicable`."""
+    """Tests the law and returns the measurement; raises `Broken` or `Inapplicable`."""
 
     @property
     def says(self) -> str:
@@ -35,7 +35,7 @@ class Law:
         return (self.check.__doc__ or "").partition("\n")[0]
 
     def judge(self, trial: Trial) -> Verdict:
-        """The verdict of trying the law; an unexpected error breaks it too."""
+        """The verdict of testing the law; an unexpected error also breaks it."""
         try:
             with torch.no_grad():
                 return Verdict(self, True, self.check(trial))
@@ -52,15 +52,15 @@ class Law:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What trying a law gave."""
+    """The result of testing a law."""
 
     law: Law
     holds: bool | None
-    """None: the law says nothing about this model."""
+    """None if the law does not apply to this model."""
     detail: str
     """What was measured and the bound, or why the law does not apply."""
     error: Exception | None = None
-    """What a broken law raised, where it raised something."""
+    """The error that a broken law raised; None if there was none."""
 
     def __str__(self) -> str:
         holds = {True: "holds", False: "is broken", None: "does not apply"}[self.holds]
