@@ -38,7 +38,7 @@ def text() -> str:
 def plan() -> Schema:
     """Draft 2020-12; its descriptions are the docstrings of the fields."""
     about = described(schema.Plan)
-    records = {"model": "ModelIdentity", **{k: k.title() for k in ("budget", "loss", "cost")}}
+    records = {"model": "ModelIdentity", "budget": "ReachedBudget", "loss": "Loss", "cost": "Cost"}
     records["certificate"] = "Certificate"
     properties: Schema = {
         "schema": {"const": schema.SCHEMA, "description": "Version of the format."},

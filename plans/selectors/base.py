@@ -81,6 +81,8 @@ class Selector(ABC):
     """What it always needs, of scores, text_scores, keys, text, norm, vision."""
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Parameters worth searching: lowest and highest number, or all words."""
+    removed: ClassVar[Mapping[str, str]] = {}
+    """Parameters that plans of earlier versions may name, and what to do about each."""
 
     def __post_init__(self) -> None:
         owner = type(self).__module__.rpartition(".")[2]

@@ -105,7 +105,7 @@ def test_every_preset_is_valid_as_shipped_and_as_written(name: str) -> None:
 
 
 def test_a_plan_with_everything_in_it_is_valid() -> None:
-    cuts = (Cut(2, 0.5, "dart", {"visit": "original"}), Cut(6, 0, condition=Condition(0.1)))
+    cuts = (Cut(2, 0.5, "dart", {"image_pivots": 2}), Cut(6, 0, condition=Condition(0.1)))
     bare = Plan(cuts, "all", "by hand", 16, ModelIdentity(8, "tiny", fingerprint="sha256:1"))
     shape = DecoderShape(8, 64, 128, 4, 2, 16, 100, 4)
     full = Plan(
