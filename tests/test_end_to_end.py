@@ -13,8 +13,8 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tpcal.calibrate.embedded.export import export
-from tpcal.calibrate.embedded.model import Sizes, new_model
+from tools.embedded.export import export
+from tools.embedded.model import Sizes, new_model
 from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
 from tpcal.options import DataChoice, ModelChoice

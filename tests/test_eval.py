@@ -17,8 +17,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tpcal.calibrate.embedded.export import export
-from tpcal.calibrate.embedded.model import Sizes, new_model
+from tools.embedded.export import export
+from tools.embedded.model import Sizes, new_model
 from tpcal.calibrate.inputs.batches import generate_ids
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import load_samples

@@ -60,9 +60,7 @@ def test_dependencies_point_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("path", list(_modules()), ids=str)
 def test_only_the_command_line_prints(path: Path) -> None:
-    if (
-        SHELL & {path.name, *path.parts} or "embedded" in path.parts
-    ):  # the trainer is a program of its own
+    if SHELL & {path.name, *path.parts}:
         return
     assert not any(name.split(".")[0] == "rich" for name in _imports(path)), path
     calls = (n for n in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(n, ast.Call))
@@ -77,6 +75,15 @@ def test_every_package_is_listed_for_the_wheel() -> None:
         if path.name == "__init__.py"
     }
     assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_what_trains_the_built_in_model_is_not_in_the_wheel() -> None:
+    assert not any("tools" in name for name in PROJECT["tool"]["setuptools"]["packages"])
+    kept = [path for path in _modules() if path.parts[:2] == ("calibrate", "embedded")]
+    assert kept
+    for path in kept:
+        used = {name.split(".")[0] for name in _imports(path)}
+        assert not used & {"tools", "torch", "transformers", "tokenizers"}, path
 
 
 def test_every_module_says_what_it_holds() -> None:
