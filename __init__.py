@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tpcal.plans.errors import TpcalError
     from tpcal.plans.executor.handle import Handle, apply, check
-    from tpcal.plans.schema import Cut, Plan, load_plan, load_preset, presets, save_plan
+    from tpcal.plans.plan_file import load_plan, load_preset, presets, save_plan
+    from tpcal.plans.schema import Cut, Plan
 
 __version__ = "0.1.0"
 
@@ -23,10 +24,10 @@ _HOMES = {
     "check": "tpcal.plans.executor.handle",
     "Cut": "tpcal.plans.schema",
     "Plan": "tpcal.plans.schema",
-    "load_plan": "tpcal.plans.schema",
-    "load_preset": "tpcal.plans.schema",
-    "presets": "tpcal.plans.schema",
-    "save_plan": "tpcal.plans.schema",
+    "load_plan": "tpcal.plans.plan_file",
+    "load_preset": "tpcal.plans.plan_file",
+    "presets": "tpcal.plans.plan_file",
+    "save_plan": "tpcal.plans.plan_file",
 }
 
 __all__ = [

@@ -70,7 +70,7 @@ def certify(
       tpcal certify plan.yaml --max-flips 0.1 --each-group --samples 2800
     """
     from tpcal.plans.local_paths import moved
-    from tpcal.plans.schema import save_plan
+    from tpcal.plans.plan_file import save_plan
     from tpcal.views.plan_view import certificate_line
 
     if output is None and is_preset(file):

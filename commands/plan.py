@@ -154,7 +154,7 @@ def plan(
             found = subject.signed(found)
         found = subject.placed(found, output.parent)
     from tpcal.calibrate.drop_all_depth import blind_spots
-    from tpcal.plans.schema import save_plan
+    from tpcal.plans.plan_file import save_plan
 
     save_plan(found, output)
     terminal.console().print(plan_view(found, title=str(output)))

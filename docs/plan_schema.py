@@ -14,15 +14,14 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tpcal.plans import plan_rules, schema, selectors
-from tpcal.plans.cost import Cost
+from tpcal.plans import plan_file, plan_rules, schema, selectors
 
 PATH = Path(__file__).parents[1] / "plans" / "plan.schema.json"
 RECORDS = (
     schema.ModelIdentity,
     schema.ReachedBudget,
     schema.Loss,
-    Cost,
+    schema.Cost,
     schema.Certificate,
     schema.Condition,
 )
@@ -41,7 +40,7 @@ def plan() -> Schema:
     records = {"model": "ModelIdentity", "budget": "ReachedBudget", "loss": "Loss", "cost": "Cost"}
     records["certificate"] = "Certificate"
     properties: Schema = {
-        "schema": {"const": schema.SCHEMA, "description": "Version of the format."},
+        "schema": {"const": plan_file.SCHEMA, "description": "Version of the format."},
         "name": optional({"type": "string"}),
         "source": optional({"type": "string"}),
         "round_to": optional({**number("round_to", "integer"), "minimum": 1}),

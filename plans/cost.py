@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from tpcal.plans.schema import Cost, Cut, Plan
+
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Cut, Plan
     from tpcal.plans.selectors.base import Selector
 
 EVERY_PLAN = "every plan"
@@ -36,52 +37,6 @@ class DecoderShape:
     reads another one's, None where there is no limit. Empty: no layer has one."""
     latent: int | None = None
     """Numbers a layer caches of a token in place of K and V of its heads (latent attention)."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a selector chooses from, as far as its cost depends on it; of one prompt."""
-
-    n_tokens: int
-    """Visual tokens alive."""
-    n_keep: int
-    """Of these stay so many."""
-    n_text: int
-    """Text tokens behind the first visual one."""
-    hidden: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of one prefill of ``n_tokens`` visual and ``n_text`` text tokens, pruned and unpruned.
-
-    Conditional cuts are counted as not firing, so the figures are upper bounds for plans that have
-    some. FLOPs and times include choosing the tokens.
-    """
-
-    n_tokens: int
-    """Visual tokens of the prompt that is counted."""
-    n_text: int
-    """Text tokens of it."""
-    counts: tuple[int, ...]
-    """Visual tokens left after each cut."""
-    layer_average_keep: float
-    """The budget: mean over layers of visual tokens entering the layer / n_tokens."""
-    prefill_flops: float
-    """Of the decoder, a multiply-add counted as two."""
-    unpruned_prefill_flops: float
-    """The same without the plan."""
-    kv_bytes: int
-    """Bytes of K and V after the prefill."""
-    unpruned_kv_bytes: int
-    """The same without the plan."""
-    prefill_ms: float | None = None
-    """Of the decoder, from the embedded prompt to its last norm; predicted from times measured on
-    one machine, None where none were measured."""
-    unpruned_prefill_ms: float | None = None
-    """The same without the plan."""
-    selection_flops: float | None = None
-    """The part of ``prefill_flops`` that chooses tokens; None in plans of older versions."""
 
 
 def layer_average_keep(schedule: Sequence[int], n_tokens: int) -> float:
@@ -167,6 +122,7 @@ def selection_flops(plan: Plan, shape: DecoderShape, n_tokens: int, n_text: int)
         n_text: Text tokens of the prompt.
     """
     from tpcal.plans.selectors import create  # needs torch, which this module does without
+    from tpcal.plans.selectors.base import Work
 
     flops, alive = 0.0, n_tokens
     row = 2.0 * shape.n_heads * shape.head_dim  # per key

@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from tpcal import __version__
 from tpcal.calibrate.inputs.sample_digests import pack, unpack
+from tpcal.plans.plan_file import digest
 from tpcal.plans.schema import Plan
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def name_of(plans: Iterable[Plan], weights: str) -> str:
         plans: One, or a row that is tested in a fixed order.
         weights: `tpcal.calibrate.inputs.models.weights_digest` of the model.
     """
-    acts = [Plan(cuts=plan.cuts, round_to=plan.round_to).digest for plan in plans]
+    acts = [digest(Plan(cuts=plan.cuts, round_to=plan.round_to)) for plan in plans]
     return f"sha256:{hashlib.sha256(json.dumps([*acts, weights]).encode()).hexdigest()}"
 
 

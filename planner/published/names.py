@@ -38,7 +38,7 @@ def read_plan(name: str, n_layers: int | None = None, n_tokens: int | None = Non
         PlanError: It breaks the rules of the format.
         BudgetError: The preset cannot be that cheap.
     """
-    from tpcal.plans.schema import load_plan, load_preset
+    from tpcal.plans.plan_file import load_plan, load_preset
 
     if not is_preset(name):
         plan = load_plan(name)

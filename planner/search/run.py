@@ -38,7 +38,8 @@ from tpcal.planner.search.study import (
 )
 from tpcal.planner.search.study_rules import check, load
 from tpcal.planner.search.trials import Measures, cuts_of, measure
-from tpcal.plans.schema import Cut, load_preset, presets
+from tpcal.plans.plan_file import load_preset, presets
+from tpcal.plans.schema import Cut
 
 Progress = Callable[[int, int, str], None]
 MOST_MOVED = 6

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cost import Work
 from tpcal.plans.errors import UsageError
 
 
@@ -67,6 +66,19 @@ class Tokens:
     """[B, N, E] mean keys of its patches there, heads averaged; zeros where it has none."""
     covers: Tensor | None = None
     """[B, N] bool, False on tokens that cover no pixels (newline, class); None where all do."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a selector chooses from, as far as its cost depends on it; of one prompt."""
+
+    n_tokens: int
+    """Visual tokens alive."""
+    n_keep: int
+    """Of these stay so many."""
+    n_text: int
+    """Text tokens behind the first visual one."""
+    hidden: int
 
 
 @dataclass(frozen=True)

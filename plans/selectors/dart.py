@@ -9,9 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cost import Work
 from tpcal.plans.selectors._cosine import directions, distances, real_places
-from tpcal.plans.selectors.base import Selector, Tokens, image_quotas, pair_flops, ranks, whole
+from tpcal.plans.selectors.base import (
+    Selector,
+    Tokens,
+    Work,
+    image_quotas,
+    pair_flops,
+    ranks,
+    whole,
+)
 
 _BLOCK = 64  # tokens whose states are looked at together: as many as stay in a processor's cache
 

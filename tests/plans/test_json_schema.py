@@ -13,6 +13,7 @@ import yaml
 from tpcal.plans import selectors
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import PlanError
+from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan, presets
 from tpcal.plans.schema import (
     Certificate,
     Condition,
@@ -21,10 +22,6 @@ from tpcal.plans.schema import (
     ModelIdentity,
     Plan,
     ReachedBudget,
-    dump_plan,
-    load_preset,
-    parse_plan,
-    presets,
 )
 
 TEXT = resources.files("tpcal.plans").joinpath("plan.schema.json").read_text(encoding="utf-8")

@@ -6,23 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from tpcal.plans.cost import Cost
 from tpcal.plans.errors import PlanError, UsageError
-from tpcal.plans.schema import (
+from tpcal.plans.plan_file import (
     SHORT_PRESETS,
+    dump_plan,
+    load_plan,
+    load_preset,
+    parse_plan,
+    presets,
+    save_plan,
+)
+from tpcal.plans.schema import (
     Condition,
+    Cost,
     Cut,
     Loss,
     ModelIdentity,
     Plan,
     ReachedBudget,
-    dump_plan,
-    load_plan,
-    load_preset,
     n_keep,
-    parse_plan,
-    presets,
-    save_plan,
 )
 
 FULL = Plan(

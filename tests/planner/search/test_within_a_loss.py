@@ -13,7 +13,7 @@ from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.trials import MOST
 from tpcal.planner.search.within_a_loss import cheapest, explore
 from tpcal.plans.errors import GuardrailError, RunFailed, UsageError
-from tpcal.plans.schema import dump_plan, parse_plan
+from tpcal.plans.plan_file import dump_plan, parse_plan
 
 LIMIT = Allowance(max_loss=0.1)
 
