@@ -47,6 +47,13 @@ def plan() -> Schema:
         **{key: ref(kind) for key, kind in records.items()},
         "cuts": {"type": "array", "maxItems": plan_rules.MAX_LAYERS, "items": ref("Cut")},
         "provenance": {"type": ["object", "null"]},
+        "seen": optional(
+            {
+                "type": "string",
+                "description": "Short digests of the samples that the plan was made from, which "
+                "tpcal certify and tpcal eval refuse as proof; without it they refuse the plan.",
+            }
+        ),
         "digest": optional({"type": "string", "description": "sha256 of all the rest."}),
     }
     for name, said in about.items():

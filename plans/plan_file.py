@@ -41,7 +41,7 @@ def save_plan(plan: Plan, path: Path | str) -> None:
 
 
 def dump_plan(plan: Plan) -> str:
-    """YAML of a plan, ending with its digest.
+    """YAML of a plan, ending with the digests of the samples it was made from and its own digest.
 
     Raises:
         PlanError: The plan breaks a rule of the format, so that nobody could read its file.
@@ -49,7 +49,7 @@ def dump_plan(plan: Plan) -> str:
     problems = plan_rules.problems_of(plan)
     if problems:
         raise PlanError(plan.name or "The plan", problems)
-    data = _plain(plan)
+    data = _with_seen_last(_plain(plan))
     data["digest"] = digest(plan)
     data["cuts"] = [Line(cut) for cut in data.get("cuts", [])]
     return dump_yaml(data)
@@ -86,13 +86,14 @@ def plan_from_data(data: Any, source: str) -> Plan:
         PlanError: Names every problem at once.
     """
     reader = plan_rules.Reader()
-    known = ["schema", *(f.name for f in fields(Plan)), "digest"]
+    known = ["schema", *(f.name for f in fields(Plan)), "seen", "digest"]
     body = reader.mapping(data, "the plan", known)
     if body is None:
         raise PlanError(source, reader.problems)
     if body.get("schema") != SCHEMA or isinstance(body.get("schema"), bool):
         rule = f"schema must be {SCHEMA} (this version of tpcal reads no other)"
         raise PlanError(source, [f"{rule}; got {body.get('schema')!r:.60}."])
+    body = _with_seen_in_place(reader, body)
     given = body.get("digest")
     sealed = given is not None and not reader.problems and plan_rules.is_plain(body)
     if sealed and given != _digest(body):
@@ -119,6 +120,35 @@ def _plain(plan: Plan) -> dict[str, Any]:
         key for key, value in data.items() if value is None or (value == {} and key != "loss")
     }
     return {"schema": SCHEMA, **{key: data[key] for key in data if key not in nothing}}
+
+
+def _with_seen_last(data: dict[str, Any]) -> dict[str, Any]:
+    """The data as a file has it: what grows with the number of samples is below all the rest."""
+    facts = data.get("provenance", {}).get("data")
+    if not isinstance(facts, Mapping) or not isinstance(facts.get("seen"), str):
+        return data
+    others = {key: value for key, value in facts.items() if key != "seen"}
+    provenance = {**data["provenance"], "data": others}
+    shown = plan_rules.given({"provenance": provenance})  # without what is empty now
+    rest = {key: value for key, value in data.items() if key != "provenance"}
+    return {**rest, **shown, "seen": facts["seen"]}
+
+
+def _with_seen_in_place(reader: plan_rules.Reader, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The data as a plan has it, with ``seen`` in ``provenance.data`` as in files before 0.2.
+
+    The digest is over this form, so that it is the same for both forms of a file.
+    """
+    rest = {key: value for key, value in body.items() if key != "seen"}
+    seen = reader.text(body, "seen")
+    if seen is None:
+        return rest
+    provenance = rest.get("provenance") or {}
+    facts = provenance.get("data") or {} if isinstance(provenance, Mapping) else None
+    if not isinstance(facts, Mapping):
+        reader.wrong("provenance.data", "be a mapping where seen is given", facts)
+        return rest
+    return {**rest, "provenance": {**provenance, "data": {**facts, "seen": seen}}}
 
 
 def _digest(data: Mapping[str, Any]) -> str:

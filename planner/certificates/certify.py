@@ -122,7 +122,7 @@ def check_unseen(plan: Plan, samples: Samples) -> None:
         seen = unpack(plan.provenance["data"]["seen"])
     except (KeyError, TypeError, ValueError):
         raise UsageError(
-            "The plan must say which samples it was made from (provenance.data.seen); got none. "
+            "The plan must say which samples it was made from (its key `seen`); got none. "
             "Make it again with tpcal plan."
         ) from None
     n_seen = sum(identity in seen for identity in samples.identities)
