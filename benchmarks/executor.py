@@ -26,10 +26,11 @@ from stopwatch import Bench, Seconds, measure, peak
 from tpcal.calibrate.bench.geometry import GEOMETRIES, IMAGE, build, prompt
 from tpcal.calibrate.bench.ratios import Spread
 from tpcal.planner.prediction.space import project
-from tpcal.plans.cost import Cost, plan_cost
+from tpcal.plans.cost import plan_cost
 from tpcal.plans.executor import handle
 from tpcal.plans.families import decoder_shape
-from tpcal.plans.schema import Cut, Plan, load_preset
+from tpcal.plans.plan_file import load_preset
+from tpcal.plans.schema import Cost, Cut, Plan
 
 MISSED = 6  # exit code
 

@@ -44,7 +44,7 @@ def convert(schedule: str, n_layers: int, output: Path, force: bool) -> None:
         method=sparsevlm" --layers 32
     """
     from tpcal.planner.published.other_tools import schedule as read
-    from tpcal.plans.schema import save_plan
+    from tpcal.plans.plan_file import save_plan
     from tpcal.views.plan_view import plan_view
 
     refuse_to_overwrite(output, force)

@@ -16,8 +16,8 @@ def presets() -> None:
       tpcal presets
       tpcal show preset:fastv
     """
-    from tpcal.plans.schema import load_preset
-    from tpcal.plans.schema import presets as names
+    from tpcal.plans.plan_file import load_preset
+    from tpcal.plans.plan_file import presets as names
     from tpcal.views.lists import preset_table
 
     terminal.console().print(preset_table({name: load_preset(name) for name in names()}))

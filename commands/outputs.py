@@ -43,7 +43,7 @@ def refuse_to_overwrite(path: Path, force: bool) -> None:
     Raises:
         UsageError: Something else is there, or its folder is not.
     """
-    from tpcal.plans.schema import load_plan
+    from tpcal.plans.plan_file import load_plan
 
     check_place(path)
     if force or not path.exists():

@@ -14,15 +14,14 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tpcal.plans import plan_rules, schema, selectors
-from tpcal.plans.cost import Cost
+from tpcal.plans import plan_file, plan_rules, schema, selectors
 
 PATH = Path(__file__).parents[1] / "plans" / "plan.schema.json"
 RECORDS = (
     schema.ModelIdentity,
     schema.ReachedBudget,
     schema.Loss,
-    Cost,
+    schema.Cost,
     schema.Certificate,
     schema.Condition,
 )
@@ -41,13 +40,20 @@ def plan() -> Schema:
     records = {"model": "ModelIdentity", "budget": "ReachedBudget"}
     records |= {key: key.title() for key in ("loss", "cost", "certificate")}
     properties: Schema = {
-        "schema": {"const": schema.SCHEMA, "description": "Version of the format."},
+        "schema": {"const": plan_file.SCHEMA, "description": "Version of the format."},
         "name": optional({"type": "string"}),
         "source": optional({"type": "string"}),
         "round_to": optional({**number("round_to", "integer"), "minimum": 1}),
         **{key: ref(kind) for key, kind in records.items()},
         "cuts": {"type": "array", "maxItems": plan_rules.MAX_LAYERS, "items": ref("Cut")},
         "provenance": {"type": ["object", "null"]},
+        "seen": optional(
+            {
+                "type": "string",
+                "description": "Short digests of the samples that the plan was made from, which "
+                "tpcal certify and tpcal eval refuse as proof; without it they refuse the plan.",
+            }
+        ),
         "digest": optional({"type": "string", "description": "sha256 of all the rest."}),
     }
     for name, said in about.items():

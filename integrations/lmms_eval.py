@@ -23,6 +23,7 @@ from tpcal.integrations.answerer import Answerer, PrunedAnswer
 from tpcal.integrations.chat_prompts import ChatPrompt, read_prompt
 from tpcal.integrations.decoding import read_decoding
 from tpcal.plans.errors import UsageError
+from tpcal.plans.plan_file import digest
 
 Request = tuple[str, Any, dict[str, Any], int, str, str]
 """A request of lmms-eval: context, function from document to messages, generation settings,
@@ -142,7 +143,7 @@ class Tpcal(lmms):
     def _log(self, results: Sequence[GenerationResult], seconds: float) -> None:
         n_new = sum(result.token_counts.output_tokens for result in results)
         plan, tally = self._answerer.plan, self._answerer.tally
-        pruned: dict[str, Any] = {"plan": "none" if plan is None else plan.digest}
+        pruned: dict[str, Any] = {"plan": "none" if plan is None else digest(plan)}
         if tally.n_rows:
             pruned["visual_tokens"] = tally.visual_tokens
             pruned["layer_average_keep"] = tally.layer_average_keep

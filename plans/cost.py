@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from tpcal.plans.schema import Cost, Cut, Plan
+
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Cut, Plan
     from tpcal.plans.selectors.base import Selector
 
 EVERY_PLAN = "every plan"
@@ -37,52 +38,6 @@ class DecoderShape:
     limit."""
     latent: int | None = None
     """Numbers that a layer caches per token instead of K and V of its heads (latent attention)."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """The sizes that the cost of a selector depends on, for one prompt."""
-
-    n_tokens: int
-    """Number of visual tokens before the cut."""
-    n_keep: int
-    """Number of visual tokens after the cut."""
-    n_text: int
-    """Number of text tokens after the first visual token."""
-    hidden: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of one prefill of ``n_tokens`` visual and ``n_text`` text tokens, pruned and unpruned.
-
-    Conditional cuts are counted as not made, so that the figures are upper bounds for plans with
-    conditions. FLOPs and times include the selection of tokens.
-    """
-
-    n_tokens: int
-    """Number of visual tokens of the prompt."""
-    n_text: int
-    """Number of text tokens of the prompt."""
-    counts: tuple[int, ...]
-    """Number of visual tokens left after each cut."""
-    layer_average_keep: float
-    """Mean over layers of the number of visual tokens entering the layer, divided by n_tokens."""
-    prefill_flops: float
-    """FLOPs of the decoder, a multiply-add counted as two."""
-    unpruned_prefill_flops: float
-    """``prefill_flops`` without the plan."""
-    kv_bytes: int
-    """Bytes of K and V after the prefill."""
-    unpruned_kv_bytes: int
-    """``kv_bytes`` without the plan."""
-    prefill_ms: float | None = None
-    """Milliseconds of the decoder, from the embedded prompt to its final norm, predicted from
-    times measured on one machine; None if none were measured."""
-    unpruned_prefill_ms: float | None = None
-    """``prefill_ms`` without the plan."""
-    selection_flops: float | None = None
-    """The part of ``prefill_flops`` that selects tokens; None in plans of older versions."""
 
 
 def layer_average_keep(schedule: Sequence[int], n_tokens: int) -> float:
@@ -173,6 +128,7 @@ def selection_flops(plan: Plan, shape: DecoderShape, n_tokens: int, n_text: int)
         n_text: Number of text tokens of the prompt.
     """
     from tpcal.plans.selectors import create  # needs torch, which this module does without
+    from tpcal.plans.selectors.base import Work
 
     flops, alive = 0.0, n_tokens
     # A query row of attention over m keys takes 2 H d m FLOPs. A cut at layer l > 0 computes the

@@ -7,12 +7,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
+from tpcal.plans.schema import (
+    BUDGET_KINDS,
+    Certificate,
+    Condition,
+    Cost,
+    Cut,
+    Loss,
+    ModelIdentity,
+    Plan,
+    ReachedBudget,
+)
+from tpcal.plans.selectors import names
 from tpcal.plans.yaml_files import MAX_DEPTH, MAX_DIGITS, is_unicode
-
-if TYPE_CHECKING:
-    from tpcal.plans.schema import Cut, Plan, ReachedBudget
 
 Record = TypeVar("Record")
 MAX_LAYERS = 1_000
@@ -242,9 +251,6 @@ def is_sound(cut: Cut) -> bool:
 
 def read_plan(reader: Reader, body: Mapping[str, Any]) -> Plan:
     """The plan in a mapping; only the rules between cuts (`check_cuts`) are not checked."""
-    from tpcal.plans.cost import Cost
-    from tpcal.plans.schema import Certificate, Loss, ModelIdentity, Plan
-
     return Plan(
         cuts=tuple(read_cuts(reader, body.get("cuts", []))),
         name=reader.text(body, "name"),
@@ -261,8 +267,6 @@ def read_plan(reader: Reader, body: Mapping[str, Any]) -> Plan:
 
 def read_cuts(reader: Reader, value: Any) -> list[Cut]:
     """The cuts of a plan; a cut with a problem is left out."""
-    from tpcal.plans.schema import Condition, Cut
-
     if not isinstance(value, list) or len(value) > MAX_LAYERS:
         reader.wrong("cuts", f"be a list of at most {MAX_LAYERS} cuts", value)
         return []
@@ -312,8 +316,6 @@ def read_provenance(reader: Reader, body: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_budget(reader: Reader, body: Mapping[str, Any]) -> ReachedBudget | None:
     """The budget of a plan; its kind must exist, and shares must be in [0, 1]."""
-    from tpcal.plans.schema import BUDGET_KINDS, ReachedBudget
-
     budget = read_record(reader, body, "budget", ReachedBudget)
     if budget is None:
         return None
@@ -326,8 +328,6 @@ def read_budget(reader: Reader, body: Mapping[str, Any]) -> ReachedBudget | None
 
 
 def _check_selector(reader: Reader, cut: Cut, path: str) -> None:
-    from tpcal.plans.selectors import names
-
     if cut.keep == 0:
         if cut.selector is not None or cut.params:
             reader.wrong(

@@ -1,24 +1,13 @@
-"""The plan: what production executes. Data only; imports neither torch nor transformers."""
+"""The records of a plan: what production executes. Data only; imports neither torch nor YAML."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from importlib import resources
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tpcal.plans import plan_rules
-from tpcal.plans.cost import Cost
-from tpcal.plans.errors import PlanError, UsageError
-from tpcal.plans.yaml_files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
-
-SCHEMA = 1
-SHORT_PRESETS = {"btp": "btp-llava-released", "dart": "dart-128", "todre": "todre-25"}
-"""For each method published with several schedules: the preset its plain name stands for."""
+from tpcal.plans.errors import UsageError
 
 
 def n_keep(keep: float, n_tokens: int, round_to: int | None = None) -> int:
@@ -146,6 +135,39 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Cost of one prefill of ``n_tokens`` visual and ``n_text`` text tokens, pruned and unpruned.
+
+    Conditional cuts are counted as not firing, so the figures are upper bounds for plans that have
+    some. FLOPs and times include choosing the tokens.
+    """
+
+    n_tokens: int
+    """Visual tokens of the prompt that is counted."""
+    n_text: int
+    """Text tokens of it."""
+    counts: tuple[int, ...]
+    """Visual tokens left after each cut."""
+    layer_average_keep: float
+    """The budget: mean over layers of visual tokens entering the layer / n_tokens."""
+    prefill_flops: float
+    """Of the decoder, a multiply-add counted as two."""
+    unpruned_prefill_flops: float
+    """The same without the plan."""
+    kv_bytes: int
+    """Bytes of K and V after the prefill."""
+    unpruned_kv_bytes: int
+    """The same without the plan."""
+    prefill_ms: float | None = None
+    """Of the decoder, from the embedded prompt to its last norm; predicted from times measured on
+    one machine, None where none were measured."""
+    unpruned_prefill_ms: float | None = None
+    """The same without the plan."""
+    selection_flops: float | None = None
+    """The part of ``prefill_flops`` that chooses tokens; None in plans of older versions."""
+
+
+@dataclass(frozen=True)
 class Certificate:
     """A statistical guarantee, from samples the search did not use, that few answers change."""
 
@@ -209,11 +231,6 @@ class Plan:
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Origin of the plan: versions, profile, data, seed, sampler, command, time."""
 
-    @property
-    def digest(self) -> str:
-        """sha256 of the content; it is the last line of the plan's file."""
-        return _digest(_plain(self))
-
     def counts(self, n_tokens: int) -> tuple[int, ...]:
         """Visual tokens left after each cut; conditional cuts are counted as not firing."""
         counts, alive = [], n_tokens
@@ -255,134 +272,3 @@ class Plan:
             if layer < n_layers:
                 cuts.append(replace(cut, layer=layer))
         return replace(self, cuts=tuple(cuts), model=ModelIdentity(n_layers=n_layers))
-
-
-def load_plan(path: Path | str) -> Plan:
-    """The plan in a YAML file.
-
-    Raises:
-        UsageError: The file is missing, unreadable, too large or not plain YAML.
-        PlanError: The plan breaks rules of the format; the message names every problem.
-
-    Examples:
-        >>> import tpcal
-        >>> tpcal.save_plan(tpcal.load_preset("fastv"), "fastv.yaml")
-        >>> tpcal.load_plan("fastv.yaml").cuts[0].keep
-        0.5
-    """
-    return plan_from_data(read_yaml(path, "plan"), str(path))
-
-
-def parse_plan(text: str, source: str = "plan") -> Plan:
-    """The plan in a YAML text; raises the errors of `load_plan`."""
-    return plan_from_data(parse_yaml(text, source), source)
-
-
-def save_plan(plan: Plan, path: Path | str) -> None:
-    """Writes the plan to a YAML file atomically; the same plan always gives the same bytes.
-
-    Raises:
-        PlanError: The plan breaks a rule of the format.
-        UsageError: The file cannot be written.
-
-    Examples:
-        >>> import tpcal
-        >>> plan = tpcal.load_preset("dart-128", n_layers=28)
-        >>> tpcal.save_plan(plan, "dart.yaml")
-        >>> tpcal.load_plan("dart.yaml").digest == plan.digest
-        True
-    """
-    write_atomic(path, dump_plan(plan))
-
-
-def dump_plan(plan: Plan) -> str:
-    """YAML of a plan; its digest is the last line.
-
-    Raises:
-        PlanError: The plan breaks a rule of the format, so its file could not be read again.
-    """
-    problems = plan_rules.problems_of(plan)
-    if problems:
-        raise PlanError(plan.name or "The plan", problems)
-    data = _plain(plan)
-    data["digest"] = plan.digest
-    data["cuts"] = [Line(cut) for cut in data.get("cuts", [])]
-    return dump_yaml(data)
-
-
-def presets() -> tuple[str, ...]:
-    """Names of the published schedules that ship with tpcal, sorted.
-
-    Examples:
-        >>> import tpcal
-        >>> tpcal.presets()[-3:]
-        ('todre-10', 'todre-25', 'vtw')
-    """
-    folder = resources.files("tpcal.plans.presets")
-    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
-
-
-def load_preset(name: str, n_layers: int | None = None) -> Plan:
-    """A published schedule, at the same relative depths of a decoder with ``n_layers`` layers.
-
-    Args:
-        name: One of `presets`, or a method in `SHORT_PRESETS` (``btp``, ``dart``, ``todre``).
-        n_layers: Number of decoder layers of the model; None keeps the published depth.
-
-    Raises:
-        UsageError: No preset has this name.
-
-    Examples:
-        >>> import tpcal
-        >>> [(cut.layer, cut.keep) for cut in tpcal.load_preset("fastv", n_layers=64).cuts]
-        [(4, 0.5)]
-    """
-    name = SHORT_PRESETS.get(name, name)
-    if name not in presets():
-        raise UsageError(f"No preset is called {name!r}. Known: {', '.join(presets())}.")
-    text = resources.files("tpcal.plans.presets").joinpath(f"{name}.yaml").read_text("utf-8")
-    plan = parse_plan(text, f"preset {name}")
-    return plan if n_layers is None else plan.scaled(n_layers)
-
-
-def plan_from_data(data: Any, source: str) -> Plan:
-    """The plan in parsed YAML data; error messages begin with ``source``.
-
-    Raises:
-        PlanError: The plan breaks rules of the format; the message names every problem.
-    """
-    reader = plan_rules.Reader()
-    known = ["schema", *(f.name for f in fields(Plan)), "digest"]
-    body = reader.mapping(data, "the plan", known)
-    if body is None:
-        raise PlanError(source, reader.problems)
-    if body.get("schema") != SCHEMA or isinstance(body.get("schema"), bool):
-        rule = f"schema must be {SCHEMA} (this version of tpcal reads no other)"
-        raise PlanError(source, [f"{rule}; got {body.get('schema')!r:.60}."])
-    given = body.get("digest")
-    sealed = given is not None and not reader.problems and plan_rules.is_plain(body)
-    if sealed and given != _digest(body):
-        reader.problems.append(
-            "digest must match the content; the file was changed after it was written. "
-            "Delete the digest line to accept the change."
-        )
-    plan = plan_rules.read_plan(reader, body)
-    plan_rules.check_cuts(reader, plan.cuts, plan.model.n_layers if plan.model else None)
-    if reader.problems:
-        raise PlanError(source, reader.problems)
-    return plan
-
-
-def _plain(plan: Plan) -> dict[str, Any]:
-    """Plain data of a plan without the fields that are None or empty."""
-    data = {key: plan_rules.given(value) for key, value in plan_rules.data_of(plan).items()}
-    nothing = {
-        key for key, value in data.items() if value is None or (value == {} and key != "loss")
-    }
-    return {"schema": SCHEMA, **{key: data[key] for key in data if key not in nothing}}
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in data.items() if key != "digest"}
-    canonical = json.dumps(content, sort_keys=True, default=str)
-    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"

@@ -31,8 +31,8 @@ class Mark:
 def presets(material: Material) -> tuple[Mark, ...]:
     """The published schedules that searches measured, and predictions of all as published."""
     from tpcal.planner.search.front import point
-    from tpcal.plans.schema import load_preset
-    from tpcal.plans.schema import presets as names
+    from tpcal.plans.plan_file import load_preset
+    from tpcal.plans.plan_file import presets as names
 
     predictor, limits = material.predictor, material.predictor.limits
     found = [
@@ -66,7 +66,7 @@ def controls(material: Material) -> Iterator[Mark]:
 def best_published(material: Material, average: float) -> tuple[str, float] | None:
     """The published schedule with the smallest predicted loss at a layer average, and the loss."""
     from tpcal.planner.published.at_budget import at_budget
-    from tpcal.plans.schema import presets as names
+    from tpcal.plans.plan_file import presets as names
 
     predictor, limits, found = material.predictor, material.predictor.limits, []
     for name in names() if average > 0 else ():

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
     from tpcal.planner.prediction.predict import Predictor
     from tpcal.planner.search.front import MeasuredPoint, Point
-    from tpcal.plans.cost import Cost
-    from tpcal.plans.schema import Cut, Plan
+    from tpcal.plans.schema import Cost, Cut, Plan
 
 MOST_CUTS = 4
 """Largest number of cuts of a predicted plan."""

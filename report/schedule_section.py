@@ -11,7 +11,7 @@ from tpcal.views.formats import arrows, binary, count, milliseconds, percent, si
 from tpcal.views.plan_view import cut_text
 
 if TYPE_CHECKING:
-    from tpcal.plans.cost import Cost
+    from tpcal.plans.schema import Cost
     from tpcal.report.inputs import Given, Material
 
 CONDITIONAL = (

@@ -18,7 +18,8 @@ from tpcal.cli import cli
 from tpcal.commands.bench import bench, show
 from tpcal.commands.bench_inputs import BenchSubject
 from tpcal.plans.errors import SlowerError
-from tpcal.plans.schema import Cut, ModelIdentity, Plan, save_plan
+from tpcal.plans.plan_file import save_plan
+from tpcal.plans.schema import Cut, ModelIdentity, Plan
 
 Tpcal = Callable[..., Result]
 SHORT = ["--batch-sizes", "1", "--text", "20", "--new-tokens", "2"]

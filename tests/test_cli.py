@@ -26,16 +26,8 @@ from tpcal.cli import cli
 from tpcal.options import Listed, layer
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
-from tpcal.plans.schema import (
-    Cut,
-    Loss,
-    ModelIdentity,
-    Plan,
-    ReachedBudget,
-    load_plan,
-    presets,
-    save_plan,
-)
+from tpcal.plans.plan_file import load_plan, presets, save_plan
+from tpcal.plans.schema import Cut, Loss, ModelIdentity, Plan, ReachedBudget
 from tpcal.terminal import Commands, short_command
 from tpcal.views.evaluation_view import evaluation_view
 

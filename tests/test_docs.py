@@ -21,7 +21,7 @@ import torch
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import read_prompt
 from tpcal.plans.families import families
-from tpcal.plans.schema import SHORT_PRESETS, parse_plan, presets
+from tpcal.plans.plan_file import SHORT_PRESETS, parse_plan, presets
 from tpcal.plans.selectors import names
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,12 +13,13 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tpcal.calibrate.embedded.export import export
-from tpcal.calibrate.embedded.model import Sizes, new_model
+from tools.embedded.export import export
+from tools.embedded.model import Sizes, new_model
 from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
 from tpcal.options import DataChoice, ModelChoice
-from tpcal.plans.schema import Cut, ModelIdentity, Plan, load_plan, save_plan
+from tpcal.plans.plan_file import load_plan, save_plan
+from tpcal.plans.schema import Cut, ModelIdentity, Plan
 
 SIZES = Sizes(
     tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=32, heads=2, patch=16

@@ -17,13 +17,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tpcal.calibrate.embedded.export import export
-from tpcal.calibrate.embedded.model import Sizes, new_model
+from tools.embedded.export import export
+from tools.embedded.model import Sizes, new_model
 from tpcal.calibrate.inputs.batches import generate_ids
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.cli import cli
-from tpcal.plans.schema import Cut, ModelIdentity, Plan, save_plan
+from tpcal.plans.plan_file import save_plan
+from tpcal.plans.schema import Cut, ModelIdentity, Plan
 
 SIZES = Sizes(
     tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=32, heads=2, patch=16

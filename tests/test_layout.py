@@ -6,7 +6,9 @@ import ast
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,19 @@ FLOORS = {
 }
 TOP = 6  # cli.py and what it parses with
 SHELL = {"cli.py", "terminal.py", "__main__.py", "views", "commands"}
+SHARED_NAMES = {
+    "__init__.py",
+    "base.py",  # of selectors and of families: what every one of them is
+    *(
+        "calibrate.py",
+        "certify.py",
+        "front.py",
+        "report.py",
+        "run.py",
+    ),  # commands, and what they do
+    *("inputs.py", "lists.py"),  # of commands, and of the report or the views
+}
+"""Files that may be called as others are."""
 
 
 def _modules() -> Iterator[Path]:
@@ -34,8 +49,19 @@ def _modules() -> Iterator[Path]:
             yield path.relative_to(ROOT)
 
 
+HOMES = {
+    ".".join(("tpcal", *path.with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in _modules()
+}
+"""Dotted name of each module -> its file."""
+
+
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    yield from _imported(path, ast.parse((ROOT / path).read_text()))
+
+
+def _imported(path: Path, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -48,27 +74,97 @@ def _floor(parts: tuple[str, ...]) -> int:
     return FLOORS.get(parts[0], TOP)
 
 
-@pytest.mark.parametrize("path", list(_modules()), ids=str)
-def test_dependencies_point_one_way(path: Path) -> None:
-    if path.name == "__init__.py" and path.parent == Path():
-        return  # the public names come from every floor, lazily
-    for name in _imports(path):
-        if name == "tpcal.__version__" or not name.startswith("tpcal."):
-            continue
-        parts = tuple(name.split(".")[1:])
-        assert _floor(parts) <= _floor(path.parts), f"{path} imports {name} from a floor above"
+def _reached(path: Path) -> set[str]:
+    """All that a module imports, directly or through other modules of tpcal, also in functions."""
+    found: set[str] = set()
+    waiting = [path]
+    while waiting:
+        for name in _loaded(waiting.pop()) - found:
+            found.add(name)
+            waiting += [HOMES[name]] if name in HOMES else []
+    return found
 
 
-@pytest.mark.parametrize("path", list(_modules()), ids=str)
-def test_only_the_command_line_prints(path: Path) -> None:
-    if (
-        SHELL & {path.name, *path.parts} or "embedded" in path.parts
-    ):  # the trainer is a program of its own
-        return
-    assert not any(name.split(".")[0] == "rich" for name in _imports(path)), path
-    calls = (n for n in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(n, ast.Call))
-    names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
-    assert not names & {"print", "exit", "quit"}, path
+@cache
+def _loaded(path: Path) -> frozenset[str]:
+    """What a module imports when it runs: all but what stands below `if TYPE_CHECKING`."""
+    tree = ast.parse((ROOT / path).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return frozenset(_imported(path, tree))
+
+
+def test_dependencies_point_one_way() -> None:
+    offenders = [
+        f"{path} imports {name} from a floor above"
+        for path in _modules()
+        if path != Path("__init__.py")  # the public names come from every floor, lazily
+        for name in _imports(path)
+        if name.startswith("tpcal.") and name != "tpcal.__version__"
+        if _floor(tuple(name.split(".")[1:])) > _floor(path.parts)
+    ]
+    assert offenders == []
+
+
+def test_only_the_command_line_prints() -> None:
+    offenders = [
+        f"{path} calls {call.func.id}"
+        for path in _modules()
+        if not SHELL & {path.name, *path.parts}
+        for call in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        if call.func.id in {"print", "exit", "quit"}
+    ]
+    assert offenders == []
+
+
+@pytest.mark.parametrize(
+    ("allowed", "forbidden"),
+    [
+        # The report takes the wording of figures from views/formats.py, which also makes tables.
+        (SHELL | {"options.py", "report", "integrations"}, {"rich"}),
+        (SHELL - {"views"} | {"options.py"}, {"click", "tpcal.options"}),
+    ],
+    ids=["rich", "click"],
+)
+def test_no_library_of_the_command_line_is_reached_from_below(
+    allowed: set[str], forbidden: set[str]
+) -> None:
+    offenders = [
+        f"{path} reaches {name}"
+        for path in _modules()
+        if not allowed & {path.name, *path.parts} and path != Path("__init__.py")
+        for name in sorted(_reached(path))
+        if name in forbidden or name.split(".")[0] in forbidden
+    ]
+    assert offenders == []
+
+
+def test_production_loads_nothing_that_measures_or_decides() -> None:
+    above = tuple(f"tpcal.{part}" for part, floor in FLOORS.items() if floor > FLOORS["plans"])
+    code = "import sys, tpcal; tpcal.apply; tpcal.load_plan\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "tpcal.plans.executor.handle" in loaded
+    assert [name for name in loaded if name.startswith((*above, "tpcal.options", "optuna"))] == []
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    homes: dict[str, list[str]] = defaultdict(list)
+    for path in _modules():
+        for node in ast.parse((ROOT / path).read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(str(path))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
+def test_no_two_modules_have_one_file_name() -> None:
+    homes: dict[str, list[str]] = defaultdict(list)
+    for path in _modules():
+        if path.name not in SHARED_NAMES:
+            homes[path.name].append(str(path))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
 
 
 def test_every_package_is_listed_for_the_wheel() -> None:
@@ -78,6 +174,15 @@ def test_every_package_is_listed_for_the_wheel() -> None:
         if path.name == "__init__.py"
     }
     assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_what_trains_the_built_in_model_is_not_in_the_wheel() -> None:
+    assert not any("tools" in name for name in PROJECT["tool"]["setuptools"]["packages"])
+    kept = [path for path in _modules() if path.parts[:2] == ("calibrate", "embedded")]
+    assert kept
+    for path in kept:
+        used = {name.split(".")[0] for name in _imports(path)}
+        assert not used & {"tools", "torch", "transformers", "tokenizers"}, path
 
 
 def test_every_module_says_what_it_holds() -> None:

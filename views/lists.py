@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpcal.plans.schema import SHORT_PRESETS, Cut, Plan
+from tpcal.plans.plan_file import SHORT_PRESETS
+from tpcal.plans.schema import Cut, Plan
 from tpcal.views.formats import QUIET, WORST, Right, heading, table_of
 from tpcal.views.plan_view import _value, average_keep
 

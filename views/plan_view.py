@@ -30,7 +30,7 @@ from tpcal.views.formats import (
 )
 
 if TYPE_CHECKING:
-    from tpcal.plans.cost import Cost
+    from tpcal.plans.schema import Cost
 
 
 def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> RenderableType:

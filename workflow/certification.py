@@ -33,7 +33,7 @@ class CertifiedPlan:
     def save(self, path: Path | str) -> Plan:
         """Writes the plan to a file and returns it as the file has it."""
         from tpcal.plans.local_paths import moved
-        from tpcal.plans.schema import save_plan
+        from tpcal.plans.plan_file import save_plan
 
         plan = moved(self.made, self.folder, Path(path).parent)
         save_plan(plan, path)

@@ -53,7 +53,7 @@ class FoundPlan:
 
     def save(self, path: Path | str) -> Plan:
         """Writes the plan to a file and returns it as the file has it."""
-        from tpcal.plans.schema import save_plan
+        from tpcal.plans.plan_file import save_plan
 
         plan = self.session.placed(self.made, Path(path).parent)
         save_plan(plan, path)

@@ -16,7 +16,8 @@ from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.prediction.optimum import Solver
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.prediction.space import exact_keep
-from tpcal.plans.schema import Cut, load_preset, presets
+from tpcal.plans.plan_file import load_preset, presets
+from tpcal.plans.schema import Cut
 
 Cuts = tuple[Cut, ...]
 

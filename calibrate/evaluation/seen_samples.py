@@ -32,7 +32,7 @@ def seen_by(plans: Mapping[str, Plan]) -> frozenset[bytes]:
             seen |= unpack(plan.provenance["data"]["seen"])
         except (KeyError, TypeError, ValueError):
             raise UsageError(
-                f"{name} must say which samples it was made from (provenance.data.seen); got "
+                f"{name} must say which samples it was made from (its key `seen`); got "
                 "none. Make it again with tpcal plan."
             ) from None
     return frozenset(seen)

@@ -183,7 +183,7 @@ def _embedded() -> _Place:
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"The embedded model's weights are missing at {folder}. Install tpcal again, or train "
-            "them: python -m tpcal.calibrate.embedded.train."
+            "them from a checkout: python -m tools.embedded.train all --out FOLDER."
         )
     return _Place(EMBEDDED, str(folder), is_folder=True)
 

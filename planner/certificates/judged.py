@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from tpcal import __version__
 from tpcal.calibrate.inputs.sample_digests import pack, unpack
+from tpcal.plans.plan_file import digest
 from tpcal.plans.schema import Plan
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def name_of(plans: Iterable[Plan], weights: str) -> str:
         plans: One plan, or several plans that are tested in a fixed order.
         weights: Digest of the weights from `tpcal.calibrate.inputs.models.weights_digest`.
     """
-    acts = [Plan(cuts=plan.cuts, round_to=plan.round_to).digest for plan in plans]
+    acts = [digest(Plan(cuts=plan.cuts, round_to=plan.round_to)) for plan in plans]
     return f"sha256:{hashlib.sha256(json.dumps([*acts, weights]).encode()).hexdigest()}"
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from scipy.optimize import brentq
 
 from tpcal.planner.prediction.conditions import share
-from tpcal.plans.cost import Cost, plan_cost
+from tpcal.plans.cost import plan_cost
 from tpcal.plans.errors import BudgetError, UsageError
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.schema import Cost, Cut, Plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

@@ -9,7 +9,8 @@ from dataclasses import replace
 from tpcal.planner.prediction.space import Limits, project, spent
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.errors import BudgetError, UsageError
-from tpcal.plans.schema import Cut, ModelIdentity, Plan, ReachedBudget, load_preset, n_keep
+from tpcal.plans.plan_file import load_preset
+from tpcal.plans.schema import Cut, ModelIdentity, Plan, ReachedBudget, n_keep
 from tpcal.plans.selectors import can_cut
 
 N_TOKENS = 576
@@ -33,7 +34,7 @@ def at_budget(name: str, target: float, n_layers: int, n_tokens: int = N_TOKENS)
         at_budget("fastv", 0.3, n_layers=28)
 
     Args:
-        name: One of `tpcal.plans.schema.presets`.
+        name: One of `tpcal.plans.plan_file.presets`.
         target: Layer average of keep, in (0, 1]; met to within one token from below.
         n_layers: Decoder layers of the model.
         n_tokens: Visual tokens of a prompt.

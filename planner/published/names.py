@@ -42,7 +42,7 @@ def read_plan(name: str, n_layers: int | None = None, n_tokens: int | None = Non
         PlanError: If the file breaks the rules of the plan format.
         BudgetError: If the preset costs more than its budget at every scale.
     """
-    from tpcal.plans.schema import load_plan, load_preset
+    from tpcal.plans.plan_file import load_plan, load_preset
 
     if not is_preset(name):
         plan = load_plan(name)

@@ -143,7 +143,7 @@ def named(predictor: Predictor, points: Iterable[Point]) -> dict[tuple[Cut, ...]
     """The published schedules among the plans, by their cuts, as searches put them on budgets."""
     from tpcal.planner.prediction.neighbours import fill
     from tpcal.planner.search.encoding import canonical
-    from tpcal.plans.schema import load_preset, presets
+    from tpcal.plans.plan_file import load_preset, presets
 
     found: dict[tuple[Cut, ...], str] = {}
     for point in points:

@@ -40,7 +40,8 @@ from tpcal.planner.search.pruning import BestPruner
 from tpcal.planner.search.samplers import Repeatable
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures, measure
-from tpcal.plans.schema import Cut, load_preset, presets
+from tpcal.plans.plan_file import load_preset, presets
+from tpcal.plans.schema import Cut
 
 MOST_MOVED = 6
 TIME_IS_UP = (

@@ -51,9 +51,16 @@ def create(name: str, params: Mapping[str, Any] | None = None) -> Selector:
     known = [f.name for f in fields(made)]
     unknown = [key for key in params or {} if key not in known]
     if unknown:
-        listed = f"Known: {', '.join(known)}" if known else "It has none"
-        raise UsageError("\n".join(f"{name} has no parameter {k!r}. {listed}." for k in unknown))
+        raise UsageError("\n".join(_unknown(name, key, known) for key in unknown))
     return made(**(params or {}))
+
+
+def _unknown(name: str, key: str, known: list[str]) -> str:
+    removed = kind(name).removed
+    if key in removed:
+        return f"{name} no longer has the parameter {key!r}. {removed[key]}"
+    listed = f"Known: {', '.join(known)}" if known else "It has none"
+    return f"{name} has no parameter {key!r}. {listed}."
 
 
 def parameters(name: str) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cost import Work
 from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors.attention import attention_scores
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
+    Work,
     choice,
     fraction,
     number,

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cost import Work
 from tpcal.plans.errors import UsageError
 
 
@@ -70,6 +69,19 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a selector chooses from, as far as its cost depends on it; of one prompt."""
+
+    n_tokens: int
+    """Visual tokens alive."""
+    n_keep: int
+    """Of these stay so many."""
+    n_text: int
+    """Text tokens behind the first visual one."""
+    hidden: int
+
+
+@dataclass(frozen=True)
 class Selector(ABC):
     """Chooses which visual tokens remain. Its fields are the parameters that a plan may set.
 
@@ -81,6 +93,8 @@ class Selector(ABC):
     """Information it always needs: any of scores, text_scores, keys, text, norm, vision."""
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Parameters worth searching, with their lowest and highest number, or with all choices."""
+    removed: ClassVar[Mapping[str, str]] = {}
+    """Parameters that plans of earlier versions may name, and what to do about each."""
 
     def __post_init__(self) -> None:
         owner = type(self).__module__.rpartition(".")[2]

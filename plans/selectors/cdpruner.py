@@ -8,9 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cost import Work
 from tpcal.plans.selectors._cosine import Distances, directions, distances, real_places
-from tpcal.plans.selectors.base import Selector, Tokens, choice, order_mask, pair_flops, within
+from tpcal.plans.selectors.base import (
+    Selector,
+    Tokens,
+    Work,
+    choice,
+    order_mask,
+    pair_flops,
+    within,
+)
 from tpcal.plans.selectors.diversity import ordered, row_starts
 
 _LEAST = 1e-4  # smallest residual that counts; rounding errors of the cosines stay below it

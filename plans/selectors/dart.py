@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cost import Work
 from tpcal.plans.selectors._cosine import directions, distances, real_places
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
-    choice,
+    Work,
     image_quotas,
     pair_flops,
     ranks,
@@ -46,17 +45,16 @@ class Dart(Selector):
         "image_pivots": (1, 16),
         "text_pivots": (0, 16),
     }
+    removed: ClassVar[Mapping[str, str]] = {
+        "visit": "Delete it: pivots are always visited by rank, image pivots first.",
+        "image_start": "Delete it: only `visit: original` used it, which has been removed.",
+    }
 
     image_pivots: int = whole(4, low=1)
     """Number of pivots among the tokens of each image."""
     text_pivots: int = whole(4, low=0)
     """Number of pivots among the prompt's text after the first visual token; all images share
     them."""
-    visit: str = choice("ranked", "original")
-    """Image pivots by rank and then text pivots by rank, or CPython's order of a set of positions,
-    which is what the original code does. ``original`` is for comparisons, one row at a time."""
-    image_start: int = whole(0, low=0)
-    """Position of the first visual token in the prompt; only ``original`` looks at it."""
 
     def flops(self, work: Work) -> float:
         """FLOPs of the cosines of every token to the pivots of one image and of the text."""
@@ -72,24 +70,38 @@ class Dart(Selector):
         quota = image_quotas(image, tokens.valid, n_keep)  # [B, M]
         pivots = image_pivots(tokens, quota.clamp(max=self.image_pivots))  # [B, M, P]
         texts = text_pivots(tokens, self.text_pivots)  # [B, P']
-        turn = visit_order(pivots, texts, tokens, self.visit, self.image_start)  # [B, M, P + P']
-        # Step 2: far[i, t] = 1 - cos(norm(h_i), norm(h_p)) for the pivot p visited in turn t.
-        per_token = turn.gather(1, image[..., None].expand(-1, -1, turn.shape[-1]))
-        far = distances_to(tokens, pivots, texts).gather(-1, per_token.clamp(min=0))
-        # Step 3: image pivots are kept. Then each pivot in turn t of T adds, among the tokens not
-        # chosen yet, the n_t = ceil(n_left / (T - t)) ones farthest from it, so that the parts
-        # differ by at most one and sum to the image's share.
-        #
-        # `ranks` ranks by descending score, and the score is the distance: rank 0 is the farthest.
-        chosen = _marked(pivots, tokens.valid)
-        n_left = quota - (pivots >= 0).sum(-1)
-        n_turns = (turn >= 0).sum(-1)
-        for step in range(turn.shape[-1]):
-            n_now = _ceil_div(n_left, n_turns - step)  # [B, M]
-            pool = tokens.valid & ~chosen
-            taken = ranks(far[..., step], pool, image) < n_now.gather(-1, image)
-            chosen, n_left = chosen | (taken & pool), n_left - n_now
-        return chosen
+        return taken_in_turn(tokens, quota, pivots, texts, visit_order(pivots, texts))
+
+
+def taken_in_turn(
+    tokens: Tokens, quota: Tensor, pivots: Tensor, texts: Tensor, turn: Tensor
+) -> Tensor:
+    """[B, N] bool: the pivots, and for each of them in turn the tokens unlike it.
+
+    Args:
+        tokens: The candidates.
+        quota: [B, M] tokens that each image keeps.
+        pivots: [B, M, P] places of each image's pivots; -1 where there is none.
+        texts: [B, P'] places of the text pivots; -1 where there is none.
+        turn: [B, M, P + P'] columns of ``distances_to`` in the order they are visited; -1 at the
+            end.
+    """
+    # far[i, t] = 1 - cos(norm(h_i), norm(h_p)) for the pivot p that is visited in turn t.
+    image = tokens.image.clamp(min=0)
+    per_token = turn.gather(1, image[..., None].expand(-1, -1, turn.shape[-1]))
+    far = distances_to(tokens, pivots, texts).gather(-1, per_token.clamp(min=0))
+    # The image pivots are kept. Then each pivot in turn t of T adds, among the tokens not chosen
+    # yet, the n_t = ceil(n_left / (T - t)) ones farthest from it, so that the parts differ by at
+    # most one and sum to the image's share. `ranks` ranks by descending score: 0 is the farthest.
+    chosen = _marked(pivots, tokens.valid)
+    n_left = quota - (pivots >= 0).sum(-1)
+    n_turns = (turn >= 0).sum(-1)
+    for step in range(turn.shape[-1]):
+        n_now = _ceil_div(n_left, n_turns - step)  # [B, M]
+        pool = tokens.valid & ~chosen
+        taken = ranks(far[..., step], pool, image) < n_now.gather(-1, image)
+        chosen, n_left = chosen | (taken & pool), n_left - n_now
+    return chosen
 
 
 def _ceil_div(n: Tensor, parts: Tensor) -> Tensor:
@@ -178,29 +190,10 @@ def _row_distances(
     return result
 
 
-def visit_order(
-    pivots: Tensor, texts: Tensor, tokens: Tokens, visit: str, image_start: int
-) -> Tensor:
-    """[B, M, P + P'] columns of ``distances_to`` in the order they are visited; -1 at the end."""
+def visit_order(pivots: Tensor, texts: Tensor) -> Tensor:
+    """[B, M, P + P'] columns of ``distances_to``: image pivots, then text pivots, then -1."""
     texts = texts[:, None].expand(-1, pivots.shape[1], -1)
     both = torch.cat((pivots, texts), dim=-1)
-    if visit == "original":
-        return _set_order(pivots, texts, tokens, image_start)
     column = torch.arange(both.shape[-1], device=both.device).expand_as(both)
     order = (both < 0).long().argsort(dim=-1, stable=True)
     return torch.where(both.gather(-1, order) >= 0, column.gather(-1, order), -1)
-
-
-def _set_order(pivots: Tensor, texts: Tensor, tokens: Tokens, image_start: int) -> Tensor:
-    n_columns = pivots.shape[-1] + texts.shape[-1]
-    n_visual = tokens.valid.sum(-1).tolist()
-    turns = []
-    for images, shared, n in zip(pivots.tolist(), texts.tolist(), n_visual, strict=True):
-        for own, text in zip(images, shared, strict=True):
-            places = [p for p in own if p >= 0] + [n + p for p in text if p >= 0]
-            columns = [i for i, p in enumerate(own + text) if p >= 0]
-            at = dict(zip([image_start + p for p in places], columns, strict=True))
-            positions = list(at)  # a set made of a list, as there: made of a dict it differs
-            turn = [at[position] for position in set(positions)]
-            turns.append(turn + [-1] * (n_columns - len(turn)))
-    return torch.tensor(turns, device=pivots.device).view(*pivots.shape[:2], n_columns)

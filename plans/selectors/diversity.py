@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cost import Work
 from tpcal.plans.selectors._cosine import Distances, real_places
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
+    Work,
     choice,
     order_mask,
     pair_flops,

@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cost import Work
 from tpcal.plans.selectors._cosine import real_places
-from tpcal.plans.selectors.base import ScoredSelector, Tokens, pair_flops
+from tpcal.plans.selectors.base import ScoredSelector, Tokens, Work, pair_flops
 
 
 @dataclass(frozen=True)

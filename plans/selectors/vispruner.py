@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.cost import Work
 from tpcal.plans.selectors._cosine import all_distances, directions
 from tpcal.plans.selectors._merging import take
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
+    Work,
     fraction,
     image_counts,
     image_quotas,

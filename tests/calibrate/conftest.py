@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from tpcal.calibrate.embedded.model import Sizes, new_model, new_processor
+from tools.embedded.model import Sizes, new_model, new_processor
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples, load_samples

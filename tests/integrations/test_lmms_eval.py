@@ -18,7 +18,7 @@ from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import load_plan
+from tpcal.plans.plan_file import digest, load_plan
 
 pytestmark = [pytest.mark.lmms, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,8 +94,8 @@ def test_every_answer_is_that_of_tpcal(
         assert results["results"][TASK][f"{group},none"] == pytest.approx(sum(own) / len(own))
 
     if pruned:
-        digest = load_plan(plan_file).digest
-        assert re.search(rf"plan: {digest}, visual_tokens: 144\.0000", shown)
+        plan_digest = digest(load_plan(plan_file))
+        assert re.search(rf"plan: {plan_digest}, visual_tokens: 144\.0000", shown)
         measured = results["throughput"]["avg_layer_average_keep"]
         assert measured == pytest.approx((72 + 18) / (8 * 144))
     else:

@@ -13,6 +13,7 @@ import yaml
 from tpcal.plans import selectors
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import PlanError
+from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan, presets
 from tpcal.plans.schema import (
     Certificate,
     Condition,
@@ -21,10 +22,6 @@ from tpcal.plans.schema import (
     ModelIdentity,
     Plan,
     ReachedBudget,
-    dump_plan,
-    load_preset,
-    parse_plan,
-    presets,
 )
 
 TEXT = resources.files("tpcal.plans").joinpath("plan.schema.json").read_text(encoding="utf-8")
@@ -105,7 +102,7 @@ def test_every_preset_is_valid_as_shipped_and_as_written(name: str) -> None:
 
 
 def test_a_plan_with_everything_in_it_is_valid() -> None:
-    cuts = (Cut(2, 0.5, "dart", {"visit": "original"}), Cut(6, 0, condition=Condition(0.1)))
+    cuts = (Cut(2, 0.5, "dart", {"image_pivots": 2}), Cut(6, 0, condition=Condition(0.1)))
     bare = Plan(cuts, "all", "by hand", 16, ModelIdentity(8, "tiny", fingerprint="sha256:1"))
     shape = DecoderShape(8, 64, 128, 4, 2, 16, 100, 4)
     full = Plan(

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tpcal.plans import schema
-from tpcal.plans.cost import Cost
 from tpcal.plans.errors import PlanError, UsageError
-from tpcal.plans.schema import (
+from tpcal.plans.plan_file import (
     SHORT_PRESETS,
+    dump_plan,
+    load_plan,
+    load_preset,
+    parse_plan,
+    presets,
+    save_plan,
+)
+from tpcal.plans.schema import (
     Condition,
+    Cost,
     Cut,
     Loss,
     ModelIdentity,
     Plan,
     ReachedBudget,
-    dump_plan,
-    load_plan,
-    load_preset,
     n_keep,
-    parse_plan,
-    presets,
-    save_plan,
 )
 
 FULL = Plan(
@@ -59,6 +63,35 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
 
 def test_the_same_plan_gives_the_same_bytes() -> None:
     assert dump_plan(FULL) == dump_plan(parse_plan(dump_plan(FULL)))
+
+
+def test_digests_of_seen_samples_stand_below_what_a_person_reads() -> None:
+    facts = {"profile": "sha256:0", "data": {"data": "embedded", "seen": "AAAAAAAA" * 500}}
+    for provenance in (facts, {"data": {"seen": "AAAAAAAA"}}):
+        plan = replace(FULL, provenance=provenance)
+        *read, seen, last = dump_plan(plan).splitlines()
+        assert seen == f"seen: {provenance['data']['seen']}"
+        assert last.startswith("digest: ")
+        assert not any("seen" in line for line in read)
+        assert parse_plan(dump_plan(plan)) == plan
+
+
+def test_a_file_with_seen_samples_in_its_provenance_loads_and_its_digest_fits() -> None:
+    facts = {"data": {"data": "embedded", "seen": "AAAAAAAA"}}
+    plan = replace(FULL, provenance=facts)
+    data = yaml.safe_load(dump_plan(plan))
+    data["provenance"]["data"]["seen"] = data.pop("seen")
+    assert parse_plan(yaml.safe_dump(data)) == plan
+    data["provenance"]["data"]["seen"] = "AAAAAAAB"
+    with pytest.raises(PlanError, match="digest must match the content"):
+        parse_plan(yaml.safe_dump(data))
+
+
+def test_seen_samples_must_be_text_and_have_a_place() -> None:
+    with pytest.raises(PlanError, match="seen must be text"):
+        parse_plan("schema: 1\nseen: 5")
+    with pytest.raises(PlanError, match=r"provenance\.data must be a mapping where seen is given"):
+        parse_plan("schema: 1\nprovenance: {data: text}\nseen: AAAAAAAA")
 
 
 def test_cuts_stand_on_one_line_each() -> None:
@@ -308,6 +341,6 @@ def test_presets_cost_what_their_papers_say(name: str, n_layers: int, average: f
 
 def test_the_examples_in_docstrings_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = doctest.testmod(schema, raise_on_error=False)
-    assert result.attempted >= 15
-    assert result.failed == 0
+    results = [doctest.testmod(module, raise_on_error=False) for module in (schema, plan_file)]
+    assert sum(result.attempted for result in results) >= 15
+    assert sum(result.failed for result in results) == 0

@@ -17,7 +17,7 @@ from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
-from tpcal.plans.schema import load_plan, save_plan
+from tpcal.plans.plan_file import load_plan, save_plan
 
 Tpcal = Callable[..., Result]
 

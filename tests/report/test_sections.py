@@ -14,7 +14,8 @@ from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.search.front import MeasuredPoint, Point
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.errors import FitError
-from tpcal.plans.schema import Cut, ModelIdentity, Plan, load_preset
+from tpcal.plans.plan_file import load_preset
+from tpcal.plans.schema import Cut, ModelIdentity, Plan
 from tpcal.report.cut_labels import labels
 from tpcal.report.deviation_section import ALL, deviations
 from tpcal.report.drop_all_section import depths

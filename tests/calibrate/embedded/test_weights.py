@@ -10,8 +10,8 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import tpcal
+from tools.embedded.answers import Drop, Examinee, by_group
 from tpcal.calibrate.embedded import FOLDER, GROUPS, samples
-from tpcal.calibrate.embedded.answers import Drop, Examinee, by_group
 from tpcal.calibrate.embedded.scenes import EmbeddedSample
 
 

@@ -24,7 +24,8 @@ from tpcal.planner.search.samplers import SAMPLERS, Repeatable
 from tpcal.planner.search.storage import open_storage
 from tpcal.planner.search.trials import measure
 from tpcal.plans.errors import BudgetError, GuardrailError, UsageError
-from tpcal.plans.schema import Cut, dump_plan, load_preset, parse_plan, presets
+from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan, presets
+from tpcal.plans.schema import Cut
 
 
 def test_the_plan_is_the_best_measured_one_and_meets_the_budget(make_world, make_measurer) -> None:

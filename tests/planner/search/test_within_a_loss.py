@@ -13,7 +13,7 @@ from tpcal.planner.search.front import average
 from tpcal.planner.search.loss_limits import Allowance
 from tpcal.planner.search.trials import MOST
 from tpcal.plans.errors import GuardrailError, RunFailed, UsageError
-from tpcal.plans.schema import dump_plan, parse_plan
+from tpcal.plans.plan_file import dump_plan, parse_plan
 
 LIMIT = Allowance(max_loss=0.1)
 

@@ -26,7 +26,6 @@ VARIANTS = [
     ("visionzip", {"contextual_share": 0.6}),
     ("vispruner", {"important_share": 0.0, "step": 3}),
     ("cdpruner", {"relevance": "negative"}),
-    ("dart", {"visit": "original"}),
     ("dart", {"image_pivots": 1, "text_pivots": 0}),
 ]
 NAMED = pytest.mark.parametrize(

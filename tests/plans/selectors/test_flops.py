@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tpcal.plans.cost import Work
 from tpcal.plans.selectors import create, names
-from tpcal.plans.selectors.base import Tokens
+from tpcal.plans.selectors.base import Tokens, Work
 
 KEY_WIDTH = 6  # of the vision tower in these tokens; such products are left out
 

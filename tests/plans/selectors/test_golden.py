@@ -6,6 +6,7 @@ published) and is a transcription of the paper's equations.
 
 from __future__ import annotations
 
+import original_dart
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors.balanced import rebalanced, spatial
 from tpcal.plans.selectors.base import Tokens, order_mask
 from tpcal.plans.selectors.cdpruner import greedy_map
-from tpcal.plans.selectors.dart import image_pivots, text_pivots, visit_order
+from tpcal.plans.selectors.dart import image_pivots, text_pivots
 from tpcal.plans.selectors.diversity import max_min, max_sum
 
 SYSTEM = 10  # tokens before the image, in the two whole-prompt cases
@@ -171,15 +172,15 @@ def test_dart_finds_these_pivots_and_visits_them_in_the_order_of_a_set():
     images, texts = image_pivots(seen, torch.tensor([[4]])), text_pivots(seen, 4)
     places = (images[0, 0] + SYSTEM).tolist() + (texts[0] + SYSTEM + 64).tolist()
     assert places == [56, 36, 43, 69, 82, 76, 79, 85]
-    turn = visit_order(images, texts, seen, "original", SYSTEM)[0, 0].tolist()
+    turn = original_dart.set_order(images, texts, seen, SYSTEM)[0, 0].tolist()
     assert [places[i] for i in turn] == [36, 69, 43, 76, 79, 82, 85, 56]
 
 
 def test_dart_keeps_these():
     expected = "10 14 15 16 17 18 19 20 24 25 26 27 28 29 31 34 36 39 41 43 44 45 47 49 50 52 53 55 56 58 61 64 65 68 69 73"
-    params = {"visit": "original", "image_start": SYSTEM}
-    n_keep = 4 + 8 * int(64 * (1 - 0.5) / 8)
-    survivors = kept("dart", params, dart_tokens(), n_keep)
+    n_keep = count(4 + 8 * int(64 * (1 - 0.5) / 8))
+    mask = original_dart.select(dart_tokens(), n_keep, SYSTEM)
+    survivors = mask[0].nonzero()[:, 0].tolist()
     assert [SYSTEM + i for i in survivors] == [int(p) for p in expected.split()]
 
 

@@ -45,6 +45,14 @@ def test_an_unknown_parameter_is_an_error(name):
         create(name, {"lambda": 1})
 
 
+@pytest.mark.parametrize(
+    "removed", [{"visit": "original"}, {"visit": "ranked"}, {"image_start": 35}]
+)
+def test_a_removed_parameter_of_an_old_plan_says_what_to_do(removed):
+    with pytest.raises(UsageError, match=r"^dart no longer has the parameter '\w+'\. Delete it: "):
+        create("dart", removed)
+
+
 def test_an_unknown_parameter_lists_the_known_ones():
     with pytest.raises(
         UsageError, match=r"has no parameter 'shares'\. Known: attention_share, over"

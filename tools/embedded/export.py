@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
-from tpcal.calibrate.embedded.model import Sizes, new_model, new_processor
+from tools.embedded.model import Sizes, new_model, new_processor
 
 log = logging.getLogger(__name__)
 

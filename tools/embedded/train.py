@@ -1,4 +1,4 @@
-"""Trains the embedded model: ``python -m tpcal.calibrate.embedded.train all --out <folder>``.
+"""Trains the embedded model: ``python -m tools.embedded.train all --out <folder>``.
 
 Stages, each a command of its own: ``data`` renders the scenes, ``tower`` trains the vision tower
 on patch labels, ``language`` trains the model on questions, ``export`` writes the shipped folder
@@ -18,21 +18,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tpcal.calibrate.embedded.data import TrainingSet
-from tpcal.calibrate.embedded.export import export
-from tpcal.calibrate.embedded.model import Sizes, new_model, scale_projector
-from tpcal.calibrate.embedded.stages import LanguageStage, Schedule, TowerStage
+from tools.embedded.data import TrainingSet
+from tools.embedded.export import export
+from tools.embedded.model import Sizes, new_model, scale_projector
+from tools.embedded.stages import LanguageStage, Schedule, TowerStage
+from tpcal.calibrate.embedded import FOLDER
 
-log = logging.getLogger("tpcal.calibrate.embedded.train")
-WEIGHTS = Path(__file__).parent / "weights"
+log = logging.getLogger("tools.embedded.train")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(prog="python -m tpcal.calibrate.embedded.train")
+    result = argparse.ArgumentParser(prog="python -m tools.embedded.train")
     result.add_argument("stage", choices=("data", "tower", "language", "export", "all"))
     result.add_argument("--out", type=Path, required=True, help="scenes, checkpoints")
-    result.add_argument("--weights", type=Path, default=WEIGHTS, help="where export writes to")
+    result.add_argument("--weights", type=Path, default=FOLDER, help="where export writes to")
     result.add_argument("--seed", type=int, default=0)
     result.add_argument("--scenes", type=int, default=60_000)
     result.add_argument("--easy-scenes", type=int, default=20_000)

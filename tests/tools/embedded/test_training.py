@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tpcal.calibrate.embedded import train
-from tpcal.calibrate.embedded.data import NO_GROUP, SceneCache, encode, start_ids
-from tpcal.calibrate.embedded.labels import LABELS, patch_labels
+from tools.embedded import train
+from tools.embedded.data import NO_GROUP, SceneCache, encode, start_ids
+from tools.embedded.labels import LABELS, patch_labels
+from tools.embedded.model import Sizes, new_model, new_processor
+from tools.embedded.muon import orthogonalise
+from tools.embedded.packing import packed_logits, visual_tokens
 from tpcal.calibrate.embedded.layout import SHAPES
-from tpcal.calibrate.embedded.model import Sizes, new_model, new_processor
-from tpcal.calibrate.embedded.muon import orthogonalise
-from tpcal.calibrate.embedded.packing import packed_logits, visual_tokens
 from tpcal.calibrate.embedded.questions import GROUPS
 from tpcal.calibrate.embedded.scenes import plan_scene, scene
 from tpcal.plans.laws.rounding import allowed, distance

@@ -1,5 +1,4 @@
-"""Measures the shipped model and writes the tables of MODEL_CARD.md: ``python -m
-tpcal.calibrate.embedded.card``.
+"""Measures the shipped model and writes its card's tables: ``python -m tools.embedded.card``.
 
 The tables come from the ``test`` split, on which no choice was made; ``--split eval`` prints them
 without writing.
@@ -12,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.embedded.answers import Drop, Examinee, by_group, text_only
 from tpcal.calibrate.embedded import FOLDER
-from tpcal.calibrate.embedded.answers import Drop, Examinee, by_group, text_only
 from tpcal.calibrate.embedded.questions import GROUPS
 from tpcal.calibrate.embedded.scenes import SPLITS, EmbeddedSample, samples
 
-CARD = Path(__file__).parent / "MODEL_CARD.md"
+CARD = FOLDER.parent / "MODEL_CARD.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 RANDOM_KEEPS = (72, 32, 16)
 """Tokens of 144 that random pruning keeps before the decoder: 50, 22 and 11 %."""
@@ -25,7 +24,7 @@ RANDOM_KEEPS = (72, 32, 16)
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures, and writes or prints."""
-    parser = argparse.ArgumentParser(prog="python -m tpcal.calibrate.embedded.card")
+    parser = argparse.ArgumentParser(prog="python -m tools.embedded.card")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--n", type=int, default=200 * len(GROUPS))

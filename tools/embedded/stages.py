@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from tpcal.calibrate.embedded.data import NO_GROUP, Batch, TrainingSet, start_ids
-from tpcal.calibrate.embedded.labels import LABELS
-from tpcal.calibrate.embedded.muon import BatchedMuon
-from tpcal.calibrate.embedded.packing import packed_logits, visual_tokens
+from tools.embedded.data import NO_GROUP, Batch, TrainingSet, start_ids
+from tools.embedded.labels import LABELS
+from tools.embedded.muon import BatchedMuon
+from tools.embedded.packing import packed_logits, visual_tokens
 from tpcal.calibrate.embedded.questions import GROUPS
 
 

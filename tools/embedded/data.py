@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tpcal.calibrate.embedded.labels import LABELS, patch_labels
+from tools.embedded.labels import LABELS, patch_labels
+from tools.embedded.model import VOCABULARY, new_tokenizer
 from tpcal.calibrate.embedded.layout import SIDE
-from tpcal.calibrate.embedded.model import VOCABULARY, new_tokenizer
 from tpcal.calibrate.embedded.questions import GROUPS, Question
 from tpcal.calibrate.embedded.scenes import first_seed, paint_scene, plan_scene
 
