@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tpcal.plans import schema
+from tpcal.plans import plan_file, schema
 from tpcal.plans.errors import PlanError, UsageError
 from tpcal.plans.plan_file import (
     SHORT_PRESETS,
