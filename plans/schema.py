@@ -231,6 +231,13 @@ class Plan:
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Origin of the plan: versions, profile, data, seed, sampler, command, time."""
 
+    @property
+    def digest(self) -> str:
+        """sha256 over the content, as the plan's file ends with it."""
+        from tpcal.plans.plan_file import digest  # imports this module
+
+        return digest(self)
+
     def counts(self, n_tokens: int) -> tuple[int, ...]:
         """Visual tokens left after each cut; conditional cuts are counted as not firing."""
         counts, alive = [], n_tokens
