@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+# A process for each core, one thread each; the tests of a file stay together and share what they set up.
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 .PHONY: demo test test-capabilities fuzz check fix docs docs-serve benchmark-planner
 
@@ -21,7 +23,7 @@ demo: $(READY)
 	$(BIN)/tpcal report --evaluation tpcal-out/eval.json
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 # What compares numbers, with the sums of every instruction set of this processor. Torch reads the variable when it is imported.
 test-capabilities: $(READY)

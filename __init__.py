@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tpcal.workflow.evaluation import evaluate
     from tpcal.workflow.profiles import load_profile
     from tpcal.workflow.search import find_front, find_plan
-    from tpcal.workflow.settings import (
+    from tpcal.workflow.step_settings import (
         CalibrationSettings,
         CertificationSettings,
         EvaluationSettings,
@@ -44,13 +44,13 @@ _HOMES = {
     "presets": "tpcal.plans.plan_file",
     "save_plan": "tpcal.plans.plan_file",
     "Budget": "tpcal.planner.prediction.budget",
-    "CalibrationSettings": "tpcal.workflow.settings",
-    "CertificationSettings": "tpcal.workflow.settings",
+    "CalibrationSettings": "tpcal.workflow.step_settings",
+    "CertificationSettings": "tpcal.workflow.step_settings",
     "DataChoice": "tpcal.calibrate.inputs.choices",
-    "EvaluationSettings": "tpcal.workflow.settings",
+    "EvaluationSettings": "tpcal.workflow.step_settings",
     "ModelChoice": "tpcal.calibrate.inputs.choices",
-    "PlanLimits": "tpcal.workflow.settings",
-    "PlanningSettings": "tpcal.workflow.settings",
+    "PlanLimits": "tpcal.workflow.step_settings",
+    "PlanningSettings": "tpcal.workflow.step_settings",
     "Promise": "tpcal.planner.certificates.binomial",
     "certify": "tpcal.workflow.certification",
     "evaluate": "tpcal.workflow.evaluation",

@@ -14,7 +14,7 @@ import click
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.plans.errors import UsageError
-from tpcal.workflow.settings import PlanLimits
+from tpcal.workflow.step_settings import PlanLimits
 
 Command = Callable[..., None]
 MAX_LISTED = 10_000

@@ -11,7 +11,7 @@ from tpcal import options, terminal
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.hints import after_calibrate
 from tpcal.options import Listed
-from tpcal.workflow.settings import OUT, CalibrationSettings
+from tpcal.workflow.step_settings import OUT, CalibrationSettings
 
 
 @click.command(short_help="Measure the loss of dropping tokens before each layer.")

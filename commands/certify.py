@@ -10,7 +10,7 @@ from tpcal import options, terminal
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.outputs import refuse_to_overwrite
 from tpcal.planner.published.names import is_preset
-from tpcal.workflow.settings import CertificationSettings
+from tpcal.workflow.step_settings import CertificationSettings
 
 
 @click.command(short_help="Prove how few answers a plan changes.")

@@ -12,7 +12,7 @@ from tpcal import options, terminal
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.outputs import check_folder, check_outputs, write_figures
 from tpcal.options import Listed
-from tpcal.workflow.settings import OUT, EvaluationSettings
+from tpcal.workflow.step_settings import OUT, EvaluationSettings
 
 
 def control(word: str) -> str:

@@ -11,7 +11,7 @@ from tpcal import options, terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.commands.hints import after_front, after_plan
 from tpcal.commands.outputs import refuse_to_overwrite
-from tpcal.workflow.settings import PlanLimits, PlanningSettings
+from tpcal.workflow.step_settings import PlanLimits, PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.planner.prediction.budget import Budget

@@ -15,7 +15,7 @@ from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.profiles import StoredProfile, load_profile
 from tpcal.workflow.session import PlanningSession
-from tpcal.workflow.settings import OUT, PlanningSettings
+from tpcal.workflow.step_settings import OUT, PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

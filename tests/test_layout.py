@@ -116,6 +116,13 @@ def test_only_the_command_line_prints() -> None:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
         if call.func.id in {"print", "exit", "quit"}
     ]
+    offenders += [
+        f"{path} imports {name}"
+        for path in _modules()
+        if not SHELL & {path.name, *path.parts}
+        for name in _imports(path)
+        if name.split(".")[0] == "rich"
+    ]
     assert offenders == []
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.workflow.inputs import plan_model_samples
-from tpcal.workflow.settings import CertificationSettings, Progress, silent
+from tpcal.workflow.step_settings import CertificationSettings, Progress, silent
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tpcal.workflow.settings import OUT
+from tpcal.workflow.step_settings import OUT
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

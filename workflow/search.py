@@ -12,7 +12,7 @@ from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.session import PlanningSession
-from tpcal.workflow.settings import PlanLimits, PlanningSettings, Progress, silent
+from tpcal.workflow.step_settings import PlanLimits, PlanningSettings, Progress, silent
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded

@@ -10,7 +10,7 @@ import pytest
 import tpcal
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.plans.errors import UsageError
-from tpcal.workflow.settings import PlanLimits
+from tpcal.workflow.step_settings import PlanLimits
 
 ROOT = Path(tpcal.__file__).parent
 EXAMPLE = ROOT / "examples" / "python_path.py"
