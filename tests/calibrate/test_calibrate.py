@@ -121,10 +121,11 @@ def test_stopping_after_any_batch_changes_nothing(
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from tpcal.calibrate import models, probe
+from tpcal.calibrate import calibrate
+from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.samples import load_samples
 loaded = models.load(sys.argv[1], device="cpu")
-probe.calibrate(loaded, load_samples(n=6), sys.argv[2], selectors=["attention", "grid", "random"],
+calibrate.calibrate(loaded, load_samples(n=6), sys.argv[2], selectors=["attention", "grid", "random"],
                 keeps=[0.5, 0.25, 0], batch_size=2, progress=lambda *report: print(*report, flush=True))
 """
 

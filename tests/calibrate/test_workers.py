@@ -19,12 +19,13 @@ from tpcal.plans.errors import RunFailed
 SCRIPT = """
 import os, sys, torch
 torch.set_num_threads(1)
-from tpcal.calibrate import models, probe
+from tpcal.calibrate import calibrate
+from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.samples import load_samples
 loaded = models.load(sys.argv[1], device="cpu")
 def progress(done, total, what):
     print(done, total, what, flush=True)
-probe.calibrate(loaded, load_samples(n=6), sys.argv[2], selectors=["attention", "grid"],
+calibrate.calibrate(loaded, load_samples(n=6), sys.argv[2], selectors=["attention", "grid"],
                 keeps=[0.5, 0], batch_size=2, progress=progress)
 print("done", os.environ["RANK"], flush=True)
 """

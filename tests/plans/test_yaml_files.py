@@ -116,8 +116,8 @@ def test_values_that_mean_harm_are_one_line(text: str, message: str) -> None:
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from tpcal.plans import temporary\n"
-        "_ = temporary.new_file(Path(sys.argv[1])), temporary.new_folder(Path(sys.argv[1]))\n"
+        "import sys, time; from pathlib import Path; from tpcal.plans import temporary_files\n"
+        "_ = [make(Path(sys.argv[1])) for make in (temporary_files.new_file, temporary_files.new_folder)]\n"
         "print('made', flush=True); time.sleep(60)"
     )
     writer = subprocess.Popen(
