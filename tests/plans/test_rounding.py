@@ -87,7 +87,10 @@ def test_a_model_whose_rows_depend_on_their_padding_is_allowed_no_more():
 def test_half_precision_is_allowed_its_own_steps():
     exact = Trial(tiny.case("llava", "sdpa"))
     half = Trial(in_precision(exact.case, torch.bfloat16))
-    assert half.allowed > 1000 * exact.allowed
+    # At least a step of the largest logit, whatever order of sums a processor takes.
+    logits = half.at_text(half.left, half.forward(half.left, n_steps=0).logits)
+    assert half.allowed >= torch.finfo(torch.bfloat16).eps * float(logits.abs().max())
+    assert half.allowed > 100 * exact.allowed
     assert half.unpruned_noise("left") <= half.allowed
     assert not half.is_exact
 
