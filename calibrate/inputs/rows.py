@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tpcal.calibrate.inputs import multiple_choice as multiple_choice
+from tpcal.calibrate.inputs import multiple_choice
 from tpcal.calibrate.inputs.cells import read_answer, text_of
 from tpcal.calibrate.inputs.columns import Columns
 from tpcal.calibrate.inputs.conversations import (
@@ -100,8 +100,7 @@ def _one_question(
     conversation = Conversation((Turn("user", parts),), tuple(images))
     answer = _answer(row, columns, labels, options, where)
     conversation = conversation if answer is None else with_answer(conversation, answer)
-    system = text_of(row.get(columns.system)) if columns.system else ""
-    return with_system(conversation, system) if system else conversation
+    return _with_system(row, columns, conversation)
 
 
 def _conversation(
@@ -124,6 +123,13 @@ def _conversation(
         )
     if not is_conversation(said) and (answer := _answer(row, columns, labels, options, where)):
         conversation = with_answer(conversation, answer)
+    return _with_system(row, columns, conversation)
+
+
+def _with_system(
+    row: Mapping[str, Any], columns: Columns, conversation: Conversation
+) -> Conversation:
+    """The conversation after the row's system prompt, if the data has one."""
     system = text_of(row.get(columns.system)) if columns.system else ""
     return with_system(conversation, system) if system else conversation
 
