@@ -16,6 +16,7 @@ from rich.console import Console
 
 from benchmarks.planner import (
     page,
+    show_ablations,
     show_comparison,
     show_economy,
     show_fidelity,
@@ -28,7 +29,7 @@ from benchmarks.planner.work import ROOT, Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
 
 PAGE = ROOT / "docs" / "planner-results.md"
-STAGES = ("fidelity", "samplers", "samples", "comparison")
+STAGES = ("fidelity", "samplers", "ablations", "samples", "comparison")
 VERSIONS = ("torch", "transformers", "optuna", "scikit-learn", "scipy", "numpy", "cmaes")
 Parts = dict[str, str]
 
@@ -93,6 +94,7 @@ def stages(work: Work, sizes: Sizes, pictures: Path) -> dict[str, Callable[[], P
     return {
         "fidelity": lambda: show_fidelity.run(work, sizes, where.profiles, pictures),
         "samplers": lambda: show_samplers.run(work, sizes, where.profiles, pictures),
+        "ablations": lambda: show_ablations.run(work, sizes, where.profiles),
         "samples": lambda: show_economy.run(work, sizes, where, pictures),
         "comparison": lambda: show_comparison.run(work, sizes, where, pictures),
     }

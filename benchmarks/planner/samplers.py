@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from joblib import Memory
 from numpy.typing import NDArray
 
 from benchmarks.planner import world
+from benchmarks.planner.remembered import Remembered
 from benchmarks.planner.sizes import ELSEWHERE, MAX_CUTS, Sizes
 from benchmarks.planner.work import Work, code
-from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.samplers import SAMPLERS
 from tpcal.planner.search.settings import SearchSettings
-from tpcal.plans.schema import Cut
 
 Floats = NDArray[np.float64]
 TARGET = 0.22
 ALONE, GUIDED = "alone", "guided"
-
-
-@dataclass
-class Remembered:
-    """Measures plans as `Measurer` does; a plan that any run measured before is read from disk.
-
-    Attributes:
-        order: Every plan asked for, in order and without repeats.
-    """
-
-    kept: Callable[..., Any]
-    n: int
-    order: dict[tuple[Cut, ...], float] = field(default_factory=dict)
-
-    @property
-    def _samples(self) -> Any:
-        return world.samples(world.CALIBRATION, self.n, ELSEWHERE)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Names of the groups."""
-        return tuple(self._samples.groups)
-
-    @property
-    def sample_group(self) -> NDArray[np.int64]:
-        """[n] the group of each sample."""
-        return np.array([self.groups.index(g) for g in self._samples.sample_groups])
-
-    def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:
-        """Sample numbers, nats and flips, a batch of whole turns after another."""
-        where = (world.CALIBRATION, self.n, ELSEWHERE)
-        nats, changed = self.kept(tuple(cuts), *where)
-        means = world.by_group(nats, *where)
-        self.order.setdefault(tuple(cuts), float(Objective().values(means, self.groups)))
-        for at in np.array_split(np.arange(self.n), max(1, self.n // len(self.groups) // 2)):
-            yield at, nats[at], changed[at]
 
 
 @dataclass(frozen=True)
@@ -86,7 +48,7 @@ def race(
         planner: Hash of the planner's code.
     """
     kept = Memory(memory, verbose=0).cache(world.losses)
-    measures = Remembered(kept, n)
+    measures = Remembered(kept, n, ELSEWHERE)
     problem = Problem.of(world.predictor(profile[0], 0, profile[1]).profile, TARGET, MAX_CUTS)
     settings = SearchSettings(
         n_trials, seed=run.seed, sampler=run.sampler, propose=run.how == GUIDED
