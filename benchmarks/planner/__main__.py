@@ -64,7 +64,8 @@ def main(
     folder = folder or ROOT / "tpcal-out" / "benchmark" / code("plans", "calibrate")
     work = Work(folder.resolve(), processes, Console())
     made = stages(work, sizes, path.parent / "planner")
-    work.timed("calibration", lambda: calibrated(work, sizes))
+    if set(chosen or STAGES) != {"ablations"}:  # which has smaller profiles of its own
+        work.timed("calibration", lambda: calibrated(work, sizes))
     for name in chosen or STAGES:
         page.write(path, work.timed(name, made[name]))
     page.write(path, {"setting": setting(sizes, processes)})

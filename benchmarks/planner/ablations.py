@@ -100,6 +100,8 @@ def judge(run: Ablated, sizes: Sizes, profiles: Path, memory: Path, planner: str
 
 def judged(work: Work, sizes: Sizes, profiles: Path) -> dict[Ablated, Judged]:
     """Every search without every part."""
+    calls = [(sizes.variants, seed, profiles, world.ADAPTIVE) for seed in sizes.seeds]
+    work.each(world.calibrate, calls, "calibrations")
     runs = [Ablated(*given) for given in product(sizes.seeds, BUDGETS, WITHOUT)]
     rest = sizes, profiles, work.folder, code("planner")
     found = work.each(judge, [(run, *rest) for run in runs], "searches without a part")
