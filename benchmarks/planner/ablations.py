@@ -26,7 +26,7 @@ from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.plans.schema import Cut
 
-BUDGETS = (0.10, 0.22, 0.50)
+BUDGETS = (0.10, 0.22)
 WHOLE = "nothing"
 _SEARCH = "tpcal.planner.search"
 Without = Callable[[], AbstractContextManager[Any]]
