@@ -214,8 +214,6 @@ def test_the_front_holds_the_plans_of_every_budget(make_world, make_measurer, tm
 def test_every_sampler_searches_alone_and_repeats_itself(
     make_world, make_measurer, sampler
 ) -> None:
-    if sampler == "cmaes":
-        pytest.importorskip("cmaes")
     world = make_world(n_samples=12)
 
     def run():
