@@ -31,6 +31,7 @@ from tpcal.planner.search.ledger import (
 )
 from tpcal.planner.search.loss_limits import Allowance
 from tpcal.planner.search.run import run
+from tpcal.planner.search.sampler import SUGGESTED_BY
 from tpcal.planner.search.settings import Progress, SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.schema import Cut, Plan
@@ -120,7 +121,7 @@ def _measured(
 ) -> Result:
     """The plan chosen by what was measured."""
     facts = _facts(problem, settings) | {
-        "sampler": settings.suggests,
+        "sampler": SUGGESTED_BY,
         "study": study.study_name,
         "n_trials": len(fully_measured(study)),
     }

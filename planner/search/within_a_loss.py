@@ -32,6 +32,7 @@ from tpcal.planner.search.ledger import (
 from tpcal.planner.search.loss_limits import Allowance
 from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.run import run
+from tpcal.planner.search.sampler import SUGGESTED_BY
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import GuardrailError
@@ -223,7 +224,7 @@ def _within(hunt: Hunt, studies: Sequence[Study], settings: SearchSettings) -> W
     facts = {
         "seed": settings.seed,
         "command": settings.command,
-        "sampler": settings.suggests,
+        "sampler": SUGGESTED_BY,
         "weights": hunt.problem.weights,
         "n_trials": len(known),
     }
