@@ -35,6 +35,9 @@ class Report:
     """What a prefill did, in each row of its batch.
 
     Example:
+        >>> import torch
+        >>> from tpcal.plans.executor.report import CutRecord, Report
+        >>> from tpcal.plans.executor.prompt import ViewGrid
         >>> at = torch.arange(4)  # an image of two by two tokens, of which the last one stays
         >>> grid = ViewGrid(row=at // 2, col=at % 2, n_rows=2, n_cols=2)
         >>> cut = CutRecord(layer=1, index=at[None], stays=(at == 3)[None])
