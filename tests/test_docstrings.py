@@ -43,7 +43,7 @@ def test_the_examples_of_a_module_show_what_happens(
 ) -> None:
     monkeypatch.chdir(folder)
     module = import_module(".".join(("tpcal", *path.with_suffix("").parts)))
-    for test in doctest.DocTestFinder().find(module, globs={}):
+    for test in doctest.DocTestFinder().find(module):
         said: list[str] = []
         doctest.DocTestRunner().run(test, out=said.append)
         assert not said, "".join(said)

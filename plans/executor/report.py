@@ -1,4 +1,4 @@
-"""What the executor did in a prefill, row by row."""
+"""What the executor did in a prefill, row by row: which tokens each cut kept, and where."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from math import isnan
 
 import torch
+from torch import Tensor
 
-from tpcal.plans.executor.cutting import CutRecord, PreparedCut
+from tpcal.plans.executor.cutting import PreparedCut
 from tpcal.plans.executor.prompt import ViewGrid
 
 
@@ -31,13 +32,32 @@ class Patch:
 
 
 @dataclass(frozen=True)
+class CutRecord:
+    """What one cut did to each row."""
+
+    layer: int
+    index: Tensor
+    """[B, N] int64 original ranks of the visual tokens before the cut; -1 on filler."""
+    stays: Tensor
+    """[B, N] bool, True where such a token stays."""
+    text_to_visual: Tensor | None = None
+    """[B] attention mass from text to visual tokens, measured for a conditional cut."""
+    visual_to_text: Tensor | None = None
+    """[B] attention mass from visual tokens to text, likewise."""
+
+    @property
+    def kept(self) -> tuple[tuple[int, ...], ...]:
+        """Original ranks of the visual tokens kept in each row, ascending."""
+        return tuple(
+            tuple(rank[stay].tolist()) for rank, stay in zip(self.index, self.stays, strict=True)
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """What a prefill did, in each row of its batch.
 
     Example:
-        >>> import torch
-        >>> from tpcal.plans.executor.report import CutRecord, Report
-        >>> from tpcal.plans.executor.prompt import ViewGrid
         >>> at = torch.arange(4)  # an image of two by two tokens, of which the last one stays
         >>> grid = ViewGrid(row=at // 2, col=at % 2, n_rows=2, n_cols=2)
         >>> cut = CutRecord(layer=1, index=at[None], stays=(at == 3)[None])
