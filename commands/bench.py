@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.commands.bench_inputs import BenchSubject, loaded_subject, random_subject
 from tpcal.commands.outputs import check_outputs, write_figures
+from tpcal.options import groups, values
 from tpcal.plans.errors import SlowerError, UsageError
 from tpcal.workflow.inputs import named_twice
 
@@ -59,7 +60,7 @@ def count(word: str) -> int:
     required=True,
     help="Plan to time: a file, preset:NAME or preset:NAME@BUDGET. May be given several times.",
 )
-@options.model_options
+@groups.model_options
 @click.option(
     "--model-geometry",
     "geometry",
@@ -86,7 +87,7 @@ def count(word: str) -> int:
 )
 @click.option(
     "--batch-sizes",
-    type=options.Listed(count),
+    type=values.Listed(count),
     default="1,4",
     show_default=True,
     metavar="N,…",
@@ -94,7 +95,7 @@ def count(word: str) -> int:
 )
 @click.option(
     "--images",
-    type=options.Listed(count),
+    type=values.Listed(count),
     default="1",
     show_default=True,
     metavar="N,…",
@@ -102,7 +103,7 @@ def count(word: str) -> int:
 )
 @click.option(
     "--text",
-    type=options.Listed(count),
+    type=values.Listed(count),
     default="32,256",
     show_default=True,
     metavar="N,…",
@@ -133,7 +134,7 @@ def count(word: str) -> int:
     metavar="N",
     help="Number of timed answers of each prompt, with each plan and without.",
 )
-@options.figures_option
+@groups.figures_option
 def bench(
     files: tuple[str, ...],
     model: ModelChoice,

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.outputs import check_folder, check_outputs, write_figures
-from tpcal.options import Listed
+from tpcal.options import groups, values
 from tpcal.workflow.step_settings import OUT, EvaluationSettings
 
 
@@ -47,7 +47,7 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
 @click.option(
     "--control",
     "controls",
-    type=Listed(control),
+    type=values.Listed(control),
     default=(),
     metavar="A,B",
     help="Controls of the same cost to compare each plan with: random, grid, downsized. Each "
@@ -60,11 +60,11 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
     multiple=True,
     help="Plan that is compared with controls. May be given several times.  [default: every plan]",
 )
-@options.model_options
-@options.data_options
+@groups.model_options
+@groups.data_options
 @click.option("--allow-seen", is_flag=True, help="Accept samples that a plan was made from.")
-@options.batch_size_option(32)
-@options.answer_length_option(16)
+@groups.batch_size_option(32)
+@groups.answer_length_option(16)
 @click.option("--fresh", is_flag=True, help="Ignore the answers that --out holds.")
 @click.option(
     "--out",
@@ -78,7 +78,7 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
     is_flag=True,
     help="Keep no answers. An interrupted run then starts again.",
 )
-@options.figures_option
+@groups.figures_option
 def evaluate(
     files: tuple[str, ...],
     model: ModelChoice,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.options import groups
 from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.profiles import StoredProfile, load_profile
@@ -73,8 +74,8 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
     metavar="FILE",
     help="Also show the results that 'tpcal bench -o FILE.json' wrote.",
 )
-@options.model_options
-@options.answer_length_option(16)
+@groups.model_options
+@groups.answer_length_option(16)
 def report(
     given: tuple[str, ...],
     output: Path,

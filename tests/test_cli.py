@@ -23,7 +23,6 @@ from tpcal import __version__
 from tpcal.calibrate.evaluation.accuracy import Evaluation
 from tpcal.calibrate.profile import Probe, Profile, load, save
 from tpcal.cli import cli
-from tpcal.options import Listed, layer
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
 from tpcal.plans.plan_file import load_plan, presets, save_plan
@@ -194,10 +193,6 @@ def test_wrong_options_are_one_line_and_exit_2(tpcal: Tpcal, args: list[str], sa
     assert said in result.stderr
     assert _is_one_line(result.stderr), result.stderr
     assert "--help' shows the options." in result.stderr
-
-
-def test_lists_take_ranges_and_forget_repetitions() -> None:
-    assert Listed(layer, ranges=True).convert("0, 4-6,5,2", None, None) == (0, 4, 5, 6, 2)
 
 
 def test_check_accepts_a_plan(tpcal: Tpcal, tmp_path: Path) -> None:

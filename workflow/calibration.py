@@ -30,8 +30,11 @@ def make_profile(
     The same call continues a run that was interrupted, and returns a finished profile at once.
 
     Example:
-        >>> stored = tpcal.make_profile(data=tpcal.DataChoice(samples=27))
+        >>> import tpcal
+        >>> settings = tpcal.CalibrationSettings(("grid",), keeps=(0.5, 0.0), layers=(0, 4))
+        >>> stored = tpcal.make_profile(data=tpcal.DataChoice(samples=14), settings=settings)
         >>> stored.profile.kl.shape  # samples, probes
+        (14, 4)
 
     Args:
         model: A name, a choice or a loaded model; None takes the built-in model.

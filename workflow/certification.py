@@ -55,8 +55,11 @@ def certify(
     judged on the same samples, each is tested more strictly than the one before.
 
     Example:
-        >>> proven = tpcal.certify("plan.yaml", tpcal.Promise(max_flips=0.05, confidence=0.95))
-        >>> proven.save("plan.yaml")
+        >>> import tpcal
+        >>> promise = tpcal.Promise(max_flips=0.25, confidence=0.9)
+        >>> proven = tpcal.certify("plan.yaml", promise, data=tpcal.DataChoice(samples=28))
+        >>> proven.save("certified.yaml").certificate.n
+        28
 
     Args:
         plan: A plan file, ``preset:NAME`` or ``preset:NAME@BUDGET``.

@@ -46,8 +46,11 @@ def evaluate(
     judged on these samples, so that a later certificate allows for them.
 
     Example:
-        >>> found = tpcal.evaluate("plan.yaml", data=tpcal.DataChoice(samples=70))
-        >>> found.comparison.plans[0].evaluation.overall.plan  # accuracy over all samples
+        >>> import tpcal
+        >>> found = tpcal.evaluate("plan.yaml", data=tpcal.DataChoice(samples=14))
+        >>> accuracy = found.comparison.plans[0].evaluation.overall.plan
+        >>> accuracy.low <= accuracy.value <= accuracy.high
+        True
 
     Args:
         plans: Plan files, ``preset:NAME`` or ``preset:NAME@BUDGET``; none judges the unpruned

@@ -87,9 +87,12 @@ def find_plan(
     the same call continues an interrupted search.
 
     Example:
-        >>> settings = tpcal.PlanningSettings(n_trials=50)
-        >>> found = tpcal.find_plan("tpcal-out", 0.22, settings=settings)
-        >>> found.save("plan.yaml")
+        >>> import tpcal
+        >>> predicted = tpcal.PlanningSettings(measure=False)  # n_trials=50 would run the model
+        >>> found = tpcal.find_plan("tpcal-out", 0.5, settings=predicted)
+        >>> plan = found.save("plan.yaml")
+        >>> round(plan.cost.layer_average_keep, 2)
+        0.5
 
     Args:
         profile: A stored profile or its path, as `load_profile` takes it.
@@ -133,8 +136,10 @@ def find_front(
     Afterwards `find_plan` answers any budget between by what was measured.
 
     Example:
+        >>> import tpcal
         >>> front = tpcal.find_front(settings=tpcal.PlanningSettings(measure=False))
-        >>> [round(point.layer_average_keep, 2) for point in front.points]
+        >>> round(front.points[-1].layer_average_keep, 2)  # the unpruned model
+        1.0
 
     Args:
         profile: As `find_plan`, like the other arguments.

@@ -21,7 +21,10 @@ class ModelChoice:
     The command line makes one of --model and its companions.
 
     Example:
-        >>> tpcal.ModelChoice("llava-1.5-7b", device="cuda", dtype="bfloat16")
+        >>> import tpcal
+        >>> model = tpcal.ModelChoice("llava-1.5-7b", device="cuda", dtype="bfloat16")
+        >>> model.is_built_in
+        False
 
     Raises:
         UsageError: Code is trusted of a model that is not named. A plan or profile is data that
@@ -90,7 +93,9 @@ class DataChoice:
     The command line makes one of --data and its companions.
 
     Example:
-        >>> tpcal.DataChoice("questions.jsonl", samples=64, group_column="kind")
+        >>> import tpcal
+        >>> tpcal.DataChoice("questions.jsonl", samples=64, group_column="kind").recorded()
+        {'data': 'questions.jsonl', 'samples': 64, 'group_column': 'kind'}
     """
 
     data: str | None = None

@@ -104,7 +104,13 @@ def samples_needed(max_flips: float, confidence: float, share: float = 0.0) -> i
 
 @dataclass(frozen=True)
 class Promise:
-    """The statement to prove: at most a share ``max_flips`` of the answers changes."""
+    """The statement to prove: at most a share ``max_flips`` of the answers changes.
+
+    Example:
+        >>> import tpcal
+        >>> promise = tpcal.Promise(max_flips=0.05, confidence=0.95)
+        >>> promise.check_n(69, "samples")  # fewer samples than 69 raise GuardrailError
+    """
 
     max_flips: float
     """Largest share of changed answers, in (0, 1)."""

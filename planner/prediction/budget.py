@@ -60,7 +60,13 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Budget:
-    """The largest cost of a plan in one unit."""
+    """The largest cost of a plan in one unit.
+
+    Example:
+        >>> import tpcal
+        >>> tpcal.Budget(0.4, "kv").label  # at most 40 % of the unpruned KV bytes
+        '0.4-kv'
+    """
 
     target: float
     """Largest cost: a share in (0, 1], or milliseconds."""

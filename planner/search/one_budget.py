@@ -58,7 +58,12 @@ def search(
     """The plan that loses least within a budget, and the front it lies on.
 
     Example:
-        >>> search(Problem.of(profile, 0.22)).plan.cuts
+        >>> import tpcal
+        >>> from tpcal.planner.problem import Problem
+        >>> from tpcal.planner.search.one_budget import search
+        >>> found = search(Problem.of(tpcal.load_profile("tpcal-out").profile, 0.5))
+        >>> round(found.plan.cost.layer_average_keep, 2)
+        0.5
 
     Args:
         problem: The profile, what the plan may cost, and how many cuts it may have.

@@ -19,7 +19,9 @@ class SearchSettings:
     """How a search runs.
 
     Example:
-        >>> SearchSettings(n_trials=200, timeout=600, storage="study.journal")
+        >>> from tpcal.planner.search.settings import SearchSettings
+        >>> SearchSettings(n_trials=200, timeout=600, storage="study.journal").suggests
+        'tpe and proposals'
     """
 
     n_trials: int = N_TRIALS

@@ -59,7 +59,13 @@ def cheapest(
     If a limit is 0, that is the unpruned model.
 
     Example:
-        >>> cheapest(Problem.of(profile), Allowance(max_loss=0.05), measurer=measurer)
+        >>> import tpcal
+        >>> from tpcal.planner.problem import Problem
+        >>> from tpcal.planner.search.loss_limits import Allowance
+        >>> from tpcal.planner.search.within_a_loss import cheapest
+        >>> problem = Problem.of(tpcal.load_profile("tpcal-out").profile)
+        >>> cheapest(problem, Allowance(max_loss=100.0)).cost.layer_average_keep < 1
+        True
 
     Args:
         problem: The profile and how many cuts the plan may have; its budget is not looked at.

@@ -15,7 +15,16 @@ _KERNELS = ("sdpa", "eager")
 
 
 def check(plan: Plan, model: PreTrainedModel) -> list[str]:
-    """The reasons why the plan does not fit the model, one sentence each; empty if it fits."""
+    """The reasons why the plan does not fit the model, one sentence each; empty if it fits.
+
+    Example:
+        >>> import tpcal
+        >>> from transformers import AutoModelForImageTextToText
+        >>> from tpcal.calibrate.embedded import FOLDER  # or the name of a model on the Hub
+        >>> model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+        >>> tpcal.check(tpcal.load_preset("divprune", n_layers=8), model)
+        []
+    """
     return identity_problems(plan, model) + run_problems(plan, model)
 
 
