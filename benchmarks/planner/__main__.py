@@ -58,7 +58,7 @@ Parts = dict[str, str]
 def main(
     quick: bool, chosen: tuple[str, ...], processes: int, folder: Path | None, path: Path
 ) -> None:
-    """Measure predictions, parts of a search, calibration sizes and plans on the embedded model."""
+    """Measure predictions, parts of a search, profiles and plans on the embedded model."""
     sizes = QUICK if quick else LARGE
     folder = folder or ROOT / "tpcal-out" / "benchmark" / code("plans", "calibrate")
     work = Work(folder.resolve(), processes, Console())
