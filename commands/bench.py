@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -198,7 +198,7 @@ def bench(
             n_repeats=repeats,
             progress=report,
         )
-    show(subject, cells, repeats, outputs)
+    show(subject, cells, outputs)
 
 
 def _check(
@@ -239,29 +239,15 @@ def _check(
         raise UsageError("\n".join(problems))
 
 
-def show(
-    subject: BenchSubject, cells: Sequence[Cell], n_repeats: int, outputs: Sequence[Path]
-) -> None:
+def show(subject: BenchSubject, cells: Sequence[Cell], outputs: Sequence[Path]) -> None:
     """Prints the table, writes the files, and raises SlowerError if a plan is slower."""
-    from datetime import UTC, datetime
-
+    from tpcal.calibrate.bench.bench_results import BenchResults
     from tpcal.calibrate.bench.machine import machine_of
-    from tpcal.calibrate.bench.ratios import plain
-    from tpcal.calibrate.bench.slower import sentences, slower
     from tpcal.views.bench_view import Page, bench_markdown, bench_view
 
-    found, machine = slower(cells), machine_of(subject.model)
-    said = sentences(cells, found)
-    page = Page(subject.lines, machine, n_repeats, tuple(cells), found, tuple(said))
+    results = BenchResults.of(subject.facts, machine_of(subject.model), cells)
+    page = Page(subject.lines, results)
     terminal.console().print(bench_view(page))
-    data = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **subject.about,
-        "machine": asdict(machine),
-        "repeats": n_repeats,
-        "cells": [plain(cell, names) for cell, names in zip(cells, found, strict=True)],
-        "slower": said,
-    }
-    write_figures(outputs, data, bench_markdown(page))
-    if said:
-        raise SlowerError("\n".join(said))
+    write_figures(outputs, results.to_json(), bench_markdown(page))
+    if results.slower:
+        raise SlowerError("\n".join(results.slower))

@@ -121,8 +121,7 @@ def evaluate(
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
       tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
-    from tpcal.views.comparison_json import figures
-    from tpcal.views.comparison_view import comparison_view, judged_line, markdown
+    from tpcal.views.evaluation_view import evaluation_markdown, evaluation_view, judged_line
     from tpcal.views.formats import count
     from tpcal.workflow import evaluation
 
@@ -135,7 +134,7 @@ def evaluate(
         check_folder(how.out, "Name another folder with --out, or add --no-keep")
     with terminal.progress() as report:
         done = evaluation.evaluate(files, model=model, data=data, settings=how, progress=report)
-    found, samples = done.comparison, done.samples
+    results, samples = done.results, done.samples
     names = files[0] if len(files) == 1 else f"{len(files)} plans" if files else "unpruned"
     title = f"{names} on {samples.name}, {count(len(samples), 'sample')}"
     if done.n_seen:
@@ -144,8 +143,7 @@ def evaluate(
             f"{done.n_seen} of {len(samples)} samples are among those that a plan was made from, "
             "so its figures are too good."
         )
-    terminal.console().print(comparison_view(found, title=title))
+    terminal.console().print(evaluation_view(results, title=title))
     if files:
         terminal.console().print(judged_line(done.n_judged))
-    written = figures(found, done.loaded, samples, done.n_seen)
-    write_figures(outputs, written, markdown(found, title=title))
+    write_figures(outputs, results.to_json(), evaluation_markdown(results, title=title))

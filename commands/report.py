@@ -156,17 +156,18 @@ def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
 
 
 def _evidence(profile: Profile, evaluation: Path | None, bench: Path | None) -> list[Section]:
+    from tpcal.calibrate.bench.bench_results import BenchResults
+    from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
     from tpcal.report.bench_section import benches
     from tpcal.report.evaluation_section import check_model, evaluations
-    from tpcal.report.read_json import read_bench, read_evaluation
 
     found = []
     if evaluation is not None:
-        evaluated = read_evaluation(evaluation)
+        evaluated = EvaluationResults.load(evaluation)
         check_model(evaluated, str(evaluation), profile)
         found.append(evaluations(evaluated))
     if bench is not None:
-        timed = read_bench(bench)
+        timed = BenchResults.load(bench)
         check_model(timed, str(bench), profile)
         found.append(benches(timed))
     return found

@@ -34,7 +34,7 @@ def run(
       tpcal run --plan plan.yaml --image cat.jpg "What is this?"
       tpcal run --image a.png --image b.png "What is different?"
     """
-    from tpcal.views.evaluation_view import answer_view
+    from tpcal.views.run_view import answer_view
 
     with terminal.progress() as report:
         found, loaded = plan_and_model(file, model, report)

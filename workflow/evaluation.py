@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from tpcal.workflow.step_settings import EvaluationSettings, Progress, silent
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.compare import Comparison
+    from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.calibrate.inputs.samples import Samples
 
@@ -30,6 +32,15 @@ class PlanEvaluation:
     """Samples that a plan was made from; 0 unless they were allowed."""
     n_judged: int
     """Plans that were judged on any of these samples so far."""
+
+    @cached_property
+    def results(self) -> EvaluationResults:
+        """The results as records that know their JSON."""
+        from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults, SampleFacts
+        from tpcal.calibrate.inputs.model_facts import ModelFacts
+
+        data = SampleFacts.of(self.samples, self.n_seen)
+        return EvaluationResults.of(self.comparison, ModelFacts.of(self.loaded), data)
 
 
 def evaluate(

@@ -30,7 +30,8 @@ from benchmarks.planner.intervals import (
 )
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work
-from tpcal.calibrate.evaluation.intervals import Share, share
+from tpcal.calibrate.evaluation.evaluation_results import Share
+from tpcal.calibrate.evaluation.intervals import share
 from tpcal.plans.schema import Cut
 
 METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)

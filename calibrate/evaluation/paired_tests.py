@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from tpcal.calibrate.evaluation.intervals import Array, Share, paired_difference
+from tpcal.calibrate.evaluation.evaluation_results import Test
+from tpcal.calibrate.evaluation.intervals import Array, paired_difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,25 +30,6 @@ class Pair:
     """``accuracy`` or ``agreement``."""
     hits: Array
     other_hits: Array
-
-
-@dataclass(frozen=True)
-class Test:
-    """The difference of two variants, and how likely chance alone makes such a difference."""
-
-    one: str
-    other: str
-    measure: str
-    difference: Share
-    """Share of ``one`` minus share of ``other``."""
-    p: float
-    """Two-sided p-value of the hypothesis that there is no difference."""
-    p_adjusted: float
-    """The p-value after Holm's correction, which bounds the chance of any false finding."""
-    n_changed: int
-    """Number of samples that only one of the two got right; the test rests on these."""
-
-    __test__ = False  # pytest would otherwise collect it as a class of tests
 
 
 def paired_tests(pairs: Sequence[Pair]) -> tuple[Test, ...]:
