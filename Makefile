@@ -64,6 +64,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/link && ln -sfn "$(CURDIR)" $(VENV)/link/tpcal
 	MYPYPATH=$(VENV)/link $(BIN)/mypy
+	MYPYPATH=$(VENV)/link:tests $(BIN)/mypy --explicit-package-bases $(filter-out tests/test_%, $(wildcard tests/*.py tests/tiny/*.py))
 
 fix: $(READY)
 	$(BIN)/ruff check --fix .

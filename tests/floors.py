@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def floors(requirements: list[str]) -> dict[str, str]:
     """The version after `>=` or `==` of each requirement that has one, by its name."""
-    found = {}
+    found: dict[str, str] = {}
     for requirement in map(Requirement, requirements):
         for bound in requirement.specifier:
             if bound.operator in (">=", "=="):
@@ -25,7 +26,7 @@ def floors(requirements: list[str]) -> dict[str, str]:
     return found
 
 
-def constraints(project: dict, pinned: list[str]) -> Iterator[str]:
+def constraints(project: dict[str, Any], pinned: list[str]) -> Iterator[str]:
     """Lines for pip: the floors of the requirements, and the pinned versions of the tools."""
     oldest = floors(project["dependencies"])
     tools = {
