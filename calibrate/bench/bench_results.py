@@ -89,10 +89,12 @@ class RunResult:
     def from_json(cls, data: Any) -> RunResult:
         """The result in a file; older files do not tell the ratio of the decoder's time."""
         peak, decoder = data["peak_bytes"], data.get("decoder_ratio")
-        times = ("ttft_ms", "decoder_ms", "token_ms", "tokens_per_s")
         return cls(
-            str(data["name"]),
-            *(Spread.from_json(data[key]) for key in times),
+            name=str(data["name"]),
+            ttft_ms=Spread.from_json(data["ttft_ms"]),
+            decoder_ms=Spread.from_json(data["decoder_ms"]),
+            token_ms=Spread.from_json(data["token_ms"]),
+            tokens_per_s=Spread.from_json(data["tokens_per_s"]),
             peak_bytes=None if peak is None else int(number(peak)),
             kv_bytes=int(number(data["kv_bytes"])),
             ratios={
