@@ -20,8 +20,8 @@ class SearchSettings:
 
     Example:
         >>> from tpcal.planner.search.settings import SearchSettings
-        >>> SearchSettings(n_trials=200, timeout=600, storage="study.journal").suggests
-        'tpe and proposals'
+        >>> SearchSettings(n_trials=200, timeout=600, storage="study.journal").n_trials
+        200
     """
 
     n_trials: int = N_TRIALS
