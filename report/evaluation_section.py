@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tpcal.calibrate.evaluation.evaluation_results import short_name
+from tpcal.calibrate.evaluation.evaluation_results import ACCURACY, CONTROL, short_name
 from tpcal.plans.errors import FitError
 from tpcal.report.elements import Chart, HtmlTable, Section
 from tpcal.report.forest_plot import by_cost, exact, forest, grouped
@@ -40,14 +40,14 @@ def check_model(results: EvaluationResults | BenchResults, name: str, profile: P
 
 def evaluations(results: EvaluationResults) -> Section:
     """The section of an evaluation."""
-    has_answers = results.unpruned.accuracy is not None
+    has_answers = results.measure == ACCURACY
     what = "accuracy" if has_answers else "agreement with the unpruned model"
     charts = [forest(results, what), by_cost(results, what)] if results.entries else []
     parts: list[Chart | HtmlTable] = [chart for chart in charts if chart]
     parts += [_right(results) if has_answers else _same(results)]
     parts += [_tests(results)] if results.tests else []
     parts += [_plans(results, what), *_controls(results, what)]
-    controls = any(e.kind == "control" for e in results.entries)
+    controls = any(e.kind == CONTROL for e in results.entries)
     return Section(
         "evaluation",
         "Answers, measured",
@@ -96,7 +96,7 @@ def _right(results: EvaluationResults) -> HtmlTable:
             *(e.short, *_cost(e), _span(e.accuracy), _span(e.difference, signed=True)),
             *(_value(e.agreement), _worst(e)),
         )
-        for e in grouped(results.entries)
+        for e in grouped(results)
     ]
     caption = (
         "Answers by plan. FLOPs of the prefill and KV cache: of unpruned; change: of right answers"
@@ -107,7 +107,7 @@ def _right(results: EvaluationResults) -> HtmlTable:
 
 def _same(results: EvaluationResults) -> HtmlTable:
     head = ("plan", "keep", "FLOPs", "KV", "same, %", "worst group, %")
-    rows = [(e.short, *_cost(e), _span(e.agreement), _worst(e)) for e in grouped(results.entries)]
+    rows = [(e.short, *_cost(e), _span(e.agreement), _worst(e)) for e in grouped(results)]
     caption = (
         "Answers by plan. FLOPs of the prefill and KV cache: of unpruned; same: as the unpruned "
         "answer"
@@ -117,10 +117,10 @@ def _same(results: EvaluationResults) -> HtmlTable:
 
 def _below(results: EvaluationResults, table: HtmlTable) -> HtmlTable:
     """The table with controls indented below their plan."""
-    entries = grouped(results.entries)
+    entries = grouped(results)
     first = len(table.rows) - len(entries)
     return replace(
-        table, under=frozenset(first + i for i, e in enumerate(entries) if e.kind == "control")
+        table, under=frozenset(first + i for i, e in enumerate(entries) if e.kind == CONTROL)
     )
 
 
@@ -135,15 +135,14 @@ def _worst(entry: EntryResult) -> str:
 
 
 def _plans(results: EvaluationResults, what: str) -> HtmlTable:
-    plans = [e for e in results.entries if e.kind != "control"]
-    return _groups(f"{what[0].upper()}{what[1:]} by group, %", results, plans)
+    return _groups(f"{what[0].upper()}{what[1:]} by group, %", results, results.plans)
 
 
 def _controls(results: EvaluationResults, what: str) -> list[HtmlTable]:
     """A table for each plan that has controls."""
     found = []
-    for plan in results.entries:
-        own = [e for e in results.entries if e.kind == "control" and e.beside == plan.name]
+    for plan in results.plans:
+        own = results.controls(plan.name)
         if own:
             caption = f"{plan.short} beside its controls: {what} by group, %"
             found.append(replace(_groups(caption, results, [plan, *own]), folded=True))
@@ -151,7 +150,7 @@ def _controls(results: EvaluationResults, what: str) -> list[HtmlTable]:
 
 
 def _groups(caption: str, results: EvaluationResults, entries: Sequence[EntryResult]) -> HtmlTable:
-    has_answers = results.unpruned.accuracy is not None
+    has_answers = results.measure == ACCURACY
     head = ("group", *["unpruned"] * has_answers, *(e.short for e in entries))
     rows = tuple(
         (g, *[_value(before.accuracy)] * has_answers, *(_value(e.value_of(g)) for e in entries))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tpcal.calibrate.evaluation.evaluation_results import CONTROL
 from tpcal.report.chart_style import BLUE, INK, QUIET, axis, frame, plain
 from tpcal.report.elements import Chart, HtmlTable, error_bars, figure, rounded
 from tpcal.report.label_places import HALF, LETTER, placed
@@ -31,17 +32,15 @@ WIDTH, HEIGHT = 900, 300
 """Size of the plot area in pixels, by which names are placed."""
 
 
-def grouped(entries: Sequence[EntryResult]) -> list[EntryResult]:
+def grouped(results: EvaluationResults) -> list[EntryResult]:
     """The entries with the controls of every plan below it."""
-    own = [e for e in entries if e.kind != "control"]
-    below = [[c for c in entries if c.kind == "control" and c.beside == e.name] for e in own]
-    found = [one for plan, those in zip(own, below, strict=True) for one in (plan, *those)]
-    return [*found, *(e for e in entries if e not in found)]
+    found = [one for plan in results.plans for one in (plan, *results.controls(plan.name))]
+    return [*found, *(e for e in results.entries if e not in found)]
 
 
 def forest(results: EvaluationResults, what: str) -> Chart:
     """A forest plot with a row for each entry, and the unpruned model as a line."""
-    entries, before = grouped(results.entries), results.unpruned.accuracy
+    entries, before = grouped(results), results.unpruned.accuracy
     rows = _rows(entries, first=1.0 if before else 0.0)
     data = [_unpruned(before)] if before else []
     data += [_dots(kind, entries, rows) for kind in KINDS if any(e.kind == kind for e in entries)]
@@ -75,7 +74,7 @@ def forest(results: EvaluationResults, what: str) -> Chart:
 
 def by_cost(results: EvaluationResults, what: str) -> Chart | None:
     """The values over layer-average keep; None if all entries cost nearly the same."""
-    entries = grouped(results.entries)
+    entries = grouped(results)
     keeps = [e.keep for e in entries]
     if max(keeps, default=0.0) - min(keeps, default=0.0) <= APART:
         return None
@@ -119,7 +118,7 @@ def _rows(entries: Sequence[EntryResult], first: float) -> list[float]:
     """The height of every row, with space between plans."""
     found, at = [], first - 1 + (BETWEEN if first else 0.0)
     for i, entry in enumerate(entries):
-        at += 1 + (BETWEEN if i and entry.kind != "control" else 0.0)
+        at += 1 + (BETWEEN if i and entry.kind != CONTROL else 0.0)
         found.append(at)
     return found
 
@@ -145,7 +144,7 @@ def _words(
         found.append({**left, **size, "y": 0, "text": "unpruned"})
         found.append({**right, **size, "y": 0, "text": "1"})
     for entry, row in zip(entries, rows, strict=True):
-        is_control = entry.kind == "control"
+        is_control = entry.kind == CONTROL
         font = {"size": 12, "color": QUIET if is_control else INK}
         place = {"xshift": start + INDENT * is_control}
         found.append(
@@ -200,9 +199,9 @@ def _kinds(entries: Sequence[EntryResult]) -> list[tuple[str, list[EntryResult],
     for kind in ("plan", "preset"):
         name, colour, symbol = KINDS[kind]
         found.append((name, [e for e in entries if e.kind == kind], symbol, colour))
-    blind = list(dict.fromkeys(e.short for e in entries if e.kind == "control"))
+    blind = list(dict.fromkeys(e.short for e in entries if e.kind == CONTROL))
     for i, name in enumerate(blind):
-        own = [e for e in entries if e.kind == "control" and e.short == name]
+        own = [e for e in entries if e.kind == CONTROL and e.short == name]
         found.append((f"control: {name}", own, CONTROLS[i % len(CONTROLS)], QUIET))
     return [one for one in found if one[1]]
 
@@ -219,7 +218,7 @@ def _sides(
     def spot(entry: EntryResult) -> tuple[float, float]:
         return entry.keep / right * WIDTH, height(entry.value)
 
-    if own[0].kind == "control":
+    if own[0].kind == CONTROL:
         return [None] * len(own)
     others = [spot(e) for e in results.entries if e not in own]
     line = height(results.unpruned.accuracy) + HALF  # thinner than a point: names come nearer
@@ -236,7 +235,7 @@ def _series(
     error = trace.pop("error_x")
     return {
         **trace,
-        "mode": "markers" if own[0].kind == "control" else "markers+text",
+        "mode": "markers" if own[0].kind == CONTROL else "markers+text",
         "x": [rounded(e.keep) for e, _, _ in known],
         "y": trace["x"],
         "error_y": {**error, "thickness": 1},
