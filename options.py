@@ -14,6 +14,7 @@ import click
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import require
 from tpcal.workflow.step_settings import PlanLimits
 
 Command = Callable[..., None]
@@ -361,6 +362,7 @@ def memory_option(command: Command) -> Command:
 def _n_bytes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
+    require("plan", "accelerate")
     from accelerate.utils import convert_file_size_to_int
 
     try:

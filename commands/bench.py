@@ -15,6 +15,7 @@ from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.commands.bench_inputs import BenchSubject, loaded_subject, random_subject
 from tpcal.commands.outputs import check_outputs, write_figures
 from tpcal.plans.errors import SlowerError, UsageError
+from tpcal.plans.extras import needs
 from tpcal.workflow.inputs import named_twice
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def count(word: str) -> int:
     help="Number of timed answers of each prompt, with each plan and without.",
 )
 @options.figures_option
+@needs("plan")
 def bench(
     files: tuple[str, ...],
     model: ModelChoice,

@@ -13,6 +13,7 @@ from tpcal import options, terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import needs
 from tpcal.workflow.profiles import StoredProfile, load_profile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import OUT, PlanningSettings
@@ -75,6 +76,7 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
 )
 @options.model_options
 @options.answer_length_option(16)
+@needs("report")
 def report(
     given: tuple[str, ...],
     output: Path,

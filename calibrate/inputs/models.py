@@ -24,6 +24,7 @@ from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.plans import families, temporary_files
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import require
 from tpcal.plans.schema import ModelIdentity
 
 if TYPE_CHECKING:
@@ -301,6 +302,7 @@ def _offloaded(device: torch.device) -> dict[str, Any]:
     """
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"offload must go with a CPU or a CUDA device; got {device}.")
+    require("plan", "accelerate")
     from accelerate.utils import get_max_memory
 
     own = {"cpu", device.index or 0} if device.type == "cuda" else {"cpu"}
