@@ -1,6 +1,6 @@
 """The parts of tpcal that are installed on request, and the error of a missing one.
 
-`pip install tpcal` installs what reading, checking, showing and applying a plan needs. The packages
+`pip install tpcal` installs what reading, checking, showing and applying a plan needs. Packages
 of an extra of pyproject.toml are installed on request, so every step that imports one of them
 calls `require` first.
 """
@@ -30,7 +30,7 @@ class MissingExtra(UsageError):
 
 def missing(extra: str) -> tuple[str, ...]:
     """The modules of an extra that are not installed."""
-    return tuple(name for name in EXTRAS[extra] if not _is_installed(name))
+    return tuple(name for name in EXTRAS[extra] if not is_installed(name))
 
 
 def install_line(extra: str) -> str:
@@ -59,7 +59,8 @@ def require(extra: str, *modules: str) -> None:
         )
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a top-level module can be imported; it is not imported."""
     spec = find_spec(module)
     # A folder of this name that lies beside a user's program is found, too, but has no origin.
     return spec is not None and spec.origin is not None
