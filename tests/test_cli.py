@@ -46,6 +46,7 @@ COMMANDS = (
     "run",
     "presets",
     "selectors",
+    "doctor",
 )
 HEAVY = ["torch", "transformers", "optuna", "datasets", "rich", "numpy", "scipy", "PIL"]
 Tpcal = Callable[..., Result]

@@ -56,7 +56,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-_PACKAGES = ("torchvision", "num2words", "timm", "sentencepiece", "tiktoken", "av")
+PROCESSOR_PACKAGES = ("torchvision", "num2words", "timm", "sentencepiece", "tiktoken", "av")
 """Optional packages that processors need, by the name for both installation and import."""
 
 
@@ -338,7 +338,9 @@ def _missing_package(reason: str) -> str | None:
     """The missing package that an error of transformers is about; None if it is about another."""
     if "_MAPPING has no attribute" in reason:  # a part of a processor that needs torchvision
         reason = "torchvision"
-    named = (name for name in _PACKAGES if re.search(rf"\b{name}\b", reason, re.IGNORECASE))
+    named = (
+        name for name in PROCESSOR_PACKAGES if re.search(rf"\b{name}\b", reason, re.IGNORECASE)
+    )
     return next((name for name in named if find_spec(name) is None), None)
 
 
