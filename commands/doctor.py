@@ -14,8 +14,9 @@ from tpcal import terminal
 def doctor(as_json: bool) -> None:
     """Say which versions are installed, what works with them, and how to install what is missing.
 
-    The command runs the built-in model with every attention kernel that runs plans, which takes
-    a few seconds. It exits with 0 unless tpcal itself cannot run; then it exits with 1.
+    The command tests a law of pruning on the built-in model with every attention kernel that
+    runs plans, which takes up to half a minute. It exits with 0 unless tpcal itself cannot run;
+    then it exits with 1.
 
     \b
     Examples:

@@ -40,7 +40,7 @@ def examine() -> tuple[Part, ...]:
     """The parts of this installation, in the order in which they rest on each other.
 
     The built-in model is loaded with every attention kernel that runs plans, and the law `LAW` is
-    tried on it, which takes a few seconds. An error of a part becomes its state.
+    tried on it, which takes up to half a minute. An error of a part becomes its state.
 
     Example:
         >>> from tpcal.workflow.installation import examine
