@@ -16,6 +16,7 @@ from tpcal.commands.bench_inputs import BenchSubject, loaded_subject, random_sub
 from tpcal.commands.outputs import check_outputs, write_figures
 from tpcal.options import groups, values
 from tpcal.plans.errors import SlowerError, UsageError
+from tpcal.plans.extras import needs
 from tpcal.workflow.inputs import named_twice
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def count(word: str) -> int:
     help="Number of timed answers of each prompt, with each plan and without.",
 )
 @groups.figures_option
+@needs("plan")
 def bench(
     files: tuple[str, ...],
     model: ModelChoice,

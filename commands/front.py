@@ -10,6 +10,7 @@ import click
 from tpcal import terminal
 from tpcal.commands.outputs import check_outputs, write_picture
 from tpcal.options import groups
+from tpcal.plans.extras import needs
 from tpcal.workflow.profiles import load_profile
 
 
@@ -22,6 +23,7 @@ from tpcal.workflow.profiles import load_profile
 )
 @groups.picture_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a chart.")
+@needs("plan")
 def front(
     folder: Path | None, storage: str | None, svg: Path | None, force: bool, as_json: bool
 ) -> None:

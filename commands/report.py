@@ -14,6 +14,7 @@ from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.options import groups
 from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import needs
 from tpcal.workflow.profiles import StoredProfile, load_profile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import OUT, PlanningSettings
@@ -76,6 +77,7 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
 )
 @groups.model_options
 @groups.answer_length_option(16)
+@needs("report")
 def report(
     given: tuple[str, ...],
     output: Path,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import require
 
 MAX_LISTED = 10_000
 """Most items of a range in a list."""
@@ -123,6 +124,7 @@ def n_bytes(_ctx: click.Context, _option: click.Parameter, value: str | None) ->
     """Callback that reads a size such as 8GB as bytes."""
     if value is None:
         return None
+    require("plan", "accelerate")
     from accelerate.utils import convert_file_size_to_int
 
     try:

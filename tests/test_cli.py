@@ -52,6 +52,7 @@ COMMANDS = (
     "run",
     "presets",
     "selectors",
+    "doctor",
 )
 HEAVY = ["torch", "transformers", "optuna", "datasets", "rich", "numpy", "scipy", "PIL"]
 Tpcal = Callable[..., Result]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.planner.published.names import is_preset
+from tpcal.plans.extras import needs
 from tpcal.workflow.inputs import plans_model_samples
 from tpcal.workflow.step_settings import EvaluationSettings, Progress, silent
 
@@ -43,6 +44,7 @@ class PlanEvaluation:
         return EvaluationResults.of(self.comparison, ModelFacts.of(self.loaded), data)
 
 
+@needs("plan")
 def evaluate(
     plans: Sequence[Path | str] | Path | str = (),
     *,
@@ -74,6 +76,7 @@ def evaluate(
 
     Raises:
         UsageError: A plan was made from some of the samples, or an input cannot be used.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: A plan does not fit the model.
         RunFailed: Out of memory.
     """

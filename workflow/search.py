@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import needs
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import PlanLimits, PlanningSettings, Progress, silent
@@ -71,6 +72,7 @@ class FoundFront:
     """Published schedules among the points, by their cuts."""
 
 
+@needs("plan")
 def find_plan(
     profile: StoredProfile | Path | str | None = None,
     budget: Budget | float | None = None,
@@ -106,6 +108,7 @@ def find_plan(
 
     Raises:
         UsageError: Neither a budget nor a limit is given, or an input cannot be used.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         BudgetError: No plan is as cheap as the budget.
         GuardrailError: No plan is within the limits, or none can be certified.
         FitError: The model's structure is not that of the profile's.
@@ -124,6 +127,7 @@ def find_plan(
     )
 
 
+@needs("plan")
 def find_front(
     profile: StoredProfile | Path | str | None = None,
     *,
@@ -146,6 +150,7 @@ def find_front(
 
     Raises:
         UsageError: An input cannot be used.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: The model's structure is not that of the profile's.
     """
     settings = settings or PlanningSettings()

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from scipy.optimize import brentq
-
 from tpcal.planner.prediction.conditions import share
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.errors import BudgetError, UsageError
@@ -128,6 +126,7 @@ class Prices:
         """
         if budget.kind == LAYER_AVERAGE:
             return budget.target
+        from scipy.optimize import brentq
 
         def over(keep: float) -> float:
             return self.of([Cut(0, keep, "grid")], budget.kind) - budget.target

@@ -11,7 +11,7 @@ from tpcal.plans.plan_rules import is_sound, problems_at
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create
 
-_KERNELS = ("sdpa", "eager")
+KERNELS = ("sdpa", "eager")
 
 
 def check(plan: Plan, model: PreTrainedModel) -> list[str]:
@@ -88,9 +88,9 @@ def _model_problems(model: PreTrainedModel) -> list[str]:
     problems = []
     text = model.config.get_text_config(decoder=True)
     kernel = text._attn_implementation
-    if kernel not in _KERNELS:
+    if kernel not in KERNELS:
         problems.append(
-            f"The attention implementation must be {' or '.join(_KERNELS)}; got {kernel}. "
+            f"The attention implementation must be {' or '.join(KERNELS)}; got {kernel}. "
             'Load the model with attn_implementation="sdpa".'
         )
     places = set(map(str, getattr(model, "hf_device_map", {}).values()))
