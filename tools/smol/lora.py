@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCALE = 2.0
-"""Factor of the product of both matrices, as in W + 2 B A."""
+from tpcal.calibrate.smol.assemble import SCALE
 
 
 class LowRankLinear(nn.Module):

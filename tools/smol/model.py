@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlamaForCausalLM
 
-from tools.smol.lora import add_adapters, adapters
+from tools.smol.lora import adapters, add_adapters
 from tools.smol.sequences import Batch
 from tpcal.calibrate.embedded import FOLDER
 
@@ -70,7 +70,9 @@ class Learner(nn.Module):
 
     def adapter_weights(self) -> list[nn.Parameter]:
         """The adapters' matrices."""
-        return [p for _, adapter in adapters(self.decoder.model) for p in (adapter.down, adapter.up)]
+        return [
+            p for _, adapter in adapters(self.decoder.model) for p in (adapter.down, adapter.up)
+        ]
 
     def trained(self) -> dict[str, Tensor]:
         """What training changes, by name: the projector and the adapters."""

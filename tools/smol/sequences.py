@@ -62,7 +62,7 @@ class Tree:
         return 0
 
     def add(self, ids: Sequence[int], parent: int) -> list[int]:
-        """The places of a path of ``ids`` behind ``parent``, of which some may be there already."""
+        """The places of a path of ``ids`` behind ``parent``; some may be there already."""
         path = []
         for token in ids:
             if (parent, token) not in self.children:
@@ -135,13 +135,20 @@ class Packer:
         """
         layout, questions = plan_scene(seed, easy=easy)
         visual = _centres(layout, rng) if centres else np.arange(N_VISUAL)
+        wanted = _shuffled((*questions, *ask(layout, rng), *ask(layout, rng)), rng)
+        return self.packed(np.asarray(paint_scene(seed, layout)), visual, wanted, room)
+
+    def packed(
+        self, image: np.ndarray, visual: np.ndarray, questions: Sequence[Question], room: int
+    ) -> PackedScene:
+        """Some patches of an image with those questions, in their order, that fit in the room."""
         tree, first, root = self._start(visual)
-        for question in _shuffled((*questions, *ask(layout, rng), *ask(layout, rng)), rng):
+        for question in questions:
             self._ask(tree, root, question, room)
-        return PackedScene(np.asarray(paint_scene(seed, layout)), visual, first, tree)
+        return PackedScene(image, visual, first, tree)
 
     def _start(self, visual: np.ndarray) -> tuple[Tree, int, int]:
-        """The tree of the prompt up to the question, its first visual token, and its last token."""
+        """The tree of the prompt up to the question, its first visual and its last token."""
         tree, last = Tree(), -1
         for i, token in enumerate(self.ids(START)):
             last = tree.append(token, i, last)

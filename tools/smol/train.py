@@ -50,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--rate", type=float, default=1e-3)
     result.add_argument("--images", type=int, default=4, help="images a step")
     result.add_argument("--room", type=int, default=110, help="tokens of questions an image")
+    result.add_argument("--projector-scenes", type=int, default=420)
+    result.add_argument("--projector-steps", type=int, default=450, help="before the training")
     result.add_argument("--seed", type=int, default=0)
     result.add_argument("--save-every", type=int, default=20, help="steps")
     return result
@@ -84,7 +86,8 @@ class Training:
         if self.checkpoint.exists():
             self._load()
         else:
-            start_projector(self.learner, self.packer)
+            scenes, steps = options.projector_scenes, options.projector_steps
+            start_projector(self.learner, self.packer, n_scenes=scenes, steps=steps)
 
     def run(self) -> None:
         """Steps until enough questions are answered."""

@@ -48,9 +48,7 @@ _SPREAD = 1.5
 log = logging.getLogger(__name__)
 
 
-def start_projector(
-    learner: Learner, packer: Packer, *, n_scenes: int = 420, steps: int = 450
-) -> None:
+def start_projector(learner: Learner, packer: Packer, *, n_scenes: int, steps: int) -> None:
     """Fits the projector to the mixtures of words: least squares, then Adam."""
     features, labels = _patches(learner, n_scenes)
     wanted = _mixtures(learner, packer, labels)
@@ -76,9 +74,11 @@ def start_projector(
 def _patches(learner: Learner, n_scenes: int) -> tuple[Tensor, Tensor]:
     """[P, tower width] features and [P, labels] labels of all patches of some scenes."""
     features, labels = [], []
-    for number in range(first_seed("train", SCENE_SEED), first_seed("train", SCENE_SEED) + n_scenes):
+    for number in range(
+        first_seed("train", SCENE_SEED), first_seed("train", SCENE_SEED) + n_scenes
+    ):
         layout, _ = plan_scene(number, easy=number % 3 == 0)
-        image = np.asarray(paint_scene(number, layout))
+        image = np.array(paint_scene(number, layout))
         features.append(learner.features(to_pixels(image[None]))[0])
         labels.append(torch.from_numpy(patch_labels(layout, PATCH).astype(np.int64)))
     assert len(labels[0]) == N_VISUAL
