@@ -166,7 +166,8 @@ def _find(name: str, revision: str | None) -> _Place:
     if name == EMBEDDED:
         return _embedded()
     if name == SMOL:
-        return _Place(SMOL, str(assembled_folder()), is_folder=True)
+        with _quiet():
+            return _Place(SMOL, str(assembled_folder()), is_folder=True)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

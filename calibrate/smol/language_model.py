@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,9 +57,11 @@ def save_language_model(weights: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    quantised = AutoModelForCausalLM.from_pretrained(
-        weights.parent, gguf_file=weights.name, dtype=torch.float32
-    )
+    # transformers draws a progress bar here that none of its settings hides.
+    with contextlib.redirect_stderr(io.StringIO()):
+        quantised = AutoModelForCausalLM.from_pretrained(
+            weights.parent, gguf_file=weights.name, dtype=torch.float32
+        )
     # transformers refuses to save a model that came from a GGUF file, although its weights are
     # ordinary float32 by now.
     if hasattr(quantised.config, "quantization_config"):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LlamaModel
 
 from tpcal.calibrate.smol.assemble import SCALE
 
@@ -31,7 +32,7 @@ class LowRankLinear(nn.Module):
         return self.base(x) + F.linear(F.linear(x, self.down), self.up * SCALE)
 
 
-def add_adapters(decoder: nn.Module, rank: int, seed: int) -> None:
+def add_adapters(decoder: LlamaModel, rank: int, seed: int) -> None:
     """Freezes a decoder and puts an adapter on every linear layer of its decoder layers."""
     torch.manual_seed(seed)
     decoder.requires_grad_(False)

@@ -205,7 +205,7 @@ def collate(scenes: Sequence[PackedScene]) -> Batch:
         ids=_padded([tree.ids for tree in trees], longest),
         positions=_padded([tree.positions for tree in trees], longest),
         visible=torch.from_numpy(visible)[:, None],
-        visual=tuple(torch.tensor(visual).T),  # type: ignore[arg-type]
+        visual=tuple(torch.tensor(visual).T),
         asked=(torch.from_numpy(rows), torch.from_numpy(places)),
         targets=torch.from_numpy(targets),
         questions=questions,

@@ -19,7 +19,6 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +149,7 @@ class Training:
     def _report(self) -> None:
         progress = self.progress
         counts = {g: (sum(progress.right[g]), len(progress.right[g])) for g in GROUPS}
-        line: dict[str, Any] = {
+        line = {
             "step": progress.step,
             "answers": progress.n_answers,
             "cpu_seconds": round(progress.cpu_seconds),

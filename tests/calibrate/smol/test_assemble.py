@@ -98,9 +98,8 @@ def test_the_real_model_is_put_together_once(
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
     loaded = models.load(str(folder), device="cpu")
     assert loaded.shape.n_layers == 30
-    asked = "<|im_start|>user\nWhat is the capital of France? Answer:"
     tokenizer = loaded.processor.tokenizer
     assert tokenizer("<image>")["input_ids"] == [16]
-    inputs = tokenizer(asked, return_tensors="pt")
-    answer = loaded.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    answer = loaded.model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0])
