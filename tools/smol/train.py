@@ -134,10 +134,8 @@ class Training:
         progress.step += 1
         progress.n_answers += len(batch.groups)
         progress.losses.append(float(loss.detach()))
-        for group, right in zip(
-            batch.groups, right_answers(logits.argmax(-1), batch), strict=True
-        ):
-            progress.right[group].append(bool(right))
+        for name, right in zip(batch.groups, right_answers(logits.argmax(-1), batch), strict=True):
+            progress.right[name].append(bool(right))
 
     def _share_of_rate(self) -> float:
         """100 steps of warm-up, then constant, then a cosine to 1 % over the last 40 %."""

@@ -83,6 +83,7 @@ def test_the_built_in_questions_are_for_both_built_in_models() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     find_spec(language_model.PACKAGE) is None or find_spec("gguf") is None,
     reason=f"needs {' && '.join(language_model.INSTALL)}",
