@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--answers", type=int, default=100_000, help="length of the training")
     result.add_argument("--centres", type=int, default=50_000, help="answers of the first part")
     result.add_argument("--rank", type=int, default=16)
-    result.add_argument("--rate", type=float, default=1e-3)
+    result.add_argument("--rate", type=float, default=3e-4)
     result.add_argument("--images", type=int, default=4, help="images a step")
     result.add_argument("--room", type=int, default=110, help="tokens of questions an image")
     result.add_argument("--projector-scenes", type=int, default=420)
