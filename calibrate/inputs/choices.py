@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.local_paths import BUILT_IN, EMBEDDED
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
@@ -66,8 +66,8 @@ class ModelChoice:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it is the embedded model, which is also taken where none is named."""
-        return self.name in (None, EMBEDDED)
+        """Whether it is a built-in model; the embedded one is taken where none is named."""
+        return self.name in (None, *BUILT_IN)
 
     def load(self) -> Loaded:
         """The model; the embedded one where none is named."""

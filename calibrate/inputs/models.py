@@ -21,16 +21,17 @@ import torch
 
 from tpcal.calibrate.inputs import hub
 from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.smol.assemble import assembled_folder
 from tpcal.plans import families, temporary_files
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import require
+from tpcal.plans.local_paths import EMBEDDED, SMOL
 from tpcal.plans.schema import ModelIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-EMBEDDED = "embedded"
 ALIASES: Mapping[str, str] = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
@@ -165,6 +166,9 @@ def weights_digest(model: torch.nn.Module) -> str:
 def _find(name: str, revision: str | None) -> _Place:
     if name == EMBEDDED:
         return _embedded()
+    if name == SMOL:
+        with _quiet():
+            return _Place(SMOL, str(assembled_folder()), is_folder=True)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
