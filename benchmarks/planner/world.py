@@ -27,6 +27,7 @@ from tpcal.calibrate.profile import MASSES, MEASURES, Profile
 from tpcal.planner.prediction.next_probes import next_probes
 from tpcal.planner.prediction.objective import MOST
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.plans.local_paths import EMBEDDED
 from tpcal.plans.schema import Cut, Plan
 
 Floats = NDArray[np.float64]
@@ -40,7 +41,7 @@ PATCH = 8  # pixels
 def model() -> Loaded:
     """The embedded model on one thread: processes share the cores."""
     torch.set_num_threads(1)
-    return models.load(models.EMBEDDED, device="cpu")
+    return models.load(EMBEDDED, device="cpu")
 
 
 def n_tokens() -> int:
