@@ -17,7 +17,6 @@ from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.optimum import seeds
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
-from tpcal.planner.search.correction import Cuts
 from tpcal.planner.search.encoding import Encoding, canonical, choices
 from tpcal.planner.search.ledger import (
     REPEAT,
@@ -35,7 +34,7 @@ from tpcal.planner.search.ledger import (
     write_outcome,
 )
 from tpcal.planner.search.other_processes import Others, give_up, measuring
-from tpcal.planner.search.proposals import proposals
+from tpcal.planner.search.proposals import Cuts, proposals
 from tpcal.planner.search.pruning import BestPruner
 from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.settings import SearchSettings
@@ -57,9 +56,9 @@ class Loop:
     """One search: a study and all it needs to go on.
 
     Seeds come first: the optimum of the prediction and its neighbours, the best plans of other
-    budgets, published schedules. Then proposals take turns with the sampler: steps from the best
-    measured plans, ranked by the corrected prediction, improve most often (docs/planner.md); the
-    sampler looks where they do not. Both see the other's results.
+    budgets, published schedules. Then proposals take turns with the sampler. A proposal is a step
+    from one of the best measured plans; the sampler looks where no step leads. Both see the
+    other's results.
     """
 
     problem: Problem
@@ -69,8 +68,6 @@ class Loop:
     study: Study
     pruner: BestPruner
     seeds: tuple[dict[str, Any], ...]
-    elsewhere: dict[Cuts, float]
-    """Objective of plans that searches for other budgets measured on the same samples."""
     known: dict[Cuts, FrozenTrial] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -121,16 +118,13 @@ class Loop:
         if place is not None:
             enqueue(self.study, self.seeds[place], place)
         elif n_finished % SAMPLED_EVERY and fully_measured(self.study):
-            new = self._proposal(n_finished)
+            new = self._proposal()
             if new is not None:
                 enqueue(self.study, new)
 
-    def _proposal(self, n_finished: int) -> dict[str, Any] | None:
-        own = {cuts: t.value for cuts, t in self.known.items() if t.value is not None}
-        ranked = proposals(
-            *(self.problem, {**self.elsewhere, **own}, self.known),
-            np.random.default_rng([self.settings.seed, n_finished]),
-        )
+    def _proposal(self) -> dict[str, Any] | None:
+        measured = {cuts: t.value for cuts, t in self.known.items() if t.value is not None}
+        ranked = proposals(self.problem, measured, self.known)
         for params in map(self.encoding.encode, ranked):
             if self._filled(self.encoding.decode(params)) not in self.known:
                 return params
@@ -192,7 +186,7 @@ def _prepare(
     first = [first[0], *_moved(problem, elsewhere), *first[1:]]
     fitting = [cuts for cuts in dict.fromkeys(first) if len(cuts) <= max_cuts]
     encoded = tuple(map(encoding.encode, fitting))
-    return Loop(problem, settings, encoding, measurer, study, pruner, encoded, elsewhere)
+    return Loop(problem, settings, encoding, measurer, study, pruner, encoded)
 
 
 def _space(problem: Problem, encoding: Encoding) -> list[Any]:
