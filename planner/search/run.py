@@ -33,7 +33,7 @@ from tpcal.planner.search.ledger import (
     write_cuts,
     write_outcome,
 )
-from tpcal.planner.search.other_processes import Others, give_up, measuring
+from tpcal.planner.search.other_processes import OtherProcesses, give_up, measuring
 from tpcal.planner.search.proposals import Cuts, proposals
 from tpcal.planner.search.pruning import BestPruner
 from tpcal.planner.search.sampler import RepeatableTPE
@@ -52,7 +52,7 @@ SAMPLED_EVERY = 4
 
 
 @dataclass(frozen=True)
-class Loop:
+class Search:
     """One search: a study and all it needs to go on.
 
     Seeds come first: the optimum of the prediction and its neighbours, the best plans of other
@@ -73,7 +73,7 @@ class Loop:
     def run(self) -> None:
         """Measures plans until there are ``n_trials``; warns if time is up before that."""
         n_trials, progress, end = self.settings.n_trials, self.settings.progress, self.settings.end
-        others = Others(self.study)
+        others = OtherProcesses(self.study)
         while True:
             busy = others.at_work()
             ended = finished(self.study)
@@ -159,14 +159,14 @@ def run(problem: Problem, measurer: Measures, ledger: Ledger, settings: SearchSe
         BudgetError: No plan is that cheap.
         UsageError: The storage holds another study of the same name.
     """
-    loop = _prepare(problem, measurer, ledger, settings)
-    loop.run()
-    return loop.study
+    search = _prepare(problem, measurer, ledger, settings)
+    search.run()
+    return search.study
 
 
 def _prepare(
     problem: Problem, measurer: Measures, ledger: Ledger, settings: SearchSettings
-) -> Loop:
+) -> Search:
     predictor, budget, max_cuts = problem.predictor, problem.budget, problem.max_cuts
     published = [load_preset(name, predictor.limits.n_layers).cuts for name in presets()]
     first = seeds(predictor, budget, max_cuts, [cuts for cuts in published if cuts])
@@ -179,14 +179,14 @@ def _prepare(
     groups = np.asarray(measurer.sample_group)
     pruner = BestPruner(groups, measurer.groups, problem.objective)
     study.pruner = pruner
-    elsewhere = {
+    for_other_budgets = {
         cuts_of(trial): problem.objective.of(means_of(trial).measured)
-        for trial in ledger.elsewhere(study, measurer)
+        for trial in ledger.measured_for_other_budgets(study, measurer)
     }
-    first = [first[0], *_moved(problem, elsewhere), *first[1:]]
+    first = [first[0], *_moved(problem, for_other_budgets), *first[1:]]
     fitting = [cuts for cuts in dict.fromkeys(first) if len(cuts) <= max_cuts]
     encoded = tuple(map(encoding.encode, fitting))
-    return Loop(problem, settings, encoding, measurer, study, pruner, encoded)
+    return Search(problem, settings, encoding, measurer, study, pruner, encoded)
 
 
 def _space(problem: Problem, encoding: Encoding) -> list[Any]:
@@ -196,13 +196,13 @@ def _space(problem: Problem, encoding: Encoding) -> list[Any]:
     return [distributions, "tpe True", sorted(problem.objective.weights.items())]
 
 
-def _moved(problem: Problem, elsewhere: Mapping[Cuts, float]) -> list[Cuts]:
+def _moved(problem: Problem, for_other_budgets: Mapping[Cuts, float]) -> list[Cuts]:
     """The best plans of nearby budgets, put on this one."""
     predictor, budget = problem.predictor, problem.budget
     wanted = predictor.prices.average(budget)
     front = fronts.pareto(
         fronts.Point(fronts.average(predictor, cuts), value, cuts, measured=True)
-        for cuts, value in elsewhere.items()
+        for cuts, value in for_other_budgets.items()
     )
     near = sorted(front, key=lambda point: abs(point.layer_average_keep - wanted))
     plans = [fill(predictor, point.cuts, budget) for point in near if point.cuts]

@@ -134,7 +134,7 @@ def _known_plan(
 ) -> KnownPlan:
     chosen, found = _best(problem, known, near)
     front = fronts.pareto(m.point for m in known)
-    beside = fronts.beside(front, fronts.average(problem.predictor, chosen))
+    beside = fronts.neighbours_on_front(front, fronts.average(problem.predictor, chosen))
     facts = {
         "seed": settings.seed,
         "command": settings.command,
