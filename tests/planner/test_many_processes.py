@@ -30,6 +30,7 @@ run_grpc_proxy_server(get_storage(sys.argv[1]), host="localhost", port=int(sys.a
 """
 
 
+@pytest.mark.nightly
 def test_two_processes_share_a_search_through_a_grpc_proxy(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
