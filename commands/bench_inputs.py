@@ -84,7 +84,7 @@ def random_subject(
     from tpcal.calibrate.bench.geometry import GEOMETRIES, build, check_memory, prompts
     from tpcal.calibrate.inputs.models import DTYPES, find_device
     from tpcal.plans.executor.handle import check
-    from tpcal.views.formats import binary
+    from tpcal.plans.formats import binary
 
     read = {name: read_plan(off_budget(name)) for name in names}
     whole = GEOMETRIES[geometry]

@@ -121,8 +121,8 @@ def evaluate(
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
       tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
+    from tpcal.plans.formats import count
     from tpcal.views.evaluation_view import evaluation_markdown, evaluation_view, judged_line
-    from tpcal.views.formats import count
     from tpcal.workflow import evaluation
 
     how = EvaluationSettings(out=None if no_keep else out, **settings)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from tpcal.calibrate.evaluation.evaluation_results import ACCURACY, CONTROL, short_name
 from tpcal.plans.errors import FitError
+from tpcal.plans.formats import percent
 from tpcal.report.elements import Chart, HtmlTable, Section
 from tpcal.report.forest_plot import by_cost, exact, forest, grouped
-from tpcal.views.formats import percent
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.bench_results import BenchResults

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -23,10 +23,10 @@ from tpcal.calibrate.inputs.samples import Sample, Samples
 from tpcal.plans.executor.handle import Patch, Report, apply
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Cut, Plan
 from tpcal.report.answer_cards import Shown, Step, differ, title
 
-Progress = Callable[[int, int, str], None]
 SIDE = 512
 """Longest side of a picture on the page in pixels."""
 LOSSLESS = 256

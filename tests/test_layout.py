@@ -140,8 +140,7 @@ def test_only_the_command_line_prints() -> None:
 @pytest.mark.parametrize(
     ("allowed", "forbidden"),
     [
-        # The report takes the wording of figures from views/formats.py, which also makes tables.
-        (SHELL | {"options", "report", "integrations"}, {"rich"}),
+        (SHELL | {"options", "integrations"}, {"rich"}),
         (SHELL - {"views"} | {"options"}, {"click", "tpcal.options"}),
     ],
     ids=["rich", "click"],

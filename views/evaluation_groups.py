@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tpcal.views.formats import QUIET, TITLE, WORST, Right, heading, table_of
+from tpcal.views.tables import QUIET, TITLE, WORST, Right, heading, table_of
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.evaluation_results import (

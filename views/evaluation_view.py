@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tpcal.calibrate.evaluation.evaluation_results import ACCURACY, short_name
+from tpcal.plans.formats import count
 from tpcal.views.evaluation_groups import ENOUGH, OVERALL, group_view, interval
-from tpcal.views.formats import QUIET, TITLE, WORST, Right, count, heading, table_of
+from tpcal.views.tables import QUIET, TITLE, WORST, Right, heading, table_of
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.evaluation_results import (

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.plans.extras import needs
+from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.inputs import plan_model_samples
-from tpcal.workflow.step_settings import CertificationSettings, Progress, silent
+from tpcal.workflow.step_settings import CertificationSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.planner.published.names import is_preset
 from tpcal.plans.extras import needs
+from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.inputs import plans_model_samples
-from tpcal.workflow.step_settings import EvaluationSettings, Progress, silent
+from tpcal.workflow.step_settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.compare import Comparison

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import needs
+from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.session import PlanningSession
-from tpcal.workflow.step_settings import PlanLimits, PlanningSettings, Progress, silent
+from tpcal.workflow.step_settings import PlanLimits, PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tpcal.plans.errors import UsageError
 
-Progress = Callable[[int, int, str], None]
-"""Receives the work done, the work in all (0 if unknown) and what is going on."""
 OUT = Path("tpcal-out")
 """Folder that collects profiles and answers."""
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """Progress that nobody receives."""
 
 
 @dataclass(frozen=True)

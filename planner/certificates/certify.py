@@ -16,13 +16,12 @@ from tpcal.planner.certificates.binomial import (
     last_promised,
 )
 from tpcal.planner.certificates.judged import Judged, name_of
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.calibrate.inputs.samples import Samples
-
-Progress = Callable[[int, int, str], None]
 
 
 def prove(

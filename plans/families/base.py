@@ -19,10 +19,11 @@ from transformers import DynamicCache, PreTrainedModel
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
+from tpcal.plans.images.tower import Tower
 
 if TYPE_CHECKING:
     from tpcal.plans.executor.passes import ForwardPass
-    from tpcal.plans.images.vision_reader import Tower
+
 
 _TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 

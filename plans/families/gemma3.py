@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, square_grid, whole_images
-from tpcal.plans.images.vision_reader import Tower, square_blocks, tower_of
+from tpcal.plans.images.tower import Tower, square_blocks, tower_of
 
 
 class Gemma3(Family):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.families.base import run_lengths, whole_images
 from tpcal.plans.images.mosaic import Mosaic
-from tpcal.plans.images.vision_reader import Tower, square_blocks, tower_of, without_class
+from tpcal.plans.images.tower import Tower, square_blocks, tower_of, without_class
 
 
 class InternVL(Mosaic):

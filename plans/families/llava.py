@@ -12,7 +12,7 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families import mistral3
 from tpcal.plans.families.base import Family, square_grid
-from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
+from tpcal.plans.images.tower import Tower, tower_of, without_class
 
 
 class Llava(Family):

@@ -13,8 +13,8 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families.base import rect_grid
+from tpcal.plans.images.tower import Tower, tower_of, without_class
 from tpcal.plans.images.views import IMAGE, VIDEO, InOrder, steps_of
-from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
 
 
 class LlavaNext(InOrder):

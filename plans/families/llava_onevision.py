@@ -21,8 +21,8 @@ from tpcal.plans.families.llava_next import (
     uncovering,
     with_newlines,
 )
+from tpcal.plans.images.tower import Tower, tower_of, without_class
 from tpcal.plans.images.views import IMAGE, VIDEO, InOrder, steps_of
-from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
 
 _SLACK = 1.1
 """Tiles shrink where their sides are this many times too long."""

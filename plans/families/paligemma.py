@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, softcapped, square_grid, whole_images
-from tpcal.plans.images.vision_reader import Tower, tower_of
+from tpcal.plans.images.tower import Tower, tower_of
 
 
 class PaliGemma(Family):

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans.images.tower import Tower, merged_blocks
 from tpcal.plans.images.views import AnySize
-from tpcal.plans.images.vision_reader import Tower, merged_blocks
 
 
 class Qwen2VL(AnySize):

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.executor.survivors import Survivors
+from tpcal.plans.images.tower import Tower, merged_blocks
 from tpcal.plans.images.views import AnySize
-from tpcal.plans.images.vision_reader import Tower, merged_blocks
 
 if TYPE_CHECKING:
     from tpcal.plans.executor.passes import ForwardPass

@@ -12,9 +12,9 @@ from time import sleep
 import torch
 
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import N_STEPS, Trial, TrialRun
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 
 _PAUSE = 0.002  # seconds
 

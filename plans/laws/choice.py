@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.executor.prompt import ViewGrid
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Plan
 
 _HALVES = (torch.bfloat16, torch.float16)

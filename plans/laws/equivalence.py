@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tpcal.plans.executor.cutting import prepare
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import N_STEPS, Trial
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Cut, Plan
 from tpcal.plans.selectors.base import Selector
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.laws.case import Inputs
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.trial import N_STEPS, Trial, special_ids
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Plan
 
 _N_ROWS = 3

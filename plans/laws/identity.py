@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import Handle, apply, is_applied
+from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Broken
 from tpcal.plans.schema import Cut, Plan
 
 

@@ -10,8 +10,8 @@ from tpcal.plans.executor.cache import PrunedKV
 from tpcal.plans.executor.handle import Report, apply, kv_bytes
 from tpcal.plans.families import decoder_shape
 from tpcal.plans.laws.case import Inputs
+from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Broken
 from tpcal.plans.schema import Plan
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tpcal.plans.executor.handle import Handle, apply
 from tpcal.plans.laws.case import Inputs, token_like
+from tpcal.plans.laws.outcomes import Inapplicable
 from tpcal.plans.laws.reference import hidden_tokens
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Inapplicable
 
 _N_WORDS = 3
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpcal.plans.laws.verdict import Broken
+from tpcal.plans.laws.outcomes import Broken
 
 _TIMES = 4.0  # what two orders of sums change in the tiny models is at most 1.5 times the measure
 _N_RUNS = 3  # of which the middle one counts: in one of them, two experts may change places

@@ -9,9 +9,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Broken, Law
+from tpcal.plans.laws.verdict import Law
 
 N_PER_LAYER = 12
 """Graphs that one plan may take per layer: of three parts, at a fixed and at any length, for

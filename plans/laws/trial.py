@@ -17,9 +17,9 @@ from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
 from tpcal.plans.laws import rounding
 from tpcal.plans.laws.case import Case, Inputs
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.rounding import distance
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Cut, Plan
 
 N_STEPS = 4

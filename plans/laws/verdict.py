@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
+
 if TYPE_CHECKING:
     from tpcal.plans.laws.trial import Trial
-
-
-class Broken(Exception):
-    """The law does not hold; the message is one clause with the measured number."""
-
-
-class Inapplicable(Exception):
-    """The law does not apply to this model; the message is the reason."""
 
 
 @dataclass(frozen=True)
