@@ -14,7 +14,7 @@ from torch import Tensor
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded, device_of
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, Law, Verdict, run
 from tpcal.plans.laws.case import Inputs, token_like

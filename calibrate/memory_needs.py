@@ -10,7 +10,8 @@ import torch
 from tpcal.calibrate.inputs.answer_tokens import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded, device_of
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape_store import Store
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError

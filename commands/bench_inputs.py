@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.planner.published.names import is_preset, off_budget, read_plan
 from tpcal.workflow.inputs import plans_and_model, refuse_unfit
 

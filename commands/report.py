@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
 from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options.values import Finite, n_bytes, result_files, share
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.step_settings import PlanLimits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tpcal.plans.schema import Condition, Cut
+from tpcal.plans.schema import Certificate, Condition, Cut
 
 
 def count(n: int, what: str) -> str:
@@ -91,3 +91,15 @@ def _condition(condition: Condition) -> str:
 def parameter(value: Any) -> str:
     """The value of a selector's parameter."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def certificate_text(proven: Certificate) -> str:
+    """One line that states what was proven of a plan, and by which test."""
+    row = f", plan {proven.n_plans} of a fixed order" if (proven.n_plans or 1) > 1 else ""
+    place = f", judgement {proven.place} on these samples" if (proven.place or 1) > 1 else ""
+    on = f" on {proven.data}" if proven.data else ""
+    return (
+        f"Certified: at most {percent(proven.max_flips)} of the answers change in {proven.of} "
+        f"(confidence {percent(proven.confidence)}; {proven.n_changed} of {proven.n} changed"
+        f"{on}; {proven.test} test{row}{place})"
+    )

@@ -19,7 +19,8 @@ from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import as_rgb
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import Patch, Report, apply
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find

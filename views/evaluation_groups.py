@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         EntryResult,
         EvaluationResults,
         GroupResult,
-        Share,
     )
+    from tpcal.calibrate.evaluation.shares import Share
 
 OVERALL = "overall"
 ENOUGH = 500

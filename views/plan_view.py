@@ -13,6 +13,7 @@ from rich.text import Text
 from tpcal.plans.formats import (
     arrows,
     binary,
+    certificate_text,
     count,
     cut_details,
     cut_text,
@@ -21,7 +22,7 @@ from tpcal.plans.formats import (
     percent,
     si,
 )
-from tpcal.plans.schema import Certificate, Cut, Loss, Plan
+from tpcal.plans.schema import Cut, Loss, Plan
 from tpcal.views.tables import CUT, MAX_ROWS, QUIET, WORST, Right, bar, heading, table_of
 
 if TYPE_CHECKING:
@@ -48,20 +49,8 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
     if plan.loss and (plan.loss.predicted or plan.loss.measured):
         parts += [Text(), loss_table(plan.loss), *limits_line(plan, plan.loss)]
     if plan.certificate:
-        parts += [Text(), certificate_line(plan.certificate)]
+        parts += [Text(), Text(certificate_text(plan.certificate))]
     return Group(*parts, *footer(plan))
-
-
-def certificate_line(proven: Certificate) -> Text:
-    """One line that states what was proven of a plan, and by which test."""
-    row = f", plan {proven.n_plans} of a fixed order" if (proven.n_plans or 1) > 1 else ""
-    place = f", judgement {proven.place} on these samples" if (proven.place or 1) > 1 else ""
-    on = f" on {proven.data}" if proven.data else ""
-    return Text(
-        f"Certified: at most {percent(proven.max_flips)} of the answers change in {proven.of} "
-        f"(confidence {percent(proven.confidence)}; {proven.n_changed} of {proven.n} changed"
-        f"{on}; {proven.test} test{row}{place})"
-    )
 
 
 def plan_title(plan: Plan, title: str) -> str:
