@@ -11,6 +11,7 @@ from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.outputs import refuse_to_overwrite
 from tpcal.options import groups, values
+from tpcal.planner.certificates.binomial import Promise
 from tpcal.planner.published.names import is_preset
 from tpcal.workflow.step_settings import CertificationSettings
 
@@ -20,7 +21,7 @@ from tpcal.workflow.step_settings import CertificationSettings
 @click.option(
     "--max-flips",
     type=values.Finite(min=0, max=1, min_open=True, max_open=True),
-    default=0.05,
+    default=Promise.max_flips,
     show_default=True,
     metavar="P",
     help="Largest share of answers that may change.",
@@ -28,7 +29,7 @@ from tpcal.workflow.step_settings import CertificationSettings
 @click.option(
     "--confidence",
     type=values.Finite(min=0, max=1, min_open=True, max_open=True),
-    default=0.95,
+    default=Promise.confidence,
     show_default=True,
     metavar="C",
     help="Confidence of the proof.",
@@ -77,7 +78,6 @@ def certify(
     """
     from rich.text import Text
 
-    from tpcal.planner.certificates.binomial import Promise
     from tpcal.plans.formats import certificate_text
     from tpcal.workflow import certification
 

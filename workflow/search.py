@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.inputs.model_choice import ModelChoice
+from tpcal.calibrate.inputs.sample_size import N_CERTIFY
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import needs
 from tpcal.plans.progress import Progress, silent
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Cut, Plan
 
 N_TRIALS = 100
-N_CERTIFY = 700
 MOST_PROVEN = 8
 """Plans that are tried on the samples of a proof."""
 

@@ -12,6 +12,7 @@ from tpcal.calibrate.inputs.columns import Columns
 from tpcal.calibrate.inputs.images import as_rgb, read_images
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.sample_digests import identity
+from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP
 from tpcal.calibrate.inputs.sampling import Drawing, Place
 from tpcal.calibrate.inputs.sources import load_table, order
 from tpcal.plans.errors import UsageError
@@ -19,12 +20,6 @@ from tpcal.plans.errors import UsageError
 __all__ = ["Columns", "Sample", "Samples", "Source", "load_samples"]
 
 EMBEDDED = "embedded"
-DEFAULT_N: Mapping[str, int] = {"calibration": 126, "eval": 700}
-"""Number of samples that are drawn by default, per split: 9 and 50 of each of the 14 built-in
-groups. More than about 128 find no better plans (docs/planner.md, "What calibration has to cost").
-"""
-LEAST_OF_GROUP = 9
-"""Number of samples of each group that are drawn by default, if the data has them."""
 
 
 @dataclass(frozen=True)
