@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tpcal import terminal
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.planner.published.names import is_preset, off_budget, read_plan
 from tpcal.workflow.inputs import plans_and_model, refuse_unfit
@@ -14,6 +13,7 @@ from tpcal.workflow.inputs import plans_and_model, refuse_unfit
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.prompt_sizes import PromptSize
     from tpcal.calibrate.inputs.model_facts import ModelFacts
+    from tpcal.plans.progress import Progress
     from tpcal.plans.schema import Plan
 
 InputsOf = Callable[["PromptSize"], Mapping[str, Any]]
@@ -34,7 +34,7 @@ class BenchSubject:
 
 
 def loaded_subject(
-    names: Sequence[str], choice: ModelChoice, image_size: int, report: terminal.Progress
+    names: Sequence[str], choice: ModelChoice, image_size: int, report: Progress
 ) -> BenchSubject:
     """A model with its weights; errors as `tpcal.workflow.inputs.plans_and_model`.
 
