@@ -82,7 +82,7 @@ FAMILY = LlavaOnevision()
 
 
 def _are_tiled(inputs: Mapping[str, Any], n_images: int, n_tower: int) -> list[bool]:
-    """Whether each image is; those of a prompt with several are not."""
+    """Whether each image is tiled; images of a prompt with several images are not."""
     encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
     if encoded is not None:
         return [len(features) != n_tower + 1 for features in encoded.pooler_output]

@@ -38,7 +38,7 @@ class Law:
         except Broken as finding:
             return Verdict(self, False, str(finding))
         except (MemoryError, torch.OutOfMemoryError):
-            raise  # says nothing about the law
+            raise  # a lack of memory says nothing about the law
         except Exception as error:
             line = str(error).partition("\n")[0]
             return Verdict(self, False, f"{type(error).__name__}: {line}", error)
