@@ -18,6 +18,7 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, Law, Verdict, run
 from tpcal.plans.laws.case import Inputs, token_like
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
 
 _PROMPTS: Sequence[tuple[str, Sequence[tuple[int, int]]]] = (
@@ -37,7 +38,7 @@ def judge(
     plan: Plan | None = None,
     *,
     laws: Sequence[Law] = LAWS,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Verdict]:
     """The verdict of each law, in the order of ``laws``.
 

@@ -29,7 +29,7 @@ class DataChoice:
     split: str | None = None
     samples: int | None = None
     seed: int | None = None
-    """None: 0, or that of the data that a plan was made from."""
+    """Seed of the sampling; None takes the seed of the plan's data, or 0."""
     image_column: str | None = None
     question_column: str | None = None
     answer_column: str | None = None
@@ -38,7 +38,7 @@ class DataChoice:
     system_column: str | None = None
     skip_bad: bool = False
     own_answers: bool = False
-    """The model's own answers, whether or not the data has any."""
+    """Whether the model's own answers replace those of the data."""
 
     @classmethod
     def of(cls, data: DataChoice | str | None) -> DataChoice:
@@ -46,7 +46,7 @@ class DataChoice:
         return data if isinstance(data, DataChoice) else cls(data)
 
     def load(self, split: str) -> Samples:
-        """The samples; ``split`` is taken where none is named."""
+        """The samples, from ``split`` if the choice names no split."""
         from tpcal.calibrate.inputs import samples
 
         columns = samples.Columns(
@@ -63,18 +63,19 @@ class DataChoice:
         return drawn.unanswered() if self.own_answers else drawn
 
     def over(self, known: DataChoice) -> DataChoice:
-        """The same data as ``known``, where this names other samples of it or other columns.
+        """The data of ``known``, with the samples and columns that this choice names.
 
-        Neither its split, its number of samples nor whose answers count are taken over.
+        The split, the number of samples and whose answers count are not taken from ``known``.
         """
         base = replace(known, split=None, samples=None, own_answers=False)
         return replace(base, **self.recorded())
 
     def check_asked_of(self, model: ModelChoice) -> None:
-        """Nothing, where the data is named or the model is the built-in one.
+        """Raises UsageError if no data is named and the model is not the built-in one.
 
         Raises:
-            UsageError: The built-in questions would be taken for another model unasked.
+            UsageError: The built-in questions would be used for another model although nobody
+            named them.
         """
         if self.data is None and not model.is_built_in:
             raise UsageError(
@@ -92,7 +93,7 @@ class DataChoice:
         """The choice that was recorded.
 
         Raises:
-            UsageError: What was recorded is none, as in a file that was changed.
+            UsageError: The record is no such choice, for example because the file was changed.
         """
         kinds = get_type_hints(cls)
         known = {name: value for name, value in record.items() if name in kinds}

@@ -36,9 +36,9 @@ class ModelChoice:
     offload: bool = False
     trust_remote_code: bool = False
     attention: str | None = None
-    """None: transformers' choice; only `tpcal bench` asks."""
+    """Attention kernel; None takes the choice of transformers. Only `tpcal bench` sets it."""
     loaded: Loaded | None = field(default=None, repr=False, compare=False)
-    """The model itself, where a program has loaded it."""
+    """The model itself, if a program has loaded it."""
 
     def __post_init__(self) -> None:
         if self.trust_remote_code and self.name is None:
@@ -49,7 +49,7 @@ class ModelChoice:
 
     @classmethod
     def of(cls, model: ModelChoice | Loaded | str | None) -> ModelChoice:
-        """The choice itself, that of a name, or that of a model which is already loaded."""
+        """The choice itself, or the choice of a name or of a model that is already loaded."""
         if model is None or isinstance(model, str):
             return cls(model)
         if isinstance(model, ModelChoice):
@@ -57,18 +57,18 @@ class ModelChoice:
         return cls(model.identity.name, model.identity.revision, loaded=model)
 
     def or_else(self, name: str | None, revision: str | None) -> ModelChoice:
-        """The same choice, with the model of a plan or profile where none was named."""
+        """The same choice, with the model of a plan or profile if this choice names none."""
         if self.name is not None or name is None:
             return self
         return replace(self, name=name, revision=self.revision or revision)
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it is a built-in model; the embedded one is taken where none is named."""
+        """Whether it is a built-in model; without a name, the embedded one is taken."""
         return self.name in (None, *BUILT_IN)
 
     def load(self) -> Loaded:
-        """The model; the embedded one where none is named."""
+        """The model; without a name, the embedded one."""
         if self.loaded is not None:
             return self.loaded
         from tpcal.calibrate.inputs import models

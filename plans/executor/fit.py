@@ -1,4 +1,4 @@
-"""Why a plan does not fit a model: all reasons at once, each one sentence with the way out."""
+"""Finds all reasons why a plan does not fit a model, each with a way out."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _PAUSE = 0.002  # seconds
 
 
 def rows_alone(trial: Trial) -> str:
-    """Every row of a batch, padded left or right, equals the row alone with the same tokens kept."""
+    """Every row of a batch, padded left or right, equals the row alone, with equal choices."""
     found, remarks = [], ""
     plans = _stable_plans(trial)
     for side in ("left", "right"):

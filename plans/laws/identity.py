@@ -18,7 +18,7 @@ from tpcal.plans.schema import Cut, Plan
 
 
 def keep_all(trial: Trial) -> str:
-    """A plan that keeps every token changes no bit of the logits, in one pass and in `generate`."""
+    """A plan that keeps every token changes no bit of the logits of a pass or of `generate`."""
     plan = Plan(
         tuple(Cut(c.layer, 1.0, c.selector or "random") for c in _scored(trial).cuts),
     )

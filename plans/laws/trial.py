@@ -251,7 +251,7 @@ class Trial:
     def row_difference(
         self, row: int, side: str, together: TrialRun, alone: TrialRun, n_steps: int = N_STEPS
     ) -> float:
-        """Difference of a row in a batch from the row alone, at text and the first decode steps."""
+        """Difference of a row in a batch from the row alone, at text and first decode steps."""
         real = _with_steps(self.inputs(side)["attention_mask"][row].bool(), n_steps)
         text = _with_steps(self.text(self.case.rows[row])[0], n_steps)
         return distance(
