@@ -75,7 +75,7 @@ class DataChoice:
 
         Raises:
             UsageError: The built-in questions would be used for another model although nobody
-            named them.
+                named them.
         """
         if self.data is None and not model.is_built_in:
             raise UsageError(

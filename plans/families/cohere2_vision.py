@@ -61,7 +61,7 @@ def _tiles_of_images(gaps: Sequence[Sequence[int]], by_end: bool) -> list[int]:
     Args:
         gaps: The result of `_gaps`; the last run ends an image.
         by_end: Whether every image ends with the token after the last run; otherwise an image ends
-        where more than one token separates two runs.
+            where more than one token separates two runs.
     """
     counts, n = [], 0
     for gap in gaps:

@@ -25,7 +25,7 @@ class CachedConversation:
         trial: The model and its prompts.
         handle: The handle of the plan that is applied.
         whole_types: Whether later turns come with the token types of all tokens instead of the new
-        ones; some models index the types by the place in the cache.
+            ones; some models index the types by the place in the cache.
     """
 
     def __init__(self, trial: Trial, handle: Handle | None = None, *, whole_types: bool) -> None:

@@ -44,10 +44,10 @@ def allowed(
         model: The model without a plan, or with a plan that selects by position, because rounding
             must not change the selection.
         run: Function that returns the logits without those of padding, equal each time except for
-        rounding.
+            rounding.
         seen: Function that returns a difference that another order of sums caused in this model.
-        It is called in half precision only. The difference may be too large, if it has other
-        causes too.
+            It is called in half precision only. The difference may be too large, if it has other
+            causes too.
     """
     logits = run()
     eps = torch.finfo(logits.dtype).eps
