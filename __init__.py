@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+    from tpcal.calibrate.inputs.data_choice import DataChoice
+    from tpcal.calibrate.inputs.model_choice import ModelChoice
     from tpcal.planner.certificates.binomial import Promise
     from tpcal.planner.prediction.budget import Budget
     from tpcal.plans.errors import TpcalError
@@ -46,9 +47,9 @@ _HOMES = {
     "Budget": "tpcal.planner.prediction.budget",
     "CalibrationSettings": "tpcal.workflow.step_settings",
     "CertificationSettings": "tpcal.workflow.step_settings",
-    "DataChoice": "tpcal.calibrate.inputs.choices",
+    "DataChoice": "tpcal.calibrate.inputs.data_choice",
     "EvaluationSettings": "tpcal.workflow.step_settings",
-    "ModelChoice": "tpcal.calibrate.inputs.choices",
+    "ModelChoice": "tpcal.calibrate.inputs.model_choice",
     "PlanLimits": "tpcal.workflow.step_settings",
     "PlanningSettings": "tpcal.workflow.step_settings",
     "Promise": "tpcal.planner.certificates.binomial",

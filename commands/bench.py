@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.bench_inputs import BenchSubject, loaded_subject, random_subject
 from tpcal.commands.outputs import check_outputs, write_figures
 from tpcal.options import groups, values

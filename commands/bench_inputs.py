@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.planner.published.names import is_preset, off_budget, read_plan
 from tpcal.workflow.inputs import plans_and_model, refuse_unfit
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.prompt_sizes import PromptSize
     from tpcal.calibrate.inputs.model_facts import ModelFacts
+    from tpcal.plans.progress import Progress
     from tpcal.plans.schema import Plan
 
 InputsOf = Callable[["PromptSize"], Mapping[str, Any]]
@@ -34,7 +34,7 @@ class BenchSubject:
 
 
 def loaded_subject(
-    names: Sequence[str], choice: ModelChoice, image_size: int, report: terminal.Progress
+    names: Sequence[str], choice: ModelChoice, image_size: int, report: Progress
 ) -> BenchSubject:
     """A model with its weights; errors as `tpcal.workflow.inputs.plans_and_model`.
 
@@ -84,7 +84,7 @@ def random_subject(
     from tpcal.calibrate.bench.geometry import GEOMETRIES, build, check_memory, prompts
     from tpcal.calibrate.inputs.models import DTYPES, find_device
     from tpcal.plans.executor.handle import check
-    from tpcal.views.formats import binary
+    from tpcal.plans.formats import binary
 
     read = {name: read_plan(off_budget(name)) for name in names}
     whole = GEOMETRIES[geometry]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
 from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import FitError
@@ -35,7 +35,7 @@ def check(file: str | None, deep: bool, model: ModelChoice) -> None:
       tpcal check plan.yaml --model llava-1.5-7b
       tpcal check --deep --model llava-1.5-7b --device cuda
     """
-    from tpcal.views.plan_view import check_view
+    from tpcal.views.check_view import check_view
 
     if deep:
         _try_laws(file, model)
@@ -64,7 +64,7 @@ def _try_laws(file: str | None, model: ModelChoice) -> None:
     Raises:
         FitError: A law does not hold.
     """
-    from tpcal.views.lists import laws_view
+    from tpcal.views.check_view import laws_view
 
     with terminal.progress() as report:
         found, loaded = plan_and_model(file, model, report)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
 from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
@@ -21,6 +21,7 @@ from tpcal.workflow.step_settings import OUT, PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
+    from tpcal.plans.progress import Progress
     from tpcal.plans.schema import Plan
     from tpcal.report.answer_cards import Shown
     from tpcal.report.elements import Section
@@ -180,7 +181,7 @@ def _shown(
     plans: Mapping[str, Plan],
     n_samples: int,
     max_new_tokens: int,
-    progress: terminal.Progress,
+    progress: Progress,
 ) -> tuple[Shown, ...]:
     """A few unseen samples with every plan, chosen from more samples to show changed answers.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
 from tpcal.workflow.inputs import plan_and_model
 

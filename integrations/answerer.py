@@ -12,7 +12,7 @@ from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.integrations.chat_prompts import ChatPrompt
 from tpcal.integrations.decoding import Decoding
 from tpcal.integrations.token_counts import Tally

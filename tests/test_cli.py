@@ -22,12 +22,10 @@ from rich.console import Console, RenderableType
 from tpcal import __version__
 from tpcal.calibrate.evaluation.accuracy import Evaluation
 from tpcal.calibrate.evaluation.compare import Comparison, Entry
-from tpcal.calibrate.evaluation.evaluation_results import (
-    EvaluationResults,
-    MeasuredCost,
-    SampleFacts,
-)
+from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
+from tpcal.calibrate.evaluation.shares import MeasuredCost
 from tpcal.calibrate.inputs.model_facts import ModelFacts
+from tpcal.calibrate.inputs.sample_facts import SampleFacts
 from tpcal.calibrate.profile import Probe, Profile, load, save
 from tpcal.cli import cli
 from tpcal.plans.cost import DecoderShape, plan_cost

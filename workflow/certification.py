@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.extras import needs
+from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.inputs import plan_model_samples
-from tpcal.workflow.step_settings import CertificationSettings, Progress, silent
+from tpcal.workflow.step_settings import CertificationSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
@@ -78,7 +80,7 @@ def certify(
         MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: The plan does not fit the model.
     """
-    from tpcal.planner.certificates.certify import prove
+    from tpcal.planner.certificates.certify import ProofSettings, prove
     from tpcal.planner.certificates.judged import Judged
 
     settings, progress = settings or CertificationSettings(), progress or silent
@@ -90,9 +92,11 @@ def certify(
         promise,
         loaded,
         samples,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
+        settings=ProofSettings(
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            judged=Judged.beside(settings.out),
+        ),
         progress=progress,
-        judged=Judged.beside(settings.out),
     )
     return CertifiedPlan(proven, Path(plan).parent)

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.planner.published.names import is_preset, off_budget, read_plan
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.local_paths import EMBEDDED, locate
-from tpcal.workflow.step_settings import Progress
+from tpcal.plans.progress import Progress
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
+from tpcal.calibrate.inputs.sample_size import N_CERTIFY
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import needs
+from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.session import PlanningSession
-from tpcal.workflow.step_settings import PlanLimits, PlanningSettings, Progress, silent
+from tpcal.workflow.step_settings import PlanLimits, PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Cut, Plan
 
 N_TRIALS = 100
-N_CERTIFY = 700
 MOST_PROVEN = 8
 """Plans that are tried on the samples of a proof."""
 
@@ -278,7 +279,7 @@ class _Search:
 
     def _proven(self, budget: Budget | None) -> Plan:
         """The plan for the budget or the cheapest within the limits, with a certificate."""
-        from tpcal.planner.certificates.certify import prove
+        from tpcal.planner.certificates.certify import ProofSettings, prove
         from tpcal.planner.certificates.judged import Judged
 
         promise, session = self._promise(), self.session
@@ -287,9 +288,11 @@ class _Search:
             promise,
             session.loaded,
             session.unseen(self.limits.certify_samples, N_CERTIFY),
-            batch_size=self.settings.batch_size,
+            settings=ProofSettings(
+                batch_size=self.settings.batch_size,
+                judged=Judged.beside(self.stored.folder.parent),
+            ),
             progress=self.progress,
-            judged=Judged.beside(self.stored.folder.parent),
         )
 
     def _promise(self) -> Promise:

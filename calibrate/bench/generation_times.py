@@ -22,9 +22,9 @@ from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import device_of
 from tpcal.plans.executor.handle import apply, kv_bytes
 from tpcal.plans.families import find
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
 
-Progress = Callable[[int, int, str], None]
 Inputs = Mapping[str, Any]
 N_WARM = 2
 """Number of runs before those that count: one to measure memory, and one to warm up."""

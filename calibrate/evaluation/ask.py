@@ -12,7 +12,7 @@ from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import read_images
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans import cost
 from tpcal.plans.executor.handle import apply, kv_bytes
 from tpcal.plans.schema import Plan

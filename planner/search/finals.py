@@ -22,8 +22,8 @@ from tpcal.planner.search.ledger import (
     means_of,
     rank,
 )
-from tpcal.planner.search.settings import Progress
 from tpcal.planner.search.trials import Measures, measure_all
+from tpcal.plans.progress import Progress
 
 N_FINALISTS = 8
 

@@ -32,8 +32,9 @@ from tpcal.planner.search.ledger import (
 from tpcal.planner.search.loss_limits import LossLimits
 from tpcal.planner.search.run import run
 from tpcal.planner.search.sampler import SUGGESTED_BY
-from tpcal.planner.search.settings import Progress, SearchSettings
+from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Cut, Plan
 
 

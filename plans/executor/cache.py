@@ -13,8 +13,8 @@ cut before layer 2 that drops the visual tokens at positions 2 and 4.
     layers 0 and 1      0  1  2  3  4  5             6         6
     layers 2 and 3      0  1     3     5             4         6
 
-The model asks for the length, hears 6 from every layer, and so gives the next token position 6 and
-the rotary angles of position 6. Keys hold the rotation of their own positions, so the distances
+Every layer reports the length 6, so the model gives the next token position 6 and the rotary
+angles of position 6. Keys hold the rotation of their own positions, so the distances
 between tokens are those of the unpruned prompt; no position is counted anew.
 
     after one token     K and V hold the positions   columns   get_seq_length()
@@ -129,7 +129,7 @@ class PrunedKV(DynamicLayer):
 
 
 class PrunedSlidingKV(PrunedKV, DynamicSlidingWindowLayer):
-    """A pruned layer that looks back through a sliding window of positions."""
+    """A pruned layer with a sliding window of positions."""
 
     def get_max_length(self) -> int:
         """Number of positions in the window."""

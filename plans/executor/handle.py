@@ -1,8 +1,8 @@
 """Carries out a plan on a stock model: `apply(model, plan)` and the handle that it returns.
 
-The model's own code never learns that tokens left. Its cache reports the tokens seen, so
-positions, masks and `generate` stay right; every decoder layer receives the model's own mask,
-rotary tables and per-token arguments, gathered to the tokens that are still there.
+The model's own code is unchanged. Its cache reports the tokens seen, so that positions, masks and
+`generate` stay correct. Every decoder layer receives the model's own mask, rotary tables and
+per-token arguments, gathered to the tokens that remain.
 
 A handle changes the model in these places, and one ExitStack takes everything back: `forward` of
 the base model and of the decoder (`serial_calls`), pre-hooks on the decoder layers (`hooks`), the

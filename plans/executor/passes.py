@@ -1,6 +1,6 @@
 """One forward pass under a plan: makes the cuts and hands every layer its arguments.
 
-Executor and calibration share it, so calibration makes the very cuts of production.
+The executor and calibration share it, so that calibration makes the same cuts as production.
 
 Before every decoder layer a pass does three things. It makes the layer's cut, if the plan has one:
 the selector chooses, and the states are gathered to the survivors. It works out which keys the
@@ -38,11 +38,11 @@ class ForwardPass:
         final_norm: The decoder's last norm.
         shared: The layers that read the keys and values of an earlier layer, each with that layer.
         probes: Readers of the attention modules before cuts, by layer.
-        captures: What was read at layers that do not run in this pass, by layer.
+        captures: Attention that was read at layers that do not run in this pass, by layer.
 
     Attributes:
-        survivors: The tokens still there.
-        records: What each cut did, so far.
+        survivors: The tokens that remain.
+        records: Records of the cuts made so far.
         lengths: Number of tokens that each layer got, so far; empty without a prompt.
     """
 
@@ -73,7 +73,7 @@ class ForwardPass:
         self._held: dict[int, Held] = {}
         self._grid_table: Tensor | None = None
         for probe in self._probes.values():
-            probe.take()  # drops what a failed pass may have left
+            probe.take()  # removes the request that a failed pass may have left
 
     def leaves_alone(self, layer: int, arguments: Mapping[str, Any]) -> bool:
         """Whether ``layer`` can take its arguments as they are: the fast path of decoding.
@@ -186,7 +186,7 @@ class ForwardPass:
         return self._plain[key]
 
     def _ask(self, layer: int) -> None:
-        """Tells the probe of this layer what the cut after it needs."""
+        """Requests from the probe of this layer the attention that the next cut needs."""
         after = self.cuts.get(layer + 1)
         if after is None or not after.reads_attention or layer not in self._probes:
             return

@@ -19,10 +19,11 @@ from transformers import DynamicCache, PreTrainedModel
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
+from tpcal.plans.images.tower import Tower
 
 if TYPE_CHECKING:
     from tpcal.plans.executor.passes import ForwardPass
-    from tpcal.plans.images.vision_reader import Tower
+
 
 _TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
@@ -160,7 +161,7 @@ class Family:
         return hidden
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """The vision tower for selectors that need its attention; None: not supported.
+        """The vision tower for selectors that need its attention; None if it is not supported.
 
         It can be supported if every visual token is made from a fixed group of patches.
         """
@@ -203,7 +204,7 @@ class Family:
         )
 
     def _kv_limits(self, model: PreTrainedModel, text: Any) -> tuple[int | None, ...]:
-        """Largest number of tokens in each layer of a cache for this model; None: no limit."""
+        """Largest number of tokens in each layer of a cache; None if it is unlimited."""
         held = DynamicCache(config=text).layers
         limits: list[int | None] = []
         for at in range(len(self.layers(model))):
@@ -222,7 +223,7 @@ def run_lengths(visual: Tensor) -> list[list[int]]:
 
 
 def run_grid(n: int, image: int = 0) -> ViewGrid:
-    """A view of n tokens of which only the order is known: a square if possible, else a row."""
+    """A view of n tokens whose order alone is known: a square if possible, otherwise a row."""
     side = math.isqrt(n)
     return rect_grid(side, side, image=image) if side * side == n else rect_grid(1, n, image=image)
 

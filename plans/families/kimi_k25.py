@@ -1,4 +1,4 @@
-"""Kimi K2.5: images of any size, each chunk of a video pooled into one frame, plain positions."""
+"""Kimi K2.5: images of any size, chunks of videos pooled into frames, one position per token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class KimiK25(AnySize):
     numbered = Family.numbered
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:
-        """For each kind, sizes in tokens; frames are averaged, so that one step is left."""
+        """Sizes in tokens by kind; the frames of a chunk are averaged into one step."""
         down, across = model.config.vision_config.merge_kernel_size
         grids = {IMAGE: inputs.get("image_grid_thw"), VIDEO: inputs.get("video_grid_thw")}
         return {
@@ -31,7 +31,7 @@ class KimiK25(AnySize):
         }
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder, those of experts that a token visits, and of cached latents."""
+        """Widths of the decoder, of a token's experts, and of the cached latents."""
         shape: DecoderShape = super().shape(model)
         text: Any = model.config.get_text_config(decoder=True)
         return replace(

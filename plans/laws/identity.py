@@ -1,4 +1,4 @@
-"""Laws about what must not change: a plan that keeps everything, and a plan that is gone."""
+"""Laws about what must not change: a plan that keeps everything, and a plan that was removed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import Handle, apply, is_applied
+from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Broken
 from tpcal.plans.schema import Cut, Plan
 
 
 def keep_all(trial: Trial) -> str:
-    """A plan that keeps every token changes no bit of the logits, in a forward and in generate."""
+    """A plan that keeps every token changes no bit of the logits of a pass or of `generate`."""
     plan = Plan(
         tuple(Cut(c.layer, 1.0, c.selector or "random") for c in _scored(trial).cuts),
     )
@@ -63,7 +63,7 @@ def removed(trial: Trial) -> str:
 
 
 def failed(trial: Trial) -> str:
-    """An error inside a forward leaves a working handle, and a model that can be restored."""
+    """An error inside a forward pass leaves a working handle and a model that can be restored."""
     state = snapshot(trial.model)
     layers = trial.family.layers(trial.model)
     plan = _scored(trial)
@@ -90,7 +90,7 @@ def failed(trial: Trial) -> str:
 
 
 def nested(trial: Trial) -> str:
-    """A second plan on the same model is a clear error, and the first goes on."""
+    """A second plan on the same model raises a clear error, and the first plan stays."""
     plans = list(trial.plans.values())
     state = snapshot(trial.model)
     with apply(trial.model, plans[0], check=False):
@@ -105,7 +105,7 @@ def nested(trial: Trial) -> str:
 
 
 def training(trial: Trial) -> str:
-    """In training mode, with gradient checkpointing or without, a plan is a clear error."""
+    """In training mode, with or without gradient checkpointing, a plan raises a clear error."""
     model = trial.model
     modes = {module: module.training for module in model.modules()}
     checkpoints = model.supports_gradient_checkpointing and not model.is_activation_checkpointing
@@ -128,7 +128,7 @@ def training(trial: Trial) -> str:
 
 
 def snapshot(model: PreTrainedModel) -> list[Any]:
-    """Everything of each module that a handle might leave changed."""
+    """Everything of each module that a handle might change."""
     return [
         (
             type(module),
@@ -158,7 +158,7 @@ def failing(module: nn.Module) -> Iterator[None]:
 
 
 class _Planted(Exception):
-    """Raised inside a forward on purpose."""
+    """Error that is raised inside a forward pass on purpose."""
 
 
 def _fail(module: nn.Module, run: Callable[[], Any]) -> None:
