@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcal import terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
-from tpcal.planner.published.names import is_preset, off_budget, read_plan
+from tpcal.plans.plan_names import is_preset, off_budget, read_plan
 from tpcal.plans.redaction import without_machine
 from tpcal.workflow.inputs import plans_and_model, refuse_unfit
 

@@ -9,7 +9,7 @@ import click
 from tpcal import options, terminal
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.outputs import refuse_to_overwrite
-from tpcal.planner.published.names import is_preset
+from tpcal.plans.plan_names import is_preset
 from tpcal.workflow.step_settings import CertificationSettings
 
 

@@ -6,8 +6,8 @@ import click
 
 from tpcal import options, terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
-from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import FitError
+from tpcal.plans.plan_names import read_plan
 from tpcal.workflow.inputs import plan_and_model
 
 

@@ -11,8 +11,8 @@ import click
 
 from tpcal import options, terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
-from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
+from tpcal.plans.plan_names import is_preset, read_plan
 from tpcal.workflow.profiles import StoredProfile, load_profile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import OUT, PlanningSettings

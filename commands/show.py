@@ -9,8 +9,8 @@ import click
 
 from tpcal import options, terminal
 from tpcal.commands.outputs import check_outputs, write_picture
-from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import UsageError, listed
+from tpcal.plans.plan_names import read_plan
 from tpcal.workflow.profiles import load_profile
 
 

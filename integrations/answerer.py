@@ -15,9 +15,9 @@ from tpcal.calibrate.inputs.samples import Sample
 from tpcal.integrations.chat_prompts import ChatPrompt
 from tpcal.integrations.decoding import Decoding
 from tpcal.integrations.token_counts import Tally
-from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
+from tpcal.plans.plan_names import is_preset, read_plan
 from tpcal.plans.schema import Plan
 
 

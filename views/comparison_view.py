@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpcal.planner.published.names import PRESET
+from tpcal.plans.plan_names import PRESET
 from tpcal.views.evaluation_view import evaluation_view, interval
 from tpcal.views.formats import QUIET, TITLE, WORST, Right, count, heading, table_of
 

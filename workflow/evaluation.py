@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
-from tpcal.planner.published.names import is_preset
+from tpcal.plans.plan_names import is_preset
 from tpcal.workflow.inputs import plans_model_samples
 from tpcal.workflow.step_settings import EvaluationSettings, Progress, silent
 

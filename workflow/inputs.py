@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
-from tpcal.planner.published.names import is_preset, off_budget, read_plan
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.local_paths import EMBEDDED, locate
+from tpcal.plans.plan_names import is_preset, off_budget, read_plan
 from tpcal.workflow.step_settings import Progress
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tpcal.calibrate.inputs import hub
 from tpcal.calibrate.inputs.memory import memory_guard
-from tpcal.plans import families, temporary_files
+from tpcal.plans import families, hub, temporary_files
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import ModelIdentity

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.prediction.space import spent
+from tpcal.plans.budget_projection import spent
 from tpcal.plans.schema import Cut, Plan
 
 Floats = NDArray[np.float64]

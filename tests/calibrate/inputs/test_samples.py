@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tpcal.calibrate.inputs import hub
 from tpcal.calibrate.inputs.cells import read_answer
 from tpcal.calibrate.inputs.samples import Columns, Sample, Samples, load_samples
+from tpcal.plans import hub
 from tpcal.plans.errors import UsageError
 
 ROOT = Path(__file__).parents[3]

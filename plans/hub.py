@@ -31,7 +31,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
     """``org/name`` and ``revision`` of ``org/name@revision``; the revision may be None.
 
     Example:
-        >>> from tpcal.calibrate.inputs.hub import split_revision
+        >>> from tpcal.plans.hub import split_revision
         >>> split_revision("org/name@v1"), split_revision("org/name")
         (('org/name', 'v1'), ('org/name', None))
     """

@@ -51,8 +51,8 @@ def read_plan(name: str, n_layers: int | None = None, n_tokens: int | None = Non
     published = load_preset(preset, n_layers)
     if not at:
         return published
-    from tpcal.planner.published.at_budget import N_TOKENS, at_budget
-    from tpcal.planner.published.other_tools import share_kept
+    from tpcal.plans.published.at_budget import N_TOKENS, at_budget
+    from tpcal.plans.published.other_tools import share_kept
 
     assert published.model is not None, "presets name their depth"
     depth = published.model.n_layers
