@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from tpcal.planner.prediction.budget import Budget
     from tpcal.plans.errors import TpcalError
     from tpcal.plans.executor.handle import Handle, apply, check
-    from tpcal.plans.plan_file import load_plan, load_preset, presets, save_plan
+    from tpcal.plans.plan_file import load_preset, presets, save_plan
+    from tpcal.plans.plan_names import load_plan
     from tpcal.plans.schema import Cut, Plan
     from tpcal.workflow.calibration import make_profile
     from tpcal.workflow.certification import certify
@@ -39,7 +40,7 @@ _HOMES = {
     "check": "tpcal.plans.executor.handle",
     "Cut": "tpcal.plans.schema",
     "Plan": "tpcal.plans.schema",
-    "load_plan": "tpcal.plans.plan_file",
+    "load_plan": "tpcal.plans.plan_names",
     "load_preset": "tpcal.plans.plan_file",
     "presets": "tpcal.plans.plan_file",
     "save_plan": "tpcal.plans.plan_file",

@@ -18,6 +18,7 @@ from tpcal.commands.lists import presets, selectors
 from tpcal.commands.plan import plan
 from tpcal.commands.report import report
 from tpcal.commands.run import run
+from tpcal.commands.share import pull, push
 from tpcal.commands.show import show
 
 
@@ -60,7 +61,7 @@ def cli(debug: bool) -> None:
 
 for _command in (
     *(calibrate, plan, front, convert, check, show),
-    *(evaluate, bench, certify, report, run, presets, selectors),
+    *(evaluate, bench, certify, report, run, push, pull, presets, selectors),
 ):
     cli.add_command(_command)
 

@@ -10,7 +10,7 @@ import click
 from tpcal import options, terminal
 from tpcal.commands.outputs import check_outputs, write_picture
 from tpcal.plans.errors import UsageError, listed
-from tpcal.plans.plan_names import read_plan
+from tpcal.plans.plan_names import load_plan
 from tpcal.workflow.profiles import load_profile
 
 
@@ -74,7 +74,7 @@ def show(
     if Path(what).is_dir() or what.endswith("profile.yaml"):
         view = _profile_view(Path(what), measure, group, threshold)
     else:
-        view = plan_view(read_plan(what, depth, n_tokens), title=what, n_layers=depth)
+        view = plan_view(load_plan(what, depth, n_tokens), title=what, n_layers=depth)
     if svg is None:
         terminal.console().print(view)
     else:

@@ -21,17 +21,11 @@ SHORT_PRESETS = {"btp": "btp-llava-released", "dart": "dart-128", "todre": "todr
 
 
 def load_plan(path: Path | str) -> Plan:
-    """The plan in a YAML file.
+    """The plan in a YAML file; `tpcal.load_plan` also takes the other names of plans.
 
     Raises:
         UsageError: The file is missing, unreadable, too large or not plain YAML.
         PlanError: The plan breaks rules of the format; the message names every problem.
-
-    Examples:
-        >>> import tpcal
-        >>> tpcal.save_plan(tpcal.load_preset("fastv"), "fastv.yaml")
-        >>> tpcal.load_plan("fastv.yaml").cuts[0].keep
-        0.5
     """
     return plan_from_data(read_yaml(path, "plan"), str(path))
 

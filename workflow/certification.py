@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.plans.plan_names import folder_of
 from tpcal.workflow.inputs import plan_model_samples
 from tpcal.workflow.step_settings import CertificationSettings, Progress, silent
 
@@ -89,4 +90,4 @@ def certify(
         progress=progress,
         judged=Judged.beside(settings.out),
     )
-    return CertifiedPlan(proven, Path(plan).parent)
+    return CertifiedPlan(proven, folder_of(plan))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.local_paths import EMBEDDED, locate
-from tpcal.plans.plan_names import is_preset, off_budget, read_plan
+from tpcal.plans.plan_names import folder_of, is_preset, load_plan, off_budget
 from tpcal.workflow.step_settings import Progress
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _read_plans(names: Sequence[str]) -> dict[str, Plan]:
     twice = named_twice(names)
     if twice is not None:
         raise UsageError(f"Every plan must be named once; got {twice} more often.")
-    return {name: read_plan(off_budget(name)) for name in names}
+    return {name: load_plan(off_budget(name)) for name in names}
 
 
 def _loaded(
@@ -110,7 +110,7 @@ def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
         each = ", ".join(f"{file} for {name}" for (name, _), file in places.items())
         raise UsageError(f"The plans must be for one model; got {each}. Name one with --model.")
     for (name, revision), file in places.items():
-        return model.or_else(locate(str(name), Path(file).parent, file, "--model"), revision)
+        return model.or_else(locate(str(name), folder_of(file), file, "--model"), revision)
     return model
 
 
@@ -161,12 +161,12 @@ def _record(file: str, plan: Plan) -> DataChoice | None:
     choice = DataChoice().over(DataChoice.restored(record))
     if choice.data in (None, EMBEDDED):
         return replace(choice, data=None)
-    return replace(choice, data=locate(choice.data, Path(file).parent, file, "--data"))
+    return replace(choice, data=locate(choice.data, folder_of(file), file, "--data"))
 
 
 def _at_depth(name: str, plan: Plan, loaded: Loaded, n_tokens: int | None = None) -> Plan:
     """The same plan; a preset is scaled to the depth of the model."""
-    return read_plan(name, loaded.shape.n_layers, n_tokens) if is_preset(name) else plan
+    return load_plan(name, loaded.shape.n_layers, n_tokens) if is_preset(name) else plan
 
 
 def plan_model_samples(
