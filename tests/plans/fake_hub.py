@@ -67,6 +67,9 @@ class FakeHub:
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
             name, branch = map(unquote, found.groups())
             return self._commit(name, branch, body)
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
+            known = unquote(found[1]) in self.repositories
+            return _json({"id": unquote(found[1])}) if known else _error(401, "RepoNotFound", "")
         return _json({})
 
     def _url(self, name: str) -> str:
