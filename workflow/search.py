@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import needs
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import PlanLimits, PlanningSettings, Progress, silent
@@ -71,6 +72,7 @@ class FoundFront:
     """Published schedules among the points, by their cuts."""
 
 
+@needs("plan")
 def find_plan(
     profile: StoredProfile | Path | str | None = None,
     budget: Budget | float | None = None,
@@ -87,9 +89,12 @@ def find_plan(
     the same call continues an interrupted search.
 
     Example:
-        >>> settings = tpcal.PlanningSettings(n_trials=50)
-        >>> found = tpcal.find_plan("tpcal-out", 0.22, settings=settings)
-        >>> found.save("plan.yaml")
+        >>> import tpcal
+        >>> predicted = tpcal.PlanningSettings(measure=False)  # n_trials=50 would run the model
+        >>> found = tpcal.find_plan("tpcal-out", 0.5, settings=predicted)
+        >>> plan = found.save("plan.yaml")
+        >>> round(plan.cost.layer_average_keep, 2)
+        0.5
 
     Args:
         profile: A stored profile or its path, as `load_profile` takes it.
@@ -103,6 +108,7 @@ def find_plan(
 
     Raises:
         UsageError: Neither a budget nor a limit is given, or an input cannot be used.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         BudgetError: No plan is as cheap as the budget.
         GuardrailError: No plan is within the limits, or none can be certified.
         FitError: The model's structure is not that of the profile's.
@@ -121,6 +127,7 @@ def find_plan(
     )
 
 
+@needs("plan")
 def find_front(
     profile: StoredProfile | Path | str | None = None,
     *,
@@ -133,14 +140,17 @@ def find_front(
     Afterwards `find_plan` answers any budget between by what was measured.
 
     Example:
+        >>> import tpcal
         >>> front = tpcal.find_front(settings=tpcal.PlanningSettings(measure=False))
-        >>> [round(point.layer_average_keep, 2) for point in front.points]
+        >>> round(front.points[-1].layer_average_keep, 2)  # the unpruned model
+        1.0
 
     Args:
         profile: As `find_plan`, like the other arguments.
 
     Raises:
         UsageError: An input cannot be used.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: The model's structure is not that of the profile's.
     """
     settings = settings or PlanningSettings()

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.rcsetup import cycler
 from sklearn.isotonic import isotonic_regression
 
 GREY = "#808a94"
@@ -22,7 +23,7 @@ COLOURS = (
 )
 GAP = 0.043
 """Between names beside a panel, as a share of its height."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "tpcal",
     "svg.fonttype": "path",
     "font.size": 9,
@@ -39,7 +40,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
 }
 
 

@@ -32,9 +32,6 @@ class Sizes:
     """Measured plans that the correction is fitted on."""
     splits: int
     """Ways to draw them."""
-    sampler_seeds: tuple[int, ...]
-    sampler_samples: int
-    sampler_trials: int
     economy: tuple[int, ...]
     """Samples of a profile, where their number is what is studied."""
     economy_trials: int
@@ -58,9 +55,6 @@ LARGE = Sizes(
     plan_samples=196,
     fitted=(20, 40, 80, 160),
     splits=20,
-    sampler_seeds=(0, 1, 2, 3, 4),
-    sampler_samples=70,
-    sampler_trials=60,
     economy=(8, 32, 128, 512),
     economy_trials=30,
     judged=700,
@@ -77,9 +71,6 @@ QUICK = Sizes(
     plan_samples=28,
     fitted=(8, 20),
     splits=2,
-    sampler_seeds=(0,),
-    sampler_samples=14,
-    sampler_trials=6,
     economy=(8, 28),
     economy_trials=4,
     judged=14,

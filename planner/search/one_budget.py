@@ -31,6 +31,7 @@ from tpcal.planner.search.ledger import (
 )
 from tpcal.planner.search.loss_limits import Allowance
 from tpcal.planner.search.run import run
+from tpcal.planner.search.sampler import SUGGESTED_BY
 from tpcal.planner.search.settings import Progress, SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.schema import Cut, Plan
@@ -57,7 +58,12 @@ def search(
     """The plan that loses least within a budget, and the front it lies on.
 
     Example:
-        >>> search(Problem.of(profile, 0.22)).plan.cuts
+        >>> import tpcal
+        >>> from tpcal.planner.problem import Problem
+        >>> from tpcal.planner.search.one_budget import search
+        >>> found = search(Problem.of(tpcal.load_profile("tpcal-out").profile, 0.5))
+        >>> round(found.plan.cost.layer_average_keep, 2)
+        0.5
 
     Args:
         problem: The profile, what the plan may cost, and how many cuts it may have.
@@ -120,7 +126,7 @@ def _measured(
 ) -> Result:
     """The plan chosen by what was measured."""
     facts = _facts(problem, settings) | {
-        "sampler": settings.suggests,
+        "sampler": SUGGESTED_BY,
         "study": study.study_name,
         "n_trials": len(fully_measured(study)),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from tpcal.planner.search.ledger import (
 from tpcal.planner.search.other_processes import Others, give_up, measuring
 from tpcal.planner.search.proposals import proposals
 from tpcal.planner.search.pruning import BestPruner
-from tpcal.planner.search.samplers import Repeatable
+from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures, measure
 from tpcal.plans.plan_file import load_preset, presets
@@ -68,9 +68,8 @@ class Loop:
     measurer: Measures
     study: Study
     pruner: BestPruner
-    seeds: tuple[dict[str, Any], ...] = ()
-    """Empty in a search by the sampler alone."""
-    elsewhere: dict[Cuts, float] = field(default_factory=dict)
+    seeds: tuple[dict[str, Any], ...]
+    elsewhere: dict[Cuts, float]
     """Objective of plans that searches for other budgets measured on the same samples."""
     known: dict[Cuts, FrozenTrial] = field(default_factory=dict)
 
@@ -116,7 +115,7 @@ class Loop:
                 self.known.setdefault(cuts_of(trial), trial)
 
     def _enqueue_next(self, n_finished: int) -> None:
-        if not self.seeds or has_waiting(self.study):
+        if has_waiting(self.study):
             return
         place = next_seed(self.study, len(self.seeds))
         if place is not None:
@@ -180,29 +179,27 @@ def _prepare(
     probed = [Cut(0, 0.5, o.selector, o.params) for o in predictor.options]
     known = choices([*probed, *(cut for cuts in (*first, *published) for cut in cuts)])
     encoding = Encoding(predictor.limits, known, max_cuts, predictor.profile)
-    sampler = Repeatable(settings.sampler, settings.seed)
-    space = _space(problem, encoding, settings)
+    sampler = RepeatableTPE(settings.seed)
+    space = _space(problem, encoding)
     study = ledger.start(measurer, budget.label, settings.seed, space, sampler)
     groups = np.asarray(measurer.sample_group)
     pruner = BestPruner(groups, measurer.groups, problem.objective)
     study.pruner = pruner
-    loop = Loop(problem, settings, encoding, measurer, study, pruner)
-    if not settings.propose:
-        return loop
     elsewhere = {
         cuts_of(trial): problem.objective.of(means_of(trial).measured)
         for trial in ledger.elsewhere(study, measurer)
     }
     first = [first[0], *_moved(problem, elsewhere), *first[1:]]
     fitting = [cuts for cuts in dict.fromkeys(first) if len(cuts) <= max_cuts]
-    return replace(loop, seeds=tuple(map(encoding.encode, fitting)), elsewhere=elsewhere)
+    encoded = tuple(map(encoding.encode, fitting))
+    return Loop(problem, settings, encoding, measurer, study, pruner, encoded, elsewhere)
 
 
-def _space(problem: Problem, encoding: Encoding, settings: SearchSettings) -> list[Any]:
+def _space(problem: Problem, encoding: Encoding) -> list[Any]:
     """What else than samples, budget and seed tells two searches apart."""
     distributions = sorted((k, repr(v)) for k, v in encoding.distributions.items())
-    how = f"{settings.sampler} {settings.propose}"
-    return [distributions, how, sorted(problem.objective.weights.items())]
+    # The words are those of version 0.1, which had other samplers, so that its studies continue.
+    return [distributions, "tpe True", sorted(problem.objective.weights.items())]
 
 
 def _moved(problem: Problem, elsewhere: Mapping[Cuts, float]) -> list[Cuts]:

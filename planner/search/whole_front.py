@@ -45,8 +45,10 @@ def whole_front(
     one measured are where the next begins.
 
     Example:
-        >>> settings = SearchSettings(n_trials=N_TRIALS, storage="study.journal")
-        >>> whole_front(Problem.of(profile), measurer=measurer, settings=settings)
+        >>> settings = SearchSettings(300, storage="study.journal")  # doctest: +SKIP
+        >>> points = whole_front(  # doctest: +SKIP
+        ...     Problem.of(profile), measurer=measurer, settings=settings
+        ... )
 
     Args:
         problem: The profile and how many cuts a plan may have; its budget is not looked at.

@@ -32,6 +32,7 @@ from tpcal.planner.search.ledger import (
 from tpcal.planner.search.loss_limits import Allowance
 from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.run import run
+from tpcal.planner.search.sampler import SUGGESTED_BY
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import GuardrailError
@@ -58,7 +59,13 @@ def cheapest(
     If a limit is 0, that is the unpruned model.
 
     Example:
-        >>> cheapest(Problem.of(profile), Allowance(max_loss=0.05), measurer=measurer)
+        >>> import tpcal
+        >>> from tpcal.planner.problem import Problem
+        >>> from tpcal.planner.search.loss_limits import Allowance
+        >>> from tpcal.planner.search.within_a_loss import cheapest
+        >>> problem = Problem.of(tpcal.load_profile("tpcal-out").profile)
+        >>> cheapest(problem, Allowance(max_loss=100.0)).cost.layer_average_keep < 1
+        True
 
     Args:
         problem: The profile and how many cuts the plan may have; its budget is not looked at.
@@ -223,7 +230,7 @@ def _within(hunt: Hunt, studies: Sequence[Study], settings: SearchSettings) -> W
     facts = {
         "seed": settings.seed,
         "command": settings.command,
-        "sampler": settings.suggests,
+        "sampler": SUGGESTED_BY,
         "weights": hunt.problem.weights,
         "n_trials": len(known),
     }

@@ -15,7 +15,7 @@ from searches import search
 from tpcal.planner.search import other_processes
 from tpcal.planner.search.ledger import enqueue, open_study
 from tpcal.planner.search.other_processes import Others, give_up, measuring
-from tpcal.planner.search.samplers import Repeatable
+from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.storage import open_storage
 
 
@@ -62,7 +62,7 @@ def test_who_has_nothing_left_to_start_waits_for_the_others(
 
 @pytest.fixture
 def study() -> optuna.Study:
-    return open_study(open_storage(None), "test", Repeatable("random", 0))
+    return open_study(open_storage(None), "test", RepeatableTPE(0))
 
 
 def of_another_host(study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> optuna.Trial:

@@ -8,6 +8,7 @@ from functools import lru_cache
 import pytest
 import tiny
 import torch
+from _pytest.mark import ParameterSet
 
 from tpcal.plans.executor import cache, gather, handle, kv_columns, passes
 from tpcal.plans.executor.prompt import ViewGrid
@@ -20,6 +21,22 @@ from tpcal.plans.selectors.random import Random
 NAMES = [law.name for law in LAWS]
 LAW = dict(zip(NAMES, LAWS, strict=True))
 CASES = [(name, attn) for name in tiny.names() for attn in ("sdpa", "eager")]
+VARIED = {
+    "gemma3": "sliding windows and blocks of an image that see each other",
+    "gemma4_shared": "layers that share keys and values",
+    "idefics3": "a picture in several views",
+    "kimi_k25": "compressed keys and values",
+    "llama4": "chunked attention and layers without positions",
+    "llava": "the plainest decoder",
+    "paligemma": "a prefix that sees itself whole",
+    "qwen2_5_vl": "positions in three dimensions",
+    "qwen3_vl": "states of the tower added to layers",
+}
+"""Architectures that differ in structure, and in what: the usual run tries every law on them."""
+MAIN = {"reference", "rows alone", "kv cache"}
+"""Laws that the usual run tries on every architecture; `make test-all` tries all on all."""
+FAST = {("llava", "sdpa"), ("qwen2_5_vl", "sdpa")}
+"""Cases of which `make test-fast` tries every law."""
 INAPPLICABLE: dict[tuple[str, str], str] = {
     # Without a cache it does not lengthen moe_mm_token_type_ids.
     ("ernie4_5_vl_moe", "samples"): "cannot without a cache: IndexError",
@@ -38,12 +55,24 @@ INAPPLICABLE: dict[tuple[str, str], str] = {
 """(architecture, law): why the law says nothing about it; everything else must hold."""
 
 
+def tried(name: str, attn: str, law: str) -> ParameterSet:
+    """The law on a model, marked by how often it is tried there."""
+    varied = name in VARIED
+    if (name, attn) in FAST or (varied and (attn, law) == ("sdpa", "reference")):
+        scope = pytest.mark.fast
+    elif varied or law in MAIN or (name, law) in INAPPLICABLE:
+        scope = pytest.mark.usual
+    else:
+        scope = pytest.mark.nightly
+    return pytest.param(name, attn, law, marks=scope)
+
+
 @lru_cache(maxsize=1)  # the laws of a case follow each other
 def trial(name: str, attn: str) -> Trial:
     return Trial(tiny.case(name, attn))
 
 
-@pytest.mark.parametrize(("name", "attn", "law"), [(*c, law) for c in CASES for law in NAMES])
+@pytest.mark.parametrize(("name", "attn", "law"), [tried(*c, law) for c in CASES for law in NAMES])
 def test_the_law_holds(name, attn, law):
     verdict = LAW[law].judge(trial(name, attn))
     if verdict.error is not None:
@@ -59,6 +88,8 @@ def test_the_law_holds(name, attn, law):
 def test_the_table_of_exceptions_names_what_exists():
     assert {name for name, _ in INAPPLICABLE} <= set(tiny.names())
     assert {law for _, law in INAPPLICABLE} <= set(NAMES)
+    assert {*VARIED, *(name for name, _ in FAST)} <= set(tiny.names())
+    assert set(NAMES) >= MAIN
 
 
 def test_laws_have_names_and_sentences_of_their_own():
