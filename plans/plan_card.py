@@ -38,7 +38,7 @@ def card(plan: Plan, place: str) -> str:
     parts = [_metadata(plan), *_opening(plan), *_usage(plan, place), *_cuts(plan.cuts)]
     parts += _cost(plan.cost) if plan.cost else []
     parts += _loss(plan.loss) if plan.loss else []
-    parts += [*_certificate(plan.certificate), *_origin(plan)]
+    parts += [*_certificate(plan.proven), *_origin(plan)]
     return "\n".join(parts) + "\n"
 
 

@@ -198,6 +198,12 @@ class Certificate:
     """Number of this test among all tests on these samples, from 1. The level of the test is
     6 (1 - confidence) / (pi place)^2. None: the level is 1 - confidence, because no other plan
     was ever tested on these samples."""
+    tested: str | None = None
+    """Short digests of these samples; a file has them below everything else, as its key
+    ``tested``. None in plans of older versions."""
+    digest: str | None = None
+    """sha256 of the cuts, the rounding, the structure of the model and this certificate, so that
+    changes by hand are found. None in plans of older versions."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,13 @@ class Plan:
     """The statistical guarantee, if the plan passed a test."""
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Origin of the plan: versions, profile, data, seed, sampler, command, time."""
+
+    @property
+    def proven(self) -> Certificate | None:
+        """The certificate; None if there is none, or the plan was changed after it was given."""
+        from tpcal.plans.plan_file import certificate_fits  # imports this module
+
+        return self.certificate if certificate_fits(self) else None
 
     @property
     def digest(self) -> str:
