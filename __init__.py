@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         PlanLimits,
         PlanningSettings,
     )
+    from tpcal.workflow.verification import verify
 
 __version__ = "0.1.0"
 
@@ -59,6 +60,7 @@ _HOMES = {
     "find_plan": "tpcal.workflow.search",
     "load_profile": "tpcal.workflow.profiles",
     "make_profile": "tpcal.workflow.calibration",
+    "verify": "tpcal.workflow.verification",
 }
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "make_profile",
     "presets",
     "save_plan",
+    "verify",
 ]
 
 

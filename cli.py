@@ -21,6 +21,7 @@ from tpcal.commands.report import report
 from tpcal.commands.run import run
 from tpcal.commands.share import pull, push
 from tpcal.commands.show import show
+from tpcal.commands.verify import verify
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def cli(debug: bool) -> None:
 
 for _command in (
     *(calibrate, plan, front, convert, check, show),
-    *(evaluate, bench, certify, report, run, push, pull, presets, selectors, doctor),
+    *(evaluate, bench, certify, verify, report, run, push, pull, presets, selectors, doctor),
 ):
     cli.add_command(_command)
 

@@ -48,6 +48,7 @@ COMMANDS = (
     "eval",
     "bench",
     "certify",
+    "verify",
     "report",
     "run",
     "push",
