@@ -26,8 +26,8 @@ def verify(
     machine, or after it was fetched. The command draws 50 samples (or --samples) that neither
     the search nor the certificate of the plan has seen, from the data of the plan or from
     --data. It exits with 4 if the plan loses over 0.01 nats more than it states, over all
-    samples or in a group, by one-sided tests that are wrong about a good plan in at most 5% of
-    all cases. A plan that passes may still be worse by less than so few samples can show;
+    samples or in a group of at least 8. The tests are one-sided, at a level of 5% together
+    (Holm's method). A plan that passes may still be worse by less than so few samples can show;
     'tpcal eval' and 'tpcal certify' take more of them.
 
     \b

@@ -78,7 +78,7 @@ def data_options(command: Command) -> Command:
             type=click.IntRange(min=1),
             metavar="N",
             help="Number of samples to draw.  [default: for calibration 126, at least 9 of each "
-            "group; otherwise 700]",
+            "group; for 'tpcal verify' 50; otherwise 700]",
         ),
         click.option(
             "--seed",

@@ -65,7 +65,8 @@ def certify(
         28
 
     Args:
-        plan: A plan file, ``preset:NAME`` or ``preset:NAME@BUDGET``.
+        plan: Name of a plan as `tpcal.load_plan` takes it: a file, a folder, a preset or a
+            repository on the Hub.
         promise: What has to hold, and how often such a promise must be right.
         model: A name, a choice or a loaded model; None takes the model that the plan names, or the
             built-in one.

@@ -66,8 +66,8 @@ def evaluate(
         True
 
     Args:
-        plans: Plan files, ``preset:NAME`` or ``preset:NAME@BUDGET``; none judges the unpruned
-            model alone.
+        plans: Names of plans as `tpcal.load_plan` takes them, among them files, presets and
+            repositories on the Hub; none judges the unpruned model alone.
         model: A name, a choice or a loaded model; None takes the model that the plans name, or the
             built-in one.
         data: A data set's name or path, or a choice of samples; None takes the plans' own data.

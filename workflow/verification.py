@@ -86,8 +86,8 @@ def verify(
 
     Neither the search nor the certificate of the plan has seen the samples. A plan that loses over
     0.01 nats more than it states, over all samples or in a group, does not do here what it did
-    where it was made: the model, the data or a library differ. Each test is one-sided, and
-    together they are wrong about a good plan in at most 5 % of all cases (Holm's correction).
+    where it was made: the model, the data or a library differ. The tests are one-sided, at a level
+    of 5 % together (Holm's method).
 
     Example:
         >>> import tpcal
@@ -103,8 +103,8 @@ def verify(
         progress: Receives the samples done, the samples in all and what is going on.
 
     Raises:
-        UsageError: The plan states no measured loss, not for these groups, or has seen all
-            samples; or an input cannot be used.
+        UsageError: The plan states no measured loss, or none for these groups; fewer than 8
+            samples are new; or an input cannot be used.
         MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: The plan does not fit the model.
         RunFailed: Out of memory.
@@ -116,6 +116,7 @@ def verify(
     found, loaded, samples = plan_model_new_samples(
         name, ModelChoice.of(model), DataChoice.of(data), N_SAMPLES, progress
     )
+    _refuse_few(samples)
     _refuse_groups(name, recorded, samples)
     _remember(found, loaded, samples)
     losses = _losses(found, loaded, samples, batch_size, progress)
@@ -132,6 +133,16 @@ def _recorded(name: str) -> dict[str, float]:
             "it with tpcal plan, without --no-measure, or judge it with tpcal eval."
         )
     return dict(loss.measured)
+
+
+def _refuse_few(samples: Samples) -> None:
+    from tpcal.calibrate.evaluation.loss_tests import LEAST
+
+    if len(samples) < LEAST:
+        raise UsageError(
+            f"A plan must be verified on at least {LEAST} new samples; got {len(samples)} "
+            f"({samples.description}). Name more with --samples, or others with --data or --split."
+        )
 
 
 def _refuse_groups(name: str, recorded: dict[str, float], samples: Samples) -> None:

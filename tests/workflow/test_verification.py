@@ -103,6 +103,11 @@ def test_groups_that_the_plan_does_not_know_are_refused(
         tpcal.verify(tmp_path / "plan.yaml", model=loaded, data=DataChoice(samples=14))
 
 
+def test_too_few_samples_to_be_tested_are_refused(folder: Path, loaded: Loaded) -> None:
+    with pytest.raises(UsageError, match="at least 8 new samples; got 7"):
+        tpcal.verify(folder / "lowered.yaml", model=loaded, data=DataChoice(samples=7))
+
+
 def test_samples_of_the_search_and_the_certificate_are_left_out(
     tmp_path: Path, loaded: Loaded, groups: tuple[str, ...]
 ) -> None:
