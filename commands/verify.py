@@ -33,7 +33,8 @@ def verify(
     \b
     Examples:
       tpcal verify plan.yaml
-      tpcal verify org/llava-plan@v1 --model llava-1.5-7b --data questions.jsonl --json
+      tpcal verify org/llava-plan@v1 --model llava-1.5-7b --data questions.jsonl
+      tpcal verify plan.yaml --samples 200 --json
     """
     from tpcal.views.verification_view import verification_view
     from tpcal.workflow import verification

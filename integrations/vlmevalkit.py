@@ -15,7 +15,7 @@ from tpcal.integrations.decoding import read_decoding
 from tpcal.plans.errors import UsageError, excerpt
 
 
-class VlmEvalKitModel(BaseModel):  # type: ignore[misc]  # the package has no types
+class VlmEvalKitModel(BaseModel):
     """Any model that tpcal supports, with or without a plan.
 
     Args:
