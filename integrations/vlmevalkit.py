@@ -69,8 +69,9 @@ def register(name: str, pretrained: str, plan: str | None = None, **options: Any
         plan: The plan; None adds the unpruned model.
         options: Further keywords of `VlmEvalKitModel`.
 
-    Example:
-        >>> register("llava-pruned", "llava-1.5-7b", "plan.yaml")  # doctest: +SKIP
+    Example::
+
+        register("llava-pruned", "llava-1.5-7b", "plan.yaml")
     """
     from vlmeval.config import supported_VLM
 
