@@ -170,8 +170,12 @@ def test_production_loads_nothing_that_measures_or_decides() -> None:
 
 def _extra_modules() -> dict[str, set[str]]:
     """The modules that each extra of pyproject.toml installs, with those of the extras it names."""
-    public = {k: names for k, names in packages_distributions().items() if not k.startswith("_")}
-    modules = {name: kind for kind, names in public.items() for name in names}
+    modules = {
+        name: kind
+        for kind, names in packages_distributions().items()
+        for name in names
+        if not kind.startswith("_")  # plotly also has _plotly_utils
+    }
     listed: dict[str, set[str]] = {}
     for extra, wanted in PROJECT["project"]["optional-dependencies"].items():
         names = {re.split(r"[><=\[ ]", requirement)[0] for requirement in wanted}
