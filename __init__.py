@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tpcal.planner.prediction.budget import Budget
     from tpcal.plans.errors import TpcalError
     from tpcal.plans.executor.handle import Handle, apply, check
-    from tpcal.plans.plan_file import load_plan, load_preset, presets, save_plan
+    from tpcal.plans.plan_file import load_preset, presets, save_plan
+    from tpcal.plans.plan_names import load_plan
     from tpcal.plans.schema import Cut, Plan
     from tpcal.workflow.calibration import make_profile
     from tpcal.workflow.certification import certify
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         PlanLimits,
         PlanningSettings,
     )
+    from tpcal.workflow.verification import verify
 
 __version__ = "0.1.0"
 
@@ -40,7 +42,7 @@ _HOMES = {
     "check": "tpcal.plans.executor.handle",
     "Cut": "tpcal.plans.schema",
     "Plan": "tpcal.plans.schema",
-    "load_plan": "tpcal.plans.plan_file",
+    "load_plan": "tpcal.plans.plan_names",
     "load_preset": "tpcal.plans.plan_file",
     "presets": "tpcal.plans.plan_file",
     "save_plan": "tpcal.plans.plan_file",
@@ -59,6 +61,7 @@ _HOMES = {
     "find_plan": "tpcal.workflow.search",
     "load_profile": "tpcal.workflow.profiles",
     "make_profile": "tpcal.workflow.calibration",
+    "verify": "tpcal.workflow.verification",
 }
 
 __all__ = [
@@ -87,6 +90,7 @@ __all__ = [
     "make_profile",
     "presets",
     "save_plan",
+    "verify",
 ]
 
 

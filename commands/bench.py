@@ -59,7 +59,8 @@ def count(word: str) -> int:
     metavar="PLAN",
     multiple=True,
     required=True,
-    help="Plan to time: a file, preset:NAME or preset:NAME@BUDGET. May be given several times.",
+    help="Plan to time: a file, folder, preset:NAME, preset:NAME@BUDGET, or a repository on the "
+    "Hub (org/name@revision). May be given several times.",
 )
 @groups.model_options
 @click.option(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.inputs.model_choice import ModelChoice
-from tpcal.planner.published.names import is_preset, off_budget, read_plan
+from tpcal.plans.plan_names import is_preset, load_plan, off_budget
 from tpcal.workflow.inputs import plans_and_model, refuse_unfit
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def loaded_subject(
     """A model with its weights; errors as `tpcal.workflow.inputs.plans_and_model`.
 
     Args:
-        names: Names of plans as in `read_plan`.
+        names: Names of plans as in `load_plan`.
         choice: Choice of the model; without a name, the model that the plans were made for.
         image_size: Height and width of an image in pixels.
         report: Called with the current step.
@@ -71,7 +71,7 @@ def random_subject(
     """Random weights in the size of a real model; plans of other models are scaled to its depth.
 
     Args:
-        names: Names of plans as in `read_plan`.
+        names: Names of plans as in `load_plan`.
         geometry: One of `tpcal.calibrate.bench.geometry.GEOMETRIES`.
         n_layers: Number of decoder layers; None takes that of the model.
         choice: Choice of device, dtype and attention kernel.
@@ -86,7 +86,7 @@ def random_subject(
     from tpcal.plans.executor.handle import check
     from tpcal.plans.formats import binary
 
-    read = {name: read_plan(off_budget(name)) for name in names}
+    read = {name: load_plan(off_budget(name)) for name in names}
     whole = GEOMETRIES[geometry]
     widths, device = whole.with_layers(n_layers).for_images(image_size), find_device(choice.device)
     auto = "float32" if device.type == "cpu" else "bfloat16"
@@ -139,7 +139,7 @@ def _presets(
         return {}
     ids = inputs_of(PromptSize())["input_ids"]
     n_visual = int(find(model).visual_mask(model, ids, None).sum())
-    return {name: read_plan(name, n_layers, n_visual) for name in presets}
+    return {name: load_plan(name, n_layers, n_visual) for name in presets}
 
 
 def _blind(plan: Plan) -> list[str]:

@@ -12,7 +12,7 @@ from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.outputs import refuse_to_overwrite
 from tpcal.options import groups, values
 from tpcal.planner.certificates.binomial import Promise
-from tpcal.planner.published.names import is_preset
+from tpcal.plans.plan_names import is_preset
 from tpcal.workflow.step_settings import CertificationSettings
 
 

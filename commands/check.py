@@ -7,8 +7,8 @@ import click
 from tpcal import terminal
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
-from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import FitError
+from tpcal.plans.plan_names import load_plan
 from tpcal.workflow.inputs import plan_and_model
 
 
@@ -42,7 +42,7 @@ def check(file: str | None, deep: bool, model: ModelChoice) -> None:
         return
     if file is None:
         raise click.UsageError("Missing argument 'PLAN'; only --deep can do without.")
-    found = read_plan(file)
+    found = load_plan(file)
     screen = terminal.console()
     if model.name is None:
         screen.print(check_view(found, file, None))

@@ -42,8 +42,9 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
     "files",
     metavar="PLAN",
     multiple=True,
-    help="Plan to evaluate: a file, preset:NAME or preset:NAME@BUDGET. May be given several "
-    "times. Without it, only the unpruned model is evaluated.",
+    help="Plan to evaluate: a file, folder, preset:NAME, preset:NAME@BUDGET, or a repository on "
+    "the Hub (org/name@revision). May be given several times. Without it, only the unpruned model "
+    "is evaluated.",
 )
 @click.option(
     "--control",

@@ -21,7 +21,12 @@ Arguments = tuple[str, ...]
     metavar="FILE",
     help="Image file. May be given several times.",
 )
-@click.option("--plan", "file", metavar="PLAN", help="Plan to run with: a file or preset:NAME.")
+@click.option(
+    "--plan",
+    "file",
+    metavar="PLAN",
+    help="Plan to run with: a file, folder, preset:NAME or org/name.",
+)
 @groups.model_options
 @groups.answer_length_option(64)
 def run(

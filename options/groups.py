@@ -80,7 +80,7 @@ def data_options(command: Command) -> Command:
             type=click.IntRange(min=1),
             metavar="N",
             help="Number of samples to draw.  [default: for calibration "
-            f"{DEFAULT_N['calibration']}, at least {LEAST_OF_GROUP} of each group; otherwise "
+            f"{DEFAULT_N['calibration']}, at least {LEAST_OF_GROUP} of each group; for 'tpcal verify' 50; otherwise "
             f"{DEFAULT_N['eval']}]",
         ),
         click.option(

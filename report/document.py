@@ -81,7 +81,7 @@ def _head(material: Material, now: datetime) -> dict[str, Any]:
         f"{listed([g.name for g in material.plans if g.note == note])}: {note}."
         for note in dict.fromkeys(given.note for given in material.plans if given.note)
     ]
-    proven = [(g.name, g.plan.certificate) for g in material.plans if g.plan.certificate]
+    proven = [(g.name, g.plan.proven) for g in material.plans if g.plan.proven]
     notes += [f"{name}: {certificate_text(one)}." for name, one in proven]
     return {
         "facts": facts,

@@ -46,8 +46,11 @@ COMMANDS = (
     "eval",
     "bench",
     "certify",
+    "verify",
     "report",
     "run",
+    "push",
+    "pull",
     "presets",
     "selectors",
     "doctor",
@@ -908,7 +911,7 @@ def test_sigint_ends_with_130() -> None:
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it\n"
         "from tpcal import cli\nfrom tpcal.commands import check\n"
-        "check.read_plan = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "check.load_plan = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.argv = ['tpcal', 'check', 'x']\n"
         "cli.main()"
     )

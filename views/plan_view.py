@@ -48,8 +48,8 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
         parts += [Text(), Text(f"Layer-average keep {average_keep(plan, depth):.4f}")]
     if plan.loss and (plan.loss.predicted or plan.loss.measured):
         parts += [Text(), loss_table(plan.loss), *limits_line(plan, plan.loss)]
-    if plan.certificate:
-        parts += [Text(), Text(certificate_text(plan.certificate))]
+    if plan.proven:
+        parts += [Text(), Text(certificate_text(plan.proven))]
     return Group(*parts, *footer(plan))
 
 

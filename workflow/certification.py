@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.extras import needs
+from tpcal.plans.plan_names import folder_of
 from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.inputs import plan_model_samples
 from tpcal.workflow.step_settings import CertificationSettings
@@ -66,7 +67,8 @@ def certify(
         28
 
     Args:
-        plan: A plan file, ``preset:NAME`` or ``preset:NAME@BUDGET``.
+        plan: Name of a plan as `tpcal.load_plan` takes it: a file, a folder, a preset or a
+            repository on the Hub.
         promise: What has to hold, and how often such a promise must be right.
         model: A name, a choice or a loaded model; None takes the model that the plan names, or the
             built-in one.
@@ -99,4 +101,4 @@ def certify(
         ),
         progress=progress,
     )
-    return CertifiedPlan(proven, Path(plan).parent)
+    return CertifiedPlan(proven, folder_of(plan))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
-from tpcal.planner.published.names import is_preset
 from tpcal.plans.extras import needs
+from tpcal.plans.plan_names import is_preset
 from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.inputs import plans_model_samples
 from tpcal.workflow.step_settings import EvaluationSettings
@@ -69,8 +69,8 @@ def evaluate(
         True
 
     Args:
-        plans: Plan files, ``preset:NAME`` or ``preset:NAME@BUDGET``; none judges the unpruned
-            model alone.
+        plans: Names of plans as `tpcal.load_plan` takes them, among them files, presets and
+            repositories on the Hub; none judges the unpruned model alone.
         model: A name, a choice or a loaded model; None takes the model that the plans name, or the
             built-in one.
         data: A data set's name or path, or a choice of samples; None takes the plans' own data.

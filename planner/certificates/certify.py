@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tpcal.calibrate.evaluation.accuracy import answers, compare
 from tpcal.calibrate.evaluation.seen_samples import PROOF, refuse_seen
 from tpcal.calibrate.inputs.models import weights_digest
+from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.planner.certificates.binomial import (
     Changed,
     Promise,
@@ -16,6 +17,7 @@ from tpcal.planner.certificates.binomial import (
     last_promised,
 )
 from tpcal.planner.certificates.judged import Judged, name_of
+from tpcal.plans.plan_file import with_certificate_digest
 from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
 
@@ -97,8 +99,13 @@ def prove(
         each_group=promise.each_group,
         place=promise.place,
     )
-    proven = replace(proven, data=samples.description, fingerprint=samples.fingerprint)
-    return replace(plans[at], certificate=proven)
+    proven = replace(
+        proven,
+        data=samples.description,
+        fingerprint=samples.fingerprint,
+        tested=pack(samples.identities),
+    )
+    return with_certificate_digest(replace(plans[at], certificate=proven))
 
 
 def _test(

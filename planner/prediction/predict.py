@@ -28,7 +28,7 @@ from tpcal.planner.prediction.conditions import fires
 from tpcal.planner.prediction.curves import key as curve_key
 from tpcal.planner.prediction.curves import layer_curves
 from tpcal.planner.prediction.objective import MOST, Objective
-from tpcal.planner.prediction.space import Limits, Option
+from tpcal.plans.budget_projection import Limits, Option
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Cut, n_keep
 

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from threading import RLock, local
 from types import TracebackType
 from typing import Any
@@ -40,6 +41,7 @@ from tpcal.plans.executor.serial_calls import Forward, in_turn
 from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
+from tpcal.plans.plan_names import beside, load_plan
 from tpcal.plans.schema import Plan
 
 __all__ = ["Handle", "Patch", "Report", "apply", "check", "is_applied", "kv_bytes"]
@@ -48,12 +50,18 @@ _LOG = logging.getLogger(__name__)
 _APPLIED: WeakSet[nn.Module] = WeakSet()
 
 
-def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Handle:
+def apply(
+    model: PreTrainedModel, plan: Plan | Path | str | None = None, *, check: bool = True
+) -> Handle:
     """Carries out the plan in every forward pass of the model until the handle is removed.
 
     Args:
         model: A model in evaluation mode.
-        plan: The plan.
+        plan: The plan, or its name as `tpcal.load_plan` takes it: ``preset:NAME@BUDGET``, a file,
+            a folder or a repository on the Hub. A preset is scaled to the depth of the model, and
+            its budget is met for 576 visual tokens. None takes the plan beside the weights: the
+            ``tpcal_plan.yaml`` of the folder, or of the repository at the revision, that the model
+            was loaded from.
         check: Refuse a plan that was made for a model of another structure.
 
     Returns:
@@ -61,7 +69,7 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Handle:
 
     Raises:
         FitError: The plan does not fit the model; the error names every problem.
-        UsageError: A plan is already applied to this model.
+        UsageError: A plan is already applied to this model, or there is no plan of this name.
 
     Example:
         >>> import tpcal
@@ -72,11 +80,20 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Handle:
         >>> with tpcal.apply(model, plan) as handle:
         ...     pass  # model.generate(**inputs) as always
     """
+    plan = plan if isinstance(plan, Plan) else _found(plan, model)
     problems = identity_problems(plan, model) if check else []
     problems += run_problems(plan, model)
     if problems:
         raise FitError(plan.name or "The plan", problems)
     return Handle(model, plan)
+
+
+def _found(name: Path | str | None, model: PreTrainedModel) -> Plan:
+    """The plan of a name, or the plan beside the model's weights."""
+    if name is not None:
+        return load_plan(name, len(find(model).layers(model)))
+    revision = getattr(model.config, "_commit_hash", None)
+    return beside(str(getattr(model.config, "_name_or_path", None) or ""), revision)
 
 
 def is_applied(model: PreTrainedModel) -> bool:

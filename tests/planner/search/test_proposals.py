@@ -8,10 +8,10 @@ from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.prediction.space import spent
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.proposals import proposals
+from tpcal.plans.budget_projection import spent
 from tpcal.plans.schema import Cut
 
 
