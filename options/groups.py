@@ -13,7 +13,7 @@ import click
 
 from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
-from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP, N_CERTIFY
+from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP, N_CERTIFY, N_VERIFY
 from tpcal.options.values import Finite, n_bytes, result_files, share
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.step_settings import PlanLimits
@@ -80,8 +80,8 @@ def data_options(command: Command) -> Command:
             type=click.IntRange(min=1),
             metavar="N",
             help="Number of samples to draw.  [default: for calibration "
-            f"{DEFAULT_N['calibration']}, at least {LEAST_OF_GROUP} of each group; for 'tpcal verify' 50; otherwise "
-            f"{DEFAULT_N['eval']}]",
+            f"{DEFAULT_N['calibration']}, at least {LEAST_OF_GROUP} of each group; for 'tpcal "
+            f"verify' {N_VERIFY}; otherwise {DEFAULT_N['eval']}]",
         ),
         click.option(
             "--seed",

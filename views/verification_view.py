@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tpcal.views.formats import WORST, count, heading, nats, table_of
+from tpcal.plans.formats import count, nats
+from tpcal.views.tables import WORST, heading, table_of
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.loss_tests import LossTest

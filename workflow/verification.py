@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tpcal.calibrate.inputs.samples import Samples
     from tpcal.plans.schema import Plan
 
-N_VERIFY = 50
-
 
 @dataclass(frozen=True)
 class PlanVerification:
@@ -62,8 +60,8 @@ class PlanVerification:
 
     def to_json(self) -> dict[str, Any]:
         """The results as plain data."""
-        from tpcal.calibrate.evaluation.evaluation_results import SampleFacts
         from tpcal.calibrate.inputs.model_facts import ModelFacts
+        from tpcal.calibrate.inputs.sample_facts import SampleFacts
 
         return {
             "plan": self.name,

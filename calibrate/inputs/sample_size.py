@@ -12,3 +12,5 @@ LEAST_OF_GROUP = 9
 """Number of samples of each group that are drawn by default, if the data has them."""
 N_CERTIFY = 700
 """Number of samples for a certificate."""
+N_VERIFY = 50
+"""Number of samples that a stated loss is compared on."""
