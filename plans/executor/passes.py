@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpcal.plans.executor import gather
+from tpcal.plans.executor import compat, gather
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture
 from tpcal.plans.executor.cache import PrunedKV, cache_layer, n_physical, pruned
 from tpcal.plans.executor.cutting import (
@@ -87,7 +87,7 @@ class ForwardPass:
         """
         if self.length != 1 or self.survivors.places is not None:
             return False
-        cache = arguments.get("past_key_values")
+        cache = compat.given_cache(arguments)
         source = self._shared.get(layer, layer)
         kv = None if cache is None or len(cache.layers) <= source else cache.layers[source]
         if not isinstance(kv, PrunedKV):
@@ -115,7 +115,7 @@ class ForwardPass:
         if self.prompt is not None:
             self.lengths.append(hidden.shape[1])
             self._ask(layer)
-        held = self._keys(layer, hidden, arguments.get("past_key_values"))
+        held = self._keys(layer, hidden, compat.given_cache(arguments))
         if held is None:
             return hidden, arguments, positional
         gathered = self._gatherer.arguments(arguments, self.survivors, held, self.length)
