@@ -137,7 +137,7 @@ class PrunedSlidingKV(PrunedKV, DynamicSlidingWindowLayer):
         """Number of positions in the window."""
         return self.sliding_window
 
-    get_max_cache_shape = get_max_length  # its name before 5.15
+    get_max_cache_shape = get_max_length  # its name before 5.13
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and first position of the keys that the model makes its mask for."""

@@ -116,7 +116,7 @@ def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
     getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
 
 
-# 5.20: rotary tables of M-RoPE reach the layers merged, [B, S, d]. Then delete, with its caller.
+# 5.17: rotary tables of M-RoPE reach the layers merged, [B, S, d]. Then delete, with its caller.
 
 
 def by_axis(value: Any, length: int) -> bool:
