@@ -1,13 +1,16 @@
-# make demo | test | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-fast | test-all | test-floors | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 # A process for each core, one thread each; the tests of a file stay together and share what they set up.
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile
+# tests/conftest.py puts the files that take longest first.
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
+# The oldest releases that pyproject.toml admits, in an environment of their own.
+FLOORS = $(VENV)/floors
 
-.PHONY: demo test test-capabilities fuzz check fix docs docs-serve benchmark-planner
+.PHONY: demo test test-fast test-all test-floors test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,11 +28,29 @@ demo: $(READY)
 test: $(READY)
 	$(TESTS)
 
+# For every save: what was measured to be fast, and the laws on a few models.
+test-fast: $(READY)
+	$(TESTS) --scope fast
+
+# For every night: also each law on each model with both attention kernels.
+test-all: $(READY)
+	$(TESTS) --scope nightly
+
+test-floors: $(READY)
+	$(BIN)/python tests/floors.py > $(VENV)/floors.txt
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/floors.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest --numprocesses logical --dist loadfile --scope fast
+
+# Measures anew which tests are slow; the file decides what make test-fast runs.
+test-times: $(READY)
+	$(TESTS) --scope nightly --record-times tests/measured_times.txt
+
 # What compares numbers, with the sums of every instruction set of this processor. Torch reads the variable when it is imported.
 test-capabilities: $(READY)
 	set -e; known=$$($(BIN)/python tests/capabilities.py); for capability in $$known; do \
 		echo "ATEN_CPU_CAPABILITY=$$capability"; \
-		ATEN_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest tests/plans tests/calibrate; \
+		ATEN_CPU_CAPABILITY=$$capability $(BIN)/python -m pytest --scope nightly tests/plans tests/calibrate; \
 	done
 
 # Thousands of broken plans, profiles, journals, figures and data sets; says how many were refused. Minutes.
@@ -43,6 +64,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/link && ln -sfn "$(CURDIR)" $(VENV)/link/tpcal
 	MYPYPATH=$(VENV)/link $(BIN)/mypy
+	MYPYPATH=$(VENV)/link:tests $(BIN)/mypy --explicit-package-bases $(filter-out tests/test_%, $(wildcard tests/*.py tests/tiny/*.py))
 
 fix: $(READY)
 	$(BIN)/ruff check --fix .

@@ -12,6 +12,7 @@ from tpcal.commands.calibrate import calibrate
 from tpcal.commands.certify import certify
 from tpcal.commands.check import check
 from tpcal.commands.convert import convert
+from tpcal.commands.doctor import doctor
 from tpcal.commands.evaluate import evaluate
 from tpcal.commands.front import front
 from tpcal.commands.lists import presets, selectors
@@ -60,7 +61,7 @@ def cli(debug: bool) -> None:
 
 for _command in (
     *(calibrate, plan, front, convert, check, show),
-    *(evaluate, bench, certify, report, run, presets, selectors),
+    *(evaluate, bench, certify, report, run, presets, selectors, doctor),
 ):
     cli.add_command(_command)
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -64,7 +65,8 @@ def peak(kept: str, n: int, side: int) -> int:
 
     model = _model(side)
     cuts = (Cut(0, 0.5, "grid"), Cut(1, 0.0))
-    before, held = _peak(), []
+    before = _peak()
+    held: list[tuple[Any, Any]] = []
     store = Store(0 if kept == "disk" else None)
     with torch.inference_mode():
         for inputs, positions in _batches(n, side):
@@ -89,7 +91,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _model(side: int):  # type: ignore[no-untyped-def]
+def _model(side: int) -> Any:
     import torch
     from transformers import (
         CLIPVisionConfig,
@@ -118,7 +120,7 @@ def _model(side: int):  # type: ignore[no-untyped-def]
     return LlavaForConditionalGeneration(config).eval()
 
 
-def _batches(n: int, side: int) -> Iterator[tuple[dict, object]]:  # type: ignore[type-arg]
+def _batches(n: int, side: int) -> Iterator[tuple[dict[str, Any], Any]]:
     import torch
 
     for _ in range(0, n, BATCH):

@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def measure(
     for repeat in range(n_repeats + 1):  # the first round warms up
         one = machine.seconds(lambda: layer(inputs_embeds=states)) * N_LAYERS * case.batch
         rounds = {
-            name: machine.seconds(lambda s=selector: cut(s, seen, n_keep))
+            name: machine.seconds(partial(cut, selector, seen, n_keep))
             for name, selector in made.items()
         }
         if repeat:

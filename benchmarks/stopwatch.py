@@ -129,6 +129,7 @@ def _timed() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
 
 
 def _subclasses(kind: type) -> Iterator[type]:
+    sub: type
     for sub in kind.__subclasses__():
         yield sub
         yield from _subclasses(sub)

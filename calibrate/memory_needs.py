@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tpcal.calibrate.inputs.batches import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS, prompt_inputs
+from tpcal.calibrate.inputs.answer_tokens import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS
+from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded, device_of
 from tpcal.calibrate.inputs.samples import Sample, Samples
 from tpcal.calibrate.tape_store import Store

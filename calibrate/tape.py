@@ -25,10 +25,11 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import compat
 from tpcal.plans.executor.architecture import shared_layers, with_grids
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture, probing
-from tpcal.plans.executor.cutting import CutRecord, PreparedCut, attention_request, prepare
+from tpcal.plans.executor.cutting import PreparedCut, attention_request, prepare
 from tpcal.plans.executor.handle import is_applied
 from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.executor.prompt import PromptTokens, read_prompt
+from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.commands.bench_inputs import BenchSubject, loaded_subject, random_subject
 from tpcal.commands.outputs import check_outputs, write_figures
+from tpcal.options import groups, values
 from tpcal.plans.errors import SlowerError, UsageError
+from tpcal.plans.extras import needs
 from tpcal.workflow.inputs import named_twice
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def count(word: str) -> int:
     required=True,
     help="Plan to time: a file, preset:NAME or preset:NAME@BUDGET. May be given several times.",
 )
-@options.model_options
+@groups.model_options
 @click.option(
     "--model-geometry",
     "geometry",
@@ -86,7 +88,7 @@ def count(word: str) -> int:
 )
 @click.option(
     "--batch-sizes",
-    type=options.Listed(count),
+    type=values.Listed(count),
     default="1,4",
     show_default=True,
     metavar="N,…",
@@ -94,7 +96,7 @@ def count(word: str) -> int:
 )
 @click.option(
     "--images",
-    type=options.Listed(count),
+    type=values.Listed(count),
     default="1",
     show_default=True,
     metavar="N,…",
@@ -102,7 +104,7 @@ def count(word: str) -> int:
 )
 @click.option(
     "--text",
-    type=options.Listed(count),
+    type=values.Listed(count),
     default="32,256",
     show_default=True,
     metavar="N,…",
@@ -133,7 +135,8 @@ def count(word: str) -> int:
     metavar="N",
     help="Number of timed answers of each prompt, with each plan and without.",
 )
-@options.figures_option
+@groups.figures_option
+@needs("plan")
 def bench(
     files: tuple[str, ...],
     model: ModelChoice,
@@ -197,7 +200,7 @@ def bench(
             n_repeats=repeats,
             progress=report,
         )
-    show(subject, cells, repeats, outputs)
+    show(subject, cells, outputs)
 
 
 def _check(
@@ -238,29 +241,15 @@ def _check(
         raise UsageError("\n".join(problems))
 
 
-def show(
-    subject: BenchSubject, cells: Sequence[Cell], n_repeats: int, outputs: Sequence[Path]
-) -> None:
+def show(subject: BenchSubject, cells: Sequence[Cell], outputs: Sequence[Path]) -> None:
     """Prints the table, writes the files, and raises SlowerError if a plan is slower."""
-    from datetime import UTC, datetime
-
+    from tpcal.calibrate.bench.bench_results import BenchResults
     from tpcal.calibrate.bench.machine import machine_of
-    from tpcal.calibrate.bench.ratios import plain
-    from tpcal.calibrate.bench.slower import sentences, slower
     from tpcal.views.bench_view import Page, bench_markdown, bench_view
 
-    found, machine = slower(cells), machine_of(subject.model)
-    said = sentences(cells, found)
-    page = Page(subject.lines, machine, n_repeats, tuple(cells), found, tuple(said))
+    results = BenchResults.of(subject.facts, machine_of(subject.model), cells)
+    page = Page(subject.lines, results)
     terminal.console().print(bench_view(page))
-    data = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **subject.about,
-        "machine": asdict(machine),
-        "repeats": n_repeats,
-        "cells": [plain(cell, names) for cell, names in zip(cells, found, strict=True)],
-        "slower": said,
-    }
-    write_figures(outputs, data, bench_markdown(page))
-    if said:
-        raise SlowerError("\n".join(said))
+    write_figures(outputs, results.to_json(), bench_markdown(page))
+    if results.slower:
+        raise SlowerError("\n".join(results.slower))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from tpcal import terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.planner.published.names import is_preset, off_budget, read_plan
-from tpcal.plans.redaction import without_machine
 from tpcal.workflow.inputs import plans_and_model, refuse_unfit
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.prompt_sizes import PromptSize
+    from tpcal.calibrate.inputs.model_facts import ModelFacts
     from tpcal.plans.schema import Plan
 
 InputsOf = Callable[["PromptSize"], Mapping[str, Any]]
@@ -27,8 +27,8 @@ class BenchSubject:
     inputs_of: InputsOf
     """Returns the arguments of `generate` for a prompt size."""
     plans: Mapping[str, Plan]
-    about: Mapping[str, Any]
-    """Description of the model for the JSON file."""
+    facts: ModelFacts | Mapping[str, Any]
+    """The model, or facts of random weights, for the JSON file."""
     lines: tuple[str, ...]
     """Description of the model for the terminal."""
 
@@ -46,24 +46,17 @@ def loaded_subject(
     """
     plans, loaded = plans_and_model(names, choice, report)
     from tpcal.calibrate.bench.synthetic_prompts import inputs_for
-    from tpcal.calibrate.inputs.models import device_of
+    from tpcal.calibrate.inputs.model_facts import ModelFacts
 
     def inputs_of(shape: PromptSize) -> Mapping[str, Any]:
         return inputs_for(loaded, shape, image_size)
 
-    identity, n_layers = loaded.identity, loaded.shape.n_layers
-    about = {
-        "name": without_machine(loaded.name),
-        "family": identity.family,
-        "fingerprint": identity.fingerprint,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": str(device_of(loaded.model)),
-    }
+    n_layers = loaded.shape.n_layers
     return BenchSubject(
         loaded.model,
         inputs_of,
         plans | _presets(names, n_layers, loaded.model, inputs_of),
-        {"model": about},
+        ModelFacts.of(loaded),
         (f"{loaded.name}, {n_layers} layers",),
     )
 
@@ -115,7 +108,7 @@ def random_subject(
         model,
         inputs_of,
         plans,
-        {"geometry": {**about, "n_layers_of_model": whole.n_layers, "device": str(device)}},
+        {**about, "n_layers_of_model": whole.n_layers, "device": str(device)},
         (
             f"{geometry}, {depths}, random weights ({binary(size)})",
             "Images are given encoded: no figure includes a vision tower.",

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.hints import after_calibrate
-from tpcal.options import Listed
+from tpcal.options import groups, values
 from tpcal.workflow.step_settings import OUT, CalibrationSettings
 
 
 @click.command(short_help="Measure the loss of dropping tokens before each layer.")
-@options.model_options
-@options.data_options
+@groups.model_options
+@groups.data_options
 @click.option(
     "--own-answers",
     is_flag=True,
@@ -24,20 +24,20 @@ from tpcal.workflow.step_settings import OUT, CalibrationSettings
 )
 @click.option(
     "--selectors",
-    type=Listed(options.selector),
+    type=values.Listed(values.selector),
     metavar="A,B",
     help="Selectors to probe. 'tpcal selectors' lists them.  [default: attention, balanced, "
     "dart, diversity, grid, random]",
 )
 @click.option(
     "--keeps",
-    type=Listed(options.keep),
+    type=values.Listed(values.keep),
     metavar="K,K",
     help="Keeps to probe. A keep of 0 drops all tokens.  [default: 0.5, 0.25, 0.1, 0.05, 0]",
 )
 @click.option(
     "--layers",
-    type=Listed(options.layer, ranges=True),
+    type=values.Listed(values.layer, ranges=True),
     metavar="L,L-L",
     help="Decoder layers to probe cuts before.  [default: all, or 16 of a deeper decoder]",
 )
@@ -46,8 +46,8 @@ from tpcal.workflow.step_settings import OUT, CalibrationSettings
     is_flag=True,
     help="Probe every combination of layer, keep and selector, which takes twice the work.",
 )
-@options.batch_size_option(16)
-@options.memory_option
+@groups.batch_size_option(16)
+@groups.memory_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.outputs import refuse_to_overwrite
+from tpcal.options import groups, values
 from tpcal.planner.published.names import is_preset
 from tpcal.workflow.step_settings import CertificationSettings
 
@@ -17,7 +18,7 @@ from tpcal.workflow.step_settings import CertificationSettings
 @click.argument("file", metavar="PLAN")
 @click.option(
     "--max-flips",
-    type=options.Finite(min=0, max=1, min_open=True, max_open=True),
+    type=values.Finite(min=0, max=1, min_open=True, max_open=True),
     default=0.05,
     show_default=True,
     metavar="P",
@@ -25,7 +26,7 @@ from tpcal.workflow.step_settings import CertificationSettings
 )
 @click.option(
     "--confidence",
-    type=options.Finite(min=0, max=1, min_open=True, max_open=True),
+    type=values.Finite(min=0, max=1, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
     metavar="C",
@@ -39,10 +40,10 @@ from tpcal.workflow.step_settings import CertificationSettings
     help="File that the plan with its proof is written to.  [default: PLAN]",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that is not a plan.")
-@options.model_options
-@options.data_options
-@options.batch_size_option(32)
-@options.answer_length_option(16)
+@groups.model_options
+@groups.data_options
+@groups.batch_size_option(32)
+@groups.answer_length_option(16)
 def certify(
     file: str,
     max_flips: float,

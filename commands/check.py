@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.options import groups
 from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import FitError
 from tpcal.workflow.inputs import plan_and_model
@@ -16,7 +17,7 @@ from tpcal.workflow.inputs import plan_and_model
 @click.option(
     "--deep", is_flag=True, help="Test all laws of pruning on the model, with or without PLAN."
 )
-@options.model_options
+@groups.model_options
 def check(file: str | None, deep: bool, model: ModelChoice) -> None:
     """Check a plan file, and with --model also whether it fits that model.
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.commands.hints import after_convert
 from tpcal.commands.outputs import refuse_to_overwrite
+from tpcal.options import groups
 
 
 @click.command(short_help="Write a schedule of another tool as a plan.")
@@ -21,7 +22,7 @@ from tpcal.commands.outputs import refuse_to_overwrite
     metavar="N",
     help="Number of decoder layers of the model that the schedule is for.",
 )
-@options.output_options("converted.yaml")
+@groups.output_options("converted.yaml")
 def convert(schedule: str, n_layers: int, output: Path, force: bool) -> None:
     """Convert a schedule of another tool into a plan file.
 

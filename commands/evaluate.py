@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.commands.outputs import check_folder, check_outputs, write_figures
-from tpcal.options import Listed
+from tpcal.options import groups, values
 from tpcal.workflow.step_settings import OUT, EvaluationSettings
 
 
@@ -47,7 +47,7 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
 @click.option(
     "--control",
     "controls",
-    type=Listed(control),
+    type=values.Listed(control),
     default=(),
     metavar="A,B",
     help="Controls of the same cost to compare each plan with: random, grid, downsized. Each "
@@ -60,11 +60,11 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
     multiple=True,
     help="Plan that is compared with controls. May be given several times.  [default: every plan]",
 )
-@options.model_options
-@options.data_options
+@groups.model_options
+@groups.data_options
 @click.option("--allow-seen", is_flag=True, help="Accept samples that a plan was made from.")
-@options.batch_size_option(32)
-@options.answer_length_option(16)
+@groups.batch_size_option(32)
+@groups.answer_length_option(16)
 @click.option("--fresh", is_flag=True, help="Ignore the answers that --out holds.")
 @click.option(
     "--out",
@@ -78,7 +78,7 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
     is_flag=True,
     help="Keep no answers. An interrupted run then starts again.",
 )
-@options.figures_option
+@groups.figures_option
 def evaluate(
     files: tuple[str, ...],
     model: ModelChoice,
@@ -121,8 +121,7 @@ def evaluate(
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
       tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
-    from tpcal.views.comparison_json import figures
-    from tpcal.views.comparison_view import comparison_view, judged_line, markdown
+    from tpcal.views.evaluation_view import evaluation_markdown, evaluation_view, judged_line
     from tpcal.views.formats import count
     from tpcal.workflow import evaluation
 
@@ -135,7 +134,7 @@ def evaluate(
         check_folder(how.out, "Name another folder with --out, or add --no-keep")
     with terminal.progress() as report:
         done = evaluation.evaluate(files, model=model, data=data, settings=how, progress=report)
-    found, samples = done.comparison, done.samples
+    results, samples = done.results, done.samples
     names = files[0] if len(files) == 1 else f"{len(files)} plans" if files else "unpruned"
     title = f"{names} on {samples.name}, {count(len(samples), 'sample')}"
     if done.n_seen:
@@ -144,8 +143,7 @@ def evaluate(
             f"{done.n_seen} of {len(samples)} samples are among those that a plan was made from, "
             "so its figures are too good."
         )
-    terminal.console().print(comparison_view(found, title=title))
+    terminal.console().print(evaluation_view(results, title=title))
     if files:
         terminal.console().print(judged_line(done.n_judged))
-    written = figures(found, done.loaded, samples, done.n_seen)
-    write_figures(outputs, written, markdown(found, title=title))
+    write_figures(outputs, results.to_json(), evaluation_markdown(results, title=title))

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.commands.outputs import check_outputs, write_picture
+from tpcal.options import groups
+from tpcal.plans.extras import needs
 from tpcal.workflow.profiles import load_profile
 
 
@@ -19,8 +21,9 @@ from tpcal.workflow.profiles import load_profile
     metavar="URL",
     help="Optuna journal file or database URL of the searches.  [default: a file in the profile]",
 )
-@options.picture_options
+@groups.picture_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a chart.")
+@needs("plan")
 def front(
     folder: Path | None, storage: str | None, svg: Path | None, force: bool, as_json: bool
 ) -> None:

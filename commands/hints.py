@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from tpcal import terminal
 from tpcal.plans.errors import UsageError
-from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.local_paths import BUILT_IN, EMBEDDED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def after_plan(plan: Plan, file: Path) -> None:
     """Prints the command that evaluates a plan."""
     data, model = plan.provenance.get("data") or {}, plan.model and plan.model.name
     # Other models than the built-in one need --data to use the built-in questions.
-    own = ["--data", EMBEDDED] if data.get("data") == EMBEDDED and model != EMBEDDED else []
+    own = ["--data", EMBEDDED] if data.get("data") == EMBEDDED and model not in BUILT_IN else []
     _print(["eval", "--plan", str(file), *own, *_of_model()])
 
 

@@ -91,7 +91,7 @@ def write_figures(outputs: Sequence[Path], data: Mapping[str, Any], markdown: st
     """Writes the results to every file, as JSON or Markdown according to its suffix.
 
     Args:
-        outputs: Files with the suffix .json or .md, from `options.figures_option`.
+        outputs: Files with the suffix .json or .md, from `groups.figures_option`.
         data: Plain data for JSON; ``made_by`` and ``command`` are put first.
         markdown: The same results as Markdown.
     """

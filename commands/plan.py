@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.commands.hints import after_front, after_plan
 from tpcal.commands.outputs import refuse_to_overwrite
+from tpcal.options import groups, values
 from tpcal.workflow.step_settings import PlanLimits, PlanningSettings
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Choose the cuts for a budget, or within a loss.")
 @click.argument("given", metavar="[PROFILE]", required=False, type=click.Path(path_type=Path))
-@options.budget_options
-@options.limit_options
+@groups.budget_options
+@groups.limit_options
 @click.option(
     "--weight",
     "weights",
     multiple=True,
-    callback=options.weight,
+    callback=values.weight,
     metavar="GROUP=W",
     help="Weight of the loss of a group. May be given several times.  [default: 1]",
 )
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Profile to plan from; the same as PROFILE.  [default: the newest in tpcal-out]",
 )
-@options.output_options("plan.yaml")
+@groups.output_options("plan.yaml")
 @click.option(
     "--trials",
     "n_trials",
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     help="Number of plans to measure.  [default: 100, or 300 for the whole front]",
 )
 @click.option(
-    "--timeout", type=options.Finite(min=0), metavar="S", help="Stop the search after S seconds."
+    "--timeout", type=values.Finite(min=0), metavar="S", help="Stop the search after S seconds."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
 @click.option(
@@ -63,9 +64,9 @@ if TYPE_CHECKING:
     metavar="N",
     help="Number of samples to compare plans on.  [default: that of the profile]",
 )
-@options.model_options
-@options.batch_size_option(16)
-@options.memory_option
+@groups.model_options
+@groups.batch_size_option(16)
+@groups.memory_option
 @click.option(
     "--storage",
     metavar="URL",
@@ -115,7 +116,7 @@ def plan(
     from tpcal.views.plan_view import plan_view
     from tpcal.workflow.search import find_front, find_plan
 
-    with options.wrong_usage():
+    with groups.wrong_usage():
         limits.check(measure=not no_measure)
     if given is not None and folder is not None:
         raise click.UsageError(f"Only one profile can be given; got {given} and {folder}.")

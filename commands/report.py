@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.options import groups
 from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import needs
 from tpcal.workflow.profiles import StoredProfile, load_profile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import OUT, PlanningSettings
@@ -73,8 +75,9 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
     metavar="FILE",
     help="Also show the results that 'tpcal bench -o FILE.json' wrote.",
 )
-@options.model_options
-@options.answer_length_option(16)
+@groups.model_options
+@groups.answer_length_option(16)
+@needs("report")
 def report(
     given: tuple[str, ...],
     output: Path,
@@ -155,17 +158,18 @@ def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
 
 
 def _evidence(profile: Profile, evaluation: Path | None, bench: Path | None) -> list[Section]:
+    from tpcal.calibrate.bench.bench_results import BenchResults
+    from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
     from tpcal.report.bench_section import benches
     from tpcal.report.evaluation_section import check_model, evaluations
-    from tpcal.report.read_json import read_bench, read_evaluation
 
     found = []
     if evaluation is not None:
-        evaluated = read_evaluation(evaluation)
+        evaluated = EvaluationResults.load(evaluation)
         check_model(evaluated, str(evaluation), profile)
         found.append(evaluations(evaluated))
     if bench is not None:
-        timed = read_bench(bench)
+        timed = BenchResults.load(bench)
         check_model(timed, str(bench), profile)
         found.append(benches(timed))
     return found

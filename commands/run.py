@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.options import groups
 from tpcal.workflow.inputs import plan_and_model
 
 Arguments = tuple[str, ...]
@@ -21,8 +22,8 @@ Arguments = tuple[str, ...]
     help="Image file. May be given several times.",
 )
 @click.option("--plan", "file", metavar="PLAN", help="Plan to run with: a file or preset:NAME.")
-@options.model_options
-@options.answer_length_option(64)
+@groups.model_options
+@groups.answer_length_option(64)
 def run(
     question: str, images: Arguments, file: str | None, model: ModelChoice, max_new_tokens: int
 ) -> None:
@@ -33,7 +34,7 @@ def run(
       tpcal run --plan plan.yaml --image cat.jpg "What is this?"
       tpcal run --image a.png --image b.png "What is different?"
     """
-    from tpcal.views.evaluation_view import answer_view
+    from tpcal.views.run_view import answer_view
 
     with terminal.progress() as report:
         found, loaded = plan_and_model(file, model, report)

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from tpcal import options, terminal
+from tpcal import terminal
 from tpcal.commands.outputs import check_outputs, write_picture
+from tpcal.options import groups, values
 from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import UsageError, listed
 from tpcal.workflow.profiles import load_profile
@@ -41,13 +42,13 @@ from tpcal.workflow.profiles import load_profile
 @click.option("--group", help="Show only this group of the samples of a profile.")
 @click.option(
     "--threshold",
-    type=options.Finite(min=0),
+    type=values.Finite(min=0),
     default=0.01,
     show_default=True,
     metavar="NATS",
     help="Largest loss that counts as safe in a profile.",
 )
-@options.picture_options
+@groups.picture_options
 def show(
     what: str,
     depth: int | None,

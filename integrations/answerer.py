@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.inputs.answer_tokens import generate_ids
+from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Sample

@@ -26,8 +26,10 @@ class Problem:
     Raises UsageError if the budget is none that plans can be measured by.
 
     Example:
-        >>> problem = Problem.of(profile, 0.22)
-        >>> search(problem, measurer=measurer).plan
+        >>> import tpcal
+        >>> from tpcal.planner.problem import Problem
+        >>> Problem.of(tpcal.load_profile("tpcal-out").profile, 0.5).allows_unpruned
+        False
     """
 
     predictor: Predictor

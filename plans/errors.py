@@ -36,6 +36,14 @@ class TpcalError(Exception):
     """Base of all deliberate errors; the message is one sentence and says how to go on.
 
     Credentials are removed from the message, because it may repeat another library's message.
+
+    Example:
+        >>> import tpcal
+        >>> try:
+        ...     plan = tpcal.load_plan("missing.yaml")
+        ... except tpcal.TpcalError as error:
+        ...     print(error)
+        No plan at missing.yaml.
     """
 
     exit_code = 1

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
 
 EMBEDDED = "embedded"
-"""Name of the built-in model and of the built-in questions; it is never a path."""
+"""Name of the first built-in model and of the built-in questions; it is never a path."""
+SMOL = "smol"
+"""Name of the second built-in model; it is never a path."""
+BUILT_IN = (EMBEDDED, SMOL)
+"""Names of the models that the built-in questions are for."""
 
 
 def kept(place: str, folder: Path) -> str:
@@ -31,7 +35,7 @@ def kept(place: str, folder: Path) -> str:
         folder: Folder of the file.
     """
     path = Path(place).expanduser()
-    return place if place == EMBEDDED or not path.exists() else _relative(path, folder)
+    return place if place in BUILT_IN or not path.exists() else _relative(path, folder)
 
 
 def from_here(place: str, folder: Path) -> str:

@@ -12,7 +12,8 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from tpcal.report.read_json import Span
+    from tpcal.calibrate.bench.ratios import Spread
+    from tpcal.calibrate.evaluation.evaluation_results import Share
 
 Matrix = list[list[float | None]]
 
@@ -147,7 +148,7 @@ def figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> Figu
     return go.Figure(data=list(data), layout=dict(layout))
 
 
-def error_bars(spans: Sequence[Span], colour: str) -> dict[str, Any]:
+def error_bars(spans: Sequence[Share | Spread], colour: str) -> dict[str, Any]:
     """Error bars without caps for points along x."""
     return {
         "type": "data",

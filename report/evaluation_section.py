@@ -6,20 +6,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tpcal.calibrate.evaluation.evaluation_results import ACCURACY, CONTROL, short_name
 from tpcal.plans.errors import FitError
 from tpcal.report.elements import Chart, HtmlTable, Section
 from tpcal.report.forest_plot import by_cost, exact, forest, grouped
-from tpcal.report.read_json import brief
 from tpcal.views.formats import percent
 
 if TYPE_CHECKING:
+    from tpcal.calibrate.bench.bench_results import BenchResults
+    from tpcal.calibrate.evaluation.evaluation_results import (
+        EntryResult,
+        EvaluationResults,
+        Share,
+        Test,
+    )
     from tpcal.calibrate.profile import Profile
-    from tpcal.report.read_json import Compared, Evaluated, EvaluatedEntry, Span, Timed
 
 SMALL = 0.05
 
 
-def check_model(evaluated: Evaluated | Timed, name: str, profile: Profile) -> None:
+def check_model(results: EvaluationResults | BenchResults, name: str, profile: Profile) -> None:
     """Raises FitError if the results are of another model than the profile.
 
     Results of random weights are accepted.
@@ -27,51 +33,53 @@ def check_model(evaluated: Evaluated | Timed, name: str, profile: Profile) -> No
     Raises:
         FitError: If the model is another one.
     """
-    if evaluated.fingerprint not in (None, profile.model.fingerprint):
-        raise FitError(name, [f"made with {evaluated.model}; the profile is of another model."])
+    model = results.model
+    if model is not None and model.fingerprint not in (None, profile.model.fingerprint):
+        raise FitError(name, [f"made with {model.name}; the profile is of another model."])
 
 
-def evaluations(evaluated: Evaluated) -> Section:
+def evaluations(results: EvaluationResults) -> Section:
     """The section of an evaluation."""
-    has_answers = evaluated.unpruned is not None
+    has_answers = results.measure == ACCURACY
     what = "accuracy" if has_answers else "agreement with the unpruned model"
-    charts = [forest(evaluated, what), by_cost(evaluated, what)] if evaluated.entries else []
+    charts = [forest(results, what), by_cost(results, what)] if results.entries else []
     parts: list[Chart | HtmlTable] = [chart for chart in charts if chart]
-    parts += [_right(evaluated) if has_answers else _same(evaluated)]
-    parts += [_tests(evaluated)] if evaluated.tests else []
-    parts += [_plans(evaluated, what), *_controls(evaluated, what)]
-    controls = any(e.kind == "control" for e in evaluated.entries)
+    parts += [_right(results) if has_answers else _same(results)]
+    parts += [_tests(results)] if results.tests else []
+    parts += [_plans(results, what), *_controls(results, what)]
+    controls = any(e.kind == CONTROL for e in results.entries)
     return Section(
         "evaluation",
         "Answers, measured",
-        _lead(evaluated, what),
-        f"On {evaluated.data}. Bars and brackets are 95 % intervals; differences are paired, "
-        "sample by sample, and keeps are means over these samples."
+        _lead(results, what),
+        f"On {results.data.description}. Bars and brackets are 95 % intervals; differences are "
+        "paired, sample by sample, and keeps are means over these samples."
         + " Controls choose blindly at the cost of the plan above them."
         * controls,
         tuple(parts),
     )
 
 
-def _lead(evaluated: Evaluated, what: str) -> str:
-    before, text = evaluated.unpruned, []
+def _lead(results: EvaluationResults, what: str) -> str:
+    before, text = results.unpruned.accuracy, []
     if before:
         text.append(f"Unpruned, {percent(before.value)} of the answers are right.")
-    for entry in evaluated.entries:
+    for entry in results.entries:
         if entry.kind == "plan" and entry.value:
-            worst = f"; its worst group is “{entry.worst[0]}”" if entry.worst else ""
+            lowest = entry.worst_group
+            worst = f"; its worst group is “{lowest.group}”" if lowest else ""
             much = f"{percent(entry.value.value)} {what} at keep {entry.keep:.2g}"
             text.append(f"{entry.name} has {much}{worst}.")
-    if evaluated.tests:
-        n = sum(test.p_adjusted < SMALL for test in evaluated.tests)
+    if results.tests:
+        n = sum(test.p_adjusted < SMALL for test in results.tests)
         text.append(
-            f"{n} of {len(evaluated.tests)} paired comparisons {'is' if n == 1 else 'are'} beyond "
+            f"{n} of {len(results.tests)} paired comparisons {'is' if n == 1 else 'are'} beyond "
             f"chance (p below {SMALL:g} after correction for their number)."
         )
     return " ".join(text)
 
 
-def _right(evaluated: Evaluated) -> HtmlTable:
+def _right(results: EvaluationResults) -> HtmlTable:
     head = (
         "plan",
         "keep",
@@ -82,84 +90,83 @@ def _right(evaluated: Evaluated) -> HtmlTable:
         "same, %",
         "worst group, %",
     )
-    rows = [("unpruned", "1", "100 %", "100 %", _span(evaluated.unpruned), "", "", "")]
+    rows = [("unpruned", "1", "100 %", "100 %", _span(results.unpruned.accuracy), "", "", "")]
     rows += [
         (
             *(e.short, *_cost(e), _span(e.accuracy), _span(e.difference, signed=True)),
             *(_value(e.agreement), _worst(e)),
         )
-        for e in grouped(evaluated.entries)
+        for e in grouped(results)
     ]
     caption = (
         "Answers by plan. FLOPs of the prefill and KV cache: of unpruned; change: of right answers"
         "; same: as the unpruned answer"
     )
-    return _below(evaluated, HtmlTable(caption, head, tuple(rows)))
+    return _below(results, HtmlTable(caption, head, tuple(rows)))
 
 
-def _same(evaluated: Evaluated) -> HtmlTable:
+def _same(results: EvaluationResults) -> HtmlTable:
     head = ("plan", "keep", "FLOPs", "KV", "same, %", "worst group, %")
-    rows = [
-        (e.short, *_cost(e), _span(e.agreement), _worst(e)) for e in grouped(evaluated.entries)
-    ]
+    rows = [(e.short, *_cost(e), _span(e.agreement), _worst(e)) for e in grouped(results)]
     caption = (
         "Answers by plan. FLOPs of the prefill and KV cache: of unpruned; same: as the unpruned "
         "answer"
     )
-    return _below(evaluated, HtmlTable(caption, head, tuple(rows)))
+    return _below(results, HtmlTable(caption, head, tuple(rows)))
 
 
-def _below(evaluated: Evaluated, table: HtmlTable) -> HtmlTable:
+def _below(results: EvaluationResults, table: HtmlTable) -> HtmlTable:
     """The table with controls indented below their plan."""
-    entries = grouped(evaluated.entries)
+    entries = grouped(results)
     first = len(table.rows) - len(entries)
     return replace(
-        table, under=frozenset(first + i for i, e in enumerate(entries) if e.kind == "control")
+        table, under=frozenset(first + i for i, e in enumerate(entries) if e.kind == CONTROL)
     )
 
 
-def _cost(entry: EvaluatedEntry) -> tuple[str, str, str]:
-    return f"{entry.keep:.3f}", percent(entry.prefill_flops), percent(entry.kv_bytes)
+def _cost(entry: EntryResult) -> tuple[str, str, str]:
+    cost = entry.cost
+    return f"{entry.keep:.3f}", percent(cost.prefill_flops), percent(cost.kv_bytes)
 
 
-def _worst(entry: EvaluatedEntry) -> str:
-    return f"{entry.worst[0]} {100 * entry.worst[1]:.0f}" if entry.worst else "–"
+def _worst(entry: EntryResult) -> str:
+    worst = entry.worst_group
+    return f"{worst.group} {100 * worst.value:.0f}" if worst else "–"
 
 
-def _plans(evaluated: Evaluated, what: str) -> HtmlTable:
-    plans = [e for e in evaluated.entries if e.kind != "control"]
-    return _groups(f"{what[0].upper()}{what[1:]} by group, %", evaluated, plans)
+def _plans(results: EvaluationResults, what: str) -> HtmlTable:
+    return _groups(f"{what[0].upper()}{what[1:]} by group, %", results, results.plans)
 
 
-def _controls(evaluated: Evaluated, what: str) -> list[HtmlTable]:
+def _controls(results: EvaluationResults, what: str) -> list[HtmlTable]:
     """A table for each plan that has controls."""
     found = []
-    for plan in evaluated.entries:
-        own = [e for e in evaluated.entries if e.kind == "control" and e.beside == plan.name]
+    for plan in results.plans:
+        own = results.controls(plan.name)
         if own:
             caption = f"{plan.short} beside its controls: {what} by group, %"
-            found.append(replace(_groups(caption, evaluated, [plan, *own]), folded=True))
+            found.append(replace(_groups(caption, results, [plan, *own]), folded=True))
     return found
 
 
-def _groups(caption: str, evaluated: Evaluated, entries: Sequence[EvaluatedEntry]) -> HtmlTable:
-    has_answers = evaluated.unpruned is not None
+def _groups(caption: str, results: EvaluationResults, entries: Sequence[EntryResult]) -> HtmlTable:
+    has_answers = results.measure == ACCURACY
     head = ("group", *["unpruned"] * has_answers, *(e.short for e in entries))
     rows = tuple(
-        (g, *[_value(before)] * has_answers, *(_value(e.groups.get(g)) for e in entries))
-        for g, before in evaluated.groups.items()
+        (g, *[_value(before.accuracy)] * has_answers, *(_value(e.value_of(g)) for e in entries))
+        for g, before in results.unpruned.groups.items()
     )
     return HtmlTable(caption, head, rows)
 
 
-def _tests(evaluated: Evaluated) -> HtmlTable:
-    tests = evaluated.tests
+def _tests(results: EvaluationResults) -> HtmlTable:
+    tests = results.tests
     measures = list(dict.fromkeys(test.measure for test in tests))
     several = len(measures) > 1
     head = ("comparison", *["of"] * several, "difference, points", "differ", "p", "p, corrected")
     rows = tuple(
         (
-            _pair(t, evaluated),
+            _pair(t, results),
             *[t.measure] * several,
             _span(t.difference, signed=True),
             str(t.n_changed),
@@ -176,22 +183,22 @@ def _tests(evaluated: Evaluated) -> HtmlTable:
     return HtmlTable(caption, head, rows, n_text=1 + several, strong=clear)
 
 
-def _pair(test: Compared, evaluated: Evaluated) -> str:
+def _pair(test: Test, results: EvaluationResults) -> str:
     """`plan.yaml − its random`"""
-    beside = {e.name: e.beside for e in evaluated.entries}.get(test.other)
-    other = brief(test.other, beside)
-    return f"{brief(test.one)} − {'its ' * (beside == test.one)}{other}"
+    beside = {e.name: e.beside for e in results.entries}.get(test.other)
+    other = short_name(test.other, beside)
+    return f"{short_name(test.one)} − {'its ' * (beside == test.one)}{other}"
 
 
 def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
-def _value(share: Span | None) -> str:
+def _value(share: Share | None) -> str:
     return "–" if share is None else f"{100 * share.value:.0f}"
 
 
-def _span(share: Span | None, signed: bool = False) -> str:
+def _span(share: Share | None, signed: bool = False) -> str:
     """`93.1 [91.0, 95.2]`, or `−1.8 [−3.9, +0.0]`"""
     if share is None or not signed:
         return exact(share).replace(" %", "")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tpcal.calibrate.evaluation.evaluation_results import CONTROL
 from tpcal.report.chart_style import BLUE, INK, QUIET, axis, frame, plain
 from tpcal.report.elements import Chart, HtmlTable, error_bars, figure, rounded
 from tpcal.report.label_places import HALF, LETTER, placed
 
 if TYPE_CHECKING:
-    from tpcal.report.read_json import Evaluated, EvaluatedEntry, Span
+    from tpcal.calibrate.evaluation.evaluation_results import EntryResult, EvaluationResults, Share
 
 KINDS = {
     "plan": ("plan", BLUE, "circle"),
@@ -31,17 +32,15 @@ WIDTH, HEIGHT = 900, 300
 """Size of the plot area in pixels, by which names are placed."""
 
 
-def grouped(entries: Sequence[EvaluatedEntry]) -> list[EvaluatedEntry]:
+def grouped(results: EvaluationResults) -> list[EntryResult]:
     """The entries with the controls of every plan below it."""
-    own = [e for e in entries if e.kind != "control"]
-    below = [[c for c in entries if c.kind == "control" and c.beside == e.name] for e in own]
-    found = [one for plan, those in zip(own, below, strict=True) for one in (plan, *those)]
-    return [*found, *(e for e in entries if e not in found)]
+    found = [one for plan in results.plans for one in (plan, *results.controls(plan.name))]
+    return [*found, *(e for e in results.entries if e not in found)]
 
 
-def forest(evaluated: Evaluated, what: str) -> Chart:
+def forest(results: EvaluationResults, what: str) -> Chart:
     """A forest plot with a row for each entry, and the unpruned model as a line."""
-    entries, before = grouped(evaluated.entries), evaluated.unpruned
+    entries, before = grouped(results), results.unpruned.accuracy
     rows = _rows(entries, first=1.0 if before else 0.0)
     data = [_unpruned(before)] if before else []
     data += [_dots(kind, entries, rows) for kind in KINDS if any(e.kind == kind for e in entries)]
@@ -73,19 +72,19 @@ def forest(evaluated: Evaluated, what: str) -> Chart:
     )
 
 
-def by_cost(evaluated: Evaluated, what: str) -> Chart | None:
+def by_cost(results: EvaluationResults, what: str) -> Chart | None:
     """The values over layer-average keep; None if all entries cost nearly the same."""
-    entries = grouped(evaluated.entries)
+    entries = grouped(results)
     keeps = [e.keep for e in entries]
     if max(keeps, default=0.0) - min(keeps, default=0.0) <= APART:
         return None
-    low, high = _limits([e.value for e in entries] + [evaluated.unpruned])
+    low, high = _limits([e.value for e in entries] + [results.unpruned.accuracy])
     right = min(1.02, 1.25 * max(keeps))
     data = [
-        _series(name, own, symbol, colour, _sides(own, evaluated, (right, low, high)))
+        _series(name, own, symbol, colour, _sides(own, results, (right, low, high)))
         for name, own, symbol, colour in _kinds(entries)
     ]
-    before = evaluated.unpruned
+    before = results.unpruned.accuracy
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "below"}
     layout = frame(
         400,
@@ -107,7 +106,7 @@ def by_cost(evaluated: Evaluated, what: str) -> Chart | None:
     )
 
 
-def exact(share: Span | None) -> str:
+def exact(share: Share | None) -> str:
     """`93.1 % [91.0, 95.2]`"""
     if share is None:
         return "–"
@@ -115,16 +114,16 @@ def exact(share: Span | None) -> str:
     return f"{value} % [{low}, {high}]"
 
 
-def _rows(entries: Sequence[EvaluatedEntry], first: float) -> list[float]:
+def _rows(entries: Sequence[EntryResult], first: float) -> list[float]:
     """The height of every row, with space between plans."""
     found, at = [], first - 1 + (BETWEEN if first else 0.0)
     for i, entry in enumerate(entries):
-        at += 1 + (BETWEEN if i and entry.kind != "control" else 0.0)
+        at += 1 + (BETWEEN if i and entry.kind != CONTROL else 0.0)
         found.append(at)
     return found
 
 
-def _limits(spans: Sequence[Span | None]) -> tuple[float, float]:
+def _limits(spans: Sequence[Share | None]) -> tuple[float, float]:
     known = [s for s in spans if s]
     low, high = min(s.low for s in known), max(s.high for s in known)
     room = 0.04 * (high - low) + 0.005
@@ -132,7 +131,7 @@ def _limits(spans: Sequence[Span | None]) -> tuple[float, float]:
 
 
 def _words(
-    entries: Sequence[EvaluatedEntry], rows: Sequence[float], before: Span | None
+    entries: Sequence[EntryResult], rows: Sequence[float], before: Share | None
 ) -> list[dict[str, Any]]:
     """Annotations: names to the left of the rows and costs to the right."""
     left = {"xref": "paper", "x": 0, "xanchor": "right", "showarrow": False}
@@ -145,7 +144,7 @@ def _words(
         found.append({**left, **size, "y": 0, "text": "unpruned"})
         found.append({**right, **size, "y": 0, "text": "1"})
     for entry, row in zip(entries, rows, strict=True):
-        is_control = entry.kind == "control"
+        is_control = entry.kind == CONTROL
         font = {"size": 12, "color": QUIET if is_control else INK}
         place = {"xshift": start + INDENT * is_control}
         found.append(
@@ -155,7 +154,7 @@ def _words(
     return found
 
 
-def _left(entries: Sequence[EvaluatedEntry]) -> int:
+def _left(entries: Sequence[EntryResult]) -> int:
     """The width of the names in pixels."""
     longest = max(len("unpruned"), *(len(_cropped(e.short)) for e in entries))
     return round(LETTER * longest) + INDENT
@@ -165,11 +164,11 @@ def _cropped(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
 
 
-def _unpruned(span: Span) -> dict[str, Any]:
+def _unpruned(span: Share) -> dict[str, Any]:
     return _trace("unpruned", [("unpruned", 1.0, span)], "circle-open", INK) | {"y": [0]}
 
 
-def _dots(kind: str, entries: Sequence[EvaluatedEntry], rows: Sequence[float]) -> dict[str, Any]:
+def _dots(kind: str, entries: Sequence[EntryResult], rows: Sequence[float]) -> dict[str, Any]:
     name, colour, symbol = KINDS[kind]
     own = [(e, row) for e, row in zip(entries, rows, strict=True) if e.kind == kind and e.value]
     points = [(e.name, e.keep, e.value) for e, _ in own if e.value]
@@ -177,7 +176,7 @@ def _dots(kind: str, entries: Sequence[EvaluatedEntry], rows: Sequence[float]) -
 
 
 def _trace(
-    name: str, points: Sequence[tuple[str, float, Span]], symbol: str, colour: str
+    name: str, points: Sequence[tuple[str, float, Share]], symbol: str, colour: str
 ) -> dict[str, Any]:
     """A trace of dots with intervals along x."""
     spans = [span for _, _, span in points]
@@ -194,49 +193,49 @@ def _trace(
     }
 
 
-def _kinds(entries: Sequence[EvaluatedEntry]) -> list[tuple[str, list[EvaluatedEntry], str, str]]:
+def _kinds(entries: Sequence[EntryResult]) -> list[tuple[str, list[EntryResult], str, str]]:
     """(name, entries, symbol, colour) of plans, published schedules, and each kind of control."""
     found = []
     for kind in ("plan", "preset"):
         name, colour, symbol = KINDS[kind]
         found.append((name, [e for e in entries if e.kind == kind], symbol, colour))
-    blind = list(dict.fromkeys(e.short for e in entries if e.kind == "control"))
+    blind = list(dict.fromkeys(e.short for e in entries if e.kind == CONTROL))
     for i, name in enumerate(blind):
-        own = [e for e in entries if e.kind == "control" and e.short == name]
+        own = [e for e in entries if e.kind == CONTROL and e.short == name]
         found.append((f"control: {name}", own, CONTROLS[i % len(CONTROLS)], QUIET))
     return [one for one in found if one[1]]
 
 
 def _sides(
-    own: Sequence[EvaluatedEntry], evaluated: Evaluated, limits: tuple[float, float, float]
+    own: Sequence[EntryResult], results: EvaluationResults, limits: tuple[float, float, float]
 ) -> list[str | None]:
     """The places of the names of plans; controls have no name in the chart."""
     right, low, high = limits
 
-    def height(span: Span | None) -> float:
+    def height(span: Share | None) -> float:
         return (span.value - low) / (high - low) * HEIGHT if span else -HEIGHT
 
-    def spot(entry: EvaluatedEntry) -> tuple[float, float]:
+    def spot(entry: EntryResult) -> tuple[float, float]:
         return entry.keep / right * WIDTH, height(entry.value)
 
-    if own[0].kind == "control":
+    if own[0].kind == CONTROL:
         return [None] * len(own)
-    others = [spot(e) for e in evaluated.entries if e not in own]
-    line = height(evaluated.unpruned) + HALF  # thinner than a point: names come nearer
+    others = [spot(e) for e in results.entries if e not in own]
+    line = height(results.unpruned.accuracy) + HALF  # thinner than a point: names come nearer
     others += [(2 * HALF * i, line) for i in range(int(WIDTH / HALF / 2))]
     names = [_cropped(e.short) for e in own]
     return placed(names, [spot(e) for e in own], others, WIDTH, HEIGHT)
 
 
 def _series(
-    name: str, own: Sequence[EvaluatedEntry], symbol: str, colour: str, sides: Sequence[str | None]
+    name: str, own: Sequence[EntryResult], symbol: str, colour: str, sides: Sequence[str | None]
 ) -> dict[str, Any]:
     known = [(e, s, side) for e, side in zip(own, sides, strict=True) if (s := e.value)]
     trace = _trace(name, [(e.name, e.keep, s) for e, s, _ in known], symbol, colour)
     error = trace.pop("error_x")
     return {
         **trace,
-        "mode": "markers" if own[0].kind == "control" else "markers+text",
+        "mode": "markers" if own[0].kind == CONTROL else "markers+text",
         "x": [rounded(e.keep) for e, _, _ in known],
         "y": trace["x"],
         "error_y": {**error, "thickness": 1},

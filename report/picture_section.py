@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.inputs.answer_tokens import generate_ids
+from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import as_rgb
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Sample, Samples
-from tpcal.plans.executor.cutting import CutRecord
 from tpcal.plans.executor.handle import Patch, Report, apply
+from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
 from tpcal.plans.schema import Cut, Plan
 from tpcal.report.answer_cards import Shown, Step, differ, title

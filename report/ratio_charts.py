@@ -8,12 +8,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tpcal.calibrate.evaluation.evaluation_results import short_name
 from tpcal.report.chart_style import INK, PLANS, axis, frame, plain
 from tpcal.report.elements import Chart, HtmlTable, error_bars, figure, rounded
-from tpcal.report.read_json import brief
 
 if TYPE_CHECKING:
-    from tpcal.report.read_json import Span, Timed
+    from tpcal.calibrate.bench.bench_results import BenchResults
+    from tpcal.calibrate.bench.ratios import Spread
 
 MEASURES = (
     ("ttft", "first token", "less is faster"),
@@ -28,21 +29,21 @@ SMALL_LETTER = 5.7
 """Sizes in pixels on a phone."""
 GAP = 0.035
 """Gap between panels as a share of the width."""
-Named = tuple[str, "Span"]
+Named = tuple[str, "Spread"]
 
 
-def ratios(timed: Timed, cells: Sequence[str]) -> Chart:
+def ratios(results: BenchResults, cells: Sequence[str]) -> Chart:
     """Three panels with one axis, which are stacked on a phone.
 
     Args:
-        timed: Results of `tpcal bench`.
+        results: Results of `tpcal bench`.
         cells: Names of the cells.
     """
-    plans = list(dict.fromkeys(r.name for c in timed.cells for r in c.runs if r.ratios))
-    ticks, limits = _scale([s for c in timed.cells for r in c.runs for s in r.ratios.values()])
+    plans = list(dict.fromkeys(r.name for c in results.cells for r in c.runs if r.ratios))
+    ticks, limits = _scale([s for c in results.cells for r in c.runs for s in r.ratios.values()])
     lines = [_line(n, len(cells)) for n in range(1, 4)]
     panels = [
-        _trace(timed, cells, key, n, place, plans)
+        _trace(results, cells, key, n, place, plans)
         for n, (key, _, _) in enumerate(MEASURES, start=1)
         for place in range(len(plans))
     ]
@@ -61,12 +62,12 @@ def ratios(timed: Timed, cells: Sequence[str]) -> Chart:
         "Three panels, for the time to the first token, the time per token and the throughput: "
         "dots with intervals, a row for each cell, and a line at 1 for the unpruned model.",
         figure([*lines, *panels], layout),
-        _table(timed, cells),
+        _table(results, cells),
         narrow=_stacked(inside, ROW * len(plans) * (len(plans) > 1), cells),
     )
 
 
-def _scale(spans: Sequence[Span]) -> tuple[tuple[float, ...], tuple[float, float]]:
+def _scale(spans: Sequence[Spread]) -> tuple[tuple[float, ...], tuple[float, float]]:
     """The ticks, and the ends of the axis as powers of ten."""
     low, high = min(0.9, *(s.low for s in spans)), max(1.1, *(s.high for s in spans))
     fine = low >= FINE[0] / 1.1 and high <= FINE[-1] * 1.1
@@ -146,13 +147,18 @@ def _line(n: int, n_cells: int) -> dict[str, Any]:
 
 
 def _trace(
-    timed: Timed, cells: Sequence[str], key: str, panel: int, place: int, plans: Sequence[str]
+    results: BenchResults,
+    cells: Sequence[str],
+    key: str,
+    panel: int,
+    place: int,
+    plans: Sequence[str],
 ) -> dict[str, Any]:
     """The trace of a plan in a panel; several plans are stacked in each cell."""
-    name, (colour, _, symbol) = brief(plans[place]), PLANS[place % len(PLANS)]
+    name, (colour, _, symbol) = short_name(plans[place]), PLANS[place % len(PLANS)]
     own = [
         (at, run.ratios[key])
-        for at, cell in enumerate(timed.cells)
+        for at, cell in enumerate(results.cells)
         for run in cell.runs
         if run.name == plans[place] and key in run.ratios
     ]
@@ -175,10 +181,10 @@ def _trace(
     }
 
 
-def _table(timed: Timed, cells: Sequence[str]) -> HtmlTable:
+def _table(results: BenchResults, cells: Sequence[str]) -> HtmlTable:
     rows = tuple(
-        (words, brief(run.name), *(_cell(run.ratios.get(key)) for key, _, _ in MEASURES))
-        for words, cell in zip(cells, timed.cells, strict=True)
+        (words, short_name(run.name), *(_cell(run.ratios.get(key)) for key, _, _ in MEASURES))
+        for words, cell in zip(cells, results.cells, strict=True)
         for run in cell.runs
         if run.ratios
     )
@@ -186,10 +192,10 @@ def _table(timed: Timed, cells: Sequence[str]) -> HtmlTable:
     return HtmlTable("Ratios to unpruned", head, rows, n_text=2)
 
 
-def _cell(span: Span | None) -> str:
+def _cell(span: Spread | None) -> str:
     return "–" if span is None else ratio(span)
 
 
-def ratio(span: Span) -> str:
+def ratio(span: Spread) -> str:
     """`0.832 [0.795, 0.916]`"""
     return f"{span.value:.3f} [{span.low:.3f}, {span.high:.3f}]"

@@ -8,7 +8,8 @@ from typing import Any
 import opened
 import torch
 
-from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs, prompt_text
+from tpcal.calibrate.inputs.answer_tokens import generate_ids
+from tpcal.calibrate.inputs.batches import prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.images import read_images
 from tpcal.calibrate.inputs.samples import Sample
 from tpcal.plans.executor.handle import apply

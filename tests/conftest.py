@@ -1,8 +1,54 @@
-"""What holds for every test."""
+"""What holds for every test; which tests a run takes, and in which order processes share them."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
 import pytest
+from measured_times import Recorder, function_of, slow_functions
+
+SCOPES = ("fast", "usual", "nightly")
+"""Of `--scope`, each a part of the next; CONTRIBUTING.md says what they hold."""
+UNKNOWN_S = 0.02
+"""Seconds that a case is expected to take where nothing was measured."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--scope", choices=SCOPES, default="usual", help="which tests to run")
+    parser.addoption("--record-times", metavar="FILE", help="write down which tests are slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--record-times")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(path))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = slow_functions()
+    wanted = SCOPES[: SCOPES.index(config.getoption("--scope")) + 1]
+    taken = [item for item in items if scope_of(item, slow) in wanted]
+    config.hook.pytest_deselected(items=[*set(items) - set(taken)])
+    if hasattr(config, "workerinput"):  # longest file first, so that no process ends long after
+        seconds = _expected(taken, slow)
+        taken.sort(key=lambda item: -seconds[item.path])
+    items[:] = taken
+
+
+def scope_of(item: pytest.Item, slow: Mapping[str, float]) -> str:
+    """The narrowest scope that runs a test: by its mark, otherwise by its measured time."""
+    marked = [scope for scope in SCOPES if item.get_closest_marker(scope)]
+    return marked[-1] if marked else "usual" if function_of(item.nodeid) in slow else "fast"
+
+
+def _expected(items: Iterable[pytest.Item], slow: Mapping[str, float]) -> dict[Path, float]:
+    """Seconds that the tests of each file will take."""
+    seconds: dict[Path, float] = defaultdict(float)
+    for item in items:
+        seconds[item.path] += slow.get(function_of(item.nodeid), UNKNOWN_S)
+    return seconds
 
 
 @pytest.fixture(autouse=True)

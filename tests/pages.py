@@ -74,7 +74,11 @@ def small_material() -> Material:
 
 def html_of(material: Material, **more: Any) -> str:
     """The page of a fixed moment."""
-    facts = {"made_by": "made by tpcal 9", "command": f"tpcal report {NASTY}", "now": NOW}
+    facts: dict[str, Any] = {
+        "made_by": "made by tpcal 9",
+        "command": f"tpcal report {NASTY}",
+        "now": NOW,
+    }
     return report(material, **(facts | more))
 
 

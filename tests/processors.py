@@ -139,7 +139,7 @@ def lighton_ocr() -> Any:
 def _without_videos(kind: type[Any]) -> type[Any]:
     """The processor's class for want of a video processor, which needs torchvision."""
 
-    class WithoutVideos(kind):  # type: ignore[misc]
+    class WithoutVideos(kind):
         def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
             if name == "video_processor":
                 return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def close(model: nn.Module, inputs: dict[str, Tensor]) -> float:
     return allowed(model, lambda: model(**inputs, position_ids=positions_of(real)).logits[real])
 
 
-def class_attention(model: nn.Module, pixels: Tensor) -> Tensor:
+def class_attention(model: Any, pixels: Tensor) -> Tensor:
     """[images, N, 1 + d] attention of CLIP's class token and mean keys, last layer but one."""
     tower = copy.deepcopy(model.model.vision_tower)
     tower.set_attn_implementation("eager")

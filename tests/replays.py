@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tpcal.calibrate.inputs.batches import Encoded
 from tpcal.calibrate.tape import Tape
-from tpcal.plans.executor.cutting import CutRecord
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.rounding import allowed

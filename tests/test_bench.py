@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -89,8 +88,7 @@ def _cells(ttft_ms: float) -> tuple[Cell, ...]:
 
 def _subject() -> BenchSubject:
     model = build(GEOMETRIES["tiny"], torch.float32, "cpu", "eager")
-    about: dict[str, Any] = {"geometry": {"name": "tiny"}}
-    return BenchSubject(model, lambda shape: {}, {}, about, ("tiny",))
+    return BenchSubject(model, lambda shape: {}, {}, {"name": "tiny"}, ("tiny",))
 
 
 def test_cuts_that_cannot_stand_are_told_of(tpcal: Tpcal) -> None:
@@ -109,7 +107,7 @@ def test_slower_is_an_error_and_the_figures_are_written_first(
         "6.10 ms, unpruned 5.60 (+9 %)."
     )
     with click.Context(bench, obj="tpcal bench"), pytest.raises(SlowerError) as error:
-        show(_subject(), _cells(6.1), 15, [out])
+        show(_subject(), _cells(6.1), [out])
     assert str(error.value) == said
     assert error.value.exit_code == 6
     assert "×1.09" in capsys.readouterr().out
@@ -121,7 +119,7 @@ def test_slower_is_an_error_and_the_figures_are_written_first(
 
 def test_faster_is_none(tmp_path: Path) -> None:
     with click.Context(bench, obj="tpcal bench"):
-        show(_subject(), _cells(5.0), 15, [tmp_path / "bench.md"])
+        show(_subject(), _cells(5.0), [tmp_path / "bench.md"])
     assert "Nowhere slower than unpruned beyond noise" in (tmp_path / "bench.md").read_text()
 
 

@@ -21,15 +21,21 @@ from rich.console import Console, RenderableType
 
 from tpcal import __version__
 from tpcal.calibrate.evaluation.accuracy import Evaluation
+from tpcal.calibrate.evaluation.compare import Comparison, Entry
+from tpcal.calibrate.evaluation.evaluation_results import (
+    EvaluationResults,
+    MeasuredCost,
+    SampleFacts,
+)
+from tpcal.calibrate.inputs.model_facts import ModelFacts
 from tpcal.calibrate.profile import Probe, Profile, load, save
 from tpcal.cli import cli
-from tpcal.options import Listed, layer
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
 from tpcal.plans.plan_file import load_plan, presets, save_plan
 from tpcal.plans.schema import Cut, Loss, ModelIdentity, Plan, ReachedBudget
 from tpcal.terminal import Commands, short_command
-from tpcal.views.evaluation_view import evaluation_view
+from tpcal.views.evaluation_groups import group_view
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -46,6 +52,7 @@ COMMANDS = (
     "run",
     "presets",
     "selectors",
+    "doctor",
 )
 HEAVY = ["torch", "transformers", "optuna", "datasets", "rich", "numpy", "scipy", "PIL"]
 Tpcal = Callable[..., Result]
@@ -194,10 +201,6 @@ def test_wrong_options_are_one_line_and_exit_2(tpcal: Tpcal, args: list[str], sa
     assert said in result.stderr
     assert _is_one_line(result.stderr), result.stderr
     assert "--help' shows the options." in result.stderr
-
-
-def test_lists_take_ranges_and_forget_repetitions() -> None:
-    assert Listed(layer, ranges=True).convert("0, 4-6,5,2", None, None) == (0, 4, 5, 6, 2)
 
 
 def test_check_accepts_a_plan(tpcal: Tpcal, tmp_path: Path) -> None:
@@ -568,6 +571,15 @@ def _printed(view: RenderableType) -> str:
     return screen.file.getvalue()
 
 
+def _results(evaluation: Evaluation) -> EvaluationResults:
+    """The results of one plan, or of the unpruned model alone."""
+    entry = Entry("plan.yaml", None, None, False, MeasuredCost(), evaluation)
+    entries = () if evaluation.correct_plan is None else (entry,)
+    n = len(evaluation.answers_unpruned)
+    data = SampleFacts("embedded", "", None, n, evaluation.groups, n_seen=0)
+    return EvaluationResults.of(Comparison(evaluation, entries, (), {}), ModelFacts("tiny"), data)
+
+
 def _evaluation(answered: bool = True, plan: bool = True) -> Evaluation:
     after = np.array([True] * 7 + [False] * 13)
     before = np.array([True] * 10 + [False] * 10)
@@ -584,7 +596,7 @@ def _evaluation(answered: bool = True, plan: bool = True) -> Evaluation:
 
 
 def test_an_evaluation_shows_intervals_and_the_worst_group() -> None:
-    out = _printed(evaluation_view(_evaluation(), title="plan.yaml on embedded"))
+    out = _printed(group_view(_results(_evaluation()), title="plan.yaml on embedded"))
     rows = {words[0]: line for line in out.splitlines() if (words := line.split())}
     assert "100 [57, 100]" in rows["colour"]
     assert "-20 [" in rows["reading"]
@@ -606,21 +618,21 @@ def test_a_large_evaluation_keeps_its_groups_names_whole() -> None:
         answers_unpruned=("x",) * n,
         answers_plan=("x",) * n,
     )
-    lines = _printed(evaluation_view(evaluation, title="plan.yaml")).splitlines()
+    lines = _printed(group_view(_results(evaluation), title="plan.yaml")).splitlines()
     assert any(line.startswith("background") for line in lines)
     assert any(line.startswith("overall") and "-12.5 [" in line for line in lines)
     assert max(map(len, lines)) <= 80
 
 
 def test_an_evaluation_without_answers_shows_agreement() -> None:
-    out = _printed(evaluation_view(_evaluation(answered=False), title="x"))
+    out = _printed(group_view(_results(_evaluation(answered=False)), title="x"))
     assert "same answer" in out
     assert "unpruned" not in out
     assert " 85 [" in out
 
 
 def test_an_evaluation_without_a_plan_shows_the_model_alone() -> None:
-    out = _printed(evaluation_view(_evaluation(plan=False), title="x"))
+    out = _printed(group_view(_results(_evaluation(plan=False)), title="x"))
     assert " 50 [30, 70]" in out
     assert "with plan" not in out
 

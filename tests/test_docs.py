@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import generate
 import pytest
 import torch
+import yaml
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import read_prompt
@@ -76,6 +78,20 @@ def test_plans_that_are_shown_are_plans(path: Path) -> None:
 def test_presets_that_are_named_exist(path: Path) -> None:
     named = re.findall(r"preset:([a-z][\w-]*)", path.read_text(encoding="utf-8"))
     assert set(named) <= {*presets(), *SHORT_PRESETS}
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_extras_that_are_named_exist(path: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"(?:tpcal|\.)\[(\w+)\]'", path.read_text(encoding="utf-8"))
+    assert set(named) <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("name", ["bug", "model"])
+def test_issues_begin_with_the_output_of_doctor(name: str) -> None:
+    path = ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml"
+    first, *_ = yaml.safe_load(path.read_text(encoding="utf-8"))["body"]
+    assert first["attributes"]["label"] == "Output of tpcal doctor"
 
 
 def test_the_selector_that_is_walked_through_works() -> None:

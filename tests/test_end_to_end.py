@@ -15,9 +15,9 @@ from PIL import Image
 
 from tools.embedded.export import export
 from tools.embedded.model import Sizes, new_model
+from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
-from tpcal.options import DataChoice, ModelChoice
 from tpcal.plans.plan_file import load_plan, save_plan
 from tpcal.plans.schema import Cut, ModelIdentity, Plan
 

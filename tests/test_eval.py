@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from tools.embedded.export import export
 from tools.embedded.model import Sizes, new_model
-from tpcal.calibrate.inputs.batches import generate_ids
+from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.cli import cli

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+import tpcal
+from tpcal.plans.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -23,6 +28,7 @@ FLOORS = {
     "views": 5,
     "integrations": 5,
     "report": 5,
+    "options": 6,
     "commands": 6,
 }
 TOP = 6  # cli.py and what it parses with
@@ -74,23 +80,28 @@ def _floor(parts: tuple[str, ...]) -> int:
     return FLOORS.get(parts[0], TOP)
 
 
-def _reached(path: Path) -> set[str]:
-    """All that a module imports, directly or through other modules of tpcal, also in functions."""
+def _reached(path: Path, functions: bool = True) -> set[str]:
+    """All that a module imports, directly or through other modules of tpcal, perhaps in functions."""
     found: set[str] = set()
     waiting = [path]
     while waiting:
-        for name in _loaded(waiting.pop()) - found:
+        for name in _loaded(waiting.pop(), functions) - found:
             found.add(name)
             waiting += [HOMES[name]] if name in HOMES else []
     return found
 
 
 @cache
-def _loaded(path: Path) -> frozenset[str]:
-    """What a module imports when it runs: all but what stands below `if TYPE_CHECKING`."""
+def _loaded(path: Path, functions: bool = True) -> frozenset[str]:
+    """What a module imports when it runs: all but what stands below `if TYPE_CHECKING`.
+
+    Without its functions: when it is imported.
+    """
     tree = ast.parse((ROOT / path).read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+        if isinstance(node, ast.FunctionDef) and not functions:
             node.body = [ast.Pass()]
     return frozenset(_imported(path, tree))
 
@@ -130,8 +141,8 @@ def test_only_the_command_line_prints() -> None:
     ("allowed", "forbidden"),
     [
         # The report takes the wording of figures from views/formats.py, which also makes tables.
-        (SHELL | {"options.py", "report", "integrations"}, {"rich"}),
-        (SHELL - {"views"} | {"options.py"}, {"click", "tpcal.options"}),
+        (SHELL | {"options", "report", "integrations"}, {"rich"}),
+        (SHELL - {"views"} | {"options"}, {"click", "tpcal.options"}),
     ],
     ids=["rich", "click"],
 )
@@ -155,6 +166,49 @@ def test_production_loads_nothing_that_measures_or_decides() -> None:
     loaded = done.stdout.split()
     assert "tpcal.plans.executor.handle" in loaded
     assert [name for name in loaded if name.startswith((*above, "tpcal.options", "optuna"))] == []
+
+
+def _extra_modules() -> dict[str, set[str]]:
+    """The modules that each extra of pyproject.toml installs, with those of the extras it names."""
+    modules = {
+        name: kind
+        for kind, names in packages_distributions().items()
+        for name in names
+        if not kind.startswith("_")  # plotly also has _plotly_utils
+    }
+    listed: dict[str, set[str]] = {}
+    for extra, wanted in PROJECT["project"]["optional-dependencies"].items():
+        names = {re.split(r"[><=\[ ]", requirement)[0] for requirement in wanted}
+        listed[extra] = {modules[name] for name in names - {"tpcal"} if name in modules}
+    listed["report"] |= listed["plan"]  # pyproject.toml: report = ["tpcal[plan]", …]
+    return listed
+
+
+def test_extras_are_those_of_the_package() -> None:
+    found = _extra_modules()
+    assert {extra: set(modules) for extra, modules in EXTRAS.items()} == {
+        extra: found[extra] for extra in EXTRAS
+    }
+    assert PROJECT["project"]["optional-dependencies"]["all"] == ["tpcal[plan,report]"]
+
+
+def test_what_runs_plans_imports_no_extra_before_it_is_asked_to() -> None:
+    production = {"plans", "integrations", "views", "commands", "workflow"}
+    paths = {
+        path
+        for path in _modules()
+        if production & {*path.parts} or path.parent == Path()
+        if path != Path("integrations/lmms_eval.py")  # lmms-eval, which loads it, has accelerate
+    }
+    paths |= {HOMES[home] for home in tpcal._HOMES.values()}
+    extras = {module for modules in EXTRAS.values() for module in modules}
+    offenders = [
+        f"{path} reaches {name}"
+        for path in sorted(paths)
+        for name in sorted(_reached(path, functions=False))
+        if name.split(".")[0] in extras
+    ]
+    assert offenders == []
 
 
 def test_no_two_public_classes_have_one_name() -> None:
@@ -218,8 +272,6 @@ def test_plans_can_be_read_without_torch(statement: str) -> None:
 
 
 def test_public_names_exist_and_unknown_ones_do_not() -> None:
-    import tpcal
-
     for name in tpcal.__all__:
         assert getattr(tpcal, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
@@ -227,6 +279,4 @@ def test_public_names_exist_and_unknown_ones_do_not() -> None:
 
 
 def test_the_version_is_one() -> None:
-    import tpcal
-
     assert PROJECT["project"]["version"] == tpcal.__version__

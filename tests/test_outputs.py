@@ -9,13 +9,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tpcal import options
 from tpcal.commands.outputs import check_outputs, write_figures
+from tpcal.options import groups
 from tpcal.plans.errors import UsageError
 
 
 @click.command()
-@options.figures_option
+@groups.figures_option
 def figures(outputs: tuple[Path, ...], force: bool) -> None:
     check_outputs(outputs, force)
     write_figures(outputs, {"n": 3}, "three")

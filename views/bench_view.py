@@ -13,8 +13,8 @@ from rich.text import Text
 from tpcal.views.formats import QUIET, WORST, Right, binary, count, heading, percent, table_of
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.bench.machine import Machine
-    from tpcal.calibrate.bench.ratios import Cell, GenerationRun, Spread
+    from tpcal.calibrate.bench.bench_results import BenchResults, CellResult, RunResult
+    from tpcal.calibrate.bench.ratios import Spread
 
 _TITLES = ("", "first token", "decoder", "per token", "tokens/s", "peak", "KV")
 _WIDTHS = (20, 11, 7, 11, 8, 8, 8)
@@ -29,32 +29,22 @@ class Page:
 
     subject: tuple[str, ...]
     """Description of the model, as lines."""
-    machine: Machine
-    n_repeats: int
-    cells: tuple[Cell, ...]
-    slower: Sequence[Sequence[Sequence[str]]]
-    """Names of the measures in which a plan is slower, for every cell and plan."""
-    sentences: tuple[str, ...]
+    results: BenchResults
 
     @property
     def verdict(self) -> str:
         """The conclusion at the end of the page."""
-        from tpcal.calibrate.bench.slower import hidden
-
-        if self.sentences:
-            return "\n".join(self.sentences)
-        most, where = hidden(self.cells)
-        noise = f"; noise could hide up to {percent(most)} ({where})" if where else ""
-        return f"Nowhere slower than unpruned beyond noise, in {self._n_cells}{noise}."
-
-    @property
-    def _n_cells(self) -> str:
-        return count(len(self.cells), "cell")
+        results = self.results
+        if results.slower:
+            return "\n".join(results.slower)
+        most, cells = results.hidden_slowdown, count(len(results.cells), "cell")
+        noise = f"; noise could hide up to {percent(most.share)} ({most.where})" if most else ""
+        return f"Nowhere slower than unpruned beyond noise, in {cells}{noise}."
 
     @property
     def machine_line(self) -> str:
         """The device, attention kernel and versions as one line."""
-        m = self.machine
+        m = self.results.machine
         versions = f"tpcal {m.tpcal}, torch {m.torch}, transformers {m.transformers}"
         threads = count(m.threads, "thread")
         return f"{m.device}, {threads}, {m.dtype}, {m.attention} attention; {versions}; {m.system}"
@@ -63,10 +53,10 @@ class Page:
     def note(self) -> str:
         """The explanation of the columns."""
         return (
-            f"Milliseconds, medians of {self.n_repeats} repeats ± half of their middle half; × is "
-            "the ratio to unpruned in the same repeat. first token: all that a user waits for; "
-            "decoder: its part of that. peak: most memory held beyond the weights, the KV cache "
-            "included. KV: bytes of the cache at the end."
+            f"Milliseconds, medians of {self.results.repeats} repeats ± half of their middle "
+            "half; × is the ratio to unpruned in the same repeat. first token: all that a user "
+            "waits for; decoder: its part of that. peak: most memory held beyond the weights, the "
+            "KV cache included. KV: bytes of the cache at the end."
         )
 
 
@@ -74,25 +64,24 @@ def bench_view(page: Page) -> RenderableType:
     """A table for each cell, followed by their explanation and the conclusion."""
     parts: list[RenderableType] = [heading(page.subject[0])]
     parts += [Text(line, style=QUIET) for line in (*page.subject[1:], page.machine_line)]
-    for cell, slower in zip(page.cells, page.slower, strict=True):
-        new = f"{cell.n_new} new"
-        parts += [Text(), Text(f"{cell.title}, {new}"), _table(cell, slower)]
+    for cell in page.results.cells:
+        parts += [Text(), Text(f"{cell.title}, {cell.n_new} new"), _table(cell)]
     parts += [Text(), Text(page.note, style=QUIET)]
-    if not page.sentences:
+    if not page.results.slower:
         parts += [Text(), Text(page.verdict)]  # a slower one is the error that follows
     return Group(*parts)
 
 
-def _table(cell: Cell, slower: Sequence[Sequence[str]]) -> Table:
+def _table(cell: CellResult) -> Table:
     table = table_of(*(Right(title) if title else title for title in _TITLES))
     table.padding = (0, 0)
     for column, width in zip(table.columns, _WIDTHS, strict=True):
         column.width = width
     table.columns[0].no_wrap, table.columns[0].overflow = True, "ellipsis"
     table.add_row(_short(cell.unpruned.name), *_values(cell.unpruned))
-    for run, names in zip(cell.plans, slower, strict=True):
+    for run in cell.plans:
         table.add_row(_short(run.name), *_values(run))
-        marked = {_PART_OF[name] for name in names}
+        marked = {_PART_OF[name] for name in run.slower}
         cells = enumerate(("  to unpruned", *_ratios(run, cell)))
         table.add_row(*(Text(c, style=WORST if at in marked else QUIET) for at, c in cells))
     return table
@@ -102,22 +91,21 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
 
 
-def _values(run: GenerationRun) -> Iterator[str]:
-    yield _spread(run.spread("ttft_ms"))
-    yield _number(run.spread("decoder_ms").median)
-    yield _spread(run.spread("token_ms"))
-    yield _number(run.spread("tokens_per_s").median)
+def _values(run: RunResult) -> Iterator[str]:
+    yield _spread(run.ttft_ms)
+    yield _number(run.decoder_ms.median)
+    yield _spread(run.token_ms)
+    yield _number(run.tokens_per_s.median)
     yield "–" if run.peak_bytes is None else binary(run.peak_bytes)
     yield binary(run.kv_bytes)
 
 
-def _ratios(run: GenerationRun, cell: Cell) -> Iterator[str]:
-    from tpcal.calibrate.bench.ratios import Spread
-
-    for of in ("ttft_ms", "decoder_ms", "token_ms", "tokens_per_s"):
-        ratio = Spread.of(run.ratios(of, cell.unpruned))
-        judged = of in ("ttft_ms", "token_ms")
-        yield f"×{ratio.median:.2f}" + (f" ±{ratio.half:.2f}" if judged else "")
+def _ratios(run: RunResult, cell: CellResult) -> Iterator[str]:
+    first, token, rate = (run.ratios[name] for name in ("ttft", "token", "throughput"))
+    yield f"×{first.median:.2f} ±{first.half:.2f}"
+    yield f"×{run.decoder_ratio.median:.2f}" if run.decoder_ratio else "–"
+    yield f"×{token.median:.2f} ±{token.half:.2f}"
+    yield f"×{rate.median:.2f}"
     peaks = run.peak_bytes, cell.unpruned.peak_bytes
     yield f"×{peaks[0] / peaks[1]:.2f}" if peaks[0] is not None and peaks[1] else "–"
     yield f"×{run.kv_bytes / cell.unpruned.kv_bytes:.2f}"
@@ -140,12 +128,12 @@ def bench_markdown(page: Page) -> str:
     """The results as one table in Markdown, with ratios in brackets."""
     titles = ("prompts", "", *_TITLES[1:])
     lines = [_line(titles), _line(["---", "---", *["---:"] * (len(titles) - 2)])]
-    for cell, slower in zip(page.cells, page.slower, strict=True):
+    for cell in page.results.cells:
         lines.append(
             _line([f"{cell.title}, {cell.n_new} new", "unpruned", *_values(cell.unpruned)])
         )
-        for run, names in zip(cell.plans, slower, strict=True):
-            marked = {_PART_OF[name] for name in names}
+        for run in cell.plans:
+            marked = {_PART_OF[name] for name in run.slower}
             pairs = enumerate(zip(_values(run), _ratios(run, cell), strict=True), 1)
             both = [f"{v} ({r})" + ", slower" * (at in marked) for at, (v, r) in pairs]
             lines.append(_line(["", run.name, *both]))

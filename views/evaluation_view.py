@@ -1,80 +1,264 @@
-"""Views of the accuracy of one plan by group, and of a single answer."""
+"""View of `tpcal eval`: cost and accuracy of plans and controls, also as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
-from tpcal.views.formats import QUIET, TITLE, WORST, Right, binary, heading, percent, table_of
+from tpcal.calibrate.evaluation.evaluation_results import ACCURACY, short_name
+from tpcal.views.evaluation_groups import ENOUGH, OVERALL, group_view, interval
+from tpcal.views.formats import QUIET, TITLE, WORST, Right, count, heading, table_of
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.evaluation.accuracy import Evaluation, Row
-    from tpcal.calibrate.evaluation.ask import ImageAnswer
-    from tpcal.calibrate.evaluation.intervals import Share
+    from tpcal.calibrate.evaluation.evaluation_results import (
+        EntryResult,
+        EvaluationResults,
+        Share,
+        Test,
+    )
+
+SIGNIFICANT = 0.05
+MOST_COLUMNS = 4
+"""Largest number of plans in one table."""
 
 
-def evaluation_view(evaluation: Evaluation, *, title: str) -> RenderableType:
-    """Accuracy of every group with and without the plan, and the paired difference.
+def evaluation_view(results: EvaluationResults, *, title: str) -> RenderableType:
+    """A table of groups for at most one plan; for several, an overview, groups and tests."""
+    if len(results.entries) > 1:
+        return Group(heading(title), *_parts(results))
+    costs = (Text(_cost_line(entry), QUIET) for entry in results.entries)
+    return Group(
+        group_view(results, title=title),
+        *(Text(_sentence(test)) for test in results.tests),
+        *_impossible(results),
+        *(line for cost in costs for line in (Text(), cost)),
+    )
 
-    If no sample has a right answer, the share of equal answers is shown.
+
+def judged_line(n_plans: int) -> Text:
+    """The number of plans that were judged on the samples so far."""
+    plans = count(n_plans, "plan")
+    text = f"Judged on these samples so far: {plans}. tpcal certify on them allows for all."
+    return Text(text, style=QUIET)
+
+
+def evaluation_markdown(results: EvaluationResults, *, title: str) -> str:
+    """The results as Markdown, with full tables."""
+    results = _escaped(results)
+    parts = [f"# {_cell(title)}"]
+    digits = int(results.data.n >= ENOUGH)
+    for part in _parts(results, digits):
+        if isinstance(part, Table):
+            part.box = box.MARKDOWN
+            part.show_edge, part.pad_edge, part.collapse_padding = True, True, False
+            part.padding = (0, 1)
+        parts.append(_plain(part))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _escaped(results: EvaluationResults) -> EvaluationResults:
+    """The results with names escaped for cells of a Markdown table."""
+    entries = [
+        replace(e, name=_cell(e.name), beside=None if e.beside is None else _cell(e.beside))
+        for e in results.entries
+    ]
+    tests = [replace(t, one=_cell(t.one), other=_cell(t.other)) for t in results.tests]
+    impossible = {_cell(name): why for name, why in results.impossible.items()}
+    return replace(results, entries=tuple(entries), tests=tuple(tests), impossible=impossible)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("<", "&lt;")
+
+
+def _plain(part: RenderableType) -> str:
+    """A part as plain text of any width."""
+    screen = Console(
+        file=io.StringIO(),
+        width=2_000,
+        color_system=None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    screen.print(part)
+    assert isinstance(screen.file, io.StringIO)
+    lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
+    return "\n".join(line for line in lines if line)
+
+
+def _parts(results: EvaluationResults, digits: int = 0) -> Iterator[RenderableType]:
+    yield _overview(results, digits)
+    yield Text(_legend(results), QUIET)
+    for head, entries in _columns(results):
+        yield Text()
+        yield _groups_of(results, head, entries)
+    if results.tests:
+        yield Text()
+        yield _tests(results.tests)
+        yield Text(
+            "In points, with 95 % intervals. differ: answers that only one of both has right; p: "
+            "exact McNemar test, corrected for the number of tests (Holm)."
+            if results.measure == ACCURACY
+            else "In points, with 95 % intervals. differ: answers that only one of both shares "
+            "with the unpruned model; p: exact McNemar test, corrected for the number of tests "
+            "(Holm).",
+            QUIET,
+        )
+    yield from _impossible(results)
+
+
+def _overview(results: EvaluationResults, digits: int) -> Table:
+    """A table with the cost and accuracy of the unpruned model, every plan and every control."""
+
+    def shown(part: Share | None, signed: bool = False) -> str:
+        return interval(part, signed, digits)
+
+    accuracy = results.measure == ACCURACY
+    titles = ("keep", "FLOPs", "KV", *(("right %", "change") if accuracy else ()), "same %")
+    table = table_of("", *map(Right, titles), "worst group")
+    table.padding = (0, 0)  # or 80 columns would not hold the figures
+    table.columns[0].overflow = "fold"
+    table.columns[-1].no_wrap = True
+    before = results.unpruned
+    judged = (shown(before.accuracy), "") if accuracy else ()
+    table.add_row("unpruned", "1", "100 %", "100 %", *judged, "", _lowest(results))
+    for entry in results.entries:
+        cost = entry.cost
+        judged = (shown(entry.accuracy), shown(entry.difference, True)) if accuracy else ()
+        table.add_row(
+            _label(entry),
+            f"{cost.layer_average_keep:.3f}",
+            f"{100 * cost.prefill_flops:.0f} %",
+            f"{100 * cost.kv_bytes:.0f} %",
+            *judged,
+            _value(entry.agreement) if accuracy else shown(entry.agreement),
+            _worst_of(entry),
+            style=QUIET if entry.beside else "",
+        )
+    if len(results.data.groups) == 1:
+        table.columns.pop()
+    return table
+
+
+def _lowest(results: EvaluationResults) -> str:
+    """The group in which the unpruned model is worst; empty if no sample has a right answer."""
+    if results.measure != ACCURACY:
+        return ""
+    parts = {name: group.accuracy for name, group in results.unpruned.groups.items()}
+    name = min(parts, key=lambda n: part.value if (part := parts[n]) else 1.0)
+    return f"{name} {_value(parts[name])}"
+
+
+def _columns(results: EvaluationResults) -> Iterator[tuple[str, Sequence[EntryResult]]]:
+    """Titles and entries of the tables by group: plans, and the controls of each plan.
+
+    Controls that an earlier plan has as well are left out.
     """
-    rows = evaluation.rows()
-    overall = rows[-1]
-    shown = {
-        "unpruned": overall.unpruned is not None,
-        "plan": overall.plan is not None,
-        "difference": overall.difference is not None,
-        "agreement": overall.unpruned is None and overall.agreement is not None,
-    }
-    names = [name for name, is_there in shown.items() if is_there]
-    titles = {"unpruned": "unpruned %", "plan": "with plan %", "agreement": "same answer %"}
-    table = table_of("group", Right("n"), *(Right(titles.get(name, name)) for name in names))
-    table.collapse_padding = True  # or 80 columns would not hold the widest figures
-    worst = _worst_row(rows[:-1])
-    for row in rows if len(rows) > 2 else rows[-1:]:
-        if row is overall and len(rows) > 2:
-            table.add_section()
-        style = TITLE if row is overall else WORST if row is worst else ""
-        fine = row is overall and row.n >= 500  # fewer samples do not support a decimal
-        cells = [interval(getattr(row, name), name == "difference", int(fine)) for name in names]
-        table.add_row(row.group, str(row.n), *cells, style=style)
-    return Group(heading(title), table, *_verdict(overall))
+    plans = results.plans
+    if len(results.data.groups) == 1:
+        return
+    if not plans:
+        yield "group", ()
+    for at in range(0, len(plans), MOST_COLUMNS):
+        yield "plans", plans[at : at + MOST_COLUMNS]
+    for plan in plans:
+        new = [entry for entry in results.controls(plan.name) if not entry.shared]
+        if new:
+            yield f"controls of {plan.short}", new
 
 
-def _worst_row(rows: Sequence[Row]) -> Row | None:
-    losing = [row for row in rows if row.difference is not None and row.difference.value < 0]
-    return min(losing, key=lambda row: row.difference.value if row.difference else 0, default=None)
+def _groups_of(results: EvaluationResults, head: str, entries: Sequence[EntryResult]) -> Table:
+    """A table with a row for each group and a column for each entry."""
+    accuracy = results.measure == ACCURACY
+    names = [_label(entry).strip() for entry in entries]
+    first = f"{head}, {'right' if accuracy else 'same answer'} %"
+    table = table_of(first, Right("n"), *(["unpruned"] if accuracy else []), *names)
+    for column in table.columns[1:]:
+        column.justify, column.overflow = "right", "fold"
+    whole = results.unpruned.accuracy, [entry.value for entry in entries]
+    rows = [
+        (name, group.n, group.accuracy, [entry.value_of(name) for entry in entries], "")
+        for name, group in results.unpruned.groups.items()
+    ]
+    for name, n, before, after, style in [*rows, (OVERALL, results.data.n, *whole, TITLE)]:
+        shown = [before, *after] if accuracy else after
+        table.add_row(name, str(n), *map(_value, shown), style=style)
+    return table
 
 
-def _verdict(overall: Row) -> list[Text]:
-    if overall.unpruned is None and overall.agreement is None:
-        return [Text("The data has no answers to judge by. Name a --plan to compare with.", QUIET)]
-    note = Text("In brackets: 95 % intervals; those of the difference are paired.", QUIET)
-    if overall.unpruned is None or overall.plan is None or not overall.unpruned.value:
-        return [note]
-    kept = 100 * overall.plan.value / overall.unpruned.value
-    return [note, Text(f"\nThe plan keeps {kept:.1f} % of the accuracy.")]
+def _tests(tests: Sequence[Test]) -> Table:
+    titles = ("less that of", Right("difference"), Right("differ"), Right("p"))
+    table = table_of(f"{tests[0].measure} of", *titles)
+    for test in tests:
+        table.add_row(
+            short_name(test.one),
+            _other(test),
+            interval(test.difference, True, 1),
+            str(test.n_changed),
+            p_value(test.p_adjusted),
+            style=WORST if test.p_adjusted < SIGNIFICANT and test.difference.value < 0 else "",
+        )
+    for column in table.columns[:2]:
+        column.overflow = "fold"
+    return table
 
 
-def interval(part: Share | None, signed: bool, digits: int) -> str:
-    """`93 [91, 95]` in percent."""
-    if part is None:
-        return "–"
-    form = f"{'+' if signed else ''}.{digits}f"
-    bounds = ", ".join(format(100 * bound, form) for bound in (part.low, part.high))
-    return f"{100 * part.value:{form}} [{bounds}]"
+def _other(test: Test) -> str:
+    """The name of the other side of a test, shortened for the plan's own control."""
+    kind, equal, plan = test.other.partition(" = ")
+    return f"its {kind}" if equal and plan == test.one else short_name(test.other)
 
 
-def answer_view(answer: ImageAnswer) -> RenderableType:
-    """The answer, the number of tokens that were kept, and the memory of the KV cache."""
-    lines: list[RenderableType] = [Text(answer.text or "(no answer)"), Text()]
-    counts = answer.counts if answer.n_tokens else ()  # without an image nothing can be left
-    kept = ", ".join(f"{n} from layer {layer}" for layer, n in counts)
-    lines.append(Text(f"visual tokens  {answer.n_tokens}{', ' + kept if kept else ''}", QUIET))
-    saved = percent(1 - answer.kv_bytes / answer.unpruned_kv_bytes)
-    sizes = f"{binary(answer.kv_bytes)}, unpruned {binary(answer.unpruned_kv_bytes)}"
-    lines.append(Text(f"KV cache       {sizes}, saved {saved}", QUIET))
-    return Group(*lines)
+def p_value(p: float) -> str:
+    """A p-value with two digits, or `<0.0001`."""
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _sentence(test: Test) -> str:
+    proven = "beyond chance" if test.p < SIGNIFICANT else "within chance"
+    return (
+        f"The difference is {proven}: p = {p_value(test.p)} (exact McNemar test; only one of "
+        f"both is right in {test.n_changed} answers)."
+    )
+
+
+def _cost_line(entry: EntryResult) -> str:
+    cost, agreement = entry.cost, interval(entry.agreement, False, 0)
+    return (
+        f"Same answers as unpruned: {agreement} %. Layer-average keep, as measured: "
+        f"{cost.layer_average_keep:.4f}; of the unpruned prefill {100 * cost.prefill_flops:.0f} % "
+        f"of the FLOPs, {100 * cost.kv_bytes:.0f} % of the KV bytes."
+    )
+
+
+def _legend(results: EvaluationResults) -> str:
+    words = "keep: layer average, as measured. FLOPs, KV: of the unpruned prefill. "
+    if results.measure == ACCURACY:
+        words += "change: of right %, in points. "
+    return words + "same: as the unpruned answers. In brackets: 95 % intervals."
+
+
+def _impossible(results: EvaluationResults) -> Iterator[Text]:
+    for name, why in results.impossible.items():
+        yield Text(f"No {name}: {why}", WORST)
+
+
+def _label(entry: EntryResult) -> str:
+    return f"  {entry.short}" if entry.beside else entry.short
+
+
+def _worst_of(entry: EntryResult) -> str:
+    worst = entry.worst_group
+    return f"{worst.group} {100 * worst.value:.0f}" if worst else ""
+
+
+def _value(part: Share | None) -> str:
+    return "–" if part is None else f"{100 * part.value:.0f}"

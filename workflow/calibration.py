@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.plans.extras import needs
 from tpcal.workflow.inputs import log_source
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.step_settings import OUT, CalibrationSettings, Progress, silent
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
+@needs("plan")
 def make_profile(
     model: ModelChoice | Loaded | str | None = None,
     data: DataChoice | str | None = None,
@@ -30,8 +32,11 @@ def make_profile(
     The same call continues a run that was interrupted, and returns a finished profile at once.
 
     Example:
-        >>> stored = tpcal.make_profile(data=tpcal.DataChoice(samples=27))
+        >>> import tpcal
+        >>> settings = tpcal.CalibrationSettings(("grid",), keeps=(0.5, 0.0), layers=(0, 4))
+        >>> stored = tpcal.make_profile(data=tpcal.DataChoice(samples=14), settings=settings)
         >>> stored.profile.kl.shape  # samples, probes
+        (14, 4)
 
     Args:
         model: A name, a choice or a loaded model; None takes the built-in model.
@@ -43,6 +48,7 @@ def make_profile(
 
     Raises:
         UsageError: The model, the data or the settings cannot be used; says why.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         RunFailed: Out of memory, or the model returns numbers that are not finite.
     """
     from tpcal.calibrate import calibrate, memory_needs, profile

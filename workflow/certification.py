@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.plans.extras import needs
 from tpcal.workflow.inputs import plan_model_samples
 from tpcal.workflow.step_settings import CertificationSettings, Progress, silent
 
@@ -40,6 +41,7 @@ class CertifiedPlan:
         return plan
 
 
+@needs("plan")
 def certify(
     plan: Path | str,
     promise: Promise,
@@ -55,8 +57,11 @@ def certify(
     judged on the same samples, each is tested more strictly than the one before.
 
     Example:
-        >>> proven = tpcal.certify("plan.yaml", tpcal.Promise(max_flips=0.05, confidence=0.95))
-        >>> proven.save("plan.yaml")
+        >>> import tpcal
+        >>> promise = tpcal.Promise(max_flips=0.25, confidence=0.9)
+        >>> proven = tpcal.certify("plan.yaml", promise, data=tpcal.DataChoice(samples=28))
+        >>> proven.save("certified.yaml").certificate.n
+        28
 
     Args:
         plan: A plan file, ``preset:NAME`` or ``preset:NAME@BUDGET``.
@@ -70,6 +75,7 @@ def certify(
     Raises:
         GuardrailError: The promise cannot be proven; says how many samples that would take.
         UsageError: The plan was made from some of the samples, or an input cannot be used.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: The plan does not fit the model.
     """
     from tpcal.planner.certificates.certify import prove

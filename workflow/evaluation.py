@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
 from tpcal.planner.published.names import is_preset
+from tpcal.plans.extras import needs
 from tpcal.workflow.inputs import plans_model_samples
 from tpcal.workflow.step_settings import EvaluationSettings, Progress, silent
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.compare import Comparison
+    from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.calibrate.inputs.samples import Samples
 
@@ -31,7 +34,17 @@ class PlanEvaluation:
     n_judged: int
     """Plans that were judged on any of these samples so far."""
 
+    @cached_property
+    def results(self) -> EvaluationResults:
+        """The results as records that know their JSON."""
+        from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults, SampleFacts
+        from tpcal.calibrate.inputs.model_facts import ModelFacts
 
+        data = SampleFacts.of(self.samples, self.n_seen)
+        return EvaluationResults.of(self.comparison, ModelFacts.of(self.loaded), data)
+
+
+@needs("plan")
 def evaluate(
     plans: Sequence[Path | str] | Path | str = (),
     *,
@@ -46,8 +59,11 @@ def evaluate(
     judged on these samples, so that a later certificate allows for them.
 
     Example:
-        >>> found = tpcal.evaluate("plan.yaml", data=tpcal.DataChoice(samples=70))
-        >>> found.comparison.plans[0].evaluation.overall.plan  # accuracy over all samples
+        >>> import tpcal
+        >>> found = tpcal.evaluate("plan.yaml", data=tpcal.DataChoice(samples=14))
+        >>> accuracy = found.comparison.plans[0].evaluation.overall.plan
+        >>> accuracy.low <= accuracy.value <= accuracy.high
+        True
 
     Args:
         plans: Plan files, ``preset:NAME`` or ``preset:NAME@BUDGET``; none judges the unpruned
@@ -60,6 +76,7 @@ def evaluate(
 
     Raises:
         UsageError: A plan was made from some of the samples, or an input cannot be used.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: A plan does not fit the model.
         RunFailed: Out of memory.
     """

@@ -41,7 +41,10 @@ def load_profile(path: Path | str | None = None) -> StoredProfile:
     """Reads the profile in a folder, or the newest one below it.
 
     Example:
+        >>> import tpcal
         >>> folder, profile = tpcal.load_profile("tpcal-out")
+        >>> profile.model.n_layers
+        8
 
     Args:
         path: Folder of a profile, its ``profile.yaml``, or a folder that collects profiles; None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.inputs.choices import ModelChoice
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import needs
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import PlanLimits, PlanningSettings, Progress, silent
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tpcal.planner.prediction.budget import Budget
     from tpcal.planner.problem import Problem
     from tpcal.planner.search.front import Point
-    from tpcal.planner.search.loss_limits import Allowance
+    from tpcal.planner.search.loss_limits import LossLimits
     from tpcal.planner.search.settings import SearchSettings
     from tpcal.planner.search.whole_front import KnownPlan
     from tpcal.plans.schema import Cut, Plan
@@ -71,6 +72,7 @@ class FoundFront:
     """Published schedules among the points, by their cuts."""
 
 
+@needs("plan")
 def find_plan(
     profile: StoredProfile | Path | str | None = None,
     budget: Budget | float | None = None,
@@ -87,9 +89,12 @@ def find_plan(
     the same call continues an interrupted search.
 
     Example:
-        >>> settings = tpcal.PlanningSettings(n_trials=50)
-        >>> found = tpcal.find_plan("tpcal-out", 0.22, settings=settings)
-        >>> found.save("plan.yaml")
+        >>> import tpcal
+        >>> predicted = tpcal.PlanningSettings(measure=False)  # n_trials=50 would run the model
+        >>> found = tpcal.find_plan("tpcal-out", 0.5, settings=predicted)
+        >>> plan = found.save("plan.yaml")
+        >>> round(plan.cost.layer_average_keep, 2)
+        0.5
 
     Args:
         profile: A stored profile or its path, as `load_profile` takes it.
@@ -103,6 +108,7 @@ def find_plan(
 
     Raises:
         UsageError: Neither a budget nor a limit is given, or an input cannot be used.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         BudgetError: No plan is as cheap as the budget.
         GuardrailError: No plan is within the limits, or none can be certified.
         FitError: The model's structure is not that of the profile's.
@@ -121,6 +127,7 @@ def find_plan(
     )
 
 
+@needs("plan")
 def find_front(
     profile: StoredProfile | Path | str | None = None,
     *,
@@ -133,14 +140,17 @@ def find_front(
     Afterwards `find_plan` answers any budget between by what was measured.
 
     Example:
+        >>> import tpcal
         >>> front = tpcal.find_front(settings=tpcal.PlanningSettings(measure=False))
-        >>> [round(point.layer_average_keep, 2) for point in front.points]
+        >>> round(front.points[-1].layer_average_keep, 2)  # the unpruned model
+        1.0
 
     Args:
         profile: As `find_plan`, like the other arguments.
 
     Raises:
         UsageError: An input cannot be used.
+        MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: The model's structure is not that of the profile's.
     """
     settings = settings or PlanningSettings()
@@ -176,10 +186,10 @@ class _Search:
         return self.session.stored
 
     @property
-    def allowance(self) -> Allowance:
-        from tpcal.planner.search.loss_limits import Allowance
+    def loss_limits(self) -> LossLimits:
+        from tpcal.planner.search.loss_limits import LossLimits
 
-        return Allowance(self.limits.max_loss, self.limits.max_flips, self.limits.each_group)
+        return LossLimits(self.limits.max_loss, self.limits.max_flips, self.limits.each_group)
 
     def find(self, budget: Budget | float | None) -> tuple[Plan, KnownPlan | None]:
         """The plan, and what was known of it before."""
@@ -189,7 +199,7 @@ class _Search:
             budget = Budget(budget)
         known = self._known(budget)
         if known is not None:
-            return self._within(known.plan), known
+            return self._plans_within(known.plan), known
         if self.limits.confidence is not None:
             return self._proven(budget), None
         measurers = self.session.measurers() if self.settings.measure else {}
@@ -248,20 +258,20 @@ class _Search:
 
         problem, settings = self._problem(budget), self._search_settings()
         if budget is None:
-            return cheapest(problem, self.allowance, settings=settings, **measurers)
-        return self._within(search(problem, settings=settings, **measurers).plan)
+            return cheapest(problem, self.loss_limits, settings=settings, **measurers)
+        return self._plans_within(search(problem, settings=settings, **measurers).plan)
 
-    def _within(self, found: Plan) -> Plan:
+    def _plans_within(self, found: Plan) -> Plan:
         """The plan of a budget with its limits; raises GuardrailError if it loses more."""
         from tpcal.planner.prediction.predict import Predictor
-        from tpcal.planner.search.finals import sizes
+        from tpcal.planner.search.finals import group_sizes
 
         assert found.loss is not None
         profile, measured = self.stored.profile, found.loss.measured
         losses = measured or found.loss.predicted
         flips = found.loss.changed or Predictor(profile).flips(found.cuts)
         kind = "measured" if measured else "predicted"
-        self.allowance.guard(losses, flips, sizes(profile), kind)
+        self.loss_limits.guard(losses, flips, group_sizes(profile), kind)
         most = self.limits
         loss = replace(found.loss, max_loss=most.max_loss, max_flips=most.max_flips)
         return replace(found, loss=loss)
@@ -307,7 +317,7 @@ class _Search:
             return [self._measured(budget, measurers)]
         found = explore(
             self._problem(None),
-            self.allowance,
+            self.loss_limits,
             measurer=measurers["measurer"],
             settings=self._search_settings(),
         )

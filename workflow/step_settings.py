@@ -23,7 +23,10 @@ class CalibrationSettings:
     """How `tpcal.make_profile` measures.
 
     Example:
-        >>> tpcal.CalibrationSettings(layers=(0, 2, 4), keeps=(0.5, 0.25, 0.0))
+        >>> import tpcal
+        >>> settings = tpcal.CalibrationSettings(layers=(0, 2, 4), keeps=(0.5, 0.25, 0.0))
+        >>> settings.is_full
+        True
     """
 
     selectors: Sequence[str] | None = None
@@ -52,7 +55,10 @@ class PlanLimits:
     """What a plan may lose; the command line makes one of --max-loss and its companions.
 
     Example:
-        >>> tpcal.PlanLimits(max_flips=0.05, confidence=0.95)
+        >>> import tpcal
+        >>> limits = tpcal.PlanLimits(max_flips=0.05, confidence=0.95)
+        >>> limits.any
+        True
     """
 
     max_loss: float | None = None
@@ -97,7 +103,8 @@ class PlanningSettings:
     """How `tpcal.find_plan` and `tpcal.find_front` search.
 
     Example:
-        >>> tpcal.PlanningSettings(n_trials=200, weights={"count": 2.0})
+        >>> import tpcal
+        >>> settings = tpcal.PlanningSettings(n_trials=200, weights={"count": 2.0})
     """
 
     n_trials: int | None = None
@@ -131,7 +138,8 @@ class EvaluationSettings:
     """How `tpcal.evaluate` compares plans.
 
     Example:
-        >>> tpcal.EvaluationSettings(controls=("random", "grid"), out=None)
+        >>> import tpcal
+        >>> settings = tpcal.EvaluationSettings(controls=("random", "grid"), out=None)
     """
 
     controls: Sequence[str] = ()
@@ -152,7 +160,12 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class CertificationSettings:
-    """How `tpcal.certify` answers the samples."""
+    """How `tpcal.certify` answers the samples.
+
+    Example:
+        >>> import tpcal
+        >>> settings = tpcal.CertificationSettings(max_new_tokens=64)
+    """
 
     batch_size: int = 32
     """Samples per run of the model."""

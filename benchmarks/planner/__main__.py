@@ -16,10 +16,10 @@ from rich.console import Console
 
 from benchmarks.planner import (
     page,
+    show_ablations,
     show_comparison,
     show_economy,
     show_fidelity,
-    show_samplers,
     world,
 )
 from benchmarks.planner.found import Folders
@@ -28,8 +28,8 @@ from benchmarks.planner.work import ROOT, Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
 
 PAGE = ROOT / "docs" / "planner-results.md"
-STAGES = ("fidelity", "samplers", "samples", "comparison")
-VERSIONS = ("torch", "transformers", "optuna", "scikit-learn", "scipy", "numpy", "cmaes")
+STAGES = ("fidelity", "ablations", "samples", "comparison")
+VERSIONS = ("torch", "transformers", "optuna", "scipy", "numpy")
 Parts = dict[str, str]
 
 
@@ -58,12 +58,13 @@ Parts = dict[str, str]
 def main(
     quick: bool, chosen: tuple[str, ...], processes: int, folder: Path | None, path: Path
 ) -> None:
-    """Measure predictions, samplers, calibration sizes and plans on the embedded model."""
+    """Measure predictions, parts of a search, profiles and plans on the embedded model."""
     sizes = QUICK if quick else LARGE
     folder = folder or ROOT / "tpcal-out" / "benchmark" / code("plans", "calibrate")
     work = Work(folder.resolve(), processes, Console())
     made = stages(work, sizes, path.parent / "planner")
-    work.timed("calibration", lambda: calibrated(work, sizes))
+    if set(chosen or STAGES) != {"ablations"}:  # which has smaller profiles of its own
+        work.timed("calibration", lambda: calibrated(work, sizes))
     for name in chosen or STAGES:
         page.write(path, work.timed(name, made[name]))
     page.write(path, {"setting": setting(sizes, processes)})
@@ -92,7 +93,7 @@ def stages(work: Work, sizes: Sizes, pictures: Path) -> dict[str, Callable[[], P
     where = folders(work, sizes)
     return {
         "fidelity": lambda: show_fidelity.run(work, sizes, where.profiles, pictures),
-        "samplers": lambda: show_samplers.run(work, sizes, where.profiles, pictures),
+        "ablations": lambda: show_ablations.run(work, sizes, where.profiles),
         "samples": lambda: show_economy.run(work, sizes, where, pictures),
         "comparison": lambda: show_comparison.run(work, sizes, where, pictures),
     }
@@ -108,11 +109,6 @@ def setting(sizes: Sizes, n_processes: int) -> str:
         ("search", f"{sizes.trials} plans on the profile's samples, seeds {seeds}"),
         ("finals", "the best 8 on twice as many others"),
         ("judged plans", f"{sizes.plans} per budget on {sizes.plan_samples} other samples"),
-        (
-            "sampler races",
-            f"{sizes.sampler_trials} plans on {sizes.sampler_samples} samples, "
-            f"{len(sizes.sampler_seeds)} seeds",
-        ),
         ("questions answered", f"{sizes.held_out} of the test split"),
         ("machine", f"{platform.machine()}, CPU, {n_processes} processes of one thread"),
         ("versions", f"Python {platform.python_version()}, {libraries}"),

@@ -69,7 +69,10 @@ def qualities(
     plans = work.each(found.plan, [(a, folders, planner) for a in asked], title)
     where = (world.TEST, sizes.judged, 0)
     judged = work.each(world.losses, [(cuts, *where) for cuts in plans], f"{title}, judged")
-    return {a: _quality(*of, *where) for a, of in zip(asked, judged, strict=True)}
+    return {
+        a: _quality(nats, changed, *where)
+        for a, (nats, changed) in zip(asked, judged, strict=True)
+    }
 
 
 def _quality(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from statsmodels.stats.multitest import multipletests
 
 from benchmarks.planner import page, quality
 from benchmarks.planner.comparison import (
@@ -30,7 +29,9 @@ from benchmarks.planner.intervals import (
 )
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work
-from tpcal.calibrate.evaluation.intervals import Share, share
+from tpcal.calibrate.evaluation.evaluation_results import Share
+from tpcal.calibrate.evaluation.intervals import share
+from tpcal.calibrate.evaluation.paired_tests import holm
 from tpcal.plans.schema import Cut
 
 METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)
@@ -76,7 +77,7 @@ def _beside(found: Comparison, sizes: Sizes) -> dict[tuple[str, float], Beside]:
         given = (ours, other, found.sample_group, sizes.resamples)
         figures.append((overall_difference(*given), worst_difference(*given)))
         p_values.append(p_paired(ours, other))
-    adjusted = multipletests(p_values, method="holm")[1].tolist()
+    adjusted = holm(p_values).tolist()
     return {
         key: Beside(*intervals, p)
         for key, intervals, p in zip(keys, figures, adjusted, strict=True)

@@ -27,6 +27,7 @@ from tpcal.calibrate.profile import MASSES, MEASURES, Profile
 from tpcal.planner.prediction.next_probes import next_probes
 from tpcal.planner.prediction.objective import MOST
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.plans.local_paths import EMBEDDED
 from tpcal.plans.schema import Cut, Plan
 
 Floats = NDArray[np.float64]
@@ -40,7 +41,7 @@ PATCH = 8  # pixels
 def model() -> Loaded:
     """The embedded model on one thread: processes share the cores."""
     torch.set_num_threads(1)
-    return models.load(models.EMBEDDED, device="cpu")
+    return models.load(EMBEDDED, device="cpu")
 
 
 def n_tokens() -> int:
@@ -62,18 +63,19 @@ def samples(split: str, n: int, seed: int, own: bool = False) -> Samples:
     return drawn.unanswered() if own else drawn
 
 
-@lru_cache(maxsize=2)
-def measurer(split: str, n: int, seed: int) -> Measurer:
-    """Runs plans on these samples."""
-    return Measurer(model(), samples(split, n, seed), batch_size=BATCH)
+@lru_cache(maxsize=4)
+def measurer(split: str, n: int, seed: int, start: int = 0) -> Measurer:
+    """Runs plans on ``n`` samples, those from ``start`` on."""
+    drawn = samples(split, start + n, seed).part(start, start + n)
+    return Measurer(model(), drawn, batch_size=BATCH)
 
 
 def losses(
-    cuts: Sequence[Cut], split: str, n: int, seed: int
+    cuts: Sequence[Cut], split: str, n: int, seed: int, start: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """[n] nats, at most `MOST` as in a search, and [n] whether any answer token changed."""
     nats, changed = np.zeros(n, np.float32), np.zeros(n, bool)
-    for at, kl, flips in measurer(split, n, seed).losses(cuts):
+    for at, kl, flips in measurer(split, n, seed, start).losses(cuts):
         nats[at], changed[at] = np.clip(kl, 0.0, MOST), flips > 0
     return nats, changed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,8 @@ import torch
 import transformers
 
 from tpcal import __version__
+from tpcal.calibrate.bench.bench_results import Machine
 from tpcal.calibrate.inputs.models import device_of
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Facts that times depend on, other than the model and the prompt."""
-
-    device: str
-    """Name of the processor or GPU."""
-    attention: str
-    """Attention implementation, by its name in transformers."""
-    dtype: str
-    threads: int
-    """Number of torch's threads on the CPU."""
-    tpcal: str
-    torch: str
-    transformers: str
-    system: str
 
 
 def machine_of(model: Any) -> Machine:

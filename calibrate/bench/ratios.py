@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from tpcal.plans.json_files import number
 
 UNPRUNED = "unpruned"
 
@@ -24,6 +26,19 @@ class Spread:
         """The spread of at least one value."""
         low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
         return cls(median, low, high)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Spread:
+        """The spread in a file; raises ValueError if the numbers cannot be one of times."""
+        median, low, high = (number(data[key]) for key in ("median", "low", "high"))
+        if not 0 < low <= median <= high:
+            raise ValueError(f"{median:g} [{low:g}, {high:g}] is no spread of times")
+        return cls(median, low, high)
+
+    @property
+    def value(self) -> float:
+        """The median, which charts draw like the value of any interval."""
+        return self.median
 
     @property
     def half(self) -> float:
@@ -97,8 +112,8 @@ class GenerationRun:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The unpruned model and the plans on the same prompts."""
+class CellSizes:
+    """The sizes of the prompts of a cell."""
 
     batch_size: int
     n_visual: int
@@ -109,8 +124,6 @@ class Cell:
     """Number of text tokens of the shortest row."""
     n_new: int
     """Number of tokens that every row had to generate."""
-    unpruned: GenerationRun
-    plans: tuple[GenerationRun, ...]
 
     @property
     def title(self) -> str:
@@ -121,30 +134,9 @@ class Cell:
         return f"batch {self.batch_size}, {self.n_visual} + {text} tokens"
 
 
-def plain(cell: Cell, slower: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """A cell as plain data.
+@dataclass(frozen=True)
+class Cell(CellSizes):
+    """The repeats of the unpruned model and of the plans on the same prompts."""
 
-    Args:
-        cell: The cell.
-        slower: For each plan, the names of the measures in which it is slower.
-    """
-    sizes = ("batch_size", "n_visual", "n_text", "n_text_least", "n_new")
-    runs = [_plain_run(cell.unpruned)]
-    for run, names in zip(cell.plans, slower, strict=True):
-        runs.append({**_plain_run(run), **dict(_ratios(run, cell)), "slower": list(names)})
-    return {**{name: getattr(cell, name) for name in sizes}, "runs": runs}
-
-
-def _plain_run(run: GenerationRun) -> dict[str, Any]:
-    times = ("ttft_ms", "decoder_ms", "token_ms", "tokens_per_s")
-    return {
-        "name": run.name,
-        **{of: asdict(run.spread(of)) for of in times},
-        "peak_bytes": run.peak_bytes,
-        "kv_bytes": run.kv_bytes,
-    }
-
-
-def _ratios(run: GenerationRun, cell: Cell) -> Iterator[tuple[str, Any]]:
-    found = {m.name: asdict(Spread.of(run.ratios(m.of, cell.unpruned))) for m in MEASURES}
-    yield "ratios", found
+    unpruned: GenerationRun
+    plans: tuple[GenerationRun, ...]

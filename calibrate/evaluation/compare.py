@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from tpcal.calibrate.evaluation.accuracy import Evaluation, compare_all
 from tpcal.calibrate.evaluation.controls import control
+from tpcal.calibrate.evaluation.evaluation_results import ACCURACY, AGREEMENT, MeasuredCost, Test
 from tpcal.calibrate.evaluation.generate import Answered, AnswerStore, InMemory, answer_all
 from tpcal.calibrate.evaluation.intervals import Array
-from tpcal.calibrate.evaluation.measured_cost import MeasuredCost, measured
-from tpcal.calibrate.evaluation.paired_tests import Pair, Test, paired_tests
+from tpcal.calibrate.evaluation.measured_cost import measured
+from tpcal.calibrate.evaluation.paired_tests import Pair, paired_tests
 from tpcal.calibrate.evaluation.seen_samples import EVALUATION, refuse_seen
 from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, Redrawn, Way
 from tpcal.calibrate.inputs.models import Loaded
@@ -21,7 +22,6 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Plan
 
 UNPRUNED = "unpruned"
-ACCURACY, AGREEMENT = "accuracy", "agreement"
 Progress = Callable[[int, int, str], None]
 Answers = tuple[Answered, ...]
 

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
 
+from tpcal.calibrate.evaluation.evaluation_results import Share
+
 Array = NDArray[Any]
 CONFIDENCE = 0.95
 N_RESAMPLES = 2_000
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of samples, or a difference of two, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def share(hits: Array) -> Share | None:

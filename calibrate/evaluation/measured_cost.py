@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from tpcal.calibrate.evaluation.evaluation_results import MeasuredCost
 from tpcal.calibrate.evaluation.generate import Answered
 from tpcal.plans.cost import (
     DecoderShape,
@@ -17,18 +18,6 @@ from tpcal.plans.cost import (
     selection_flops,
 )
 from tpcal.plans.schema import Plan
-
-
-@dataclass(frozen=True)
-class MeasuredCost:
-    """A cost relative to the unpruned model's, over the same samples."""
-
-    layer_average_keep: float = 1.0
-    """Mean over samples of visual tokens in a layer / visual tokens of the prompt."""
-    prefill_flops: float = 1.0
-    """As a share of the unpruned model's; includes choosing the tokens."""
-    kv_bytes: float = 1.0
-    """As a share of the unpruned model's."""
 
 
 def measured(

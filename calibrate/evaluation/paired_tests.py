@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
-from tpcal.calibrate.evaluation.intervals import Array, Share, paired_difference
+from tpcal.calibrate.evaluation.evaluation_results import Test
+from tpcal.calibrate.evaluation.intervals import Array, paired_difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,25 +33,6 @@ class Pair:
     other_hits: Array
 
 
-@dataclass(frozen=True)
-class Test:
-    """The difference of two variants, and how likely chance alone makes such a difference."""
-
-    one: str
-    other: str
-    measure: str
-    difference: Share
-    """Share of ``one`` minus share of ``other``."""
-    p: float
-    """Two-sided p-value of the hypothesis that there is no difference."""
-    p_adjusted: float
-    """The p-value after Holm's correction, which bounds the chance of any false finding."""
-    n_changed: int
-    """Number of samples that only one of the two got right; the test rests on these."""
-
-    __test__ = False  # pytest would otherwise collect it as a class of tests
-
-
 def paired_tests(pairs: Sequence[Pair]) -> tuple[Test, ...]:
     """McNemar's exact test of every pair, adjusted by Holm's method for all of them.
 
@@ -58,7 +41,7 @@ def paired_tests(pairs: Sequence[Pair]) -> tuple[Test, ...]:
 
     Source:
         McNemar 1947, in its exact form: a binomial test of the samples that only one of the two
-        variants got right. Holm 1979, as in statsmodels.
+        variants got right. The adjustment is `holm`.
 
     Example:
         >>> import numpy as np
@@ -68,18 +51,38 @@ def paired_tests(pairs: Sequence[Pair]) -> tuple[Test, ...]:
         >>> test.n_changed, test.p  # six samples, all won by one: 2 * (1/2)**6
         (6, 0.03125)
     """
-    # Holm: sort the m p-values p(1) <= … <= p(m); the i-th becomes the largest of
-    # (m - j + 1) * p(j) over j <= i, at most 1. The chance of one or more false findings at level
-    # a is then at most a, whatever the tests have in common.
-    if not pairs:
-        return ()
-    from statsmodels.stats.multitest import multipletests  # its import takes a second
-
     p_values = [_p_value(pair) for pair in pairs]
-    adjusted = multipletests(p_values, method="holm")[1]
+    adjusted = holm(p_values)
     return tuple(
         _test(pair, p, float(fit)) for pair, p, fit in zip(pairs, p_values, adjusted, strict=True)
     )
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """[m] the p-values of m tests, adjusted so that a false finding is rare among all of them.
+
+    The chance of one or more false findings at level a is at most a, whatever the tests have in
+    common.
+
+    Args:
+        p_values: [m] p-values, in any order.
+
+    Source:
+        Holm 1979, section 3.
+
+    Example:
+        >>> from tpcal.calibrate.evaluation.paired_tests import holm
+        >>> holm([0.5, 0.01, 0.02]).tolist()
+        [0.5, 0.03, 0.04]
+    """
+    # Sort the p-values p(1) <= … <= p(m). The i-th becomes the largest of (m - j + 1) * p(j) over
+    # j <= i, at most 1.
+    p = np.asarray(p_values, np.float64)
+    rising = np.argsort(p, kind="stable")
+    largest = np.maximum.accumulate(np.arange(len(p), 0, -1) * p[rising])
+    adjusted = np.empty_like(p)
+    adjusted[rising] = np.minimum(largest, 1.0)
+    return adjusted
 
 
 def _p_value(pair: Pair) -> float:

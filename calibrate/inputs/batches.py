@@ -10,6 +10,12 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from tpcal.calibrate.inputs.answer_tokens import (
+    OWN_ANSWER_TOKENS,
+    answer_ids,
+    generate_ids,
+    pad_id,
+)
 from tpcal.calibrate.inputs.conversations import Turn
 from tpcal.calibrate.inputs.images import for_processor
 from tpcal.calibrate.inputs.models import device_of
@@ -18,12 +24,6 @@ from tpcal.calibrate.inputs.samples import Sample
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find
 
-MAX_ANSWER_TOKENS = 32
-"""Most answer tokens that a loss is averaged over; longer answers are cut off."""
-OWN_ANSWER_TOKENS = 16
-"""Longest answer of the model's own, if the data has none, in tokens."""
-GREEDY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1}
-"""Keywords of ``generate`` for greedy decoding, where every token is the likeliest one."""
 _BY_PROMPT = frozenset({"num_crops", "num_soft_tokens_per_image"})
 """Outputs of the image processors of Gemma 3 and 4, which also accept empty lists of images."""
 
@@ -71,7 +71,7 @@ def encode(processor: Any, samples: Sequence[Sample], model: Any) -> Encoded:
     prompts = prompt_inputs(processor, samples, model, texts)
     end = "\n" if _is_paligemma(processor) else ""  # the processor adds it to every prompt
     answers = [
-        None if s.answer is None else _answer_ids(processor, text + end, s.answer)
+        None if s.answer is None else answer_ids(processor, text + end, s.answer)
         for s, text in zip(samples, texts, strict=True)
     ]
     if None in answers:
@@ -79,7 +79,7 @@ def encode(processor: Any, samples: Sequence[Sample], model: Any) -> Encoded:
         answers = [a if a is not None else o for a, o in zip(answers, own, strict=True)]
     filled = [ids or [] for ids in answers]
     answer_type = int(find(model).bidirectional)  # token type of a causal answer after its prompt
-    return _teacher_forced(prompts, filled, _pad_id(processor), answer_type)
+    return _teacher_forced(prompts, filled, pad_id(processor), answer_type)
 
 
 def prompt_text(processor: Any, sample: Sample) -> str:
@@ -188,31 +188,6 @@ def prompt_inputs(
     return dict(inputs.to(device_of(model), dtype=model.dtype))
 
 
-def generate_ids(
-    model: Any,
-    processor: Any,
-    prompts: Mapping[str, Tensor],
-    max_new_tokens: int,
-    how: Mapping[str, Any] = GREEDY,
-) -> list[list[int]]:
-    """[B] answers as token ids, up to the first end-of-text token, which is left out.
-
-    Args:
-        model: The model.
-        processor: Its processor.
-        prompts: Inputs from `prompt_inputs`.
-        max_new_tokens: Longest answer, in tokens.
-        how: Other keywords of ``generate``; greedy decoding by default.
-    """
-    with torch.inference_mode():
-        out = model.generate(
-            **prompts, max_new_tokens=max_new_tokens, pad_token_id=_pad_id(processor), **how
-        )
-    ends = _end_ids(model, processor)
-    rows = out[:, prompts["input_ids"].shape[1] :].tolist()
-    return [_until(row, ends) for row in rows]
-
-
 def _images(processor: Any, samples: Sequence[Sample]) -> Any:
     """The images in the form that the processor takes; None if there are none."""
     # If every prompt has images, or the processor counts them itself, they go in one list a
@@ -228,22 +203,6 @@ def _images(processor: Any, samples: Sequence[Sample]) -> Any:
     return [image for row in rows for image in row] or None
 
 
-def _until(row: list[int], ends: frozenset[int]) -> list[int]:
-    stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-    return row[:stop]
-
-
-def _end_ids(model: Any, processor: Any) -> frozenset[int]:
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    return frozenset(e for e in [*ends, processor.tokenizer.eos_token_id] if e is not None)
-
-
-def _pad_id(processor: Any) -> int:
-    pad = processor.tokenizer.pad_token_id
-    return 0 if pad is None else pad
-
-
 def _is_paligemma(processor: Any) -> bool:
     return type(processor).__name__ == "PaliGemmaProcessor"
 
@@ -252,23 +211,6 @@ def has_template(processor: Any) -> bool:
     """Whether the processor or its tokenizer has a chat template."""
     own = getattr(processor, "chat_template", None)
     return bool(own or getattr(processor.tokenizer, "chat_template", None))
-
-
-def _answer_ids(processor: Any, prompt: str, answer: str) -> list[int]:
-    """Token ids of the answer as it continues the prompt; special tokens in it become text."""
-    # Prompt and answer are tokenized together, because a tokenizer treats the first word of a
-    # text differently from one inside of it. If the result does not start with the prompt's own
-    # tokens, the tokenizer merged across the border, and the answer is tokenized alone.
-    tokenizer, answer = processor.tokenizer, plain_text(processor, answer)
-    special = any(prompt.endswith(token) for token in tokenizer.all_special_tokens)
-    gap = "" if prompt[-1:].isspace() or special else " "
-    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(f"{prompt}{gap}{answer}", add_special_tokens=False)["input_ids"]
-    if whole[: len(before)] == before:
-        ids = whole[len(before) :]
-    else:
-        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return list(ids[:MAX_ANSWER_TOKENS])
 
 
 def _teacher_forced(

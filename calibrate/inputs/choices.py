@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.local_paths import BUILT_IN, EMBEDDED
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
@@ -21,7 +21,10 @@ class ModelChoice:
     The command line makes one of --model and its companions.
 
     Example:
-        >>> tpcal.ModelChoice("llava-1.5-7b", device="cuda", dtype="bfloat16")
+        >>> import tpcal
+        >>> model = tpcal.ModelChoice("llava-1.5-7b", device="cuda", dtype="bfloat16")
+        >>> model.is_built_in
+        False
 
     Raises:
         UsageError: Code is trusted of a model that is not named. A plan or profile is data that
@@ -63,8 +66,8 @@ class ModelChoice:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it is the embedded model, which is also taken where none is named."""
-        return self.name in (None, EMBEDDED)
+        """Whether it is a built-in model; the embedded one is taken where none is named."""
+        return self.name in (None, *BUILT_IN)
 
     def load(self) -> Loaded:
         """The model; the embedded one where none is named."""
@@ -90,7 +93,9 @@ class DataChoice:
     The command line makes one of --data and its companions.
 
     Example:
-        >>> tpcal.DataChoice("questions.jsonl", samples=64, group_column="kind")
+        >>> import tpcal
+        >>> tpcal.DataChoice("questions.jsonl", samples=64, group_column="kind").recorded()
+        {'data': 'questions.jsonl', 'samples': 64, 'group_column': 'kind'}
     """
 
     data: str | None = None

@@ -21,15 +21,17 @@ import torch
 
 from tpcal.calibrate.inputs import hub
 from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.smol.assemble import assembled_folder
 from tpcal.plans import families, temporary_files
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
+from tpcal.plans.extras import require
+from tpcal.plans.local_paths import EMBEDDED, SMOL
 from tpcal.plans.schema import ModelIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-EMBEDDED = "embedded"
 ALIASES: Mapping[str, str] = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
@@ -55,7 +57,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-_PACKAGES = ("torchvision", "num2words", "timm", "sentencepiece", "tiktoken", "av")
+PROCESSOR_PACKAGES = ("torchvision", "num2words", "timm", "sentencepiece", "tiktoken", "av")
 """Optional packages that processors need, by the name for both installation and import."""
 
 
@@ -164,6 +166,9 @@ def weights_digest(model: torch.nn.Module) -> str:
 def _find(name: str, revision: str | None) -> _Place:
     if name == EMBEDDED:
         return _embedded()
+    if name == SMOL:
+        with _quiet():
+            return _Place(SMOL, str(assembled_folder()), is_folder=True)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -301,6 +306,7 @@ def _offloaded(device: torch.device) -> dict[str, Any]:
     """
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"offload must go with a CPU or a CUDA device; got {device}.")
+    require("plan", "accelerate")
     from accelerate.utils import get_max_memory
 
     own = {"cpu", device.index or 0} if device.type == "cuda" else {"cpu"}
@@ -336,7 +342,9 @@ def _missing_package(reason: str) -> str | None:
     """The missing package that an error of transformers is about; None if it is about another."""
     if "_MAPPING has no attribute" in reason:  # a part of a processor that needs torchvision
         reason = "torchvision"
-    named = (name for name in _PACKAGES if re.search(rf"\b{name}\b", reason, re.IGNORECASE))
+    named = (
+        name for name in PROCESSOR_PACKAGES if re.search(rf"\b{name}\b", reason, re.IGNORECASE)
+    )
     return next((name for name in named if find_spec(name) is None), None)
 
 

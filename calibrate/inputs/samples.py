@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -62,8 +63,19 @@ class Source:
         return {name: value for name, value in found.items() if value}
 
 
+class _Contents(NamedTuple):
+    """What is kept of samples that were read once."""
+
+    fingerprint: str
+    groups: tuple[str, ...]
+    identities: tuple[bytes, ...]
+
+
 class Samples(Sequence[Sample]):
     """Samples in a fixed order; an image of a data set is decoded each time its sample is taken.
+
+    Groups and digests of all samples are read in one pass, which decodes every image once, when
+    they are first asked for. Parts of these samples take theirs over and decode nothing.
 
     Args:
         name: Name of the data set.
@@ -89,21 +101,6 @@ class Samples(Sequence[Sample]):
         self.recipe: Mapping[str, Any] = recipe or {}
         self._rows = rows
         self._read = read
-        # One pass over all samples collects what must be known before they are used. Nothing of
-        # a sample but its group and its digests is kept.
-        digest = hashlib.sha256()
-        groups, identities = [], []
-        for sample in self:
-            _feed(digest, sample)
-            groups.append(sample.group)
-            identities.append(identity(sample))
-        self.fingerprint = f"sha256:{digest.hexdigest()}"
-        """sha256 over ids, questions, answers, groups and pixels in RGB, in order."""
-        self.sample_groups: tuple[str, ...] = tuple(groups)
-        """[n] group of each sample."""
-        self.groups: tuple[str, ...] = tuple(sorted(set(groups)))
-        self.identities: tuple[bytes, ...] = tuple(identities)
-        """[n] short digests of question and pixels; equal samples of any data have equal ones."""
 
     @classmethod
     def of(cls, samples: Iterable[Sample], name: str = "samples") -> Samples:
@@ -119,6 +116,36 @@ class Samples(Sequence[Sample]):
         held = tuple(samples)
         return cls(name, f"{len(held)} samples given", held, lambda sample: sample)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over ids, questions, answers, groups and pixels in RGB, in order."""
+        return self._contents.fingerprint
+
+    @cached_property
+    def sample_groups(self) -> tuple[str, ...]:
+        """[n] group of each sample."""
+        return self._contents.groups
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that the samples are of, sorted."""
+        return tuple(sorted(set(self.sample_groups)))
+
+    @cached_property
+    def identities(self) -> tuple[bytes, ...]:
+        """[n] short digests of question and pixels; equal samples of any data have equal ones."""
+        return self._contents.identities
+
+    @cached_property
+    def _contents(self) -> _Contents:
+        digest = hashlib.sha256()
+        groups, identities = [], []
+        for sample in self:
+            _feed(digest, sample)
+            groups.append(sample.group)
+            identities.append(identity(sample))
+        return _Contents(f"sha256:{digest.hexdigest()}", tuple(groups), tuple(identities))
+
     @property
     def n_rows(self) -> int | None:
         """Number of rows of the data; None if the data is unlimited."""
@@ -126,8 +153,8 @@ class Samples(Sequence[Sample]):
 
     def part(self, start: int, stop: int) -> Samples:
         """The samples ``start`` … ``stop`` - 1, in order."""
-        rows = self._rows[start:stop]
-        return Samples(self.name, f"{len(rows)} of {self.description}", rows, self._read)
+        numbers = range(len(self))[start:stop]
+        return self._chosen(numbers, f"{len(numbers)} of {self.description}")
 
     def without(self, seen: Collection[bytes]) -> Samples:
         """The samples whose identities are not in ``seen``, in order; itself if none was seen.
@@ -135,8 +162,7 @@ class Samples(Sequence[Sample]):
         Raises:
             UsageError: All samples were seen.
         """
-        rows = zip(self._rows, self.identities, strict=True)
-        new = [row for row, own in rows if own not in seen]
+        new = [i for i, own in enumerate(self.identities) if own not in seen]
         if len(new) == len(self):
             return self
         if not new:
@@ -144,7 +170,14 @@ class Samples(Sequence[Sample]):
                 f"Samples must be new; got {len(self)} that the plan was made from "
                 f"({self.description}). Name others with --data, --split or --seed."
             )
-        return Samples(self.name, f"the {len(new)} new of {self.description}", new, self._read)
+        return self._chosen(new, f"the {len(new)} new of {self.description}")
+
+    def _chosen(self, numbers: Sequence[int], description: str) -> Samples:
+        rows = [self._rows[i] for i in numbers]
+        chosen = Samples(self.name, description, rows, self._read)
+        chosen.sample_groups = tuple(self.sample_groups[i] for i in numbers)
+        chosen.identities = tuple(self.identities[i] for i in numbers)
+        return chosen
 
     def unanswered(self) -> Samples:
         """The same samples without the data's answers; the model's own take their place."""
@@ -154,7 +187,9 @@ class Samples(Sequence[Sample]):
         def read(row: Any) -> Sample:
             return replace(self._read(row), answer=None)
 
-        return Samples(self.name, description, self._rows, read, recipe, self.source)
+        made = Samples(self.name, description, self._rows, read, recipe, self.source)
+        made.sample_groups, made.identities = self.sample_groups, self.identities
+        return made
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -223,7 +258,9 @@ def load_samples(
             f"{len(places)} questions of {n_rows} of {len(table)} conversations of {table.name} "
             f"({split}, seed {seed})"
         )
-    return Samples(table.name, description, places, read, recipe, source)
+    drawn = Samples(table.name, description, places, read, recipe, source)
+    _ = drawn.fingerprint  # reads every sample, so that one that cannot be read ends this call
+    return drawn
 
 
 def _embedded(split: str, n: int, seed: int, recipe: Mapping[str, Any]) -> Samples:

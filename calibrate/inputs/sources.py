@@ -13,6 +13,7 @@ import numpy as np
 from tpcal.calibrate.inputs import hub
 from tpcal.calibrate.inputs.text_files import Row, read_rows
 from tpcal.plans.errors import UsageError, excerpt, listed
+from tpcal.plans.extras import require
 
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
 ROLES: Mapping[str, tuple[str, ...]] = {
@@ -101,6 +102,7 @@ def _file(path: Path, split: str) -> RawTable:
     if path.stat().st_size == 0:
         raise UsageError(f"{path} must hold samples; got an empty file.")
     if kind == ".parquet":
+        require("plan", "datasets")
         import datasets
 
         with _explained(str(path)):
@@ -113,6 +115,7 @@ def _file(path: Path, split: str) -> RawTable:
 
 
 def _folder(path: Path, split: str) -> RawTable:
+    require("plan", "datasets")
     import datasets
 
     # In this order: a data set saved by `datasets`; a text file named after the wanted split, or
@@ -173,6 +176,7 @@ def _first_row(rows: Any) -> Mapping[str, Any]:
 
 
 def _hub(data: str, split: str, n: int | None, seed: int) -> RawTable:
+    require("plan", "datasets")
     import datasets
     from huggingface_hub import constants
 

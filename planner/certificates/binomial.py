@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from scipy.special import bdtr, betaincinv  # scipy.stats' own take a hundred times as long
-
 from tpcal.plans.errors import GuardrailError, UsageError
 from tpcal.plans.schema import Certificate
 
@@ -40,6 +38,8 @@ def p_value(changed: Changed, max_flips: float) -> float:
     """The largest chance of so few changed answers if the true share is ``max_flips`` or more."""
     # For x changed answers of n, the chance is largest at the share e = max_flips exactly:
     #     P(X <= x) = sum over i = 0..x of C(n, i) * e^i * (1 - e)^(n - i)
+    from scipy.special import bdtr  # scipy.stats' own takes a hundred times as long
+
     return float(bdtr(changed.n_changed, changed.n, max_flips))
 
 
@@ -55,6 +55,8 @@ def bound(changed: Changed, confidence: float) -> float:
     # the distribution Beta(x + 1, n - x) at the confidence; x = n allows no bound below 1.
     if changed.n_changed >= changed.n:
         return 1.0
+    from scipy.special import betaincinv
+
     return float(betaincinv(changed.n_changed + 1, changed.n - changed.n_changed, confidence))
 
 
@@ -104,7 +106,13 @@ def samples_needed(max_flips: float, confidence: float, share: float = 0.0) -> i
 
 @dataclass(frozen=True)
 class Promise:
-    """The statement to prove: at most a share ``max_flips`` of the answers changes."""
+    """The statement to prove: at most a share ``max_flips`` of the answers changes.
+
+    Example:
+        >>> import tpcal
+        >>> promise = tpcal.Promise(max_flips=0.05, confidence=0.95)
+        >>> promise.check_n(69, "samples")  # fewer samples than 69 raise GuardrailError
+    """
 
     max_flips: float
     """Largest share of changed answers, in (0, 1)."""

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from scipy.optimize import brentq
-
 from tpcal.planner.prediction.conditions import share
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.errors import BudgetError, UsageError
@@ -60,7 +58,13 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Budget:
-    """The largest cost of a plan in one unit."""
+    """The largest cost of a plan in one unit.
+
+    Example:
+        >>> import tpcal
+        >>> tpcal.Budget(0.4, "kv").label  # at most 40 % of the unpruned KV bytes
+        '0.4-kv'
+    """
 
     target: float
     """Largest cost: a share in (0, 1], or milliseconds."""
@@ -122,6 +126,7 @@ class Prices:
         """
         if budget.kind == LAYER_AVERAGE:
             return budget.target
+        from scipy.optimize import brentq
 
         def over(keep: float) -> float:
             return self.of([Cut(0, keep, "grid")], budget.kind) - budget.target

@@ -9,9 +9,6 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-from tpcal.planner.search.samplers import SAMPLERS
-from tpcal.plans.errors import UsageError
-
 Progress = Callable[[int, int, str], None]
 """Receives the number of steps done, the number in all, and what the steps are."""
 N_TRIALS = 100
@@ -19,10 +16,12 @@ N_TRIALS = 100
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How a search runs. Raises UsageError if the sampler is unknown.
+    """How a search runs.
 
     Example:
-        >>> SearchSettings(n_trials=200, timeout=600, storage="study.journal")
+        >>> from tpcal.planner.search.settings import SearchSettings
+        >>> SearchSettings(n_trials=200, timeout=600, storage="study.journal").n_trials
+        200
     """
 
     n_trials: int = N_TRIALS
@@ -34,23 +33,10 @@ class SearchSettings:
     """Seed of the sampler and of the proposals."""
     storage: Path | str | BaseStorage | None = None
     """Journal file or database URL that keeps the studies; None: memory."""
-    sampler: str = "tpe"
-    """One of `tpcal.planner.search.samplers.SAMPLERS`."""
-    propose: bool = True
-    """Whether seeds and proposals take turns with the sampler; False is for comparisons."""
     command: str | None = None
     """What the user typed, for the plan's provenance."""
     progress: Progress | None = None
     """Told after every trial."""
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise UsageError(f"sampler must be one of {', '.join(SAMPLERS)}; got {self.sampler}.")
-
-    @property
-    def suggests(self) -> str:
-        """What suggests the plans, for the plan's provenance."""
-        return f"{self.sampler} and proposals" if self.propose else self.sampler
 
     @property
     def end(self) -> float | None:

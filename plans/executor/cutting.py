@@ -1,4 +1,4 @@
-"""A plan's cuts made ready for a model, what a cut reads of the attention, and what it did."""
+"""A plan's cuts made ready for a model, and what a cut reads of the attention."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from tpcal.plans.executor.attention_reader import Capture, Request
 from tpcal.plans.executor.prompt import PromptTokens
@@ -51,28 +50,6 @@ def prepare(cuts: Sequence[Cut], round_to: int | None = None) -> dict[int, Prepa
         reads = cut.condition is not None or (selector is not None and selector.reads_attention)
         prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0, round_to)
     return prepared
-
-
-@dataclass(frozen=True)
-class CutRecord:
-    """What one cut did to each row."""
-
-    layer: int
-    index: Tensor
-    """[B, N] int64 original ranks of the visual tokens before the cut; -1 on filler."""
-    stays: Tensor
-    """[B, N] bool, True where such a token stays."""
-    text_to_visual: Tensor | None = None
-    """[B] attention mass from text to visual tokens, measured for a conditional cut."""
-    visual_to_text: Tensor | None = None
-    """[B] attention mass from visual tokens to text, likewise."""
-
-    @property
-    def kept(self) -> tuple[tuple[int, ...], ...]:
-        """Original ranks of the visual tokens kept in each row, ascending."""
-        return tuple(
-            tuple(rank[stay].tolist()) for rank, stay in zip(self.index, self.stays, strict=True)
-        )
 
 
 def attention_request(

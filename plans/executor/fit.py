@@ -11,11 +11,20 @@ from tpcal.plans.plan_rules import is_sound, problems_at
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create
 
-_KERNELS = ("sdpa", "eager")
+KERNELS = ("sdpa", "eager")
 
 
 def check(plan: Plan, model: PreTrainedModel) -> list[str]:
-    """The reasons why the plan does not fit the model, one sentence each; empty if it fits."""
+    """The reasons why the plan does not fit the model, one sentence each; empty if it fits.
+
+    Example:
+        >>> import tpcal
+        >>> from transformers import AutoModelForImageTextToText
+        >>> from tpcal.calibrate.embedded import FOLDER  # or the name of a model on the Hub
+        >>> model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+        >>> tpcal.check(tpcal.load_preset("divprune", n_layers=8), model)
+        []
+    """
     return identity_problems(plan, model) + run_problems(plan, model)
 
 
@@ -79,9 +88,9 @@ def _model_problems(model: PreTrainedModel) -> list[str]:
     problems = []
     text = model.config.get_text_config(decoder=True)
     kernel = text._attn_implementation
-    if kernel not in _KERNELS:
+    if kernel not in KERNELS:
         problems.append(
-            f"The attention implementation must be {' or '.join(_KERNELS)}; got {kernel}. "
+            f"The attention implementation must be {' or '.join(KERNELS)}; got {kernel}. "
             'Load the model with attn_implementation="sdpa".'
         )
     places = set(map(str, getattr(model, "hf_device_map", {}).values()))

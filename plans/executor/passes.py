@@ -19,14 +19,10 @@ from torch import Tensor
 from tpcal.plans.executor import compat, gather
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture
 from tpcal.plans.executor.cache import PrunedKV, cache_layer, n_physical, pruned
-from tpcal.plans.executor.cutting import (
-    CutRecord,
-    PreparedCut,
-    attention_request,
-    condition_met,
-)
+from tpcal.plans.executor.cutting import PreparedCut, attention_request, condition_met
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.prompt import PromptTokens, grid_table
+from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.survivors import Survivors, columns_of, narrowed, ranks
 from tpcal.plans.schema import n_keep
 from tpcal.plans.selectors.base import Tokens, checked

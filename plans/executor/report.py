@@ -1,4 +1,4 @@
-"""What the executor did in a prefill, row by row."""
+"""What the executor did in a prefill, row by row: which tokens each cut kept, and where."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from math import isnan
 
 import torch
+from torch import Tensor
 
-from tpcal.plans.executor.cutting import CutRecord, PreparedCut
+from tpcal.plans.executor.cutting import PreparedCut
 from tpcal.plans.executor.prompt import ViewGrid
 
 
@@ -28,6 +29,28 @@ class Patch:
     box: tuple[float, float, float, float] | None
     """x0, y0, x1, y1 in fractions of the image as the vision tower saw it, after the processor's
     resizing and cropping; None for tokens that cover no pixels. Times width and height: pixels."""
+
+
+@dataclass(frozen=True)
+class CutRecord:
+    """What one cut did to each row."""
+
+    layer: int
+    index: Tensor
+    """[B, N] int64 original ranks of the visual tokens before the cut; -1 on filler."""
+    stays: Tensor
+    """[B, N] bool, True where such a token stays."""
+    text_to_visual: Tensor | None = None
+    """[B] attention mass from text to visual tokens, measured for a conditional cut."""
+    visual_to_text: Tensor | None = None
+    """[B] attention mass from visual tokens to text, likewise."""
+
+    @property
+    def kept(self) -> tuple[tuple[int, ...], ...]:
+        """Original ranks of the visual tokens kept in each row, ascending."""
+        return tuple(
+            tuple(rank[stay].tolist()) for rank, stay in zip(self.index, self.stays, strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tpcal.plans.executor.cutting import CutRecord
+from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
 
 

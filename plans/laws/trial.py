@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from tpcal.plans.executor import compat
-from tpcal.plans.executor.cutting import CutRecord
 from tpcal.plans.executor.handle import Report, apply, check
+from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
 from tpcal.plans.laws import rounding
 from tpcal.plans.laws.case import Case, Inputs

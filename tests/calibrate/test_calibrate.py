@@ -258,6 +258,7 @@ def test_batches_are_recorded_once_where_memory_holds_them(
         return sample
 
     counted = Samples(scenes.name, scenes.description, list(scenes), read, scenes.recipe)
+    assert counted.fingerprint  # which reads every sample once
     taken.clear()
     store = Store(room)
     calibrate.calibrate(loaded, counted, tmp_path, **GRID, refine=two_of_the_rest, store=store)

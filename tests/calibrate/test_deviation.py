@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from tpcal.calibrate.deviation import answer_deviation, log_probabilities
-from tpcal.calibrate.inputs.batches import OWN_ANSWER_TOKENS, encode, generate_ids, prompt_inputs
+from tpcal.calibrate.inputs.answer_tokens import OWN_ANSWER_TOKENS, generate_ids
+from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.models import load
 from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.calibrate.tape import Tape

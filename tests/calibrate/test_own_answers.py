@@ -12,10 +12,10 @@ import pytest
 
 from tpcal.calibrate import calibrate
 from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs.choices import DataChoice
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Sample, Samples, load_samples
 from tpcal.calibrate.profile import Profile
-from tpcal.options import DataChoice
 
 GRID: dict[str, Any] = {
     "selectors": ["diversity"],

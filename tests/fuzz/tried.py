@@ -22,6 +22,8 @@ from pages import small_profile
 from searches import answer, search
 
 from tpcal.calibrate import profile as profiles
+from tpcal.calibrate.bench.bench_results import BenchResults
+from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
 from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.cli import cli
 from tpcal.planner.prediction.budget import Budget
@@ -33,7 +35,6 @@ from tpcal.plans.plan_file import digest, dump_plan, load_plan, parse_plan
 from tpcal.plans.schema import Cut, Plan
 from tpcal.report.bench_section import benches
 from tpcal.report.evaluation_section import evaluations
-from tpcal.report.read_json import read_bench, read_evaluation
 
 HERE = Path(__file__).parent
 SEEDS, CORPUS = HERE / "seeds", HERE / "corpus"
@@ -200,13 +201,13 @@ def journal(path: Path) -> bool:
 def evaluation(path: Path) -> bool:
     """Read and drawn."""
     with watched():
-        return not refused(lambda: evaluations(read_evaluation(path)))
+        return not refused(lambda: evaluations(EvaluationResults.load(path)))
 
 
 def bench(path: Path) -> bool:
     """Read and drawn."""
     with watched():
-        return not refused(lambda: benches(read_bench(path)))
+        return not refused(lambda: benches(BenchResults.load(path)))
 
 
 def rows(path: Path) -> bool:

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs, prompt_text
+from tpcal.calibrate.inputs.answer_tokens import generate_ids
+from tpcal.calibrate.inputs.batches import prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Sample, Samples
 from tpcal.integrations.answerer import Answerer

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tpcal.calibrate.evaluation.metrics import is_right
-from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.inputs.answer_tokens import generate_ids
+from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.plans.executor.handle import apply

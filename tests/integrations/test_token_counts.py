@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tpcal.integrations.token_counts import Tally
-from tpcal.plans.executor.cutting import CutRecord
 from tpcal.plans.executor.handle import Report
+from tpcal.plans.executor.report import CutRecord
 
 
 def _cut(layer: int, *rows: list[int]) -> CutRecord:

@@ -8,6 +8,7 @@ from functools import lru_cache
 import pytest
 import tiny
 import torch
+from _pytest.mark import ParameterSet
 from releases import skip_elsewhere
 
 from tpcal.plans.executor import cache, gather, handle, kv_columns, passes
@@ -21,6 +22,25 @@ from tpcal.plans.selectors.random import Random
 NAMES = [law.name for law in LAWS]
 LAW = dict(zip(NAMES, LAWS, strict=True))
 CASES = [(name, attn) for name in tiny.names() for attn in ("sdpa", "eager")]
+VARIED = {
+    "gemma3": "sliding windows and blocks of an image that see each other",
+    "gemma4_shared": "layers that share keys and values",
+    "idefics3": "a picture in several views",
+    "kimi_k25": "compressed keys and values",
+    "llama4": "chunked attention and layers without positions",
+    "llava": "the plainest decoder",
+    "paligemma": "a prefix that sees itself whole",
+    "qwen2_5_vl": "positions in three dimensions",
+    "qwen3_vl": "states of the tower added to layers",
+}
+"""Architectures that differ in structure, and in what: the usual run tries every law on them."""
+MAIN = {"reference", "rows alone", "kv cache"}
+"""Laws that the usual run tries on every architecture; `make test-all` tries all on all."""
+FAST = {("llava", "sdpa"), ("qwen2_5_vl", "sdpa")}
+"""Cases of which `make test-fast` tries every law."""
+RELEASES = {(name, "sdpa") for name in ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4_shared")}
+RELEASE_LAWS = {"reference", "rows alone", "kv cache", "text turn", "crop", "beams", "drafts"}
+"""What `make test-versions` tries with every release of transformers."""
 INAPPLICABLE: dict[tuple[str, str], str] = {
     # Without a cache it does not lengthen moe_mm_token_type_ids.
     ("ernie4_5_vl_moe", "samples"): "cannot without a cache: IndexError",
@@ -39,26 +59,17 @@ INAPPLICABLE: dict[tuple[str, str], str] = {
 """(architecture, law): why the law says nothing about it; everything else must hold."""
 
 
-FAST_CASES = (
-    *("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"),
-    *("gemma4", "internvl", "idefics3", "paligemma", "mistral3"),
-)
-FAST_LAWS = (
-    *("keep all", "text only", "reference", "rows alone", "kv cache", "text turn", "crop"),
-    *("beams", "drafts", "removed"),
-)
-"""What is tried with every release of transformers: `make test-versions`."""
-
-
-def _is_fast(name: str, attn: str, law: str) -> bool:
-    return attn == "sdpa" and (name == "llava" or (name in FAST_CASES and law in FAST_LAWS))
-
-
-EVERY = [
-    pytest.param(*case, law, marks=[pytest.mark.versions] if _is_fast(*case, law) else [])
-    for case in CASES
-    for law in NAMES
-]
+def tried(name: str, attn: str, law: str) -> ParameterSet:
+    """The law on a model, marked by how often it is tried there."""
+    varied = name in VARIED
+    if (name, attn) in FAST or (varied and (attn, law) == ("sdpa", "reference")):
+        scope = pytest.mark.fast
+    elif varied or law in MAIN or (name, law) in INAPPLICABLE:
+        scope = pytest.mark.usual
+    else:
+        scope = pytest.mark.nightly
+    releases = [pytest.mark.versions] if (name, attn) in RELEASES and law in RELEASE_LAWS else []
+    return pytest.param(name, attn, law, marks=[scope, *releases])
 
 
 @lru_cache(maxsize=1)  # the laws of a case follow each other
@@ -66,7 +77,7 @@ def trial(name: str, attn: str) -> Trial:
     return Trial(tiny.case(name, attn))
 
 
-@pytest.mark.parametrize(("name", "attn", "law"), EVERY)
+@pytest.mark.parametrize(("name", "attn", "law"), [tried(*c, law) for c in CASES for law in NAMES])
 def test_the_law_holds(name, attn, law):
     verdict = LAW[law].judge(trial(name, attn))
     if verdict.error is not None:
@@ -84,8 +95,10 @@ def test_the_law_holds(name, attn, law):
 def test_the_table_of_exceptions_names_what_exists():
     assert {name for name, _ in INAPPLICABLE} <= set(tiny.names())
     assert {law for _, law in INAPPLICABLE} <= set(NAMES)
-    assert set(FAST_CASES) <= set(tiny.names())
-    assert set(FAST_LAWS) <= set(NAMES)
+    assert {*VARIED, *(name for name, _ in FAST)} <= set(tiny.names())
+    assert set(NAMES) >= MAIN
+    assert {name for name, _ in RELEASES} <= set(tiny.names())
+    assert set(NAMES) >= RELEASE_LAWS
 
 
 def test_laws_have_names_and_sentences_of_their_own():

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from pages import NASTY, Page, html_of, small_profile
 
+from tpcal.calibrate.bench.bench_results import BenchResults
+from tpcal.calibrate.bench.ratios import Spread
+from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.report.bench_section import benches
 from tpcal.report.evaluation_section import check_model, evaluations
 from tpcal.report.inputs import Material
-from tpcal.report.read_json import Span, read_bench, read_evaluation
 
 
 def _share(value: float) -> dict[str, float]:
@@ -89,6 +91,7 @@ def _run(name: str, ms: float, ratio: float | None = None) -> dict[str, Any]:
     run = {
         "name": name,
         "ttft_ms": _spread(ms),
+        "decoder_ms": _spread(0.8 * ms),
         "token_ms": _spread(2),
         "tokens_per_s": _spread(9),
     }
@@ -104,7 +107,17 @@ BENCH: dict[str, Any] = {
     "command": "tpcal bench",
     "time": "2026",
     "model": {"name": "tiny"},
-    "machine": {"device": "cpu", "threads": 1},
+    "machine": {
+        "device": "cpu",
+        "attention": "sdpa",
+        "dtype": "float32",
+        "threads": 1,
+        "tpcal": "9",
+        "torch": "9",
+        "transformers": "9",
+        "system": "Linux",
+    },
+    "repeats": 15,
     "cells": [
         {
             **{"batch_size": rows, "n_visual": 144, "n_text": 20, "n_new": 8},
@@ -121,10 +134,15 @@ def _file(path: Path, data: Any) -> Path:
     return path
 
 
+def of_another(results: Any, fingerprint: str | None) -> Any:
+    """The results with another model's structure."""
+    return replace(results, model=replace(results.model, fingerprint=fingerprint))
+
+
 @pytest.fixture
 def shown(material: Material, tmp_path: Path) -> Page:
-    evaluated = read_evaluation(_file(tmp_path / "eval.json", EVALUATION))
-    timed = read_bench(_file(tmp_path / "bench.json", BENCH))
+    evaluated = EvaluationResults.load(_file(tmp_path / "eval.json", EVALUATION))
+    timed = BenchResults.load(_file(tmp_path / "bench.json", BENCH))
     return Page(html_of(material, evidence=[evaluations(evaluated), benches(timed)]))
 
 
@@ -170,7 +188,7 @@ def test_cost_has_an_axis_only_where_costs_differ(
     assert "evaluation-cost" not in shown.charts
     data = deepcopy(EVALUATION)
     data["entries"][1]["cost"]["layer_average_keep"] = 0.35
-    section = evaluations(read_evaluation(_file(tmp_path / "eval.json", data)))
+    section = evaluations(EvaluationResults.load(_file(tmp_path / "eval.json", data)))
     plans, published, control = Page(html_of(material, evidence=[section])).charts[
         "evaluation-cost"
     ]["data"]
@@ -197,7 +215,7 @@ def test_agreement_stands_in_where_there_are_no_answers(
     data = deepcopy(EVALUATION)
     data["unpruned"]["accuracy"] = data["unpruned"]["groups"][NASTY]["accuracy"] = None
     data["entries"] = [_entry("plan.yaml", "plan", None)]
-    section = evaluations(read_evaluation(_file(tmp_path / "eval.json", data)))
+    section = evaluations(EvaluationResults.load(_file(tmp_path / "eval.json", data)))
     page = Page(html_of(material, evidence=[section]))
     (plans,) = page.charts["evaluation"]["data"]
     assert plans["x"] == [0.8]
@@ -205,10 +223,10 @@ def test_agreement_stands_in_where_there_are_no_answers(
 
 
 def test_an_evaluation_of_another_model_is_refused(tmp_path: Path) -> None:
-    evaluated = read_evaluation(_file(tmp_path / "eval.json", EVALUATION))
+    evaluated = EvaluationResults.load(_file(tmp_path / "eval.json", EVALUATION))
     check_model(evaluated, "eval.json", small_profile())
     with pytest.raises(FitError, match="made with tiny; the profile is of another model"):
-        check_model(replace(evaluated, fingerprint="sha256:9"), "eval.json", small_profile())
+        check_model(of_another(evaluated, "sha256:9"), "eval.json", small_profile())
 
 
 def test_a_timing_is_shown_cell_by_cell(shown: Page) -> None:
@@ -243,14 +261,17 @@ def test_panels_stand_below_each_other_on_a_phone(shown: Page) -> None:
 def test_prompts_of_several_lengths_say_so(tmp_path: Path) -> None:
     data = deepcopy(BENCH)
     data["cells"][1]["n_text_least"] = 10
-    section = benches(read_bench(_file(tmp_path / "bench.json", data)))
+    section = benches(BenchResults.load(_file(tmp_path / "bench.json", data)))
     names = section.parts[0].figure.layout.yaxis.ticktext
     assert names == ("batch 1, 20 text tokens", "batch 8, 10–20 text tokens")
 
 
 def test_what_is_slower_is_said_first(tmp_path: Path) -> None:
     data = {**BENCH, "slower": ["plan.yaml is slower."]}
-    assert benches(read_bench(_file(tmp_path / "bench.json", data))).lead == "plan.yaml is slower."
+    assert (
+        benches(BenchResults.load(_file(tmp_path / "bench.json", data))).lead
+        == "plan.yaml is slower."
+    )
 
 
 @pytest.mark.parametrize(
@@ -277,13 +298,13 @@ def test_what_is_slower_is_said_first(tmp_path: Path) -> None:
 def test_a_damaged_evaluation_is_one_clear_error(tmp_path: Path, change: Any, reason: str) -> None:
     path = _file(tmp_path / "eval.json", EVALUATION | change)
     with pytest.raises(UsageError, match=reason) as caught:
-        read_evaluation(path)
+        EvaluationResults.load(path)
     assert f"{path} must be the JSON that tpcal eval -o FILE.json writes" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "null", "\ufeff{}", "NaN"])
-@pytest.mark.parametrize("read", [read_evaluation, read_bench])
+@pytest.mark.parametrize("read", [EvaluationResults.load, BenchResults.load])
 def test_other_files_are_refused(tmp_path: Path, text: str, read: Any) -> None:
     path = tmp_path / "other.json"
     path.write_text(text, encoding="utf-8")
@@ -295,7 +316,7 @@ def test_numbers_have_to_be_numbers(tmp_path: Path) -> None:
     data = deepcopy(BENCH)
     data["cells"][0]["runs"][0]["ttft_ms"]["median"] = float("nan")
     with pytest.raises(UsageError, match="nan is not a number"):
-        read_bench(_file(tmp_path / "bench.json", data))
+        BenchResults.load(_file(tmp_path / "bench.json", data))
 
 
 @pytest.mark.parametrize("name", ["ttft", "token", "throughput"])
@@ -303,29 +324,29 @@ def test_no_ratio_of_a_timing_may_be_missing(tmp_path: Path, name: str) -> None:
     data = deepcopy(BENCH)
     del data["cells"][0]["runs"][1]["ratios"][name]
     with pytest.raises(UsageError, match=f"'{name}' is missing"):
-        read_bench(_file(tmp_path / "bench.json", data))
+        BenchResults.load(_file(tmp_path / "bench.json", data))
 
 
 def test_impossible_times_are_refused(tmp_path: Path) -> None:
     for change in ({"cells": []}, {"cells": [{**BENCH["cells"][0], "runs": []}]}):
         with pytest.raises(UsageError, match="it has no (cells|runs)"):
-            read_bench(_file(tmp_path / "bench.json", BENCH | change))
+            BenchResults.load(_file(tmp_path / "bench.json", BENCH | change))
     data = deepcopy(BENCH)
     data["cells"][0]["runs"][0]["token_ms"]["low"] = -1
     with pytest.raises(UsageError, match="is no spread of times"):
-        read_bench(_file(tmp_path / "bench.json", data))
+        BenchResults.load(_file(tmp_path / "bench.json", data))
 
 
 def test_a_timing_of_another_model_is_refused(tmp_path: Path) -> None:
     model = {"name": "other", "fingerprint": "sha256:9"}
-    timed = read_bench(_file(tmp_path / "bench.json", BENCH | {"model": model}))
+    timed = BenchResults.load(_file(tmp_path / "bench.json", BENCH | {"model": model}))
     with pytest.raises(FitError, match="made with other; the profile is of another model"):
         check_model(timed, "bench.json", small_profile())
-    check_model(replace(timed, fingerprint=None), "bench.json", small_profile())
+    check_model(of_another(timed, None), "bench.json", small_profile())
 
 
 def test_a_timing_of_a_geometry_names_it(tmp_path: Path) -> None:
     data = {k: v for k, v in BENCH.items() if k != "model"} | {"geometry": {"name": "llava-7b"}}
-    timed = read_bench(_file(tmp_path / "bench.json", data))
-    assert timed.model == "llava-7b"
-    assert timed.cells[1].runs[1].ratios["ttft"] == Span(0.5, 0.45, 0.55)
+    timed = BenchResults.load(_file(tmp_path / "bench.json", data))
+    assert timed.name == "llava-7b"
+    assert timed.cells[1].runs[1].ratios["ttft"] == Spread(0.5, 0.45, 0.55)

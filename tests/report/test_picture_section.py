@@ -16,7 +16,8 @@ from markupsafe import escape
 from PIL import Image
 
 from tpcal.calibrate.inputs import models
-from tpcal.calibrate.inputs.batches import generate_ids, prompt_inputs
+from tpcal.calibrate.inputs.answer_tokens import generate_ids
+from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import as_rgb, read_images
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Sample, Samples, load_samples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -67,5 +66,5 @@ class _Writer(mrope.Writer):
         pixels = torch.randn(n, 3, mrope.PATCH, mrope.PATCH, generator=generator)
         return {"pixel_values": pixels, "image_grid_thw": grid}
 
-    def _videos(self, sizes: Any, generator: Any) -> Mapping[str, Tensor]:
+    def _videos(self, sizes: Any, generator: Any) -> dict[str, Tensor]:
         return {}

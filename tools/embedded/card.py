@@ -31,10 +31,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     text = tables(options.folder, options.split, options.n)
     if options.split == "test":
-        before, rest = CARD.read_text().split(BEGIN)
-        CARD.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        write(CARD, text)
     else:
         sys.stdout.write(f"{text}\n")
+
+
+def write(card: Path, text: str) -> None:
+    """Puts the measured tables between the marks of a card."""
+    before, rest = card.read_text().split(BEGIN)
+    card.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
 
 
 def tables(folder: Path, split: str, n: int) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from tpcal.calibrate.bench.ratios import Cell, GenerationRun, Repeat, Spread, plain
+from tpcal.calibrate.bench.bench_results import CellResult
+from tpcal.calibrate.bench.ratios import Cell, GenerationRun, Repeat, Spread
 from tpcal.calibrate.bench.slower import (
     ALARM,
     MARGIN,
@@ -98,7 +101,7 @@ def test_figures_are_medians_and_quartiles_and_ratios_those_of_repeats() -> None
     assert Spread(3.0, 2.0, 4.0).half == 1.0
     unpruned = _run("unpruned", [10.0, 20.0, 40.0])
     cell = _cell(_run("plan", [5.0, 20.0, 30.0]), unpruned=unpruned)
-    data = plain(cell, [["ttft"]])
+    data = json.loads(json.dumps(CellResult.of(cell, [["ttft"]]).to_json()))
     first, second = data["runs"]
     assert data["n_visual"] == 144
     assert first["ttft_ms"] == {"median": 20.0, "low": 15.0, "high": 30.0}

@@ -17,7 +17,11 @@ from tpcal.calibrate.embedded.scenes import EmbeddedSample
 
 @pytest.fixture(scope="module")
 def examinee() -> Examinee:
-    return Examinee(FOLDER)
+    """In float32, as calibration loads it on a processor: in half precision it takes four times
+    as long where the processor has no units for it."""
+    examinee = Examinee(FOLDER)
+    examinee.model.float()
+    return examinee
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tpcal.calibrate.evaluation.paired_tests import Pair, paired_tests
+from tpcal.calibrate.evaluation.paired_tests import Pair, holm, paired_tests
 
 
 def _pair(one: list[int], other: list[int], name: str = "a") -> Pair:
@@ -30,3 +30,18 @@ def test_holm_by_hand() -> None:
     assert [test.p for test in found] == pytest.approx([1 / 16, 1 / 4, 1 / 8])
     assert [test.p_adjusted for test in found] == pytest.approx([3 / 16, 1 / 4, 1 / 4])
     assert paired_tests([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005, 0.9, 0.04], [0.05, 0.12, 0.12, 0.03, 0.9, 0.12]),
+        ([0.5, 0.6, 0.001], [1.0, 1.0, 0.003]),
+        ([1.0, 1.0, 0.3], [1.0, 1.0, 0.9]),
+        ([0.2], [0.2]),
+        ([], []),
+    ],
+)
+def test_holm_as_another_implementation_has_it(given: list[float], adjusted: list[float]) -> None:
+    # The values are those of statsmodels 0.15.0, multipletests(given, method="holm")[1].
+    assert holm(given).tolist() == pytest.approx(adjusted, rel=1e-12)

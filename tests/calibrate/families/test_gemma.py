@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tpcal.calibrate.inputs.batches import Encoded, _teacher_forced
 from tpcal.calibrate.tape import Tape
-from tpcal.plans.executor.cutting import CutRecord
+from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.schema import Condition, Cut
 

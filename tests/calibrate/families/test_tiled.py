@@ -11,8 +11,8 @@ from tiny import case
 from torch import Tensor
 
 from tpcal.calibrate.inputs.batches import Encoded, _teacher_forced
-from tpcal.plans.executor.cutting import CutRecord
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.schema import Cut, Plan
 

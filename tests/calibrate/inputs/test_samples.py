@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from tpcal.calibrate.inputs import hub
+from tpcal.calibrate.inputs import samples as samples_module
+from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.cells import read_answer
+from tpcal.calibrate.inputs.models import load
 from tpcal.calibrate.inputs.samples import Columns, Sample, Samples, load_samples
 from tpcal.plans.errors import UsageError
 
@@ -352,3 +355,50 @@ def test_no_error_shows_more_than_a_little_of_a_file(
     assert longest <= 200
     assert said.count("Zq") <= 1000
     assert "Zq" not in caplog.text  # nor do libraries log it
+
+
+class Counted:
+    """Reads samples of given rows and counts how often each one is decoded."""
+
+    def __init__(self, n: int) -> None:
+        self.counts = [0] * n
+
+    def __call__(self, i: int) -> Sample:
+        self.counts[i] += 1
+        image = Image.new("RGB", (8, 8), (i, 0, 0))
+        return Sample(str(i), (image,), f"Which colour, {i}?", "red", "ab"[i % 2])
+
+
+def test_choosing_among_samples_decodes_each_image_once_at_most() -> None:
+    read = Counted(6)
+    samples = Samples("counted", "six", range(6), read)
+    assert read.counts == [0] * 6
+    part = samples.part(1, 5)
+    new = part.without({samples.identities[2]})
+    assert new.groups == ("a", "b")
+    assert len(new.unanswered().identities) == 3
+    assert samples.fingerprint.startswith("sha256:")
+    assert read.counts == [1] * 6
+    for taken in (part, new, part.unanswered()):  # what was taken over is what is there
+        fresh = Samples.of(list(taken))
+        assert taken.identities == fresh.identities
+        assert taken.sample_groups == fresh.sample_groups
+        assert taken.fingerprint == fresh.fingerprint
+
+
+def test_a_calibration_batch_decodes_its_images_once_more_than_loading(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    read = samples_module.read_images
+
+    def counted(cell: Any, place: Path | None, row: str) -> tuple[Image.Image, ...]:
+        decoded.append(row)
+        return read(cell, place, row)
+
+    monkeypatch.setattr(samples_module, "read_images", counted)
+    samples = load_samples(jsonl(folder / "data.jsonl", rows(4)))
+    assert sorted(decoded) == [f"data.jsonl row {i}" for i in range(1, 5)]
+    loaded = load("embedded", device="cpu")
+    encode(loaded.processor, list(samples.part(0, 4)), loaded.model)
+    assert sorted(decoded) == sorted(2 * [f"data.jsonl row {i}" for i in range(1, 5)])

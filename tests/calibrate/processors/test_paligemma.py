@@ -13,7 +13,8 @@ from replays import close
 from tiny.paligemma import SIDE, build
 from transformers import PaliGemmaProcessor, SiglipImageProcessorPil
 
-from tpcal.calibrate.inputs.batches import encode, generate_ids, prompt_inputs, prompt_text
+from tpcal.calibrate.inputs.answer_tokens import generate_ids
+from tpcal.calibrate.inputs.batches import encode, prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.samples import Sample
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.executor.handle import apply

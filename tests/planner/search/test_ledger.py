@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpcal.planner.search.ledger import Ledger
-from tpcal.planner.search.samplers import Repeatable
+from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.settings import SearchSettings
 
 ROOT = Path(__file__).parents[3]
@@ -21,7 +21,7 @@ def test_no_other_module_knows_study_names_or_attributes() -> None:
 def test_studies_keep_the_names_they_have_in_old_journals(make_world) -> None:
     profile = make_world(n_samples=24).profile()
     ledger = Ledger.open(None, profile)
-    study = ledger.start(profile, "0.3", 7, [[], "tpe True", []], Repeatable("random", 0))
+    study = ledger.start(profile, "0.3", 7, [[], "tpe True", []], RepeatableTPE(0))
     assert study.study_name == "tpcal-499f9c9ba5dd-1c81b4eb-budget0.3-seed7-1dca916d"
     assert [s.study_name for s in ledger.studies(profile)] == [study.study_name]
     assert ledger.all_on(profile)

@@ -12,14 +12,14 @@ from optuna.storages.journal import JournalFileBackend
 
 from tpcal.planner.search.ledger import open_study
 from tpcal.planner.search.other_processes import measuring
-from tpcal.planner.search.samplers import Repeatable
+from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.storage import open_storage
 from tpcal.plans.errors import UsageError
 
 
 def one_trial(storage: Path | str) -> None:
     """A study with one measured trial."""
-    study = open_study(open_storage(storage), "test", Repeatable("random", 0))
+    study = open_study(open_storage(storage), "test", RepeatableTPE(0))
     trial = study.ask()
     with measuring(trial):
         trial.report(0.25, 7)
@@ -41,7 +41,7 @@ def test_half_a_line_is_cut_off_by_whoever_writes_next(tmp_path: Path) -> None:
     opened = open_storage(path)
     with path.open("ab") as file:
         file.write(b'{"op_code":8,"half a li')  # another process is killed while it writes
-    study = open_study(opened, "test", Repeatable("random", 0))
+    study = open_study(opened, "test", RepeatableTPE(0))
     study.tell(study.ask(), 0.75)
     again = optuna.load_study(study_name="test", storage=open_storage(path))
     assert [trial.value for trial in again.trials] == [0.5, 0.75]
@@ -51,7 +51,7 @@ def test_half_a_line_is_cut_off_by_whoever_writes_next(tmp_path: Path) -> None:
 def test_a_journal_that_cannot_grow_is_one_line_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     one_trial(path)
-    study = open_study(open_storage(path), "test", Repeatable("random", 0))
+    study = open_study(open_storage(path), "test", RepeatableTPE(0))
     whole = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole), limits[1]))  # as a disk that is full

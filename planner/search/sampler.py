@@ -1,48 +1,35 @@
-"""Optuna's samplers, made repeatable."""
+"""Optuna's sampler, made repeatable."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import (
-    BaseSampler,
-    CmaEsSampler,
-    GPSampler,
-    NSGAIISampler,
-    RandomSampler,
-    TPESampler,
-)
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tpcal.planner.search.ledger import n_started
 
-SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
-    {
-        "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, n_startup_trials=10),
-        "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=10),
-        "cmaes": lambda seed: CmaEsSampler(seed=seed, n_startup_trials=10),
-        "nsgaii": lambda seed: NSGAIISampler(seed=seed, population_size=10),
-        "random": lambda seed: RandomSampler(seed=seed),
-    }
-)
-"""Optuna's samplers by name; docs/planner.md compares them."""
+SUGGESTED_BY = "tpe and proposals"
+"""Recorded in a plan's provenance."""
 
 
-class Repeatable(BaseSampler):
-    """A sampler whose draw depends on the seed and the finished trials only, not on earlier draws.
+class RepeatableTPE(BaseSampler):
+    """Optuna's TPE, with draws that depend on the seed and the finished trials only.
 
-    So a search that was killed and continued suggests what an uninterrupted one would have.
+    A search that was killed and continued therefore suggests what an uninterrupted one would have.
+
+    Args:
+        seed: Another one draws other plans.
     """
 
-    def __init__(self, name: str, seed: int) -> None:
-        self._name, self._seed = name, seed
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
         self._sampler = self._fresh(0)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -81,4 +68,5 @@ class Repeatable(BaseSampler):
         digest = hashlib.sha256(f"{self._seed}/{place}".encode()).digest()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return SAMPLERS[self._name](int.from_bytes(digest[:4], "big"))
+            own = int.from_bytes(digest[:4], "big")
+            return TPESampler(seed=own, multivariate=True, n_startup_trials=10)

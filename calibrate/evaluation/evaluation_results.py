@@ -1,0 +1,390 @@
+"""The results of `tpcal eval` as records, which know their JSON.
+
+The tables of `eval`, its JSON file and the report all show these records. The fields of a record
+are the keys of its JSON, so a new result is a field here and a column where it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpcal.calibrate.inputs.model_facts import ModelFacts
+from tpcal.plans.json_files import number, optional_text, read_json
+
+if TYPE_CHECKING:
+    from tpcal.calibrate.evaluation.accuracy import Row
+    from tpcal.calibrate.evaluation.compare import Comparison, Entry
+    from tpcal.calibrate.inputs.samples import Samples
+
+ACCURACY, AGREEMENT = "accuracy", "agreement"
+PLAN, PUBLISHED, CONTROL = KINDS = ("plan", "preset", "control")
+_PRESET = "preset:"
+_ROUNDING = 1e-9
+"""By this much, the numbers of an interval may be out of order."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of samples, or a difference of two, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def from_json(cls, data: Any, least: float = 0.0) -> Share:
+        """The share in a file.
+
+        Args:
+            data: Plain data.
+            least: Smallest possible value, which is -1 for a difference.
+
+        Raises:
+            ValueError: The numbers are no share with its interval.
+        """
+        value, low, high = (number(data[key]) for key in ("value", "low", "high"))
+        bounds = (least, low, value, high, 1.0)
+        if any(one > other + _ROUNDING for one, other in pairwise(bounds)):
+            raise ValueError(f"{value:g} [{low:g}, {high:g}] is no share with its interval")
+        return cls(value, low, high)
+
+
+@dataclass(frozen=True)
+class MeasuredCost:
+    """A cost relative to the unpruned model's, over the same samples."""
+
+    layer_average_keep: float = 1.0
+    """Mean over samples of visual tokens in a layer / visual tokens of the prompt."""
+    prefill_flops: float = 1.0
+    """As a share of the unpruned model's; includes choosing the tokens."""
+    kv_bytes: float = 1.0
+    """As a share of the unpruned model's."""
+
+    @classmethod
+    def from_json(cls, data: Any) -> MeasuredCost:
+        """The cost in a file."""
+        keys = ("layer_average_keep", "prefill_flops", "kv_bytes")
+        return cls(*(number(data[key]) for key in keys))
+
+
+@dataclass(frozen=True)
+class Test:
+    """The difference of two variants, and how likely chance alone makes such a difference."""
+
+    one: str
+    other: str
+    measure: str
+    difference: Share
+    """Share of ``one`` minus share of ``other``."""
+    p: float
+    """Two-sided p-value of the hypothesis that there is no difference."""
+    p_adjusted: float
+    """The p-value after Holm's correction, which bounds the chance of any false finding."""
+    n_changed: int
+    """Number of samples that only one of the two got right; the test rests on these."""
+
+    __test__ = False  # pytest would otherwise collect it as a class of tests
+
+    @classmethod
+    def from_json(cls, data: Any) -> Test:
+        """The test in a file."""
+        return cls(
+            one=str(data["one"]),
+            other=str(data["other"]),
+            measure=str(data["measure"]),
+            difference=Share.from_json(data["difference"], least=-1.0),
+            p=number(data["p"]),
+            p_adjusted=number(data["p_adjusted"]),
+            n_changed=int(number(data["n_changed"])),
+        )
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """The samples that were answered."""
+
+    name: str
+    description: str
+    fingerprint: str | None
+    n: int
+    """Number of samples."""
+    groups: tuple[str, ...]
+    n_seen: int
+    """Number of samples that a plan was made from."""
+
+    @classmethod
+    def of(cls, samples: Samples, n_seen: int) -> SampleFacts:
+        """The facts of samples, of which plans were made from ``n_seen``."""
+        return cls(
+            name=samples.name,
+            description=samples.description,
+            fingerprint=samples.fingerprint,
+            n=len(samples),
+            groups=tuple(samples.groups),
+            n_seen=n_seen,
+        )
+
+    @classmethod
+    def from_json(cls, data: Any) -> SampleFacts:
+        """The facts in a file."""
+        return cls(
+            name=str(data["name"]),
+            description=str(data.get("description") or f"samples of {data['name']}"),
+            fingerprint=optional_text(data.get("fingerprint")),
+            n=int(number(data["n"])),
+            groups=tuple(map(str, data["groups"])),
+            n_seen=int(number(data["n_seen"])),
+        )
+
+
+@dataclass(frozen=True)
+class UnprunedGroup:
+    """The unpruned model on one group."""
+
+    n: int
+    """Number of samples."""
+    accuracy: Share | None
+    """None if no sample has a right answer."""
+
+    @classmethod
+    def from_json(cls, data: Any) -> UnprunedGroup:
+        """The result in a file."""
+        return cls(int(number(data["n"])), _share(data["accuracy"]))
+
+
+@dataclass(frozen=True)
+class UnprunedResult:
+    """The unpruned model on all samples, and on each group."""
+
+    accuracy: Share | None
+    """None if no sample has a right answer."""
+    groups: Mapping[str, UnprunedGroup]
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> UnprunedResult:
+        """The result of the unpruned model in a comparison."""
+        *groups, whole = comparison.unpruned.rows()
+        by_group = {row.group: UnprunedGroup(row.n, row.unpruned) for row in groups}
+        return cls(whole.unpruned, by_group)
+
+    @classmethod
+    def from_json(cls, data: Any) -> UnprunedResult:
+        """The result in a file."""
+        groups = {str(g): UnprunedGroup.from_json(v) for g, v in data["groups"].items()}
+        return cls(_share(data["accuracy"]), groups)
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """A plan or control on one group."""
+
+    n: int
+    """Number of samples."""
+    accuracy: Share | None
+    """None if no sample has a right answer."""
+    difference: Share | None
+    """Accuracy minus that of the unpruned model, over the same samples."""
+    agreement: Share | None
+    """Share of samples with the answer of the unpruned model."""
+
+    @classmethod
+    def of(cls, row: Row) -> GroupResult:
+        """The result of a group."""
+        return cls(row.n, row.plan, row.difference, row.agreement)
+
+    @classmethod
+    def from_json(cls, data: Any) -> GroupResult:
+        """The result in a file."""
+        return cls(int(number(data["n"])), *_quality(data))
+
+
+@dataclass(frozen=True)
+class WorstGroup:
+    """The group of lowest accuracy, or of lowest agreement if no sample has a right answer."""
+
+    group: str
+    value: float
+
+    @classmethod
+    def from_json(cls, data: Any) -> WorstGroup:
+        """The group in a file."""
+        return cls(str(data["group"]), number(data["value"]))
+
+
+@dataclass(frozen=True)
+class EntryResult:
+    """A plan, a published schedule or a control: its cost, and its answers on all samples."""
+
+    name: str
+    kind: str
+    """``plan``, ``preset`` or ``control``."""
+    beside: str | None
+    """The plan whose cost a control has; None for a plan."""
+    shared: bool
+    """Whether an earlier plan has the same control."""
+    cost: MeasuredCost
+    accuracy: Share | None
+    difference: Share | None
+    agreement: Share | None
+    worst_group: WorstGroup | None
+    groups: Mapping[str, GroupResult]
+
+    @classmethod
+    def of(cls, entry: Entry) -> EntryResult:
+        """The result of an entry of a comparison."""
+        *groups, whole = map(GroupResult.of, entry.evaluation.rows())
+        worst = entry.worst()
+        published = PUBLISHED if entry.name.startswith(_PRESET) else PLAN
+        return cls(
+            name=entry.name,
+            kind=CONTROL if entry.beside else published,
+            beside=entry.beside,
+            shared=entry.shared,
+            cost=entry.cost,
+            accuracy=whole.accuracy,
+            difference=whole.difference,
+            agreement=whole.agreement,
+            worst_group=WorstGroup(*worst) if worst else None,
+            groups=dict(zip(entry.evaluation.groups, groups, strict=True)),
+        )
+
+    @classmethod
+    def from_json(cls, data: Any) -> EntryResult:
+        """The result in a file; older files do not tell which controls are shared."""
+        cost, worst = MeasuredCost.from_json(data["cost"]), data["worst_group"]
+        if data["kind"] not in KINDS:
+            raise ValueError(f"{data['kind']!r} is not one of {', '.join(KINDS)}")
+        return cls(
+            str(data["name"]),
+            str(data["kind"]),
+            optional_text(data.get("beside")),
+            bool(data.get("shared", False)),
+            cost,
+            *_quality(data),
+            worst_group=None if worst is None else WorstGroup.from_json(worst),
+            groups={str(g): GroupResult.from_json(v) for g, v in data["groups"].items()},
+        )
+
+    @property
+    def short(self) -> str:
+        """The name in tables: `random`, `divprune@0.22`."""
+        return short_name(self.name, self.beside)
+
+    @property
+    def keep(self) -> float:
+        """The layer-average keep, as measured."""
+        return self.cost.layer_average_keep
+
+    @property
+    def value(self) -> Share | None:
+        """The accuracy, or the agreement if no sample has a right answer."""
+        return self.accuracy or self.agreement
+
+    def value_of(self, group: str) -> Share | None:
+        """The accuracy on a group, or the agreement if no sample of any group has an answer."""
+        result = self.groups.get(group)
+        if result is None:
+            return None
+        return result.agreement if self.accuracy is None else result.accuracy
+
+
+@dataclass(frozen=True)
+class EvaluationResults:
+    """All results of `tpcal eval`: the unpruned model, and the plans followed by their controls.
+
+    Shares are in [0, 1]. The keys of the JSON are the fields of the records.
+
+    Example:
+        >>> results = tpcal.evaluate("plan.yaml").results  # doctest: +SKIP
+        >>> EvaluationResults.from_json(results.to_json()) == results  # doctest: +SKIP
+        True
+    """
+
+    time: str
+    """When the evaluation ended, in ISO 8601."""
+    model: ModelFacts
+    data: SampleFacts
+    unpruned: UnprunedResult
+    entries: tuple[EntryResult, ...]
+    tests: tuple[Test, ...]
+    impossible: Mapping[str, str]
+    """Reasons by the names of the controls that this model cannot carry out."""
+
+    @classmethod
+    def of(cls, comparison: Comparison, model: ModelFacts, data: SampleFacts) -> EvaluationResults:
+        """The results of a comparison that has just ended."""
+        return cls(
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=model,
+            data=data,
+            unpruned=UnprunedResult.of(comparison),
+            entries=tuple(map(EntryResult.of, comparison.entries)),
+            tests=comparison.tests,
+            impossible=dict(comparison.impossible),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The results as plain data; missing values are None."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> EvaluationResults:
+        """The results in the data of a file.
+
+        Raises:
+            KeyError: A key is missing.
+            ValueError: A value cannot be a result. Data of another form raises TypeError or
+                AttributeError.
+        """
+        return cls(
+            time=str(data["time"]),
+            model=ModelFacts.from_json(data["model"]),
+            data=SampleFacts.from_json(data["data"]),
+            unpruned=UnprunedResult.from_json(data["unpruned"]),
+            entries=tuple(map(EntryResult.from_json, data["entries"])),
+            tests=tuple(map(Test.from_json, data["tests"])),
+            impossible={str(k): str(v) for k, v in data.get("impossible", {}).items()},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> EvaluationResults:
+        """The results in a file that `tpcal eval -o FILE.json` wrote.
+
+        Raises:
+            UsageError: If the file is missing or holds something else.
+        """
+        return read_json(path, "eval", cls.from_json)
+
+    @property
+    def measure(self) -> str:
+        """The measure in which entries are compared, ``accuracy`` or ``agreement``."""
+        return AGREEMENT if self.unpruned.accuracy is None else ACCURACY
+
+    @property
+    def plans(self) -> tuple[EntryResult, ...]:
+        """The entries of plans and published schedules, without controls."""
+        return tuple(entry for entry in self.entries if entry.kind != CONTROL)
+
+    def controls(self, plan: str) -> tuple[EntryResult, ...]:
+        """The controls of one plan."""
+        return tuple(e for e in self.entries if e.kind == CONTROL and e.beside == plan)
+
+
+def short_name(name: str, beside: str | None = None) -> str:
+    """A name without its `preset:`, and of a control without its plan."""
+    return name.removesuffix(f" = {beside}").removeprefix(_PRESET)
+
+
+def _quality(data: Any) -> tuple[Share | None, Share | None, Share | None]:
+    """Accuracy, difference and agreement."""
+    difference = _share(data["difference"], least=-1.0)
+    return _share(data["accuracy"]), difference, _share(data["agreement"])
+
+
+def _share(data: Any, least: float = 0.0) -> Share | None:
+    return None if data is None else Share.from_json(data, least)
