@@ -14,6 +14,7 @@ from inspect import signature
 from typing import Any
 
 import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, cache_utils
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -28,6 +29,24 @@ TRIED = (5, 10), (5, 24)
 """The oldest and the newest minor release on which the laws of pruning were tested."""
 
 
+INSTALL = (
+    f"pip install 'transformers>={TRIED[0][0]}.{TRIED[0][1]},<{TRIED[1][0]}.{TRIED[1][1] + 1}'"
+)
+"""The command that installs a release that was tried."""
+
+
+def tried() -> str:
+    """The releases that were tried, in words."""
+    (major, oldest), (newest_major, newest) = TRIED
+    return f"{major}.{oldest} to {newest_major}.{newest}"
+
+
+def is_tried(version: str) -> bool:
+    """Whether a version of transformers belongs to a minor release that was tried."""
+    oldest, newest = TRIED
+    return oldest <= Version(version).release[:2] <= newest
+
+
 def warn_untried() -> None:
     """Logs one warning in a process if the installed transformers was not tried."""
     _warn_untried(transformers.__version__)
@@ -35,17 +54,13 @@ def warn_untried() -> None:
 
 @cache
 def _warn_untried(version: str) -> None:
-    minor = tuple(int(part) for part in version.split(".")[:2])
-    oldest, newest = TRIED
-    if oldest <= minor <= newest:
-        return
-    _LOG.warning(
-        "Plans were tried with transformers %d.%d to %d.%d, and %s is installed. Run `tpcal check "
-        "--deep` on your model once: it tests that a plan leaves the right tokens.",
-        *oldest,
-        *newest,
-        version,
-    )
+    if not is_tried(version):
+        _LOG.warning(
+            "Plans were tried with transformers %s, and %s is installed. Run `tpcal check --deep` "
+            "on your model once: it tests that a plan leaves the right tokens.",
+            tried(),
+            version,
+        )
 
 
 # 5.24: `past_key_values` became `cache` in arguments and outputs of models, decoders and layers.
@@ -156,11 +171,11 @@ _OF_FULL_ATTENTION = {
 
 def width(text: Any, key: str) -> Any:
     """The value of a decoder's config; a list with one value per layer if layers differ."""
-    own = getattr(text, key, None)
     if hasattr(text, "per_layer_config"):
-        if key in (text.per_layer_attributes or ()):
+        if key in (text.per_layer_attributes or ()):  # reading it from the whole is an error
             return [getattr(layer, key, None) for layer in text.per_layer_config]
-        return own
+        return getattr(text, key, None)
+    own = getattr(text, key, None)
     full = getattr(text, _OF_FULL_ATTENTION.get(key, ""), None)
     if full is None or (key != "head_dim" and not text.attention_k_eq_v):
         return own
@@ -171,7 +186,7 @@ def width(text: Any, key: str) -> Any:
 
 _WAY_OUT = (
     f"This transformers ({transformers.__version__}) is not supported for this model; install one "
-    f"from {TRIED[0][0]}.{TRIED[0][1]} to {TRIED[1][0]}.{TRIED[1][1]}."
+    f"from {tried()}: {INSTALL}"
 )
 
 

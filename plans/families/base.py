@@ -34,6 +34,9 @@ class Family:
     name: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]] = ()
     """Class names of the models it supports."""
+    since: ClassVar[Mapping[str, str]] = {}
+    """The first release of transformers, of those that were tried, that has a class. A class that
+    is not here is in the oldest of them."""
     bidirectional: ClassVar[bool] = False
     """Whether visual tokens may attend to text after them."""
 

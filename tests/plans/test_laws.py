@@ -38,7 +38,9 @@ MAIN = {"reference", "rows alone", "kv cache"}
 """Laws that the usual run tries on every architecture; `make test-all` tries all on all."""
 FAST = {("llava", "sdpa"), ("qwen2_5_vl", "sdpa")}
 """Cases of which `make test-fast` tries every law."""
-RELEASES = {(name, "sdpa") for name in ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4_shared")}
+RELEASES = {
+    (name, "sdpa") for name in ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4_shared")
+}
 RELEASE_LAWS = {"reference", "rows alone", "kv cache", "text turn", "crop", "beams", "drafts"}
 """What `make test-versions` tries with every release of transformers."""
 INAPPLICABLE: dict[tuple[str, str], str] = {

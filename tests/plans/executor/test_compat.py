@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from packaging.requirements import Requirement
+from packaging.version import Version
 from transformers import DynamicCache
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import compat, gather
 from tpcal.plans.executor.survivors import Survivors
+from tpcal.plans.families import families
+
+pytestmark = pytest.mark.versions
 
 
 def test_an_untried_release_is_warned_of_once(monkeypatch, caplog):
@@ -21,6 +26,22 @@ def test_an_untried_release_is_warned_of_once(monkeypatch, caplog):
     monkeypatch.setattr(transformers, "__version__", "5.10.4")
     compat.warn_untried()
     assert len(caplog.records) == 1
+
+
+def test_the_install_line_admits_what_was_tried_and_nothing_else():
+    wanted = Requirement(compat.INSTALL.split("'")[1]).specifier
+    for version in ("5.9.9", "5.10.0", "5.15.1", "5.24.7", "5.25.0", "6.0"):
+        assert wanted.contains(version) == compat.is_tried(version)
+
+
+def test_families_know_which_releases_have_their_classes():
+    installed = Version(transformers.__version__)
+    exported = set(dir(transformers))  # imports no model
+    for family in families().values():
+        assert set(family.since) <= set(family.architectures)
+        for kind in family.architectures:
+            since = Version(family.since.get(kind, "5.10"))
+            assert (kind in exported) == (installed >= since), kind
 
 
 @pytest.mark.parametrize("name", compat.CACHE_NAMES)
