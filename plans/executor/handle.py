@@ -252,7 +252,7 @@ class Handle:
         run, mine.run = mine.run, None
         if run is None or output is None:  # the forward pass failed
             return None
-        counted = len(run.lengths) if run.prompt is not None else None
+        counted = run.n_called if run.prompt is not None else None
         compat.check_pass(output, counted, len(self._family.layers(self._model)))
         if run.prompt is not None:
             seen = run.prompt.n_visual, run.prompt.grids
@@ -270,7 +270,10 @@ class Handle:
     def _layer_hook(self, at: int) -> Callable[..., Any]:
         def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             run = self._thread.run
-            if run is None or run.leaves_alone(at, kwargs):
+            if run is None:
+                return None
+            run.n_called += 1
+            if run.leaves_alone(at, kwargs):
                 return None
             cache = compat.given_cache(kwargs, args, expected=self._thread.has_cache)
             if at == 0 and run.cuts:

@@ -44,6 +44,7 @@ class ForwardPass:
         survivors: The tokens still there.
         records: What each cut did, so far.
         lengths: Number of tokens that each layer got, so far; empty without a prompt.
+        n_called: How many layers were called, so far.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ForwardPass:
         self.survivors = Survivors(None, None, prompt.n_visual if prompt else ())
         self.records: list[CutRecord] = []
         self.lengths: list[int] = []
+        self.n_called = 0
         self._final_norm = final_norm
         self._shared = shared or {}
         self._sources = frozenset(self._shared.values())
