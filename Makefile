@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-floors | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-fast | test-all | test-floors | test-versions | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -9,8 +9,10 @@ READY = $(VENV)/.ready
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 FLOORS = $(VENV)/floors
+# Minor releases of transformers that make test-versions tries: the floor, one in the middle, the newest that plans/executor/compat.py names.
+VERSIONS = 5.10 5.20 5.24
 
-.PHONY: demo test test-fast test-all test-floors test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
+.PHONY: demo test test-fast test-all test-floors test-versions test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +43,17 @@ test-floors: $(READY)
 	$(PYTHON) -m venv $(FLOORS)
 	$(FLOORS)/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/floors.txt -e '.[dev]'
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest --numprocesses logical --dist loadfile --scope fast
+
+# What depends on the release of transformers, each in an environment of its own. All else is pinned but the two packages of which each release wants others.
+test-versions: $(addprefix test-transformers-,$(VERSIONS))
+
+test-transformers-%:
+	mkdir -p $(VENV)/transformers
+	sed -E '/^(transformers|tokenizers|huggingface_hub)==/d' constraints.txt > $(VENV)/transformers/$*.txt
+	echo 'transformers==$*.*' >> $(VENV)/transformers/$*.txt
+	$(PYTHON) -m venv $(VENV)/transformers/$*
+	$(VENV)/transformers/$*/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/transformers/$*.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 $(VENV)/transformers/$*/bin/python -m pytest --scope $(or $(SCOPE),nightly) -m versions tests/plans/test_laws.py tests/plans/test_conversation.py tests/plans/executor
 
 # Measures anew which tests are slow; the file decides what make test-fast runs.
 test-times: $(READY)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.executor import compiled
+from tpcal.plans.executor import compat, compiled
 from tpcal.plans.executor.architecture import shared_layers, with_grids
 from tpcal.plans.executor.attention_reader import AttentionReader, probing
 from tpcal.plans.executor.cache import check_cache, kv_bytes, needs_mask
@@ -85,6 +85,7 @@ def apply(
     problems += run_problems(plan, model)
     if problems:
         raise FitError(plan.name or "The plan", problems)
+    compat.warn_untried()
     return Handle(model, plan)
 
 
@@ -109,6 +110,8 @@ class _Thread(local):
         self.run: ForwardPass | None = None
         self.n_new = 0
         """Number of sequences that the pass begins; 0 if it continues some."""
+        self.has_cache = False
+        """Whether the decoder was given a cache for the pass."""
         self.last: Report | None = None
 
 
@@ -243,7 +246,8 @@ class Handle:
         ids, embeds = mine.inputs.get("input_ids"), mine.inputs.get("inputs_embeds")
         n_rows, length = _size(kwargs, ids, embeds)
         prompt = None if length == 1 else self._read_prompt(ids, embeds)
-        cache = kwargs.get("past_key_values")
+        cache = compat.given_cache(kwargs)
+        mine.has_cache = cache is not None
         mine.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
         masks = (
             kwargs.get("attention_mask") is not None or self._text._attn_implementation != "sdpa"
@@ -265,6 +269,8 @@ class Handle:
         run, mine.run = mine.run, None
         if run is None or output is None:  # the forward pass failed
             return None
+        counted = run.n_called if run.prompt is not None else None
+        compat.check_pass(output, counted, len(self._family.layers(self._model)))
         if run.prompt is not None:
             seen = run.prompt.n_visual, run.prompt.grids
             mine.last = Report(tuple(run.records), tuple(run.lengths), *seen)
@@ -281,10 +287,14 @@ class Handle:
     def _layer_hook(self, at: int) -> Callable[..., Any]:
         def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             run = self._thread.run
-            if run is None or run.leaves_alone(at, kwargs):
+            if run is None:
                 return None
+            run.n_called += 1
+            if run.leaves_alone(at, kwargs):
+                return None
+            cache = compat.given_cache(kwargs, args, expected=self._thread.has_cache)
             if at == 0 and run.cuts:
-                check_cache(kwargs.get("past_key_values"))
+                check_cache(cache)
             hidden, *others = args or (kwargs["hidden_states"],)
             hidden, gathered, rest = run.before_layer(at, hidden, kwargs, tuple(others))
             if args:

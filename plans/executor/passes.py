@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpcal.plans.executor import gather
+from tpcal.plans.executor import compat, gather
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture
 from tpcal.plans.executor.cache import PrunedKV, cache_layer, n_physical, pruned
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, condition_met
@@ -44,6 +44,7 @@ class ForwardPass:
         survivors: The tokens that remain.
         records: Records of the cuts made so far.
         lengths: Number of tokens that each layer got, so far; empty without a prompt.
+        n_called: How many layers were called, so far.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ForwardPass:
         self.survivors = Survivors(None, None, prompt.n_visual if prompt else ())
         self.records: list[CutRecord] = []
         self.lengths: list[int] = []
+        self.n_called = 0
         self._final_norm = final_norm
         self._shared = shared or {}
         self._sources = frozenset(self._shared.values())
@@ -83,7 +85,7 @@ class ForwardPass:
         """
         if self.length != 1 or self.survivors.places is not None:
             return False
-        cache = arguments.get("past_key_values")
+        cache = compat.given_cache(arguments)
         source = self._shared.get(layer, layer)
         kv = None if cache is None or len(cache.layers) <= source else cache.layers[source]
         if not isinstance(kv, PrunedKV):
@@ -111,7 +113,7 @@ class ForwardPass:
         if self.prompt is not None:
             self.lengths.append(hidden.shape[1])
             self._ask(layer)
-        held = self._keys(layer, hidden, arguments.get("past_key_values"))
+        held = self._keys(layer, hidden, compat.given_cache(arguments))
         if held is None:
             return hidden, arguments, positional
         gathered = self._gatherer.arguments(arguments, self.survivors, held, self.length)

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.images.tower import Tower
 
@@ -34,6 +35,9 @@ class Family:
     name: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]] = ()
     """Class names of the models it supports."""
+    since: ClassVar[Mapping[str, str]] = {}
+    """The first release of transformers, of those that were tried, that has a class. A class that
+    is not here is in the oldest of them."""
     bidirectional: ClassVar[bool] = False
     """Whether visual tokens may attend to text after them."""
 
@@ -189,15 +193,14 @@ class Family:
     def shape(self, model: PreTrainedModel) -> DecoderShape:
         """Widths of the decoder."""
         text = model.config.get_text_config(decoder=True)
-        layer = text.per_layer_config[0]  # represents all layers, even if they differ (Gemma 4)
         n_heads = text.num_attention_heads
         return DecoderShape(
             n_layers=len(self.layers(model)),
             hidden=text.hidden_size,
             ffn=text.intermediate_size,
             n_heads=n_heads,
-            n_kv_heads=getattr(layer, "num_key_value_heads", None) or n_heads,
-            head_dim=getattr(layer, "head_dim", None) or text.hidden_size // n_heads,
+            n_kv_heads=_of_layer_0(text, "num_key_value_heads") or n_heads,
+            head_dim=_of_layer_0(text, "head_dim") or text.hidden_size // n_heads,
             vocab=text.vocab_size,
             dtype_bytes=next(model.parameters()).element_size(),
             kv_limits=self._kv_limits(model, text),
@@ -214,6 +217,12 @@ class Family:
             if self.key_source(model, at) != at:
                 limits[at] = 0
         return tuple(limits) if any(limit is not None for limit in limits) else ()
+
+
+def _of_layer_0(text: Any, key: str) -> Any:
+    """A width of the first layer, which represents all layers even if they differ (Gemma 4)."""
+    found = compat.width(text, key)
+    return found[0] if isinstance(found, list) else found
 
 
 def run_lengths(visual: Tensor) -> list[list[int]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.views import AnySize
 
@@ -15,6 +18,7 @@ class Exaone45(AnySize):
         "Exaone4_5_ForConditionalGeneration",
         "HyperCLOVAXVisionV2ForConditionalGeneration",
     )
+    since: ClassVar[Mapping[str, str]] = {"HyperCLOVAXVisionV2ForConditionalGeneration": "5.20"}
     numbered = Family.numbered
 
 

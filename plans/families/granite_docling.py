@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,6 +22,7 @@ class GraniteDocling(Family):
 
     name = "granite_docling"
     architectures = ("GraniteDoclingForConditionalGeneration",)
+    since: ClassVar[Mapping[str, str]] = {"GraniteDoclingForConditionalGeneration": "5.23"}
 
     def grids(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -18,6 +18,7 @@ class KimiK25(AnySize):
 
     name = "kimi_k25"
     architectures = ("Kimi_K25ForConditionalGeneration",)
+    since: ClassVar[Mapping[str, str]] = {"Kimi_K25ForConditionalGeneration": "5.15"}
     numbered = Family.numbered
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
@@ -88,7 +89,7 @@ def _rescaling(
 
     def before(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         ratio.clear()
-        run, cache = current(), kwargs.get("past_key_values")
+        run, cache = current(), compat.given_cache(kwargs)
         if run is None or run.survivors.places is None:
             return
         n_past = 0 if cache is None else cache.get_seq_length(layer)

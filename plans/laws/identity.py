@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Handle, apply, is_applied
 from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.trial import Trial
@@ -51,11 +52,10 @@ def removed(trial: Trial) -> str:
     """Removing the handle restores the model: hooks, attributes, configs and logits."""
     before, state = trial.unpruned("left").logits, snapshot(trial.model)
     n = trial.left["input_ids"].shape[1]
-    handle = apply(trial.model, _scored(trial))
-    pruned = trial.model(**_inputs(trial)).logits
+    with apply(trial.model, _scored(trial)) as handle:  # an error must not leave the plan on
+        pruned = trial.model(**_inputs(trial)).logits
     if torch.equal(pruned, before[:, :n]):
         raise Broken("the applied plan changed nothing, so nothing was restored")
-    handle.remove()
     handle.remove()
     _require_restored(trial, state)
     _require_equal(before[:, :n], trial.model(**_inputs(trial)).logits, "afterwards the logits")
@@ -108,13 +108,13 @@ def training(trial: Trial) -> str:
     """In training mode, with or without gradient checkpointing, a plan raises a clear error."""
     model = trial.model
     modes = {module: module.training for module in model.modules()}
-    checkpoints = model.supports_gradient_checkpointing and not model.is_activation_checkpointing
+    checkpoints = model.supports_gradient_checkpointing and not compat.is_checkpointing(model)
     message = ""
     try:
         for with_checkpoints in (False, True) if checkpoints else (False,):
             model.train()
             if with_checkpoints:
-                model.activation_checkpointing_enable()
+                compat.set_checkpointing(model, True)
             with apply(model, trial.plans["content"], check=False):
                 message = _refusal(lambda: model(**_inputs(trial)))
             if "evaluation mode" not in message:
@@ -123,7 +123,7 @@ def training(trial: Trial) -> str:
         for module, mode in modes.items():
             module.training = mode
         if checkpoints:
-            model.activation_checkpointing_disable()
+            compat.set_checkpointing(model, False)
     return message
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Handle, apply
 from tpcal.plans.laws.case import Inputs, token_like
 from tpcal.plans.laws.outcomes import Inapplicable
@@ -83,13 +84,14 @@ class CachedConversation:
         n = turn["input_ids"].shape[1]
         names = token_like([turn]) - {"input_ids"} if self._whole_types else {"attention_mask"}
         trial = self._trial
+        cache = self.cache if self.cache is not None else trial.empty_cache()
         out = trial.model(
             **{**turn, **{name: whole[name] for name in names}},
             position_ids=trial.case.numbered(whole)[..., -n:],
-            past_key_values=self.cache if self.cache is not None else trial.empty_cache(),
+            **{compat.CACHE_NAME: cache},
             use_cache=True,
         )
-        self.cache = out.past_key_values
+        self.cache = compat.returned_cache(out)
         return out.logits
 
     def _remember(self, visual: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Report, apply, check
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
@@ -162,7 +163,7 @@ class Trial:
         out = self.model(
             **inputs,
             position_ids=self.case.numbered(inputs),
-            past_key_values=cache,
+            **{compat.CACHE_NAME: cache},
             use_cache=True,
         )
         logits = [out.logits]
@@ -179,7 +180,7 @@ class Trial:
             input_ids=tokens,
             attention_mask=so_far["attention_mask"],
             position_ids=self.case.numbered(so_far)[..., -tokens.shape[1] :],
-            past_key_values=cache,
+            **{compat.CACHE_NAME: cache},
             use_cache=True,
         ).logits
 
