@@ -100,8 +100,8 @@ def _package(name: str) -> Part:
 def _transformers() -> Part:
     from tpcal.plans.executor import compat
 
-    part = _package("transformers")
-    if part.state in ("missing", "broken") or compat.is_tried(installed := _version(part.name)):
+    part, installed = _package("transformers"), _version("transformers")
+    if installed is None or compat.is_tried(installed):
         return part
     found = f"{part.name} {installed} (tried: {compat.tried()})"
     return Part(part.name, "untried", found, compat.INSTALL)
