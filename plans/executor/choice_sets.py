@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from tpcal.plans.executor.prompt import PromptTokens
+from tpcal.plans.executor.prompt import PromptTokens, by_image
 from tpcal.plans.selectors.base import Tokens
 
 
@@ -77,8 +76,8 @@ def _images(prompt: PromptTokens) -> list[ChoiceSet]:
     found = []
     for row, views in enumerate(prompt.grids):
         rank = first_view = 0
-        for _, of_image in groupby(views, key=lambda view: view.image):
-            sizes = [len(view.row) for view in of_image]
+        for image in by_image(views):
+            sizes = [len(view.row) for view in image]
             found.append(ChoiceSet(row, sum(sizes), rank, first_view))
             rank, first_view = rank + sum(sizes), first_view + len(sizes)
     return found
