@@ -120,14 +120,14 @@ class Apart:
         """
         return replace(
             tokens,
-            hidden=self._taken(tokens.hidden),
+            hidden=tokens.hidden[self._row, self._column],
             valid=self._valid,
             index=self._numbered(tokens.index, self._rank),
             image=self._numbered(tokens.image, self._view),
             n_original=self._n_tokens[:, 0],
             grid_row=self._numbered(tokens.grid_row),
             grid_col=self._numbered(tokens.grid_col),
-            grid_shape=self._taken(tokens.grid_shape).masked_fill(~self._valid[..., None], -1),
+            grid_shape=self._numbered(tokens.grid_shape),
             logits=self._taken_last(tokens.logits),
             lse=self._of_prompt(tokens.lse),
             keys=self._taken(tokens.keys),
@@ -137,7 +137,7 @@ class Apart:
             text_attention=self._taken_last(tokens.text_attention),
             vision_scores=self._taken(tokens.vision_scores),
             vision_keys=self._taken(tokens.vision_keys),
-            covers=None if tokens.covers is None else self._taken(tokens.covers) & self._valid,
+            covers=self._covers(tokens.covers),
         )
 
     def together(self, values: Tensor) -> Tensor:
@@ -152,7 +152,12 @@ class Apart:
         return None if values is None else values[self._row, self._column]
 
     def _numbered(self, values: Tensor, first: Tensor | int = 0) -> Tensor:
-        return (values[self._row, self._column] - first).masked_fill(~self._valid, -1)
+        taken = values[self._row, self._column] - first
+        valid = self._valid if values.ndim == 2 else self._valid[..., None]
+        return taken.masked_fill(~valid, -1)
+
+    def _covers(self, covers: Tensor | None) -> Tensor | None:
+        return None if covers is None else covers[self._row, self._column] & self._valid
 
     def _taken_last(self, values: Tensor | None) -> Tensor | None:
         """[P, H, W] from [B, H, N]."""
