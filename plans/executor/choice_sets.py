@@ -107,10 +107,10 @@ class Apart:
             for one, start, n in zip(sets.sets, starts, alive, strict=True)
         ]
         table = torch.tensor(numbers, device=device)[..., None]  # [P, 6, 1]
-        self._row, self._n_tokens, self._rank, self._view, start, n = table.unbind(1)
+        self._row, self._n_tokens, self._rank, self._view, first, n_alive = table.unbind(1)
         place = torch.arange(max(alive), device=device)
-        self._valid = place < n  # [P, W]
-        self._column = (start + place).clamp(max=n_columns - 1)
+        self._valid = place < n_alive  # [P, W]
+        self._column = (first + place).clamp(max=n_columns - 1)
 
     def tokens(self, tokens: Tokens) -> Tokens:
         """The tokens of prompts [B, N] as tokens of images [P, W].
