@@ -200,6 +200,8 @@ def _plain(plan: Plan) -> dict[str, Any]:
     nothing = {
         key for key, value in data.items() if value is None or (value == {} and key != "loss")
     }
+    if plan.scope == "prompt":  # left out, so that a plan of before keeps its bytes and digest
+        nothing.add("scope")
     return {"schema": SCHEMA, **{key: data[key] for key in data if key not in nothing}}
 
 
