@@ -204,8 +204,8 @@ class Certificate:
     """Short digests of these samples; a file has them below everything else, as its key
     ``tested``. None in plans of older versions."""
     digest: str | None = None
-    """sha256 of the cuts, the rounding, the scope, the structure of the model, and this certificate;
-    it finds changes by hand. None in plans of older versions."""
+    """sha256 of cuts, rounding, scope, the structure of the model, and this certificate. It tells
+    whether they were changed by hand. None in plans of older versions."""
 
 
 @dataclass(frozen=True)

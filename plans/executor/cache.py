@@ -83,6 +83,9 @@ class PrunedKV(DynamicLayer):
 
     def reset(self) -> None:
         """Forgets everything, as before the first prefill."""
+        # Before 5.20, transformers keeps the columns and fills them with zeros.
+        self.keys = self.values = None
+        self.is_initialized = False
         super().reset()
         self.held = Held.recent(0, 0, 0, self.held.index.device)
         self.incoming = None

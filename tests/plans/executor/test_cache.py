@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from releases import skip_elsewhere
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.cache import cache_layer, check_cache, kv_bytes, pruned
+from tpcal.plans.executor.compat import tokens_to_remove
 from tpcal.plans.executor.kv_columns import Held
 
 pytestmark = pytest.mark.versions
@@ -50,6 +52,8 @@ def test_a_pruned_layer_reports_the_tokens_seen():
 
 @pytest.mark.parametrize("n_gone", range(8))
 def test_crop_forgets_logical_tokens_whether_held_or_not(n_gone):
+    if n_gone == 0 and tokens_to_remove(0, 7):
+        skip_elsewhere("crop(0) empties a cache before 5.15")
     layer = layer_with(ragged())
     new = torch.full((2, 1, 1, 1), 6.0)
     layer.update(new, new)
@@ -159,6 +163,8 @@ def test_a_window_of_text_alone_is_as_the_unpruned_layer(window):
 
 
 def test_a_full_window_can_be_cropped_only_where_the_past_is_recorded():
+    if not hasattr(DynamicSlidingWindowLayer, "activate_past_recording"):
+        skip_elsewhere("a window records no past before 5.15")
     layer = feed(sliding(3), 2)
     with pytest.raises(RuntimeError, match="activate_past_recording"):
         layer.crop(-1)

@@ -60,4 +60,4 @@ def test_turns_of_text_leave_the_report_of_the_image(model):
 
 
 def test_the_example_of_the_docstring_is_what_happens():
-    assert doctest.testmod(module) == (0, 7)
+    assert doctest.testmod(module) == (0, 8)
