@@ -72,12 +72,16 @@ class Answers:
 
 
 class Executor:
-    """tpcal's executor on transformers."""
+    """tpcal's executor on transformers.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: Type of the model's numbers.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.model = AutoModelForImageTextToText.from_pretrained(FOLDER).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=dtype).eval()
         self.processor = AutoProcessor.from_pretrained(FOLDER)
         self.processor.tokenizer.padding_side = "left"
 
@@ -95,6 +99,7 @@ class Executor:
                     return_tensors="pt",
                     padding=True,
                 )
+                inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
                 output = self.model.generate(
                     **inputs, do_sample=False, max_new_tokens=n_tokens, **how
                 )
@@ -201,6 +206,7 @@ class Engine:
 @contextmanager
 def engine(plan: Plan | None, folder: Path, **options: Any) -> Iterator[Engine]:
     """An engine whose cuts are recorded; only one at a time."""
+    os.environ.update(ENVIRONMENT)
     from tpcal.integrations.vllm import runner
 
     path = None if plan is None else folder / "plan.yaml"
@@ -236,9 +242,3 @@ def _recording(kind: type[Any]) -> type[Any]:
             return left
 
     return Recording
-
-
-def prepare_process() -> None:
-    """Sets what vLLM reads when it is imported; skips the tests where it is not installed."""
-    os.environ.update(ENVIRONMENT)
-    pytest.importorskip("vllm")

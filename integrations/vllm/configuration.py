@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from tpcal.integrations.vllm import support, touchpoints
 from tpcal.plans.executor.fit import check
-from tpcal.plans.families import decoder_shape
+from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.schema import Plan
 
 _DEFAULT_IMAGE, _DEFAULT_TEXT = 576, 64
@@ -77,6 +77,11 @@ def empty_model(config: Any) -> PreTrainedModel:
     """
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config.model_config.hf_config)
+
+
+def n_layers(model: PreTrainedModel) -> int:
+    """Number of decoder layers."""
+    return len(find(model).layers(model))
 
 
 def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[str]:

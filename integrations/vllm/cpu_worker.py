@@ -7,7 +7,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from tpcal.integrations.vllm.runner import attach
 
 
-class PlanWorker(CPUWorker):
+class PlanCpuWorker(CPUWorker):
     """Runs a plan on CPUs."""
 
     def init_device(self) -> None:

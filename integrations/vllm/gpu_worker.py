@@ -7,7 +7,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from tpcal.integrations.vllm.runner import attach
 
 
-class PlanWorker(Worker):
+class PlanGpuWorker(Worker):
     """Runs a plan on GPUs. No test covers it yet."""
 
     def init_device(self) -> None:

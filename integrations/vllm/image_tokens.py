@@ -36,9 +36,7 @@ class ImageColumns:
         return len(self.ranks)
 
 
-def tokens_of(
-    images: Sequence[ImageColumns], layer: int, states: Tensor
-) -> tuple[Tokens, Tensor]:
+def tokens_of(images: Sequence[ImageColumns], layer: int, states: Tensor) -> tuple[Tokens, Tensor]:
     """What a selector gets, and [B, N] int64 column of each token; filler repeats column 0.
 
     Args:

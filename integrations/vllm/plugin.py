@@ -10,16 +10,16 @@ import logging
 from functools import wraps
 from typing import Any
 
-from tpcal.integrations.vllm import settings, support, touchpoints
-from tpcal.integrations.vllm.settings import KEY, Settings
+from tpcal.integrations.vllm import server_settings, support, touchpoints
+from tpcal.integrations.vllm.server_settings import KEY, Settings
 from tpcal.plans.errors import FitError
 
 # A child of vLLM's own logger, so that lines appear as vLLM's do.
 _LOG = logging.getLogger("vllm.tpcal")
 _FOLDER = "tpcal.integrations.vllm"
 _WORKERS = {
-    touchpoints.CPU_WORKER: f"{_FOLDER}.cpu_worker.PlanWorker",
-    touchpoints.GPU_WORKER: f"{_FOLDER}.gpu_worker.PlanWorker",
+    touchpoints.CPU_WORKER: f"{_FOLDER}.cpu_worker.PlanCpuWorker",
+    touchpoints.GPU_WORKER: f"{_FOLDER}.gpu_worker.PlanGpuWorker",
 }
 
 
@@ -34,7 +34,7 @@ def register() -> None:
     @wraps(plain)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Read first: a plan that cannot be read should not wait for the model's config.
-        found = settings.read(self.additional_config or {})
+        found = server_settings.read(self.additional_config or {})
         config = plain(self, *args, **kwargs)
         if found is not None:
             prepare(config, found)
@@ -66,6 +66,8 @@ def prepare(config: Any, found: Settings) -> None:
     config.scheduler_config.scheduler_cls = f"{_FOLDER}.scheduler.{kind}"
     config.parallel_config.worker_cls = _WORKERS[config.parallel_config.worker_cls]
     config.additional_config = {**config.additional_config, KEY: found.passed_on()}
-    n_layers = config.model_config.hf_text_config.num_hidden_layers
-    prompt = configuration.counted_prompt(plan, model)
+    n_layers, prompt = configuration.n_layers(model), configuration.counted_prompt(plan, model)
     _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt))
+    advice = support.stage_advice(support.stage_lengths(plan, n_layers))
+    if advice:
+        _LOG.warning("tpcal: %s", advice)

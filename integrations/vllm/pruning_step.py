@@ -181,8 +181,7 @@ class PruningStep:
             states = self._choose(prepared, states, [i for i in images if i.n_keep], stays)
         ends = np.cumsum([len(places) for places in self._places])[:-1]
         self._places = [
-            places[kept]
-            for places, kept in zip(self._places, np.split(stays, ends), strict=True)
+            places[kept] for places, kept in zip(self._places, np.split(stays, ends), strict=True)
         ]
         return states.take(_index([np.flatnonzero(stays)], states.hidden))
 

@@ -1,10 +1,10 @@
-"""Which images of a request a plan prunes, asked in the same way of vLLM's scheduler and runner."""
+"""Which images of a request a plan prunes, for vLLM's scheduler and runner alike."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tpcal.integrations.vllm.settings import KEY
+from tpcal.integrations.vllm.server_settings import KEY
 from tpcal.integrations.vllm.stages import Span
 from tpcal.plans.schema import Plan
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from vllm.forward_context import get_forward_context
 
-from tpcal.integrations.vllm import kv_groups, settings, touchpoints
+from tpcal.integrations.vllm import kv_groups, server_settings, touchpoints
 from tpcal.integrations.vllm.pruning_step import PruningStep, States
 from tpcal.integrations.vllm.requests import pruned_images
 from tpcal.integrations.vllm.stages import Chunk, StageFields
@@ -133,7 +133,7 @@ def attach(runner: Any) -> None:
         runner: A model runner that has not loaded its model yet.
     """
     kv_groups.register()
-    found = settings.received(runner.vllm_config.additional_config)
+    found = server_settings.received(runner.vllm_config.additional_config)
     kind = type(runner)
     runner.__class__ = type(f"Plan{kind.__name__}", (PlanRunner, kind), {})
     runner.plan = found.plan

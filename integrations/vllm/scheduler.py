@@ -7,7 +7,7 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from tpcal.integrations.vllm import kv_groups, settings
+from tpcal.integrations.vllm import kv_groups, server_settings
 
 
 class PlanScheduler(Scheduler):
@@ -16,7 +16,7 @@ class PlanScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kv_groups.register()
         super().__init__(*args, **kwargs)
-        plan = settings.received(self.vllm_config.additional_config).plan
+        plan = server_settings.received(self.vllm_config.additional_config).plan
         for manager in kv_groups.managers(self):
             manager.plan, manager.requests = plan, self.requests
 

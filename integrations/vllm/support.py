@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.schema import Cut, Plan
@@ -100,7 +101,7 @@ def stage_lengths(plan: Plan, n_layers: int) -> list[int]:
         [2, 6]
     """
     starts = [0, *(cut.layer for cut in plan.cuts), n_layers]
-    return [end - start for start, end in zip(starts, starts[1:], strict=False)]
+    return [end - start for start, end in pairwise(starts)]
 
 
 def n_block_tables(lengths: Sequence[int]) -> int:
@@ -116,6 +117,23 @@ def n_block_tables(lengths: Sequence[int]) -> int:
     used = [length for length in lengths if length]
     size = max(used) if max(used) < 1.5 * min(used) else min(used)
     return sum(-(-length // size) for length in used)
+
+
+def stage_advice(lengths: Sequence[int]) -> str | None:
+    """How the cuts could be placed so that vLLM needs fewer block tables; None if they are well.
+
+    Args:
+        lengths: Numbers of layers, from `stage_lengths`.
+    """
+    used = [length for length in lengths if length]
+    n_tables = n_block_tables(lengths)
+    if n_tables == len(used):
+        return None
+    return (
+        f"Stages of {', '.join(map(str, used))} layers need {n_tables} block tables, because vLLM "
+        "makes groups of layers of equal size. Cuts that divide the decoder into stages of equal "
+        f"length need {len(used)}."
+    )
 
 
 def kv_share(plan: Plan, n_layers: int, n_tokens: int, n_text: int) -> float:
@@ -140,9 +158,7 @@ def summary(plan: Plan, n_layers: int, n_tokens: int, n_text: int) -> str:
         n_tokens: Visual tokens of the prompt that is counted.
         n_text: Text tokens of it.
     """
-    cuts = ", ".join(
-        f"{cut.layer}:{cut.keep:g} {cut.selector or 'drop all'}" for cut in plan.cuts
-    )
+    cuts = ", ".join(f"{cut.layer}:{cut.keep:g} {cut.selector or 'drop all'}" for cut in plan.cuts)
     counts = plan.counts(n_tokens)
     tables = n_block_tables(stage_lengths(plan, n_layers))
     return (

@@ -66,7 +66,9 @@ TOUCHPOINTS = (
     ),
     Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.get_kv_cache_spec"),
     Touchpoint(
-        "vllm.forward_context", "ForwardContext", ("attn_metadata", "slot_mapping", "skip_compiled")
+        "vllm.forward_context",
+        "ForwardContext",
+        ("attn_metadata", "slot_mapping", "skip_compiled"),
     ),
     Touchpoint(
         "vllm.v1.attention.backend",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import served
-from served import PLANS, Engine, Executor
+import torch
+from served import PLANS, Executor
 
 from tpcal.calibrate.embedded import samples
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
-served.prepare_process()
 
 N = 200
-CHUNKS = dict(zip(PLANS, (192, 128, 1024, 100, 300), strict=True))
+MAX_TIES = 3
+"""Of the questions."""
+CHUNKS = dict(zip(PLANS, (310, 128, 1024, 100, 300), strict=True))
 """Tokens of a step: few, so that images are split between chunks."""
 
 
@@ -24,6 +25,7 @@ def executor() -> Executor:
     return Executor()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", PLANS)
 def test_answers_and_kept_tokens_are_those_of_the_executor(
     name: str, executor: Executor, tmp_path: Path
@@ -34,7 +36,15 @@ def test_answers_and_kept_tokens_are_those_of_the_executor(
         found = engine.answers(questions)
         waited = engine.n_waited
     assert found.prompts == wanted.prompts
-    wrong = [i for i in range(N) if found.tokens[i] != wanted.tokens[i]]
-    assert wrong == []
-    assert found.kept == wanted.kept
     assert waited > 0 or CHUNKS[name] == 1024
+    other = [
+        i
+        for i in range(N)
+        if (found.tokens[i], found.kept[i]) != (wanted.tokens[i], wanted.kept[i])
+    ]
+    # Two tokens may differ from the others by equal distances up to float32's rounding, so that
+    # the executor itself keeps another one in another batch. Float64 decides between them.
+    assert len(other) <= MAX_TIES
+    exact = Executor(torch.float64).answers(PLANS[name], [questions[i] for i in other])
+    assert [found.tokens[i] for i in other] == exact.tokens
+    assert [found.kept[i] for i in other] == exact.kept

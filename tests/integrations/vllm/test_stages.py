@@ -27,7 +27,8 @@ def test_a_stage_holds_the_text_and_what_the_cuts_keep() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_tokens", "held"), [(3, 3), (4, 3), (12, 3), (13, 8), (15, 10), (17, 10), (19, 12), (22, 15)]
+    ("n_tokens", "held"),
+    [(3, 3), (4, 3), (12, 3), (13, 8), (15, 10), (17, 10), (19, 12), (22, 15)],
 )
 def test_tokens_of_an_image_wait_until_it_is_complete(n_tokens: int, held: int) -> None:
     assert n_held(PLAN, 1, TWO, n_tokens) == held
