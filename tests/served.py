@@ -190,7 +190,7 @@ class Engine:
         """vLLM's outputs for texts with images."""
         from vllm import SamplingParams
 
-        params = SamplingParams(temperature=0, max_tokens=n_tokens, **how)
+        params = SamplingParams(**{"temperature": 0, "max_tokens": n_tokens, **how})
         given = [
             {"prompt": text, "multi_modal_data": {"image": images}} if images else {"prompt": text}
             for text, images in prompts
