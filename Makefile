@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-floors | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-fast | test-all | test-floors | test-vllm | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -9,8 +9,10 @@ READY = $(VENV)/.ready
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 FLOORS = $(VENV)/floors
+# vLLM's CPU build pins other releases than constraints.txt, so it has an environment of its own.
+VLLM = $(VENV)/vllm
 
-.PHONY: demo test test-fast test-all test-floors test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
+.PHONY: demo test test-fast test-all test-floors vllm-env test-vllm test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +43,15 @@ test-floors: $(READY)
 	$(PYTHON) -m venv $(FLOORS)
 	$(FLOORS)/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/floors.txt -e '.[dev]'
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest --numprocesses logical --dist loadfile --scope fast
+
+# Makes the environment of make test-vllm anew: downloads 3.5 GB.
+vllm-env:
+	rm -rf $(VLLM) && mkdir -p $(VENV)
+	tests/vllm_environment.sh $(PYTHON) $(VLLM)
+
+# Plans in vLLM, on its CPU backend: 8 minutes on one core, after make vllm-env.
+test-vllm:
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm -W ignore -o filterwarnings=default tests/integrations/vllm
 
 # Measures anew which tests are slow; the file decides what make test-fast runs.
 test-times: $(READY)

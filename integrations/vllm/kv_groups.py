@@ -112,13 +112,6 @@ def staged(specs: Mapping[str, KVCacheSpec], stages: Sequence[int]) -> dict[str,
     return result
 
 
-def register() -> None:
-    """Makes the kinds known to vLLM in this process; a second call changes nothing."""
-    KVCacheSpecRegistry._ensure_registered()  # else ours would be taken for the full list
-    for kind in (StageSpec, FirstStageSpec):
-        KVCacheSpecRegistry.register(kind, StageManager)
-
-
 def managers(scheduler: Any) -> list[StageManager]:
     """The managers of all stages of a scheduler."""
     found = scheduler.kv_cache_manager.coordinator.single_type_managers
@@ -127,3 +120,9 @@ def managers(scheduler: Any) -> list[StageManager]:
 
 def _as(kind: type[Any], spec: Any, **more: Any) -> Any:
     return kind(**{f.name: getattr(spec, f.name) for f in fields(AttentionSpec)}, **more)
+
+
+# Here, because a process that only receives these kinds from another one imports just this module.
+KVCacheSpecRegistry._ensure_registered()  # else ours would be taken for the full list
+for _kind in (StageSpec, FirstStageSpec):
+    KVCacheSpecRegistry.register(_kind, StageManager)

@@ -132,7 +132,6 @@ def attach(runner: Any) -> None:
     Args:
         runner: A model runner that has not loaded its model yet.
     """
-    kv_groups.register()
     found = server_settings.received(runner.vllm_config.additional_config)
     kind = type(runner)
     runner.__class__ = type(f"Plan{kind.__name__}", (PlanRunner, kind), {})

@@ -14,7 +14,6 @@ class PlanScheduler(Scheduler):
     """Schedules as vLLM does, and counts the tokens that each stage holds."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kv_groups.register()
         super().__init__(*args, **kwargs)
         plan = server_settings.received(self.vllm_config.additional_config).plan
         for manager in kv_groups.managers(self):
