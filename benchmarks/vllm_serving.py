@@ -137,7 +137,7 @@ def _prefill(llm: Any, n: int) -> float:
 
 
 def _together(llm: Any, n: int) -> tuple[int, int]:
-    """Largest number of requests that answer together, and the KV bytes of one after its prefill."""
+    """Largest number of requests that answer together, and the KV bytes of one of them."""
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     _give(llm, n, n_answer=N_ANSWER)
     most = held = 0
@@ -146,12 +146,16 @@ def _together(llm: Any, n: int) -> tuple[int, int]:
         answering = sum(request.num_output_tokens > 0 for request in scheduler.running)
         most = max(most, answering)  # others may wait for memory in the middle of their prompt
         if not held and scheduler.running and scheduler.running[0].num_output_tokens:
-            manager = scheduler.kv_cache_manager
-            groups = manager.get_block_ids(scheduler.running[0].request_id)
-            config = manager.kv_cache_config
-            size = sum(tensor.size for tensor in config.kv_cache_tensors) // config.num_blocks
-            held = size * sum(map(len, groups))
+            held = _bytes(scheduler.kv_cache_manager, scheduler.running[0].request_id)
     return most, held
+
+
+def _bytes(manager: Any, request: str) -> int:
+    """Bytes of the KV blocks of a request. A block holds as many layers as the largest group."""
+    groups = manager.kv_cache_config.kv_cache_groups
+    n_layers = max(len(group.layer_names) for group in groups)
+    n_blocks = sum(map(len, manager.get_block_ids(request)))
+    return int(n_blocks * n_layers * groups[0].kv_cache_spec.page_size_bytes)
 
 
 def _give(llm: Any, n: int, n_answer: int) -> None:

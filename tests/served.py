@@ -132,7 +132,7 @@ class Engine:
         n_waited: Number of tokens that waited at the first cut.
     """
 
-    def __init__(self, plan: Path | None, **options: Any) -> None:
+    def __init__(self, plan: Path | None, model: Path = FOLDER, **options: Any) -> None:
         from vllm import LLM
 
         self.kept: dict[str, list[tuple[int, ...]]] = defaultdict(list)
@@ -149,7 +149,7 @@ class Engine:
             **options,
         }
         own = {} if plan is None else {"additional_config": {"tpcal": {"plan": str(plan)}}}
-        self.llm: Any = LLM(str(FOLDER), **chosen, **own)
+        self.llm: Any = LLM(str(model), **chosen, **own)
 
     @property
     def scheduler(self) -> Any:

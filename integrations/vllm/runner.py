@@ -41,7 +41,8 @@ class PlanRunner:
 
     def _model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         def forward() -> Any:
-            return super(PlanRunner, self)._model_forward(*args, **kwargs)
+            plain = super(PlanRunner, self)
+            return plain._model_forward(*args, **kwargs)  # type: ignore[misc]
 
         context = get_forward_context()
         if not context.attn_metadata:  # vLLM measures memory or warms up
@@ -117,9 +118,10 @@ def _before(layer: int, step: PruningStep) -> Callable[..., Any]:
     """A hook that gives a decoder layer the tokens that are left."""
 
     def before_layer(module: torch.nn.Module, args: Sequence[Any], given: dict[str, Any]) -> Any:
-        named = dict(zip(_NAMES, args, strict=False))
-        values = [named[name] if name in named else given.get(name) for name in _NAMES]
-        found = step.before_layer(layer, *values)
+        named: dict[str, Any] = {**given, **dict(zip(_NAMES, args, strict=False))}
+        found = step.before_layer(
+            layer, named["positions"], named["hidden_states"], named.get("residual")
+        )
         others = {name: value for name, value in given.items() if name not in _NAMES}
         return (*found, *args[len(_NAMES) :]), others
 

@@ -48,3 +48,11 @@ def test_answers_and_kept_tokens_are_those_of_the_executor(
     exact = Executor(torch.float64).answers(PLANS[name], [questions[i] for i in other])
     assert [found.tokens[i] for i in other] == exact.tokens
     assert [found.kept[i] for i in other] == exact.kept
+
+
+@pytest.mark.timeout(600)
+def test_a_compiled_model_gives_the_same_answers(executor: Executor, tmp_path: Path) -> None:
+    plan, questions = PLANS["three cuts"], samples("eval", 40, seed=8)
+    with served.engine(plan, tmp_path, enforce_eager=False) as engine:
+        found = engine.answers(questions)
+    assert found.tokens == executor.answers(plan, questions).tokens
