@@ -55,6 +55,8 @@ def _refused(config: Any) -> Iterator[str]:
         yield "--scheduler-cls must be left out, because a plan brings its own scheduler."
     if config.use_v2_model_runner:
         yield "Plans run in vLLM's V1 model runner. Set VLLM_USE_V2_MODEL_RUNNER=0."
+    if parallel.worker_cls == touchpoints.GPU_WORKER and not config.model_config.enforce_eager:
+        yield "--enforce-eager must be given on a GPU, because CUDA graphs replay old metadata."
     if config.model_config.is_mm_prefix_lm:
         yield "Models whose images are attended in both directions are not cut in vLLM."
 
@@ -65,8 +67,6 @@ def _untried(config: Any) -> Iterator[str]:
             "Plans are tried on vLLM's CPU backend only, and not on GPUs. The setting "
             "untried=true tries it all the same, with --enforce-eager."
         )
-        if not config.model_config.enforce_eager:
-            yield "--enforce-eager must be given on a GPU, because CUDA graphs are not tried."
 
 
 def empty_model(config: Any) -> PreTrainedModel:
@@ -100,6 +100,12 @@ def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[st
     vision = getattr(model.config, "vision_config", None)
     if getattr(vision, "model_type", None) == "pixtral":
         problems.append("Pixtral's images have other tokens in between, and are not cut in vLLM.")
+    if getattr(model.config, "vision_feature_select_strategy", None) == "full":
+        problems += [
+            f"cuts[{i}].selector: {cut.selector} needs square images; these have a class token."
+            for i, cut in enumerate(plan.cuts)
+            if cut.selector in support.READS_GRID
+        ]
     return problems + support.decoder_problems(decoder_shape(model), plan)
 
 

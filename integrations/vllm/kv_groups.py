@@ -18,7 +18,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from tpcal.integrations.vllm.requests import prefix_end, pruned_images
 from tpcal.integrations.vllm.stages import n_held
-from tpcal.integrations.vllm.touchpoints import layer_numbers
+from tpcal.integrations.vllm.touchpoints import block_managers, layer_numbers
 from tpcal.plans.schema import Plan
 
 
@@ -114,7 +114,7 @@ def staged(specs: Mapping[str, KVCacheSpec], stages: Sequence[int]) -> dict[str,
 
 def managers(scheduler: Any) -> list[StageManager]:
     """The managers of all stages of a scheduler."""
-    found = scheduler.kv_cache_manager.coordinator.single_type_managers
+    found = block_managers(scheduler)
     return [manager for manager in found if isinstance(manager, StageManager)]
 
 

@@ -41,8 +41,8 @@ class PlanRunner:
 
     def _model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         def forward() -> Any:
-            plain = super(PlanRunner, self)
-            return plain._model_forward(*args, **kwargs)  # type: ignore[misc]
+            plain: Any = super(PlanRunner, self)
+            return plain._model_forward(*args, **kwargs)
 
         context = get_forward_context()
         if not context.attn_metadata:  # vLLM measures memory or warms up

@@ -1,7 +1,8 @@
 """Every private part of vLLM that plans need, with the version it was read in; nothing else does.
 
-vLLM promises the stability of its options and of `KVCacheSpecRegistry`, and of nothing below. A
-server with a plan asks `problems` before it starts, and does not start if a part has moved.
+vLLM promises the stability of its options and of `KVCacheSpecRegistry.register`, and of nothing
+below. A server with a plan asks `problems` before it starts, and does not start if a part has
+moved. The modules that subclass vLLM's classes override methods that are listed here.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ TOUCHPOINTS = (
         "FullAttentionManager.find_longest_cache_hit",
         ("kv_cache_spec",),
     ),
+    Touchpoint("vllm.v1.kv_cache_spec_registry", "KVCacheSpecRegistry._ensure_registered"),
     Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler"),
     Touchpoint("vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
 )
@@ -141,6 +143,15 @@ def problems() -> list[str]:
             f"vLLM must be {' or '.join(f'{minor}.x' for minor in TRIED)}, which plans are tried "
             f"with; got {installed}. The setting untried=true starts all the same.",
         )
+    return found
+
+
+# Attributes of objects exist only in a running server, so that the functions below are their list.
+
+
+def block_managers(scheduler: Any) -> Sequence[Any]:
+    """What gives out the blocks of each KV cache group."""
+    found: Sequence[Any] = scheduler.kv_cache_manager.coordinator.single_type_managers
     return found
 
 

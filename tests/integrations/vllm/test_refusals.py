@@ -12,7 +12,7 @@ from served import ENVIRONMENT, PLANS
 import tpcal
 from tpcal import Cut, Plan
 from tpcal.calibrate.embedded import FOLDER
-from tpcal.integrations.vllm import touchpoints
+from tpcal.integrations.vllm import configuration, touchpoints
 from tpcal.plans.errors import FitError, TpcalError, UsageError
 from tpcal.plans.schema import Condition, ModelIdentity
 
@@ -92,6 +92,15 @@ def test_a_plan_for_another_model(tmp_path: Path) -> None:
 def test_a_plan_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No plan at"):
         _config(PLANS["three cuts"], tmp_path, {"plan": str(tmp_path / "other.yaml")})
+
+
+@pytest.mark.parametrize("untried", [False, True])
+def test_a_gpu_is_untried_and_never_gets_cuda_graphs(untried: bool, tmp_path: Path) -> None:
+    config = _config(PLANS["three cuts"], tmp_path, {"off": True}, enforce_eager=False)
+    config.parallel_config.worker_cls = touchpoints.GPU_WORKER
+    problems = " ".join(configuration.config_problems(config, untried))
+    assert "--enforce-eager must be given on a GPU" in problems
+    assert ("tried on vLLM's CPU backend only" in problems) is not untried
 
 
 def test_an_unknown_version_unless_told_otherwise(

@@ -6,10 +6,11 @@ import re
 from dataclasses import replace
 
 import pytest
+from models import tiny_llava
 
 import tpcal
 from tpcal import Cut, Plan
-from tpcal.integrations.vllm import support
+from tpcal.integrations.vllm import configuration, support
 from tpcal.plans import selectors
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.schema import Condition
@@ -84,3 +85,12 @@ def test_the_log_line_says_what_the_plan_does() -> None:
     assert line.startswith(f"Plan half ({plan.digest[:19]}) cuts [2:0.5 diversity, 6:0 drop all].")
     assert "Of an image of 144 tokens 72, 0 are left." in line
     assert "takes 53% of the unpruned KV bytes, in 4 block tables" in line
+
+
+def test_a_class_token_makes_no_square() -> None:
+    model = tiny_llava()
+    assert configuration.model_problems(_plan("grid"), model, untried=False) == []
+    model.config.vision_feature_select_strategy = "full"
+    (problem,) = configuration.model_problems(_plan("grid"), model, untried=False)
+    assert problem.endswith("grid needs square images; these have a class token.")
+    assert configuration.model_problems(_plan("diversity"), model, untried=False) == []
