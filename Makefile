@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-floors | test-vllm | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-fast | test-all | test-floors | test-versions | test-vllm | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -11,8 +11,10 @@ TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist 
 FLOORS = $(VENV)/floors
 # vLLM's CPU build pins other releases than constraints.txt, so it has an environment of its own.
 VLLM = $(VENV)/vllm
+# Minor releases of transformers that make test-versions tries: the floor, one in the middle, the newest that plans/executor/compat.py names.
+VERSIONS = 5.10 5.20 5.24
 
-.PHONY: demo test test-fast test-all test-floors vllm-env test-vllm test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
+.PHONY: demo test test-fast test-all test-floors test-versions vllm-env test-vllm test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +45,17 @@ test-floors: $(READY)
 	$(PYTHON) -m venv $(FLOORS)
 	$(FLOORS)/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/floors.txt -e '.[dev]'
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest --numprocesses logical --dist loadfile --scope fast
+
+# What depends on the release of transformers, each in an environment of its own. All else is pinned but the two packages of which each release wants others.
+test-versions: $(addprefix test-transformers-,$(VERSIONS))
+
+test-transformers-%:
+	mkdir -p $(VENV)/transformers
+	sed -E '/^(transformers|tokenizers|huggingface_hub)==/d' constraints.txt > $(VENV)/transformers/$*.txt
+	echo 'transformers==$*.*' >> $(VENV)/transformers/$*.txt
+	$(PYTHON) -m venv $(VENV)/transformers/$*
+	$(VENV)/transformers/$*/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/transformers/$*.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 $(VENV)/transformers/$*/bin/python -m pytest --scope $(or $(SCOPE),nightly) -m versions tests/plans/test_laws.py tests/plans/test_conversation.py tests/plans/executor
 
 # Makes the environment of make test-vllm anew: downloads 3.5 GB.
 vllm-env:

@@ -10,12 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+    from tpcal.calibrate.inputs.data_choice import DataChoice
+    from tpcal.calibrate.inputs.model_choice import ModelChoice
     from tpcal.planner.certificates.binomial import Promise
     from tpcal.planner.prediction.budget import Budget
     from tpcal.plans.errors import TpcalError
     from tpcal.plans.executor.handle import Handle, apply, check
-    from tpcal.plans.plan_file import load_plan, load_preset, presets, save_plan
+    from tpcal.plans.plan_file import load_preset, presets, save_plan
+    from tpcal.plans.plan_names import load_plan
     from tpcal.plans.schema import Cut, Plan
     from tpcal.workflow.calibration import make_profile
     from tpcal.workflow.certification import certify
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         PlanLimits,
         PlanningSettings,
     )
+    from tpcal.workflow.verification import verify
 
 __version__ = "0.1.0"
 
@@ -39,16 +42,16 @@ _HOMES = {
     "check": "tpcal.plans.executor.handle",
     "Cut": "tpcal.plans.schema",
     "Plan": "tpcal.plans.schema",
-    "load_plan": "tpcal.plans.plan_file",
+    "load_plan": "tpcal.plans.plan_names",
     "load_preset": "tpcal.plans.plan_file",
     "presets": "tpcal.plans.plan_file",
     "save_plan": "tpcal.plans.plan_file",
     "Budget": "tpcal.planner.prediction.budget",
     "CalibrationSettings": "tpcal.workflow.step_settings",
     "CertificationSettings": "tpcal.workflow.step_settings",
-    "DataChoice": "tpcal.calibrate.inputs.choices",
+    "DataChoice": "tpcal.calibrate.inputs.data_choice",
     "EvaluationSettings": "tpcal.workflow.step_settings",
-    "ModelChoice": "tpcal.calibrate.inputs.choices",
+    "ModelChoice": "tpcal.calibrate.inputs.model_choice",
     "PlanLimits": "tpcal.workflow.step_settings",
     "PlanningSettings": "tpcal.workflow.step_settings",
     "Promise": "tpcal.planner.certificates.binomial",
@@ -58,6 +61,7 @@ _HOMES = {
     "find_plan": "tpcal.workflow.search",
     "load_profile": "tpcal.workflow.profiles",
     "make_profile": "tpcal.workflow.calibration",
+    "verify": "tpcal.workflow.verification",
 }
 
 __all__ = [
@@ -86,6 +90,7 @@ __all__ = [
     "make_profile",
     "presets",
     "save_plan",
+    "verify",
 ]
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
@@ -17,11 +17,11 @@ import click
 
 from tpcal.plans import redaction
 from tpcal.plans.errors import TpcalError
+from tpcal.plans.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-Progress = Callable[[int, int, str], None]
 
 _QUIET = {
     "DATASETS_VERBOSITY": "error",

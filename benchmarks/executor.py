@@ -25,7 +25,7 @@ from stopwatch import Bench, Seconds, measure, peak
 
 from tpcal.calibrate.bench.geometry import GEOMETRIES, IMAGE, build, prompt
 from tpcal.calibrate.bench.ratios import Spread
-from tpcal.planner.prediction.space import project
+from tpcal.plans.budget_projection import project
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.executor import handle
 from tpcal.plans.families import decoder_shape

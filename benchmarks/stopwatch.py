@@ -16,6 +16,7 @@ from tpcal.calibrate.bench.generation_times import applied
 from tpcal.calibrate.bench.peak_memory import peak_bytes
 from tpcal.calibrate.bench.token_times import now
 from tpcal.plans.executor import attention_reader, handle
+from tpcal.plans.executor.compat import CACHE_NAME
 from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors.base import Selector
@@ -62,7 +63,7 @@ class Bench:
         cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
         features = dict(self.inputs["mm_encoder_outputs"])
         inputs = {**self.inputs, "mm_encoder_outputs": features}
-        self.model.base_model(**inputs, past_key_values=cache)
+        self.model.base_model(**inputs, **{CACHE_NAME: cache})
         return cache
 
     def round(self, plan: Plan | None, seconds: Seconds) -> None:
@@ -76,7 +77,7 @@ class Bench:
             steps = []
             for _ in range(self.n_decode):
                 started = self.now()
-                self.model.base_model(input_ids=token, past_key_values=cache)
+                self.model.base_model(input_ids=token, **{CACHE_NAME: cache})
                 steps.append(self.now() - started)
             seconds.decode.append(statistics.median(steps))
 
@@ -85,7 +86,7 @@ class Bench:
         ids = self.inputs["input_ids"][:, :1].expand(-1, n_tokens)
         cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
         started = self.now()
-        self.model.base_model(input_ids=ids, past_key_values=cache)
+        self.model.base_model(input_ids=ids, **{CACHE_NAME: cache})
         return self.now() - started
 
     def inside(self, plan: Plan, seconds: Seconds) -> None:

@@ -24,10 +24,11 @@ from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.probe import TAU
 from tpcal.calibrate.profile import Probe, Profile
-from tpcal.calibrate.rounds import Progress, Refine, Rounds
+from tpcal.calibrate.rounds import Refine, Rounds
 from tpcal.calibrate.tape_store import Store
 from tpcal.calibrate.workers import team
 from tpcal.plans import families
+from tpcal.plans.progress import Progress, silent
 from tpcal.plans.schema import Cut
 
 DEFAULT_BATCH_SIZE = 16
@@ -114,7 +115,7 @@ def calibrate(
     if allowed.stop < loaded.identity.n_layers:
         kept["stop_layer"] = allowed.stop
     kept |= provenance or {}
-    report = progress if progress and workers.is_main else _silent
+    report = progress if progress and workers.is_main else silent
     rounds = Rounds(
         loaded,
         samples,
@@ -203,7 +204,3 @@ def _folder_name(name: str, settings: Mapping[str, Any]) -> str:
     slug = re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-.") or "model"
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return f"{slug}-{digest[:10]}"
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    pass

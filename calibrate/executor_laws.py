@@ -14,10 +14,11 @@ from torch import Tensor
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded, device_of
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, Law, Verdict, run
 from tpcal.plans.laws.case import Inputs, token_like
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
 
 _PROMPTS: Sequence[tuple[str, Sequence[tuple[int, int]]]] = (
@@ -37,7 +38,7 @@ def judge(
     plan: Plan | None = None,
     *,
     laws: Sequence[Law] = LAWS,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Verdict]:
     """The verdict of each law, in the order of ``laws``.
 

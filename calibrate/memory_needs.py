@@ -10,11 +10,13 @@ import torch
 from tpcal.calibrate.inputs.answer_tokens import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded, device_of
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape_store import Store
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find
+from tpcal.plans.formats import gigabytes
 
 N_TRIED = 8
 """Number of samples that are encoded to find the longest prompt."""
@@ -144,23 +146,21 @@ def arranged(
     if limit is not None and work < need.work:
         least = weights + need.work / (1 - _KEPT if on_host else 1)
         raise UsageError(
-            f"--memory must be at least about {_shown(least)} for this model and these samples; "
-            f"got {_shown(limit)}."
+            f"--memory must be at least about {gigabytes(least)} for this model and these "
+            f"samples; got {gigabytes(limit)}."
         )
     size = max(1, min(batch_size, int(work // need.work)))
     said = [
-        f"Memory: about {_shown(weights + size * need.work)} on {device} in batches of {size}, "
-        f"{_shown(weights)} of it for the weights"
+        f"Memory: about {gigabytes(weights + size * need.work)} on {device} in batches of {size}, "
+        f"{gigabytes(weights)} of it for the weights"
     ]
     if n_kept:
-        said.append(f"{_shown(min(kept, n_kept * need.kept))} of the host's for {n_kept} samples")
+        said.append(
+            f"{gigabytes(min(kept, n_kept * need.kept))} of the host's for {n_kept} samples"
+        )
     if n_kept * need.kept > kept:
-        said.append(f"{_shown(n_kept * need.kept - kept)} {need.beyond}")
+        said.append(f"{gigabytes(n_kept * need.kept - kept)} {need.beyond}")
     return Arranged(size, Store(kept), f"{'; '.join(said)}.")
-
-
-def _shown(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2g} GB" if n_bytes < 9.5e9 else f"{n_bytes / 1e9:.0f} GB"
 
 
 def _free(device: torch.device) -> float:

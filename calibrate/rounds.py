@@ -20,8 +20,8 @@ from tpcal.calibrate.probe import Arrays, Recorded, measure, record, widths
 from tpcal.calibrate.profile import MEASURES, Probe, Profile
 from tpcal.calibrate.tape_store import Store, StoredRecord
 from tpcal.calibrate.workers import Team
+from tpcal.plans.progress import Progress
 
-Progress = Callable[[int, int, str], None]
 Refine = Callable[[Profile, Sequence[Probe]], Sequence[Probe]]
 """Chooses the probes to try next, or none, from the profile so far and the grid's other probes."""
 

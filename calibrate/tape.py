@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.architecture import shared_layers, with_grids
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture, probing
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, prepare
@@ -34,7 +35,7 @@ from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader
 from tpcal.plans.schema import Cut
 
-_STATES = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+_STATES = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", *compat.CACHE_NAMES)
 """Arguments of the decoder that only its own code reads, before its first layer."""
 
 

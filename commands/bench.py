@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.bench_inputs import BenchSubject, loaded_subject, random_subject
 from tpcal.commands.outputs import check_outputs, write_figures
 from tpcal.options import groups, values
@@ -59,7 +59,8 @@ def count(word: str) -> int:
     metavar="PLAN",
     multiple=True,
     required=True,
-    help="Plan to time: a file, preset:NAME or preset:NAME@BUDGET. May be given several times.",
+    help="Plan to time: a file, folder, preset:NAME, preset:NAME@BUDGET, or a repository on the "
+    "Hub (org/name@revision). May be given several times.",
 )
 @groups.model_options
 @click.option(

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
-from tpcal.planner.published.names import is_preset, off_budget, read_plan
+from tpcal.calibrate.inputs.model_choice import ModelChoice
+from tpcal.plans.plan_names import is_preset, load_plan, off_budget
 from tpcal.workflow.inputs import plans_and_model, refuse_unfit
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.prompt_sizes import PromptSize
     from tpcal.calibrate.inputs.model_facts import ModelFacts
+    from tpcal.plans.progress import Progress
     from tpcal.plans.schema import Plan
 
 InputsOf = Callable[["PromptSize"], Mapping[str, Any]]
@@ -34,12 +34,12 @@ class BenchSubject:
 
 
 def loaded_subject(
-    names: Sequence[str], choice: ModelChoice, image_size: int, report: terminal.Progress
+    names: Sequence[str], choice: ModelChoice, image_size: int, report: Progress
 ) -> BenchSubject:
     """A model with its weights; errors as `tpcal.workflow.inputs.plans_and_model`.
 
     Args:
-        names: Names of plans as in `read_plan`.
+        names: Names of plans as in `load_plan`.
         choice: Choice of the model; without a name, the model that the plans were made for.
         image_size: Height and width of an image in pixels.
         report: Called with the current step.
@@ -71,7 +71,7 @@ def random_subject(
     """Random weights in the size of a real model; plans of other models are scaled to its depth.
 
     Args:
-        names: Names of plans as in `read_plan`.
+        names: Names of plans as in `load_plan`.
         geometry: One of `tpcal.calibrate.bench.geometry.GEOMETRIES`.
         n_layers: Number of decoder layers; None takes that of the model.
         choice: Choice of device, dtype and attention kernel.
@@ -84,9 +84,9 @@ def random_subject(
     from tpcal.calibrate.bench.geometry import GEOMETRIES, build, check_memory, prompts
     from tpcal.calibrate.inputs.models import DTYPES, find_device
     from tpcal.plans.executor.handle import check
-    from tpcal.views.formats import binary
+    from tpcal.plans.formats import binary
 
-    read = {name: read_plan(off_budget(name)) for name in names}
+    read = {name: load_plan(off_budget(name)) for name in names}
     whole = GEOMETRIES[geometry]
     widths, device = whole.with_layers(n_layers).for_images(image_size), find_device(choice.device)
     auto = "float32" if device.type == "cpu" else "bfloat16"
@@ -139,7 +139,7 @@ def _presets(
         return {}
     ids = inputs_of(PromptSize())["input_ids"]
     n_visual = int(find(model).visual_mask(model, ids, None).sum())
-    return {name: read_plan(name, n_layers, n_visual) for name in presets}
+    return {name: load_plan(name, n_layers, n_visual) for name in presets}
 
 
 def _blind(plan: Plan) -> list[str]:

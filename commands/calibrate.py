@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.hints import after_calibrate
 from tpcal.options import groups, values
 from tpcal.workflow.step_settings import OUT, CalibrationSettings

@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.outputs import refuse_to_overwrite
 from tpcal.options import groups, values
-from tpcal.planner.published.names import is_preset
+from tpcal.planner.certificates.binomial import Promise
+from tpcal.plans.plan_names import is_preset
 from tpcal.workflow.step_settings import CertificationSettings
 
 
@@ -19,7 +21,7 @@ from tpcal.workflow.step_settings import CertificationSettings
 @click.option(
     "--max-flips",
     type=values.Finite(min=0, max=1, min_open=True, max_open=True),
-    default=0.05,
+    default=Promise.max_flips,
     show_default=True,
     metavar="P",
     help="Largest share of answers that may change.",
@@ -27,7 +29,7 @@ from tpcal.workflow.step_settings import CertificationSettings
 @click.option(
     "--confidence",
     type=values.Finite(min=0, max=1, min_open=True, max_open=True),
-    default=0.95,
+    default=Promise.confidence,
     show_default=True,
     metavar="C",
     help="Confidence of the proof.",
@@ -74,8 +76,9 @@ def certify(
       tpcal certify plan.yaml --max-flips 0.05 --confidence 0.95
       tpcal certify plan.yaml --max-flips 0.1 --each-group --samples 2800
     """
-    from tpcal.planner.certificates.binomial import Promise
-    from tpcal.views.plan_view import certificate_line
+    from rich.text import Text
+
+    from tpcal.plans.formats import certificate_text
     from tpcal.workflow import certification
 
     if output is None and is_preset(file):
@@ -89,4 +92,4 @@ def certify(
             file, promise, model=model, data=data, settings=how, progress=report
         )
     proven.save(target)
-    terminal.console().print(certificate_line(proven.certificate))
+    terminal.console().print(Text(certificate_text(proven.certificate)))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
-from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import FitError
+from tpcal.plans.plan_names import load_plan
 from tpcal.workflow.inputs import plan_and_model
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) 
       tpcal check plan.yaml --engine vllm --model llava-1.5-7b
       tpcal check --deep --model llava-1.5-7b --device cuda
     """
-    from tpcal.views.plan_view import check_view
+    from tpcal.views.check_view import check_view
 
     if deep:
         _try_laws(file, model)
         return
     if file is None:
         raise click.UsageError("Missing argument 'PLAN'; only --deep can do without.")
-    found = read_plan(file)
+    found = load_plan(file)
     screen = terminal.console()
     if model.name is None:
         if engine:
@@ -107,7 +107,7 @@ def _try_laws(file: str | None, model: ModelChoice) -> None:
     Raises:
         FitError: A law does not hold.
     """
-    from tpcal.views.lists import laws_view
+    from tpcal.views.check_view import laws_view
 
     with terminal.progress() as report:
         found, loaded = plan_and_model(file, model, report)

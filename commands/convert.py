@@ -44,8 +44,8 @@ def convert(schedule: str, n_layers: int, output: Path, force: bool) -> None:
       tpcal convert "layers=[2,6,15] keeps=[300/576,200/576,110/576]
         method=sparsevlm" --layers 32
     """
-    from tpcal.planner.published.other_tools import schedule as read
     from tpcal.plans.plan_file import save_plan
+    from tpcal.plans.published.other_tools import schedule as read
     from tpcal.views.plan_view import plan_view
 
     refuse_to_overwrite(output, force)

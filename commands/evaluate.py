@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.outputs import check_folder, check_outputs, write_figures
 from tpcal.options import groups, values
 from tpcal.workflow.step_settings import OUT, EvaluationSettings
@@ -41,8 +42,9 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
     "files",
     metavar="PLAN",
     multiple=True,
-    help="Plan to evaluate: a file, preset:NAME or preset:NAME@BUDGET. May be given several "
-    "times. Without it, only the unpruned model is evaluated.",
+    help="Plan to evaluate: a file, folder, preset:NAME, preset:NAME@BUDGET, or a repository on "
+    "the Hub (org/name@revision). May be given several times. Without it, only the unpruned model "
+    "is evaluated.",
 )
 @click.option(
     "--control",
@@ -121,8 +123,8 @@ def evaluate(
       tpcal eval --plan plan.yaml --data questions.jsonl --group-column kind
       tpcal eval --plan plan.yaml --control downsized -o eval.md -o eval.json
     """
+    from tpcal.plans.formats import count
     from tpcal.views.evaluation_view import evaluation_markdown, evaluation_view, judged_line
-    from tpcal.views.formats import count
     from tpcal.workflow import evaluation
 
     how = EvaluationSettings(out=None if no_keep else out, **settings)

@@ -38,7 +38,7 @@ def check_place(path: Path) -> None:
 
 
 def refuse_to_overwrite(path: Path, force: bool) -> None:
-    """Nothing, where the path is free or holds a plan, or ``force`` is set.
+    """Raises UsageError if the path holds another file than a plan and ``force`` is not set.
 
     Raises:
         UsageError: Something else is there, or its folder is not.

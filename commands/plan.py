@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.hints import after_front, after_plan
 from tpcal.commands.outputs import refuse_to_overwrite
 from tpcal.options import groups, values

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
-from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import needs
+from tpcal.plans.plan_names import is_preset, load_plan
 from tpcal.workflow.profiles import StoredProfile, load_profile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import OUT, PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
+    from tpcal.plans.progress import Progress
     from tpcal.plans.schema import Plan
     from tpcal.report.answer_cards import Shown
     from tpcal.report.elements import Section
@@ -153,7 +154,7 @@ def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
     sizes = {n: (n_layers, n_tokens) if is_preset(n) else (None, None) for n in names}
     short = [n if is_preset(n) else Path(n).name for n in sizes]
     titles = short if len(set(short)) == len(short) else list(sizes)
-    plans = (read_plan(name, *size) for name, size in sizes.items())
+    plans = (load_plan(name, *size) for name, size in sizes.items())
     return folder, profile, dict(zip(titles, plans, strict=True))
 
 
@@ -180,7 +181,7 @@ def _shown(
     plans: Mapping[str, Plan],
     n_samples: int,
     max_new_tokens: int,
-    progress: terminal.Progress,
+    progress: Progress,
 ) -> tuple[Shown, ...]:
     """A few unseen samples with every plan, chosen from more samples to show changed answers.
 

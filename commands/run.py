@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tpcal import terminal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
 from tpcal.workflow.inputs import plan_and_model
 
@@ -21,7 +21,12 @@ Arguments = tuple[str, ...]
     metavar="FILE",
     help="Image file. May be given several times.",
 )
-@click.option("--plan", "file", metavar="PLAN", help="Plan to run with: a file or preset:NAME.")
+@click.option(
+    "--plan",
+    "file",
+    metavar="PLAN",
+    help="Plan to run with: a file, folder, preset:NAME or org/name.",
+)
 @groups.model_options
 @groups.answer_length_option(64)
 def run(

@@ -10,8 +10,8 @@ import click
 from tpcal import terminal
 from tpcal.commands.outputs import check_outputs, write_picture
 from tpcal.options import groups, values
-from tpcal.planner.published.names import read_plan
 from tpcal.plans.errors import UsageError, listed
+from tpcal.plans.plan_names import load_plan
 from tpcal.workflow.profiles import load_profile
 
 
@@ -75,7 +75,7 @@ def show(
     if Path(what).is_dir() or what.endswith("profile.yaml"):
         view = _profile_view(Path(what), measure, group, threshold)
     else:
-        view = plan_view(read_plan(what, depth, n_tokens), title=what, n_layers=depth)
+        view = plan_view(load_plan(what, depth, n_tokens), title=what, n_layers=depth)
     if svg is None:
         terminal.console().print(view)
     else:

@@ -17,6 +17,8 @@ import plan_schema
 
 from tpcal.cli import cli
 from tpcal.plans import selectors
+from tpcal.plans.executor.compat import tried
+from tpcal.plans.families.base import Family
 
 DOCS = Path(__file__).parent
 CLI = DOCS / "cli.md"
@@ -165,17 +167,19 @@ def _families_table() -> str:
     for name in tiny.names():
         case = tiny.case(name, "eager")  # which every model has
         cases[find(case.model).name].append(case)
-    titles = ["family", "models", "what it is for", "videos", "tower's attention", "tried on"]
+    titles = ["family", "models", "from transformers", "what it is for"]
+    titles += ["videos", "tower's attention", "tried on"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, family in families().items():
         tried = cases[name]
         served = family.architectures or sorted({type(case.model).__name__ for case in tried})
-        models = ", ".join(kind.removesuffix("ForConditionalGeneration") for kind in served)
+        models = ", ".join(map(_short, served))
         about = (sys.modules[type(family).__module__].__doc__ or "").splitlines()[0]
         videos = _some(case.name for case in tried if case.videos)
         towers = _some(case.name for case in tried if family.tower(case.model) is not None)
         names = _some(case.name for case in tried)
-        lines.append(f"| `{name}` | {models} | {about} | {videos} | {towers} | {names} |")
+        cells = f"`{name}`", models, _since(family), about, videos, towers, names
+        lines.append(f"| {' | '.join(cells)} |")
     said = (
         "Laws that say nothing about a model, because the unpruned model cannot do it either: "
         "*samples* are several sampled answers to a prompt, *drafts* prompt lookup, *beams* beam "
@@ -183,6 +187,19 @@ def _families_table() -> str:
         "with a new image."
     )
     return "\n".join([*lines, "", said, "", *_exceptions()]) + "\n"
+
+
+def _since(family: Family) -> str:
+    """The first tried release that has the models, and by name those that came later."""
+    later = [f"{_short(kind)} {release}" for kind, release in family.since.items()]
+    if len(later) == len(family.architectures) == 1:
+        (release,) = family.since.values()
+        return release
+    return ", ".join([tried().partition(" ")[0], *later])
+
+
+def _short(kind: str) -> str:
+    return kind.removesuffix("ForConditionalGeneration")
 
 
 def _exceptions() -> list[str]:

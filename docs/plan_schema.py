@@ -54,6 +54,13 @@ def plan() -> Schema:
                 "tpcal certify and tpcal eval refuse as proof; without it they refuse the plan.",
             }
         ),
+        "tested": optional(
+            {
+                "type": "string",
+                "description": "Short digests of the samples of the certificate, which tpcal "
+                "verify leaves out.",
+            }
+        ),
         "digest": optional({"type": "string", "description": "sha256 of all the rest."}),
     }
     for name, said in about.items():

@@ -12,13 +12,13 @@ from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.integrations.chat_prompts import ChatPrompt
 from tpcal.integrations.decoding import Decoding
 from tpcal.integrations.token_counts import Tally
-from tpcal.planner.published.names import is_preset, read_plan
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
+from tpcal.plans.plan_names import is_preset, load_plan
 from tpcal.plans.schema import Plan
 
 
@@ -55,7 +55,7 @@ class Answerer:
     def __init__(self, loaded: Loaded, plan: str | None = None) -> None:
         self._loaded = loaded
         self._on_budget = plan if plan and is_preset(plan) and "@" in plan else None
-        read = None if plan is None else read_plan(plan, loaded.shape.n_layers)
+        read = None if plan is None else load_plan(plan, loaded.shape.n_layers)
         self._handle = None if read is None else apply(loaded.model, read)
         self.tally = Tally(loaded.shape.n_layers)
 
@@ -108,7 +108,7 @@ class Answerer:
         n_tokens = next((n for n in counts if n), None)
         if n_tokens is not None:
             self.remove()
-            self._handle = apply(model, read_plan(self._on_budget, n_layers, n_tokens))
+            self._handle = apply(model, load_plan(self._on_budget, n_layers, n_tokens))
             self._on_budget = None
 
 

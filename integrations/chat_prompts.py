@@ -11,7 +11,7 @@ from PIL import Image
 from tpcal.calibrate.inputs.batches import has_template, prompt_text
 from tpcal.calibrate.inputs.conversations import MARK, Part, Turn, placed
 from tpcal.calibrate.inputs.images import read_images
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import UsageError, excerpt
 
 Message = Mapping[str, Any]

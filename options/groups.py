@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
+from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP, N_CERTIFY, N_VERIFY
 from tpcal.options.values import Finite, n_bytes, result_files, share
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.step_settings import PlanLimits
@@ -77,8 +79,9 @@ def data_options(command: Command) -> Command:
             "--samples",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Number of samples to draw.  [default: for calibration 126, at least 9 of each "
-            "group; otherwise 700]",
+            help="Number of samples to draw.  [default: for calibration "
+            f"{DEFAULT_N['calibration']}, at least {LEAST_OF_GROUP} of each group; for 'tpcal "
+            f"verify' {N_VERIFY}; otherwise {DEFAULT_N['eval']}]",
         ),
         click.option(
             "--seed",
@@ -171,7 +174,7 @@ def limit_options(command: Command) -> Command:
             "--certify-samples",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Number of samples for the proof.  [default: 700]",
+            help=f"Number of samples for the proof.  [default: {N_CERTIFY}]",
         ),
     ]
     return _gather(PlanLimits, "limits", options, command)

@@ -77,7 +77,7 @@ def share(_ctx: click.Context, _option: click.Parameter, value: str | None) -> f
     """Callback that reads a budget as a share, in the notation of any tool."""
     if value is None:
         return None
-    from tpcal.planner.published.other_tools import share_kept
+    from tpcal.plans.published.other_tools import share_kept
 
     try:
         return share_kept(value)

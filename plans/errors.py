@@ -42,8 +42,8 @@ class TpcalError(Exception):
         >>> try:
         ...     plan = tpcal.load_plan("missing.yaml")
         ... except tpcal.TpcalError as error:
-        ...     print(error)
-        No plan at missing.yaml.
+        ...     print(error)  # doctest: +ELLIPSIS
+        No plan at missing.yaml. A plan is named by its file, its folder, ...
     """
 
     exit_code = 1

@@ -17,7 +17,7 @@ from tpcal.plans.errors import UsageError, listed
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_PLAN = ("accelerate", "datasets", "optuna", "scipy", "sklearn")
+_PLAN = ("accelerate", "datasets", "optuna", "scipy")
 EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"plan": _PLAN, "report": (*_PLAN, "plotly")}
 )

@@ -83,6 +83,20 @@ def moved(plan: Plan, start: Path, end: Path) -> Plan:
     return replace(plan, model=model, provenance=facts)
 
 
+def without_paths(plan: Plan) -> Plan:
+    """The plan without the local paths of its model and data, which another machine lacks.
+
+    The model's structure and the fingerprint of the data stay.
+    """
+    model, facts = plan.model, dict(plan.provenance)
+    if model is not None and model.name is not None and _is_path(model.name):
+        model = replace(model, name=None, revision=None)
+    data = facts.get("data")
+    if isinstance(data, Mapping) and _is_path(str(data.get("data", ""))):
+        facts["data"] = {key: value for key, value in data.items() if key != "data"}
+    return replace(plan, model=model, provenance=facts)
+
+
 def last_part(place: str) -> str:
     """The last part of a path, for display; a name that is no path is returned unchanged."""
     return Path(place).name if _is_path(place) else place

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import fields
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
+from tpcal import __version__
 from tpcal.plans import plan_rules
 from tpcal.plans.errors import PlanError, UsageError
-from tpcal.plans.schema import Plan
+from tpcal.plans.schema import ModelIdentity, Plan
 from tpcal.plans.yaml_files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
 
 SCHEMA = 1
+LAST = {"seen": ("provenance", "data"), "tested": ("certificate",)}
+"""Keys that a file has below everything else, and the mapping of the plan that each belongs to."""
 SHORT_PRESETS = {"btp": "btp-llava-released", "dart": "dart-128", "todre": "todre-25"}
 """Methods published with several schedules, and the one that is meant by the method's name."""
 
 
 def load_plan(path: Path | str) -> Plan:
-    """The plan in a YAML file.
+    """The plan in a YAML file; `tpcal.load_plan` also takes the other names of plans.
 
     Raises:
         UsageError: The file is missing, unreadable, too large or not plain YAML.
         PlanError: The plan breaks rules of the format; the message names every problem.
-
-    Examples:
-        >>> import tpcal
-        >>> tpcal.save_plan(tpcal.load_preset("fastv"), "fastv.yaml")
-        >>> tpcal.load_plan("fastv.yaml").cuts[0].keep
-        0.5
     """
     return plan_from_data(read_yaml(path, "plan"), str(path))
 
@@ -67,7 +67,10 @@ def dump_plan(plan: Plan) -> str:
     problems = plan_rules.problems_of(plan)
     if problems:
         raise PlanError(plan.name or "The plan", problems)
-    data = _with_seen_last(_plain(plan))
+    data = _plain(plan)
+    for key, place in LAST.items():
+        data, text = _taken(data, (*place, key))
+        data = data if text is None else {**data, key: text}
     data["digest"] = digest(plan)
     data["cuts"] = [Line(cut) for cut in data.get("cuts", [])]
     return dump_yaml(data)
@@ -111,18 +114,22 @@ def load_preset(name: str, n_layers: int | None = None) -> Plan:
 def plan_from_data(data: Any, source: str) -> Plan:
     """The plan in parsed YAML data; error messages begin with ``source``.
 
+    A warning says so if the plan was changed after it was certified, or if a newer version of
+    tpcal wrote it.
+
     Raises:
         PlanError: The plan breaks rules of the format; the message names every problem.
     """
     reader = plan_rules.Reader()
-    known = ["schema", *(f.name for f in fields(Plan)), "seen", "digest"]
+    known = ["schema", *(f.name for f in fields(Plan)), *LAST, "digest"]
     body = reader.mapping(data, "the plan", known)
     if body is None:
         raise PlanError(source, reader.problems)
     if body.get("schema") != SCHEMA or isinstance(body.get("schema"), bool):
         rule = f"schema must be {SCHEMA} (this version of tpcal reads no other)"
         raise PlanError(source, [f"{rule}; got {body.get('schema')!r:.60}."])
-    body = _with_seen_in_place(reader, body)
+    for key, place in LAST.items():
+        body = _with_in_place(reader, body, key, place)
     given = body.get("digest")
     sealed = given is not None and not reader.problems and plan_rules.is_plain(body)
     if sealed and given != _digest(body):
@@ -132,9 +139,54 @@ def plan_from_data(data: Any, source: str) -> Plan:
         )
     plan = plan_rules.read_plan(reader, body)
     plan_rules.check_cuts(reader, plan.cuts, plan.model.n_layers if plan.model else None)
+    newer = _newer(plan)
     if reader.problems:
-        raise PlanError(source, reader.problems)
+        raise PlanError(source, [*reader.problems, *([f"The plan {newer}"] if newer else [])])
+    if newer:
+        warnings.warn(f"{source} {newer}", stacklevel=2)
+    if not certificate_fits(plan):
+        warnings.warn(
+            f"{source} was changed after it was certified, so its certificate proves nothing. "
+            "Certify the plan again with tpcal certify, or delete its certificate.",
+            stacklevel=2,
+        )
     return plan
+
+
+def with_certificate_digest(plan: Plan) -> Plan:
+    """The plan with a digest in its certificate, by which `certificate_fits` finds changes."""
+    assert plan.certificate is not None, "there is something to be changed"
+    return replace(plan, certificate=replace(plan.certificate, digest=_certified(plan)))
+
+
+def certificate_fits(plan: Plan) -> bool:
+    """Whether the certificate is about this plan; True if there is none or it has no digest."""
+    known = plan.certificate and plan.certificate.digest
+    return known is None or known == _certified(plan)
+
+
+def _certified(plan: Plan) -> str:
+    """sha256 of what a certificate is about, and of the certificate."""
+    assert plan.certificate is not None
+    model = plan.model and ModelIdentity(
+        plan.model.n_layers, fingerprint=plan.model.fingerprint
+    )  # another name is still the same structure
+    own = replace(plan.certificate, digest=None)
+    return digest(Plan(plan.cuts, round_to=plan.round_to, model=model, certificate=own))
+
+
+def _newer(plan: Plan) -> str | None:
+    """What to say of a plan that a newer version of tpcal wrote; None if none did."""
+    by = plan.provenance.get("tpcal")
+    try:
+        if not isinstance(by, str) or Version(by) <= Version(__version__):
+            return None
+    except InvalidVersion:
+        return None
+    return (
+        f"was written by tpcal {by}, which is newer than {__version__} and may mean more by it. "
+        "Update: pip install -U tpcal."
+    )
 
 
 def digest(plan: Plan) -> str:
@@ -151,33 +203,48 @@ def _plain(plan: Plan) -> dict[str, Any]:
     return {"schema": SCHEMA, **{key: data[key] for key in data if key not in nothing}}
 
 
-def _with_seen_last(data: dict[str, Any]) -> dict[str, Any]:
-    """The data as a file has it: what grows with the number of samples is below all the rest."""
-    facts = data.get("provenance", {}).get("data")
-    if not isinstance(facts, Mapping) or not isinstance(facts.get("seen"), str):
-        return data
-    others = {key: value for key, value in facts.items() if key != "seen"}
-    provenance = {**data["provenance"], "data": others}
-    shown = plan_rules.given({"provenance": provenance})  # without what is empty now
-    rest = {key: value for key, value in data.items() if key != "provenance"}
-    return {**rest, **shown, "seen": facts["seen"]}
+def _taken(data: Mapping[str, Any], path: Sequence[str]) -> tuple[dict[str, Any], str | None]:
+    """The data without the text at a path, and the text; None if there is no text.
 
-
-def _with_seen_in_place(reader: plan_rules.Reader, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The data as a plan has it, with ``seen`` in ``provenance.data`` as in files before 0.2.
-
-    The digest is over this form, so that it is the same for both forms of a file.
+    Mappings that are empty without it are left out.
     """
-    rest = {key: value for key, value in body.items() if key != "seen"}
-    seen = reader.text(body, "seen")
-    if seen is None:
+    key, *deeper = path
+    child = data.get(key)
+    text = child if not deeper and isinstance(child, str) else None
+    if deeper and isinstance(child, Mapping):
+        child, text = _taken(child, deeper)
+    if text is None:
+        return dict(data), None
+    if deeper and child:
+        return {**data, key: child}, text
+    return {name: value for name, value in data.items() if name != key}, text
+
+
+def _with_in_place(
+    reader: plan_rules.Reader, body: Mapping[str, Any], key: str, place: Sequence[str]
+) -> dict[str, Any]:
+    """The data as a plan has it, with the text under ``key`` at its place.
+
+    The digest is over this form, which for ``seen`` is also that of files before 0.2.
+    """
+    rest = {name: value for name, value in body.items() if name != key}
+    text = reader.text(body, key)
+    if text is None:
         return rest
-    provenance = rest.get("provenance") or {}
-    facts = provenance.get("data") or {} if isinstance(provenance, Mapping) else None
-    if not isinstance(facts, Mapping):
-        reader.wrong("provenance.data", "be a mapping where seen is given", facts)
-        return rest
-    return {**rest, "provenance": {**provenance, "data": {**facts, "seen": seen}}}
+    made = _put(rest, (*place, key), text)
+    if made is None:
+        rule = f"be a mapping where {key} is given"
+        reader.wrong(".".join(place), rule, rest.get(place[0]))
+    return made or rest
+
+
+def _put(data: Any, path: Sequence[str], text: str) -> dict[str, Any] | None:
+    """The data with a text at a path; None if there is anything but a mapping on the way."""
+    if not isinstance(data, Mapping):
+        return None
+    key, *deeper = path
+    child = _put(data.get(key) or {}, deeper, text) if deeper else text
+    return None if child is None else {**data, key: child}
 
 
 def _digest(data: Mapping[str, Any]) -> str:

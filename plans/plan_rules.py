@@ -52,6 +52,10 @@ def bounds(name: str, *, integer: bool) -> tuple[float | None, float | None]:
     return RANGES.get(name, (0, MAX_WHOLE if integer else None))
 
 
+class UnknownSelector(str):
+    """The problem of a cut whose selector has an unknown name."""
+
+
 class Reader:
     """Checks values one by one and collects the problems instead of raising an error."""
 
@@ -336,9 +340,8 @@ def _check_selector(reader: Reader, cut: Cut, path: str) -> None:
     elif cut.selector is None:
         reader.problems.append(f"{path}.selector must be given where keep is above 0.")
     elif cut.selector not in names():
-        reader.problems.append(
-            f"{path}: no selector is called {cut.selector!r}. Known: {', '.join(names())}."
-        )
+        text = f"{path}: no selector is called {cut.selector!r}. Known: {', '.join(names())}."
+        reader.problems.append(UnknownSelector(text))
 
 
 def check_cuts(reader: Reader, cuts: Sequence[Cut], n_layers: int | None) -> None:

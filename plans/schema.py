@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpcal.plans.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def n_keep(keep: float, n_tokens: int, round_to: int | None = None) -> int:
@@ -195,6 +198,12 @@ class Certificate:
     """Number of this test among all tests on these samples, from 1. The level of the test is
     6 (1 - confidence) / (pi place)^2. None: the level is 1 - confidence, because no other plan
     was ever tested on these samples."""
+    tested: str | None = None
+    """Short digests of these samples; a file has them below everything else, as its key
+    ``tested``. None in plans of older versions."""
+    digest: str | None = None
+    """sha256 of the cuts, the rounding, the structure of the model and this certificate, so that
+    changes by hand are found. None in plans of older versions."""
 
 
 @dataclass(frozen=True)
@@ -232,11 +241,86 @@ class Plan:
     """Origin of the plan: versions, profile, data, seed, sampler, command, time."""
 
     @property
+    def proven(self) -> Certificate | None:
+        """The certificate; None if there is none, or the plan was changed after it was given."""
+        from tpcal.plans.plan_file import certificate_fits  # imports this module
+
+        return self.certificate if certificate_fits(self) else None
+
+    @property
     def digest(self) -> str:
         """sha256 over the content, as the plan's file ends with it."""
         from tpcal.plans.plan_file import digest  # imports this module
 
         return digest(self)
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str, *, revision: str | None = None) -> Plan:
+        """The plan in a folder or in a repository on the Hub; takes what `tpcal.load_plan` takes.
+
+        Args:
+            name: A folder with ``tpcal_plan.yaml``, or ``org/name`` or ``org/name@revision``.
+            revision: Branch, tag or commit; takes precedence over ``@revision``.
+
+        Raises:
+            UsageError: There is no such plan, or it cannot be read.
+            PlanError: The plan breaks rules of the format.
+
+        Examples:
+            >>> import tpcal
+            >>> file = tpcal.load_preset("fastv").save_pretrained("fastv-plan")
+            >>> tpcal.Plan.from_pretrained("fastv-plan").cuts[0].keep
+            0.5
+        """
+        from tpcal.plans.plan_names import load_plan  # imports this module
+
+        return load_plan(name, revision=revision)
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Writes the plan to ``tpcal_plan.yaml`` in a folder, with a card, and returns its path.
+
+        The folder may be that of the model's weights, where ``tpcal.apply(model)`` finds it. The
+        card is ``README.md``, or ``tpcal_plan.md`` beside a README.md that tpcal did not make.
+        Local paths of the model and of the data are left out, as another machine lacks them.
+
+        Raises:
+            PlanError: The plan breaks a rule of the format.
+            UsageError: The folder cannot be written.
+        """
+        from tpcal.plans import plan_repository  # imports this module
+
+        return plan_repository.save(self, folder)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        branch: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Writes the plan and its card to a repository on the Hub; returns the commit's address.
+
+        The files are those of `save_pretrained`, written in one commit.
+
+        Args:
+            repository: ``org/name``, created unless it exists.
+            private: Whether a new repository is private; None leaves it to the account's settings.
+            branch: Branch that is written to, created unless it exists; None is main.
+            message: The commit's message.
+
+        Raises:
+            UsageError: Nobody is logged in, or the account may not write there.
+            RunFailed: The Hub cannot be reached.
+
+        Examples:
+            >>> plan.push_to_hub("org/llava-plan", private=True)  # doctest: +SKIP
+        """
+        from tpcal.plans import plan_repository  # imports this module
+
+        return plan_repository.push(
+            self, repository, private=private, branch=branch, message=message
+        )
 
     def counts(self, n_tokens: int) -> tuple[int, ...]:
         """Visual tokens left after each cut; conditional cuts are counted as not firing."""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tpcal.plans.formats import percent
 from tpcal.report.chart_style import BLUE, GREEN, PURPLE, SYMBOLS, axis, frame, layer_axis
 from tpcal.report.deviation_section import ALL
 from tpcal.report.elements import Chart, Control, HtmlTable, Matrix, Section, figure, rounded
-from tpcal.views.formats import percent
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

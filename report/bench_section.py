@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.evaluation.evaluation_results import short_name
+from tpcal.plans.formats import binary, count
 from tpcal.report.elements import HtmlTable, Section
 from tpcal.report.ratio_charts import ratios
-from tpcal.views.formats import binary, count
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.bench_results import BenchResults, CellResult, RunResult

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tpcal.plans.formats import certificate_text, count, milliseconds, percent
 from tpcal.plans.local_paths import last_part
 from tpcal.plans.redaction import redacted, without_machine
 from tpcal.report.attention_section import attention
@@ -16,8 +17,6 @@ from tpcal.report.front_section import fronts
 from tpcal.report.page import page
 from tpcal.report.prediction_section import predictions
 from tpcal.report.schedule_section import schedules
-from tpcal.views.formats import count, milliseconds, percent
-from tpcal.views.plan_view import certificate_line
 
 if TYPE_CHECKING:
     from tpcal.plans.schema import Plan
@@ -82,8 +81,8 @@ def _head(material: Material, now: datetime) -> dict[str, Any]:
         f"{listed([g.name for g in material.plans if g.note == note])}: {note}."
         for note in dict.fromkeys(given.note for given in material.plans if given.note)
     ]
-    proven = [(g.name, g.plan.certificate) for g in material.plans if g.plan.certificate]
-    notes += [f"{name}: {certificate_line(one).plain}." for name, one in proven]
+    proven = [(g.name, g.plan.proven) for g in material.plans if g.plan.proven]
+    notes += [f"{name}: {certificate_text(one)}." for name, one in proven]
     return {
         "facts": facts,
         "lead": _lead(material),

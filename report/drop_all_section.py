@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.drop_all_depth import SAFE, blind_spots, drop_all_curve, safe_depths
+from tpcal.plans.formats import count, nats
 from tpcal.report.chart_style import HEAT, INK, axis, frame, layer_axis, nats_axis, plain
 from tpcal.report.deviation_section import ALL, line, safe_line
 from tpcal.report.elements import Chart, HtmlTable, Section, figure, listed, quoted, rounded
-from tpcal.views.formats import count, nats
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from tpcal.calibrate.bench.ratios import Spread
-    from tpcal.calibrate.evaluation.evaluation_results import Share
+    from tpcal.calibrate.evaluation.shares import Share
 
 Matrix = list[list[float | None]]
 

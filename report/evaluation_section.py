@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tpcal.calibrate.evaluation.evaluation_results import ACCURACY, CONTROL, short_name
+from tpcal.calibrate.evaluation.evaluation_results import CONTROL, short_name
+from tpcal.calibrate.evaluation.shares import ACCURACY
 from tpcal.plans.errors import FitError
+from tpcal.plans.formats import percent
 from tpcal.report.elements import Chart, HtmlTable, Section
 from tpcal.report.forest_plot import by_cost, exact, forest, grouped
-from tpcal.views.formats import percent
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.bench_results import BenchResults
-    from tpcal.calibrate.evaluation.evaluation_results import (
-        EntryResult,
-        EvaluationResults,
-        Share,
-        Test,
-    )
+    from tpcal.calibrate.evaluation.evaluation_results import EntryResult, EvaluationResults
+    from tpcal.calibrate.evaluation.shares import Share, Test
     from tpcal.calibrate.profile import Profile
 
 SMALL = 0.05

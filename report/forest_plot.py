@@ -11,7 +11,8 @@ from tpcal.report.elements import Chart, HtmlTable, error_bars, figure, rounded
 from tpcal.report.label_places import HALF, LETTER, placed
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.evaluation.evaluation_results import EntryResult, EvaluationResults, Share
+    from tpcal.calibrate.evaluation.evaluation_results import EntryResult, EvaluationResults
+    from tpcal.calibrate.evaluation.shares import Share
 
 KINDS = {
     "plan": ("plan", BLUE, "circle"),

@@ -65,8 +65,8 @@ def controls(material: Material) -> Iterator[Mark]:
 
 def best_published(material: Material, average: float) -> tuple[str, float] | None:
     """The published schedule with the smallest predicted loss at a layer average, and the loss."""
-    from tpcal.planner.published.at_budget import at_budget
     from tpcal.plans.plan_file import presets as names
+    from tpcal.plans.published.at_budget import at_budget
 
     predictor, limits, found = material.predictor, material.predictor.limits, []
     for name in names() if average > 0 else ():

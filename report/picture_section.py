@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,14 +19,15 @@ from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import as_rgb
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import Patch, Report, apply
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Cut, Plan
 from tpcal.report.answer_cards import Shown, Step, differ, title
 
-Progress = Callable[[int, int, str], None]
 SIDE = 512
 """Longest side of a picture on the page in pixels."""
 LOSSLESS = 256

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tpcal.plans.formats import count, nats
 from tpcal.report.chart_style import FAINT, QUIET, frame, nats_axis, plain
 from tpcal.report.elements import Chart, HtmlTable, Section, figure, rounded, spoken
 from tpcal.report.front_section import cuts_text
-from tpcal.views.formats import count, nats
 
 if TYPE_CHECKING:
     from tpcal.report.inputs import Given, Material

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tpcal.plans.formats import arrows, binary, count, cut_text, milliseconds, percent, si
 from tpcal.report.chart_style import axis, frame, layer_axis, plain
 from tpcal.report.cut_labels import FIRST, HIGH, LOW, labels
 from tpcal.report.elements import Chart, HtmlTable, Section, figure, spoken
-from tpcal.views.formats import arrows, binary, count, milliseconds, percent, si
-from tpcal.views.plan_view import cut_text
 
 if TYPE_CHECKING:
     from tpcal.plans.schema import Cost

@@ -11,7 +11,7 @@ import torch
 from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.images import read_images
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Plan
 

@@ -10,11 +10,11 @@ from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import one_budget, whole_front, within_a_loss
 from tpcal.planner.search.front import Point
-from tpcal.planner.search.loss_limits import Allowance
+from tpcal.planner.search.loss_limits import LossLimits
 from tpcal.planner.search.one_budget import Result
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.whole_front import KnownPlan
-from tpcal.planner.search.within_a_loss import Within
+from tpcal.planner.search.within_a_loss import PlansWithinLimits
 from tpcal.plans.schema import Plan
 
 PROBLEM = ("max_cuts", "weights")
@@ -27,16 +27,16 @@ def search(profile: Profile, budget: Budget | float, **given: Any) -> Result:
     return one_budget.search(problem, **call)
 
 
-def cheapest(profile: Profile, allowance: Allowance, **given: Any) -> Plan:
+def cheapest(profile: Profile, loss_limits: LossLimits, **given: Any) -> Plan:
     """`within_a_loss.cheapest`."""
     problem, call = _sorted(profile, 1.0, given)
-    return within_a_loss.cheapest(problem, allowance, **call)
+    return within_a_loss.cheapest(problem, loss_limits, **call)
 
 
-def explore(profile: Profile, allowance: Allowance, **given: Any) -> Within:
+def explore(profile: Profile, loss_limits: LossLimits, **given: Any) -> PlansWithinLimits:
     """`within_a_loss.explore`."""
     problem, call = _sorted(profile, 1.0, given)
-    return within_a_loss.explore(problem, allowance, **call)
+    return within_a_loss.explore(problem, loss_limits, **call)
 
 
 def search_front(profile: Profile, **given: Any) -> tuple[Point, ...]:

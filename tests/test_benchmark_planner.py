@@ -17,7 +17,7 @@ from benchmarks.planner.intervals import overall_difference, p_paired, worst_dif
 from benchmarks.planner.show_comparison import METHODS
 from benchmarks.planner.sizes import BUDGETS
 from benchmarks.planner.work import Work, code
-from tpcal.planner.prediction.space import spent
+from tpcal.plans.budget_projection import spent
 from tpcal.plans.errors import BudgetError
 
 ROOT = Path(__file__).resolve().parents[1]

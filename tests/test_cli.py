@@ -22,12 +22,10 @@ from rich.console import Console, RenderableType
 from tpcal import __version__
 from tpcal.calibrate.evaluation.accuracy import Evaluation
 from tpcal.calibrate.evaluation.compare import Comparison, Entry
-from tpcal.calibrate.evaluation.evaluation_results import (
-    EvaluationResults,
-    MeasuredCost,
-    SampleFacts,
-)
+from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
+from tpcal.calibrate.evaluation.shares import MeasuredCost
 from tpcal.calibrate.inputs.model_facts import ModelFacts
+from tpcal.calibrate.inputs.sample_facts import SampleFacts
 from tpcal.calibrate.profile import Probe, Profile, load, save
 from tpcal.cli import cli
 from tpcal.plans.cost import DecoderShape, plan_cost
@@ -48,8 +46,11 @@ COMMANDS = (
     "eval",
     "bench",
     "certify",
+    "verify",
     "report",
     "run",
+    "push",
+    "pull",
     "presets",
     "selectors",
     "doctor",
@@ -910,7 +911,7 @@ def test_sigint_ends_with_130() -> None:
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it\n"
         "from tpcal import cli\nfrom tpcal.commands import check\n"
-        "check.read_plan = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "check.load_plan = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.argv = ['tpcal', 'check', 'x']\n"
         "cli.main()"
     )

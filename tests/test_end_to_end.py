@@ -15,7 +15,8 @@ from PIL import Image
 
 from tools.embedded.export import export
 from tools.embedded.model import Sizes, new_model
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
 from tpcal.plans.plan_file import load_plan, save_plan

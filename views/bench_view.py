@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpcal.views.formats import QUIET, WORST, Right, binary, count, heading, percent, table_of
+from tpcal.plans.formats import binary, count, percent
+from tpcal.views.tables import QUIET, WORST, Right, heading, table_of
 
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.bench_results import BenchResults, CellResult, RunResult

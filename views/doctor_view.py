@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from tpcal.views.formats import QUIET, WORST, table_of
+from tpcal.views.tables import QUIET, WORST, table_of
 from tpcal.workflow.installation import Part
 
 _STYLES = {"works": "", "untried": WORST, "missing": QUIET, "broken": WORST}

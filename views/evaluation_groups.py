@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tpcal.views.formats import QUIET, TITLE, WORST, Right, heading, table_of
+from tpcal.views.tables import QUIET, TITLE, WORST, Right, heading, table_of
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.evaluation_results import (
         EntryResult,
         EvaluationResults,
         GroupResult,
-        Share,
     )
+    from tpcal.calibrate.evaluation.shares import Share
 
 OVERALL = "overall"
 ENOUGH = 500

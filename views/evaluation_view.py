@@ -12,17 +12,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpcal.calibrate.evaluation.evaluation_results import ACCURACY, short_name
+from tpcal.calibrate.evaluation.evaluation_results import short_name
+from tpcal.calibrate.evaluation.shares import ACCURACY
+from tpcal.plans.formats import count
 from tpcal.views.evaluation_groups import ENOUGH, OVERALL, group_view, interval
-from tpcal.views.formats import QUIET, TITLE, WORST, Right, count, heading, table_of
+from tpcal.views.tables import QUIET, TITLE, WORST, Right, heading, table_of
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.evaluation.evaluation_results import (
-        EntryResult,
-        EvaluationResults,
-        Share,
-        Test,
-    )
+    from tpcal.calibrate.evaluation.evaluation_results import EntryResult, EvaluationResults
+    from tpcal.calibrate.evaluation.shares import Share, Test
 
 SIGNIFICANT = 0.05
 MOST_COLUMNS = 4

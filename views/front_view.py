@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tpcal.views.formats import CUT, QUIET, Right, count, heading, table_of
+from tpcal.plans.formats import count
 from tpcal.views.lists import _short_cut
+from tpcal.views.tables import CUT, QUIET, Right, heading, table_of
 
 if TYPE_CHECKING:
     from tpcal.planner.search.front import Point

@@ -10,24 +10,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpcal.plans.schema import Certificate, Condition, Cut, Loss, Plan
-from tpcal.views.formats import (
-    CUT,
-    MAX_ROWS,
-    QUIET,
-    WORST,
-    Right,
+from tpcal.plans.formats import (
     arrows,
-    bar,
     binary,
+    certificate_text,
     count,
-    heading,
+    cut_details,
+    cut_text,
     milliseconds,
     nats,
     percent,
     si,
-    table_of,
 )
+from tpcal.plans.schema import Cut, Loss, Plan
+from tpcal.views.tables import CUT, MAX_ROWS, QUIET, WORST, Right, bar, heading, table_of
 
 if TYPE_CHECKING:
     from tpcal.plans.schema import Cost
@@ -52,21 +48,9 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
         parts += [Text(), Text(f"Layer-average keep {average_keep(plan, depth):.4f}")]
     if plan.loss and (plan.loss.predicted or plan.loss.measured):
         parts += [Text(), loss_table(plan.loss), *limits_line(plan, plan.loss)]
-    if plan.certificate:
-        parts += [Text(), certificate_line(plan.certificate)]
+    if plan.proven:
+        parts += [Text(), Text(certificate_text(plan.proven))]
     return Group(*parts, *footer(plan))
-
-
-def certificate_line(proven: Certificate) -> Text:
-    """One line that states what was proven of a plan, and by which test."""
-    row = f", plan {proven.n_plans} of a fixed order" if (proven.n_plans or 1) > 1 else ""
-    place = f", judgement {proven.place} on these samples" if (proven.place or 1) > 1 else ""
-    on = f" on {proven.data}" if proven.data else ""
-    return Text(
-        f"Certified: at most {percent(proven.max_flips)} of the answers change in {proven.of} "
-        f"(confidence {percent(proven.confidence)}; {proven.n_changed} of {proven.n} changed"
-        f"{on}; {proven.test} test{row}{place})"
-    )
 
 
 def plan_title(plan: Plan, title: str) -> str:
@@ -124,34 +108,6 @@ def cut_table(cuts: Iterable[Cut]) -> Table:
     for cut in cuts:
         table.add_row(str(cut.layer), cut_text(cut))
     return table
-
-
-def cut_text(cut: Cut) -> str:
-    """A short description of one cut."""
-    words = "drop all" if cut.keep == 0 else f"keep {cut.keep:.4g} by {cut.selector}"
-    return words + " *" * (cut.condition is not None)
-
-
-def cut_details(cut: Cut) -> str:
-    """The parameters and the condition of a cut; empty if it has none."""
-    details = []
-    if cut.params:
-        values = ", ".join(f"{name} {_value(value)}" for name, value in cut.params.items())
-        details.append(f"{cut.selector} with {values}")
-    if cut.condition is not None:
-        details.append(f"only if text looks at the image below {_condition(cut.condition)} *")
-    return f"layer {cut.layer}: {'; '.join(details)}" if details else ""
-
-
-def _condition(condition: Condition) -> str:
-    text = f"{condition.text_to_visual_below:g}"
-    if condition.visual_to_text_below is not None:
-        text += f" and the image at text below {condition.visual_to_text_below:g}"
-    return text
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def cost_table(plan: Plan, cost: Cost) -> Table:
@@ -235,15 +191,3 @@ def footer(plan: Plan) -> list[RenderableType]:
     if "command" in plan.provenance:
         lines.append(Text(f"Made by: {plan.provenance['command']}", style=QUIET))
     return [Text(), *lines] if lines else []
-
-
-def check_view(plan: Plan, title: str, model: str | None) -> RenderableType:
-    """One line that states that the file is a valid plan, and which model it fits."""
-    verdict = f"is a plan that fits {model}" if model else "is a well-formed plan"
-    facts = f"{count(len(plan.cuts), 'cut')}"
-    if plan.budget:
-        of = {"flops": "FLOPs ×", "kv": "KV bytes ×", "ms": "milliseconds"}
-        facts += (
-            f", {of.get(plan.budget.kind or '', 'layer-average keep')} {plan.budget.reached:.4f}"
-        )
-    return Text(f"✓ {title} {verdict}: {facts}.")

@@ -9,20 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tpcal.calibrate.drop_all_depth import drop_all_curve, safe_depths
+from tpcal.plans.formats import count, nats, percent, share
 from tpcal.plans.local_paths import last_part
-from tpcal.views.formats import (
-    QUIET,
-    WORST,
-    Right,
-    count,
-    heading,
-    nats,
-    percent,
-    share,
-    sparkline,
-    spread,
-    table_of,
-)
+from tpcal.views.tables import QUIET, WORST, Right, heading, sparkline, spread, table_of
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tpcal.views.formats import QUIET, binary, percent
+from tpcal.plans.formats import binary, percent
+from tpcal.views.tables import QUIET
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.ask import ImageAnswer

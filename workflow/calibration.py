@@ -6,11 +6,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.extras import needs
+from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.inputs import log_source
 from tpcal.workflow.profiles import StoredProfile
-from tpcal.workflow.step_settings import OUT, CalibrationSettings, Progress, silent
+from tpcal.workflow.step_settings import OUT, CalibrationSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded

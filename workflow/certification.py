@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.extras import needs
+from tpcal.plans.plan_names import folder_of
+from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.inputs import plan_model_samples
-from tpcal.workflow.step_settings import CertificationSettings, Progress, silent
+from tpcal.workflow.step_settings import CertificationSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
@@ -64,7 +67,8 @@ def certify(
         28
 
     Args:
-        plan: A plan file, ``preset:NAME`` or ``preset:NAME@BUDGET``.
+        plan: Name of a plan as `tpcal.load_plan` takes it: a file, a folder, a preset or a
+            repository on the Hub.
         promise: What has to hold, and how often such a promise must be right.
         model: A name, a choice or a loaded model; None takes the model that the plan names, or the
             built-in one.
@@ -78,7 +82,7 @@ def certify(
         MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: The plan does not fit the model.
     """
-    from tpcal.planner.certificates.certify import prove
+    from tpcal.planner.certificates.certify import ProofSettings, prove
     from tpcal.planner.certificates.judged import Judged
 
     settings, progress = settings or CertificationSettings(), progress or silent
@@ -90,9 +94,11 @@ def certify(
         promise,
         loaded,
         samples,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
+        settings=ProofSettings(
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            judged=Judged.beside(settings.out),
+        ),
         progress=progress,
-        judged=Judged.beside(settings.out),
     )
-    return CertifiedPlan(proven, Path(plan).parent)
+    return CertifiedPlan(proven, folder_of(plan))

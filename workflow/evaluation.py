@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
-from tpcal.planner.published.names import is_preset
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.extras import needs
+from tpcal.plans.plan_names import is_preset
+from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.inputs import plans_model_samples
-from tpcal.workflow.step_settings import EvaluationSettings, Progress, silent
+from tpcal.workflow.step_settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.compare import Comparison
@@ -37,8 +39,9 @@ class PlanEvaluation:
     @cached_property
     def results(self) -> EvaluationResults:
         """The results as records that know their JSON."""
-        from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults, SampleFacts
+        from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
         from tpcal.calibrate.inputs.model_facts import ModelFacts
+        from tpcal.calibrate.inputs.sample_facts import SampleFacts
 
         data = SampleFacts.of(self.samples, self.n_seen)
         return EvaluationResults.of(self.comparison, ModelFacts.of(self.loaded), data)
@@ -66,8 +69,8 @@ def evaluate(
         True
 
     Args:
-        plans: Plan files, ``preset:NAME`` or ``preset:NAME@BUDGET``; none judges the unpruned
-            model alone.
+        plans: Names of plans as `tpcal.load_plan` takes them, among them files, presets and
+            repositories on the Hub; none judges the unpruned model alone.
         model: A name, a choice or a loaded model; None takes the model that the plans name, or the
             built-in one.
         data: A data set's name or path, or a choice of samples; None takes the plans' own data.
@@ -81,7 +84,7 @@ def evaluate(
         RunFailed: Out of memory.
     """
     from tpcal.calibrate.evaluation.answer_cache import AnswerFolder
-    from tpcal.calibrate.evaluation.compare import compare_plans
+    from tpcal.calibrate.evaluation.compare import ComparisonSettings, compare_plans
     from tpcal.calibrate.evaluation.generate import InMemory
     from tpcal.calibrate.evaluation.seen_samples import EVALUATION, count_seen, refuse_seen
     from tpcal.calibrate.inputs.models import weights_digest
@@ -107,13 +110,15 @@ def evaluate(
         loaded,
         samples,
         read,
-        controls=settings.controls,
-        controls_of=settings.controls_of or None,
-        tested=[name for name in names if not is_preset(name)] or None,
-        allow_seen=settings.allow_seen,
+        settings=ComparisonSettings(
+            controls=settings.controls,
+            controls_of=settings.controls_of or None,
+            tested=[name for name in names if not is_preset(name)] or None,
+            allow_seen=settings.allow_seen,
+            batch_size=settings.batch_size,
+            max_new_tokens=length,
+        ),
         kept=folder.of if folder else lambda way: InMemory(),
-        batch_size=settings.batch_size,
-        max_new_tokens=length,
         progress=progress,
     )
     judged, weights = Judged.beside(out), weights_digest(loaded.model)

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
-from tpcal.planner.published.names import is_preset, off_budget, read_plan
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.local_paths import EMBEDDED, locate
-from tpcal.workflow.step_settings import Progress
+from tpcal.plans.plan_names import folder_of, is_preset, load_plan, off_budget
+from tpcal.plans.progress import Progress
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
@@ -57,7 +58,7 @@ def _read_plans(names: Sequence[str]) -> dict[str, Plan]:
     twice = named_twice(names)
     if twice is not None:
         raise UsageError(f"Every plan must be named once; got {twice} more often.")
-    return {name: read_plan(off_budget(name)) for name in names}
+    return {name: load_plan(off_budget(name)) for name in names}
 
 
 def _loaded(
@@ -110,7 +111,7 @@ def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
         each = ", ".join(f"{file} for {name}" for (name, _), file in places.items())
         raise UsageError(f"The plans must be for one model; got {each}. Name one with --model.")
     for (name, revision), file in places.items():
-        return model.or_else(locate(str(name), Path(file).parent, file, "--model"), revision)
+        return model.or_else(locate(str(name), folder_of(file), file, "--model"), revision)
     return model
 
 
@@ -161,12 +162,12 @@ def _record(file: str, plan: Plan) -> DataChoice | None:
     choice = DataChoice().over(DataChoice.restored(record))
     if choice.data in (None, EMBEDDED):
         return replace(choice, data=None)
-    return replace(choice, data=locate(choice.data, Path(file).parent, file, "--data"))
+    return replace(choice, data=locate(choice.data, folder_of(file), file, "--data"))
 
 
 def _at_depth(name: str, plan: Plan, loaded: Loaded, n_tokens: int | None = None) -> Plan:
     """The same plan; a preset is scaled to the depth of the model."""
-    return read_plan(name, loaded.shape.n_layers, n_tokens) if is_preset(name) else plan
+    return load_plan(name, loaded.shape.n_layers, n_tokens) if is_preset(name) else plan
 
 
 def plan_model_samples(
@@ -191,11 +192,7 @@ def plans_model_samples(
     ``allow_seen`` is true. A preset with a budget is scaled for the tokens of the first sample.
     Raises the errors of `plans_and_model` and `data_of`.
     """
-    plans = _read_plans(names)
-    model = _model_of(plans, model)
-    _refuse_silent(plans, model)
-    choice = data_of(plans, data, model)
-    plans, loaded = _loaded(plans, model, report)
+    plans, loaded, choice = _plans_model_data(names, model, data, report)
     report(0, 0, "Loading the samples")
     samples = choice.load("eval")
     log_source(samples)
@@ -206,6 +203,52 @@ def plans_model_samples(
     n_tokens = _n_tokens(loaded, samples) if any(is_preset(n) for n in names) else None
     fitted = {name: _at_depth(name, plan, loaded, n_tokens) for name, plan in plans.items()}
     return fitted, loaded, samples
+
+
+def plan_model_new_samples(
+    file: str, model: ModelChoice, data: DataChoice, n: int, report: Progress
+) -> tuple[Plan, Loaded, Samples]:
+    """The plan, its model, and samples that neither its search nor its certificate has seen.
+
+    The number of samples is ``n`` unless the choice names one; there are fewer if the data has no
+    more new ones. Whose answers count is as in the search. Raises the errors of `plans_and_model`
+    and `data_of`, and UsageError if no sample is new.
+    """
+    from tpcal.calibrate.evaluation.seen_samples import seen_by, tested_by
+
+    plans, loaded, choice = _plans_model_data([file], model, data, report)
+    plan = plans[file]
+    if data.seed is None:  # in the order of the plan, the first samples are those it has seen
+        choice = replace(choice, seed=(choice.seed or 0) + 1)
+    facts = plan.provenance.get("data")
+    own = bool(facts.get("own_answers")) if isinstance(facts, Mapping) else False
+    choice = replace(choice, own_answers=choice.own_answers or own)
+    report(0, 0, "Loading the samples")
+    seen = seen_by({file: plan}) | tested_by(file, plan)
+    return plan, loaded, _new_samples(choice, seen, choice.samples or n)
+
+
+def _new_samples(choice: DataChoice, seen: frozenset[bytes], n: int) -> Samples:
+    """The first ``n`` samples that are not in ``seen``; draws more until there are so many."""
+    n_drawn = n if not seen else 2 * n
+    while True:
+        samples = replace(choice, samples=n_drawn).load("eval")
+        n_new = sum(identity not in seen for identity in samples.identities)
+        if n_new >= n or len(samples) < n_drawn:
+            log_source(samples)
+            return samples.without(seen).part(0, n)
+        n_drawn *= 2
+
+
+def _plans_model_data(
+    names: Sequence[str], model: ModelChoice, data: DataChoice, report: Progress
+) -> tuple[dict[str, Plan], Loaded, DataChoice]:
+    """The plans by name, their model, and the choice of their data."""
+    plans = _read_plans(names)
+    model = _model_of(plans, model)
+    _refuse_silent(plans, model)
+    choice = data_of(plans, data, model)
+    return *_loaded(plans, model, report), choice
 
 
 def _n_tokens(loaded: Loaded, samples: Samples) -> int:

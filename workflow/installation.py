@@ -29,7 +29,7 @@ class Part:
 
     name: str
     state: State
-    """``untried`` is a version that pyproject.toml leaves out."""
+    """``untried`` is a version that pyproject.toml or plans/executor/compat.py leaves out."""
     found: str
     """Versions, or what is wrong."""
     way_out: str | None = None
@@ -44,12 +44,13 @@ def examine() -> tuple[Part, ...]:
 
     Example:
         >>> from tpcal.workflow.installation import examine
-        >>> [part.name for part in examine() if part.state != "works"]
+        >>> [part.name for part in examine()][:2]
+        ['tpcal', 'torch']
     """
     parts: dict[str, Callable[[], Part]] = {
         "tpcal": _tpcal,
         "torch": lambda: _package("torch"),
-        "transformers": lambda: _package("transformers"),
+        "transformers": _transformers,
         "devices": _devices,
         "attention": _attention,
         "tpcal[plan]": lambda: _extra("plan"),
@@ -94,6 +95,16 @@ def _package(name: str) -> Part:
     if other := _other_version(wanted):
         return Part(name, "untried", other, install)
     return Part(name, "works", version)
+
+
+def _transformers() -> Part:
+    from tpcal.plans.executor import compat
+
+    part, installed = _package("transformers"), _version("transformers")
+    if installed is None or compat.is_tried(installed):
+        return part
+    found = f"{part.name} {installed} (tried: {compat.tried()})"
+    return Part(part.name, "untried", found, compat.INSTALL)
 
 
 def _devices() -> Part:

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
+from tpcal.calibrate.inputs.sample_size import N_CERTIFY
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import needs
+from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.session import PlanningSession
-from tpcal.workflow.step_settings import PlanLimits, PlanningSettings, Progress, silent
+from tpcal.workflow.step_settings import PlanLimits, PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
@@ -21,13 +23,12 @@ if TYPE_CHECKING:
     from tpcal.planner.prediction.budget import Budget
     from tpcal.planner.problem import Problem
     from tpcal.planner.search.front import Point
-    from tpcal.planner.search.loss_limits import Allowance
+    from tpcal.planner.search.loss_limits import LossLimits
     from tpcal.planner.search.settings import SearchSettings
     from tpcal.planner.search.whole_front import KnownPlan
     from tpcal.plans.schema import Cut, Plan
 
 N_TRIALS = 100
-N_CERTIFY = 700
 MOST_PROVEN = 8
 """Plans that are tried on the samples of a proof."""
 
@@ -186,10 +187,10 @@ class _Search:
         return self.session.stored
 
     @property
-    def allowance(self) -> Allowance:
-        from tpcal.planner.search.loss_limits import Allowance
+    def loss_limits(self) -> LossLimits:
+        from tpcal.planner.search.loss_limits import LossLimits
 
-        return Allowance(self.limits.max_loss, self.limits.max_flips, self.limits.each_group)
+        return LossLimits(self.limits.max_loss, self.limits.max_flips, self.limits.each_group)
 
     def find(self, budget: Budget | float | None) -> tuple[Plan, KnownPlan | None]:
         """The plan, and what was known of it before."""
@@ -199,7 +200,7 @@ class _Search:
             budget = Budget(budget)
         known = self._known(budget)
         if known is not None:
-            return self._within(known.plan), known
+            return self._plans_within(known.plan), known
         if self.limits.confidence is not None:
             return self._proven(budget), None
         measurers = self.session.measurers() if self.settings.measure else {}
@@ -258,27 +259,27 @@ class _Search:
 
         problem, settings = self._problem(budget), self._search_settings()
         if budget is None:
-            return cheapest(problem, self.allowance, settings=settings, **measurers)
-        return self._within(search(problem, settings=settings, **measurers).plan)
+            return cheapest(problem, self.loss_limits, settings=settings, **measurers)
+        return self._plans_within(search(problem, settings=settings, **measurers).plan)
 
-    def _within(self, found: Plan) -> Plan:
+    def _plans_within(self, found: Plan) -> Plan:
         """The plan of a budget with its limits; raises GuardrailError if it loses more."""
         from tpcal.planner.prediction.predict import Predictor
-        from tpcal.planner.search.finals import sizes
+        from tpcal.planner.search.finals import group_sizes
 
         assert found.loss is not None
         profile, measured = self.stored.profile, found.loss.measured
         losses = measured or found.loss.predicted
         flips = found.loss.changed or Predictor(profile).flips(found.cuts)
         kind = "measured" if measured else "predicted"
-        self.allowance.guard(losses, flips, sizes(profile), kind)
+        self.loss_limits.guard(losses, flips, group_sizes(profile), kind)
         most = self.limits
         loss = replace(found.loss, max_loss=most.max_loss, max_flips=most.max_flips)
         return replace(found, loss=loss)
 
     def _proven(self, budget: Budget | None) -> Plan:
         """The plan for the budget or the cheapest within the limits, with a certificate."""
-        from tpcal.planner.certificates.certify import prove
+        from tpcal.planner.certificates.certify import ProofSettings, prove
         from tpcal.planner.certificates.judged import Judged
 
         promise, session = self._promise(), self.session
@@ -287,9 +288,11 @@ class _Search:
             promise,
             session.loaded,
             session.unseen(self.limits.certify_samples, N_CERTIFY),
-            batch_size=self.settings.batch_size,
+            settings=ProofSettings(
+                batch_size=self.settings.batch_size,
+                judged=Judged.beside(self.stored.folder.parent),
+            ),
             progress=self.progress,
-            judged=Judged.beside(self.stored.folder.parent),
         )
 
     def _promise(self) -> Promise:
@@ -317,7 +320,7 @@ class _Search:
             return [self._measured(budget, measurers)]
         found = explore(
             self._problem(None),
-            self.allowance,
+            self.loss_limits,
             measurer=measurers["measurer"],
             settings=self._search_settings(),
         )

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpcal import __version__
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.local_paths import kept, last_part, locate, moved
+from tpcal.plans.progress import Progress
 from tpcal.workflow.inputs import log_source
-from tpcal.workflow.step_settings import PlanningSettings, Progress
+from tpcal.workflow.step_settings import PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tpcal.plans.errors import UsageError
 
-Progress = Callable[[int, int, str], None]
-"""Receives the work done, the work in all (0 if unknown) and what is going on."""
 OUT = Path("tpcal-out")
 """Folder that collects profiles and answers."""
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """Progress that nobody receives."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +110,11 @@ class PlanningSettings:
     max_cuts: int = 4
     """Most cuts in a plan."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """What a group's loss counts beside the others'; 1 where a group is not named."""
+    """Weight of each group's loss; groups that are not named have the weight 1."""
     measure: bool = True
     """Whether plans are measured; otherwise the profile's prediction decides without the model."""
     data: str | None = None
-    """Where the profile's samples are now, if they moved."""
+    """Data of the profile's samples, if it has moved."""
     samples: int | None = None
     """Samples to compare plans on; None takes as many as the profile has."""
     batch_size: int = 16
@@ -172,4 +166,4 @@ class CertificationSettings:
     max_new_tokens: int = 16
     """Longest answer."""
     out: Path | None = OUT
-    """Folder that remembers which plans were judged on which samples."""
+    """Folder of the record of the plans that were judged on samples."""

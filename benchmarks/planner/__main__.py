@@ -29,7 +29,7 @@ from benchmarks.planner.world import ADAPTIVE, FULL
 
 PAGE = ROOT / "docs" / "planner-results.md"
 STAGES = ("fidelity", "ablations", "samples", "comparison")
-VERSIONS = ("torch", "transformers", "optuna", "scikit-learn", "scipy", "numpy")
+VERSIONS = ("torch", "transformers", "optuna", "scipy", "numpy")
 Parts = dict[str, str]
 
 

@@ -38,12 +38,8 @@ def _none(*_: Any) -> list[Any]:
 
 WITHOUT: Mapping[str, Without] = {
     WHOLE: nullcontext,
-    "the correction": lambda: patch(f"{_SEARCH}.correction.FEWEST", math.inf),
     "neighbours": lambda: patch(f"{_SEARCH}.proposals.neighbours", _none),
     "other parameters of a selector": lambda: patch(f"{_SEARCH}.proposals._tuned", _none),
-    "other conditions of a drop": lambda: patch(f"{_SEARCH}.proposals._conditioned", _none),
-    "crossings": lambda: patch(f"{_SEARCH}.proposals._crossed", _none),
-    "optima of random weights": lambda: patch(f"{_SEARCH}.proposals._optima", _none),
     "all proposals": lambda: patch(f"{_SEARCH}.run.proposals", _none),
     "the sampler": lambda: patch(f"{_SEARCH}.run.SAMPLED_EVERY", math.inf),
 }

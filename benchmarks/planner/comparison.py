@@ -14,10 +14,10 @@ from benchmarks.planner.found import Asked, Folders
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.calibrate.evaluation.accuracy import compare
-from tpcal.planner.prediction.space import exact_keep
-from tpcal.planner.published.at_budget import at_budget
+from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.errors import BudgetError
+from tpcal.plans.published.at_budget import at_budget
 from tpcal.plans.schema import Cut, Plan
 from tpcal.plans.selectors import min_layer
 
@@ -34,7 +34,7 @@ SCHEDULES = {
     "DivPrune": "divprune",
     "VTW": "vtw",
 }
-"""Published schedules, put on the budget by `tpcal.planner.published.at_budget.at_budget`."""
+"""Published schedules, put on the budget by `tpcal.plans.published.at_budget.at_budget`."""
 SINGLE = {
     "CDPruner": "cdpruner",
     "VisionZip": "visionzip",

@@ -15,7 +15,7 @@ from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.prediction.optimum import Solver
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.prediction.space import exact_keep
+from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.plan_file import load_preset, presets
 from tpcal.plans.schema import Cut
 

@@ -16,7 +16,6 @@ from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.search.correction import Correction
 from tpcal.plans.schema import Cut, n_keep
 
 Floats = NDArray[np.float64]
@@ -86,31 +85,16 @@ def sum_of_means(predictor: Predictor, cuts: Sequence[Cut]) -> float:
     return float(OBJECTIVE.values(total, predictor.groups))
 
 
-def single_cuts(predictor: Predictor, cuts: Sequence[Cut]) -> float:
-    """The worst cut alone decides, sample by sample."""
-    return float(OBJECTIVE.values(predictor.deepest(cuts), predictor.groups))
-
-
-UNFITTED: dict[str, Callable[[Predictor, Sequence[Cut]], float]] = {
+PREDICTIONS: dict[str, Callable[[Predictor, Sequence[Cut]], float]] = {
     "sum of group means": sum_of_means,
-    "worst single cut": single_cuts,
     PLAIN: Predictor.score,
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """What a correction fitted on some plans says of the others."""
-
-    held_out: NDArray[np.int64]
-    predicted: Floats
-    """Of the held-out plans."""
-
-
-def unfitted(work: Work, sizes: Sizes, profiles: Path, plans: Measured) -> dict[str, Floats]:
-    """[P] what every prediction says without having seen a measured plan."""
+def predicted(work: Work, sizes: Sizes, profiles: Path, plans: Measured) -> dict[str, Floats]:
+    """[P] what every prediction says of the plans, by its name."""
     where = (sizes.calibrated, sizes.profile, profiles, code("planner"))
-    names = [*UNFITTED, WHOLE]
+    names = [*PREDICTIONS, WHOLE]
     found = work.each(_predicted, [(name, plans.cuts, *where) for name in names], "predictions")
     return dict(zip(names, found, strict=True))
 
@@ -122,38 +106,7 @@ def _predicted(
         predictor = Predictor(world.first(world.calibrated(n, 0, folder), n_profile))
         return np.array([predictor.score(cuts) for cuts in plans])
     predictor = world.predictor(n_profile, 0, folder)
-    return np.array([UNFITTED[name](predictor, cuts) for cuts in plans])
-
-
-def corrected(work: Work, sizes: Sizes, profiles: Path, plans: Measured) -> dict[int, list[Split]]:
-    """By the number of plans fitted on: as many random splits, each budget alike in all."""
-    where = (sizes.profile, profiles, code("planner"))
-    fitted = {n: drawn_for_fitting(plans.budget, n, sizes.splits) for n in sizes.fitted}
-    calls = [(plans.cuts, plans.score, at, *where) for splits in fitted.values() for at in splits]
-    found = iter(work.each(_corrected, calls, "corrections"))
-    return {n: [next(found) for _ in splits] for n, splits in fitted.items()}
-
-
-def _corrected(
-    plans: Sequence[tuple[Cut, ...]],
-    score: Floats,
-    fitted: NDArray[np.int64],
-    n_profile: int,
-    folder: Path,
-    planner: str,
-) -> Split:
-    known = {plans[i]: float(score[i]) for i in fitted.tolist()}
-    correction = Correction(world.predictor(n_profile, 0, folder), known)
-    others = np.setdiff1d(np.arange(len(plans)), fitted)
-    return Split(others, correction.scores([plans[i] for i in others.tolist()]))
-
-
-def drawn_for_fitting(budget: Floats, n: int, n_splits: int) -> list[NDArray[np.int64]]:
-    """Numbers of plans, equally many of every budget."""
-    rng = np.random.default_rng(n)
-    each = n // len(BUDGETS)
-    members = [np.flatnonzero(budget == b) for b in BUDGETS]
-    return [np.concatenate([rng.permutation(m)[:each] for m in members]) for _ in range(n_splits)]
+    return np.array([PREDICTIONS[name](predictor, cuts) for cuts in plans])
 
 
 @dataclass(frozen=True)
@@ -167,19 +120,16 @@ class Verdict:
     """Nats that the plan of the smallest prediction loses more than the best measured one."""
 
 
-def judge(plans: Measured, splits: Sequence[Split], budget: float, n_resamples: int) -> Verdict:
-    """The mean over splits; intervals hold what resampling gives in all of them together."""
-    per_split = max(20, n_resamples // len(splits))
-    found: dict[str, list[tuple[float, Floats]]] = {"all": [], "half": [], "regret": []}
-    for split in splits:
-        own = plans.budget[split.held_out] == budget
-        at, predicted = split.held_out[own], split.predicted[own]
-        score = plans.score[at]
-        half = score <= np.median(score)
-        found["all"].append(rank_correlation(predicted, score, per_split))
-        found["half"].append(rank_correlation(predicted[half], score[half], per_split))
-        found["regret"].append(regret(plans, at, predicted, per_split))
-    return Verdict(*(pooled(each) for each in found.values()))
+def judge(plans: Measured, predictions: Floats, budget: float, n_resamples: int) -> Verdict:
+    """What [P] predictions are worth for the plans of one budget."""
+    (at,) = np.nonzero(plans.budget == budget)
+    predicted, score = predictions[at], plans.score[at]
+    half = score <= np.median(score)
+    return Verdict(
+        spearman=pooled([rank_correlation(predicted, score, n_resamples)]),
+        better_half=pooled([rank_correlation(predicted[half], score[half], n_resamples)]),
+        regret=pooled([regret(plans, at, predicted, n_resamples)]),
+    )
 
 
 def rank_correlation(one: Floats, other: Floats, n_resamples: int) -> tuple[float, Floats]:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.rcsetup import cycler
-from sklearn.isotonic import isotonic_regression
+from scipy.optimize import isotonic_regression
 
 GREY = "#808a94"
 COLOURS = (
@@ -86,7 +86,7 @@ def named(panel: Any, ends: Mapping[str, tuple[float, Mapping[str, Any]]]) -> No
     points = [(panel.get_xlim()[1], ends[name][0]) for name in names]
     wanted = panel.transAxes.inverted().transform(panel.transData.transform(points))[:, 1]
     steps = np.arange(len(names)) * GAP  # heights less steps must not fall
-    heights = steps + isotonic_regression(wanted - steps, y_max=1.0 - steps[-1])
+    heights = steps + np.minimum(isotonic_regression(wanted - steps).x, 1.0 - steps[-1])
     for name, start, height in zip(names, wanted, heights, strict=True):
         look = ends[name][1]
         panel.plot(

@@ -29,9 +29,9 @@ from benchmarks.planner.intervals import (
 )
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work
-from tpcal.calibrate.evaluation.evaluation_results import Share
 from tpcal.calibrate.evaluation.intervals import share
 from tpcal.calibrate.evaluation.paired_tests import holm
+from tpcal.calibrate.evaluation.shares import Share
 from tpcal.plans.schema import Cut
 
 METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)

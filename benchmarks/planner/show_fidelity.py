@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,9 @@ from benchmarks.planner.fidelity import (
     OBJECTIVE,
     PLAIN,
     Measured,
-    Split,
-    corrected,
     judge,
     measured,
-    unfitted,
+    predicted,
 )
 from benchmarks.planner.intervals import pooled, resampled
 from benchmarks.planner.sizes import BUDGETS, Sizes
@@ -32,55 +30,50 @@ RULES = ("mean", "worst group", "half of both")
 def run(work: Work, sizes: Sizes, profiles: Path, pictures: Path) -> dict[str, str]:
     """Measures, draws, and returns the parts of the page."""
     plans = measured(work, sizes, profiles)
-    plain = unfitted(work, sizes, profiles, plans)
-    everything = np.arange(len(plans.cuts))
-    splits = {name: [Split(everything, predicted)] for name, predicted in plain.items()}
-    fitted = corrected(work, sizes, profiles, plans)
-    splits |= {f"corrected, {n} plans measured": found for n, found in fitted.items()}
-    middle = f"corrected, {sizes.fitted[len(sizes.fitted) // 2 - 1]} plans measured"
-    shown = {PLAIN: splits[PLAIN][0], middle: splits[middle][0]}
+    predictions = predicted(work, sizes, profiles, plans)
+    shown = predictions[PLAIN]
     _plot(plans, shown, pictures / "fidelity.svg")
     return {
-        "fidelity": _verdicts(plans, splits, sizes),
+        "fidelity": _verdicts(plans, predictions, sizes),
         "fidelity-plot": page.picture("fidelity", "Measured against predicted loss"),
         "calibration": _bins(plans, shown, sizes),
         "objective": _rules(plans, sizes),
     }
 
 
-def _verdicts(plans: Measured, splits: Mapping[str, Sequence[Split]], sizes: Sizes) -> str:
+def _verdicts(plans: Measured, predictions: Mapping[str, Floats], sizes: Sizes) -> str:
     headings = ["layer average", "prediction", "Spearman", "better half", "regret, nats"]
     rows = []
     for budget in BUDGETS:
         score = plans.score[plans.budget == budget]
-        for name, found in splits.items():
+        for name, found in predictions.items():
             verdict = judge(plans, found, budget, sizes.resamples)
             figures = (verdict.spearman, verdict.better_half, verdict.regret)
-            shown = f"{budget:.2f}" if name == next(iter(splits)) else ""
+            shown = f"{budget:.2f}" if name == next(iter(predictions)) else ""
             rows.append([shown, name, *(figure.show() for figure in figures)])
         best, median = float(score.min()), float(np.median(score))
-        rows[-len(splits)][0] += f" ({len(score)} plans; best {best:.3f}, median {median:.3f})"
-    return page.table(headings, rows, n_left=2)
-
-
-def _bins(plans: Measured, shown: Mapping[str, Split], sizes: Sizes) -> str:
-    """Predicted and measured loss of fifths of the plans, by what is predicted."""
-    headings = ["prediction", "fifth", "predicted", "measured", "measured / predicted"]
-    rows = []
-    for name, split in shown.items():
-        score = plans.score[split.held_out]
-        edges = np.quantile(split.predicted, np.linspace(0, 1, N_BINS + 1)[1:-1])
-        fifth = np.digitize(split.predicted, edges)
-        for i in range(N_BINS):
-            one, other = split.predicted[fifth == i], score[fifth == i]
-            ratio = resampled(lambda a, b: b.mean() / a.mean(), (one, other), sizes.resamples)
-            means = [f"{x.mean():.3f}" for x in (one, other)]
-            rows.append([name if i == 0 else "", str(i + 1), *means, pooled([ratio]).show(".2f")])
-        slope = resampled(
-            lambda a, b: stats.linregress(a, b).slope, (split.predicted, score), sizes.resamples
+        rows[-len(predictions)][0] += (
+            f" ({len(score)} plans; best {best:.3f}, median {median:.3f})"
         )
-        rows.append(["", "slope of all", "", "", pooled([slope]).show(".2f")])
     return page.table(headings, rows, n_left=2)
+
+
+def _bins(plans: Measured, predicted: Floats, sizes: Sizes) -> str:
+    """Predicted and measured loss of fifths of the plans, by what is predicted."""
+    headings = ["fifth", "predicted", "measured", "measured / predicted"]
+    rows, score = [], plans.score
+    edges = np.quantile(predicted, np.linspace(0, 1, N_BINS + 1)[1:-1])
+    fifth = np.digitize(predicted, edges)
+    for i in range(N_BINS):
+        one, other = predicted[fifth == i], score[fifth == i]
+        ratio = resampled(lambda a, b: b.mean() / a.mean(), (one, other), sizes.resamples)
+        means = [f"{x.mean():.3f}" for x in (one, other)]
+        rows.append([str(i + 1), *means, pooled([ratio]).show(".2f")])
+    slope = resampled(
+        lambda a, b: stats.linregress(a, b).slope, (predicted, score), sizes.resamples
+    )
+    rows.append(["slope of all", "", "", pooled([slope]).show(".2f")])
+    return page.table(headings, rows)
 
 
 def _rules(plans: Measured, sizes: Sizes, n_splits: int = 50) -> str:
@@ -121,15 +114,14 @@ def _numbers(plans: Measured, losses: Floats) -> Floats:
     return np.stack([losses.mean(axis=1), losses.max(axis=1), both])
 
 
-def _plot(plans: Measured, shown: Mapping[str, Split], path: Path) -> None:
-    with plots.figure(path, len(shown), width=8.0, height=3.8) as panels:
-        for panel, (name, split) in zip(panels, shown.items(), strict=True):
-            score = plans.score[split.held_out]
-            for budget, colour in zip(BUDGETS, plots.COLOURS, strict=False):
-                own = plans.budget[split.held_out] == budget
-                points = split.predicted[own], score[own]
-                panel.scatter(*points, s=7, color=colour, alpha=0.6, lw=0, label=f"{budget:.2f}")
-            top = float(max(score.max(), split.predicted.max()))
-            panel.plot([0, top], [0, top], color=plots.GREY, linewidth=0.8)
-            panel.set(title=name, xlabel="predicted, nats", ylabel="measured, nats")
-        panels[0].legend(title="layer average", fontsize=8)
+def _plot(plans: Measured, predicted: Floats, path: Path) -> None:
+    with plots.figure(path, 1, width=4.4, height=3.8) as (panel,):
+        score = plans.score
+        for budget, colour in zip(BUDGETS, plots.COLOURS, strict=False):
+            own = plans.budget == budget
+            points = predicted[own], score[own]
+            panel.scatter(*points, s=7, color=colour, alpha=0.6, lw=0, label=f"{budget:.2f}")
+        top = float(max(score.max(), predicted.max()))
+        panel.plot([0, top], [0, top], color=plots.GREY, linewidth=0.8)
+        panel.set(xlabel="predicted, nats", ylabel="measured, nats")
+        panel.legend(title="layer average", fontsize=8)

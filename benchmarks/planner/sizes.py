@@ -28,10 +28,6 @@ class Sizes:
     """Plans per budget whose prediction is judged."""
     plan_samples: int
     """Samples they are measured on."""
-    fitted: tuple[int, ...]
-    """Measured plans that the correction is fitted on."""
-    splits: int
-    """Ways to draw them."""
     economy: tuple[int, ...]
     """Samples of a profile, where their number is what is studied."""
     economy_trials: int
@@ -53,8 +49,6 @@ LARGE = Sizes(
     trials=N_TRIALS,
     plans=200,
     plan_samples=196,
-    fitted=(20, 40, 80, 160),
-    splits=20,
     economy=(8, 32, 128, 512),
     economy_trials=30,
     judged=700,
@@ -69,8 +63,6 @@ QUICK = Sizes(
     trials=4,
     plans=10,
     plan_samples=28,
-    fitted=(8, 20),
-    splits=2,
     economy=(8, 28),
     economy_trials=4,
     judged=14,

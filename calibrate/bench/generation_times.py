@@ -20,11 +20,12 @@ from tpcal.calibrate.bench.token_times import Clock, Stamps, first_pass, now
 from tpcal.calibrate.inputs.answer_tokens import GREEDY
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import device_of
+from tpcal.plans.executor.compat import returned_cache
 from tpcal.plans.executor.handle import apply, kv_bytes
 from tpcal.plans.families import find
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
 
-Progress = Callable[[int, int, str], None]
 Inputs = Mapping[str, Any]
 N_WARM = 2
 """Number of runs before those that count: one to measure memory, and one to warm up."""
@@ -69,7 +70,7 @@ class Generator:
 
         def work() -> None:
             out = self._generate(return_dict_in_generate=True)
-            held.append(sum(kv_bytes(out.past_key_values)))
+            held.append(sum(kv_bytes(returned_cache(out))))
 
         with applied(self.model, plan):
             peak = peak_bytes(device_of(self.model), work)

@@ -11,7 +11,7 @@ from PIL import Image
 from tpcal.calibrate.bench.prompt_sizes import PromptSize
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.families import find
 
 WORDS = (

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from tpcal.calibrate.evaluation.evaluation_results import Share
 from tpcal.calibrate.evaluation.generate import InMemory, answer_all
 from tpcal.calibrate.evaluation.intervals import Array, paired_difference, share
 from tpcal.calibrate.evaluation.metrics import is_right, normalise
+from tpcal.calibrate.evaluation.shares import Share
 from tpcal.calibrate.evaluation.variants import Pruned
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples

@@ -12,8 +12,9 @@ from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import read_images
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans import cost
+from tpcal.plans.executor.compat import returned_cache
 from tpcal.plans.executor.handle import apply, kv_bytes
 from tpcal.plans.schema import Plan
 
@@ -76,7 +77,7 @@ def answer(
         text=loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
         n_tokens=_n_visual(loaded, inputs["input_ids"]),
         counts=report.counts()[0] if report else (),
-        kv_bytes=sum(kv_bytes(out.past_key_values)),
+        kv_bytes=sum(kv_bytes(returned_cache(out))),
         unpruned_kv_bytes=cost.kv_bytes(loaded.shape, [n_held] * loaded.shape.n_layers),
     )
 

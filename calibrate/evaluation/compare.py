@@ -9,20 +9,20 @@ from typing import NamedTuple
 
 from tpcal.calibrate.evaluation.accuracy import Evaluation, compare_all
 from tpcal.calibrate.evaluation.controls import control
-from tpcal.calibrate.evaluation.evaluation_results import ACCURACY, AGREEMENT, MeasuredCost, Test
 from tpcal.calibrate.evaluation.generate import Answered, AnswerStore, InMemory, answer_all
 from tpcal.calibrate.evaluation.intervals import Array
 from tpcal.calibrate.evaluation.measured_cost import measured
 from tpcal.calibrate.evaluation.paired_tests import Pair, paired_tests
 from tpcal.calibrate.evaluation.seen_samples import EVALUATION, refuse_seen
+from tpcal.calibrate.evaluation.shares import ACCURACY, AGREEMENT, MeasuredCost, Test
 from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, Redrawn, Way
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
 
 UNPRUNED = "unpruned"
-Progress = Callable[[int, int, str], None]
 Answers = tuple[Answered, ...]
 
 
@@ -77,18 +77,38 @@ class Comparison:
         return tuple(entry for entry in self.entries if entry.beside == plan)
 
 
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """What plans are compared with, and how the answers are generated.
+
+    Example:
+        >>> from tpcal.calibrate.evaluation.compare import ComparisonSettings
+        >>> ComparisonSettings(controls=("random", "grid"), max_new_tokens=64).batch_size
+        32
+    """
+
+    controls: Sequence[str] = ()
+    """Names from `tpcal.calibrate.evaluation.controls.CONTROLS`."""
+    controls_of: Collection[str] | None = None
+    """Plans whose controls run; None runs those of all plans."""
+    tested: Collection[str] | None = None
+    """Plans that are tested against the unpruned model, their controls and every other plan; None
+    tests all plans. The fewer tests, the smaller the differences they can detect."""
+    allow_seen: bool = False
+    """Whether samples that a plan was made from are used too."""
+    batch_size: int = 32
+    """Samples per run of the model."""
+    max_new_tokens: int = 16
+    """Length limit of an answer in tokens."""
+
+
 def compare_plans(
     loaded: Loaded,
     samples: Samples,
     plans: Mapping[str, Plan],
     *,
-    controls: Sequence[str] = (),
-    controls_of: Collection[str] | None = None,
-    tested: Collection[str] | None = None,
-    allow_seen: bool = False,
+    settings: ComparisonSettings | None = None,
     kept: Callable[[Way], AnswerStore] = lambda way: InMemory(),
-    batch_size: int = 32,
-    max_new_tokens: int = 16,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compares greedy answers of the unpruned model, of every plan, and of every plan's controls.
@@ -100,14 +120,8 @@ def compare_plans(
         loaded: The model, with no plan applied.
         samples: The questions. If none has an answer, agreement with the unpruned model counts.
         plans: Plans by name; without any, the unpruned model alone is judged.
-        controls: Names from `tpcal.calibrate.evaluation.controls.CONTROLS`.
-        controls_of: Plans whose controls run; None for all.
-        tested: Plans that are tested against the unpruned model, their controls and every other
-            plan; None for all. The fewer tests, the smaller the differences they can detect.
-        allow_seen: Whether samples that a plan was made from are used too.
+        settings: Controls, tests and the generation of answers.
         kept: Gives the store that holds the answers of a variant.
-        batch_size: Samples per run of the model.
-        max_new_tokens: Longest answer, in tokens.
         progress: Called with answers given, answers in all and a description of the step.
 
     Raises:
@@ -119,8 +133,9 @@ def compare_plans(
         >>> found = compare_plans(loaded, samples, {"light": plan})  # doctest: +SKIP
         >>> found.plans[0].evaluation.overall.difference  # doctest: +SKIP
     """
+    settings = settings or ComparisonSettings()
     # Step 1: refuse samples that a plan was made from, and plans that do not fit.
-    if not allow_seen:
+    if not settings.allow_seen:
         refuse_seen(plans, samples, EVALUATION)
     for plan in plans.values():
         apply(loaded.model, plan).remove()
@@ -131,8 +146,8 @@ def compare_plans(
             loaded,
             samples,
             [(way, kept(way)) for way in ways],
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
             progress=lambda done: report(done, n * len(ways), what),
         )
 
@@ -141,19 +156,19 @@ def compare_plans(
     unpruned, *pruned = answered([Pruned(), *map(Pruned, plans.values())], what)
     # Step 3: measure what each plan cost on these samples, then let its controls answer at that
     # cost.
-    beside = _Controls(loaded, samples, unpruned, answered, batch_size)
+    beside = _Controls(loaded, samples, unpruned, answered, settings.batch_size)
     given: list[_Given] = []
     for (name, plan), own in zip(plans.items(), pruned, strict=True):
         cost = measured(loaded.shape, plan, own, unpruned)
         given.append(_Given(name, None, None, False, cost, own))
-        if controls_of is None or name in controls_of:
-            given += beside.controls(given[-1], controls)
+        if settings.controls_of is None or name in settings.controls_of:
+            given += beside.controls(given[-1], settings.controls)
     # Step 4: judge all answers, and test the differences.
     alone, *judged = compare_all(samples, _texts(unpruned), [_texts(one.answers) for one in given])
     entries = tuple(
         Entry(*one[:-1], evaluation) for one, evaluation in zip(given, judged, strict=True)
     )
-    pairs = list(_pairs(entries, plans if tested is None else tested))
+    pairs = list(_pairs(entries, plans if settings.tested is None else settings.tested))
     return Comparison(alone, entries, paired_tests(pairs), beside.impossible)
 
 

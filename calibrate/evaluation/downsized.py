@@ -24,7 +24,8 @@ from tpcal.calibrate.evaluation.variants import Impossible, Way, Work
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import as_rgb
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 
 N_STEPS = 128
 """Number of image sizes to choose from; step i scales width and height by i / `N_STEPS`."""

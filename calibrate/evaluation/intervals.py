@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
 
-from tpcal.calibrate.evaluation.evaluation_results import Share
+from tpcal.calibrate.evaluation.shares import Share
 
 Array = NDArray[Any]
 CONFIDENCE = 0.95

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tpcal.calibrate.evaluation.evaluation_results import MeasuredCost
 from tpcal.calibrate.evaluation.generate import Answered
+from tpcal.calibrate.evaluation.shares import MeasuredCost
 from tpcal.plans.cost import (
     DecoderShape,
     kv_bytes,

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
-from tpcal.calibrate.evaluation.evaluation_results import Test
 from tpcal.calibrate.evaluation.intervals import Array, paired_difference
+from tpcal.calibrate.evaluation.shares import Test
 
 
 @dataclass(frozen=True, eq=False)

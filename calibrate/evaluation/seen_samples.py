@@ -38,6 +38,22 @@ def seen_by(plans: Mapping[str, Plan]) -> frozenset[bytes]:
     return frozenset(seen)
 
 
+def tested_by(name: str, plan: Plan) -> frozenset[bytes]:
+    """Digests of the samples of the plan's certificate; none if it does not say.
+
+    Raises:
+        UsageError: What the certificate says are no digests.
+    """
+    packed = plan.certificate.tested if plan.certificate else None
+    try:
+        return unpack(packed or "")
+    except ValueError:
+        raise UsageError(
+            f"tested of {name} must hold digests of samples; got something else. Certify the plan "
+            "again with tpcal certify."
+        ) from None
+
+
 def count_seen(plans: Mapping[str, Plan], samples: Samples) -> int:
     """Number of samples that any of the plans was made from; raises as `seen_by`."""
     seen = seen_by(plans)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import RunFailed
 from tpcal.plans.executor.handle import Handle, apply
 from tpcal.plans.schema import Plan

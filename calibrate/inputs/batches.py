@@ -20,7 +20,7 @@ from tpcal.calibrate.inputs.conversations import Turn
 from tpcal.calibrate.inputs.images import for_processor
 from tpcal.calibrate.inputs.models import device_of
 from tpcal.calibrate.inputs.placeholders import plain_text
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find
 

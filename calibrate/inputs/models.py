@@ -19,37 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tpcal.calibrate.inputs import hub
 from tpcal.calibrate.inputs.memory import memory_guard
 from tpcal.calibrate.smol.assemble import assembled_folder
-from tpcal.plans import families, temporary_files
+from tpcal.plans import families, hub, temporary_files
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import require
+from tpcal.plans.hub import ALIASES
 from tpcal.plans.local_paths import EMBEDDED, SMOL
 from tpcal.plans.schema import ModelIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
-
-ALIASES: Mapping[str, str] = {
-    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
-    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
-    "llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
-    "llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
-    "llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
-    "llava-v1.6-34b": "llava-hf/llava-v1.6-34b-hf",
-    "llava-onevision-0.5b": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
-    "llava-onevision-7b": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
-    "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
-    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
-    "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
-    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
-    "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct",
-    "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
-}
-"""Short names of Hub models. `load` refuses a model whose family is not supported yet."""
 
 DTYPES = {
     "float32": torch.float32,

@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.images import as_rgb, upright
-
-if TYPE_CHECKING:
-    from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 
 N_BYTES = 5
 """Length of a digest. Among a thousand samples and a thousand others, the chance that any two

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from tpcal.calibrate.inputs.columns import DEFAULT_GROUP, Columns
-from tpcal.calibrate.inputs.conversations import Turn
+from tpcal.calibrate.inputs.columns import Columns
 from tpcal.calibrate.inputs.images import as_rgb, read_images
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.sample_digests import identity
+from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP
 from tpcal.calibrate.inputs.sampling import Drawing, Place
 from tpcal.calibrate.inputs.sources import load_table, order
 from tpcal.plans.errors import UsageError
@@ -21,28 +20,6 @@ from tpcal.plans.errors import UsageError
 __all__ = ["Columns", "Sample", "Samples", "Source", "load_samples"]
 
 EMBEDDED = "embedded"
-DEFAULT_N: Mapping[str, int] = {"calibration": 126, "eval": 700}
-"""Number of samples that are drawn by default, per split: 9 and 50 of each of the 14 built-in
-groups. More than about 128 find no better plans (docs/planner.md, "What calibration has to cost").
-"""
-LEAST_OF_GROUP = 9
-"""Number of samples of each group that are drawn by default, if the data has them."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question about one or more images."""
-
-    id: str
-    images: tuple[Image.Image, ...]
-    """The images as they were opened (`tpcal.calibrate.inputs.images`)."""
-    question: str
-    """The question; for a conversation, the text of its last turn."""
-    answer: str | None = None
-    """The answer; None if the data has none, so that the model's own answer takes its place."""
-    group: str = DEFAULT_GROUP
-    turns: tuple[Turn, ...] = ()
-    """The conversation up to the answer; empty if it is the images followed by the question."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +85,8 @@ class Samples(Sequence[Sample]):
 
         Example:
             >>> from PIL import Image
-            >>> from tpcal.calibrate.inputs.samples import Sample, Samples
+            >>> from tpcal.calibrate.inputs.sample import Sample
+            >>> from tpcal.calibrate.inputs.samples import Samples
             >>> sample = Sample("1", (Image.new("RGB", (8, 8)),), "Which colour?", "black")
             >>> len(Samples.of([sample]))
             1

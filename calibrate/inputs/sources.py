@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tpcal.calibrate.inputs import hub
 from tpcal.calibrate.inputs.text_files import Row, read_rows
+from tpcal.plans import hub
 from tpcal.plans.errors import UsageError, excerpt, listed
 from tpcal.plans.extras import require
 

@@ -114,9 +114,9 @@ class Promise:
         >>> promise.check_n(69, "samples")  # fewer samples than 69 raise GuardrailError
     """
 
-    max_flips: float
+    max_flips: float = 0.05
     """Largest share of changed answers, in (0, 1)."""
-    confidence: float
+    confidence: float = 0.95
     """Share of such promises that must hold, in (0, 1)."""
     each_group: bool = False
     """Whether the statement is about every group instead of all samples together."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.evaluation.accuracy import answers, compare
 from tpcal.calibrate.evaluation.seen_samples import PROOF, refuse_seen
 from tpcal.calibrate.inputs.models import weights_digest
+from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.planner.certificates.binomial import (
     Changed,
     Promise,
@@ -16,13 +17,25 @@ from tpcal.planner.certificates.binomial import (
     last_promised,
 )
 from tpcal.planner.certificates.judged import Judged, name_of
+from tpcal.plans.plan_file import with_certificate_digest
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.calibrate.inputs.samples import Samples
 
-Progress = Callable[[int, int, str], None]
+
+@dataclass(frozen=True)
+class ProofSettings:
+    """How the answers of a proof are generated, and where the proof is recorded."""
+
+    batch_size: int = 32
+    """Samples per run of the model."""
+    max_new_tokens: int = 16
+    """Length limit of an answer in tokens; answers that are equal up to it count as equal."""
+    judged: Judged | None = None
+    """Record of the plans judged before; the plans of the proof are added to it."""
 
 
 def prove(
@@ -31,35 +44,33 @@ def prove(
     loaded: Loaded,
     samples: Samples,
     *,
-    batch_size: int = 32,
-    max_new_tokens: int = 16,
+    settings: ProofSettings | None = None,
     progress: Progress | None = None,
-    judged: Judged | None = None,
 ) -> Plan:
     """The last plan that passes the test together with all plans before it, with its certificate.
 
     The plans are tested in the given order until the first failure, all at the same level. The
-    chance that the returned plan breaks the promise is at most that level (`first_failure`). With
-    ``judged``, the level depends on the number of plans judged on these samples before, so the
-    chance is at most 1 - confidence for all calls together. Without it, the chance is at most
-    1 - confidence for this call alone. The model answers all samples once without a plan and once
-    with each tested plan.
+    chance that the returned plan breaks the promise is at most that level (`first_failure`). If
+    ``settings.judged`` is given, the level depends on the number of plans that were judged on
+    these samples before, so the chance is at most 1 - confidence for all calls together.
+    Otherwise, the chance is at most 1 - confidence for this call alone. The model answers all
+    samples once without a plan and once with each tested plan.
 
     Args:
         plans: Plans in an order that does not depend on the samples: the most expensive one first.
         promise: Statement to prove.
         loaded: Model with no plan applied.
         samples: Samples that neither calibration nor search has seen.
-        batch_size: Samples per run of the model.
-        max_new_tokens: Length limit of an answer; answers that are equal up to it count as equal.
+        settings: How answers are generated, and the record of the plans judged before.
         progress: Called with the answers given, the answers in total, and the current step.
-        judged: Record of the plans judged before; these plans are added to it.
 
     Raises:
         GuardrailError: If the first plan fails; the message says how many samples are needed.
         UsageError: If a sample was seen, or a number is out of range.
         FitError: If a plan does not fit the model.
     """
+    settings = settings or ProofSettings()
+    judged, max_new_tokens = settings.judged, settings.max_new_tokens
     # Refuse samples that were used to make a plan, and samples that are too few for the level.
     for plan in plans:
         check_unseen(plan, samples)
@@ -71,7 +82,7 @@ def prove(
     # Record the test before any answer is known, so that it counts whatever its result is.
     if judged is not None:
         promise = replace(promise, place=judged.take(row, samples, test))
-    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    limits = {"batch_size": settings.batch_size, "max_new_tokens": max_new_tokens}
     total, report = (1 + len(plans)) * len(samples), progress or (lambda done, of, what: None)
     unpruned = answers(loaded, samples, None, **limits, progress=_after(0, total, report))
 
@@ -88,8 +99,13 @@ def prove(
         each_group=promise.each_group,
         place=promise.place,
     )
-    proven = replace(proven, data=samples.description, fingerprint=samples.fingerprint)
-    return replace(plans[at], certificate=proven)
+    proven = replace(
+        proven,
+        data=samples.description,
+        fingerprint=samples.fingerprint,
+        tested=pack(samples.identities),
+    )
+    return with_certificate_digest(replace(plans[at], certificate=proven))
 
 
 def _test(

@@ -14,7 +14,7 @@ from tpcal.plans.schema import n_keep
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
-    from tpcal.planner.prediction.space import Option
+    from tpcal.plans.budget_projection import Option
 
 Floats = NDArray[np.float64]
 Cells = Mapping[int, Sequence[Floats]]

@@ -10,7 +10,7 @@ from typing import Any
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.conditions import share
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.prediction.space import project
+from tpcal.plans.budget_projection import project
 from tpcal.plans.errors import BudgetError
 from tpcal.plans.schema import Cut
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.prediction.space import exact_keep
+from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.schema import Cut
 
 Floats = NDArray[np.float64]

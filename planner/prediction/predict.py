@@ -28,7 +28,7 @@ from tpcal.planner.prediction.conditions import fires
 from tpcal.planner.prediction.curves import key as curve_key
 from tpcal.planner.prediction.curves import layer_curves
 from tpcal.planner.prediction.objective import MOST, Objective
-from tpcal.planner.prediction.space import Limits, Option
+from tpcal.plans.budget_projection import Limits, Option
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Cut, n_keep
 
@@ -221,18 +221,6 @@ class Predictor:
             total = total + np.maximum(more, 0.0) * fires(self.profile, cut)
         # Limit the sum of each sample, then average over the samples of each group.
         return np.asarray(self._mean @ np.minimum(total, LIMITS[measure]))
-
-    def deepest(self, cuts: Sequence[Cut]) -> Floats:
-        """[G] the loss of the worst cut of the plan, if each cut were made alone.
-
-        It is a second prediction beside the sum, which counts twice what two cuts lose together:
-        max over i of d(l_i, k_i) for every sample, averaged over the samples of a group.
-        """
-        singles, worst = self._singles("kl"), np.zeros(self._mean.shape[1])
-        for cut, s, _, count in self._steps(cuts):
-            alone = singles.later(s, cut.layer, count) * fires(self.profile, cut)
-            worst = np.maximum(worst, alone)
-        return np.asarray(self._mean @ np.minimum(worst, MOST))
 
     def _steps(self, cuts: Sequence[Cut]) -> Iterator[tuple[Cut, int, int, int]]:
         """Every cut that drops tokens, its selector index, and the tokens before and after it."""

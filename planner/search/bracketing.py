@@ -9,8 +9,8 @@ import numpy as np
 
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
-from tpcal.planner.search.ledger import Tried
-from tpcal.planner.search.loss_limits import Allowance
+from tpcal.planner.search.ledger import TrialRecord
+from tpcal.planner.search.loss_limits import LossLimits
 from tpcal.plans.schema import Cut
 
 LEAST_STEP = 0.02
@@ -20,7 +20,7 @@ CLOSE = 0.004
 
 
 @dataclass
-class Hunt:
+class Bracket:
     """Narrows an interval of layer averages that holds the cheapest plan within the limits.
 
     The interval is (low, high): at ``low`` no plan within the limits was found, and a plan that
@@ -28,7 +28,7 @@ class Hunt:
     """
 
     problem: Problem
-    allowance: Allowance
+    loss_limits: LossLimits
     sizes: Mapping[str, int]
     low: float = 0.0
     """A search failed here; at first, no plan is this cheap."""
@@ -72,14 +72,14 @@ class Hunt:
         else:
             self.low = max(self.low, budget)
 
-    def times(self, trial: Tried) -> float:
+    def times(self, trial: TrialRecord) -> float:
         """How many times the limit a measured plan loses."""
-        return self.allowance.times(trial.measured, trial.flips, self.sizes)
+        return self.loss_limits.times(trial.measured, trial.flips, self.sizes)
 
     def predicted(self, cuts: Sequence[Cut]) -> float:
         """How many times the limit a plan is predicted to lose."""
         predictor = self.problem.predictor
-        return self.allowance.times(predictor.loss(cuts), predictor.flips(cuts), self.sizes)
+        return self.loss_limits.times(predictor.loss(cuts), predictor.flips(cuts), self.sizes)
 
     def cost(self, cuts: tuple[Cut, ...]) -> float:
         """Layer average of keep."""

@@ -22,8 +22,8 @@ from tpcal.planner.search.ledger import (
     means_of,
     rank,
 )
-from tpcal.planner.search.settings import Progress
 from tpcal.planner.search.trials import Measures, measure_all
+from tpcal.plans.progress import Progress
 
 N_FINALISTS = 8
 
@@ -39,7 +39,7 @@ class Final:
     """Objective over both sets of samples."""
 
 
-def play(
+def best_finalist(
     study: Study,
     measurer: Measures,
     finals: Measures,
@@ -59,8 +59,8 @@ def play(
 def _final(
     study: Study, trial: FrozenTrial, measurer: Measures, finals: Measures, objective: Objective
 ) -> Final:
-    means = again(study, trial, finals)
-    first, more = sizes(measurer), sizes(finals)
+    means = measured_again(study, trial, finals)
+    first, more = group_sizes(measurer), group_sizes(finals)
     before, after = means_of(trial).measured, means.measured
     pooled = {
         g: (before[g] * n + after.get(g, 0.0) * more.get(g, 0)) / (n + more.get(g, 0))
@@ -69,7 +69,7 @@ def _final(
     return Final(trial, means, objective.of(pooled))
 
 
-def again(study: Study, trial: FrozenTrial, finals: Measures) -> GroupMeans:
+def measured_again(study: Study, trial: FrozenTrial, finals: Measures) -> GroupMeans:
     """What a trial's plan loses on further samples, which is measured once for each study."""
     means = ledger.final(study, trial)
     if means is None:
@@ -78,7 +78,7 @@ def again(study: Study, trial: FrozenTrial, finals: Measures) -> GroupMeans:
     return means
 
 
-def sizes(samples: SampleGroups) -> dict[str, int]:
+def group_sizes(samples: SampleGroups) -> dict[str, int]:
     """Number of samples of each group."""
     counts = np.bincount(np.asarray(samples.sample_group), minlength=len(samples.groups))
     return dict(zip(samples.groups, counts.tolist(), strict=True))

@@ -122,7 +122,7 @@ def average(predictor: Predictor, cuts: tuple[Cut, ...]) -> float:
     return predictor.prices.of(cuts, LAYER_AVERAGE) if predictor.limits.n_tokens else 1.0
 
 
-def beside(points: Iterable[Point], layer_average_keep: float) -> dict[str, Any]:
+def neighbours_on_front(points: Iterable[Point], layer_average_keep: float) -> dict[str, Any]:
     """The next cheaper and the next dearer plan of a front, as plain data for a plan's file."""
     gap = 1e-9
     cheaper = [p for p in points if p.layer_average_keep < layer_average_keep - gap]

@@ -66,7 +66,7 @@ class GroupMeans:
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialRecord:
     """One plan of a study."""
 
     cuts: tuple[Cut, ...]
@@ -149,7 +149,7 @@ class Ledger:
         """Whether every study of the profile measured on these samples."""
         return all(name.startswith(self._on(samples)) for name in self._names())
 
-    def elsewhere(self, study: Study, samples: SampleGroups) -> list[FrozenTrial]:
+    def measured_for_other_budgets(self, study: Study, samples: SampleGroups) -> list[FrozenTrial]:
         """Trials of other studies on these samples that were fully measured when this one began.
 
         Their number is kept in the study. Later trials are left out, so that a search that
@@ -307,12 +307,12 @@ def rank(trial: FrozenTrial) -> tuple[float, int, int]:
     return trial.value, len(trial.user_attrs[_CUTS]), trial.number
 
 
-def tried(trial: FrozenTrial) -> Tried:
+def trial_record(trial: FrozenTrial) -> TrialRecord:
     """A finished trial as plain data."""
     assert trial.value is not None
     attrs = trial.user_attrs
     measured, flips = attrs.get(_LOSSES, {}), attrs.get(_FLIPS, {})
-    return Tried(cuts_of(trial), trial.value, measured, flips, attrs[_OUTCOME])
+    return TrialRecord(cuts_of(trial), trial.value, measured, flips, attrs[_OUTCOME])
 
 
 def queued_for(trial: FrozenTrial) -> Any:

@@ -12,7 +12,7 @@ Losses = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Allowance:
+class LossLimits:
     """The limits of a plan; None sets no limit.
 
     A loss is the worst group's, as a mean hides a group that is ruined. Changed answers are

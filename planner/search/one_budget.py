@@ -15,25 +15,26 @@ from optuna.study import Study
 from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
-from tpcal.planner.search.finals import play
+from tpcal.planner.search.finals import best_finalist
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.planner.search.front import Point
 from tpcal.planner.search.ledger import (
     GroupMeans,
     Ledger,
-    Tried,
+    TrialRecord,
     cuts_of,
     finished,
     fully_measured,
     means_of,
     rank,
-    tried,
+    trial_record,
 )
-from tpcal.planner.search.loss_limits import Allowance
+from tpcal.planner.search.loss_limits import LossLimits
 from tpcal.planner.search.run import run
 from tpcal.planner.search.sampler import SUGGESTED_BY
-from tpcal.planner.search.settings import Progress, SearchSettings
+from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
+from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Cut, Plan
 
 
@@ -43,7 +44,7 @@ class Result:
 
     plan: Plan
     front: tuple[Point, ...]
-    trials: tuple[Tried, ...] = ()
+    trials: tuple[TrialRecord, ...] = ()
     study: str | None = None
 
 
@@ -110,7 +111,7 @@ def _chosen(
     full = fully_measured(study)
     if not full:  # there was no time for a trial
         return worst_group_optimum(problem.predictor, problem.budget, problem.max_cuts), None
-    final = finals and play(study, measurer, finals, problem.objective, progress)
+    final = finals and best_finalist(study, measurer, finals, problem.objective, progress)
     if final:
         return cuts_of(final.trial), final.means
     best = min(full, key=rank)
@@ -131,7 +132,9 @@ def _measured(
         "n_trials": len(fully_measured(study)),
     }
     result = _finished(problem, chosen[0], facts, points, chosen[1])
-    return replace(result, trials=tuple(map(tried, finished(study))), study=study.study_name)
+    return replace(
+        result, trials=tuple(map(trial_record, finished(study))), study=study.study_name
+    )
 
 
 def _finished(
@@ -142,7 +145,7 @@ def _finished(
     means: GroupMeans | None = None,
 ) -> Result:
     front = fronts.pareto(points)
-    beside = fronts.beside(front, fronts.average(problem.predictor, cuts))
+    beside = fronts.neighbours_on_front(front, fronts.average(problem.predictor, cuts))
     plan = finished_plan(problem, cuts, {**facts, "front": beside or None}, means)
     return Result(plan, front)
 
@@ -156,4 +159,4 @@ def _guard(plan: Plan, max_loss: float | None) -> None:
         return
     kind = "measured" if plan.loss.measured else "predicted"
     losses = plan.loss.measured or plan.loss.predicted
-    Allowance(max_loss).guard(losses, plan.loss.changed, {}, kind)
+    LossLimits(max_loss).guard(losses, plan.loss.changed, {}, kind)

@@ -29,7 +29,7 @@ SILENCE_S = 120.0
 _NAP_S = 0.25
 
 
-class Others:
+class OtherProcesses:
     """What one process knows about the other processes of a study.
 
     A process that has died leaves its trial in the state RUNNING. Optuna has a heartbeat for

@@ -17,7 +17,6 @@ from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.optimum import seeds
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
-from tpcal.planner.search.correction import Cuts
 from tpcal.planner.search.encoding import Encoding, canonical, choices
 from tpcal.planner.search.ledger import (
     REPEAT,
@@ -34,8 +33,8 @@ from tpcal.planner.search.ledger import (
     write_cuts,
     write_outcome,
 )
-from tpcal.planner.search.other_processes import Others, give_up, measuring
-from tpcal.planner.search.proposals import proposals
+from tpcal.planner.search.other_processes import OtherProcesses, give_up, measuring
+from tpcal.planner.search.proposals import Cuts, proposals
 from tpcal.planner.search.pruning import BestPruner
 from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.settings import SearchSettings
@@ -53,13 +52,13 @@ SAMPLED_EVERY = 4
 
 
 @dataclass(frozen=True)
-class Loop:
+class Search:
     """One search: a study and all it needs to go on.
 
     Seeds come first: the optimum of the prediction and its neighbours, the best plans of other
-    budgets, published schedules. Then proposals take turns with the sampler: steps from the best
-    measured plans, ranked by the corrected prediction, improve most often (docs/planner.md); the
-    sampler looks where they do not. Both see the other's results.
+    budgets, published schedules. Then proposals take turns with the sampler. A proposal is a step
+    from one of the best measured plans; the sampler looks where no step leads. Both see the
+    other's results.
     """
 
     problem: Problem
@@ -69,14 +68,12 @@ class Loop:
     study: Study
     pruner: BestPruner
     seeds: tuple[dict[str, Any], ...]
-    elsewhere: dict[Cuts, float]
-    """Objective of plans that searches for other budgets measured on the same samples."""
     known: dict[Cuts, FrozenTrial] = field(default_factory=dict)
 
     def run(self) -> None:
         """Measures plans until there are ``n_trials``; warns if time is up before that."""
         n_trials, progress, end = self.settings.n_trials, self.settings.progress, self.settings.end
-        others = Others(self.study)
+        others = OtherProcesses(self.study)
         while True:
             busy = others.at_work()
             ended = finished(self.study)
@@ -121,16 +118,13 @@ class Loop:
         if place is not None:
             enqueue(self.study, self.seeds[place], place)
         elif n_finished % SAMPLED_EVERY and fully_measured(self.study):
-            new = self._proposal(n_finished)
+            new = self._proposal()
             if new is not None:
                 enqueue(self.study, new)
 
-    def _proposal(self, n_finished: int) -> dict[str, Any] | None:
-        own = {cuts: t.value for cuts, t in self.known.items() if t.value is not None}
-        ranked = proposals(
-            *(self.problem, {**self.elsewhere, **own}, self.known),
-            np.random.default_rng([self.settings.seed, n_finished]),
-        )
+    def _proposal(self) -> dict[str, Any] | None:
+        measured = {cuts: t.value for cuts, t in self.known.items() if t.value is not None}
+        ranked = proposals(self.problem, measured, self.known)
         for params in map(self.encoding.encode, ranked):
             if self._filled(self.encoding.decode(params)) not in self.known:
                 return params
@@ -165,14 +159,14 @@ def run(problem: Problem, measurer: Measures, ledger: Ledger, settings: SearchSe
         BudgetError: No plan is that cheap.
         UsageError: The storage holds another study of the same name.
     """
-    loop = _prepare(problem, measurer, ledger, settings)
-    loop.run()
-    return loop.study
+    search = _prepare(problem, measurer, ledger, settings)
+    search.run()
+    return search.study
 
 
 def _prepare(
     problem: Problem, measurer: Measures, ledger: Ledger, settings: SearchSettings
-) -> Loop:
+) -> Search:
     predictor, budget, max_cuts = problem.predictor, problem.budget, problem.max_cuts
     published = [load_preset(name, predictor.limits.n_layers).cuts for name in presets()]
     first = seeds(predictor, budget, max_cuts, [cuts for cuts in published if cuts])
@@ -185,14 +179,14 @@ def _prepare(
     groups = np.asarray(measurer.sample_group)
     pruner = BestPruner(groups, measurer.groups, problem.objective)
     study.pruner = pruner
-    elsewhere = {
+    for_other_budgets = {
         cuts_of(trial): problem.objective.of(means_of(trial).measured)
-        for trial in ledger.elsewhere(study, measurer)
+        for trial in ledger.measured_for_other_budgets(study, measurer)
     }
-    first = [first[0], *_moved(problem, elsewhere), *first[1:]]
+    first = [first[0], *_moved(problem, for_other_budgets), *first[1:]]
     fitting = [cuts for cuts in dict.fromkeys(first) if len(cuts) <= max_cuts]
     encoded = tuple(map(encoding.encode, fitting))
-    return Loop(problem, settings, encoding, measurer, study, pruner, encoded, elsewhere)
+    return Search(problem, settings, encoding, measurer, study, pruner, encoded)
 
 
 def _space(problem: Problem, encoding: Encoding) -> list[Any]:
@@ -202,13 +196,13 @@ def _space(problem: Problem, encoding: Encoding) -> list[Any]:
     return [distributions, "tpe True", sorted(problem.objective.weights.items())]
 
 
-def _moved(problem: Problem, elsewhere: Mapping[Cuts, float]) -> list[Cuts]:
+def _moved(problem: Problem, for_other_budgets: Mapping[Cuts, float]) -> list[Cuts]:
     """The best plans of nearby budgets, put on this one."""
     predictor, budget = problem.predictor, problem.budget
     wanted = predictor.prices.average(budget)
     front = fronts.pareto(
         fronts.Point(fronts.average(predictor, cuts), value, cuts, measured=True)
-        for cuts, value in elsewhere.items()
+        for cuts, value in for_other_budgets.items()
     )
     near = sorted(front, key=lambda point: abs(point.layer_average_keep - wanted))
     plans = [fill(predictor, point.cuts, budget) for point in near if point.cuts]

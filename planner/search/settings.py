@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-Progress = Callable[[int, int, str], None]
-"""Receives the number of steps done, the number in all, and what the steps are."""
+from tpcal.plans.progress import Progress
+
 N_TRIALS = 100
 
 

@@ -11,7 +11,6 @@ from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
-from tpcal.planner.search.correction import FEWEST, Correction
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.planner.search.front import BUDGETS, MeasuredPoint, Point
@@ -28,12 +27,16 @@ from tpcal.plans.errors import BudgetError
 from tpcal.plans.schema import Cut, Plan
 
 N_TRIALS = 300
+FEWEST_MEASURED = 12
+"""Number of measured plans below which a budget is not answered without a search."""
 FEWEST_TRIALS = 6
 """Of each budget of the front."""
 STEP = 1.6
 """Measured plans this many times cheaper and dearer than a budget tell what is best on it: the
 budgets of the front lie closer, up to one twice the other at the cheap end."""
 N_MOVED = 40
+NOISE = 1e-3
+"""Nats that mean nothing; they keep the ratio of two small losses from being one of noise."""
 
 
 def whole_front(
@@ -95,11 +98,11 @@ class KnownPlan:
 def answer(problem: Problem, settings: SearchSettings) -> KnownPlan | None:
     """The best plan for a budget by what was measured for others; None if that says too little.
 
-    It says enough after `whole_front`, if `FEWEST` or more plans were measured, some of them on
-    both sides within a factor `STEP` of the budget. Searches for single budgets alone do not:
-    another one is better searched than guessed from those. The plans near by, put on the budget,
-    are compared, by the prediction corrected with all that was measured, with the measured plans
-    that cost no more.
+    It says enough after `whole_front`, if `FEWEST_MEASURED` or more plans were measured, some of
+    them on both sides within a factor `STEP` of the budget. Searches for single budgets alone do
+    not: another one is better searched than guessed from those. The measured plans that cost no
+    more are compared with the plans near by, put on the budget. Such a plan is expected to lose
+    what the measured plan lost, times the ratio of the predictions of both.
 
     Args:
         problem: The profile, what the plan may cost, and how many cuts it may have.
@@ -118,7 +121,7 @@ def answer(problem: Problem, settings: SearchSettings) -> KnownPlan | None:
     known = fronts.on_one_set(predictor, ledger)
     wanted = predictor.prices.average(budget)
     near = [m for m in known if wanted / STEP <= m.point.layer_average_keep <= wanted * STEP]
-    if len(known) < FEWEST or not _on_both_sides(near, wanted):
+    if len(known) < FEWEST_MEASURED or not _on_both_sides(near, wanted):
         return None
     return _known_plan(problem, settings, known, near)
 
@@ -131,7 +134,7 @@ def _known_plan(
 ) -> KnownPlan:
     chosen, found = _best(problem, known, near)
     front = fronts.pareto(m.point for m in known)
-    beside = fronts.beside(front, fronts.average(problem.predictor, chosen))
+    beside = fronts.neighbours_on_front(front, fronts.average(problem.predictor, chosen))
     facts = {
         "seed": settings.seed,
         "command": settings.command,
@@ -166,19 +169,22 @@ def _best(
         and predictor.prices.of(m.point.cuts, budget.kind) <= allowed
     ]
     ranked = sorted(near, key=lambda m: m.point.loss)[:N_MOVED]
-    moved = dict.fromkeys(
-        tuple(map(canonical, fill(predictor, m.point.cuts, budget))) for m in ranked
-    )
-    fresh = [cuts for cuts in moved if len(cuts) <= max_cuts]
-    values = {m.point.cuts: m.point.loss for m in known}
-    correction = Correction(predictor, values, predictor.prices.average(budget))
-    scores = dict(zip(fresh, correction.scores(fresh).tolist(), strict=True))
+    measured = {m.point.cuts for m in known}
+    expected: dict[tuple[Cut, ...], float] = {}
+    for m in ranked:
+        cuts = tuple(map(canonical, fill(predictor, m.point.cuts, budget)))
+        if len(cuts) <= max_cuts and cuts not in measured:
+            expected.setdefault(cuts, _expected(predictor, cuts, m.point))
     best = min(fitting, key=lambda m: m.point.loss, default=None)
-    fresh = [cuts for cuts in fresh if cuts not in values]
-    dear = min(fresh, key=lambda cuts: scores[cuts], default=None)
-    if best is None and dear is None:
+    moved = min(expected, key=lambda cuts: expected[cuts], default=None)
+    if moved is not None and (best is None or expected[moved] < best.point.loss):
+        return moved, None
+    if best is None:
         raise BudgetError("No measured plan can be put on this budget.", predictor.limits.least)
-    if dear is None or (best is not None and best.point.loss <= scores[dear]):
-        assert best is not None
-        return best.point.cuts, best
-    return dear, None
+    return best.point.cuts, best
+
+
+def _expected(predictor: Predictor, cuts: tuple[Cut, ...], near: Point) -> float:
+    """What a plan loses if the prediction is as far off as for a measured plan like it."""
+    off = (near.loss + NOISE) / (predictor.score(near.cuts) + NOISE)
+    return off * predictor.score(cuts)

@@ -17,8 +17,8 @@ from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
-from tpcal.planner.search.bracketing import Hunt
-from tpcal.planner.search.finals import again, sizes
+from tpcal.planner.search.bracketing import Bracket
+from tpcal.planner.search.finals import group_sizes, measured_again
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.planner.search.front import Point
 from tpcal.planner.search.ledger import (
@@ -27,9 +27,9 @@ from tpcal.planner.search.ledger import (
     cuts_of,
     fully_measured,
     means_of,
-    tried,
+    trial_record,
 )
-from tpcal.planner.search.loss_limits import Allowance
+from tpcal.planner.search.loss_limits import LossLimits
 from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.run import run
 from tpcal.planner.search.sampler import SUGGESTED_BY
@@ -48,7 +48,7 @@ N_HALVINGS = 10
 
 def cheapest(
     problem: Problem,
-    allowance: Allowance,
+    loss_limits: LossLimits,
     *,
     measurer: Measures | None = None,
     finals: Measures | None = None,
@@ -61,15 +61,15 @@ def cheapest(
     Example:
         >>> import tpcal
         >>> from tpcal.planner.problem import Problem
-        >>> from tpcal.planner.search.loss_limits import Allowance
+        >>> from tpcal.planner.search.loss_limits import LossLimits
         >>> from tpcal.planner.search.within_a_loss import cheapest
         >>> problem = Problem.of(tpcal.load_profile("tpcal-out").profile)
-        >>> cheapest(problem, Allowance(max_loss=100.0)).cost.layer_average_keep < 1
+        >>> cheapest(problem, LossLimits(max_loss=100.0)).cost.layer_average_keep < 1
         True
 
     Args:
         problem: The profile and how many cuts the plan may have; its budget is not looked at.
-        allowance: The limits.
+        loss_limits: The limits.
         measurer: Runs the model; None: the cheapest plan by prediction.
         finals: Measures plans on other samples, where they have to be within as well: the
             cheapest of many measured plans owes some of that to the samples it was chosen by.
@@ -80,16 +80,16 @@ def cheapest(
         GuardrailError: No plan is within.
     """
     settings = settings or SearchSettings()
-    if measurer is None or allowance.nothing:
-        return _predicted(problem, allowance, settings)
-    found = explore(problem, allowance, measurer=measurer, finals=finals, settings=settings)
+    if measurer is None or loss_limits.nothing:
+        return _predicted(problem, loss_limits, settings)
+    found = explore(problem, loss_limits, measurer=measurer, finals=finals, settings=settings)
     if finals is None:
         return found.plan(0)
     for place, trial in enumerate(found.trials):
         if settings.progress is not None:
             settings.progress(place, len(found.trials), "finalists")
-        second = again(found.studies[place], trial, finals)
-        times = allowance.times(second.measured, second.flips, sizes(finals))
+        second = measured_again(found.studies[place], trial, finals)
+        times = loss_limits.times(second.measured, second.flips, group_sizes(finals))
         if times <= 1:
             return found.plan(place, second)
     raise _refusal(times, found.cost(-1), "on further samples ")
@@ -97,12 +97,12 @@ def cheapest(
 
 def explore(
     problem: Problem,
-    allowance: Allowance,
+    loss_limits: LossLimits,
     *,
     measurer: Measures,
     finals: Measures | None = None,
     settings: SearchSettings | None = None,
-) -> Within:
+) -> PlansWithinLimits:
     """The measured plans within the limits that no other beats; arguments as `cheapest`.
 
     Raises:
@@ -110,29 +110,29 @@ def explore(
         GuardrailError: No measured plan is within.
     """
     settings = settings or SearchSettings()
-    allowance.check()
-    hunt = Hunt(problem, allowance, sizes(measurer))
+    loss_limits.check()
+    bracket = Bracket(problem, loss_limits, group_sizes(measurer))
     ledger = Ledger.open(settings.storage, problem.profile)
     end, done = settings.end, 0
     for n in _shares(settings.n_trials):
-        part, budget = settings.part(done, n, settings.n_trials, end), hunt.next()
+        part, budget = settings.part(done, n, settings.n_trials, end), bracket.next()
         study = run(problem.at(budget), measurer, ledger, part)
         done += n
-        best = _best(hunt, study, finals)
+        best = _best(bracket, study, finals)
         if best is None or part.timeout == 0:
             break
-        hunt.learn(budget, *best)
-        if hunt.done:
+        bracket.learn(budget, *best)
+        if bracket.done:
             break
-    return _within(hunt, ledger.studies(measurer), settings)
+    return _plans_within(bracket, ledger.studies(measurer), settings)
 
 
 @dataclass(frozen=True)
-class Within:
+class PlansWithinLimits:
     """Measured plans within the limits, cheapest first; each loses more than the next one."""
 
     problem: Problem
-    allowance: Allowance
+    loss_limits: LossLimits
     trials: tuple[FrozenTrial, ...]
     studies: tuple[Study, ...]
     """Of each trial."""
@@ -152,14 +152,14 @@ class Within:
             means: What it lost; None: what was measured in its trial.
         """
         trial, study = self.trials[place], self.studies[place]
-        beside = fronts.beside(self.front, self.cost(place))
+        beside = fronts.neighbours_on_front(self.front, self.cost(place))
         plan = finished_plan(
             self.problem.at(self.cost(place)),
             cuts_of(trial),
             {**self.facts, "study": study.study_name, "front": beside or None},
             means_of(trial) if means is None else means,
         )
-        return limited(plan, self.allowance)
+        return limited(plan, self.loss_limits)
 
     def row(self, most: int) -> list[Plan]:
         """At most ``most`` of them, evenly spread, in the order of a proof: the dearest first."""
@@ -168,56 +168,61 @@ class Within:
         return [self.plan(place) for place in reversed(places)]
 
 
-def limited(plan: Plan, allowance: Allowance) -> Plan:
+def limited(plan: Plan, loss_limits: LossLimits) -> Plan:
     """The plan with its limits in place of a budget."""
     assert plan.loss is not None, "searches predict"
-    most = allowance.max_loss, allowance.max_flips
+    most = loss_limits.max_loss, loss_limits.max_flips
     loss = replace(plan.loss, max_loss=most[0], max_flips=most[1])
     return replace(plan, budget=None, loss=loss)
 
 
-def _predicted(problem: Problem, allowance: Allowance, settings: SearchSettings) -> Plan:
+def _predicted(problem: Problem, loss_limits: LossLimits, settings: SearchSettings) -> Plan:
     """By prediction alone: the layer average is halved until the limit is met."""
-    allowance.check()
-    if allowance.nothing:
-        return limited(search(problem.at(1.0), settings=settings).plan, allowance)
-    hunt = Hunt(problem, allowance, sizes(problem.profile))
+    loss_limits.check()
+    if loss_limits.nothing:
+        return limited(search(problem.at(1.0), settings=settings).plan, loss_limits)
+    bracket = Bracket(problem, loss_limits, group_sizes(problem.profile))
     found, most = None, 0.0
     for _ in range(N_HALVINGS):
-        middle = round((hunt.low + hunt.high) / 2, 4)
+        middle = round((bracket.low + bracket.high) / 2, 4)
         cuts = worst_group_optimum(problem.predictor, Budget(middle), problem.max_cuts)
-        most = hunt.predicted(cuts)
+        most = bracket.predicted(cuts)
         if most <= 1:
-            found, hunt.high = middle, middle
+            found, bracket.high = middle, middle
         else:
-            hunt.low = middle
+            bracket.low = middle
     if found is None:
-        raise _refusal(most, hunt.low, "by prediction ")
-    return limited(search(problem.at(found), settings=settings).plan, allowance)
+        raise _refusal(most, bracket.low, "by prediction ")
+    return limited(search(problem.at(found), settings=settings).plan, loss_limits)
 
 
-def _best(hunt: Hunt, study: Study, finals: Measures | None) -> tuple[Cuts, float] | None:
+def _best(bracket: Bracket, study: Study, finals: Measures | None) -> tuple[Cuts, float] | None:
     """The plan of a search that loses least, and how many times the limit; on further samples
     too, as it would be the one to look good by chance."""
-    trials = [(hunt.times(tried(trial)), trial.number, trial) for trial in fully_measured(study)]
+    trials = [
+        (bracket.times(trial_record(trial)), trial.number, trial)
+        for trial in fully_measured(study)
+    ]
     if not trials:
         return None
     times, _, best = min(trials, key=lambda each: each[:2])
     if finals is not None and times <= 1:
-        second = again(study, best, finals)
-        more = hunt.allowance.times(second.measured, second.flips, sizes(finals))
+        second = measured_again(study, best, finals)
+        more = bracket.loss_limits.times(second.measured, second.flips, group_sizes(finals))
         times = max(times, more)
     return cuts_of(best), times
 
 
-def _within(hunt: Hunt, studies: Sequence[Study], settings: SearchSettings) -> Within:
+def _plans_within(
+    bracket: Bracket, studies: Sequence[Study], settings: SearchSettings
+) -> PlansWithinLimits:
     known = [(study, trial) for study in studies for trial in fully_measured(study)]
     if not known:
         raise GuardrailError(
             "No plan within the limit was found, as none was measured in time. Raise --timeout."
         )
-    times = [hunt.times(tried(trial)) for _, trial in known]
-    costs = [hunt.cost(cuts_of(trial)) for _, trial in known]
+    times = [bracket.times(trial_record(trial)) for _, trial in known]
+    costs = [bracket.cost(cuts_of(trial)) for _, trial in known]
     # Plans that differ by a token or two cost the same: of these the one that loses less.
     order = sorted(range(len(known)), key=lambda i: (round(costs[i], 3), times[i], costs[i]))
     chosen: list[int] = []
@@ -231,13 +236,13 @@ def _within(hunt: Hunt, studies: Sequence[Study], settings: SearchSettings) -> W
         "seed": settings.seed,
         "command": settings.command,
         "sampler": SUGGESTED_BY,
-        "weights": hunt.problem.weights,
+        "weights": bracket.problem.weights,
         "n_trials": len(known),
     }
-    points = [found.point for found in fronts.measured(hunt.problem.predictor, studies)]
-    return Within(
-        hunt.problem,
-        hunt.allowance,
+    points = [found.point for found in fronts.measured(bracket.problem.predictor, studies)]
+    return PlansWithinLimits(
+        bracket.problem,
+        bracket.loss_limits,
         trials=tuple(known[i][1] for i in chosen),
         studies=tuple(known[i][0] for i in chosen),
         front=fronts.pareto(points),

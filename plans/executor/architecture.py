@@ -1,4 +1,4 @@
-"""What a pass needs to know of the model's architecture, asked of its family."""
+"""The facts about a model's architecture that a forward pass needs, from its family."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def with_grids(
     """The prompt with the grids of its images.
 
     Args:
-        family: The model's.
+        family: The family of the model.
         model: The model.
         prompt: The prompt without grids.
-        inputs: What the base model was called with.
+        inputs: Arguments of the base model.
 
     Raises:
-        UsageError: The prompt's visual tokens are not those of the images it came with.
+        UsageError: The prompt's visual tokens are not those of its images.
     """
     # What images were encoded with comes first; the arguments of this very call override it.
     given = {name: value for name, value in inputs.items() if value is not None}

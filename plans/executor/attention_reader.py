@@ -37,7 +37,8 @@ class Request:
     visual: tuple[Tensor, Tensor] | None = None
     """[B, N] columns and validity of the visual tokens alive."""
     visual_queries: bool = False
-    """Measure the mass from visual tokens to text too; costs one score row per visual token."""
+    """Whether the mass from visual tokens to text is measured too; this costs one score row per
+    visual token."""
 
 
 @dataclass(frozen=True)

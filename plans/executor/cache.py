@@ -13,8 +13,8 @@ cut before layer 2 that drops the visual tokens at positions 2 and 4.
     layers 0 and 1      0  1  2  3  4  5             6         6
     layers 2 and 3      0  1     3     5             4         6
 
-The model asks for the length, hears 6 from every layer, and so gives the next token position 6 and
-the rotary angles of position 6. Keys hold the rotation of their own positions, so the distances
+Every layer reports the length 6, so the model gives the next token position 6 and the rotary
+angles of position 6. Keys hold the rotation of their own positions, so the distances
 between tokens are those of the unpruned prompt; no position is counted anew.
 
     after one token     K and V hold the positions   columns   get_seq_length()
@@ -39,9 +39,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.kv_columns import Held
 
 
@@ -95,6 +96,7 @@ class PrunedKV(DynamicLayer):
         Raises:
             ValueError: ``tokens_to_remove`` is positive.
         """
+        tokens_to_remove = compat.tokens_to_remove(tokens_to_remove, self.get_seq_length())
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove must be at most 0; got {tokens_to_remove}.")
         if tokens_to_remove == 0 or not self.is_initialized:
@@ -129,11 +131,13 @@ class PrunedKV(DynamicLayer):
 
 
 class PrunedSlidingKV(PrunedKV, DynamicSlidingWindowLayer):
-    """A pruned layer that looks back through a sliding window of positions."""
+    """A pruned layer with a sliding window of positions."""
 
     def get_max_length(self) -> int:
         """Number of positions in the window."""
         return self.sliding_window
+
+    get_max_cache_shape = get_max_length  # its name before 5.13
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and first position of the keys that the model makes its mask for."""
@@ -156,7 +160,9 @@ class PrunedSlidingKV(PrunedKV, DynamicSlidingWindowLayer):
             RuntimeError: The window is full and ``activate_past_recording`` was not called, so
                 tokens that would come back into the window are gone already.
         """
-        if tokens_to_remove and not self.record_past and self.held.n_seen >= self.sliding_window:
+        tokens_to_remove = compat.tokens_to_remove(tokens_to_remove, self.held.n_seen)
+        full = self.held.n_seen >= self.sliding_window
+        if tokens_to_remove and full and not compat.records_past(self):
             raise RuntimeError(
                 "A full sliding window can be cropped only after activate_past_recording()."
             )
@@ -167,7 +173,7 @@ class PrunedSlidingKV(PrunedKV, DynamicSlidingWindowLayer):
     def _hold(self, held: Held, keys: Tensor, values: Tensor) -> None:
         super()._hold(held, keys, values)
         self.cumulative_length = held.n_seen
-        if not self.record_past:
+        if not compat.records_past(self):
             self._narrow()
 
     def _narrow(self) -> None:
@@ -186,7 +192,7 @@ _PRUNED: dict[type, type[PrunedKV]] = {
     DynamicLayer: PrunedKV,
     DynamicSlidingWindowLayer: PrunedSlidingKV,
 }
-_KNOWN = {*_PRUNED, *_PRUNED.values(), DummyLayer}
+_KNOWN = {*_PRUNED, *_PRUNED.values(), *compat.KEYLESS}
 
 
 def pruned(layer: DynamicLayer, held: Held) -> PrunedKV:
@@ -230,7 +236,8 @@ def check_cache(cache: Cache | None) -> None:
         got = ", ".join(unknown) or "an offloaded cache"
         raise UsageError(
             f"The KV cache must be a DynamicCache to run a plan; got {got}. Leave out "
-            "cache_implementation, pass past_key_values=DynamicCache(), or use use_cache=False."
+            f"cache_implementation, pass {compat.CACHE_NAME}=DynamicCache(), or use "
+            "use_cache=False."
         )
 
 

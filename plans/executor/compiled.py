@@ -1,4 +1,4 @@
-"""Plans on models that torch.compile made graphs of.
+"""Runs plans on models that are compiled by torch.compile.
 
 Hooks and pruned caches stay outside of graphs, because torch would compile them again for every
 length and step. The parts of each layer between them are compiled once for a fixed length and once

@@ -1,4 +1,4 @@
-"""A plan's cuts made ready for a model, and what a cut reads of the attention."""
+"""Prepares the cuts of a plan for a model, and says which attention a cut reads."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class PreparedCut:
 
     cut: Cut
     selector: Selector | None
-    """None if the cut drops every visual token."""
+    """The selector; None if the cut drops every visual token."""
     reads_attention: bool
-    """The selector or the condition needs the attention of the layer before."""
+    """Whether the selector or the condition needs the attention of the layer before."""
     round_to: int | None = None
     """The plan's ``round_to``."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """Names of what the selector needs."""
+        """Names of the information that the selector needs."""
         return frozenset() if self.selector is None else self.selector.needs
 
 
@@ -82,7 +82,7 @@ def condition_met(condition: Condition, capture: Capture | None) -> list[bool]:
     """[B] whether the cut happens in each row; False if the row has no mass to measure.
 
     Args:
-        condition: Its thresholds.
+        condition: The condition of the cut.
         capture: The masses, nan in a row without visual tokens or without text after them.
     """
     assert capture is not None

@@ -1,4 +1,4 @@
-"""Why a plan does not fit a model: all reasons at once, each one sentence with the way out."""
+"""Finds all reasons why a plan does not fit a model, each with a way out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find, identity
 from tpcal.plans.images import vision_reader
-from tpcal.plans.plan_rules import is_sound, problems_at
+from tpcal.plans.plan_rules import UnknownSelector, is_sound, problems_at
 from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create
 
@@ -35,7 +35,7 @@ def identity_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
     try:
         mine = identity(model)
     except UsageError:
-        return []  # run_problems names it
+        return []  # `run_problems` reports this error
     problems = []
     for field in ("n_layers", "family", "architecture", "fingerprint"):
         made_for, got = getattr(plan.model, field), getattr(mine, field)
@@ -54,7 +54,7 @@ def run_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
     except UsageError as error:
         return [str(error)]
     broken = problems_at(plan, len(family.layers(model)))
-    problems = [p for p in broken if ": no selector is called" not in p]  # `create` names it below
+    problems = [p for p in broken if not isinstance(p, UnknownSelector)]  # `create` names it below
     problems += family.problems(model)
     allowed = family.cut_layers(model)
     for i, cut in enumerate(plan.cuts):

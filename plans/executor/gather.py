@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.survivors import Survivors, columns_of
 
-_SPECIAL = ("attention_mask", "past_key_values", "hidden_states")
+_SPECIAL = ("attention_mask", *compat.CACHE_NAMES, "hidden_states")
 
 
 def take_columns(states: Tensor, columns: Tensor) -> Tensor:
@@ -125,15 +126,22 @@ class Gatherer:
             return value
         if isinstance(value, tuple | list):
             return type(value)(self._value(item, survivors, length) for item in value)
-        # A tensor holds one entry per token if its shape is [1 or B, S, ...]; others stay.
-        if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[1] != length:
-            return value
-        if value.shape[0] not in (1, survivors.places.shape[0]):
+        by_axis = compat.by_axis(value, length)
+        if not _by_token(value[0] if by_axis else value, survivors.places.shape[0], length):
             return value
         key = id(value), id(survivors)
         if key not in self._memo:
-            self._memo[key] = take_columns(value, survivors.places), value, survivors
+            tables = value if by_axis else (value,)
+            made = [take_columns(table, survivors.places) for table in tables]
+            self._memo[key] = torch.stack(made) if by_axis else made[0], value, survivors
         return self._memo[key][0]
+
+
+def _by_token(value: Any, n_rows: int, length: int) -> bool:
+    """Whether this is a tensor with one entry per token, [1 or B, S, ...]."""
+    if not isinstance(value, Tensor) or value.ndim < 2:
+        return False
+    return value.shape[0] in (1, n_rows) and value.shape[1] == length
 
 
 def layer_mask(

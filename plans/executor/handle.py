@@ -1,8 +1,8 @@
 """Carries out a plan on a stock model: `apply(model, plan)` and the handle that it returns.
 
-The model's own code never learns that tokens left. Its cache reports the tokens seen, so
-positions, masks and `generate` stay right; every decoder layer receives the model's own mask,
-rotary tables and per-token arguments, gathered to the tokens that are still there.
+The model's own code is unchanged. Its cache reports the tokens seen, so that positions, masks and
+`generate` stay correct. Every decoder layer receives the model's own mask, rotary tables and
+per-token arguments, gathered to the tokens that remain.
 
 A handle changes the model in these places, and one ExitStack takes everything back: `forward` of
 the base model and of the decoder (`serial_calls`), pre-hooks on the decoder layers (`hooks`), the
@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from threading import RLock, local
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.executor import compiled
+from tpcal.plans.executor import compat, compiled
 from tpcal.plans.executor.architecture import shared_layers, with_grids
 from tpcal.plans.executor.attention_reader import AttentionReader, probing
 from tpcal.plans.executor.cache import check_cache, kv_bytes, needs_mask
@@ -40,6 +41,7 @@ from tpcal.plans.executor.serial_calls import Forward, in_turn
 from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
+from tpcal.plans.plan_names import beside, load_plan
 from tpcal.plans.schema import Plan
 
 __all__ = ["Handle", "Patch", "Report", "apply", "check", "is_applied", "kv_bytes"]
@@ -48,12 +50,18 @@ _LOG = logging.getLogger(__name__)
 _APPLIED: WeakSet[nn.Module] = WeakSet()
 
 
-def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Handle:
+def apply(
+    model: PreTrainedModel, plan: Plan | Path | str | None = None, *, check: bool = True
+) -> Handle:
     """Carries out the plan in every forward pass of the model until the handle is removed.
 
     Args:
         model: A model in evaluation mode.
-        plan: The plan.
+        plan: The plan, or its name as `tpcal.load_plan` takes it: ``preset:NAME@BUDGET``, a file,
+            a folder or a repository on the Hub. A preset is scaled to the depth of the model, and
+            its budget is met for 576 visual tokens. None takes the plan beside the weights: the
+            ``tpcal_plan.yaml`` of the folder, or of the repository at the revision, that the model
+            was loaded from.
         check: Refuse a plan that was made for a model of another structure.
 
     Returns:
@@ -61,7 +69,7 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Handle:
 
     Raises:
         FitError: The plan does not fit the model; the error names every problem.
-        UsageError: A plan is already applied to this model.
+        UsageError: A plan is already applied to this model, or there is no plan of this name.
 
     Example:
         >>> import tpcal
@@ -72,11 +80,21 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Handle:
         >>> with tpcal.apply(model, plan) as handle:
         ...     pass  # model.generate(**inputs) as always
     """
+    plan = plan if isinstance(plan, Plan) else _found(plan, model)
     problems = identity_problems(plan, model) if check else []
     problems += run_problems(plan, model)
     if problems:
         raise FitError(plan.name or "The plan", problems)
+    compat.warn_untried()
     return Handle(model, plan)
+
+
+def _found(name: Path | str | None, model: PreTrainedModel) -> Plan:
+    """The plan of a name, or the plan beside the model's weights."""
+    if name is not None:
+        return load_plan(name, len(find(model).layers(model)))
+    revision = getattr(model.config, "_commit_hash", None)
+    return beside(str(getattr(model.config, "_name_or_path", None) or ""), revision)
 
 
 def is_applied(model: PreTrainedModel) -> bool:
@@ -92,6 +110,8 @@ class _Thread(local):
         self.run: ForwardPass | None = None
         self.n_new = 0
         """Number of sequences that the pass begins; 0 if it continues some."""
+        self.has_cache = False
+        """Whether the decoder was given a cache for the pass."""
         self.last: Report | None = None
 
 
@@ -226,7 +246,8 @@ class Handle:
         ids, embeds = mine.inputs.get("input_ids"), mine.inputs.get("inputs_embeds")
         n_rows, length = _size(kwargs, ids, embeds)
         prompt = None if length == 1 else self._read_prompt(ids, embeds)
-        cache = kwargs.get("past_key_values")
+        cache = compat.given_cache(kwargs)
+        mine.has_cache = cache is not None
         mine.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
         masks = (
             kwargs.get("attention_mask") is not None or self._text._attn_implementation != "sdpa"
@@ -248,6 +269,8 @@ class Handle:
         run, mine.run = mine.run, None
         if run is None or output is None:  # the forward pass failed
             return None
+        counted = run.n_called if run.prompt is not None else None
+        compat.check_pass(output, counted, len(self._family.layers(self._model)))
         if run.prompt is not None:
             seen = run.prompt.n_visual, run.prompt.grids
             mine.last = Report(tuple(run.records), tuple(run.lengths), *seen)
@@ -264,10 +287,14 @@ class Handle:
     def _layer_hook(self, at: int) -> Callable[..., Any]:
         def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             run = self._thread.run
-            if run is None or run.leaves_alone(at, kwargs):
+            if run is None:
                 return None
+            run.n_called += 1
+            if run.leaves_alone(at, kwargs):
+                return None
+            cache = compat.given_cache(kwargs, args, expected=self._thread.has_cache)
             if at == 0 and run.cuts:
-                check_cache(kwargs.get("past_key_values"))
+                check_cache(cache)
             hidden, *others = args or (kwargs["hidden_states"],)
             hidden, gathered, rest = run.before_layer(at, hidden, kwargs, tuple(others))
             if args:

@@ -16,7 +16,8 @@ from tpcal.plans.images import encoded
 
 
 class LayerHooks:
-    """Pre-hooks on all decoder layers, present only while they are needed: each call of one costs.
+    """Pre-hooks on all decoder layers. They are removed while they are not needed, to save the
+    calls.
 
     Args:
         layers: The decoder layers, in order.
@@ -51,7 +52,7 @@ def refuse_copies(modules: Iterable[nn.Module], undo: ExitStack) -> None:
 def refuse_chunks(model: PreTrainedModel, undo: ExitStack) -> None:
     """Lets `generate` with chunked prefill raise UsageError until ``undo`` is closed.
 
-    In chunks, tokens would be chosen before the question is read, and nothing else would show it.
+    In chunks, tokens would be chosen before the model has read the question, without any error.
     """
     prefill = getattr(model, "_prefill", None)
     if prefill is None or "_prefill" in vars(model):

@@ -1,6 +1,6 @@
 """One forward pass under a plan: makes the cuts and hands every layer its arguments.
 
-Executor and calibration share it, so calibration makes the very cuts of production.
+The executor and calibration share it, so that calibration makes the same cuts as production.
 
 Before every decoder layer a pass does three things. It makes the layer's cut, if the plan has one:
 the selector chooses, and the states are gathered to the survivors. It works out which keys the
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpcal.plans.executor import gather
+from tpcal.plans.executor import compat, gather
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture
 from tpcal.plans.executor.cache import PrunedKV, cache_layer, n_physical, pruned
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, condition_met
@@ -38,12 +38,13 @@ class ForwardPass:
         final_norm: The decoder's last norm.
         shared: The layers that read the keys and values of an earlier layer, each with that layer.
         probes: Readers of the attention modules before cuts, by layer.
-        captures: What was read at layers that do not run in this pass, by layer.
+        captures: Attention that was read at layers that do not run in this pass, by layer.
 
     Attributes:
-        survivors: The tokens still there.
-        records: What each cut did, so far.
+        survivors: The tokens that remain.
+        records: Records of the cuts made so far.
         lengths: Number of tokens that each layer got, so far; empty without a prompt.
+        n_called: How many layers were called, so far.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ForwardPass:
         self.survivors = Survivors(None, None, prompt.n_visual if prompt else ())
         self.records: list[CutRecord] = []
         self.lengths: list[int] = []
+        self.n_called = 0
         self._final_norm = final_norm
         self._shared = shared or {}
         self._sources = frozenset(self._shared.values())
@@ -73,7 +75,7 @@ class ForwardPass:
         self._held: dict[int, Held] = {}
         self._grid_table: Tensor | None = None
         for probe in self._probes.values():
-            probe.take()  # drops what a failed pass may have left
+            probe.take()  # removes the request that a failed pass may have left
 
     def leaves_alone(self, layer: int, arguments: Mapping[str, Any]) -> bool:
         """Whether ``layer`` can take its arguments as they are: the fast path of decoding.
@@ -83,7 +85,7 @@ class ForwardPass:
         """
         if self.length != 1 or self.survivors.places is not None:
             return False
-        cache = arguments.get("past_key_values")
+        cache = compat.given_cache(arguments)
         source = self._shared.get(layer, layer)
         kv = None if cache is None or len(cache.layers) <= source else cache.layers[source]
         if not isinstance(kv, PrunedKV):
@@ -111,7 +113,7 @@ class ForwardPass:
         if self.prompt is not None:
             self.lengths.append(hidden.shape[1])
             self._ask(layer)
-        held = self._keys(layer, hidden, arguments.get("past_key_values"))
+        held = self._keys(layer, hidden, compat.given_cache(arguments))
         if held is None:
             return hidden, arguments, positional
         gathered = self._gatherer.arguments(arguments, self.survivors, held, self.length)
@@ -186,7 +188,7 @@ class ForwardPass:
         return self._plain[key]
 
     def _ask(self, layer: int) -> None:
-        """Tells the probe of this layer what the cut after it needs."""
+        """Requests from the probe of this layer the attention that the next cut needs."""
         after = self.cuts.get(layer + 1)
         if after is None or not after.reads_attention or layer not in self._probes:
             return

@@ -28,7 +28,8 @@ class Patch:
     col: int
     box: tuple[float, float, float, float] | None
     """x0, y0, x1, y1 in fractions of the image as the vision tower saw it, after the processor's
-    resizing and cropping; None for tokens that cover no pixels. Times width and height: pixels."""
+    resizing and cropping; None for tokens that cover no pixels. Multiply by width and height to
+    get pixels."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Report:
     """
 
     cuts: tuple[CutRecord, ...]
-    """In order: ``kept`` has the tokens that stayed, ``text_to_visual`` the mass measured."""
+    """The cuts in order: ``kept`` has the tokens that stayed, ``text_to_visual`` the measured
+    mass."""
     lengths: tuple[int, ...]
     """[L] tokens each layer got, filler of ragged rows included; empty without an image."""
     n_visual: tuple[int, ...]

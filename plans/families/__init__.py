@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.families import _refused
 from tpcal.plans.families.base import Family
 from tpcal.plans.schema import ModelIdentity
@@ -81,8 +82,8 @@ def identity(
     """The identity of a model that a plan stores; the fingerprint covers widths, not weights."""
     family = find(model)
     text = _text_config(model)
-    structure = {key: _width(text, key) for key in _STRUCTURE}
-    structure |= {key: _width(text, key) for key in _EXPERTS if hasattr(text, key)}
+    structure = {key: compat.width(text, key) for key in _STRUCTURE}
+    structure |= {key: compat.width(text, key) for key in _EXPERTS if hasattr(text, key)}
     structure["architecture"] = type(model).__name__
     canonical = json.dumps(structure, sort_keys=True, default=str)
     return ModelIdentity(
@@ -102,10 +103,3 @@ def decoder_shape(model: PreTrainedModel) -> DecoderShape:
 
 def _text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config(decoder=True)
-
-
-def _width(text: Any, key: str) -> Any:
-    """The value of a config; a list with one value per layer if layers differ (Gemma 4)."""
-    if key in (text.per_layer_attributes or ()):
-        return [getattr(layer, key, None) for layer in text.per_layer_config]
-    return getattr(text, key, None)

@@ -1,4 +1,4 @@
-"""Why a model without a family of its own cannot be served, read off its structure."""
+"""Finds out from the structure of a model why the generic family cannot support it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from tpcal.plans.families.base import Family
 
 _KINDS = ("full_attention", "sliding_attention", "chunked_attention")
-"""Kinds of layers whose keys may be fewer without changing what the rest means."""
+"""Kinds of layers from which keys may be removed without changing the other keys."""
 
 _NO_DECODER = "It has no decoder with layers that get_decoder() finds."
 
 
 def reason(model: PreTrainedModel, family: Family) -> str | None:
-    """Why ``family`` cannot serve the model, in one or two sentences; None where it can."""
+    """Reason why ``family`` cannot support the model, in one or two sentences; None if it can."""
     if not isinstance(model, PreTrainedModel):
         return _NO_DECODER
     return _images(model, family) or _decoder(model, family) or _tokens(model, family)

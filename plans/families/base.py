@@ -18,11 +18,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
+from tpcal.plans.images.tower import Tower
 
 if TYPE_CHECKING:
     from tpcal.plans.executor.passes import ForwardPass
-    from tpcal.plans.images.vision_reader import Tower
+
 
 _TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
@@ -33,6 +35,9 @@ class Family:
     name: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]] = ()
     """Class names of the models it supports."""
+    since: ClassVar[Mapping[str, str]] = {}
+    """The first release of transformers, of those that were tried, that has a class. A class that
+    is not here is in the oldest of them."""
     bidirectional: ClassVar[bool] = False
     """Whether visual tokens may attend to text after them."""
 
@@ -160,7 +165,7 @@ class Family:
         return hidden
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """The vision tower for selectors that need its attention; None: not supported.
+        """The vision tower for selectors that need its attention; None if it is not supported.
 
         It can be supported if every visual token is made from a fixed group of patches.
         """
@@ -188,22 +193,21 @@ class Family:
     def shape(self, model: PreTrainedModel) -> DecoderShape:
         """Widths of the decoder."""
         text = model.config.get_text_config(decoder=True)
-        layer = text.per_layer_config[0]  # represents all layers, even if they differ (Gemma 4)
         n_heads = text.num_attention_heads
         return DecoderShape(
             n_layers=len(self.layers(model)),
             hidden=text.hidden_size,
             ffn=text.intermediate_size,
             n_heads=n_heads,
-            n_kv_heads=getattr(layer, "num_key_value_heads", None) or n_heads,
-            head_dim=getattr(layer, "head_dim", None) or text.hidden_size // n_heads,
+            n_kv_heads=_of_layer_0(text, "num_key_value_heads") or n_heads,
+            head_dim=_of_layer_0(text, "head_dim") or text.hidden_size // n_heads,
             vocab=text.vocab_size,
             dtype_bytes=next(model.parameters()).element_size(),
             kv_limits=self._kv_limits(model, text),
         )
 
     def _kv_limits(self, model: PreTrainedModel, text: Any) -> tuple[int | None, ...]:
-        """Largest number of tokens in each layer of a cache for this model; None: no limit."""
+        """Largest number of tokens in each layer of a cache; None if it is unlimited."""
         held = DynamicCache(config=text).layers
         limits: list[int | None] = []
         for at in range(len(self.layers(model))):
@@ -215,6 +219,12 @@ class Family:
         return tuple(limits) if any(limit is not None for limit in limits) else ()
 
 
+def _of_layer_0(text: Any, key: str) -> Any:
+    """A width of the first layer, which represents all layers even if they differ (Gemma 4)."""
+    found = compat.width(text, key)
+    return found[0] if isinstance(found, list) else found
+
+
 def run_lengths(visual: Tensor) -> list[list[int]]:
     """Lengths of the unbroken runs of visual tokens in each row of [B, S] bool."""
     edges = torch.nn.functional.pad(visual.to(torch.int8), (1, 1)).diff(dim=1).cpu()  # [B, S + 1]
@@ -222,7 +232,7 @@ def run_lengths(visual: Tensor) -> list[list[int]]:
 
 
 def run_grid(n: int, image: int = 0) -> ViewGrid:
-    """A view of n tokens of which only the order is known: a square if possible, else a row."""
+    """A view of n tokens whose order alone is known: a square if possible, otherwise a row."""
     side = math.isqrt(n)
     return rect_grid(side, side, image=image) if side * side == n else rect_grid(1, n, image=image)
 

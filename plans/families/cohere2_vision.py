@@ -1,4 +1,4 @@
-"""Command A Vision and Aya Vision: a run of tokens for each tile, the overview last."""
+"""Command A Vision and Aya Vision: each tile is a run of tokens, and the overview comes last."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ class Cohere2Vision(Mosaic):
     architectures = ("AyaVisionForConditionalGeneration", "Cohere2VisionForConditionalGeneration")
 
     def tile_side(self, model: PreTrainedModel) -> int:
-        """Tokens along a tile."""
+        """Number of tokens along one side of a tile."""
         vision: Any = model.config.vision_config
         return vision.image_size // vision.patch_size // model.config.downsample_factor
 
     def tile_counts(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> list[list[int]]:
-        """The tokens between runs tell which runs are one image; without ids each is its own.
+        """The tokens between runs show which runs form one image; without ids, each run is an
+        image.
 
-        A line break alone stands between the tiles of Command A, a marker without the end of the
-        image between those of Aya.
+        The tiles of an image are separated by a single line break in Command A, and by a marker
+        that is not the end of an image in Aya.
         """
         if "input_ids" not in inputs:
             return [[1] * len(lengths) for lengths in run_lengths(prompt.visual)]
@@ -44,7 +45,7 @@ FAMILY = Cohere2Vision()
 
 
 def _gaps(ids: Sequence[int], visual: Sequence[bool]) -> list[list[int]]:
-    """The tokens behind each run of visual tokens, up to the next one."""
+    """The tokens after each run of visual tokens, up to the next run."""
     gaps: list[list[int]] = []
     for at, (token, is_visual) in enumerate(zip(ids, visual, strict=True)):
         if is_visual and (at == 0 or not visual[at - 1]):
@@ -55,11 +56,12 @@ def _gaps(ids: Sequence[int], visual: Sequence[bool]) -> list[list[int]]:
 
 
 def _tiles_of_images(gaps: Sequence[Sequence[int]], by_end: bool) -> list[int]:
-    """How many runs each image of a row has.
+    """Number of runs of each image of a row.
 
     Args:
-        gaps: As from `_gaps`; the last run ends an image.
-        by_end: The token behind the last run ends every image; otherwise more than one token does.
+        gaps: The result of `_gaps`; the last run ends an image.
+        by_end: Whether every image ends with the token after the last run; otherwise an image ends
+            where more than one token separates two runs.
     """
     counts, n = [], 0
     for gap in gaps:

@@ -1,4 +1,4 @@
-"""DeepSeek-VL and Janus: every image is one square of tokens, and two may stand side by side."""
+"""DeepSeek-VL and Janus: every image is one square of tokens, and two images may be adjacent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tpcal.plans.families.base import Family, square_grid, whole_images
 class DeepseekVL(Family):
     """Lu et al. 2024 (arXiv 2403.05525), Wu et al. 2024 (arXiv 2410.13848).
 
-    Janus draws images with other embeddings and no image tokens; nothing is pruned there.
+    Janus generates images from other embeddings and without image tokens; no token is pruned
+    there.
     """
 
     name = "deepseek_vl"

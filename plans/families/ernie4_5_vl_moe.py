@@ -1,4 +1,4 @@
-"""ERNIE-4.5-VL: experts of their own for visual tokens; two frames make one step of a video."""
+"""ERNIE-4.5-VL: visual tokens have separate experts, and two frames form one step of a video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tpcal.plans.images.views import AnySize
 
 
 class Ernie45VL(AnySize):
-    """ERNIE team, Baidu 2025 (technical report). Tokens around an image go to its experts too."""
+    """ERNIE team, Baidu 2025 (technical report). The tokens around an image are routed to these
+    experts too."""
 
     name = "ernie4_5_vl_moe"
     architectures = (
@@ -20,7 +21,7 @@ class Ernie45VL(AnySize):
     )
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; of experts, those a visual token visits, which cuts save."""
+        """Widths of the decoder; FLOPs are counted for the experts that process a visual token."""
         text = model.config.get_text_config(decoder=True)
         of_text, of_images = text.moe_intermediate_size
         ffn = text.moe_k * of_images + text.moe_num_shared_experts * of_text

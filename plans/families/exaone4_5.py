@@ -1,19 +1,24 @@
-"""EXAONE 4.5 and HyperCLOVA X Vision: grids of any size as in Qwen2.5-VL, plain positions."""
+"""EXAONE 4.5 and HyperCLOVA X Vision: grids as in Qwen2.5-VL, one position per token."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.views import AnySize
 
 
 class Exaone45(AnySize):
-    """LG AI Research; NAVER. EXAONE's windows count logical positions, as the model made them."""
+    """LG AI Research; NAVER. The sliding windows of EXAONE count the positions of the unpruned
+    prompt."""
 
     name = "exaone4_5"
     architectures = (
         "Exaone4_5_ForConditionalGeneration",
         "HyperCLOVAXVisionV2ForConditionalGeneration",
     )
+    since: ClassVar[Mapping[str, str]] = {"HyperCLOVAXVisionV2ForConditionalGeneration": "5.20"}
     numbered = Family.numbered
 
 

@@ -1,4 +1,4 @@
-"""Gemma 3 and ShieldGemma 2: one square per image, whose tokens see each other both ways."""
+"""Gemma 3 and ShieldGemma 2: one square per image, with attention in both directions inside it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, square_grid, whole_images
-from tpcal.plans.images.vision_reader import Tower, square_blocks, tower_of
+from tpcal.plans.images.tower import Tower, square_blocks, tower_of
 
 
 class Gemma3(Family):
-    """Gemma team 2025 (arXiv 2503.19786). ShieldGemma 2 (arXiv 2504.01081) is one with two logits.
+    """Gemma team 2025 (arXiv 2503.19786). ShieldGemma 2 (arXiv 2504.01081) is a Gemma 3 with two
+    logits.
 
-    The crops of pan-and-scan stand in the prompt as images of their own, and nothing tells where
-    they were cut; each is a view of itself. Image tokens see their whole image, not text behind
-    it. Attention read at a sliding layer is that of its window: tokens before it score nothing.
+    The crops of pan-and-scan appear in the prompt as separate images, and the prompt does not say
+    which part of the image they show; each is therefore a view of its own. Image tokens attend to
+    their whole image, but not to text after it. Attention that is read at a sliding layer covers
+    its window only: tokens before the window have the score 0.
     """
 
     name = "gemma3"
@@ -31,18 +33,18 @@ class Gemma3(Family):
         return _conditional(model).model
 
     def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
-        """[..., V] from normed states [..., D]; of ShieldGemma 2, those of the model inside."""
+        """[..., V] logits of states [..., D] after the norm; for ShieldGemma 2, of its Gemma 3."""
         return _conditional(model).lm_head(states)
 
     def grids(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> tuple[tuple[ViewGrid, ...], ...]:
-        """Every image has the same square of tokens."""
+        """Every image has a square of tokens of the same size."""
         n_image = model.config.mm_tokens_per_image
         return tuple(_squares(n, n_image) for n in prompt.n_visual)
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """SigLIP's last layer."""
+        """The vision tower SigLIP, with its last layer."""
         return tower_of(_conditional(model).model.vision_tower, -1)
 
     def by_visual_token(
@@ -57,7 +59,7 @@ FAMILY = Gemma3()
 
 
 def _conditional(model: Any) -> Any:
-    """The model with a head over words."""
+    """The part of the model that has a language-model head."""
     return model if hasattr(model, "lm_head") else model.model
 
 

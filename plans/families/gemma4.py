@@ -23,17 +23,17 @@ _VIDEO_SIZE = "video_size"
 
 
 class Gemma4(AnySize):
-    """The last layers of the small models have no keys of their own and hold no KV cache.
+    """The last layers of the small models have no keys of their own and no KV cache.
 
-    They read the last layer before them of the same kind, with the tokens that one held. A cut
-    among them would save no bytes, and `generate` has only the last token left there.
+    They read the keys of the last earlier layer of the same kind, with the tokens that this layer
+    held. A cut among them would save no bytes, and `generate` runs them for the last token only.
     """
 
     name = "gemma4"
     architectures = ("Gemma4ForConditionalGeneration",)
 
     def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
-        """[..., V] from normed states [..., D]."""
+        """[..., V] logits of states [..., D] after the final norm."""
         return softcapped(model, super().logits(model, states))
 
     def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Gemma4(AnySize):
         return range(_first_shared(model))
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:
-        """For each kind, sizes in tokens of all images or videos of the batch, in order."""
+        """Sizes in tokens of all images and videos of the batch, in order, by kind."""
         pool = model.config.vision_config.pooling_kernel_size
         sizes = {}
         if "image_position_ids" in inputs:
@@ -69,11 +69,11 @@ class Gemma4(AnySize):
     def attach(
         self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack
     ) -> None:
-        """Lets the features of videos carry their sizes, as `generate` drops the rest."""
+        """Stores the sizes of videos with their features; `generate` drops other arguments."""
         base: Any = self.base(model)
         encode, pool = base.get_video_features, model.config.vision_config.pooling_kernel_size
 
-        @wraps(encode)  # generate reads the signature to know what to pass
+        @wraps(encode)  # `generate` reads the signature to find out which arguments to pass
         def sized(
             pixel_values_videos: Tensor,
             video_position_ids: Tensor,
@@ -90,10 +90,11 @@ class Gemma4(AnySize):
         encoded.exchange(base, "get_video_features", sized, undo)
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of a sliding layer; of experts, those a token visits, beside the dense FFN.
+        """Widths of a sliding layer; FLOPs are counted for a token's experts and the dense FFN.
 
-        Full layers have wider heads and shared ones neither keys nor values, which is not told
-        apart: FLOPs and bytes of the small models come out too high.
+        All layers are counted alike, although full layers have wider heads and layers that share
+        keys have neither keys nor values. The computed FLOPs and bytes of the small models are
+        therefore too high.
         """
         shape, text = super().shape(model), model.config.get_text_config()
         if not text.enable_moe_block:
@@ -121,7 +122,7 @@ def _shapes(places: Tensor, pool: int) -> list[tuple[int, int]]:
 
     Args:
         places: [n, P, 2] x and y of every patch; -1 on padding.
-        pool: Patches along a token.
+        pool: Number of patches along one side of a token.
     """
     n_cols, n_rows = ((places.amax(dim=1) + 1) // pool).unbind(dim=1)
     return list(zip(n_rows.tolist(), n_cols.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Any model that keeps to transformers' conventions and has no family of its own."""
+"""Any model that follows the conventions of transformers and has no family of its own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tpcal.plans.families.base import Family
 
 
 class Generic(Family):
-    """Serves what `tpcal.plans.families.find` finds nothing else for.
+    """Supports the models for which `tpcal.plans.families.find` finds no other family.
 
-    Each unbroken run of visual tokens counts as one image, so selectors that look at places see a
-    square or a line; a family of its own knows the real grid.
+    Each unbroken run of visual tokens counts as one image. Selectors that use the token grid
+    therefore get a square or a single row; a family for the model would give the real grid.
     """
 
     name = "generic"
@@ -20,7 +20,8 @@ class Generic(Family):
     def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs with the position ids that `generate` gives a prompt padded on the left.
 
-        Others the model numbers itself, perhaps in three parts (M-RoPE).
+        The model computes the position ids of other prompts itself, perhaps in three parts
+        (M-RoPE).
         """
         mask = inputs.get("attention_mask")
         if mask is None or bool(mask[:, 0].all()):

@@ -1,4 +1,4 @@
-"""GLM-4.1V and its successors: frames of a video are image tokens with time stamps between."""
+"""GLM-4.1V and its successors: the frames of a video are image tokens separated by time stamps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Glm4v(AnySize):
     )
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; of experts, those a token visits, without the dense layers."""
+        """Widths of the decoder; FLOPs count a token's experts, not the dense layers."""
         shape, text = super().shape(model), model.config.get_text_config(decoder=True)
         if not hasattr(text, "moe_intermediate_size"):
             return shape

@@ -1,4 +1,4 @@
-"""Granite 4 Vision: LLaVA-NeXT's tiles, made smaller, and added before several decoder layers."""
+"""Granite 4 Vision: tiles of LLaVA-NeXT, downsampled, and added before several decoder layers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tpcal.plans.images.views import IMAGE, InOrder
 
 
 class Granite4Vision(InOrder):
-    """Described in IBM's model card only; the tiles are those of LLaVA-NeXT.
+    """Described only in the model card of IBM. The tiles are those of LLaVA-NeXT.
 
-    The decoder adds features to all visual tokens in the midst of its loop, where nothing can step
-    in, so cuts begin behind the last of these layers.
+    The decoder adds features to all visual tokens inside its loop over the layers, which cannot be
+    hooked. Cuts are therefore possible only after the last of these layers.
     """
 
     name = "granite4_vision"
     architectures = ("Granite4VisionForConditionalGeneration",)
 
     def cut_layers(self, model: PreTrainedModel) -> range:
-        """From the last layer before which features are added: a cut there comes after them."""
+        """Layers from the last one before which features are added; cuts come after them."""
         config: Any = model.config
         added = [layer for _, layer in config.deepstack_layer_map] + config.spatial_target_layers
         return range(max(added), len(self.layers(model)))

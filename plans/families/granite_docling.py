@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 
 class GraniteDocling(Family):
-    """Described in IBM's model card only."""
+    """Described only in the model card of IBM."""
 
     name = "granite_docling"
     architectures = ("GraniteDoclingForConditionalGeneration",)
+    since: ClassVar[Mapping[str, str]] = {"GraniteDoclingForConditionalGeneration": "5.23"}
 
     def grids(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> tuple[tuple[ViewGrid, ...], ...]:
-        """As Idefics3's; an image of one tile has no overview."""
+        """The views are those of Idefics3; an image of one tile has no overview."""
         return idefics3.FAMILY.grids(model, prompt, inputs)
 
     def attach(
@@ -43,7 +44,7 @@ class GraniteDocling(Family):
         inputs: Mapping[str, Any],
         run: ForwardPass,
     ) -> Tensor:
-        """The states with the DeepStack features that belong behind this layer."""
+        """The states with the DeepStack features that are added after this layer."""
         return qwen3_vl.FAMILY.between(model, layer, hidden, inputs, run)
 
 

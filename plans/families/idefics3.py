@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: one run of tokens a tile, with text between the tiles."""
+"""Idefics3 and SmolVLM: each tile is one run of tokens, and text separates the tiles."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Idefics3(Family):
     def grids(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> tuple[tuple[ViewGrid, ...], ...]:
-        """One view for every tile and, behind them, one for the overview.
+        """One view for every tile, followed by one for the overview.
 
-        Where the tiles lie is read off the tokens around them. A frame of a video is an image.
+        The tokens around the tiles show where the tiles lie. A frame of a video is an image.
         """
         if inputs.get("input_ids") is None:
             return super().grids(model, prompt, inputs)
@@ -37,14 +37,14 @@ class Idefics3(Family):
 FAMILY = Idefics3()
 
 Run = tuple[int, int, bool, bool]
-"""Tokens of a tile, id of its marker, another tile of its row follows, it is an overview."""
+"""Tokens, id of the marker, whether a tile of the row follows, whether it is an overview."""
 
 
 def _runs(ids: Sequence[int], visual: Sequence[bool]) -> list[Run]:
     """The tiles of a row of the batch.
 
-    A tile is ``<boundary> <marker> <image> … <image>``, behind which comes the next tile of its
-    row, a line break at the end of the row, or one more boundary behind an overview.
+    A tile is ``<boundary> <marker> <image> … <image>``. It is followed by the next tile of its
+    row, by a line break at the end of the row, or, after an overview, by one more boundary.
     """
     starts = [i for i, here in enumerate(visual) if here and not (i and visual[i - 1])]
     ends = [i + 1 for i, here in enumerate(visual) if here and not visual[i + 1]]
@@ -62,7 +62,7 @@ def _row_views(runs: Sequence[Run]) -> tuple[ViewGrid, ...]:
     image: list[Run] = []
     n_images = 0
     for run in runs:
-        if image and run[1] == image[0][1]:  # a first tile again
+        if image and run[1] == image[0][1]:  # a first tile begins another image
             views += _image_views(image, n_images)
             image, n_images = [], n_images + 1
         image.append(run)

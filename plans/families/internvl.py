@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.families.base import run_lengths, whole_images
 from tpcal.plans.images.mosaic import Mosaic
-from tpcal.plans.images.vision_reader import Tower, square_blocks, tower_of, without_class
+from tpcal.plans.images.tower import Tower, square_blocks, tower_of, without_class
 
 
 class InternVL(Mosaic):
@@ -25,7 +25,7 @@ class InternVL(Mosaic):
     )
 
     def tile_side(self, model: PreTrainedModel) -> int:
-        """Tokens along a tile."""
+        """Number of tokens along one side of a tile."""
         config, vision = model.config, model.config.vision_config
         if config.model_type == "got_ocr2":
             return vision.image_size // vision.patch_size // 4  # two convolutions of stride two
@@ -34,7 +34,7 @@ class InternVL(Mosaic):
     def tile_counts(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> list[list[int]]:
-        """Every run of tokens is an image."""
+        """Every unbroken run of visual tokens is an image."""
         n_tile = self.tile_side(model) ** 2
         return [
             [whole_images(n, n_tile, "whole tiles") for n in lengths]
@@ -42,7 +42,7 @@ class InternVL(Mosaic):
         ]
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """InternViT, with a class token; the towers of the others are not offered."""
+        """InternViT, with a class token; the towers of the other models are not supported."""
         if model.config.model_type != "internvl":
             return None
         base: Any = model.base_model
@@ -51,7 +51,7 @@ class InternVL(Mosaic):
     def by_visual_token(
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
     ) -> Tensor:
-        """A visual token is made of a square block of patches."""
+        """A visual token is made from a square block of patches."""
         values = without_class(model, patches, inputs)
         return square_blocks(values, self.tile_side(model) ** 2).flatten(0, 1)
 

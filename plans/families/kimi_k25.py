@@ -1,10 +1,10 @@
-"""Kimi K2.5: images of any size, each chunk of a video pooled into one frame, plain positions."""
+"""Kimi K2.5: images of any size, chunks of videos pooled into frames, one position per token."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -18,10 +18,11 @@ class KimiK25(AnySize):
 
     name = "kimi_k25"
     architectures = ("Kimi_K25ForConditionalGeneration",)
+    since: ClassVar[Mapping[str, str]] = {"Kimi_K25ForConditionalGeneration": "5.15"}
     numbered = Family.numbered
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:
-        """For each kind, sizes in tokens; frames are averaged, so that one step is left."""
+        """Sizes in tokens by kind; the frames of a chunk are averaged into one step."""
         down, across = model.config.vision_config.merge_kernel_size
         grids = {IMAGE: inputs.get("image_grid_thw"), VIDEO: inputs.get("video_grid_thw")}
         return {
@@ -31,7 +32,7 @@ class KimiK25(AnySize):
         }
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder, those of experts that a token visits, and of cached latents."""
+        """Widths of the decoder, of a token's experts, and of the cached latents."""
         shape: DecoderShape = super().shape(model)
         text: Any = model.config.get_text_config(decoder=True)
         return replace(

@@ -1,4 +1,4 @@
-"""Llama 4: tiles in a raster and an overview; layers with chunks, layers without positions."""
+"""Llama 4: a grid of tiles and an overview; some layers have chunks, others no positions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
@@ -27,16 +28,16 @@ class Llama4(Family):
     architectures = ("Llama4ForConditionalGeneration",)
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
-        """The stack of decoder layers; `get_decoder` stops at the causal model around it."""
+        """The stack of decoder layers; `get_decoder` returns the causal model around it."""
         inner: Any = model
         return inner.language_model.model
 
     def grids(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> tuple[tuple[ViewGrid, ...], ...]:
-        """One view for every tile, in reading order, and one for the overview behind them.
+        """One view for every tile, in reading order, followed by one for the overview.
 
-        The tokens between the tiles tell how they lie.
+        The tokens between the tiles show how the tiles are arranged.
         """
         if "input_ids" not in inputs:
             return super().grids(model, prompt, inputs)
@@ -53,10 +54,11 @@ class Llama4(Family):
     def attach(
         self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack
     ) -> None:
-        """Lets every token keep the temperature of its place.
+        """Gives every token the attention temperature of its place in the prompt.
 
-        Layers without rotary positions scale their queries by the place in the sequence, which
-        they count from the tokens they are given.
+        Layers without rotary positions scale each query by a temperature that depends on its place
+        in the sequence. They count the place among the tokens that they receive, which are fewer
+        after a cut.
         """
         text: Any = model.config.get_text_config()
         for at, layer in enumerate(self.layers(model)):
@@ -67,7 +69,7 @@ class Llama4(Family):
                 undo.callback(hook.remove)
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; the FFN is the mean of dense layers and visited experts."""
+        """Widths of the decoder; the FFN is the mean over dense layers and a token's experts."""
         text: Any = model.config.get_text_config()
         n_layers, n_sparse = text.num_hidden_layers, len(text.moe_layers)
         sparse = text.intermediate_size * (1 + text.num_experts_per_tok)  # one expert is shared
@@ -82,16 +84,16 @@ FAMILY = Llama4()
 def _rescaling(
     attention: Any, layer: int, text: Any, current: Callable[[], ForwardPass | None]
 ) -> tuple[Any, Any]:
-    """Hooks that turn the temperature of a token's column into that of its place."""
-    ratio: list[Tensor] = []  # [B, m, 1] of the call at work
+    """Adds hooks that replace the temperature of a token's column by that of its place."""
+    ratio: list[Tensor] = []  # [B, m, 1] factors of the running call
 
     def before(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         ratio.clear()
-        run, cache = current(), kwargs.get("past_key_values")
+        run, cache = current(), compat.given_cache(kwargs)
         if run is None or run.survivors.places is None:
             return
         n_past = 0 if cache is None else cache.get_seq_length(layer)
-        if n_past + run.length >= text.floor_scale:  # below, all temperatures are 1
+        if n_past + run.length >= text.floor_scale:  # all temperatures at smaller places are 1
             places = run.survivors.places
             columns = torch.arange(places.shape[1], device=places.device)
             scales = [_temperature(n_past + at, text) for at in (places, columns)]
@@ -114,8 +116,8 @@ def _temperature(place: Tensor, text: Any) -> Tensor:
 def _row_views(
     ids: Sequence[int], visual: Sequence[bool], end: int, n_tokens: int
 ) -> tuple[ViewGrid, ...]:
-    """The views of a row's images from its tokens; ``end`` stands behind every image."""
-    images: list[list[list[int]]] = []  # of each image, the tokens before each of its tiles
+    """The views of a row's images from its tokens; ``end`` follows every image."""
+    images: list[list[list[int]]] = []  # for each image, the tokens before each of its tiles
     gap: list[int] = []
     for at, (token, is_visual) in enumerate(zip(ids, visual, strict=True)):
         if not is_visual:
@@ -133,7 +135,8 @@ def _row_views(
 def _views(gaps: Sequence[Sequence[int]], n_tokens: int, image: int) -> list[ViewGrid]:
     """The views of an image from the tokens between its tiles.
 
-    The last tile is the overview; the token behind the last row of tiles stands behind every row.
+    The last tile is the overview. The token that follows the last row of tiles follows every row
+    of tiles.
     """
     n_tiles = len(gaps)
     if not n_tiles:

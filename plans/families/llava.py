@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and VipLLaVA: one square grid per image; Pixtral in LLaVA's class."""
+"""LLaVA-1.5 and VipLLaVA: one square grid per image. Pixtral uses their class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families import mistral3
 from tpcal.plans.families.base import Family, square_grid
-from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
+from tpcal.plans.images.tower import Tower, tower_of, without_class
 
 
 class Llava(Family):
@@ -24,9 +24,9 @@ class Llava(Family):
     def grids(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> tuple[tuple[ViewGrid, ...], ...]:
-        """Every image of a row has the grid of the vision tower, with a class token or without.
+        """Every image has the grid of the vision tower, with or without a class token.
 
-        Pixtral's tower takes images of any size.
+        The tower of Pixtral accepts images of any size.
         """
         vision = model.config.vision_config
         if _is_pixtral(model):
@@ -35,7 +35,7 @@ class Llava(Family):
         return tuple(_images(side, n) for n in prompt.n_visual)
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """CLIP has a class token, SigLIP has none; Pixtral's is not offered."""
+        """CLIP, with a class token, or SigLIP; the tower of Pixtral is not supported."""
         if _is_pixtral(model):
             return None
         return tower_of(model.base_model.vision_tower, model.config.vision_feature_layer)
@@ -43,7 +43,7 @@ class Llava(Family):
     def by_visual_token(
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
     ) -> Tensor:
-        """Patches are visual tokens; "default" leaves the tower's first token out."""
+        """Patches are visual tokens; the strategy "default" leaves out the tower's first token."""
         return without_class(model, patches, inputs).flatten(0, 1)
 
 

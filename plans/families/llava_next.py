@@ -1,4 +1,4 @@
-"""LLaVA-NeXT and LLaVA-NeXT-Video: an overview of each image and its tiles without padding."""
+"""LLaVA-NeXT and LLaVA-NeXT-Video: an overview of each image, and its tiles without padding."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families.base import rect_grid
+from tpcal.plans.images.tower import Tower, tower_of, without_class
 from tpcal.plans.images.views import IMAGE, VIDEO, InOrder, steps_of
-from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
 
 
 class LlavaNext(InOrder):
     """Liu et al. 2024, "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge" (blog).
 
     The tiles of an image lie side by side in one view. Its outermost cells may reach beyond the
-    image by less than a cell, as padding leaves in whole cells.
+    image by less than a cell, because padding is removed in whole cells.
     """
 
     name = "llava_next"
@@ -43,7 +43,7 @@ class LlavaNext(InOrder):
         return {kind: views for kind, views in ((IMAGE, images), (VIDEO, videos)) if views}
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """Not offered where frames are pooled by learned weights, or by the largest value."""
+        """Not supported if frames are pooled by learned weights or by the largest value."""
         if getattr(model.config, "spatial_pool_mode", "average") != "average":
             return None
         base: Any = model.base_model
@@ -52,7 +52,7 @@ class LlavaNext(InOrder):
     def by_visual_token(
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
     ) -> Tensor:
-        """Patches are visual tokens, packed and pooled as the model does it with features."""
+        """Patches are visual tokens, packed and pooled like the model's features."""
         base: Any = model.base_model
         values = without_class(model, patches, inputs)
         if "pixel_values_videos" in inputs:
@@ -66,7 +66,7 @@ FAMILY = LlavaNext()
 
 
 def tower_side(model: PreTrainedModel) -> int:
-    """Tokens along one side of a picture that the tower sees."""
+    """Number of tokens along one side of a picture that the tower receives."""
     vision: Any = model.config.vision_config
     return vision.image_size // vision.patch_size
 
@@ -76,7 +76,7 @@ def tiled_shape(model: PreTrainedModel, side: int, size: Sequence[int]) -> tuple
 
     Args:
         model: The model.
-        side: Tokens along one side of a tile.
+        side: Number of tokens along one side of a tile.
         size: Height and width of the image in pixels.
     """
     height, width = size
@@ -89,21 +89,21 @@ def tiled_shape(model: PreTrainedModel, side: int, size: Sequence[int]) -> tuple
 
 
 def n_tiles(model: PreTrainedModel, size: Tensor) -> int:
-    """Pictures that the tower sees of an image, the overview among them."""
+    """Number of pictures of an image that the tower receives, including the overview."""
     config: Any = model.config
     tile = config.vision_config.image_size
     return image_size_to_num_patches(size, config.image_grid_pinpoints, tile)
 
 
 def uncovering(values: Tensor) -> Tensor:
-    """[C] what a token that covers no patches has in place of ``values`` [..., C]."""
+    """[C] value of a token that covers no patches, where other tokens have ``values`` [..., C]."""
     value = values.new_zeros(values.shape[-1])
     value[0] = -torch.inf
     return value
 
 
 def with_newlines(n_rows: int, n_cols: int) -> ViewGrid:
-    """A view in reading order with a token behind every row."""
+    """A view in reading order with one more token at the end of every row."""
     place = torch.arange(n_rows * (n_cols + 1))
     return ViewGrid(
         place // (n_cols + 1), place % (n_cols + 1), n_rows, n_cols + 1, n_extra_cols=1
@@ -114,9 +114,9 @@ def n_frames(inputs: Mapping[str, Any], n_per_frame: int, n_extra: int = 0) -> l
     """Frames of each video of the batch.
 
     Args:
-        inputs: Of the base model.
-        n_per_frame: Tokens of a frame.
-        n_extra: Further tokens of a video.
+        inputs: Arguments of the base model.
+        n_per_frame: Number of tokens of a frame.
+        n_extra: Number of further tokens of a video.
     """
     pixels = inputs.get("pixel_values_videos")
     if pixels is not None:
@@ -127,5 +127,5 @@ def n_frames(inputs: Mapping[str, Any], n_per_frame: int, n_extra: int = 0) -> l
 
 
 def _padding(n: int, content: float) -> int:
-    """Cells that leave, as many on both sides, where so many of n hold the image."""
+    """Number of cells to remove on each side if so many of n cells hold the image."""
     return (n - int(round(content, 7))) // 2 * 2

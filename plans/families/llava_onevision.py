@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: tiles shrunk to a limit; several images and videos without tiles."""
+"""LLaVA-OneVision: tiles are downsized to a limit; several images and videos have no tiles."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tpcal.plans.families.llava_next import (
     uncovering,
     with_newlines,
 )
+from tpcal.plans.images.tower import Tower, tower_of, without_class
 from tpcal.plans.images.views import IMAGE, VIDEO, InOrder, steps_of
-from tpcal.plans.images.vision_reader import Tower, tower_of, without_class
 
 _SLACK = 1.1
-"""Tiles shrink where their sides are this many times too long."""
+"""Tiles are downsized if their sides are this many times too long."""
 
 
 class LlavaOnevision(InOrder):
-    """Li et al. 2024 (arXiv 2408.03326), as transformers packs it."""
+    """Li et al. 2024 (arXiv 2408.03326), with tiles packed as in transformers."""
 
     name = "llava_onevision"
     architectures = ("LlavaOnevisionForConditionalGeneration",)
@@ -37,7 +37,7 @@ class LlavaOnevision(InOrder):
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
     ) -> dict[int, list[tuple[ViewGrid, ...]]]:
-        """Overview and tiles of an only image; otherwise one view per image and frame."""
+        """The overview and the tiles of a single image; otherwise one view per image and frame."""
         side = tower_side(model)
         sizes = inputs.get("image_sizes")
         pictures = [] if sizes is None else torch.as_tensor(sizes).tolist()
@@ -54,14 +54,14 @@ class LlavaOnevision(InOrder):
         return {kind: views for kind, views in ((IMAGE, images), (VIDEO, videos)) if views}
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """SigLIP, without a class token."""
+        """The vision tower SigLIP, which has no class token."""
         base: Any = model.base_model
         return tower_of(base.vision_tower, model.config.vision_feature_layer)
 
     def by_visual_token(
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
     ) -> Tensor:
-        """Patches are packed, shrunk and pooled as the model does it with features."""
+        """Patches are visual tokens, packed, downsized and pooled like the model's features."""
         base: Any = model.base_model
         values = without_class(model, patches, inputs)
         end = uncovering(values)
@@ -82,7 +82,7 @@ FAMILY = LlavaOnevision()
 
 
 def _are_tiled(inputs: Mapping[str, Any], n_images: int, n_tower: int) -> list[bool]:
-    """Whether each image is; those of a prompt with several are not."""
+    """Whether each image is tiled; images of a prompt with several images are not."""
     encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
     if encoded is not None:
         return [len(features) != n_tower + 1 for features in encoded.pooler_output]
@@ -93,7 +93,7 @@ def _are_tiled(inputs: Mapping[str, Any], n_images: int, n_tower: int) -> list[b
 
 
 def _shrunk(model: PreTrainedModel, side: int, size: list[int]) -> tuple[int, int]:
-    """Rows and columns of the tiles, of which there may be no more than the config says."""
+    """Rows and columns of tokens of the tiles, downsized to the limit in the config."""
     n_rows, n_cols = tiled_shape(model, side, size)
     most = int(model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
     ratio = math.sqrt(n_rows * n_cols / (most * side**2))
@@ -101,7 +101,7 @@ def _shrunk(model: PreTrainedModel, side: int, size: list[int]) -> tuple[int, in
 
 
 def _with_end(view: ViewGrid) -> ViewGrid:
-    """The view with one more token, which covers nothing, in a column of its own."""
+    """The view with one more token, which covers no pixels, in an additional column."""
     row = torch.cat([view.row, view.row[-1:]])
     col = torch.cat([view.col, torch.tensor([view.n_cols])])
     return replace(view, row=row, col=col, n_cols=view.n_cols + 1, n_extra_cols=1)

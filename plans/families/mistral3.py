@@ -15,8 +15,8 @@ from tpcal.plans.images.views import IMAGE, InOrder, steps_of
 class Mistral3(InOrder):
     """Agrawal et al. 2024 (arXiv 2410.07073) for the tower.
 
-    The tokens that the processor puts behind every row of an image are text to the model, and
-    never pruned.
+    The tokens that the processor adds after every row of an image count as text and are never
+    pruned.
     """
 
     name = "mistral3"
@@ -25,7 +25,7 @@ class Mistral3(InOrder):
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
     ) -> dict[int, list[tuple[ViewGrid, ...]]]:
-        """Whole cells of patches; a rest at the right or lower edge makes none."""
+        """Views in whole cells; a remainder at the right or lower edge forms no cell."""
         sizes = inputs.get("image_sizes")
         if sizes is None:
             return {}

@@ -1,4 +1,4 @@
-"""Ovis2: an overview first, then tiles, with visual indicators between them."""
+"""Ovis2: the overview comes first, then the tiles, separated by visual indicators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
 
 
 class Ovis2(Family):
-    """Lu et al. 2024 (arXiv 2405.20797). Indicators are text here: they always stay."""
+    """Lu et al. 2024 (arXiv 2405.20797). Indicators count as text and are never pruned."""
 
     name = "ovis2"
     architectures = ("Ovis2ForConditionalGeneration",)
@@ -46,7 +46,7 @@ FAMILY = Ovis2()
 def _row_views(
     lengths: Sequence[int], overviews: Sequence[bool], breaks: Sequence[bool]
 ) -> tuple[ViewGrid, ...]:
-    """The views of a row of the batch: an image begins with its overview."""
+    """The views of a row of the batch; an image begins with its overview."""
     first = [at for at, is_overview in enumerate(overviews) if is_overview]
     views: list[ViewGrid] = []
     for image, at in enumerate(first):

@@ -1,4 +1,4 @@
-"""PaliGemma and PaliGemma 2: the whole prompt sees both ways, and positions start at 1."""
+"""PaliGemma and PaliGemma 2: bidirectional attention in the prompt, positions from 1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, softcapped, square_grid, whole_images
-from tpcal.plans.images.vision_reader import Tower, tower_of
+from tpcal.plans.images.tower import Tower, tower_of
 
 
 class PaliGemma(Family):
@@ -22,11 +22,11 @@ class PaliGemma(Family):
     bidirectional: ClassVar[bool] = True
 
     def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
-        """[..., V] from normed states [..., D]; Gemma 2 bounds them."""
+        """[..., V] logits of states [..., D] after the final norm; Gemma 2 limits their size."""
         return softcapped(model, super().logits(model, states))
 
     def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs with the position ids that `generate` gives a padded prompt: from 1."""
+        """The inputs with the position ids that `generate` gives a padded prompt, from 1."""
         made = super().numbered(inputs)
         if "position_ids" in made and "position_ids" not in inputs:
             made["position_ids"] = made["position_ids"] + 1
@@ -41,7 +41,7 @@ class PaliGemma(Family):
         return tuple(_squares(n, side) for n in prompt.n_visual)
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """SigLIP's last layer."""
+        """The vision tower SigLIP, with its last layer."""
         base: Any = model.base_model
         return tower_of(base.vision_tower, -1)
 

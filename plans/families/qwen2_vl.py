@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and what is built like them: M-RoPE, a video in one run of tokens."""
+"""Qwen2-VL, Qwen2.5-VL and similar models: M-RoPE, and a video is one run of tokens."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans.images.tower import Tower, merged_blocks
 from tpcal.plans.images.views import AnySize
-from tpcal.plans.images.vision_reader import Tower, merged_blocks
 
 
 class Qwen2VL(AnySize):
     """Wang et al. 2024 (arXiv 2409.12191), Bai et al. 2025 (arXiv 2502.13923).
 
-    Qwen2.5-Omni's thinker (Xu et al. 2025, arXiv 2503.20215) hears too; sounds count as text.
-    PaddleOCR-VL (Cui et al. 2025, arXiv 2510.14528) has another tower and decoder, but the same
-    grids and positions.
+    The thinker of Qwen2.5-Omni (Xu et al. 2025, arXiv 2503.20215) also accepts sound, whose tokens
+    count as text. PaddleOCR-VL (Cui et al. 2025, arXiv 2510.14528) has another tower and decoder,
+    but the same grids and positions.
     """
 
     name = "qwen2_vl"
@@ -29,7 +29,7 @@ class Qwen2VL(AnySize):
     )
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """The tower's last layer; PaddleOCR-VL's is another and not offered."""
+        """The vision tower with its last layer; the tower of PaddleOCR-VL is not supported."""
         base: Any = model.base_model
         blocks = getattr(base.visual, "blocks", None)
         return None if blocks is None else Tower(blocks[-1].attn)
@@ -37,7 +37,7 @@ class Qwen2VL(AnySize):
     def by_visual_token(
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
     ) -> Tensor:
-        """A visual token is made of a block of neighbouring patches."""
+        """A visual token is made from a block of neighbouring patches."""
         return merged_blocks(model, patches, inputs)
 
 

@@ -1,4 +1,4 @@
-"""Qwen3-VL: DeepStack adds vision features after the first layers; time stamps between frames."""
+"""Qwen3-VL: DeepStack adds vision features after the first layers; time stamps separate frames."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.executor.survivors import Survivors
+from tpcal.plans.images.tower import Tower, merged_blocks
 from tpcal.plans.images.views import AnySize
-from tpcal.plans.images.vision_reader import Tower, merged_blocks
 
 if TYPE_CHECKING:
     from tpcal.plans.executor.passes import ForwardPass
@@ -53,25 +53,25 @@ class Qwen3VL(AnySize):
         inputs: Mapping[str, Any],
         run: ForwardPass,
     ) -> Tensor:
-        """The states with the DeepStack features that belong behind this layer."""
+        """The states with the DeepStack features that are added after this layer."""
         features = inputs.get("deepstack_visual_embeds")
         if features is None or layer >= len(features):
             return hidden
         return deepstack(hidden, inputs["visual_pos_masks"], features[layer], run.survivors)
 
     def tower(self, model: PreTrainedModel) -> Tower | None:
-        """The tower's last layer; what DeepStack takes from earlier ones is not looked at."""
+        """The vision tower with its last layer; the layers that DeepStack uses are not read."""
         base: Any = model.base_model
         return Tower(base.visual.blocks[-1].attn)
 
     def by_visual_token(
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]
     ) -> Tensor:
-        """A visual token is made of a block of neighbouring patches."""
+        """A visual token is made from a block of neighbouring patches."""
         return merged_blocks(model, patches, inputs)
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; of experts, as many as a token visits."""
+        """Widths of the decoder; FLOPs are counted for the experts that process a token."""
         shape, text = super().shape(model), model.config.get_text_config(decoder=True)
         if not hasattr(text, "moe_intermediate_size"):
             return shape
@@ -87,10 +87,11 @@ def deepstack(hidden: Tensor, visual: Tensor, features: Tensor, survivors: Survi
     Args:
         hidden: [B, m, D] states of the survivors.
         visual: [B, S] bool, by place.
-        features: [n, D] of all visual tokens, row after row of the batch.
-        survivors: Which tokens the columns are.
+        features: [n, D] features of all visual tokens, row after row of the batch.
+        survivors: The tokens that the columns of ``hidden`` hold.
     """
-    number = visual.flatten().cumsum(0).view_as(visual) - 1  # of a visual token in the batch
+    # number[row, place]: which of the visual tokens of the batch stands there
+    number = visual.flatten().cumsum(0).view_as(visual) - 1
     if survivors.places is not None:
         number = number.gather(1, survivors.places)
     at = survivors.take(visual).to(hidden.device)

@@ -1,4 +1,4 @@
-"""Idefics2 and Aria: a resampler's queries ask the whole image, so no token has a place in it."""
+"""Idefics2 and Aria: each token is made from the whole image, so it has no place in it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tpcal.plans.images.tiles import unplaced_view
 class Resampled(Family):
     """Laurençon et al. 2024 (arXiv 2405.02246), Li et al. 2024 (arXiv 2410.05993).
 
-    Resampled tokens stand in the prompt and are pruned like others, but selectors that look at
-    places see a line, and reports name no patches.
+    Resampled tokens appear in the prompt and are pruned like others. Selectors that use the token
+    grid get a single row, and reports name no patches.
     """
 
     name = "resampled"
@@ -27,14 +27,14 @@ class Resampled(Family):
     def grids(
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> tuple[tuple[ViewGrid, ...], ...]:
-        """Every run of tokens is a view without places."""
+        """Every run of tokens is a view whose tokens have no places in the image."""
         return tuple(
             tuple(unplaced_view(n, image) for image, n in enumerate(lengths))
             for lengths in run_lengths(prompt.visual)
         )
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; of Aria's experts, those that a token visits."""
+        """Widths of the decoder; for Aria, FLOPs are counted for a token's experts."""
         shape, text = super().shape(model), model.config.get_text_config(decoder=True)
         if not hasattr(text, "moe_topk"):
             return shape

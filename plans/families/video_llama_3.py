@@ -1,4 +1,4 @@
-"""VideoLLaMA3: grids of any size with a merge size of their own, plain positions."""
+"""VideoLLaMA3: grids of any size, a merge size for each, one position per token."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from tpcal.plans.images.views import IMAGE, VIDEO, AnySize, Size
 
 
 class VideoLlama3(AnySize):
-    """Zhang et al. 2025 (arXiv 2501.13106), without their compression of video tokens."""
+    """Zhang et al. 2025 (arXiv 2501.13106), without the compression of video tokens described
+    there."""
 
     name = "video_llama_3"
     architectures = ("VideoLlama3ForConditionalGeneration",)
     numbered = Family.numbered
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[int, list[Size]]:
-        """For each kind, sizes in tokens of all images or videos of the batch, in order."""
+        """Sizes in tokens of all images and videos of the batch, in order, by kind."""
         sizes = {}
         for kind, name in ((IMAGE, "image"), (VIDEO, "video")):
             grid, merges = inputs.get(f"{name}_grid_thw"), inputs.get(f"{name}_merge_sizes")

@@ -20,8 +20,8 @@ _VIDEO = 2
 class VideoLlava(Family):
     """Lin et al. 2023 (arXiv 2311.10122).
 
-    Frames keep the tower's class token, images lose it. An unbroken run of video tokens is one
-    video: encoded frames do not tell where a video ends.
+    Frames keep the tower's class token, and images do not. An unbroken run of video tokens counts
+    as one video, because encoded frames do not show where a video ends.
     """
 
     name = "video_llava"
@@ -53,8 +53,8 @@ def _pictures(kinds: Tensor, side: int) -> Iterator[tuple[ViewGrid, ...]]:
     """The views of every image and video of a row.
 
     Args:
-        kinds: [S] 0 at text, 1 at images, 2 at videos.
-        side: Tokens along one side of an image.
+        kinds: [S] kind of each token: 0 for text, 1 for images, 2 for videos.
+        side: Number of tokens along one side of an image.
     """
     frame = square_grid(side, n_extra=1)
     for kind, n in zip(*torch.unique_consecutive(kinds, return_counts=True), strict=True):

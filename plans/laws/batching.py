@@ -12,15 +12,15 @@ from time import sleep
 import torch
 
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import N_STEPS, Trial, TrialRun
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 
 _PAUSE = 0.002  # seconds
 
 
 def rows_alone(trial: Trial) -> str:
-    """Every row of a batch, padded left or right, equals the row alone, and keeps the same."""
+    """Every row of a batch, padded left or right, equals the row alone, with equal choices."""
     found, remarks = [], ""
     plans = _stable_plans(trial)
     for side in ("left", "right"):
@@ -38,11 +38,11 @@ def rows_alone(trial: Trial) -> str:
 
 
 def threads(trial: Trial) -> str:
-    """Calls from several threads at once give what each gives alone, in one model and in two."""
+    """Calls from several threads at once equal the same calls alone, in one model and in two."""
     one, two = (2 * list(trial.plans))[:2]
     works = [(trial, one, str(row)) for row in range(len(trial.case.rows))]
     works.append((trial, one, "left"))
-    with suppress(Inapplicable):  # a model too large for a second one
+    with suppress(Inapplicable):  # no memory for a second model
         other = Trial(replace(trial.case, model=trial.copied()))
         works.append((other, two, "left"))
     wanted = [trial.pruned(name, inputs) for _, name, inputs in works]
@@ -56,7 +56,7 @@ def threads(trial: Trial) -> str:
 
 
 def _together(works: Sequence[tuple[Trial, str, str]]) -> list[TrialRun]:
-    """Runs every function in a thread of its own, all started together."""
+    """Runs every function in a separate thread; all threads start together."""
     together = Barrier(len(works))
     plans = {id(mine.model): (mine, name) for mine, name, _ in works}
     with ExitStack() as undo:
@@ -77,7 +77,7 @@ def _together(works: Sequence[tuple[Trial, str, str]]) -> list[TrialRun]:
 
 
 def _slow(trial: Trial) -> Callable[[], None]:
-    """Makes passes wait in the middle, so that others overlap; the result undoes this."""
+    """Makes passes wait in the middle, so that passes overlap. Closing the result undoes this."""
     layer = trial.family.layers(trial.model)[trial.n_layers // 2]
     return layer.register_forward_pre_hook(lambda *_: sleep(_PAUSE)).remove
 
@@ -97,7 +97,7 @@ def _yardstick(trial: Trial, side: str) -> tuple[int, str]:
 
 
 def _stable_plans(trial: Trial) -> list[str]:
-    """Plans whose selection is safe from rounding, unlike attention's in half precision."""
+    """Plans whose selection does not depend on rounding, as attention's does in half precision."""
     names = [name for name in trial.plans if name != "early"]
     return names if trial.is_exact else ["content"]
 

@@ -29,16 +29,18 @@ class Case:
     """Inputs other than token-like ones whose first dimension is the prompt and not the image;
     a prompt without them gets zeros."""
     positions: Callable[[Inputs], Tensor] | None = None
-    """Function to the position ids of a batch; None: the tokens of each prompt count from 0."""
+    """Function that returns the position ids of a batch. If it is None, positions count from 0 in
+    each prompt."""
     appended: Mapping[str, int] = field(default_factory=dict)
-    """Values of token-like inputs at tokens that follow the prompt, where they are not 0."""
+    """Values of token-like inputs at tokens that follow the prompt; inputs that are missing here
+    have the value 0."""
 
     def batch(self, rows: Sequence[Inputs], side: str = "left") -> dict[str, Tensor]:
         """The prompts as one batch, padded on ``side``."""
         return collate(rows, side, self.pad_id, self.per_row)
 
     def numbered(self, inputs: Inputs) -> Tensor:
-        """Position ids [B, S], or what the model takes instead, of a batch."""
+        """Position ids [B, S] of a batch, or the arguments that the model takes instead."""
         if self.positions is not None:
             return self.positions(inputs)
         return (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
@@ -68,7 +70,7 @@ class Case:
         return joined
 
     def padded(self, row: Inputs, length: int, side: str = "left") -> dict[str, Tensor]:
-        """One prompt with padding."""
+        """One prompt with padding added."""
         alike = token_like([row])
         return {
             name: _padded(value, length, side, self.pad_id if name == "input_ids" else 0)
@@ -83,8 +85,8 @@ def collate(
 ) -> dict[str, Tensor]:
     """One batch of several prompts.
 
-    Inputs shaped like ``input_ids`` are padded to the longest prompt; all others are joined along
-    their first dimension, the others padded with zeros at their ends.
+    Inputs shaped like ``input_ids`` are padded to the longest prompt. All other inputs are joined
+    along their first dimension and padded with zeros at the ends of the other dimensions.
 
     Args:
         rows: Inputs of one prompt each.

@@ -1,4 +1,4 @@
-"""Laws about which tokens stay: the same every time, reported with their places, exact in half."""
+"""Laws about which tokens stay: repeatable, reported with places, exact in half precision."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.executor.prompt import ViewGrid
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Plan
 
 _HALVES = (torch.bfloat16, torch.float16)
 
 
 def same_choice(trial: Trial) -> str:
-    """Kept tokens are ascending, unique, nested, as many as planned, and the same every time."""
+    """Kept tokens are ascending, unique, nested, as many as planned, and equal in every run."""
     n_sets = 0
     for name, plan in trial.plans.items():
         first = trial.pruned(name, "left").report
@@ -55,7 +55,7 @@ def patches(trial: Trial) -> str:
 
 
 def near_duplicates(trial: Trial) -> str:
-    """In half precision, with patches all alike, the kept set is unique, ascending and exact."""
+    """In half precision with equal patches, kept tokens are unique, ascending and complete."""
     rows = [
         {key: _alike(value) for key, value in row.items()}
         for row in trial.case.rows  # constant pixels
@@ -82,7 +82,7 @@ def near_duplicates(trial: Trial) -> str:
 
 
 def _require_exact(plan: Plan, report: Report, n_visual: Sequence[int], what: str) -> int:
-    """How many kept sets were looked at; all ascending, unique, nested and complete."""
+    """Number of kept sets, after a check that they are ascending, unique, nested and complete."""
     conditional = any(cut.condition for cut in plan.cuts)
     for row, n in enumerate(n_visual):
         kept = [cut.kept[row] for cut in report.cuts]
@@ -96,7 +96,7 @@ def _require_exact(plan: Plan, report: Report, n_visual: Sequence[int], what: st
 
 
 def _require_covered(view: ViewGrid, what: str) -> None:
-    """Refuses views whose cells do not cover their part of the picture once."""
+    """Raises Broken if the cells of a view do not cover their part of the picture exactly once."""
     boxes = view.boxes()
     boxes = boxes[~boxes.isnan().any(dim=1)]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tpcal.plans.executor.cutting import prepare
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import N_STEPS, Trial
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Cut, Plan
 from tpcal.plans.selectors.base import Selector
 
@@ -25,7 +25,7 @@ def reference(trial: Trial) -> str:
     found = []
     for name, plan in trial.plans.items():
         if _merges(plan):
-            continue  # hidden tokens cannot be taken into others
+            continue  # in the reference, hidden tokens cannot be merged into others
         run = trial.pruned(name, "left")
         wanted = trial.reference(trial.left, run.report)
         found.append(_compared(trial, run.logits, wanted, f"plan {name}"))
@@ -94,7 +94,7 @@ def _compared(trial: Trial, logits: Tensor, wanted: Tensor, what: str) -> float:
 
 
 def _require_effect(trial: Trial, logits: Tensor, plan: str) -> None:
-    """Nothing would be shown by a plan whose effect is as small as rounding."""
+    """Raises Inapplicable if the effect of a plan is as small as that of rounding."""
     unpruned = trial.unpruned("left").logits
     effect = distance(trial.at_text(trial.left, logits), trial.at_text(trial.left, unpruned))
     if effect > trial.allowed * (_SEEN if trial.is_exact else _SEEN_IN_NOISE):
@@ -105,7 +105,7 @@ def _require_effect(trial: Trial, logits: Tensor, plan: str) -> None:
 
 @contextmanager
 def _calls(trial: Trial) -> Iterator[list[dict[str, Any]]]:
-    """The keyword arguments each layer call receives, in order."""
+    """The keyword arguments of each layer call, in order."""
     calls: list[dict[str, Any]] = []
 
     def before_layer(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def _calls(trial: Trial) -> Iterator[list[dict[str, Any]]]:
 
 
 def _tables(call: dict[str, Any]) -> list[Tensor]:
-    """The position tables of a layer call; its position ids where it gets no tables."""
+    """The position tables of a layer call, or its position ids if it gets no tables."""
     given = call.get("position_embeddings")
     if given is None:
         given = call.get("position_ids")
@@ -139,7 +139,7 @@ def _flat(value: Any) -> Iterator[Tensor]:
 
 
 def _same_places(full: Tensor, got: Tensor, places: list[Tensor] | None, layer: int) -> int:
-    """How many rows of a table were compared; the tokens of a row stand at the right."""
+    """Number of rows of a table that were compared; the tokens of a row are on the right."""
     if places is None:
         if not torch.equal(full, got):
             raise Broken(f"layer {layer}: the tables before a cut or of a decode step differ")

@@ -1,4 +1,4 @@
-"""Laws about generate: beams, samples and drafts find what they find on the reference."""
+"""Laws about generate: beams, samples and drafts give the tokens that the reference gives."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.laws.case import Inputs
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.trial import N_STEPS, Trial, special_ids
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Plan
 
 _N_ROWS = 3
@@ -76,7 +76,7 @@ def drafts(trial: Trial) -> str:
 
 
 def _equal_to_reference(trial: Trial, plan: Plan, inputs: Inputs, options: dict[str, Any]) -> str:
-    """Compares with the same search on the masked model, which has no cache."""
+    """Compares a search with the same search on the masked model, which has no cache."""
     with apply(trial.model, plan, check=False) as handle:
         tokens = _tokens(trial, inputs, **options)
     assert handle.last is not None
@@ -91,7 +91,7 @@ def _equal_to_reference(trial: Trial, plan: Plan, inputs: Inputs, options: dict[
 
 
 def _beams_alone(trial: Trial, plan: Plan, why: str) -> str:
-    """Compares the beams of a batch with those of its rows, where nothing stronger can be had."""
+    """Compares the beams of a batch with those of its rows, if no stronger test is possible."""
     rows = [trial.case.rows[at] for at in _fewest_images(trial)]
     n = _BEAMS["num_return_sequences"]
     _exact(trial)
@@ -107,7 +107,7 @@ def _beams_alone(trial: Trial, plan: Plan, why: str) -> str:
 
 
 def _require_stock(trial: Trial, inputs: Inputs, options: dict[str, Any]) -> None:
-    """Refuses where the unpruned model does not find the same with a cache and without."""
+    """Raises Inapplicable if the unpruned model finds other tokens with a cache than without."""
     _exact(trial)
     trial.maskable()
     cached = _stock(trial, inputs, options)
@@ -117,7 +117,7 @@ def _require_stock(trial: Trial, inputs: Inputs, options: dict[str, Any]) -> Non
 
 
 def _stock(trial: Trial, inputs: Inputs, options: dict[str, Any]) -> Tensor:
-    """[B', n] new tokens of the unpruned model, where it can."""
+    """[B', n] new tokens of the unpruned model; raises Inapplicable if it cannot generate them."""
     try:
         return _tokens(trial, inputs, **options)
     except Exception as error:
@@ -156,10 +156,10 @@ def _some(trial: Trial) -> dict[str, Tensor]:
 
 
 def _fewest_images(trial: Trial) -> list[int]:
-    """The prompts with fewest visual tokens.
+    """The prompts with the fewest visual tokens.
 
-    For beams, some models of transformers repeat the images of a prompt with several in the wrong
-    order, with or without a plan.
+    For beams, some models of transformers repeat the images of a prompt with several images in the
+    wrong order, with or without a plan.
     """
     return sorted(range(len(trial.case.rows)), key=trial.n_visual.__getitem__)[:_N_ROWS]
 

@@ -1,4 +1,4 @@
-"""Laws about what must not change: a plan that keeps everything, and a plan that is gone."""
+"""Laws about what must not change: a plan that keeps everything, and a plan that was removed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Handle, apply, is_applied
+from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Broken
 from tpcal.plans.schema import Cut, Plan
 
 
 def keep_all(trial: Trial) -> str:
-    """A plan that keeps every token changes no bit of the logits, in a forward and in generate."""
+    """A plan that keeps every token changes no bit of the logits of a pass or of `generate`."""
     plan = Plan(
         tuple(Cut(c.layer, 1.0, c.selector or "random") for c in _scored(trial).cuts),
     )
@@ -51,11 +52,10 @@ def removed(trial: Trial) -> str:
     """Removing the handle restores the model: hooks, attributes, configs and logits."""
     before, state = trial.unpruned("left").logits, snapshot(trial.model)
     n = trial.left["input_ids"].shape[1]
-    handle = apply(trial.model, _scored(trial))
-    pruned = trial.model(**_inputs(trial)).logits
+    with apply(trial.model, _scored(trial)) as handle:  # an error must not leave the plan on
+        pruned = trial.model(**_inputs(trial)).logits
     if torch.equal(pruned, before[:, :n]):
         raise Broken("the applied plan changed nothing, so nothing was restored")
-    handle.remove()
     handle.remove()
     _require_restored(trial, state)
     _require_equal(before[:, :n], trial.model(**_inputs(trial)).logits, "afterwards the logits")
@@ -63,7 +63,7 @@ def removed(trial: Trial) -> str:
 
 
 def failed(trial: Trial) -> str:
-    """An error inside a forward leaves a working handle, and a model that can be restored."""
+    """An error inside a forward pass leaves a working handle and a model that can be restored."""
     state = snapshot(trial.model)
     layers = trial.family.layers(trial.model)
     plan = _scored(trial)
@@ -90,7 +90,7 @@ def failed(trial: Trial) -> str:
 
 
 def nested(trial: Trial) -> str:
-    """A second plan on the same model is a clear error, and the first goes on."""
+    """A second plan on the same model raises a clear error, and the first plan stays."""
     plans = list(trial.plans.values())
     state = snapshot(trial.model)
     with apply(trial.model, plans[0], check=False):
@@ -105,16 +105,16 @@ def nested(trial: Trial) -> str:
 
 
 def training(trial: Trial) -> str:
-    """In training mode, with gradient checkpointing or without, a plan is a clear error."""
+    """In training mode, with or without gradient checkpointing, a plan raises a clear error."""
     model = trial.model
     modes = {module: module.training for module in model.modules()}
-    checkpoints = model.supports_gradient_checkpointing and not model.is_activation_checkpointing
+    checkpoints = model.supports_gradient_checkpointing and not compat.is_checkpointing(model)
     message = ""
     try:
         for with_checkpoints in (False, True) if checkpoints else (False,):
             model.train()
             if with_checkpoints:
-                model.activation_checkpointing_enable()
+                compat.set_checkpointing(model, True)
             with apply(model, trial.plans["content"], check=False):
                 message = _refusal(lambda: model(**_inputs(trial)))
             if "evaluation mode" not in message:
@@ -123,12 +123,12 @@ def training(trial: Trial) -> str:
         for module, mode in modes.items():
             module.training = mode
         if checkpoints:
-            model.activation_checkpointing_disable()
+            compat.set_checkpointing(model, False)
     return message
 
 
 def snapshot(model: PreTrainedModel) -> list[Any]:
-    """Everything of each module that a handle might leave changed."""
+    """Everything of each module that a handle might change."""
     return [
         (
             type(module),
@@ -158,7 +158,7 @@ def failing(module: nn.Module) -> Iterator[None]:
 
 
 class _Planted(Exception):
-    """Raised inside a forward on purpose."""
+    """Error that is raised inside a forward pass on purpose."""
 
 
 def _fail(module: nn.Module, run: Callable[[], Any]) -> None:

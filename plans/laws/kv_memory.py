@@ -1,4 +1,4 @@
-"""Laws about the KV cache: every layer holds what the plan says, and the handle reports it."""
+"""Laws about the KV cache: every layer holds what the plan states, and the handle reports it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tpcal.plans.executor.cache import PrunedKV
 from tpcal.plans.executor.handle import Report, apply, kv_bytes
 from tpcal.plans.families import decoder_shape
 from tpcal.plans.laws.case import Inputs
+from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Broken
 from tpcal.plans.schema import Plan
 
 
 def kv_lengths(trial: Trial) -> str:
-    """Each layer's K and V have the plan's length and the bytes reported, which are allocated."""
+    """Each layer's K and V have the plan's length and allocate exactly the bytes reported."""
     total = full = 0
     rows = [trial.case.rows[at] for at in trial.with_images]
     batches = [[row] for row in rows] + [[rows[0], rows[0]]]
@@ -34,7 +34,7 @@ def kv_lengths(trial: Trial) -> str:
 
 
 def _require_schedule(trial: Trial, plan: Plan, row: Inputs, report: Report | None) -> None:
-    """Refuses lengths of layers that are not those of the plan's formula."""
+    """Raises Broken if the lengths of the layers are not those of the plan's formula."""
     assert report is not None
     n_visual = int(trial.visual(row).sum())
     n_text = row["input_ids"].shape[1] - n_visual
@@ -44,7 +44,7 @@ def _require_schedule(trial: Trial, plan: Plan, row: Inputs, report: Report | No
 
 
 def _require_held(trial: Trial, inputs: Inputs, cache: Any, report: Report | None) -> int:
-    """Total bytes, where every layer holds the tokens that reached it and are in its window."""
+    """Total bytes if every layer holds the tokens that reached it and lie in its window."""
     assert report is not None
     reported = kv_bytes(cache)
     held = [_n_columns(layer) for layer in cache.layers[: trial.n_layers]]
@@ -73,7 +73,9 @@ def _n_in_window(trial: Trial, inputs: Inputs, report: Report, at: int, layer: A
 def _require_formula(
     trial: Trial, n_rows: int, held: Sequence[int], reported: Sequence[int]
 ) -> None:
-    """Refuses a cost formula that gives other bytes; it knows one width for all layers."""
+    """Raises Broken if the cost formula gives other bytes; it assumes one width for all layers."""
+    # Before transformers 5.23, a cache ends before the layers that have no keys of their own.
+    held = [*held, *[0] * (trial.n_layers - len(held))]
     widths = {n_bytes // n for n_bytes, n in zip(reported, held, strict=False) if n}
     formula = n_rows * kv_formula(decoder_shape(trial.model), held)
     if len(widths) == 1 and sum(reported) != formula:

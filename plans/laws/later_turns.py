@@ -8,24 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Handle, apply
 from tpcal.plans.laws.case import Inputs, token_like
+from tpcal.plans.laws.outcomes import Inapplicable
 from tpcal.plans.laws.reference import hidden_tokens
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Inapplicable
 
 _N_WORDS = 3
 
 
 class CachedConversation:
-    """Feeds turns to a model with one cache, and remembers what the reference needs.
+    """A conversation with a model that keeps one cache, with the data that the reference needs.
 
     Args:
         trial: The model and its prompts.
-        handle: Of the plan that is applied.
-        whole_types: Later turns come with the token types of all tokens, not of the new ones; some
-            models look them up by the place in the cache.
+        handle: The handle of the plan that is applied.
+        whole_types: Whether later turns come with the token types of all tokens instead of the new
+            ones; some models index the types by the place in the cache.
     """
 
     def __init__(self, trial: Trial, handle: Handle | None = None, *, whole_types: bool) -> None:
@@ -55,7 +56,7 @@ class CachedConversation:
         return logits
 
     def forget(self, n_tokens: int) -> None:
-        """Crops the last tokens, which are text."""
+        """Crops the last tokens, which must be text."""
         self.cache.crop(-n_tokens)
         self._rows = [
             {
@@ -68,12 +69,12 @@ class CachedConversation:
             self._hidden = self._hidden[..., :-n_tokens]
 
     def wanted(self) -> Tensor:
-        """[B, S, V] of everything said, with the dropped tokens hidden and without a cache."""
+        """[B, S, V] logits of the conversation, with dropped tokens hidden and without a cache."""
         assert self._hidden is not None
         return self._trial.masked(self._trial.case.batch(self._rows), self._hidden)
 
     def difference(self, logits: Tensor) -> float:
-        """Between the logits of the last tokens and the reference, at text."""
+        """Largest difference between the logits of the last tokens and the reference, at text."""
         whole = self._trial.case.batch(self._rows)
         n = logits.shape[1]
         text = self._trial.text(whole)[:, -n:]
@@ -83,13 +84,14 @@ class CachedConversation:
         n = turn["input_ids"].shape[1]
         names = token_like([turn]) - {"input_ids"} if self._whole_types else {"attention_mask"}
         trial = self._trial
+        cache = self.cache if self.cache is not None else trial.empty_cache()
         out = trial.model(
             **{**turn, **{name: whole[name] for name in names}},
             position_ids=trial.case.numbered(whole)[..., -n:],
-            past_key_values=self.cache if self.cache is not None else trial.empty_cache(),
+            **{compat.CACHE_NAME: cache},
             use_cache=True,
         )
-        self.cache = out.past_key_values
+        self.cache = compat.returned_cache(out)
         return out.logits
 
     def _remember(self, visual: Tensor) -> None:
@@ -124,7 +126,7 @@ def image_turn(trial: Trial) -> str:
 
 
 def crop(trial: Trial) -> str:
-    """A cropped cache goes on as if the last tokens had never been."""
+    """A cropped cache continues as if the last tokens had never been there."""
 
     def talk(conversation: CachedConversation) -> list[Tensor]:
         conversation.say(trial.case.rows)
@@ -138,7 +140,7 @@ def crop(trial: Trial) -> str:
 
 
 def _judged(trial: Trial, talk: Callable[[CachedConversation], list[Tensor]]) -> str:
-    """The conversation under two plans, where the model without a plan can hold it."""
+    """The conversation under two plans, if the model without a plan can continue one."""
     plans = [trial.plans[name] for name in ("attention", "early") if name in trial.plans]
     trial.maskable()
     whole_types = _way_of_turns(trial, talk)
@@ -152,7 +154,7 @@ def _judged(trial: Trial, talk: Callable[[CachedConversation], list[Tensor]]) ->
 
 
 def _way_of_turns(trial: Trial, talk: Callable[[CachedConversation], list[Tensor]]) -> bool:
-    """Whether the unpruned model wants whole token types; refuses where it cannot talk so."""
+    """Whether the unpruned model needs all token types; raises Inapplicable if both ways fail."""
     reasons = []
     for whole_types in (False, True):
         conversation = CachedConversation(trial, whole_types=whole_types)
@@ -182,7 +184,7 @@ def _word(trial: Trial) -> list[dict[str, Tensor]]:
 
 
 def _record(cache: Any) -> None:
-    """Lets sliding windows be cropped."""
+    """Makes sliding windows record what cropping needs."""
     record = getattr(cache, "activate_past_recording", None)
     if record is not None:
         record()

@@ -10,7 +10,8 @@ that the logits respond similarly. The response is larger for models that amplif
 (norms of small states, experts). A pruned run uses the same modules as the unpruned one, so that
 the same measurement bounds its rounding.
 
-Source: D. S. Parker, Monte Carlo Arithmetic, UCLA, 1997; here after modules, not operations.
+Source: D. S. Parker, Monte Carlo Arithmetic, UCLA, 1997. Here the outputs of modules are changed
+instead of those of operations.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpcal.plans.laws.verdict import Broken
+from tpcal.plans.laws.outcomes import Broken
 
-_TIMES = 4.0  # what two orders of sums change in the tiny models is at most 1.5 times the measure
-_N_RUNS = 3  # of which the middle one counts: in one of them, two experts may change places
+# In the tiny models, two orders of sums differ by at most 1.5 times the measured effect.
+_TIMES = 4.0
+_N_RUNS = 3  # the median counts, because in one run two experts may change places
 
 
 def allowed(
@@ -41,9 +43,11 @@ def allowed(
     Args:
         model: The model without a plan, or with a plan that selects by position, because rounding
             must not change the selection.
-        run: Function to the logits without those of padding; equal each time except for rounding.
-        seen: Function to a difference that another order of sums caused in this model; called in
-            half precision only. It may be too large, if the model did something else too.
+        run: Function that returns the logits without those of padding, equal each time except for
+            rounding.
+        seen: Function that returns a difference that another order of sums caused in this model.
+            It is called in half precision only. The difference may be too large, if it has other
+            causes too.
     """
     logits = run()
     eps = torch.finfo(logits.dtype).eps

@@ -43,7 +43,7 @@ LAWS = (
     Law("training", identity.training),
     Law("threads", batching.threads),
 )
-"""In the order to read them; `tpcal.plans.laws.torch_compile` holds one that takes minutes."""
+"""The laws in reading order; `tpcal.plans.laws.torch_compile` has one that takes minutes."""
 
 
 def run(case: Case, laws: Sequence[Law] = LAWS, plan: Plan | None = None) -> Iterator[Verdict]:

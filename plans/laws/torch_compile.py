@@ -1,4 +1,4 @@
-"""The law about torch.compile. Not among the others: tracing a model takes minutes."""
+"""The law about torch.compile, which is not part of the suite: tracing a model takes minutes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.laws.verdict import Broken, Law
+from tpcal.plans.laws.verdict import Law
 
 N_PER_LAYER = 12
 """Graphs that one plan may take per layer: of three parts, at a fixed and at any length, for
@@ -19,7 +20,7 @@ prompts and for decoding."""
 
 
 def compiled(trial: Trial) -> str:
-    """A compiled decoder gives the same logits, from graphs that soon serve every length."""
+    """A compiled decoder gives the same logits, and soon needs no new graphs for any length."""
     name = "attention" if "attention" in trial.plans else "content"
     expected = {row: trial.pruned(name, str(row)).logits for row in trial.with_images}
     found, built = {}, []
@@ -45,7 +46,7 @@ COMPILED = Law("compiled", compiled)
 
 @contextmanager
 def _compiled(trial: Trial) -> Iterator[None]:
-    """The decoder compiled, with room for its layers; afterwards as it was."""
+    """Compiles the decoder, with room for the graphs of its layers; restores it afterwards."""
     decoder = trial.family.decoder(trial.model)
     before = decoder._compiled_call_impl
     torch.compiler.reset()

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Report, apply, check
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
 from tpcal.plans.laws import rounding
 from tpcal.plans.laws.case import Case, Inputs
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.rounding import distance
-from tpcal.plans.laws.verdict import Broken, Inapplicable
 from tpcal.plans.schema import Cut, Plan
 
 N_STEPS = 4
 """Number of decode steps after a prefill."""
-_FINE = 1e-3  # of the logits' spread: rounding below that turns no choice
-_COARSE = 0.5  # of the logits' spread: rounding above that hides everything
-_LARGE = 2**31  # bytes of weights that are copied without asking
+_FINE = 1e-3  # share of the logits' spread; smaller rounding changes no choice
+_COARSE = 0.5  # share of the logits' spread; larger rounding hides every difference
+_LARGE = 2**31  # bytes of weights that are copied without a check of the free memory
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class TrialRun:
     """A prefill and `N_STEPS` decode steps."""
 
     logits: Tensor
-    """[B, S + N_STEPS, V]."""
+    """[B, S + N_STEPS, V] logits."""
     cache: Cache
     report: Report | None
-    """None without a plan."""
+    """The report of the prefill; None without a plan."""
 
     @property
     def kept(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
@@ -64,7 +65,7 @@ class Trial:
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
-        """Plans to compare logits with: chosen by place, by attention, and early ones."""
+        """Plans whose logits are compared: by position, by attention, and with early cuts."""
         free = [at for at in range(self.n_layers) if self.fits(Cut(at, 0.0))]
         if len(free) < 3:
             problems = check(Plan((Cut(self.n_layers - 1, 0.0),)), self.model)
@@ -86,26 +87,26 @@ class Trial:
         return plans
 
     def fits(self, cut: Cut) -> bool:
-        """Whether the model can be cut there in that way."""
+        """Whether the model can be cut before this layer by this selector."""
         return not check(Plan((cut,)), self.model)
 
     @cached_property
     def left(self) -> dict[str, Tensor]:
-        """All prompts, padded on the left."""
+        """All prompts as one batch, padded on the left."""
         return self.case.batch(self.case.rows, "left")
 
     @cached_property
     def right(self) -> dict[str, Tensor]:
-        """All prompts, padded on the right."""
+        """All prompts as one batch, padded on the right."""
         return self.case.batch(self.case.rows, "right")
 
     def inputs(self, name: str) -> Inputs:
-        """``left``, ``right``, or a row by its number."""
+        """The inputs called ``left``, ``right``, or the number of a row."""
         return getattr(self, name) if name in ("left", "right") else self.case.rows[int(name)]
 
     @cached_property
     def n_visual(self) -> list[int]:
-        """Visual tokens of each prompt."""
+        """Number of visual tokens of each prompt."""
         return [int(self.visual(row).sum()) for row in self.case.rows]
 
     @property
@@ -114,16 +115,16 @@ class Trial:
         return [at for at, n in enumerate(self.n_visual) if n]
 
     def visual(self, inputs: Inputs) -> Tensor:
-        """[B, S] True at visual tokens."""
+        """[B, S] bool, True at visual tokens."""
         found = self.family.visual_mask(self.model, inputs["input_ids"], None)
         return found & inputs["attention_mask"].bool()
 
     def text(self, inputs: Inputs) -> Tensor:
-        """[B, S] True at text, False at visual tokens and padding."""
+        """[B, S] bool, True at text, False at visual tokens and padding."""
         return inputs["attention_mask"].bool() & ~self.visual(inputs)
 
     def places(self, inputs: Inputs, cuts: Sequence[CutRecord], layer: int) -> list[Tensor] | None:
-        """Places of each row's tokens that reach a layer, by the kept ranks; None before cuts."""
+        """Places of each row's tokens that reach a layer; None before the first cut."""
         done = [cut for cut in cuts if cut.layer <= layer]
         if not done:
             return None
@@ -147,22 +148,22 @@ class Trial:
         return self._runs[plan, inputs]
 
     def unpruned(self, inputs: str) -> TrialRun:
-        """Prefill and decode of the model as it is."""
+        """Prefill and decode of the unpruned model."""
         if ("", inputs) not in self._runs:
             self._runs["", inputs] = self.forward(self.inputs(inputs))
         return self._runs["", inputs]
 
     def empty_cache(self) -> Cache:
-        """A cache as `generate` makes it; not every model makes one of its own."""
+        """A cache as `generate` makes it, because not every model makes one itself."""
         return DynamicCache(config=self.model.config)
 
     def forward(self, inputs: Inputs, n_steps: int = N_STEPS) -> TrialRun:
-        """Prefill and decode steps that are fed `words`."""
+        """Prefill and decode steps whose input tokens are `words`."""
         cache = self.empty_cache()
         out = self.model(
             **inputs,
             position_ids=self.case.numbered(inputs),
-            past_key_values=cache,
+            **{compat.CACHE_NAME: cache},
             use_cache=True,
         )
         logits = [out.logits]
@@ -179,7 +180,7 @@ class Trial:
             input_ids=tokens,
             attention_mask=so_far["attention_mask"],
             position_ids=self.case.numbered(so_far)[..., -tokens.shape[1] :],
-            past_key_values=cache,
+            **{compat.CACHE_NAME: cache},
             use_cache=True,
         ).logits
 
@@ -198,7 +199,7 @@ class Trial:
             return self.model(**inputs, position_ids=position_ids, use_cache=False).logits
 
     def maskable(self) -> None:
-        """Refuses models in which a mask cannot stand for a dropped token."""
+        """Raises Inapplicable for models in which a mask cannot replace a dropped token."""
         config = self.model.config.get_text_config(decoder=True)
         kinds = getattr(config, "layer_types", None) or ()
         odd = sorted({kind for kind in kinds if "attention" not in kind or "linear" in kind})
@@ -251,7 +252,7 @@ class Trial:
     def row_difference(
         self, row: int, side: str, together: TrialRun, alone: TrialRun, n_steps: int = N_STEPS
     ) -> float:
-        """Between a row of a batch and the row alone, at text and the first decode steps."""
+        """Difference of a row in a batch from the row alone, at text and first decode steps."""
         real = _with_steps(self.inputs(side)["attention_mask"][row].bool(), n_steps)
         text = _with_steps(self.text(self.case.rows[row])[0], n_steps)
         return distance(
@@ -264,17 +265,17 @@ class Trial:
         return logits[_with_steps(text, logits.shape[1] - text.shape[1])]
 
     def require_close(self, found: float, what: str) -> float:
-        """The difference itself, where it counts as none."""
-        if not found <= self.allowed:  # also where it is not a number
+        """The difference itself, if it is within rounding; otherwise raises Broken."""
+        if not found <= self.allowed:  # also if it is not a number
             raise Broken(f"{what}: largest difference {found:.1e} (allowed {self.allowed:.1e})")
         return found
 
     def within(self, found: Sequence[float]) -> str:
-        """What to say of differences that count as none."""
+        """Text that states the largest of several differences that are within rounding."""
         return f"largest difference {max(found):.1e} (allowed {self.allowed:.1e})"
 
     def copied(self) -> PreTrainedModel:
-        """A second model with the same weights, where memory allows."""
+        """A second model with the same weights; raises Inapplicable if the model is large."""
         n_bytes = sum(weight.nbytes for weight in self.model.parameters())
         if n_bytes > _LARGE:
             raise Inapplicable(f"a second copy of the model would take {n_bytes / 2**30:.0f} GiB")

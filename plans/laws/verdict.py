@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tpcal.plans.laws.outcomes import Broken, Inapplicable
+
 if TYPE_CHECKING:
     from tpcal.plans.laws.trial import Trial
-
-
-class Broken(Exception):
-    """The law does not hold; the message is one clause with the measured number."""
-
-
-class Inapplicable(Exception):
-    """The law does not apply to this model; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Law:
         except Broken as finding:
             return Verdict(self, False, str(finding))
         except (MemoryError, torch.OutOfMemoryError):
-            raise  # says nothing about the law
+            raise  # a lack of memory says nothing about the law
         except Exception as error:
             line = str(error).partition("\n")[0]
             return Verdict(self, False, f"{type(error).__name__}: {line}", error)

@@ -65,19 +65,19 @@ class Tokens:
     vision_keys: Tensor | None = None
     """[B, N, E] the tower's keys, mean over the token's patches and heads; 0 if it has none."""
     covers: Tensor | None = None
-    """[B, N] bool, False on tokens that cover no pixels (newline, class); None: all cover some."""
+    """[B, N] bool, False on tokens without pixels (newline, class); None if all have some."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a selector chooses from, as far as its cost depends on it; of one prompt."""
+    """The numbers of tokens of one prompt on which the cost of a selector depends."""
 
     n_tokens: int
-    """Visual tokens alive."""
+    """Number of visual tokens before the cut."""
     n_keep: int
-    """Of these stay so many."""
+    """Number of visual tokens that stay."""
     n_text: int
-    """Text tokens behind the first visual one."""
+    """Number of text tokens after the first visual token."""
     hidden: int
 
 

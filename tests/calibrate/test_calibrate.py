@@ -17,7 +17,8 @@ from tpcal.calibrate import calibrate, probe, probe_grid, profile
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample, Samples, load_samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.tape_store import Store
 from tpcal.plans.errors import RunFailed, UsageError

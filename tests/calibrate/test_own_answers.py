@@ -12,9 +12,10 @@ import pytest
 
 from tpcal.calibrate import calibrate
 from tpcal.calibrate.inputs import models
-from tpcal.calibrate.inputs.choices import DataChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample, Samples, load_samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.calibrate.profile import Profile
 
 GRID: dict[str, Any] = {

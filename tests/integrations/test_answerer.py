@@ -8,7 +8,8 @@ import pytest
 from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.integrations.answerer import Answerer
 from tpcal.integrations.chat_prompts import ChatPrompt
 from tpcal.integrations.decoding import read_decoding

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tpcal.calibrate.inputs.batches import prompt_text
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.integrations.chat_prompts import read_prompt
 from tpcal.plans.errors import UsageError
 

@@ -14,7 +14,7 @@ from searches import search
 
 from tpcal.planner.search import other_processes
 from tpcal.planner.search.ledger import enqueue, open_study
-from tpcal.planner.search.other_processes import Others, give_up, measuring
+from tpcal.planner.search.other_processes import OtherProcesses, give_up, measuring
 from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.storage import open_storage
 
@@ -30,6 +30,7 @@ run_grpc_proxy_server(get_storage(sys.argv[1]), host="localhost", port=int(sys.a
 """
 
 
+@pytest.mark.nightly
 def test_two_processes_share_a_search_through_a_grpc_proxy(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -80,7 +81,7 @@ def test_a_silent_trial_of_another_host_is_given_up(
 ) -> None:
     trial, now = of_another_host(study, monkeypatch), [1000.0]
     monkeypatch.setattr(other_processes.time, "monotonic", lambda: now[0])
-    watch = Others(study)
+    watch = OtherProcesses(study)
     assert [t.number for t in watch.at_work()] == [0]
     now[0] += other_processes.SILENCE_S
     assert len(watch.at_work()) == 1
@@ -112,7 +113,7 @@ def test_who_measures_for_long_gives_signs_of_life(
 def test_what_this_process_left_running_is_given_up(study: optuna.Study) -> None:
     with measuring(study.ask()):
         pass
-    assert Others(study).at_work() == []
+    assert OtherProcesses(study).at_work() == []
     assert study.get_trials()[0].state == TrialState.FAIL
 
 
@@ -132,7 +133,7 @@ def test_of_two_trials_queued_for_one_plan_the_older_one_counts(
     enqueue(study, {"x": 0.5}, place)
     enqueue(study, {"x": 0.7}, None if place is None else 4)
     first, second, third, free = (study.ask() for _ in range(4))
-    watch = Others(study)
+    watch = OtherProcesses(study)
     assert [watch.have(t) for t in (first, second, third, free)] == [False, True, False, False]
     assert [watch.n_before(t) for t in (first, third)] == [0, 2]
     give_up(study, first.number)

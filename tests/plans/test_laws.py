@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from _pytest.mark import ParameterSet
+from releases import skip_elsewhere
 
 from tpcal.plans.executor import cache, gather, handle, kv_columns, passes
 from tpcal.plans.executor.prompt import ViewGrid
@@ -37,6 +38,11 @@ MAIN = {"reference", "rows alone", "kv cache"}
 """Laws that the usual run tries on every architecture; `make test-all` tries all on all."""
 FAST = {("llava", "sdpa"), ("qwen2_5_vl", "sdpa")}
 """Cases of which `make test-fast` tries every law."""
+RELEASES = {
+    (name, "sdpa") for name in ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4_shared")
+}
+RELEASE_LAWS = {"reference", "rows alone", "kv cache", "text turn", "crop", "beams", "drafts"}
+"""What `make test-versions` tries with every release of transformers."""
 INAPPLICABLE: dict[tuple[str, str], str] = {
     # Without a cache it does not lengthen moe_mm_token_type_ids.
     ("ernie4_5_vl_moe", "samples"): "cannot without a cache: IndexError",
@@ -64,7 +70,8 @@ def tried(name: str, attn: str, law: str) -> ParameterSet:
         scope = pytest.mark.usual
     else:
         scope = pytest.mark.nightly
-    return pytest.param(name, attn, law, marks=scope)
+    releases = [pytest.mark.versions] if (name, attn) in RELEASES and law in RELEASE_LAWS else []
+    return pytest.param(name, attn, law, marks=[scope, *releases])
 
 
 @lru_cache(maxsize=1)  # the laws of a case follow each other
@@ -78,6 +85,8 @@ def test_the_law_holds(name, attn, law):
     if verdict.error is not None:
         raise verdict.error
     reason = INAPPLICABLE.get((name, law))
+    if verdict.holds is None and "the unpruned model" in verdict.detail:
+        skip_elsewhere(verdict.detail)
     if reason is None:
         assert verdict.holds, verdict.detail
     else:
@@ -90,6 +99,8 @@ def test_the_table_of_exceptions_names_what_exists():
     assert {law for _, law in INAPPLICABLE} <= set(NAMES)
     assert {*VARIED, *(name for name, _ in FAST)} <= set(tiny.names())
     assert set(NAMES) >= MAIN
+    assert {name for name, _ in RELEASES} <= set(tiny.names())
+    assert set(NAMES) >= RELEASE_LAWS
 
 
 def test_laws_have_names_and_sentences_of_their_own():

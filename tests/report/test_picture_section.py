@@ -20,7 +20,8 @@ from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import as_rgb, read_images
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample, Samples, load_samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.plans import families
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Condition, Cut, Plan, n_keep

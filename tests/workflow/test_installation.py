@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import tpcal
 from tpcal.cli import cli
 from tpcal.plans.errors import RunFailed
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.fit import KERNELS
 from tpcal.plans.extras import EXTRAS
 from tpcal.plans.laws import LAWS
@@ -25,7 +26,7 @@ def _versions(monkeypatch: pytest.MonkeyPatch, **known: str | None) -> None:
     """Lets packages have other versions than they have, or be missing."""
 
     def version(name: str) -> str:
-        found = known.get(name, "5.50")
+        found = known.get(name, "5.20")
         if found is None:
             raise metadata.PackageNotFoundError(name)
         return found
@@ -91,6 +92,14 @@ def test_the_table_has_ten_parts_and_fits_80_columns(monkeypatch: pytest.MonkeyP
     assert "pip install lmms-eval" in done.output
 
 
+@pytest.mark.parametrize(("version", "state"), [("5.10.4", "works"), ("5.99.0", "untried")])
+def test_a_release_of_transformers_works_if_it_was_tried(
+    monkeypatch: pytest.MonkeyPatch, version: str, state: str
+) -> None:
+    _versions(monkeypatch, transformers=version)
+    assert installation._transformers().state == state
+
+
 def test_versions_that_were_not_tried_are_named_and_change_no_exit_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -98,11 +107,11 @@ def test_versions_that_were_not_tried_are_named_and_change_no_exit_code(
     done = CliRunner().invoke(cli, ["doctor", "--json"], prog_name="tpcal")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert found["torch"] == {"state": "works", "found": "5.50", "way_out": None}
+    assert found["torch"] == {"state": "works", "found": "5.20", "way_out": None}
     assert found["transformers"] == {
         "state": "untried",
-        "found": "transformers 4.57.1 (tried: >=5.10)",
-        "way_out": "pip install 'transformers>=5.10'",
+        "found": f"transformers 4.57.1 (tried: {compat.tried()})",
+        "way_out": compat.INSTALL,
     }
     assert found["tpcal[plan]"] == {
         "state": "untried",

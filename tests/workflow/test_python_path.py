@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tpcal
-from tpcal.calibrate.inputs.choices import ModelChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.step_settings import PlanLimits
 

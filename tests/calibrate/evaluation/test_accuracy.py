@@ -7,7 +7,8 @@ from tpcal.calibrate.evaluation.accuracy import answers, compare
 from tpcal.calibrate.evaluation.intervals import paired_difference, share
 from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer, in_turns
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tpcal.calibrate.evaluation.compare import Comparison, compare_plans
+from tpcal.calibrate.evaluation.compare import Comparison, ComparisonSettings, compare_plans
 from tpcal.calibrate.evaluation.generate import Answered, InMemory
 from tpcal.calibrate.evaluation.measured_cost import measured
 from tpcal.calibrate.evaluation.variants import Pruned, Way
@@ -38,10 +38,8 @@ def found(loaded: Loaded, scenes: Samples, kept: Counted) -> Comparison:
     plans = {"half": HALF, "late": LATE, "all": Plan((Cut(1, 1.0, "grid"),))}
     return compare_plans(
         *(loaded, scenes, plans),
-        controls=CONTROLS,
+        settings=ComparisonSettings(controls=CONTROLS, batch_size=4, max_new_tokens=2),
         kept=kept.of,
-        batch_size=4,
-        max_new_tokens=2,
     )
 
 
@@ -86,11 +84,13 @@ def test_a_plan_alone_is_tested_against_all_others_and_only_its_tests_correct_ea
     plans = {"late": LATE, "half": HALF, "all": Plan()}
     found = compare_plans(
         *(loaded, scenes, plans),
-        controls=["grid"],
-        controls_of=["half"],
-        tested=["half"],
-        batch_size=6,
-        max_new_tokens=2,
+        settings=ComparisonSettings(
+            controls=["grid"],
+            controls_of=["half"],
+            tested=["half"],
+            batch_size=6,
+            max_new_tokens=2,
+        ),
     )
     pairs = [(test.one, test.other) for test in found.tests]
     others = ["unpruned", "grid = half", "late", "all"]
@@ -110,9 +110,7 @@ def test_keeping_all_agrees_with_the_unpruned_model_and_costs_as_much(found: Com
 def test_without_answers_agreement_is_judged(loaded: Loaded, scenes: Samples) -> None:
     found = compare_plans(
         *(loaded, scenes.unanswered(), {"half": HALF, "late": LATE}),
-        controls=["grid"],
-        batch_size=6,
-        max_new_tokens=2,
+        settings=ComparisonSettings(controls=["grid"], batch_size=6, max_new_tokens=2),
     )
     assert found.measure == "agreement"
     assert [(t.one, t.other, t.measure) for t in found.tests] == [
@@ -130,9 +128,7 @@ def test_a_control_that_cannot_be_does_not_stop_the_others(
 ) -> None:
     found = compare_plans(
         *(loaded, scenes, {"none": Plan((Cut(0, 0.0),))}),
-        controls=["grid"],
-        batch_size=6,
-        max_new_tokens=1,
+        settings=ComparisonSettings(controls=["grid"], batch_size=6, max_new_tokens=1),
     )
     assert len(found.entries) == 1
     assert "would cost more" in found.impossible["grid = none"]
@@ -155,7 +151,9 @@ def test_samples_that_a_plan_was_made_from_are_refused_unless_they_are_allowed(
     plans = {"own": replace(HALF, provenance={"profile": "sha256:0", "data": seen})}
     with pytest.raises(UsageError, match=f"must be new; got 2 of {len(scenes)}"):
         compare_plans(loaded, scenes, plans)
-    compare_plans(loaded, scenes, plans, allow_seen=True, max_new_tokens=1)
+    compare_plans(
+        loaded, scenes, plans, settings=ComparisonSettings(allow_seen=True, max_new_tokens=1)
+    )
 
 
 def test_the_cost_of_a_plan_is_that_of_its_arithmetic(loaded: Loaded) -> None:
@@ -186,7 +184,8 @@ def test_what_a_conditional_cut_left_is_counted(loaded: Loaded) -> None:
 def test_measured_conditions_reach_the_cost(loaded: Loaded, scenes: Samples) -> None:
     always, never = (Plan((Cut(2, 0.0, condition=Condition(t)),)) for t in (1.0, 0.0))
     found = compare_plans(
-        *(loaded, scenes, {"always": always, "never": never}), batch_size=6, max_new_tokens=1
+        *(loaded, scenes, {"always": always, "never": never}),
+        settings=ComparisonSettings(batch_size=6, max_new_tokens=1),
     )
     assert [entry.cost.layer_average_keep for entry in found.entries] == [0.5, 1.0]
     assert Pruned(always).key != Pruned(never).key

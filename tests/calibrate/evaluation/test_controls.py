@@ -14,7 +14,8 @@ from tpcal.calibrate.evaluation.generate import Answered, InMemory, answer_all
 from tpcal.calibrate.evaluation.variants import Impossible, Pruned, Redrawn, Way
 from tpcal.calibrate.inputs.images import as_rgb
 from tpcal.calibrate.inputs.models import Loaded
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.families import decoder_shape, identity
 from tpcal.plans.schema import Cut, Plan, n_keep
 

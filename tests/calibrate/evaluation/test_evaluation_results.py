@@ -12,15 +12,13 @@ from tpcal.calibrate.evaluation.evaluation_results import (
     EntryResult,
     EvaluationResults,
     GroupResult,
-    MeasuredCost,
-    SampleFacts,
-    Share,
-    Test,
     UnprunedGroup,
     UnprunedResult,
     WorstGroup,
 )
+from tpcal.calibrate.evaluation.shares import MeasuredCost, Share, Test
 from tpcal.calibrate.inputs.model_facts import ModelFacts
+from tpcal.calibrate.inputs.sample_facts import SampleFacts
 from tpcal.plans.errors import UsageError
 
 HALF, LOSS = Share(0.5, 0.4, 0.6), Share(-0.25, -0.5, 0.0)

@@ -14,8 +14,9 @@ from PIL import Image
 from tpcal.calibrate.inputs.batches import prompt_text
 from tpcal.calibrate.inputs.conversations import Turn, placed
 from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.sample_digests import identity
-from tpcal.calibrate.inputs.samples import Columns, Sample, Samples, load_samples
+from tpcal.calibrate.inputs.samples import Columns, Samples, load_samples
 from tpcal.plans.errors import UsageError
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}

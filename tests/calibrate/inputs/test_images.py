@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 from tpcal.calibrate.evaluation.ask import answer
 from tpcal.calibrate.inputs.batches import prompt_text
 from tpcal.calibrate.inputs.images import as_rgb, for_processor, has_image, read_images, upright
-from tpcal.calibrate.inputs.samples import Sample, load_samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.plans.errors import UsageError
 
 turned_on_purpose = pytest.mark.filterwarnings("ignore:Some images are stored turned:UserWarning")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tpcal.calibrate.inputs import hub, models
+from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.models import ALIASES, Loaded
+from tpcal.plans import hub
 from tpcal.plans.errors import RunFailed, UsageError
 
 

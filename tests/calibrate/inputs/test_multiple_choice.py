@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tpcal.calibrate.inputs.multiple_choice import columns_of_choices
-from tpcal.calibrate.inputs.samples import Columns, Sample, load_samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Columns, load_samples
 from tpcal.plans.errors import UsageError
 
 ASKED = (

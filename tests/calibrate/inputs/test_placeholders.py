@@ -17,7 +17,8 @@ from tpcal.calibrate.evaluation.ask import answer
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.placeholders import plain_text
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 
 PICTURE = tiles.picture(32, 32, torch.Generator().manual_seed(0))
 

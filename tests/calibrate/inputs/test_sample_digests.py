@@ -7,8 +7,9 @@ import opened
 import pytest
 from PIL import Image, ImageOps
 
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.sample_digests import N_BYTES, identity, pack, unpack
-from tpcal.calibrate.inputs.samples import Sample, Samples, load_samples
+from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.plans.errors import UsageError
 
 

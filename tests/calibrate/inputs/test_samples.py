@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tpcal.calibrate.inputs import hub
 from tpcal.calibrate.inputs import samples as samples_module
 from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.cells import read_answer
 from tpcal.calibrate.inputs.models import load
-from tpcal.calibrate.inputs.samples import Columns, Sample, Samples, load_samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Columns, Samples, load_samples
+from tpcal.plans import hub
 from tpcal.plans.errors import UsageError
 
 ROOT = Path(__file__).parents[3]

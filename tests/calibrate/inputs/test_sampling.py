@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tpcal.calibrate import profile
-from tpcal.calibrate.inputs.choices import DataChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.cli import cli
 from tpcal.plans.errors import UsageError

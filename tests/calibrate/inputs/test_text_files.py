@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tpcal.calibrate.inputs import hub, sources
+from tpcal.calibrate.inputs import sources
 from tpcal.calibrate.inputs.cells import read_answer
 from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.calibrate.inputs.text_files import read_rows
+from tpcal.plans import hub
 from tpcal.plans.errors import UsageError
 
 ANSWERS = ["3", "007", "12.50", "NA", "None", "null", "True", "1e5", "2024-05-01", " x, y "]

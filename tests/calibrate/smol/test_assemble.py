@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from tpcal.calibrate.inputs import models
-from tpcal.calibrate.inputs.choices import DataChoice, ModelChoice
+from tpcal.calibrate.inputs.data_choice import DataChoice
+from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.smol import language_model
 from tpcal.calibrate.smol.assemble import ADAPTERS, CACHE_VARIABLE, assembled_folder
 from tpcal.plans.errors import UsageError

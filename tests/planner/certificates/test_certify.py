@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.sample_digests import pack
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.planner.certificates.binomial import Promise
 from tpcal.planner.certificates.certify import check_unseen
 from tpcal.plans.errors import GuardrailError, UsageError

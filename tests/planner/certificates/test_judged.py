@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from scipy.stats import binom
 
-from tpcal.calibrate.inputs.samples import Sample, Samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.planner.certificates.binomial import level
 from tpcal.planner.certificates.judged import FILE, Judged, name_of
 from tpcal.plans.errors import GuardrailError

@@ -12,7 +12,7 @@ from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.prediction.optimum import Solver, seeds, worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.prediction.space import exact_keep, spent
+from tpcal.plans.budget_projection import exact_keep, spent
 from tpcal.plans.schema import Cut, n_keep
 
 

@@ -4,8 +4,8 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from tpcal.planner.prediction.space import Limits, project
 from tpcal.planner.search.encoding import Encoding, canonical, choices
+from tpcal.plans.budget_projection import Limits, project
 from tpcal.plans.plan_file import load_preset, presets
 from tpcal.plans.schema import Cut
 from tpcal.plans.selectors import create, names, searched

@@ -5,7 +5,7 @@ import itertools
 from searches import search
 
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.search.front import Point, beside, front, pareto
+from tpcal.planner.search.front import Point, front, neighbours_on_front, pareto
 from tpcal.planner.search.storage import open_storage
 
 
@@ -35,12 +35,12 @@ def test_no_points_have_no_front() -> None:
 
 def test_a_plan_has_a_cheaper_and_a_dearer_neighbour() -> None:
     points = [point(0.1, 3), point(0.2, 2), point(0.4, 1)]
-    assert beside(points, 0.2) == {
+    assert neighbours_on_front(points, 0.2) == {
         "cheaper": {"layer_average_keep": 0.1, "loss": 3},
         "dearer": {"layer_average_keep": 0.4, "loss": 1},
     }
-    assert beside(points, 0.3)["cheaper"]["loss"] == 2  # not on the front itself
-    assert list(beside(points, 0.4)) == ["cheaper"]
+    assert neighbours_on_front(points, 0.3)["cheaper"]["loss"] == 2  # not on the front itself
+    assert list(neighbours_on_front(points, 0.4)) == ["cheaper"]
 
 
 def test_the_front_needs_no_model_and_holds_what_searches_measured(
@@ -57,5 +57,7 @@ def test_the_front_needs_no_model_and_holds_what_searches_measured(
     search(profile, 0.3, measurer=few, n_trials=3, storage=journal)
     points = front(Predictor(profile), open_storage(journal))
     assert points == made.front  # the losses on 24 other samples do not compare
-    assert made.plan.provenance["front"] == beside(points, made.plan.cost.layer_average_keep)
+    assert made.plan.provenance["front"] == neighbours_on_front(
+        points, made.plan.cost.layer_average_keep
+    )
     assert any(p.cuts == made.plan.cuts for p in points)

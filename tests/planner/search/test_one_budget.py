@@ -16,13 +16,13 @@ from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.planner.prediction.space import spent
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.ledger import open_study
 from tpcal.planner.search.pruning import BestPruner
 from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.storage import open_storage
 from tpcal.planner.search.trials import measure
+from tpcal.plans.budget_projection import spent
 from tpcal.plans.errors import BudgetError, GuardrailError, UsageError
 from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan, presets
 from tpcal.plans.schema import Cut

@@ -8,14 +8,14 @@ from searches import cheapest, explore, search
 
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.problem import Problem
-from tpcal.planner.search.bracketing import Hunt
+from tpcal.planner.search.bracketing import Bracket
 from tpcal.planner.search.front import average
-from tpcal.planner.search.loss_limits import Allowance
+from tpcal.planner.search.loss_limits import LossLimits
 from tpcal.planner.search.trials import MOST
 from tpcal.plans.errors import GuardrailError, RunFailed, UsageError
 from tpcal.plans.plan_file import dump_plan, parse_plan
 
-LIMIT = Allowance(max_loss=0.1)
+LIMIT = LossLimits(max_loss=0.1)
 
 
 def _worst(world, cuts) -> float:
@@ -55,12 +55,14 @@ def test_the_plan_names_its_limits_and_no_budget(world, make_measurer) -> None:
 def test_more_loss_buys_a_cheaper_plan_and_flips_are_a_limit_too(world, make_measurer) -> None:
     profile = world.profile()
     costs = [
-        _cost(cheapest(profile, Allowance(max_loss=x), measurer=make_measurer(world), n_trials=15))
+        _cost(
+            cheapest(profile, LossLimits(max_loss=x), measurer=make_measurer(world), n_trials=15)
+        )
         for x in (0.02, 0.1, 0.4)
     ]
     assert costs == sorted(costs, reverse=True)
     assert costs[0] > costs[-1]
-    few = Allowance(max_flips=0.1)
+    few = LossLimits(max_flips=0.1)
     plan = cheapest(profile, few, measurer=make_measurer(world), n_trials=15)
     assert np.minimum(world.loss(plan.cuts), 1).mean() <= 0.1
 
@@ -91,7 +93,7 @@ def test_plans_that_other_searches_measured_count(world, make_measurer, tmp_path
         for trial in search(profile, budget, measurer=measurer, n_trials=8, storage=journal).trials
         if trial.outcome == "measured"
     ]
-    limit = Allowance(max_loss=min(max(t.measured.values()) for t in tried) * 1.01)
+    limit = LossLimits(max_loss=min(max(t.measured.values()) for t in tried) * 1.01)
     plan = cheapest(profile, limit, measurer=measurer, n_trials=6, storage=journal)
     within = [t for t in tried if max(t.measured.values()) <= limit.max_loss]
     costs = [average(Predictor(profile), t.cuts) for t in within]
@@ -138,9 +140,9 @@ def test_nothing_measured_and_nothing_within_exit_with_a_way_out(world, make_mea
     ):
         cheapest(profile, LIMIT, measurer=make_measurer(world), timeout=0)
     with pytest.raises(GuardrailError, match=r"times the limit .*Raise the limit or --trials"):
-        cheapest(profile, Allowance(1e-9), measurer=make_measurer(world), n_trials=6)
+        cheapest(profile, LossLimits(1e-9), measurer=make_measurer(world), n_trials=6)
     with pytest.raises(UsageError, match="got neither"):
-        cheapest(profile, Allowance(), measurer=make_measurer(world))
+        cheapest(profile, LossLimits(), measurer=make_measurer(world))
 
 
 def test_without_a_model_the_prediction_decides(world) -> None:
@@ -155,7 +157,7 @@ def test_without_a_model_the_prediction_decides(world) -> None:
 
 def test_where_nothing_may_be_lost_only_the_unpruned_model_is_left(world, make_measurer) -> None:
     measurer = make_measurer(world)
-    plan = cheapest(world.profile(), Allowance(max_loss=0), measurer=measurer)
+    plan = cheapest(world.profile(), LossLimits(max_loss=0), measurer=measurer)
     assert (plan.cuts, plan.loss.max_loss, measurer.n_plans) == ((), 0, 0)
 
 
@@ -172,18 +174,18 @@ def test_the_row_of_a_proof_falls_in_cost_and_rises_in_loss(world, make_measurer
 
 
 def test_a_hunt_goes_up_where_too_much_is_lost_and_down_where_not(world) -> None:
-    hunt = Hunt(Problem(Predictor(world.profile())), LIMIT, dict.fromkeys(world.groups, 12))
-    first = hunt.next()
+    bracket = Bracket(Problem(Predictor(world.profile())), LIMIT, dict.fromkeys(world.groups, 12))
+    first = bracket.next()
     plan = search(world.profile(), first).plan
-    assert hunt.predicted(plan.cuts) == pytest.approx(1, rel=0.3)
-    hunt.learn(first, plan.cuts, 2.0)
-    assert (hunt.low, hunt.high) == (first, 1)
-    second = hunt.next()
+    assert bracket.predicted(plan.cuts) == pytest.approx(1, rel=0.3)
+    bracket.learn(first, plan.cuts, 2.0)
+    assert (bracket.low, bracket.high) == (first, 1)
+    second = bracket.next()
     assert second > first + 0.01
     cuts = search(world.profile(), second).plan.cuts
-    hunt.learn(second, cuts, 0.1)
-    assert (hunt.low, hunt.high) == (first, hunt.cost(cuts))
-    assert first < hunt.next() < second
+    bracket.learn(second, cuts, 0.1)
+    assert (bracket.low, bracket.high) == (first, bracket.cost(cuts))
+    assert first < bracket.next() < second
 
 
 def test_losses_that_are_no_numbers_end_the_search(world, make_measurer) -> None:

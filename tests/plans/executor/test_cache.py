@@ -11,6 +11,8 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.cache import cache_layer, check_cache, kv_bytes, pruned
 from tpcal.plans.executor.kv_columns import Held
 
+pytestmark = pytest.mark.versions
+
 CPU = torch.device("cpu")
 
 

@@ -13,6 +13,8 @@ from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.schema import Condition, Cut, Plan
 from tpcal.plans.selectors.random import Random
 
+pytestmark = pytest.mark.versions
+
 MIXED = [
     prompt(3, 0, 4),
     prompt(2, 0, 3, 0, 5, seed=1),

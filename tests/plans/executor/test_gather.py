@@ -9,6 +9,8 @@ from tpcal.plans.executor import gather
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.survivors import Survivors
 
+pytestmark = pytest.mark.versions
+
 NOTHING = Held.recent(1, 0, 0, torch.device("cpu"))
 PLACES = torch.tensor([[0, 1, 3, 5]])
 LEFT = Survivors(PLACES, None, (2,))

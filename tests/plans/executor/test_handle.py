@@ -18,6 +18,8 @@ from tpcal.plans.families import find
 from tpcal.plans.laws.identity import failing
 from tpcal.plans.schema import Cut, Plan
 
+pytestmark = pytest.mark.versions
+
 MIXED = [
     prompt(3, 0, 4),
     prompt(2, 0, 3, 0, 5, seed=1),

@@ -10,6 +10,8 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.laws import LAWS, Case, run
 from tpcal.plans.schema import Condition, Cut, Plan, entering, n_keep
 
+pytestmark = pytest.mark.versions
+
 MIXED = [
     prompt(3, 0, 4),
     prompt(2, 0, 3, 0, 5, seed=1),

@@ -10,6 +10,8 @@ import torch
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import ViewGrid, grid_table, read_prompt
 
+pytestmark = pytest.mark.versions
+
 VISUAL = torch.tensor([[False, False, True, True, True, False, False]])
 PADDED = torch.tensor([[0, 1, 1, 1, 1, 1, 1]])
 

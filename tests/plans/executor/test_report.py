@@ -12,6 +12,8 @@ from tpcal.plans.executor import report as module
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Condition, Cut, Plan, entering
 
+pytestmark = pytest.mark.versions
+
 TEXTS = [prompt(7), prompt(3, seed=1)]
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(5, 0.0, condition=Condition(0.3))))
 

@@ -66,20 +66,6 @@ def test_a_tower_may_hide_tokens_from_each_other():
         torch.testing.assert_close(scores, torch.stack([e / (e + 1), 1 / (e + 1), 0 * e]))
 
 
-@pytest.mark.parametrize(
-    ("layer", "found"), [(-1, 3), (-2, 2), (-4, 0), (4, 3), (1, 0), ([-4, -3], 1), ((2, -1), 3)]
-)
-def test_the_layer_is_that_of_the_hidden_states_the_projector_reads(layer, found):
-    layers = torch.nn.ModuleList(torch.nn.Module() for _ in range(4))
-    for part in layers:
-        part.self_attn = torch.nn.Module()
-    tower = torch.nn.Module()
-    tower.encoder = torch.nn.Module()
-    tower.encoder.layers = layers
-    assert vision_reader.tower_of(tower, layer).attention is layers[found].self_attn
-    assert vision_reader.tower_of(tower, 0) is None  # the embedding
-
-
 def test_values_by_row_follow_beams():
     values = torch.arange(6.0)[:, None]
     assert vision_reader.by_row(values, [2, 0, 4]).flatten().tolist() == [0, 1, 2, 3, 4, 5]

@@ -79,7 +79,14 @@ def test_rows_do_not_see_each_other(name, params, dtype, spread, make_row, stack
 
 
 @NAMED
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bfloat16,
+        pytest.param(torch.float32, marks=pytest.mark.nightly),
+        pytest.param(torch.float16, marks=pytest.mark.nightly),
+    ],
+)
 def test_many_wide_near_duplicates_are_chosen_as_in_the_row_alone(
     name, params, dtype, make_row, stack
 ):

@@ -1,4 +1,4 @@
-"""Formats of numbers and tables: bars, percentages and units."""
+"""Parts of the views: styles, headings, bars, sparklines and tables."""
 
 from __future__ import annotations
 
@@ -36,57 +36,6 @@ def sparkline(values: Sequence[float], top: float) -> str:
         return "▁" * len(values)
     heights = [min(max(v, 0.0) / top, 1.0) ** 0.5 for v in values]
     return "".join("▁▂▃▄▅▆▇█"[round(height * 7)] for height in heights)
-
-
-def count(n: int, what: str) -> str:
-    """`1 cut`, `2 cuts`."""
-    return f"{n} {what}" if n == 1 else f"{n:,} {what}s"
-
-
-def arrows(counts: Sequence[int]) -> str:
-    """`72 → 12 → 0`."""
-    return " → ".join(map(str, counts)) or "no cut"
-
-
-def percent(value: float) -> str:
-    """A percentage without decimals, or with one below ten."""
-    scaled = 100 * value
-    return f"{scaled:.0f} %" if abs(scaled) >= 9.95 or round(scaled, 1) == 0 else f"{scaled:.1f} %"
-
-
-def share(value: float) -> str:
-    """A fraction as a percentage, or a dash for nan."""
-    return "–" if value != value else percent(value)
-
-
-def nats(value: float) -> str:
-    """A loss in nats with four decimals, or one from 10 nats on; a dash for nan."""
-    if value != value:
-        return "–"
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def si(value: float) -> str:
-    """1 234 000 -> `1.23 M`."""
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if abs(value) < 1000 or unit == "P":
-            return f"{value:.3g} {unit}".strip()
-        value /= 1000
-    raise AssertionError
-
-
-def binary(n_bytes: float) -> str:
-    """A number of bytes in B, KiB, MiB, GiB or TiB."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(n_bytes) < 1024 or unit == "TiB":
-            return f"{n_bytes:.{4 if n_bytes >= 1000 else 3}g} {unit}"
-        n_bytes /= 1024
-    raise AssertionError
-
-
-def milliseconds(value: float) -> str:
-    """`12.3 ms`."""
-    return f"{value:.3g} ms"
 
 
 class Right(str):

@@ -16,7 +16,7 @@ from chats import (
 from PIL import Image
 
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan
 

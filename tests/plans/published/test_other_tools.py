@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tpcal.planner.published.other_tools import METHODS, schedule, share_kept
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan
+from tpcal.plans.published.other_tools import METHODS, schedule, share_kept
 from tpcal.plans.schema import Cut
 
 FASTV = Cut(2, 0.5, "attention")

@@ -19,7 +19,7 @@ from transformers import Idefics3Processor, PreTrainedTokenizerFast
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan
 

@@ -20,7 +20,7 @@ from transformers import Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan

@@ -10,9 +10,10 @@ from PIL import Image
 
 from tpcal.calibrate.inputs import multiple_choice
 from tpcal.calibrate.inputs.columns import GUESSES
-from tpcal.calibrate.inputs.samples import Sample, load_samples
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.samples import load_samples
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
 ROWS = [line.strip() for line in PAGE.splitlines() if line.startswith("    {")]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tpcal.planner.prediction.space import Limits, project, spent
+from tpcal.plans.budget_projection import Limits, project, spent
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.plan_file import load_preset

@@ -15,7 +15,7 @@ from transformers import PaliGemmaProcessor, SiglipImageProcessorPil
 
 from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs, prompt_text
-from tpcal.calibrate.inputs.samples import Sample
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Cut, Plan

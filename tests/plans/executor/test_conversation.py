@@ -15,6 +15,8 @@ from tpcal.plans.families import find
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.schema import Cut, Plan
 
+pytestmark = pytest.mark.versions
+
 FIRST = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
 EARLY = Plan((Cut(0, 0.4, "random"), Cut(3, 0.1, "attention")))

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from tpcal.planner.published.at_budget import at_budget
 from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan, presets
+from tpcal.plans.published.at_budget import at_budget
 from tpcal.plans.selectors import min_layer
 
 SIZES = [(8, 36), (28, 1000), (32, 576)]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tpcal.planner.prediction.space import Limits, exact_keep, project, spent
+from tpcal.plans.budget_projection import Limits, exact_keep, project, spent
 from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.schema import Condition, Cut, Plan, n_keep
 
