@@ -195,7 +195,7 @@ class Engine:
             {"prompt": text, "multi_modal_data": {"image": images}} if images else {"prompt": text}
             for text, images in prompts
         ]
-        return self.llm.generate(given, params, use_tqdm=False)  # type: ignore[no-any-return]
+        return self.llm.generate(given, params, use_tqdm=False)
 
     def counter(self, name: str) -> int:
         """The value of a counter of vLLM."""
@@ -208,12 +208,13 @@ def engine(plan: Plan | None, folder: Path, **options: Any) -> Iterator[Engine]:
     """An engine whose cuts are recorded; only one at a time."""
     os.environ.update(ENVIRONMENT)
     from tpcal.integrations.vllm import runner
+    from tpcal.integrations.vllm.pruning_step import PruningStep
 
     path = None if plan is None else folder / "plan.yaml"
     if plan is not None and path is not None:
         tpcal.save_plan(plan, path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "PruningStep", _recording(runner.PruningStep))
+        patch.setattr(runner, "PruningStep", _recording(PruningStep))
         made = Engine(path, **options)
         _RECORDER[0] = made
         try:
@@ -228,7 +229,7 @@ _RECORDER: list[Engine | None] = [None]
 
 
 def _recording(kind: type[Any]) -> type[Any]:
-    class Recording(kind):  # type: ignore[misc]
+    class Recording(kind):
         def _cut(self, prepared: Any, states: Any) -> Any:
             recorder = _RECORDER[0]
             assert recorder is not None
