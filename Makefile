@@ -55,7 +55,7 @@ test-transformers-%:
 	echo 'transformers==$*.*' >> $(VENV)/transformers/$*.txt
 	$(PYTHON) -m venv $(VENV)/transformers/$*
 	$(VENV)/transformers/$*/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/transformers/$*.txt -e '.[dev]'
-	OMP_NUM_THREADS=1 $(VENV)/transformers/$*/bin/python -m pytest --scope $(or $(SCOPE),nightly) -m versions tests/plans/test_laws.py tests/plans/test_conversation.py tests/plans/executor
+	OMP_NUM_THREADS=1 $(VENV)/transformers/$*/bin/python -m pytest --scope $(or $(SCOPE),nightly) -m versions tests/plans/test_laws.py tests/plans/executor
 
 # Makes the environment of make test-vllm anew: downloads 3.5 GB.
 vllm-env:

@@ -28,10 +28,12 @@ from tpcal.calibrate.rounds import Refine, Rounds
 from tpcal.calibrate.tape_store import Store
 from tpcal.calibrate.workers import team
 from tpcal.plans import families
+from tpcal.plans.errors import UsageError
 from tpcal.plans.progress import Progress, silent
-from tpcal.plans.schema import Cut
+from tpcal.plans.schema import SCOPES, Cut
 
 DEFAULT_BATCH_SIZE = 16
+DEFAULT_SCOPE = "image"
 
 
 def calibrate(
@@ -46,6 +48,7 @@ def calibrate(
     batch_size: int = DEFAULT_BATCH_SIZE,
     store: Store | None = None,
     seed: int = 0,
+    scope: str = DEFAULT_SCOPE,
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Profile:
@@ -75,11 +78,13 @@ def calibrate(
         store: Keeps recorded batches for refining, as far as its host memory goes. None records
             them again in each round of ``refine``.
         seed: The seed that the samples were drawn with; kept as provenance.
+        scope: What cuts choose from, as in ``Plan.scope``; plans made of the profile have it too.
         progress: Called with samples done, samples in all and a description of the step.
         provenance: Plain data to keep in the profile, under these keys.
 
     Raises:
-        UsageError: The grid is bad, samples have no images, or the folder holds something else.
+        UsageError: The grid or the scope is bad, samples have no images, or the folder holds
+            something else.
         RunFailed: Out of memory, or the model returns numbers that are not finite.
 
     Example:
@@ -91,6 +96,8 @@ def calibrate(
     """
     # Step 1: fix the grid and everything the results depend on. The hash of the latter names the
     # folder, so that another model, grid or set of samples never continues this run.
+    if scope not in SCOPES:
+        raise UsageError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}.")
     allowed = families.find(loaded.model).cut_layers(loaded.model)
     tried = probe_grid.probes(
         loaded.identity.n_layers,
@@ -99,7 +106,7 @@ def calibrate(
         layers=layers,
         allowed=allowed,
     )
-    settings = _settings(loaded, samples, tried, seed, refined=refine is not None)
+    settings = _settings(loaded, samples, tried, seed, scope=scope, refined=refine is not None)
     folder = Path(out) / _folder_name(loaded.name, settings)
     workers = team()
     batch_size = workers.agree(lambda: batch_size)  # processes may differ in free memory
@@ -108,8 +115,9 @@ def calibrate(
         os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
         return profiles.load(folder)
     # Step 3: collect what the profile says about its origin; it has fields of its own for the
-    # three keys left out.
-    kept = {k: v for k, v in settings.items() if k not in ("schema", "model", "probes")}
+    # keys left out.
+    fields = ("schema", "scope", "model", "probes")
+    kept = {k: v for k, v in settings.items() if k not in fields}
     kept["data"] = {**samples.recipe, **kept["data"], "seen": pack(samples.identities)}
     kept["data"] |= samples.source.counts()
     if allowed.stop < loaded.identity.n_layers:
@@ -126,6 +134,7 @@ def calibrate(
         workers,
         report,
         store if refine else None,
+        scope,
     )
     # Step 4: measure. Without ``refine``, one round over the full grid; with it, a coarse round
     # and then rounds of what it asks for. Last, the main process times the layers.
@@ -146,7 +155,7 @@ def calibrate(
 def folder_of(
     loaded: Loaded, samples: Samples, out: Path | str, probes: Sequence[Probe], seed: int = 0
 ) -> Path:
-    """The folder that `calibrate` writes a full grid to.
+    """The folder that `calibrate` writes a full grid to, in the default scope.
 
     Its name consists of the model's name and a hash of everything that the results depend on.
     """
@@ -163,16 +172,24 @@ def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
             cut = Cut(probe.layer, probe.keep, probe.selector, probe.params)
             earliest.setdefault(probe.selector, cut)
     counts = timing.counts_to_time(profile.n_tokens, profile.n_text)
-    times = timing.measure(timing.Clock(loaded.model, prompt), counts, list(earliest.values()))
+    clock = timing.Clock(loaded.model, prompt)
+    times = timing.measure(clock, counts, list(earliest.values()), profile.scope)
     return replace(profile, layer_ms=times.layer_ms, executor_ms=times.executor_ms)
 
 
 def _settings(
-    loaded: Loaded, samples: Samples, probes: Sequence[Probe], seed: int, *, refined: bool = False
+    loaded: Loaded,
+    samples: Samples,
+    probes: Sequence[Probe],
+    seed: int,
+    *,
+    scope: str = DEFAULT_SCOPE,
+    refined: bool = False,
 ) -> dict[str, Any]:
     """Everything that the results depend on, as plain data."""
     return {
         **({"refined": True} if refined else {}),
+        **({} if scope == "prompt" else {"scope": scope}),  # runs of earlier versions continue
         "schema": profiles.SCHEMA,
         "model": {k: v for k, v in asdict(loaded.identity).items() if v is not None},
         "weights": weights_digest(loaded.model),

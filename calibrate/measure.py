@@ -46,6 +46,7 @@ class Measurer:
         samples: The samples to measure on.
         batch_size: Samples per run of the model.
         store: Keeps the recorded batches; several measurers may share one.
+        scope: The scope that the plans have.
 
     Example:
         >>> measurer = Measurer(loaded, samples)  # doctest: +SKIP
@@ -60,10 +61,12 @@ class Measurer:
         *,
         batch_size: int = 16,
         store: Store | None = None,
+        scope: str = "prompt",
     ) -> None:
         self._loaded = loaded
         self._samples = samples
         self._batch_size = batch_size
+        self._scope = scope
         self._store = Store() if store is None else store
         self._batches: list[tuple[Array, StoredRecord[_Batch]]] | None = None
         self.groups: tuple[str, ...] = samples.groups
@@ -102,7 +105,7 @@ class Measurer:
         # Only the last states of the unpruned run are kept: A * D numbers a sample, where the
         # distributions take A * V. The output head makes distributions of them each time.
         tape = Tape(self._loaded.model, batch.recording)
-        pruned = log_probabilities(tape.replay(cuts, batch.positions).logits)
+        pruned = log_probabilities(tape.replay(cuts, batch.positions, self._scope).logits)
         full = log_probabilities(tape.head(batch.answer))
         return answer_deviation(full, pruned, batch.valid)
 

@@ -66,15 +66,23 @@ def record(loaded: Loaded, samples: Samples, numbers: Sequence[int]) -> Recorded
     return Recorded(tape.recording, encoded.positions, encoded.valid, counts)
 
 
-def measure(loaded: Loaded, batch: Recorded, probes: Sequence[Probe]) -> Arrays:
+def measure(
+    loaded: Loaded, batch: Recorded, probes: Sequence[Probe], scope: str = "prompt"
+) -> Arrays:
     """All measurements of a batch, [b, columns] each, float32, by name.
+
+    Args:
+        loaded: The model.
+        batch: The batch.
+        probes: The cuts to try.
+        scope: The scope of the plans that will have such cuts.
 
     Raises:
         RunFailed: The model returned numbers that are not finite.
     """
     tape = Tape(loaded.model, batch.recording)
     columns = _columns_of_layers(tape)
-    columns |= _columns_of_probes(tape, probes, batch.positions, batch.valid)
+    columns |= _columns_of_probes(tape, probes, batch, scope)
     columns["counts"] = batch.counts
     arrays = {name: value.float().cpu().numpy() for name, value in columns.items()}
     for name, array in arrays.items():
@@ -97,18 +105,18 @@ def _columns_of_layers(tape: Tape) -> dict[str, Tensor]:
 
 
 def _columns_of_probes(
-    tape: Tape, probes: Sequence[Probe], positions: Tensor, valid: Tensor
+    tape: Tape, probes: Sequence[Probe], batch: Recorded, scope: str
 ) -> dict[str, Tensor]:
     # A probe is one cut. Its replay gives the two deviations: the answer's, from the logits at
     # the answer's positions, and the local one, from the output of the layer after the cut. The
     # recorded input of the next layer is that layer's unpruned output.
-    full = log_probabilities(tape.logits(positions))
+    full = log_probabilities(tape.logits(batch.positions))
     where = text_after_images(tape.text_mask, tape.visual_mask)
     found: dict[str, list[Tensor]] = {name: [] for name in MEASURES}
     for probe in probes:
         cut = Cut(probe.layer, probe.keep, probe.selector, probe.params)
-        replayed = tape.replay([cut], positions)
-        kl, flips = answer_deviation(full, log_probabilities(replayed.logits), valid)
+        replayed = tape.replay([cut], batch.positions, scope)
+        kl, flips = answer_deviation(full, log_probabilities(replayed.logits), batch.valid)
         output = tape.state(probe.layer + 1)
         found["kl"].append(kl)
         found["flips"].append(flips)

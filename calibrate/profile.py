@@ -79,6 +79,9 @@ class Profile:
     executor_ms: Mapping[str, float] = field(default_factory=dict)
     """Milliseconds that executing a plan adds, as `tpcal.calibrate.timing` measures them."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    scope: str = "prompt"
+    """The scope of the cuts that were tried, which plans made of the profile have too; profiles of
+    earlier versions have ``prompt``."""
 
     @property
     def stop_layer(self) -> int | None:
@@ -227,6 +230,7 @@ def _plain(profile: Profile, packed: bytes) -> dict[str, Any]:
     ]
     return {
         "schema": SCHEMA,
+        **({} if profile.scope == "prompt" else {"scope": profile.scope}),
         "model": {k: v for k, v in asdict(profile.model).items() if v is not None},
         "shape": {**asdict(profile.shape), "kv_limits": list(profile.shape.kv_limits)},
         "n_tokens": profile.n_tokens,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe, Profile
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.plan_rules import Reader, read_record
+from tpcal.plans.plan_rules import Reader, read_record, read_scope
 from tpcal.plans.schema import ModelIdentity
 from tpcal.plans.selectors import names
 
@@ -45,6 +45,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
     groups = _groups(reader, data.get("groups"))
     tokens = {name: _whole(reader, data, name, 0, MAX_TOKENS) for name in ("n_tokens", "n_text")}
     provenance = _provenance(reader, data.get("provenance"))
+    scope = read_scope(reader, data)
     if model is None or shape is None or model.n_layers != shape.n_layers:
         reader.wrong("model.n_layers", "be given and be that of shape", data.get("model"))
     if reader.problems or model is None or shape is None:
@@ -66,6 +67,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
         groups=groups,
         probes=probes,
         provenance=provenance,
+        scope=scope,
         **tokens,
         **held,
     )

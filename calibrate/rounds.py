@@ -41,6 +41,8 @@ class Rounds:
     store: Store | None = None
     """Keeps recorded batches for later rounds, as far as host memory goes; None if there are no
     later rounds."""
+    scope: str = "prompt"
+    """The scope that plans made of the profile have."""
     _recorded: dict[tuple[int, ...], StoredRecord[Recorded]] = field(default_factory=dict)
     _made: list[tuple[tuple[Probe, ...], Parts]] = field(default_factory=list)
 
@@ -63,7 +65,8 @@ class Rounds:
         done = n - len(undone)
         self.report(done, n, doing)
         for numbers in self.workers.share([undone[i : i + self.batch_size] for i in starts]):
-            parts.add(numbers, measure(self.loaded, self._batch(numbers), probes))
+            found = measure(self.loaded, self._batch(numbers), probes, self.scope)
+            parts.add(numbers, found)
             done = min(done + len(numbers) * self.workers.size, n)  # estimates the other processes
             self.report(done, n, doing)
         self.workers.wait()
@@ -127,6 +130,7 @@ class Rounds:
             layer_ms=(),
             executor_ms={},
             provenance=self.provenance,
+            scope=self.scope,
             **found,
         )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -106,15 +106,19 @@ class Clock:
         return now(device_of(self.model), self.now)
 
 
-def measure(clock: Clock, counts: Sequence[int], cuts: Sequence[Cut]) -> Times:
+def measure(
+    clock: Clock, counts: Sequence[int], cuts: Sequence[Cut], scope: str = "prompt"
+) -> Times:
     """The times from which `plan_cost` predicts prefills.
 
     Args:
         clock: A clock with the model and a prompt.
         counts: Token counts to time layers at.
         cuts: One cut of each selector to time, before the earliest layer that it may precede.
+        scope: The scope of the plans to time.
     """
-    plans = () if handle.check(Plan(tuple(cuts[:1])), clock.model) else examples(cuts, clock)
+    fits = not handle.check(Plan(tuple(cuts[:1])), clock.model)
+    plans = [replace(plan, scope=scope) for plan in examples(cuts, clock)] if fits else []
     decoders, prefills = run(clock, counts, plans)
     layers = tuple((n, ms / clock.n_layers) for n, ms in decoders.items())
     return Times(layers, executor_ms(layers, prefills, *clock.n_tokens, clock.n_layers))

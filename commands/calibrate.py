@@ -12,6 +12,7 @@ from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.hints import after_calibrate
 from tpcal.options import groups, values
+from tpcal.plans.schema import SCOPES
 from tpcal.workflow.step_settings import OUT, CalibrationSettings
 
 
@@ -46,6 +47,14 @@ from tpcal.workflow.step_settings import OUT, CalibrationSettings
     "--full-grid",
     is_flag=True,
     help="Probe every combination of layer, keep and selector, which takes twice the work.",
+)
+@click.option(
+    "--scope",
+    type=click.Choice(SCOPES),
+    default="image",
+    show_default=True,
+    help="What cuts choose from: the tokens of each image, or all images of a prompt together. "
+    "Plans made of the profile have the same scope.",
 )
 @groups.batch_size_option(16)
 @groups.memory_option

@@ -113,7 +113,9 @@ def kv_bytes(shape: DecoderShape, n_tokens: Sequence[int]) -> int:
     return width * shape.dtype_bytes * sum(held)
 
 
-def selection_flops(plan: Plan, shape: DecoderShape, n_tokens: int, n_text: int) -> float:
+def selection_flops(
+    plan: Plan, shape: DecoderShape, n_tokens: int | Sequence[int], n_text: int
+) -> float:
     """FLOPs of selecting tokens: attention rows besides the kernel, and the selectors' own work.
 
     Only matrix products are counted, as in the whole module. The result is an upper bound: all
@@ -124,26 +126,28 @@ def selection_flops(plan: Plan, shape: DecoderShape, n_tokens: int, n_text: int)
     Args:
         plan: The cuts; conditional cuts are counted as measured but not made.
         shape: Widths of the decoder.
-        n_tokens: Number of visual tokens of the prompt.
+        n_tokens: Number of visual tokens of the prompt, or of each of its images.
         n_text: Number of text tokens of the prompt.
     """
     from tpcal.plans.selectors import create  # needs torch, which this module does without
     from tpcal.plans.selectors.base import Work
 
-    flops, alive = 0.0, n_tokens
+    flops, alive = 0.0, plan.choice_sets(n_tokens)
+    counts_of = [plan.counts(n) for n in alive]
     # A query row of attention over m keys takes 2 H d m FLOPs. A cut at layer l > 0 computes the
     # rows its selector and its condition need over all visual and text tokens; the selector then
     # adds its own products. A cut that drops no token selects nothing.
     row = 2.0 * shape.n_heads * shape.head_dim  # per key
-    for cut, count in zip(plan.cuts, plan.counts(n_tokens), strict=True):
-        selector = None
-        if cut.selector is not None and count < alive:
+    for cut, *counts in zip(plan.cuts, *counts_of, strict=True):
+        selector, total = None, sum(alive)
+        if cut.selector is not None and sum(counts) < total:
             selector = create(cut.selector, cut.params)
         if cut.layer > 0:
-            flops += row * _n_score_rows(cut, selector, alive, n_text) * (alive + n_text)
+            flops += row * _n_score_rows(cut, selector, total, n_text) * (total + n_text)
         if selector is not None:
-            flops += selector.flops(Work(alive, count, n_text, shape.hidden))
-        alive = count
+            works = (Work(*pair, n_text, shape.hidden) for pair in zip(alive, counts, strict=True))
+            flops += sum(map(selector.flops, works))
+        alive = tuple(counts)
     return flops
 
 
@@ -159,7 +163,7 @@ def _n_score_rows(cut: Cut, selector: Selector | None, alive: int, n_text: int) 
 def plan_cost(
     plan: Plan,
     shape: DecoderShape,
-    n_tokens: int,
+    n_tokens: int | Sequence[int],
     n_text: int,
     layer_ms: Sequence[tuple[int, float]] = (),
     executor_ms: Mapping[str, float] = _NOTHING,
@@ -169,7 +173,7 @@ def plan_cost(
     Args:
         plan: The cuts.
         shape: Widths of the decoder.
-        n_tokens: Number of visual tokens of the prompt.
+        n_tokens: Number of visual tokens of the prompt, or of each of its images.
         n_text: Number of text tokens of the prompt.
         layer_ms: Measured pairs (tokens, milliseconds of one layer); if empty, times are None.
         executor_ms: Measured milliseconds per plan (`EVERY_PLAN`), per cut (the selector's name)
@@ -180,12 +184,13 @@ def plan_cost(
     choosing = selection_flops(plan, shape, n_tokens, n_text)
     counts = plan.counts(n_tokens)
     pruned = [n + n_text for n in schedule]
-    full = [n_tokens + n_text] * shape.n_layers
+    n_visual = sum(plan.choice_sets(n_tokens))
+    full = [n_visual + n_text] * shape.n_layers
     return Cost(
-        n_tokens=n_tokens,
+        n_tokens=n_visual,
         n_text=n_text,
         counts=counts,
-        layer_average_keep=layer_average_keep(schedule, n_tokens),
+        layer_average_keep=layer_average_keep(schedule, n_visual),
         prefill_flops=prefill_flops(shape, pruned) + choosing,
         unpruned_prefill_flops=prefill_flops(shape, full),
         kv_bytes=kv_bytes(shape, pruned),

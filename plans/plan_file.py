@@ -172,7 +172,8 @@ def _certified(plan: Plan) -> str:
         plan.model.n_layers, fingerprint=plan.model.fingerprint
     )  # another name is still the same structure
     own = replace(plan.certificate, digest=None)
-    return digest(Plan(plan.cuts, round_to=plan.round_to, model=model, certificate=own))
+    same = Plan(plan.cuts, round_to=plan.round_to, scope=plan.scope, model=model, certificate=own)
+    return digest(same)
 
 
 def _newer(plan: Plan) -> str | None:
@@ -200,6 +201,8 @@ def _plain(plan: Plan) -> dict[str, Any]:
     nothing = {
         key for key, value in data.items() if value is None or (value == {} and key != "loss")
     }
+    if plan.scope == "prompt":  # left out, so that a plan of before keeps its bytes and digest
+        nothing.add("scope")
     return {"schema": SCHEMA, **{key: data[key] for key in data if key not in nothing}}
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from tpcal.plans.schema import (
     BUDGET_KINDS,
+    SCOPES,
     Certificate,
     Condition,
     Cost,
@@ -260,6 +261,7 @@ def read_plan(reader: Reader, body: Mapping[str, Any]) -> Plan:
         name=reader.text(body, "name"),
         source=reader.text(body, "source"),
         round_to=read_step(reader, body),
+        scope=read_scope(reader, body),
         model=read_record(reader, body, "model", ModelIdentity),
         budget=read_budget(reader, body),
         loss=read_record(reader, body, "loss", Loss),
@@ -307,6 +309,17 @@ def read_step(reader: Reader, body: Mapping[str, Any]) -> int | None:
         reader.wrong("round_to", f"be at most {MAX_WHOLE}", step)
         return None
     return step
+
+
+def read_scope(reader: Reader, body: Mapping[str, Any]) -> str:
+    """``scope`` of a plan; ``prompt`` if it is absent or wrong."""
+    scope = body.get("scope")
+    if scope is None:
+        return "prompt"
+    if scope not in SCOPES:
+        reader.wrong("scope", f"be one of {', '.join(SCOPES)}", scope)
+        return "prompt"
+    return str(scope)
 
 
 def read_provenance(reader: Reader, body: Mapping[str, Any]) -> dict[str, Any]:

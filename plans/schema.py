@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,8 @@ class ModelIdentity:
     """sha256 of the model's structure: models with the same fingerprint can share a plan."""
 
 
+SCOPES = ("image", "prompt")
+"""What a cut may choose from; a plan without the key has ``prompt``."""
 BUDGET_KINDS = ("flops", "kv", "ms")
 """Kinds of budgets; a budget without a kind limits the layer average of keep."""
 
@@ -202,8 +204,8 @@ class Certificate:
     """Short digests of these samples; a file has them below everything else, as its key
     ``tested``. None in plans of older versions."""
     digest: str | None = None
-    """sha256 of the cuts, the rounding, the structure of the model and this certificate, so that
-    changes by hand are found. None in plans of older versions."""
+    """sha256 of the cuts, the rounding, the scope, the structure of the model and this certificate,
+    so that changes by hand are found. None in plans of older versions."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,11 @@ class Plan:
     """Every token count that a cut leaves is rounded up to a multiple of this number, so that
     prompts of many lengths lead to few different shapes, which compiled code and tuned kernels
     already know. None: counts follow from `keep` alone."""
+    scope: str = field(default="prompt", kw_only=True)
+    """`image`: every image or video of a prompt keeps its own share of its own tokens, chosen
+    among them alone. `prompt`: the visual tokens of a prompt are one set, of which an image may
+    keep more and another less. A plan without the key, as earlier versions wrote it, has `prompt`.
+    For prompts with one image both are the same."""
     model: ModelIdentity | None = None
     """The model that the plan was made for."""
     budget: ReachedBudget | None = None
@@ -322,19 +329,48 @@ class Plan:
             self, repository, private=private, branch=branch, message=message
         )
 
-    def counts(self, n_tokens: int) -> tuple[int, ...]:
-        """Visual tokens left after each cut; conditional cuts are counted as not firing."""
+    def counts(self, n_tokens: int | Sequence[int]) -> tuple[int, ...]:
+        """Visual tokens left after each cut; conditional cuts are counted as not firing.
+
+        Args:
+            n_tokens: Visual tokens of a prompt with one image, or those of each of its images.
+
+        Examples:
+            >>> from tpcal import Cut, Plan
+            >>> cuts = (Cut(layer=2, keep=0.5, selector="grid"),)
+            >>> Plan(cuts).counts([9, 9]), Plan(cuts, scope="image").counts([9, 9])
+            ((9,), (10,))
+        """
+        of_sets = [self._counts_of(n) for n in self.choice_sets(n_tokens)]
+        return tuple(map(sum, zip(*of_sets, strict=True)))
+
+    def choice_sets(self, n_tokens: int | Sequence[int]) -> tuple[int, ...]:
+        """Sizes of the sets of visual tokens that cuts choose from: of each image, or of all.
+
+        Args:
+            n_tokens: As for `counts`.
+        """
+        sizes = tuple(n_tokens) if isinstance(n_tokens, Sequence) else (n_tokens,)
+        return sizes if self.scope == "image" and sizes else (sum(sizes),)
+
+    def _counts_of(self, n_tokens: int) -> list[int]:
         counts, alive = [], n_tokens
         for cut in self.cuts:
             if cut.condition is None:
                 alive = min(alive, n_keep(cut.keep, n_tokens, self.round_to))
             counts.append(alive)
-        return tuple(counts)
+        return counts
 
-    def schedule(self, n_tokens: int, n_layers: int) -> list[int]:
-        """[L] visual tokens entering each layer; conditional cuts are counted as not firing."""
+    def schedule(self, n_tokens: int | Sequence[int], n_layers: int) -> list[int]:
+        """[L] visual tokens entering each layer; conditional cuts are counted as not firing.
+
+        Args:
+            n_tokens: As for `counts`.
+            n_layers: Number of decoder layers, L.
+        """
         layers = (cut.layer for cut in self.cuts)
-        return entering(n_tokens, zip(layers, self.counts(n_tokens), strict=True), n_layers)
+        counts = zip(layers, self.counts(n_tokens), strict=True)
+        return entering(sum(self.choice_sets(n_tokens)), counts, n_layers)
 
     def scaled(self, n_layers: int) -> Plan:
         """The same schedule at the same relative depths of a decoder with ``n_layers`` layers.

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from tpcal.plans.schema import Cost
 
 
+SCOPE_TEXTS = {
+    "image": "Every image of a prompt keeps its own share (scope image).",
+    "prompt": "All images of a prompt together keep a share (scope prompt).",
+}
+
+
 def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> RenderableType:
     """The plan as a chart by layer, its cost, its loss by group and its origin.
 
@@ -42,6 +48,8 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
     n_tokens = plan.cost.n_tokens if plan.cost else None
     parts += [schedule_chart(plan, depth, n_tokens) if depth else cut_table(plan.cuts)]
     parts += [Text(detail, style=QUIET) for cut in plan.cuts if (detail := cut_details(cut))]
+    if plan.cuts:
+        parts += [Text(SCOPE_TEXTS[plan.scope], style=QUIET)]
     if plan.cost:
         parts += [Text(), cost_table(plan, plan.cost)]
     elif depth:

@@ -81,6 +81,7 @@ def make_profile(
         batch_size=run.batch_size,
         store=run.store,
         seed=data.seed or 0,
+        scope=settings.scope,
         progress=progress,
         provenance=facts,
     )

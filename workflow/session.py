@@ -225,7 +225,13 @@ class PlanningSession:
                 "earlier version. It is deleted now: run the same command again."
             )
         run = self._arranged
-        return Measurer(self.loaded, samples, batch_size=run.batch_size, store=run.store)
+        return Measurer(
+            self.loaded,
+            samples,
+            batch_size=run.batch_size,
+            store=run.store,
+            scope=self._profile.scope,
+        )
 
     @cached_property
     def _arranged(self) -> Arranged:

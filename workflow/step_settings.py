@@ -31,6 +31,8 @@ class CalibrationSettings:
     """Decoder layers to cut before; None takes all, or 16 of a deeper decoder."""
     full_grid: bool = False
     """Whether every layer, keep and selector is probed, for twice the work."""
+    scope: str = "image"
+    """What cuts choose from, as in ``Plan.scope``; plans made of the profile have it too."""
     batch_size: int = 16
     """Samples per run of the model."""
     memory: int | None = None

@@ -58,7 +58,9 @@ class Pruned(Way):
 
     @property
     def key(self) -> Mapping[str, Any]:
-        return {"cuts": [asdict(cut) for cut in self.plan.cuts], "round_to": self.plan.round_to}
+        plan = self.plan
+        scope = {} if plan.scope == "prompt" else {"scope": plan.scope}
+        return {"cuts": [asdict(cut) for cut in plan.cuts], "round_to": plan.round_to, **scope}
 
     def at_work(self, loaded: Loaded, start: int) -> Work:
         return apply(loaded.model, self.plan) if self.plan.cuts else nullcontext()

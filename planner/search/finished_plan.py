@@ -41,6 +41,7 @@ def finished_plan(
     kind = None if budget.kind == LAYER_AVERAGE else budget.kind
     plan = Plan(
         cuts=tuple(cuts),
+        scope=profile.scope,
         model=profile.model,
         budget=schema.ReachedBudget(budget.target, reached, kind),
         loss=Loss(_rounded(predictor.loss(cuts)), _rounded(lost.measured), _rounded(lost.flips)),

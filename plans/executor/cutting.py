@@ -26,6 +26,8 @@ class PreparedCut:
     """Whether the selector or the condition needs the attention of the layer before."""
     round_to: int | None = None
     """The plan's ``round_to``."""
+    scope: str = "prompt"
+    """The plan's ``scope``."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -33,12 +35,15 @@ class PreparedCut:
         return frozenset() if self.selector is None else self.selector.needs
 
 
-def prepare(cuts: Sequence[Cut], round_to: int | None = None) -> dict[int, PreparedCut]:
+def prepare(
+    cuts: Sequence[Cut], round_to: int | None = None, scope: str = "prompt"
+) -> dict[int, PreparedCut]:
     """The cuts with their selectors, by layer.
 
     Args:
         cuts: The cuts of a plan.
         round_to: The plan's ``round_to``.
+        scope: The plan's ``scope``.
 
     Raises:
         UsageError: A selector or a parameter of one is unknown.
@@ -48,7 +53,7 @@ def prepare(cuts: Sequence[Cut], round_to: int | None = None) -> dict[int, Prepa
         selector = None if cut.selector is None else create(cut.selector, cut.params)
         # Layer 0 has no layer before it whose attention could be read.
         reads = cut.condition is not None or (selector is not None and selector.reads_attention)
-        prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0, round_to)
+        prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0, round_to, scope)
     return prepared
 
 

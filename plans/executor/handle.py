@@ -142,7 +142,7 @@ class Handle:
         self.plan = plan
         self._model = model
         self._family: Family = find(model)
-        self._cuts = prepare(plan.cuts, plan.round_to)
+        self._cuts = prepare(plan.cuts, plan.round_to, plan.scope)
         self._shared = shared_layers(self._family, model)
         self._lock = RLock()
         self._thread = _Thread()

@@ -19,6 +19,7 @@ from torch import Tensor
 from tpcal.plans.executor import compat, gather
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture
 from tpcal.plans.executor.cache import PrunedKV, cache_layer, n_physical, pruned
+from tpcal.plans.executor.choice_sets import Apart, ChoiceSets
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, condition_met
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.prompt import PromptTokens, grid_table
@@ -62,6 +63,9 @@ class ForwardPass:
         self.prompt = prompt
         self.length = length
         self.survivors = Survivors(None, None, prompt.n_visual if prompt else ())
+        scope = next((cut.scope for cut in self.cuts.values()), "prompt")
+        self._sets = ChoiceSets.of(prompt, scope) if prompt else ChoiceSets((), 0)
+        self._alive = self._sets.n_tokens
         self.records: list[CutRecord] = []
         self.lengths: list[int] = []
         self.n_called = 0
@@ -193,7 +197,7 @@ class ForwardPass:
         if after is None or not after.reads_attention or layer not in self._probes:
             return
         condition = after.cut.condition
-        if condition is None and self._planned(after) == self.survivors.n_visual:
+        if condition is None and self._planned(after) == self._alive:
             return  # no token will leave, so no score is needed
         both = condition is not None and condition.visual_to_text_below is not None
         text = condition is not None or "text_scores" in after.needs
@@ -202,37 +206,38 @@ class ForwardPass:
 
     def _cut(self, prepared: PreparedCut, hidden: Tensor) -> Tensor:
         """The states of the survivors of a cut; notes the survivors and what the cut did."""
-        # 1. How many visual tokens each row keeps. Keeps are shares of the original count, so a
-        #    later cut is not about what an earlier one left. A row whose condition is not met
-        #    keeps all that are alive.
+        # 1. How many visual tokens each prompt, or each image, keeps. Keeps are shares of the
+        #    original count, so a later cut is not about what an earlier one left. A prompt whose
+        #    condition is not met keeps all that are alive.
         prompt, before, cut = self._prompt, self.survivors, prepared.cut
-        alive, n_left, capture = before.n_visual, self._planned(prepared), None
+        alive, n_left, capture = self._alive, self._planned(prepared), None
         if prepared.reads_attention and (cut.condition is not None or n_left != alive):
             capture = self._capture(cut.layer - 1)
         if cut.condition is not None:
             fires = condition_met(cut.condition, capture)
-            n_left = tuple(n if f else a for n, a, f in zip(n_left, alive, fires, strict=True))
+            pairs = zip(self._sets.sets, n_left, alive, strict=True)
+            n_left = tuple(n if fires[one.row] else a for one, n, a in pairs)
         # 2. Which columns the visual tokens have now, and which original tokens they are.
-        columns, valid = columns_of(before.take(prompt.visual), max(alive))
+        columns, valid = columns_of(before.take(prompt.visual), max(before.n_visual))
         index = ranks(prompt, before, columns, valid)
         # 3. Which of them stay. A cut without a selector drops all tokens of the rows that it is
         #    about; a merging selector also gives those that stay new states.
         stays, merged = valid, None
         if n_left != alive:
-            wanted = torch.tensor(n_left, device=hidden.device)
+            n_visual = self._sets.by_row(n_left)
             if prepared.selector is None:
+                wanted = torch.tensor(n_visual, device=hidden.device)
                 stays = valid & (wanted > 0)[:, None]
             else:
                 tokens = self._tokens(prepared, hidden, capture, columns, valid, index)
-                chosen = prepared.selector.select(tokens, wanted)
-                stays = checked(chosen, tokens, wanted, cut.selector or "")
-                merged = prepared.selector.merged(tokens, stays)
+                stays, merged = self._chosen(prepared, tokens, n_left)
             # 4. The survivors and their states.
-            self.survivors, order = narrowed(prompt, before, columns, stays, n_left)
+            self.survivors, order = narrowed(prompt, before, columns, stays, n_visual)
+            self._alive = n_left
             hidden = gather.take_columns(hidden, order)
             if merged is not None:
                 visual = self.survivors.take(prompt.visual)
-                hidden = gather.with_states(hidden, visual, merged, stays, max(n_left))
+                hidden = gather.with_states(hidden, visual, merged, stays, max(n_visual))
         t2v = v2t = None
         if cut.condition is not None and capture is not None:
             t2v, v2t = capture.text_to_visual, capture.visual_to_text
@@ -240,9 +245,35 @@ class ForwardPass:
         return hidden
 
     def _planned(self, prepared: PreparedCut) -> tuple[int, ...]:
-        """Number of visual tokens in each row after a cut whose condition is met."""
-        kept = (n_keep(prepared.cut.keep, n, prepared.round_to) for n in self._prompt.n_visual)
-        return tuple(map(min, kept, self.survivors.n_visual))
+        """Visual tokens of each set that stay at a cut whose condition is met."""
+        kept = (n_keep(prepared.cut.keep, n, prepared.round_to) for n in self._sets.n_tokens)
+        return tuple(map(min, kept, self._alive))
+
+    def _chosen(
+        self, prepared: PreparedCut, tokens: Tokens, n_left: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, N] bool what the selector keeps, and [B, N, D] what it makes of the states or None.
+
+        Args:
+            prepared: The cut.
+            tokens: The visual tokens alive.
+            n_left: How many of each set stay.
+        """
+        selector = prepared.selector
+        assert selector is not None
+        wanted = torch.tensor(n_left, device=tokens.hidden.device)
+        apart = None
+        if not self._sets.are_rows:
+            n_columns = tokens.valid.shape[1]
+            apart = Apart(self._sets, self._alive, n_columns, tokens.hidden.device)
+            tokens = apart.tokens(tokens)
+        stays = checked(
+            selector.select(tokens, wanted), tokens, wanted, prepared.cut.selector or ""
+        )
+        merged = selector.merged(tokens, stays)
+        if apart is None:
+            return stays, merged
+        return apart.together(stays), None if merged is None else apart.together(merged)
 
     def _tokens(
         self,

@@ -11,7 +11,9 @@ padding included, 0..S-1. A *rank* counts the visual tokens of a row, 0..N-1. Fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -49,6 +51,11 @@ class ViewGrid:
         corner = cell.new_tensor([x0, y0]) + cell * size
         boxes = torch.cat((corner, corner + size), dim=-1)
         return boxes.masked_fill((self.col >= n_cols)[:, None], torch.nan)
+
+
+def by_image(views: Sequence[ViewGrid]) -> list[list[ViewGrid]]:
+    """The views of each image or video of a prompt, in order of appearance."""
+    return [list(views) for _, views in groupby(views, key=lambda view: view.image)]
 
 
 @dataclass(frozen=True)

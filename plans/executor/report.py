@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.executor.cutting import PreparedCut
-from tpcal.plans.executor.prompt import ViewGrid
+from tpcal.plans.executor.prompt import ViewGrid, by_image
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Report:
         [((1, 1),)]
         >>> report.cuts[0].kept
         ((3,),)
+        >>> report.image_sizes, report.kept_of_images(0)
+        (((4,),), ((3,),))
         >>> report.patches(0)
         (Patch(token=3, image=0, time=0, row=1, col=1, box=(0.5, 0.5, 1.0, 1.0)),)
     """
@@ -80,6 +82,28 @@ class Report:
     """Visual tokens of each row before the first cut."""
     grids: tuple[tuple[ViewGrid, ...], ...] = ()
     """The views of each row's images."""
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Visual tokens of each image or video of each row, before the first cut."""
+        return tuple(
+            tuple(sum(len(view.row) for view in image) for image in by_image(views))
+            for views in self.grids
+        )
+
+    def kept_of_images(self, cut: int, row: int = 0) -> tuple[tuple[int, ...], ...]:
+        """The tokens that a cut kept of each image of a row, counted from 0 in each image.
+
+        Args:
+            cut: Number of the cut, from 0.
+            row: Number of the prompt in the batch, from 0.
+        """
+        kept, start = self.cuts[cut].kept[row], 0
+        found = []
+        for n in self.image_sizes[row]:
+            found.append(tuple(rank - start for rank in kept if start <= rank < start + n))
+            start += n
+        return tuple(found)
 
     def counts(self) -> list[tuple[tuple[int, int], ...]]:
         """For each row, the layer of every cut and the number of visual tokens that it left.

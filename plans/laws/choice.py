@@ -11,11 +11,14 @@ from torch import Tensor
 
 from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.executor.prompt import ViewGrid
+from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Plan
+from tpcal.plans.schema import Cut, Plan
 
 _HALVES = (torch.bfloat16, torch.float16)
+Kept = tuple[tuple[int, ...], ...]
+"""Ranks in an image that each cut keeps."""
 
 
 def same_choice(trial: Trial) -> str:
@@ -54,6 +57,40 @@ def patches(trial: Trial) -> str:
     return f"{n_found} tokens mapped, {n_areas} of them to a part of the picture"
 
 
+def images_alone(trial: Trial) -> str:
+    """An image keeps the same tokens whatever other images its prompt and its batch hold."""
+    rows = [trial.case.rows[at] for at in (trial.with_images[0], trial.with_images[-1])]
+    one, two = rows
+    prompts = [trial.case.followed(one, two), trial.case.followed(two, one), one]
+    orders = [(0, 1), (1, 0), (0,)]
+    plans = [trial.plans["content"]]
+    if trial.is_exact and trial.fits(Cut(0, 0.4, "diversity")):  # deeper states see the prompt
+        plans.append(Plan((Cut(0, 0.4, "diversity"),), scope="image"))
+    n_images = 0
+    for plan in plans:
+        alone = [_kept_of_images(trial, plan, [row])[0] for row in rows]
+        together = _kept_of_images(trial, plan, prompts)
+        for at, (order, found) in enumerate(zip(orders, together, strict=True)):
+            wanted = [image for row in order for image in alone[row]]
+            if found != wanted:
+                raise Broken(f"prompt {at}: images keep {found}, and alone {wanted}")
+            n_images += len(found)
+    return f"{n_images} images keep the same tokens under {len(plans)} plans"
+
+
+def _kept_of_images(trial: Trial, plan: Plan, prompts: Sequence[Inputs]) -> list[list[Kept]]:
+    """The tokens of each image of each prompt that every cut keeps."""
+    with apply(trial.model, plan, check=False) as handle:
+        trial.forward(trial.case.batch(prompts), n_steps=0)
+    report = handle.last
+    assert report is not None
+    cuts = range(len(report.cuts))
+    return [
+        list(zip(*(report.kept_of_images(at, row) for at in cuts), strict=True))
+        for row in range(len(prompts))
+    ]
+
+
 def near_duplicates(trial: Trial) -> str:
     """In half precision with equal patches, kept tokens are unique, ascending and complete."""
     rows = [
@@ -89,10 +126,22 @@ def _require_exact(plan: Plan, report: Report, n_visual: Sequence[int], what: st
         for before, now in pairwise([range(n), *kept]):
             if list(now) != sorted(set(now)) or not set(now) <= set(before):
                 raise Broken(f"{what}, row {row}: kept {list(now)}, no ascending subset")
-        found = tuple(map(len, kept))
-        if found != plan.counts(n) and not conditional:
-            raise Broken(f"{what}, row {row}: kept {found}, the plan says {plan.counts(n)}")
+        if not conditional:
+            _require_counts(plan, report, row, f"{what}, row {row}")
     return len(report.cuts) * len(n_visual)
+
+
+def _require_counts(plan: Plan, report: Report, row: int, what: str) -> None:
+    """Refuses counts that are not the plan's, of the prompt or of each of its images."""
+    sizes, at_cuts = report.image_sizes[row], range(len(report.cuts))
+    of_images = [report.kept_of_images(at, row) for at in at_cuts]
+    counts = [tuple(len(image) for image in images) for images in of_images]
+    if plan.scope == "prompt":
+        sizes, counts = (sum(sizes),), [(sum(of_cut),) for of_cut in counts]
+    for image, n in enumerate(sizes):
+        found = tuple(of_cut[image] for of_cut in counts)
+        if found != plan.counts(n):
+            raise Broken(f"{what}: kept {found} of {n}, the plan says {plan.counts(n)}")
 
 
 def _require_covered(view: ViewGrid, what: str) -> None:

@@ -36,9 +36,8 @@ def kv_lengths(trial: Trial) -> str:
 def _require_schedule(trial: Trial, plan: Plan, row: Inputs, report: Report | None) -> None:
     """Raises Broken if the lengths of the layers are not those of the plan's formula."""
     assert report is not None
-    n_visual = int(trial.visual(row).sum())
-    n_text = row["input_ids"].shape[1] - n_visual
-    planned = [n + n_text for n in plan.schedule(n_visual, trial.n_layers)]
+    n_text = row["input_ids"].shape[1] - int(trial.visual(row).sum())
+    planned = [n + n_text for n in plan.schedule(report.image_sizes[0], trial.n_layers)]
     if list(report.lengths) != planned:
         raise Broken(f"the layers got {list(report.lengths)} tokens, the plan says {planned}")
 

@@ -28,6 +28,7 @@ LAWS = (
     Law("rows alone", batching.rows_alone),
     Law("kv cache", kv_memory.kv_lengths),
     Law("same choice", choice.same_choice),
+    Law("images alone", choice.images_alone),
     Law("patches", choice.patches),
     Law("half precision", choice.near_duplicates),
     Law("text turn", later_turns.text_turn),

@@ -65,23 +65,25 @@ class Trial:
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
-        """Plans whose logits are compared: by position, by attention, and with early cuts."""
+        """Plans whose logits are compared: by position, by attention, and with early cuts.
+
+        The plan by attention chooses among all images of a prompt, the others in each image.
+        """
         free = [at for at in range(self.n_layers) if self.fits(Cut(at, 0.0))]
         if len(free) < 3:
             problems = check(Plan((Cut(self.n_layers - 1, 0.0),)), self.model)
             raise Broken(f"only layers {free} can be cut before: {' '.join(problems)}")
         scored = [at for at in free if self.fits(Cut(at, 0.5, "attention"))]
         one, two, three = _spread([at for at in free if at > 0])
-        plans = {
-            "content": Plan((Cut(one, 0.5, "random"), Cut(two, 0.25, "grid"), Cut(three, 0.0)))
-        }
+        cuts = (Cut(one, 0.5, "random"), Cut(two, 0.25, "grid"), Cut(three, 0.0))
+        plans = {"content": Plan(cuts, scope="image")}
         if len(scored) >= 3:
             one, two, three = _spread(scored)
             cuts = (Cut(one, 0.5, "attention"), Cut(two, 0.25, "attention"), Cut(three, 0.0))
             plans["attention"] = Plan(cuts)
         if 0 in free:
             second = (Cut(scored[0], 0.2, "attention"),) if scored else ()
-            plans["early"] = Plan((Cut(0, 0.4, "random"), *second))
+            plans["early"] = Plan((Cut(0, 0.4, "random"), *second), scope="image")
         if self.given is not None:
             plans["given"] = self.given
         return plans

@@ -112,7 +112,7 @@ def schedule(text: str, n_layers: int) -> Plan:
     for cut, after in zip(cuts, [*cuts[1:], None], strict=True):
         _check(text, cut, after, n_layers)
     source = f"tpcal convert, from: {' '.join(text.split())}"
-    return Plan(cuts=tuple(cuts), source=source, model=ModelIdentity(n_layers))
+    return Plan(cuts=tuple(cuts), source=source, model=ModelIdentity(n_layers), scope="image")
 
 
 def _triples(text: str) -> list[Cut]:

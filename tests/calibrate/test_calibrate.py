@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples, load_samples
+from tpcal.calibrate.measure import Measurer
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.tape_store import Store
+from tpcal.planner.problem import Problem
+from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.schema import SCOPES, Cut, Plan
 
 GRID: dict[str, Any] = {
     "selectors": ["attention", "grid", "random"],
@@ -162,6 +166,46 @@ def test_a_damaged_part_is_measured_again(
     part.write_bytes(part.read_bytes()[:100])
     calibrate.calibrate(loaded, scenes, tmp_path, **GRID)
     assert same_bytes(profile.newest(tmp_path), made[1])
+
+
+def test_with_one_image_a_prompt_the_scope_changes_nothing_but_its_name(
+    loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path], tmp_path: Path
+) -> None:
+    found, folder = made
+    of_prompts = calibrate.calibrate(loaded, scenes, tmp_path, **GRID, scope="prompt")
+    assert (found.scope, of_prompts.scope) == ("image", "prompt")
+    assert (folder / profile.ARRAYS).read_bytes() == (
+        profile.newest(tmp_path) / profile.ARRAYS
+    ).read_bytes()
+    problems = [Problem.of(each, 0.5) for each in (found, of_prompts)]
+    cuts = (Cut(2, 0.5, "grid"),)
+    plan, old = (finished_plan(problem, cuts, {}) for problem in problems)
+    assert (plan.scope, old.scope) == ("image", "prompt")
+    alike = {"scope": "prompt", "provenance": {}}
+    assert replace(plan, **alike).counts(9) == replace(old, **alike).counts(9)
+    assert (plan.cuts, plan.loss) == (old.cuts, old.loss)
+
+
+def test_several_images_are_measured_in_the_scope_that_plans_will_have(
+    loaded: Loaded, scenes: Samples, tmp_path: Path
+) -> None:
+    images = tuple(sample.images[0] for sample in scenes)
+    rows = [Sample(f"{i}", images[i : i + 3], "Which?", "left") for i in range(2)]
+    samples, cuts = Samples.of(rows), [Cut(1, 0.3, "diversity")]
+    kept = {}
+    for scope in SCOPES:
+        grid: dict[str, Any] = {"selectors": ["diversity"], "keeps": [0.3], "layers": [1]}
+        found = calibrate.calibrate(loaded, samples, tmp_path, **grid, scope=scope)
+        measurer = Measurer(loaded, samples, scope=scope)
+        ((_, kl, _),) = measurer.losses(cuts)
+        np.testing.assert_allclose(found.kl[:, 0], kl, rtol=1e-4, atol=1e-6)
+        kept[scope] = kl
+    assert (np.abs(kept["image"] - kept["prompt"]) > 1e-5).all()
+
+
+def test_an_unknown_scope_is_refused(loaded: Loaded, scenes: Samples, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="scope must be one of image, prompt; got 'row'"):
+        calibrate.calibrate(loaded, scenes, tmp_path, scope="row")
 
 
 def test_other_settings_get_another_folder(

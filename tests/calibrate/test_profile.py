@@ -83,6 +83,16 @@ def test_what_is_saved_comes_back(made: Profile, tmp_path: Path) -> None:
     assert back.digest == made.digest
 
 
+def test_a_profile_without_a_scope_is_of_whole_prompts(made: Profile, tmp_path: Path) -> None:
+    profile.save(made, tmp_path)
+    assert "scope" not in (tmp_path / PROFILE).read_text()
+    assert profile.load(tmp_path).scope == "prompt"
+    by_image = replace(made, scope="image")
+    profile.save(by_image, tmp_path)
+    assert profile.load(tmp_path).scope == "image"
+    assert by_image.digest != made.digest
+
+
 def test_the_same_profile_gives_the_same_bytes(made: Profile, tmp_path: Path) -> None:
     profile.save(made, tmp_path / "a")
     profile.save(replace(made, layer_ms=(), executor_ms={}), tmp_path / "b")

@@ -54,12 +54,12 @@ def teacher_forced(side="left"):
     return inputs, lengths, positions
 
 
-def production(model, cuts):
+def production(model, cuts, scope="prompt"):
     """Answer logits [B, A, V] of a cached decode under `apply`, kept sets, masses."""
     inputs = batch(PROMPTS)
     real = inputs["attention_mask"]
     answers = torch.tensor(ANSWERS)
-    with apply(model, Plan(cuts)) as handle:
+    with apply(model, Plan(cuts, scope=scope)) as handle:
         out = model(**inputs, position_ids=positions_of(real), use_cache=True)
         logits = [out.logits[:, -1]]
         records = handle.last.cuts
@@ -92,6 +92,20 @@ def test_a_replay_gives_the_answer_logits_of_production(model, cuts, side, every
     for mine, theirs in zip(replayed.records, records, strict=True):
         if theirs.text_to_visual is not None:
             torch.testing.assert_close(mine.text_to_visual, theirs.text_to_visual, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["diverse", "keys", "vision"])
+def test_a_replay_keeps_of_every_image_what_production_keeps(model, name):
+    inputs, lengths, positions = teacher_forced()
+    tape = Tape.record(model, inputs, prompt_length=lengths)
+    replayed = tape.replay(PLANS[name], positions, "image")
+    logits, records = production(model, PLANS[name], "image")
+    assert [r.kept for r in replayed.records] == [r.kept for r in records]
+    assert (replayed.logits - logits).abs().max() <= close(model, inputs)
+    of_prompt = tape.replay(PLANS[name], positions)
+    one, two = 0, 1  # images in the prompt
+    assert not torch.equal(replayed.logits[two], of_prompt.logits[two])
+    assert torch.allclose(replayed.logits[one], of_prompt.logits[one], atol=close(model, inputs))
 
 
 def test_the_tape_holds_the_unpruned_pass(model):

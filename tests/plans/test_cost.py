@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tpcal.plans.cost import (
@@ -181,6 +183,22 @@ def test_score_rows_by_hand() -> None:
     assert plan_cost(Plan((gated,)), shape, 10, 3).selection_flops == (1 + 3) * row
     both = Cut(1, 0.0, condition=Condition(0.1, 0.1))
     assert plan_cost(Plan((both,)), shape, 10, 3).selection_flops == (1 + 3 + 10) * row
+
+
+def test_a_plan_in_the_scope_of_images_costs_the_sum_over_images() -> None:
+    shape = DecoderShape(4, 8, 16, 2, 2, 4, 10, 2)
+    plan = Plan((Cut(1, 0.5, "grid"), Cut(3, 0.1, "grid")), scope="image")
+    cost = plan_cost(plan, shape, [5, 5, 3], 4, layer_ms=[(0, 0.0), (20, 2.0)])
+    assert (cost.n_tokens, cost.counts) == (13, (3 + 3 + 2, 3))
+    assert cost.kv_bytes == kv_bytes(shape, [17, 12, 12, 7])
+    assert cost.unpruned_kv_bytes == kv_bytes(shape, [17] * 4)
+    assert cost.layer_average_keep == (13 + 8 + 8 + 3) / (4 * 13)
+    assert cost.prefill_ms == pytest.approx((17 + 12 + 12 + 7) / 10)
+    assert plan_cost(replace(plan, scope="prompt"), shape, [5, 5, 3], 4).counts == (7, 1)
+    pairs = Plan((Cut(2, 0.5, "diversity"),), scope="image")
+    one, two, both = (plan_cost(pairs, shape, n, 4).selection_flops for n in (6, 4, [6, 4]))
+    assert both == one + two
+    assert both < plan_cost(pairs, shape, 10, 4).selection_flops
 
 
 def test_windows_and_shared_keys_limit_what_a_layer_holds() -> None:

@@ -11,7 +11,8 @@ import torch
 from _pytest.mark import ParameterSet
 from releases import skip_elsewhere
 
-from tpcal.plans.executor import cache, gather, handle, kv_columns, passes
+from tpcal.plans.executor import cache, choice_sets, gather, handle, kv_columns, passes
+from tpcal.plans.executor.choice_sets import ChoiceSets
 from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, run
@@ -212,6 +213,33 @@ def _choice_that_depends_on_the_batch(patch):
     patch.setattr(Random, "score", by_row)
 
 
+def _images_that_share_a_count(patch):
+    of = ChoiceSets.of
+    patch.setattr(ChoiceSets, "of", lambda prompt, scope: of(prompt, "prompt"))
+
+
+def _ranks_that_go_on_in_the_next_image(patch):
+    numbered = choice_sets.Apart._numbered
+    patch.setattr(choice_sets.Apart, "_numbered", lambda self, of, first=0: numbered(self, of))
+
+
+def _tokens_of_the_next_image(patch):
+    made = choice_sets.Apart.__init__
+
+    def shifted(self, *given):
+        made(self, *given)
+        self._column = (self._column + 1).clamp(max=self._shape[1] - 1)
+
+    patch.setattr(choice_sets.Apart, "__init__", shifted)
+
+
+def _choice_put_back_into_another_image(patch):
+    together = choice_sets.Apart.together
+    patch.setattr(
+        choice_sets.Apart, "together", lambda self, given: together(self, given.roll(1, dims=0))
+    )
+
+
 def _grid_of_half_the_height(patch):
     boxes = ViewGrid.boxes
     patch.setattr(ViewGrid, "boxes", lambda self: boxes(self) * torch.tensor([1, 0.5, 1, 0.5]))
@@ -266,6 +294,10 @@ MUTANTS = {
     _one_token_more_than_planned: ["kv cache", "same choice"],
     _choice_that_changes: ["same choice"],
     _choice_that_depends_on_the_batch: ["rows alone"],
+    _images_that_share_a_count: ["same choice", "images alone"],
+    _ranks_that_go_on_in_the_next_image: ["images alone"],
+    _tokens_of_the_next_image: ["images alone"],
+    _choice_put_back_into_another_image: ["images alone"],
     _grid_of_half_the_height: ["patches"],
     _handle_that_stays: ["removed"],
     _a_hook_left_behind: ["removed", "failed"],

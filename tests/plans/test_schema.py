@@ -133,6 +133,37 @@ def test_a_rounded_plan_counts_its_rounded_tokens() -> None:
     assert parse_plan(dump_plan(plan)) == plan
 
 
+def test_a_plan_without_a_scope_chooses_among_the_whole_prompt_and_keeps_its_digest() -> None:
+    old = Plan((Cut(2, 0.5, "grid"), Cut(5, 0.0)), name="old", round_to=16, model=ModelIdentity(8))
+    made_before = "sha256:cdbb39c8be6a9bd0bca93ea13a67760e2291783f67cda4a614e3fec22e90e399"
+    assert old.scope == "prompt"
+    assert old.digest == made_before
+    assert "scope" not in dump_plan(old)
+    said = parse_plan("schema: 1\nscope: prompt\ncuts: [{layer: 5, keep: 0}]")
+    assert said == parse_plan("schema: 1\ncuts: [{layer: 5, keep: 0}]")
+
+
+def test_the_scope_of_images_survives_its_file_and_is_part_of_the_digest() -> None:
+    plan = replace(FULL, scope="image")
+    assert "\nscope: image\n" in dump_plan(plan)
+    assert parse_plan(dump_plan(plan)) == plan
+    assert plan.digest != FULL.digest
+    assert plan.scaled(16).scope == "image"
+
+
+def test_counts_of_several_images_are_sums_over_images_in_their_scope() -> None:
+    cuts = (Cut(1, 0.5, "grid"), Cut(3, 0.1, "grid"), Cut(4, 0.0))
+    by_image, by_prompt = Plan(cuts, scope="image"), Plan(cuts)
+    sizes = (9, 4, 1)
+    assert by_image.counts(sizes) == (5 + 2 + 1, 1 + 1 + 1, 0)
+    assert by_prompt.counts(sizes) == by_prompt.counts(14) == (7, 1, 0)
+    assert by_image.schedule(sizes, 5) == [14, 8, 8, 3, 0]
+    assert by_image.counts(9) == by_prompt.counts(9) == by_image.counts([9])
+    assert by_image.counts(()) == by_prompt.counts(()) == (0, 0, 0)
+    rounded = Plan(cuts, scope="image", round_to=4)
+    assert rounded.counts(sizes) == (8 + 4 + 1, 4 + 4 + 1, 0)
+
+
 def test_a_changed_plan_is_refused_until_its_digest_is_deleted() -> None:
     text = dump_plan(FULL).replace("keep: 0.5", "keep: 0.4")
     with pytest.raises(PlanError, match="digest must match the content.*Delete the digest line"):
@@ -173,6 +204,8 @@ def test_a_changed_plan_is_refused_until_its_digest_is_deleted() -> None:
             "schema: 1\ncuts: [{layer: yes, keep: 1, selector: grid}]",
             r"cuts\[0\].layer must be an integer; got True",
         ),
+        ("schema: 1\nscope: row\ncuts: []", "scope must be one of image, prompt; got 'row'"),
+        ("schema: 1\nscope: [image]\ncuts: []", "scope must be one of image, prompt; got"),
         ("schema: 1\nround_to: 0\ncuts: []", "round_to must be an integer of at least 1; got 0"),
         (
             "schema: 1\nround_to: yes\ncuts: []",

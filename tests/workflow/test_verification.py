@@ -17,9 +17,9 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.cli import cli
 from tpcal.plans.errors import GuardrailError, UsageError
+from tpcal.plans.progress import silent
 from tpcal.plans.schema import Certificate, Cut, Loss, ModelIdentity, Plan
 from tpcal.workflow.inputs import plan_model_new_samples
-from tpcal.workflow.step_settings import silent
 
 N = 42
 PROVEN = Certificate(0.05, 0.95, 700, 20, 0.05, "exact binomial", "all samples")
