@@ -97,8 +97,7 @@ def _run_in_vllm(file: str, plan: Plan, model: PreTrainedModel | None) -> list[s
         return []
     n_layers = configuration.n_layers(model)
     line = support.summary(plan, n_layers, *configuration.counted_prompt(plan, model))
-    advice = support.stage_advice(support.stage_lengths(plan, n_layers))
-    return [f"In vLLM: {line}", *([advice] if advice else [])]
+    return [f"In vLLM: {line}", *support.notes(plan, n_layers)]
 
 
 def _try_laws(file: str | None, model: ModelChoice) -> None:

@@ -68,6 +68,5 @@ def prepare(config: Any, found: Settings) -> None:
     config.additional_config = {**config.additional_config, KEY: found.passed_on()}
     n_layers, prompt = configuration.n_layers(model), configuration.counted_prompt(plan, model)
     _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt))
-    advice = support.stage_advice(support.stage_lengths(plan, n_layers))
-    if advice:
-        _LOG.warning("tpcal: %s", advice)
+    for note in support.notes(plan, n_layers):
+        _LOG.warning("tpcal: %s", note)

@@ -136,6 +136,23 @@ def stage_advice(lengths: Sequence[int]) -> str | None:
     )
 
 
+def notes(plan: Plan, n_layers: int) -> list[str]:
+    """What a user should know of a plan that runs, one or two sentences each.
+
+    Args:
+        plan: The plan.
+        n_layers: Number of decoder layers.
+    """
+    advice = stage_advice(stage_lengths(plan, n_layers))
+    found = [advice] if advice else []
+    if plan.scope != "image":
+        found.append(
+            "The plan's scope is prompt, and in vLLM every image keeps its own share. Both are "
+            "the same for prompts with one image."
+        )
+    return found
+
+
 def kv_share(plan: Plan, n_layers: int, n_tokens: int, n_text: int) -> float:
     """KV bytes of one prompt, as a share of the unpruned ones.
 

@@ -87,6 +87,13 @@ def test_the_log_line_says_what_the_plan_does() -> None:
     assert "takes 53% of the unpruned KV bytes, in 4 block tables" in line
 
 
+def test_a_scope_that_vllm_does_not_follow_is_named() -> None:
+    plan = _plan("diversity")
+    assert support.notes(replace(plan, scope="image"), 4) == []
+    (note,) = support.notes(replace(plan, scope="prompt"), 4)
+    assert note.startswith("The plan's scope is prompt, and in vLLM every image keeps its own")
+
+
 def test_a_class_token_makes_no_square() -> None:
     model = tiny_llava()
     assert configuration.model_problems(_plan("grid"), model, untried=False) == []
