@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-floors | test-versions | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-fast | test-all | test-floors | test-versions | test-vllm | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -9,10 +9,12 @@ READY = $(VENV)/.ready
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 FLOORS = $(VENV)/floors
+# vLLM's CPU build pins other releases than constraints.txt, so it has an environment of its own.
+VLLM = $(VENV)/vllm
 # Minor releases of transformers that make test-versions tries: the floor, one in the middle, the newest that plans/executor/compat.py names.
 VERSIONS = 5.10 5.20 5.24
 
-.PHONY: demo test test-fast test-all test-floors test-versions test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
+.PHONY: demo test test-fast test-all test-floors test-versions vllm-env test-vllm test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +56,15 @@ test-transformers-%:
 	$(PYTHON) -m venv $(VENV)/transformers/$*
 	$(VENV)/transformers/$*/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/transformers/$*.txt -e '.[dev]'
 	OMP_NUM_THREADS=1 $(VENV)/transformers/$*/bin/python -m pytest --scope $(or $(SCOPE),nightly) -m versions tests/plans/test_laws.py tests/plans/executor
+
+# Makes the environment of make test-vllm anew: downloads 3.5 GB.
+vllm-env:
+	rm -rf $(VLLM) && mkdir -p $(VENV)
+	tests/vllm_environment.sh $(PYTHON) $(VLLM)
+
+# Plans in vLLM, on its CPU backend: 10 minutes on one core, after make vllm-env.
+test-vllm:
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm -W ignore -o filterwarnings=default tests/integrations/vllm
 
 # Measures anew which tests are slow; the file decides what make test-fast runs.
 test-times: $(READY)

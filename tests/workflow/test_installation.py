@@ -87,7 +87,7 @@ def test_the_table_has_ten_parts_and_fits_80_columns(monkeypatch: pytest.MonkeyP
     lines = done.output.splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 20
-    words = "engine works transformers; vLLM (not installed) runs no plans yet"
+    words = "engine works transformers; vLLM (not installed), see docs/vllm.md"
     assert words in [" ".join(line.split()) for line in lines]
     assert "pip install lmms-eval" in done.output
 

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Serves a model with a plan at http://127.0.0.1:8000/v1. Without arguments: the built-in model, on CPUs.
+# Usage: serve.sh [MODEL PLAN [further options of vllm serve]]
+# A plan that does not exist is made: half of the visual tokens from layer 2 on, none from layer 6 on.
+set -eu
+if [ $# -lt 2 ]; then
+    export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind HF_HUB_OFFLINE=1
+    model=$(python -c 'from tpcal.calibrate.embedded import FOLDER; print(FOLDER)')
+    set -- "$model" plan.yaml --dtype float32 --enforce-eager --max-model-len 512 --max-num-seqs 8
+fi
+model=$1 plan=$2
+shift 2
+[ -e "$plan" ] || python -c '
+import sys, tpcal
+cuts = tpcal.Cut(2, 0.5, "diversity"), tpcal.Cut(6, 0.0)
+tpcal.save_plan(tpcal.Plan(name="example", cuts=cuts), sys.argv[1])' "$plan"
+exec vllm serve "$model" --served-model-name pruned --host 127.0.0.1 \
+    --additional-config "{\"tpcal\": {\"plan\": \"$plan\"}}" "$@"

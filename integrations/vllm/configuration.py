@@ -1,0 +1,123 @@
+"""Why a server cannot run a plan as it is configured: all reasons at once, each with a way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from tpcal.integrations.vllm import support, touchpoints
+from tpcal.plans.executor.fit import check
+from tpcal.plans.families import decoder_shape, find
+from tpcal.plans.schema import Plan
+
+_DEFAULT_IMAGE, _DEFAULT_TEXT = 576, 64
+
+
+def config_problems(config: Any, untried: bool) -> list[str]:
+    """The reasons why no plan runs on a server with this configuration.
+
+    Args:
+        config: vLLM's config.
+        untried: Leave out what is refused only because no test covers it.
+    """
+    moved = touchpoints.problems()
+    return [*([] if untried else moved), *_refused(config), *([] if untried else _untried(config))]
+
+
+def _refused(config: Any) -> Iterator[str]:
+    parallel, cache = config.parallel_config, config.cache_config
+    options = {
+        "--pipeline-parallel-size": parallel.pipeline_parallel_size > 1,
+        "--tensor-parallel-size": parallel.tensor_parallel_size > 1,
+        "--data-parallel-size": parallel.data_parallel_size > 1,
+        "--prefill-context-parallel-size": parallel.prefill_context_parallel_size > 1,
+        "--decode-context-parallel-size": parallel.decode_context_parallel_size > 1,
+        "--enable-dbo": parallel.use_ubatching,
+        "--speculative-config": config.speculative_config is not None,
+        "--enable-lora": config.lora_config is not None,
+        "--kv-transfer-config": config.kv_transfer_config is not None,
+        "--kv-offloading-size": cache.kv_offloading_size is not None,
+        "--enable-sleep-mode": config.model_config.enable_sleep_mode,
+        "--disable-hybrid-kv-cache-manager": bool(
+            config.scheduler_config.disable_hybrid_kv_cache_manager
+        ),
+    }
+    for option, given in options.items():
+        if given:
+            yield f"{option} does not go together with a plan. Leave it out."
+    if parallel.worker_cls not in (touchpoints.CPU_WORKER, touchpoints.GPU_WORKER):
+        yield f"--worker-cls must be vLLM's own for CPUs or GPUs; got {parallel.worker_cls}."
+    if config.scheduler_config.scheduler_cls is not None:
+        yield "--scheduler-cls must be left out, because a plan brings its own scheduler."
+    if config.use_v2_model_runner:
+        yield "Plans run in vLLM's V1 model runner. Set VLLM_USE_V2_MODEL_RUNNER=0."
+    if parallel.worker_cls == touchpoints.GPU_WORKER and not config.model_config.enforce_eager:
+        yield "--enforce-eager must be given on a GPU, because CUDA graphs replay old metadata."
+    if config.model_config.is_mm_prefix_lm:
+        yield "Models whose images are attended in both directions are not cut in vLLM."
+
+
+def _untried(config: Any) -> Iterator[str]:
+    if config.parallel_config.worker_cls == touchpoints.GPU_WORKER:
+        yield (
+            "Plans are tried on vLLM's CPU backend only, and not on GPUs. The setting "
+            "untried=true tries it all the same, with --enforce-eager."
+        )
+
+
+def empty_model(config: Any) -> PreTrainedModel:
+    """The served model in transformers, without weights.
+
+    Args:
+        config: vLLM's config.
+    """
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config.model_config.hf_config)
+
+
+def n_layers(model: PreTrainedModel) -> int:
+    """Number of decoder layers."""
+    return len(find(model).layers(model))
+
+
+def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[str]:
+    """The reasons why this plan does not run on this model in vLLM.
+
+    Args:
+        plan: The plan.
+        model: The model in transformers; its weights are not looked at.
+        untried: Leave out what is refused only because no test covers it.
+    """
+    problems = check(plan, model)
+    if problems:
+        return problems
+    architecture = type(model).__name__
+    problems = support.plan_problems(plan, None if untried else architecture)
+    vision = getattr(model.config, "vision_config", None)
+    if getattr(vision, "model_type", None) == "pixtral":
+        problems.append("Pixtral's images have other tokens in between, and are not cut in vLLM.")
+    if getattr(model.config, "vision_feature_select_strategy", None) == "full":
+        problems += [
+            f"cuts[{i}].selector: {cut.selector} needs square images; these have a class token."
+            for i, cut in enumerate(plan.cuts)
+            if cut.selector in support.READS_GRID
+        ]
+    return problems + support.decoder_problems(decoder_shape(model), plan)
+
+
+def counted_prompt(plan: Plan, model: PreTrainedModel) -> tuple[int, int]:
+    """Visual and text tokens of the prompt that the log line counts.
+
+    Those of the plan's own cost if it states one; otherwise one image.
+    """
+    if plan.cost is not None:
+        return plan.cost.n_tokens, plan.cost.n_text
+    vision = getattr(model.config, "vision_config", None)
+    side, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
+    if isinstance(side, int) and isinstance(patch, int):
+        return math.floor(side / patch) ** 2, _DEFAULT_TEXT
+    return _DEFAULT_IMAGE, _DEFAULT_TEXT

@@ -1,0 +1,69 @@
+"""What a selector gets of the images of a step: each image is a row of its own.
+
+Selectors treat every row as if it were alone. An image therefore keeps the same tokens whatever
+else is in the prompt or runs in the same step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpcal.plans.selectors.base import Tokens
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """An image at a cut."""
+
+    first: int
+    """Column of its first token that is still there; the others follow."""
+    ranks: np.ndarray
+    """[n] int64 rank of each of them among the image's original tokens, ascending."""
+    n_original: int
+    """Number of the original tokens."""
+    n_keep: int
+    """Number of tokens that the cut leaves."""
+
+    @property
+    def n_alive(self) -> int:
+        """Number of its tokens that are still there."""
+        return len(self.ranks)
+
+
+def tokens_of(images: Sequence[ImageColumns], layer: int, states: Tensor) -> tuple[Tokens, Tensor]:
+    """What a selector gets, and [B, N] int64 column of each token; filler repeats column 0.
+
+    Args:
+        images: The B images.
+        layer: Layer of the cut.
+        states: [m, D] states of all tokens that enter the layer.
+    """
+    n_tokens = max(image.n_alive for image in images)
+    index = np.full((len(images), n_tokens), -1, dtype=np.int64)
+    columns = np.zeros_like(index)
+    for row, image in enumerate(images):
+        index[row, : image.n_alive] = image.ranks
+        columns[row, : image.n_alive] = image.first + np.arange(image.n_alive)
+    ranks, at = (torch.from_numpy(array).to(states.device) for array in (index, columns))
+    valid = ranks >= 0
+    side = torch.tensor([math.isqrt(image.n_original) for image in images], device=states.device)
+    shape = side[:, None, None].expand(*ranks.shape, 2)
+    tokens = Tokens(
+        layer=layer,
+        hidden=states[at],
+        valid=valid,
+        index=ranks,
+        image=torch.where(valid, 0, -1),
+        n_original=torch.tensor([image.n_original for image in images], device=states.device),
+        # Selectors that read the grid are offered for square images only (`support`).
+        grid_row=torch.where(valid, ranks // side[:, None], -1),
+        grid_col=torch.where(valid, ranks % side[:, None], -1),
+        grid_shape=shape,
+    )
+    return tokens, at

@@ -1,0 +1,72 @@
+"""The entry point through which vLLM finds tpcal: without a plan it changes nothing.
+
+With a plan it checks, in the process that starts the server, that the plan fits the model and that
+vLLM can run it. Then it names a worker and a scheduler of its own in vLLM's options.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import wraps
+from typing import Any
+
+from tpcal.integrations.vllm import server_settings, support, touchpoints
+from tpcal.integrations.vllm.server_settings import KEY, Settings
+from tpcal.plans.errors import FitError
+
+# A child of vLLM's own logger, so that lines appear as vLLM's do.
+_LOG = logging.getLogger("vllm.tpcal")
+_FOLDER = "tpcal.integrations.vllm"
+_WORKERS = {
+    touchpoints.CPU_WORKER: f"{_FOLDER}.cpu_worker.PlanCpuWorker",
+    touchpoints.GPU_WORKER: f"{_FOLDER}.gpu_worker.PlanGpuWorker",
+}
+
+
+def register() -> None:
+    """Lets servers of this process find a plan; a second call changes nothing."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    plain = EngineArgs.create_engine_config
+    if hasattr(plain, "__wrapped__"):
+        return
+
+    @wraps(plain)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Read first: a plan that cannot be read should not wait for the model's config.
+        found = server_settings.read(self.additional_config or {})
+        config = plain(self, *args, **kwargs)
+        if found is not None:
+            prepare(config, found)
+        return config
+
+    EngineArgs.create_engine_config = create_engine_config
+
+
+def prepare(config: Any, found: Settings) -> None:
+    """Makes a server run a plan.
+
+    Args:
+        config: vLLM's config of the server, which is changed.
+        found: The settings.
+
+    Raises:
+        FitError: The plan does not fit the model, or vLLM cannot run it here.
+    """
+    from tpcal.integrations.vllm import configuration
+
+    plan = found.plan
+    model = configuration.empty_model(config)
+    problems = configuration.config_problems(config, found.untried)
+    problems += configuration.model_problems(plan, model, found.untried)
+    if problems:
+        raise FitError(plan.name or "The plan", problems)
+    asynchronous = config.scheduler_config.async_scheduling
+    kind = "AsyncPlanScheduler" if asynchronous else "PlanScheduler"
+    config.scheduler_config.scheduler_cls = f"{_FOLDER}.scheduler.{kind}"
+    config.parallel_config.worker_cls = _WORKERS[config.parallel_config.worker_cls]
+    config.additional_config = {**config.additional_config, KEY: found.passed_on()}
+    n_layers, prompt = configuration.n_layers(model), configuration.counted_prompt(plan, model)
+    _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt))
+    for note in support.notes(plan, n_layers):
+        _LOG.warning("tpcal: %s", note)

@@ -1,0 +1,224 @@
+"""One step of a served model in which visual tokens run: makes the cuts of a plan.
+
+The tokens of all requests stand side by side in one row, without padding. A *column* counts them
+as a layer gets them, and a *place* counts the tokens of one request's prompt. Tokens of a request
+are in order, so the tokens of an image that are still there are neighbours in the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpcal.integrations.vllm.image_tokens import ImageColumns, tokens_of
+from tpcal.integrations.vllm.stages import Chunk
+from tpcal.plans.executor.cutting import PreparedCut
+from tpcal.plans.schema import Plan
+from tpcal.plans.selectors.base import checked
+
+
+@dataclass(frozen=True)
+class States:
+    """What a decoder layer gets of n tokens. The state of a token is hidden plus residual."""
+
+    positions: Tensor
+    """[n] or, with M-RoPE, [3, n]."""
+    hidden: Tensor
+    """[n, D]."""
+    residual: Tensor | None
+    """[n, D]; None before the first layer."""
+
+    def take(self, columns: Tensor) -> States:
+        """The states of some tokens; always a copy."""
+        residual = None if self.residual is None else self.residual[columns]
+        return States(self.positions[..., columns], self.hidden[columns], residual)
+
+    def followed_by(self, others: Sequence[States]) -> States:
+        """These states and then those of others."""
+        every = (self, *others)
+        residuals = [s.residual for s in every if s.residual is not None]
+        return States(
+            torch.cat([s.positions for s in every], dim=-1),
+            torch.cat([s.hidden for s in every]),
+            torch.cat(residuals) if residuals else None,
+        )
+
+    def full(self) -> Tensor:
+        """[n, D] the states of the tokens, as transformers' layers get them."""
+        return self.hidden if self.residual is None else self.hidden + self.residual
+
+    def replaced(self, columns: Tensor, states: Tensor) -> States:
+        """The same with other states [k, D] at ``columns`` [k]."""
+        hidden = self.hidden.index_put((columns,), states)
+        if self.residual is None:
+            return States(self.positions, hidden, None)
+        residual = self.residual.index_fill(0, columns, 0)
+        return States(self.positions, hidden, residual)
+
+
+class PruningStep:
+    """The cuts of one step.
+
+    Args:
+        plan: The plan.
+        cuts: Its cuts by layer, from `tpcal.plans.executor.cutting.prepare`.
+        chunks: What runs, in the order of the row.
+        waiting: States of tokens that wait at the first cut, by request. They are taken out and
+            put in as images are completed and begun.
+
+    Raises:
+        RuntimeError: A chunk starts inside an image whose first tokens do not wait, because the
+            engine never ran them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        cuts: Mapping[int, PreparedCut],
+        chunks: Sequence[Chunk],
+        waiting: MutableMapping[str, States],
+    ) -> None:
+        self.plan = plan
+        self.chunks = chunks
+        self.n_rows = sum(chunk.n_tokens for chunk in chunks)
+        self._cuts = cuts
+        self._numbers = {layer: number for number, layer in enumerate(sorted(cuts))}
+        self._waiting = waiting
+        self._places: list[np.ndarray] | None = None
+        self._positions: Tensor | None = None
+
+    def before_layer(
+        self, layer: int, positions: Tensor, hidden: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The positions, states and residual for ``layer``, after its cut if it has one.
+
+        Args:
+            layer: Number of the layer that runs next.
+            positions: [n] or [3, n] positions of all tokens of the step, as the model passes them.
+            hidden: [m, D] states of the tokens still there, perhaps followed by filler.
+            residual: [m, D] what is added to them; None before the first layer.
+        """
+        if layer in self._cuts:
+            states = self._entering(positions, hidden, residual)
+            states = self._cut(self._cuts[layer], states)
+            self._positions, hidden, residual = states.positions, states.hidden, states.residual
+        return positions if self._positions is None else self._positions, hidden, residual
+
+    def full_length(self, states: Tensor) -> Tensor:
+        """[n, D] the model's output at all tokens of the step, with zeros where tokens left.
+
+        Args:
+            states: [m, D] output of the model at the tokens still there.
+        """
+        if self._places is None:
+            return states
+        rows, columns, begin, start = [], [], 0, 0
+        for chunk, places in zip(self.chunks, self._places, strict=True):
+            here = np.flatnonzero(places >= chunk.first)
+            rows.append(start + places[here] - chunk.first)
+            columns.append(begin + here)
+            begin, start = begin + len(places), start + chunk.n_tokens
+        full = states.new_zeros(self.n_rows, states.shape[1])
+        full[_index(rows, states)] = states[_index(columns, states)]
+        return full
+
+    def _entering(self, positions: Tensor, hidden: Tensor, residual: Tensor | None) -> States:
+        """The states at a cut; at the first one, those that wait are taken out and put in."""
+        if self._places is not None:
+            assert self._positions is not None
+            return States(self._positions, hidden, residual)
+        n = self.n_rows  # an engine may put filler behind them
+        states = States(positions[..., :n], hidden[:n], None if residual is None else residual[:n])
+        came, columns, stays = [], [], []
+        start, behind = 0, n
+        for chunk in self.chunks:
+            own = np.arange(chunk.first, chunk.end) - chunk.first + start
+            earlier = self._came(chunk)
+            if earlier is not None:
+                came.append(earlier)
+                n_came = len(earlier.hidden)
+                own = np.concatenate((np.arange(behind, behind + n_came), own))
+                behind += n_came
+            n_enter = len(chunk.entering)
+            columns.append(own[:n_enter])
+            stays.append(own[n_enter:])
+            start += chunk.n_tokens
+        states = states.followed_by(came) if came else states
+        for chunk, rest in zip(self.chunks, stays, strict=True):
+            if len(rest):
+                self._waiting[chunk.request] = states.take(_index([rest], hidden))
+        self._places = [np.arange(c.entering.start, c.entering.stop) for c in self.chunks]
+        return states.take(_index(columns, hidden))
+
+    def _came(self, chunk: Chunk) -> States | None:
+        """What waited of the image that the chunk starts in; None if it starts elsewhere."""
+        found = self._waiting.pop(chunk.request, None)
+        begun = next((s for s in chunk.spans if s.splits(chunk.first)), None)
+        if begun is None:
+            return None  # a state from before the request started anew is forgotten
+        if found is None or len(found.hidden) != chunk.first - begun.start:
+            raise RuntimeError(
+                f"Request {chunk.request} goes on at place {chunk.first}, inside an image that "
+                f"starts at {begun.start}, and the tokens before it did not run here. A plan runs "
+                "without KV connectors and with no other cache than vLLM's prefix cache."
+            )
+        return found
+
+    def _cut(self, prepared: PreparedCut, states: States) -> States:
+        """The survivors of a cut; every image keeps its own share."""
+        assert self._places is not None
+        images = self._images(self._numbers[prepared.cut.layer])
+        if not images:
+            return states
+        stays = np.ones(len(states.hidden), dtype=bool)
+        for image in images:
+            stays[image.first : image.first + image.n_alive] = False
+        if prepared.selector is not None:
+            states = self._choose(prepared, states, [i for i in images if i.n_keep], stays)
+        ends = np.cumsum([len(places) for places in self._places])[:-1]
+        self._places = [
+            places[kept] for places, kept in zip(self._places, np.split(stays, ends), strict=True)
+        ]
+        return states.take(_index([np.flatnonzero(stays)], states.hidden))
+
+    def _choose(
+        self,
+        prepared: PreparedCut,
+        states: States,
+        images: Sequence[ImageColumns],
+        stays: np.ndarray,
+    ) -> States:
+        """Marks in ``stays`` [m] what the selector keeps; returns the states, merged ones too."""
+        selector, cut = prepared.selector, prepared.cut
+        if selector is None or not images:
+            return states
+        tokens, columns = tokens_of(images, cut.layer, states.full())
+        wanted = torch.tensor([image.n_keep for image in images], device=columns.device)
+        chosen = checked(selector.select(tokens, wanted), tokens, wanted, cut.selector or "")
+        stays[columns[chosen].cpu().numpy()] = True
+        merged = selector.merged(tokens, chosen)
+        return states if merged is None else states.replaced(columns[chosen], merged[chosen])
+
+    def _images(self, number: int) -> list[ImageColumns]:
+        """The images that lose tokens at cut ``number``, with the columns of their tokens."""
+        assert self._places is not None
+        found, begin = [], 0
+        for chunk, places in zip(self.chunks, self._places, strict=True):
+            for span in chunk.complete:
+                counts = (span.length, *self.plan.counts(span.length))
+                alive, kept = counts[number], counts[number + 1]
+                first = int(np.searchsorted(places, span.start))
+                if kept < alive:
+                    ranks = places[first : first + alive] - span.start
+                    found.append(ImageColumns(begin + first, ranks, span.length, kept))
+            begin += len(places)
+        return found
+
+
+def _index(parts: Sequence[np.ndarray], like: Tensor) -> Tensor:
+    """[n] int64 the numbers of all parts, on the device of ``like``."""
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(like.device)

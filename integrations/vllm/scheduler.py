@@ -1,0 +1,24 @@
+"""vLLM's schedulers, with managers that know the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from tpcal.integrations.vllm import kv_groups, server_settings
+
+
+class PlanScheduler(Scheduler):
+    """Schedules as vLLM does, and counts the tokens that each stage holds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        plan = server_settings.received(self.vllm_config.additional_config).plan
+        for manager in kv_groups.managers(self):
+            manager.plan, manager.requests = plan, self.requests
+
+
+class AsyncPlanScheduler(PlanScheduler, AsyncScheduler):
+    """The same for asynchronous scheduling."""

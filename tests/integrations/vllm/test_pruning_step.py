@@ -1,0 +1,143 @@
+"""A toy decoder in steps of any size makes the cuts of one step over the whole prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tpcal import Cut, Plan
+from tpcal.integrations.vllm.pruning_step import PruningStep, States
+from tpcal.integrations.vllm.stages import Chunk, Span, n_held
+from tpcal.plans.executor.cutting import prepare
+
+N_LAYERS, HIDDEN, LENGTH = 6, 8, 40
+SPANS = (Span(3, 16), Span(21, 9))
+PLANS = {
+    "twice": Plan(
+        cuts=(
+            Cut(layer=1, keep=0.5, selector="diversity"),
+            Cut(layer=3, keep=0.2, selector="grid"),
+            Cut(layer=5, keep=0.0),
+        )
+    ),
+    "before the decoder": Plan(cuts=(Cut(layer=0, keep=0.3, selector="random"),)),
+    "merging": Plan(cuts=(Cut(layer=2, keep=0.25, selector="pooling"),)),
+}
+
+
+def _embedded(seed: int) -> Tensor:
+    return torch.randn(LENGTH, HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+class Decoder:
+    """Layers that treat tokens one by one, and what each has seen of every request."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.waiting: dict[str, States] = {}
+        self.seen: dict[str, list[list[Tensor]]] = {}
+
+    def run(self, chunks: Sequence[Chunk], prompts: Sequence[Tensor]) -> Tensor:
+        step = PruningStep(
+            self.plan, prepare(self.plan.cuts, self.plan.round_to), chunks, self.waiting
+        )
+        parts = [p[c.first : c.end] for c, p in zip(chunks, prompts, strict=True)]
+        positions = torch.cat([torch.arange(c.first, c.end) for c in chunks])
+        filler = torch.zeros(2, HIDDEN)  # as engines pad a step
+        hidden, residual = torch.cat([*parts, filler]), None
+        positions = torch.cat([positions, torch.zeros(2, dtype=torch.int64)])
+        for layer in range(N_LAYERS):
+            at, hidden, residual = step.before_layer(layer, positions, hidden, residual)
+            self._see(chunks, layer, at)
+            state = hidden if residual is None else hidden + residual
+            hidden, residual = torch.tanh(state) * 0.5, state
+        assert residual is not None
+        return step.full_length(hidden + residual)
+
+    def _see(self, chunks: Sequence[Chunk], layer: int, positions: Tensor) -> None:
+        stage = sum(cut.layer <= layer for cut in self.plan.cuts)
+        begin = 0
+        for chunk in chunks:
+            seen = self.seen.setdefault(chunk.request, [[] for _ in range(N_LAYERS)])
+            n_new = n_held(self.plan, stage, chunk.spans, chunk.end) - n_held(
+                self.plan, stage, chunk.spans, chunk.first
+            )
+            seen[layer].append(positions[begin : begin + n_new])
+            begin += n_new
+
+    def places(self, request: str) -> list[list[int]]:
+        """Places of the tokens that each layer got of a request, in order."""
+        return [torch.cat(parts).tolist() for parts in self.seen[request]]
+
+
+def _whole(plan: Plan, request: str, prompt: Tensor) -> tuple[list[list[int]], Tensor]:
+    decoder = Decoder(plan)
+    output = decoder.run([Chunk(request, SPANS, 0, LENGTH)], [prompt])
+    return decoder.places(request), output
+
+
+@pytest.mark.parametrize("name", PLANS)
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, LENGTH - 1), unique=True, max_size=6).map(sorted))
+def test_chunks_of_any_size_make_the_same_cuts(name: str, ends: list[int]) -> None:
+    plan, prompt = PLANS[name], _embedded(0)
+    places, output = _whole(plan, "a", prompt)
+    decoder = Decoder(plan)
+    for first, end in pairwise([0, *ends, LENGTH]):
+        result = decoder.run([Chunk("a", SPANS, first, end - first)], [prompt])
+    assert decoder.places("a") == places
+    assert decoder.waiting == {}
+    torch.testing.assert_close(result[-1], output[-1])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_requests_do_not_see_each_other(name: str) -> None:
+    plan, prompts = PLANS[name], [_embedded(1), _embedded(2), _embedded(3)]
+    decoder = Decoder(plan)
+    for first, end in pairwise([0, 7, 25, LENGTH]):
+        chunks = [Chunk(r, SPANS, first, end - first) for r in "ab"]
+        decoder.run([*chunks, Chunk("text", (), first, end - first)], prompts)
+    for request, prompt in zip("ab", prompts, strict=False):
+        assert decoder.places(request) == _whole(plan, request, prompt)[0]
+    assert decoder.places("text") == [list(range(LENGTH))] * N_LAYERS
+
+
+def test_images_keep_their_own_share_in_any_company() -> None:
+    plan, prompt = PLANS["twice"], _embedded(4)
+    places, _ = _whole(plan, "a", prompt)
+    alone = Decoder(plan)
+    alone.run([Chunk("a", SPANS[:1], 0, 20)], [prompt[:20]])
+    first = [p for p in places[1] if p < 20]
+    assert alone.places("a")[1] == first
+    assert len([p for p in first if 3 <= p < 19]) == 8
+
+
+def test_a_request_that_starts_anew_forgets_what_waited() -> None:
+    plan, prompt = PLANS["twice"], _embedded(5)
+    decoder = Decoder(plan)
+    decoder.run([Chunk("a", SPANS, 0, 10)], [prompt])
+    assert len(decoder.waiting["a"].hidden) == 7
+    decoder.seen.clear()
+    decoder.run([Chunk("a", SPANS, 0, LENGTH)], [prompt])
+    assert decoder.places("a") == _whole(plan, "a", prompt)[0]
+
+
+def test_a_chunk_inside_an_image_that_never_began_is_refused() -> None:
+    decoder = Decoder(PLANS["twice"])
+    with pytest.raises(RuntimeError, match="the tokens before it did not run here"):
+        decoder.run([Chunk("a", SPANS, 10, 20)], [_embedded(6)])
+
+
+def test_dropped_places_are_zero_in_the_output() -> None:
+    plan, prompt = PLANS["before the decoder"], _embedded(7)
+    places, output = _whole(plan, "a", prompt)
+    gone = sorted(set(range(LENGTH)) - set(places[-1]))
+    assert len(gone) == 16 - 5 + 9 - 3
+    assert output[gone].abs().sum() == 0
+    assert (output[places[-1]].abs().sum(dim=1) > 0).all()

@@ -1,0 +1,131 @@
+"""What does not go together with a plan stops the start of a server with one clear error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import ENVIRONMENT, PLANS
+
+import tpcal
+from tpcal import Cut, Plan
+from tpcal.calibrate.embedded import FOLDER
+from tpcal.integrations.vllm import configuration, touchpoints
+from tpcal.plans.errors import FitError, TpcalError, UsageError
+from tpcal.plans.schema import Condition, ModelIdentity
+
+pytestmark = [pytest.mark.vllm, pytest.mark.usual]
+
+
+def _config(plan: Plan, folder: Path, own: dict[str, Any] | None = None, **options: Any) -> Any:
+    os.environ.update(ENVIRONMENT)
+    from vllm.engine.arg_utils import EngineArgs
+
+    tpcal.save_plan(plan, folder / "plan.yaml")
+    given = {"plan": str(folder / "plan.yaml"), **(own or {})}
+    chosen = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, **options}
+    args = EngineArgs(str(FOLDER), additional_config={"tpcal": given}, **chosen)
+    return args.create_engine_config()
+
+
+def test_a_plan_brings_its_worker_and_scheduler(tmp_path: Path) -> None:
+    config = _config(PLANS["three cuts"], tmp_path)
+    assert config.parallel_config.worker_cls == "tpcal.integrations.vllm.cpu_worker.PlanCpuWorker"
+    assert config.scheduler_config.scheduler_cls.startswith("tpcal.integrations.vllm.scheduler.")
+
+
+@pytest.mark.parametrize("own", [{"off": True}, None])
+def test_without_a_plan_vllm_is_left_alone(
+    own: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if own is None:
+        monkeypatch.setenv("TPCAL_OFF", "1")
+    config = _config(PLANS["three cuts"], tmp_path, own)
+    assert config.parallel_config.worker_cls == touchpoints.CPU_WORKER
+    assert config.scheduler_config.scheduler_cls is None
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
+        ({"tensor_parallel_size": 2}, "--tensor-parallel-size"),
+        ({"enable_lora": True}, "--enable-lora"),
+        ({"disable_hybrid_kv_cache_manager": True}, "--disable-hybrid-kv-cache-manager"),
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            "--speculative-config",
+        ),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
+    ],
+)
+def test_options_that_do_not_go_together_with_a_plan(
+    options: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FitError, match=named):
+        _config(PLANS["three cuts"], tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (Cut(2, 0.5, "attention"), "needs attention scores"),
+        (Cut(2, 0.5, "cdpruner"), "needs the question"),
+        (Cut(2, 0.5, "visionzip"), "needs the vision tower's attention"),
+        (Cut(2, 0.5, "diversity", condition=Condition(0.1)), "Remove the condition"),
+        (Cut(9, 0.5, "diversity"), "layer must be"),
+    ],
+)
+def test_cuts_that_vllm_cannot_make(cut: Cut, message: str, tmp_path: Path) -> None:
+    with pytest.raises(FitError, match=message):
+        _config(Plan(cuts=(cut,)), tmp_path)
+
+
+def test_a_plan_for_another_model(tmp_path: Path) -> None:
+    plan = Plan(cuts=PLANS["three cuts"].cuts, model=ModelIdentity(n_layers=8, family="qwen2_vl"))
+    with pytest.raises(FitError, match="model.family must be llava"):
+        _config(plan, tmp_path)
+
+
+def test_a_plan_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No plan at"):
+        _config(PLANS["three cuts"], tmp_path, {"plan": str(tmp_path / "other.yaml")})
+
+
+@pytest.mark.parametrize("untried", [False, True])
+def test_a_gpu_is_untried_and_never_gets_cuda_graphs(untried: bool, tmp_path: Path) -> None:
+    config = _config(PLANS["three cuts"], tmp_path, {"off": True}, enforce_eager=False)
+    config.parallel_config.worker_cls = touchpoints.GPU_WORKER
+    problems = " ".join(configuration.config_problems(config, untried))
+    assert "--enforce-eager must be given on a GPU" in problems
+    assert ("tried on vLLM's CPU backend only" in problems) is not untried
+
+
+def test_an_unknown_version_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(touchpoints, "installed_version", lambda: "0.99.1")
+    with pytest.raises(TpcalError, match=r"vLLM must be 0.32.x, .* got 0.99.1. .*untried=true"):
+        _config(PLANS["three cuts"], tmp_path)
+    assert _config(PLANS["three cuts"], tmp_path, {"untried": True})
+
+
+def test_the_touchpoints_are_as_they_were_read() -> None:
+    assert touchpoints.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("point", "problem"),
+    [
+        (touchpoints.Touchpoint("vllm.config", "Missing"), "vllm.config.Missing is gone."),
+        (touchpoints.Touchpoint("vllm.no_such_module", "X"), "vllm.no_such_module.X is gone."),
+        (
+            touchpoints.Touchpoint("vllm.forward_context", "ForwardContext", ("moved",)),
+            "vllm.forward_context.ForwardContext has no moved.",
+        ),
+    ],
+)
+def test_a_touchpoint_that_moved_is_named(point: touchpoints.Touchpoint, problem: str) -> None:
+    assert point.problem() == problem

@@ -1,0 +1,77 @@
+"""What stages hold: the arithmetic that the scheduler and the model share."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpcal import Cut, Plan
+from tpcal.integrations.vllm.stages import Chunk, Span, StageFields, n_held
+
+PLAN = Plan(
+    cuts=(
+        Cut(layer=2, keep=0.5, selector="diversity"),
+        Cut(layer=4, keep=0.2, selector="diversity"),
+        Cut(layer=6, keep=0.0),
+    )
+)
+TWO = (Span(3, 10), Span(15, 4))  # of 22 tokens
+
+
+def test_a_stage_holds_the_text_and_what_the_cuts_keep() -> None:
+    assert [n_held(PLAN, stage, TWO, 22) for stage in range(4)] == [22, 8 + 5 + 2, 8 + 2 + 1, 8]
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "held"),
+    [(3, 3), (4, 3), (12, 3), (13, 8), (15, 10), (17, 10), (19, 12), (22, 15)],
+)
+def test_tokens_of_an_image_wait_until_it_is_complete(n_tokens: int, held: int) -> None:
+    assert n_held(PLAN, 1, TWO, n_tokens) == held
+
+
+def test_a_request_without_images_is_held_whole() -> None:
+    assert [n_held(PLAN, stage, (), 22) for stage in range(4)] == [22] * 4
+
+
+def test_counts_are_rounded_as_the_plan_says() -> None:
+    plan = Plan(cuts=PLAN.cuts[:1], round_to=4)
+    assert n_held(plan, 1, (Span(0, 10),), 10) == 8
+
+
+def test_the_fields_say_where_new_tokens_are_held() -> None:
+    chunks = [Chunk("a", TWO, 12, 6), Chunk("b", (), 5, 1), Chunk("c", TWO, 3, 5)]
+    fields = StageFields.of(PLAN, 1, chunks)
+    # a: the last token of its first image brings 5 of 10, then two of text; 3 of the second wait
+    assert fields.n_new.tolist() == [7, 1, 0]
+    assert fields.n_before.tolist() == [3, 5, 3]
+    assert fields.query_starts.tolist() == [0, 7, 8, 8]
+    assert fields.lengths.tolist() == [10, 6, 3]
+    assert fields.index.tolist() == [3, 4, 5, 6, 7, 8, 9, 5]
+    assert fields.owner.tolist() == [0] * 7 + [1]
+
+
+def test_a_chunk_knows_what_enters_and_what_waits() -> None:
+    inside, last = Chunk("a", TWO, 5, 3), Chunk("a", TWO, 8, 9)
+    assert (inside.entering, inside.waiting) == (range(3, 3), range(3, 8))
+    assert (last.entering, last.waiting) == (range(3, 15), range(15, 17))
+    assert (inside.complete, last.complete) == ((), TWO[:1])
+    assert inside.has_visual
+    assert not Chunk("a", TWO, 13, 2).has_visual
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 21), unique=True).map(sorted))
+def test_chunks_of_any_size_hold_the_same_in_the_end(ends: list[int]) -> None:
+    chunks = [Chunk("a", TWO, a, b - a) for a, b in pairwise([0, *ends, 22])]
+    for stage in range(4):
+        fields = [StageFields.of(PLAN, stage, [chunk]) for chunk in chunks]
+        slots = np.concatenate([f.index for f in fields])
+        assert slots.tolist() == list(range(n_held(PLAN, stage, TWO, 22)))
+    entered = [place for chunk in chunks for place in chunk.entering]
+    assert entered == list(range(22))
+    assert [span for chunk in chunks for span in chunk.complete] == list(TWO)

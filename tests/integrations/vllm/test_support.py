@@ -1,0 +1,103 @@
+"""What of a plan runs in vLLM, asked without vLLM."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from models import tiny_llava
+
+import tpcal
+from tpcal import Cut, Plan
+from tpcal.integrations.vllm import configuration, support
+from tpcal.plans import selectors
+from tpcal.plans.cost import DecoderShape, plan_cost
+from tpcal.plans.schema import Condition
+
+SHAPE = DecoderShape(
+    n_layers=8, hidden=64, ffn=128, n_heads=4, n_kv_heads=2, head_dim=16, vocab=97, dtype_bytes=2
+)
+
+
+def _plan(selector: str, **more: object) -> Plan:
+    return Plan(cuts=(Cut(layer=2, keep=0.5, selector=selector, **more),))  # type: ignore[arg-type]
+
+
+def test_selectors_that_read_the_image_alone_run() -> None:
+    running = [name for name in selectors.names() if not support.plan_problems(_plan(name))]
+    assert running == ["diversity", "grid", "pooling", "random"]
+
+
+def test_every_other_selector_is_refused_with_its_reason() -> None:
+    for name in set(selectors.names()) - {"diversity", "grid", "pooling", "random"}:
+        (problem,) = support.plan_problems(_plan(name))
+        assert re.match(rf"cuts\[0\].selector: {name} needs .*Use diversity", problem)
+
+
+def test_conditions_are_refused() -> None:
+    (problem,) = support.plan_problems(_plan("random", condition=Condition(0.1)))
+    assert problem.startswith("cuts[0].condition: vLLM gives out memory before")
+
+
+def test_architectures_that_no_test_runs_are_refused() -> None:
+    (problem,) = support.plan_problems(_plan("grid"), "Gemma3ForConditionalGeneration")
+    assert "untried=true" in problem
+    (problem,) = support.plan_problems(_plan("grid"), "Qwen2_5_VLForConditionalGeneration")
+    assert "needs square images" in problem
+    assert support.plan_problems(_plan("grid"), "LlavaForConditionalGeneration") == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "n_problems"),
+    [((), 0), ((4, None, None, None), 0), ((None, None, None, 4), 1), ((None, 0, None, None), 1)],
+)
+def test_windows_after_a_cut_and_shared_caches_are_refused(
+    limits: tuple[int | None, ...], n_problems: int
+) -> None:
+    shape = replace(SHAPE, kv_limits=limits)
+    assert len(support.decoder_problems(shape, _plan("grid"))) == n_problems
+
+
+@pytest.mark.parametrize(
+    ("lengths", "n_tables"),
+    [([2, 2, 2, 2], 4), ([0, 8], 1), ([3, 4], 2), ([2, 14, 16], 16), ([16, 16], 2), ([3, 5], 3)],
+)
+def test_block_tables_are_counted_as_vllm_makes_them(lengths: list[int], n_tables: int) -> None:
+    assert support.n_block_tables(lengths) == n_tables
+
+
+def test_stages_cover_the_decoder() -> None:
+    plan = Plan(cuts=(Cut(0, 0.5, "grid"), Cut(3, 0.2, "grid"), Cut(6, 0.0)))
+    assert support.stage_lengths(plan, 8) == [0, 3, 3, 2]
+
+
+def test_the_share_of_kv_bytes_is_that_of_the_cost() -> None:
+    plan = tpcal.load_preset("divprune", n_layers=8)
+    cost = plan_cost(plan, SHAPE, 144, 10)
+    share = support.kv_share(plan, 8, 144, 10)
+    assert share == pytest.approx(cost.kv_bytes / cost.unpruned_kv_bytes)
+
+
+def test_the_log_line_says_what_the_plan_does() -> None:
+    plan = Plan(name="half", cuts=(Cut(2, 0.5, "diversity"), Cut(6, 0.0)))
+    line = support.summary(plan, 8, 144, 10)
+    assert line.startswith(f"Plan half ({plan.digest[:19]}) cuts [2:0.5 diversity, 6:0 drop all].")
+    assert "Of an image of 144 tokens 72, 0 are left." in line
+    assert "takes 53% of the unpruned KV bytes, in 4 block tables" in line
+
+
+def test_a_scope_that_vllm_does_not_follow_is_named() -> None:
+    plan = _plan("diversity")
+    assert support.notes(replace(plan, scope="image"), 4) == []
+    (note,) = support.notes(replace(plan, scope="prompt"), 4)
+    assert note.startswith("The plan's scope is prompt, and in vLLM every image keeps its own")
+
+
+def test_a_class_token_makes_no_square() -> None:
+    model = tiny_llava()
+    assert configuration.model_problems(_plan("grid"), model, untried=False) == []
+    model.config.vision_feature_select_strategy = "full"
+    (problem,) = configuration.model_problems(_plan("grid"), model, untried=False)
+    assert problem.endswith("grid needs square images; these have a class token.")
+    assert configuration.model_problems(_plan("diversity"), model, untried=False) == []

@@ -1,0 +1,245 @@
+"""vLLM on the built-in model for tests, and tpcal's executor on the same prompts to compare with."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tpcal
+from tpcal import Cut, Plan
+from tpcal.calibrate.embedded import FOLDER, EmbeddedSample
+
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that tests can look inside
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""What vLLM reads when it is imported."""
+N_TOKENS = 8
+"""Longest answer that is compared."""
+PLANS = {
+    "three cuts": Plan(
+        name="three cuts",
+        cuts=(
+            Cut(layer=2, keep=0.5, selector="diversity"),
+            Cut(layer=4, keep=0.2, selector="diversity"),
+            Cut(layer=6, keep=0.0),
+        ),
+    ),
+    "before the decoder": Plan(
+        name="before the decoder", cuts=(Cut(layer=0, keep=0.22, selector="diversity"),)
+    ),
+    "before and inside": Plan(
+        name="before and inside",
+        round_to=8,
+        cuts=(
+            Cut(layer=0, keep=0.5, selector="grid"),
+            Cut(layer=4, keep=0.1, selector="diversity", params={"rule": "max_sum"}),
+        ),
+    ),
+    "merging": Plan(name="merging", cuts=(Cut(layer=3, keep=0.25, selector="pooling"),)),
+    "random, then none": Plan(
+        name="random, then none",
+        cuts=(Cut(layer=1, keep=0.4, selector="random"), Cut(layer=6, keep=0.0)),
+    ),
+}
+
+
+def prompt(question: str, *, n_images: int = 1, before: str = "") -> str:
+    """The built-in model's chat format."""
+    return f"USER: {before}{'<image>' * n_images}\n{question} ASSISTANT:"
+
+
+@dataclass
+class Answers:
+    """Answers to some prompts: their tokens, and what every cut kept of every image."""
+
+    prompts: list[list[int]] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    kept: list[list[tuple[int, ...]]] = field(default_factory=list)
+
+
+class Executor:
+    """tpcal's executor on transformers.
+
+    Args:
+        dtype: Type of the model's numbers.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=dtype).eval()
+        self.processor = AutoProcessor.from_pretrained(FOLDER)
+        self.processor.tokenizer.padding_side = "left"
+
+    def answers(
+        self, plan: Plan, samples: Sequence[EmbeddedSample], n_tokens: int = N_TOKENS, **how: Any
+    ) -> Answers:
+        """Greedy answers, in batches of 25."""
+        found = Answers()
+        with tpcal.apply(self.model, plan) as handle, torch.inference_mode():
+            for at in range(0, len(samples), 25):
+                part = samples[at : at + 25]
+                inputs = self.processor(
+                    images=[s.image for s in part],
+                    text=[prompt(s.question) for s in part],
+                    return_tensors="pt",
+                    padding=True,
+                )
+                inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+                output = self.model.generate(
+                    **inputs, do_sample=False, max_new_tokens=n_tokens, **how
+                )
+                report = handle.last
+                assert report is not None
+                self._note(found, inputs, output, [cut.kept for cut in report.cuts])
+        return found
+
+    def _note(
+        self, found: Answers, inputs: Mapping[str, Any], output: torch.Tensor, kept: Any
+    ) -> None:
+        n = inputs["input_ids"].shape[1]
+        for row, mask in enumerate(inputs["attention_mask"]):
+            found.prompts.append(inputs["input_ids"][row, mask.bool()].tolist())
+            found.tokens.append(until_end(output[row, n:].tolist()))
+            found.kept.append([cut[row] for cut in kept])
+
+
+def until_end(tokens: Sequence[int]) -> list[int]:
+    """The tokens before the end of the text."""
+    return list(tokens[: tokens.index(2)] if 2 in tokens else tokens)
+
+
+class Engine:
+    """An engine of vLLM in this process.
+
+    Attributes:
+        llm: vLLM's class for offline use.
+        kept: What every cut kept, by request: ranks within the image.
+        n_waited: Number of tokens that waited at the first cut.
+    """
+
+    def __init__(self, plan: Path | None, model: Path = FOLDER, **options: Any) -> None:
+        from vllm import LLM
+
+        self.kept: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+        self.n_waited = 0
+        chosen = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 1024,
+            "max_num_seqs": 16,
+            "block_size": 32,
+            "distributed_executor_backend": "uni",
+            "disable_log_stats": False,
+            "limit_mm_per_prompt": {"image": 3},
+            **options,
+        }
+        own = {} if plan is None else {"additional_config": {"tpcal": {"plan": str(plan)}}}
+        self.llm: Any = LLM(str(model), **chosen, **own)
+
+    @property
+    def scheduler(self) -> Any:
+        """vLLM's scheduler."""
+        return self.llm.llm_engine.engine_core.engine_core.scheduler
+
+    @property
+    def runner(self) -> Any:
+        """vLLM's model runner."""
+        worker = self.llm.llm_engine.model_executor.driver_worker
+        return getattr(worker, "worker", worker).model_runner
+
+    def answers(
+        self,
+        samples: Sequence[EmbeddedSample],
+        n_tokens: int = N_TOKENS,
+        *,
+        before: str = "",
+        **how: Any,
+    ) -> Answers:
+        """Greedy answers; all requests are given at once."""
+        self.kept.clear()
+        outputs = self.generate(
+            [(prompt(s.question, before=before), [s.image]) for s in samples], n_tokens, **how
+        )
+        found = Answers()
+        for output in outputs:
+            found.prompts.append(list(output.prompt_token_ids))
+            found.tokens.append(until_end(list(output.outputs[0].token_ids)))
+            # Request ids end with a part that is made in the engine.
+            kept = [k for name, k in self.kept.items() if name.split("-")[0] == output.request_id]
+            found.kept.append(kept[0] if kept else [])
+        return found
+
+    def generate(
+        self, prompts: Sequence[tuple[str, list[Any]]], n_tokens: int = N_TOKENS, **how: Any
+    ) -> list[Any]:
+        """vLLM's outputs for texts with images."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(**{"temperature": 0, "max_tokens": n_tokens, **how})
+        given = [
+            {"prompt": text, "multi_modal_data": {"image": images}} if images else {"prompt": text}
+            for text, images in prompts
+        ]
+        return self.llm.generate(given, params, use_tqdm=False)
+
+    def counter(self, name: str) -> int:
+        """The value of a counter of vLLM."""
+        metrics = [m for m in self.llm.get_metrics() if m.name == f"vllm:{name}"]
+        return int(sum(metric.value for metric in metrics))
+
+
+@contextmanager
+def engine(plan: Plan | None, folder: Path, **options: Any) -> Iterator[Engine]:
+    """An engine whose cuts are recorded; only one at a time."""
+    os.environ.update(ENVIRONMENT)
+    from tpcal.integrations.vllm import runner
+    from tpcal.integrations.vllm.pruning_step import PruningStep
+
+    path = None if plan is None else folder / "plan.yaml"
+    if plan is not None and path is not None:
+        tpcal.save_plan(plan, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "PruningStep", _recording(PruningStep))
+        made = Engine(path, **options)
+        _RECORDER[0] = made
+        try:
+            yield made
+        finally:
+            _RECORDER[0] = None
+            made.llm = None
+            gc.collect()
+
+
+_RECORDER: list[Engine | None] = [None]
+
+
+def _recording(kind: type[Any]) -> type[Any]:
+    class Recording(kind):
+        def _cut(self, prepared: Any, states: Any) -> Any:
+            recorder = _RECORDER[0]
+            assert recorder is not None
+            left = super()._cut(prepared, states)
+            for chunk, places in zip(self.chunks, self._places, strict=True):
+                for span in chunk.complete:
+                    here = places[(places >= span.start) & (places < span.end)] - span.start
+                    recorder.kept[chunk.request].append(tuple(here.tolist()))
+            if prepared.cut.layer == min(self._cuts):
+                recorder.n_waited += sum(len(chunk.waiting) for chunk in self.chunks)
+            return left
+
+    return Recording
