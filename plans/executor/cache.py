@@ -84,7 +84,7 @@ class PrunedKV(DynamicLayer):
     def reset(self) -> None:
         """Forgets everything, as before the first prefill."""
         # Before 5.20, transformers keeps the columns and fills them with zeros.
-        self.keys = self.values = None
+        self.keys = self.values = None  # type: ignore[assignment]
         self.is_initialized = False
         super().reset()
         self.held = Held.recent(0, 0, 0, self.held.index.device)
