@@ -18,7 +18,7 @@ from tpcal.calibrate import probe_grid, timing
 from tpcal.calibrate import profile as profiles
 from tpcal.calibrate.inputs.answer_tokens import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS
 from tpcal.calibrate.inputs.batches import prompt_inputs
-from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded, device_of, weights_digest
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples

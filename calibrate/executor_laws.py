@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tpcal.calibrate.inputs.batches import prompt_inputs
-from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded, device_of
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.families import find

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tpcal.calibrate.deviation import answer_deviation, log_probabilities
 from tpcal.calibrate.inputs.batches import encode
-from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape import Recording, Tape

@@ -107,9 +107,9 @@ def report(
     """
     from tpcal.commands.outputs import check_outputs, made_by
     from tpcal.plans.yaml_files import write_atomic
-    from tpcal.report.document import report as whole
+    from tpcal.report.html_template import chart_library
     from tpcal.report.inputs import gather
-    from tpcal.report.page import chart_library
+    from tpcal.report.sections import report as whole
 
     check_outputs([output], force)
     folder, profile, plans = _read(given)

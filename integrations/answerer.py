@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import prompt_inputs
-from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.integrations.chat_prompts import ChatPrompt

@@ -13,6 +13,7 @@ from typing import Any
 from tpcal import __version__
 from tpcal.plans import hub
 from tpcal.plans.errors import excerpt
+from tpcal.plans.model_aliases import ALIASES
 from tpcal.plans.schema import Certificate, Cost, Cut, Loss, Plan
 from tpcal.plans.yaml_files import dump_yaml
 
@@ -45,7 +46,7 @@ def card(plan: Plan, place: str) -> str:
 def base_model(plan: Plan) -> str | None:
     """The repository of the model that the plan was made for; None if that is not known."""
     name = plan.model.name if plan.model else None
-    full = hub.ALIASES.get(name.lower(), name) if name else None
+    full = ALIASES.get(name.lower(), name) if name else None
     return full if full and hub.is_repository(full) else None
 
 

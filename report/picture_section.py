@@ -17,7 +17,7 @@ from PIL import Image
 from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import as_rgb
-from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples

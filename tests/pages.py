@@ -13,8 +13,8 @@ import numpy as np
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.schema import Cut, Loss, ModelIdentity, Plan, ReachedBudget
-from tpcal.report.document import report
 from tpcal.report.inputs import Material, gather
+from tpcal.report.sections import report
 
 NASTY = "<script>alert(1)</script>"
 GROUPS = ("colour", NASTY, "a & b")

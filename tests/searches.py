@@ -12,7 +12,7 @@ from tpcal.planner.search import one_budget, whole_front, within_a_loss
 from tpcal.planner.search.front import Point
 from tpcal.planner.search.loss_limits import LossLimits
 from tpcal.planner.search.one_budget import Result
-from tpcal.planner.search.settings import SearchSettings
+from tpcal.planner.search.settings import N_TRIALS_OF_FRONT, SearchSettings
 from tpcal.planner.search.whole_front import KnownPlan
 from tpcal.planner.search.within_a_loss import PlansWithinLimits
 from tpcal.plans.schema import Plan
@@ -41,7 +41,7 @@ def explore(profile: Profile, loss_limits: LossLimits, **given: Any) -> PlansWit
 
 def search_front(profile: Profile, **given: Any) -> tuple[Point, ...]:
     """`whole_front.whole_front`."""
-    problem, call = _sorted(profile, 1.0, {"n_trials": whole_front.N_TRIALS, **given})
+    problem, call = _sorted(profile, 1.0, {"n_trials": N_TRIALS_OF_FRONT, **given})
     return whole_front.whole_front(problem, **call)
 
 

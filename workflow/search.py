@@ -210,11 +210,12 @@ class _Search:
         """The front, measured or predicted."""
         from tpcal.planner.search import whole_front
         from tpcal.planner.search.front import front, named
+        from tpcal.planner.search.settings import N_TRIALS_OF_FRONT
 
         problem = self._problem(None)
         if self.settings.measure:
             measurer = self.session.measurers()["measurer"]
-            settings = self._search_settings(whole_front.N_TRIALS)
+            settings = self._search_settings(N_TRIALS_OF_FRONT)
             points = whole_front.whole_front(problem, measurer=measurer, settings=settings)
         else:
             points = front(problem.predictor, None)

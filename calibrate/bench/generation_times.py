@@ -18,7 +18,7 @@ from tpcal.calibrate.bench.prompt_sizes import PromptSize
 from tpcal.calibrate.bench.ratios import UNPRUNED, Cell, GenerationRun, Repeat
 from tpcal.calibrate.bench.token_times import Clock, Stamps, first_pass, now
 from tpcal.calibrate.inputs.answer_tokens import GREEDY
-from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import device_of
 from tpcal.plans.executor.compat import returned_cache
 from tpcal.plans.executor.handle import apply, kv_bytes

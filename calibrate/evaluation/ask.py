@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import read_images
-from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans import cost

@@ -12,7 +12,7 @@ from torch import Tensor
 from tpcal.calibrate.evaluation.variants import Way
 from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import prompt_inputs
-from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import Report

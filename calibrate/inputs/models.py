@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tpcal.calibrate.inputs.memory import memory_guard
+from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.smol.assemble import assembled_folder
 from tpcal.plans import families, hub, temporary_files
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import require
-from tpcal.plans.hub import ALIASES
 from tpcal.plans.local_paths import EMBEDDED, SMOL
+from tpcal.plans.model_aliases import ALIASES
 from tpcal.plans.schema import ModelIdentity
 
 if TYPE_CHECKING:

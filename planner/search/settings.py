@@ -11,6 +11,9 @@ from optuna.storages import BaseStorage
 from tpcal.plans.progress import Progress
 
 N_TRIALS = 100
+"""Plans that a search for one budget measures by default."""
+N_TRIALS_OF_FRONT = 300
+"""Plans that a search of the whole front measures by default, all budgets together."""
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,11 @@ from tpcal.planner.search.ledger import (
     mark_of_whole_front,
 )
 from tpcal.planner.search.run import run
-from tpcal.planner.search.settings import SearchSettings
+from tpcal.planner.search.settings import N_TRIALS_OF_FRONT, SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import BudgetError
 from tpcal.plans.schema import Cut, Plan
 
-N_TRIALS = 300
 FEWEST_MEASURED = 12
 """Number of measured plans below which a budget is not answered without a search."""
 FEWEST_TRIALS = 6
@@ -56,12 +55,12 @@ def whole_front(
     Args:
         problem: The profile and how many cuts a plan may have; its budget is not looked at.
         measurer: Runs the model.
-        settings: How the search runs; the trials are shared evenly. None: `N_TRIALS` trials.
+        settings: How the search runs; the trials are shared evenly. None: `N_TRIALS_OF_FRONT`.
 
     Raises:
         UsageError: ``settings.storage`` cannot be used.
     """
-    settings = settings or SearchSettings(N_TRIALS)
+    settings = settings or SearchSettings(N_TRIALS_OF_FRONT)
     ledger = Ledger.open(settings.storage, problem.profile)
     budgets = [budget for budget in BUDGETS if budget >= problem.predictor.limits.least]
     share = max(FEWEST_TRIALS, settings.n_trials // max(1, len(budgets)))

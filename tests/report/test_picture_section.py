@@ -26,7 +26,7 @@ from tpcal.plans import families
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.schema import Condition, Cut, Plan, n_keep
 from tpcal.report.answer_cards import Shown, Step
-from tpcal.report.page import environment
+from tpcal.report.html_template import environment
 from tpcal.report.picture_section import SIDE, choose, shown
 
 PLAN = Plan((Cut(2, 0.5, "grid"), Cut(4, 0.25, "attention"), Cut(6, 0.0)))

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tpcal.calibrate.inputs import models
-from tpcal.calibrate.inputs.models import ALIASES, Loaded
+from tpcal.calibrate.inputs.models import Loaded
 from tpcal.plans import hub
 from tpcal.plans.errors import RunFailed, UsageError
+from tpcal.plans.model_aliases import ALIASES
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_unknown_precisions_are_refused(model_folder: Path) -> None:
 
 
 def test_out_of_memory_is_told_apart_from_other_failures() -> None:
-    from tpcal.calibrate.inputs.memory import memory_guard
+    from tpcal.calibrate.inputs.memory_guard import memory_guard
 
     def fail(error: Exception) -> None:
         with memory_guard("Calibration", "Use less."):

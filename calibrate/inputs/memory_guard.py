@@ -22,7 +22,7 @@ def memory_guard(what: str, advice: str) -> Iterator[None]:
         RunFailed: The block ran out of memory. All other errors pass through unchanged.
 
     Example:
-        >>> from tpcal.calibrate.inputs.memory import memory_guard
+        >>> from tpcal.calibrate.inputs.memory_guard import memory_guard
         >>> with memory_guard("Calibration", "Use a smaller --batch-size."):
         ...     numbers = [0] * 10
     """

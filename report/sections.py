@@ -14,7 +14,7 @@ from tpcal.report.deviation_section import deviations
 from tpcal.report.drop_all_section import depths
 from tpcal.report.elements import HtmlTable, Section, listed, spoken, written
 from tpcal.report.front_section import fronts
-from tpcal.report.page import page
+from tpcal.report.html_template import page
 from tpcal.report.prediction_section import predictions
 from tpcal.report.schedule_section import schedules
 

@@ -11,8 +11,8 @@ from pages import GROUPS, NASTY, NOW, Page, html_of
 from tpcal.commands.outputs import MARK, N_BYTES
 from tpcal.report.chart_style import DARK
 from tpcal.report.elements import script_json
+from tpcal.report.html_template import environment
 from tpcal.report.inputs import Material
-from tpcal.report.page import environment
 
 LOADING = ("src", "srcset", "href", "xlink:href", "data", "poster", "action", "background")
 
