@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
-from measured_times import Recorder, function_of, slow_functions
+from measured_times import SCOPES, Recorder, function_of, scope_of, slow_functions
 
-SCOPES = ("fast", "usual", "nightly")
-"""Of `--scope`, each a part of the next; CONTRIBUTING.md says what they hold."""
 UNKNOWN_S = 0.02
 """Seconds that a case is expected to take where nothing was measured."""
 
@@ -35,12 +33,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         seconds = _expected(taken, slow)
         taken.sort(key=lambda item: -seconds[item.path])
     items[:] = taken
-
-
-def scope_of(item: pytest.Item, slow: Mapping[str, float]) -> str:
-    """The narrowest scope that runs a test: by its mark, otherwise by its measured time."""
-    marked = [scope for scope in SCOPES if item.get_closest_marker(scope)]
-    return marked[-1] if marked else "usual" if function_of(item.nodeid) in slow else "fast"
 
 
 def _expected(items: Iterable[pytest.Item], slow: Mapping[str, float]) -> dict[Path, float]:

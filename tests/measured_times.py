@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 FILE = Path(__file__).with_suffix(".txt")
+SCOPES = ("fast", "usual", "nightly")
+"""Of `--scope`, each a part of the next; CONTRIBUTING.md says what they hold."""
 SLOW_S = 0.2
 """Seconds that a case of a slow test function takes on average, with what it sets up."""
 
@@ -22,6 +25,12 @@ def slow_functions() -> dict[str, float]:
     """Seconds of every test function that was measured to be slow; a new one counts as fast."""
     rows = [line.split() for line in FILE.read_text().splitlines() if not line.startswith("#")]
     return {function: float(seconds) for seconds, function in rows}
+
+
+def scope_of(item: pytest.Item, slow: Mapping[str, float]) -> str:
+    """The narrowest scope that runs a test: by its mark, otherwise by its measured time."""
+    marked = [scope for scope in SCOPES if item.get_closest_marker(scope)]
+    return marked[-1] if marked else "usual" if function_of(item.nodeid) in slow else "fast"
 
 
 class Recorder:

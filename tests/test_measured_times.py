@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import scope_of
-from measured_times import SLOW_S, Recorder, function_of, slow_functions
+from measured_times import SLOW_S, Recorder, function_of, scope_of, slow_functions
 
 TESTS = Path(__file__).parent
 

@@ -112,7 +112,7 @@ def test_a_broken_law_ends_with_5(tpcal, model_folder: Path, monkeypatch) -> Non
     assert result.exit_code == 5
     assert f"{len(LAWS) - 2} of {len(LAWS)} laws hold." in result.stdout
     crop, drafts = (line for line in result.stderr.splitlines() if "error" in line)
-    assert "A cropped cache goes on as if the last tokens had never been. Broken: " in crop
+    assert "A cropped cache continues as if the last tokens had never been there. Broken: " in crop
     assert "Prompt lookup" in drafts
 
 
