@@ -116,6 +116,11 @@ def picture(height: int, width: int, generator: torch.Generator) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
 
 
+def sized(height: int, width: int) -> Image.Image:
+    """The picture of this size, the same at every call."""
+    return picture(height, width, torch.Generator().manual_seed(height * 1000 + width))
+
+
 def words(n: int, generator: torch.Generator) -> list[int]:
     """Ids of ordinary text."""
     return torch.randint(WORD, VOCAB, (n,), generator=generator).tolist()

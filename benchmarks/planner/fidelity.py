@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.planner import draws, world
-from benchmarks.planner.intervals import Interval, pooled, resampled, within_groups
+from benchmarks.planner.intervals import Interval, interval, resampled, within_groups
 from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.planner.prediction.objective import Objective
@@ -126,9 +126,9 @@ def judge(plans: Measured, predictions: Floats, budget: float, n_resamples: int)
     predicted, score = predictions[at], plans.score[at]
     half = score <= np.median(score)
     return Verdict(
-        spearman=pooled([rank_correlation(predicted, score, n_resamples)]),
-        better_half=pooled([rank_correlation(predicted[half], score[half], n_resamples)]),
-        regret=pooled([regret(plans, at, predicted, n_resamples)]),
+        spearman=interval(rank_correlation(predicted, score, n_resamples)),
+        better_half=interval(rank_correlation(predicted[half], score[half], n_resamples)),
+        regret=interval(regret(plans, at, predicted, n_resamples)),
     )
 
 

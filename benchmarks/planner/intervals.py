@@ -67,10 +67,11 @@ def within_groups(
     return float(statistic(members)), drawn
 
 
-def pooled(found: Sequence[tuple[float, Floats]]) -> Interval:
-    """The mean of figures, with the interval that holds 95 % of all their resamples."""
-    low, high = np.quantile(np.concatenate([drawn for _, drawn in found]), TAILS)
-    return Interval(float(np.mean([value for value, _ in found])), float(low), float(high))
+def interval(figure: tuple[float, Floats]) -> Interval:
+    """A figure with the interval that holds 95 % of its resamples."""
+    value, drawn = figure
+    low, high = np.quantile(drawn, TAILS)
+    return Interval(value, float(low), float(high))
 
 
 def overall_difference(
@@ -82,7 +83,7 @@ def overall_difference(
     def mean(drawn: Sequence[NDArray[np.int64]]) -> Floats:
         return np.concatenate([change[at] for at in drawn], axis=-1).mean(axis=-1)
 
-    return pooled([within_groups(mean, groups, n_resamples)])
+    return interval(within_groups(mean, groups, n_resamples))
 
 
 def worst_difference(
@@ -94,7 +95,7 @@ def worst_difference(
         worst = [np.min([x[at].mean(axis=-1) for at in drawn], axis=0) for x in (one, other)]
         return np.asarray(worst[0] - worst[1])
 
-    return pooled([within_groups(difference, groups, n_resamples)])
+    return interval(within_groups(difference, groups, n_resamples))
 
 
 def p_paired(one: Floats, other: Floats) -> float:

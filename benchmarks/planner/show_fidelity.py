@@ -18,7 +18,7 @@ from benchmarks.planner.fidelity import (
     measured,
     predicted,
 )
-from benchmarks.planner.intervals import pooled, resampled
+from benchmarks.planner.intervals import interval, resampled
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work
 
@@ -68,11 +68,11 @@ def _bins(plans: Measured, predicted: Floats, sizes: Sizes) -> str:
         one, other = predicted[fifth == i], score[fifth == i]
         ratio = resampled(lambda a, b: b.mean() / a.mean(), (one, other), sizes.resamples)
         means = [f"{x.mean():.3f}" for x in (one, other)]
-        rows.append([str(i + 1), *means, pooled([ratio]).show(".2f")])
+        rows.append([str(i + 1), *means, interval(ratio).show(".2f")])
     slope = resampled(
         lambda a, b: stats.linregress(a, b).slope, (predicted, score), sizes.resamples
     )
-    rows.append(["slope of all", "", "", pooled([slope]).show(".2f")])
+    rows.append(["slope of all", "", "", interval(slope).show(".2f")])
     return page.table(headings, rows)
 
 

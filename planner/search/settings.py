@@ -32,7 +32,7 @@ class SearchSettings:
     timeout: float | None = None
     """Seconds after which no further trial starts."""
     seed: int = 0
-    """Seed of the sampler and of the proposals."""
+    """Seed of the sampler."""
     storage: Path | str | BaseStorage | None = None
     """Journal file or database URL that keeps the studies; None: memory."""
     command: str | None = None

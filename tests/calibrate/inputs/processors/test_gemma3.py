@@ -48,13 +48,9 @@ PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
 N_IMAGE = 16
 
 
-def picture(height: int, width: int) -> Any:
-    return tiles.picture(height, width, torch.Generator().manual_seed(height * 1000 + width))
-
-
 SAMPLES = [
-    Sample("wide", (picture(20, 48),), "What is it?", "a cat"),
-    Sample("two", (picture(48, 48), picture(60, 20)), "Which is taller?", "the second"),
+    Sample("wide", (tiles.sized(20, 48),), "What is it?", "a cat"),
+    Sample("two", (tiles.sized(48, 48), tiles.sized(60, 20)), "Which is taller?", "the second"),
     Sample("none", (), "Is there an image?", "no"),
 ]
 N_VISUAL = (N_IMAGE, 2 * N_IMAGE, 0)
@@ -93,7 +89,7 @@ def test_a_chat_tokenized_by_the_processor_is_the_same_prompt(model, processor):
 
 def test_crops_of_pan_and_scan_are_views_of_themselves(model, processor):
     inputs = processor(
-        images=[[picture(40, 20)]],
+        images=[[tiles.sized(40, 20)]],
         text=["<start_of_image>What is it?"],
         do_pan_and_scan=True,
         pan_and_scan_min_crop_size=8,

@@ -49,15 +49,11 @@ LOOKS = Plan((Cut(2, 0.5, "grid"), Cut(5, 0.25, "random")))
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
-def picture(height: int, width: int) -> Any:
-    return tiles.picture(height, width, torch.Generator().manual_seed(height * 1000 + width))
-
-
 SAMPLES = [
-    Sample("wide", (picture(20, 48),), "What is it?", "a cat"),
-    Sample("two", (picture(48, 48), picture(60, 20)), "Which is taller?", "the second"),
+    Sample("wide", (tiles.sized(20, 48),), "What is it?", "a cat"),
+    Sample("two", (tiles.sized(48, 48), tiles.sized(60, 20)), "Which is taller?", "the second"),
     Sample("none", (), "Is there an image?", "no"),
-    Sample("small", (picture(24, 24),), "How many objects are there in it?", "7"),
+    Sample("small", (tiles.sized(24, 24),), "How many objects are there in it?", "7"),
 ]
 # The longest edge becomes 48, then whole tiles of 24; an overview follows.
 SHAPES = [[(1, 2)], [(2, 2), (2, 1)], [], [(2, 2)]]

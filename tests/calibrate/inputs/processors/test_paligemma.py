@@ -27,13 +27,9 @@ PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
 N_IMAGE = 16
 
 
-def picture(height: int, width: int) -> Any:
-    return tiles.picture(height, width, torch.Generator().manual_seed(height * 1000 + width))
-
-
 SAMPLES = [
-    Sample("one", (picture(20, 48),), "What is it?", "a cat"),
-    Sample("two", (picture(48, 48), picture(60, 20)), "Which is taller?", "the second"),
+    Sample("one", (tiles.sized(20, 48),), "What is it?", "a cat"),
+    Sample("two", (tiles.sized(48, 48), tiles.sized(60, 20)), "Which is taller?", "the second"),
 ]
 
 
