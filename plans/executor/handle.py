@@ -5,7 +5,7 @@ The model's own code is unchanged. Its cache reports the tokens seen, so that po
 per-token arguments, gathered to the tokens that remain.
 
 A handle changes the model in these places, and one ExitStack takes everything back: `forward` of
-the base model and of the decoder (`serial_calls`), pre-hooks on the decoder layers (`hooks`), the
+the base model and of the decoder (`calls`), pre-hooks on the decoder layers (`hooks`), the
 config of attention modules that are read (`attention_reader`; in the vision tower
 `images.vision_reader`), the methods that encode images (`images.encoded`), and what a family's
 `attach` adds.
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from threading import RLock, local
+from threading import Lock
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,13 +32,22 @@ from tpcal.plans.executor import compat, compiled
 from tpcal.plans.executor.architecture import shared_layers, with_grids
 from tpcal.plans.executor.attention_reader import AttentionReader, probing
 from tpcal.plans.executor.cache import check_cache, kv_bytes, needs_mask
+from tpcal.plans.executor.calls import (
+    INNERMOST,
+    Call,
+    Forward,
+    Passes,
+    bypassing,
+    exchange,
+    in_pass,
+    running,
+)
 from tpcal.plans.executor.cutting import prepare
 from tpcal.plans.executor.fit import check, identity_problems, run_problems
 from tpcal.plans.executor.hooks import LayerHooks, refuse_chunks, refuse_copies, refuse_training
 from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.executor.prompt import PromptTokens, read_prompt
 from tpcal.plans.executor.report import Patch, Report, without_images
-from tpcal.plans.executor.serial_calls import Forward, in_turn
 from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
@@ -48,10 +58,16 @@ __all__ = ["Handle", "Patch", "Report", "apply", "check", "is_applied", "kv_byte
 
 _LOG = logging.getLogger(__name__)
 _APPLIED: WeakSet[nn.Module] = WeakSet()
+_APPLYING = Lock()
+_LAST: ContextVar[WeakKeyDictionary[Handle, Report]] = ContextVar("tpcal_last")
 
 
 def apply(
-    model: PreTrainedModel, plan: Plan | Path | str | None = None, *, check: bool = True
+    model: PreTrainedModel,
+    plan: Plan | Path | str | None = None,
+    *,
+    check: bool = True,
+    on_report: Callable[[Report], None] | None = None,
 ) -> Handle:
     """Carries out the plan in every forward pass of the model until the handle is removed.
 
@@ -63,6 +79,8 @@ def apply(
             ``tpcal_plan.yaml`` of the folder, or of the repository at the revision, that the model
             was loaded from.
         check: Refuse a plan that was made for a model of another structure.
+        on_report: Called with the report of each pass that began a sequence or saw an image, at
+            the end of the pass, in its thread and context. An error that it raises ends the call.
 
     Returns:
         The handle: a context manager that restores the model, with the report of the last prefill.
@@ -86,7 +104,7 @@ def apply(
     if problems:
         raise FitError(plan.name or "The plan", problems)
     compat.warn_untried()
-    return Handle(model, plan)
+    return Handle(model, plan, on_report)
 
 
 def _found(name: Path | str | None, model: PreTrainedModel) -> Plan:
@@ -102,23 +120,10 @@ def is_applied(model: PreTrainedModel) -> bool:
     return find(model).decoder(model) in _APPLIED
 
 
-class _Thread(local):
-    """The state of one thread: its pass that runs now, and the report of its last one."""
-
-    def __init__(self) -> None:
-        self.inputs: Mapping[str, Any] = {}
-        self.run: ForwardPass | None = None
-        self.n_new = 0
-        """Number of sequences that the pass begins; 0 if it continues some."""
-        self.has_cache = False
-        """Whether the decoder was given a cache for the pass."""
-        self.last: Report | None = None
-
-
 class Handle:
     """A plan applied to a model. Leaving its context, or `remove`, restores the model.
 
-    Threads may call the model at the same time: its passes wait for each other.
+    Threads may call the model at the same time, as without a plan.
 
     Attributes:
         plan: The plan.
@@ -138,35 +143,56 @@ class Handle:
         (151, 40, 40, 40, 40, 40, 40, 40)
     """
 
-    def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
+    def __init__(
+        self, model: PreTrainedModel, plan: Plan, on_report: Callable[[Report], None] | None = None
+    ) -> None:
         self.plan = plan
         self._model = model
+        self._on_report = on_report
         self._family: Family = find(model)
         self._cuts = prepare(plan.cuts, plan.round_to, plan.scope)
         self._shared = shared_layers(self._family, model)
-        self._lock = RLock()
-        self._thread = _Thread()
         self._probes: Mapping[int, AttentionReader] = {}
         self._vision: vision_reader.Vision | None = None
         self._hooks = LayerHooks(self._family.layers(model), self._layer_hook)
         self._text = model.config.get_text_config(decoder=True)
         self._undo = ExitStack()
+        self._passes = Passes(lambda: self._undo.close())
         with ExitStack() as undo:
             self._attach(undo)
             self._undo = undo.pop_all()
 
     @property
     def last(self) -> Report | None:
-        """The report of this thread's last pass that began a sequence or saw an image.
+        """The report of the last pass that began a sequence or saw an image, in this context.
 
-        None before the thread's first such pass; the reports of other threads are not seen.
+        A context is a thread or, in asyncio, a task. None before its first such pass. A function
+        in `asyncio.to_thread` runs in a copy of the caller's context: it sees the caller's report
+        until its own first pass, and the caller does not see its reports; ``on_report`` of `apply`
+        gets all of them.
         """
-        return self._thread.last
+        return _LAST.get({}).get(self)
+
+    def bypass(self) -> AbstractContextManager[None]:
+        """A context manager in which this thread or task calls the model without the plan's cuts.
+
+        Other threads go on with the plan. A function in `asyncio.to_thread` inherits it, a thread
+        that is started inside does not. These passes have no report.
+
+        Example:
+            >>> with handle.bypass():  # doctest: +SKIP
+            ...     unpruned = model.generate(**inputs)
+        """
+        return bypassing(self)
 
     def remove(self) -> None:
-        """Restores the model, after the pass that may be running; a second call does nothing."""
-        with self._lock:
-            self._undo.close()
+        """Restores the model; a second call does nothing.
+
+        Passes that run keep the plan to their end, and the method waits for them. Passes that
+        begin meanwhile run without the plan. Called from inside a pass, it returns at once, and
+        the model is restored after the pass.
+        """
+        self._passes.close(wait=not in_pass(self))
 
     def __enter__(self) -> Handle:
         return self
@@ -182,79 +208,85 @@ class Handle:
     def _attach(self, undo: ExitStack) -> None:
         model, family = self._model, self._family
         decoder, layers = family.decoder(model), family.layers(model)
-        if decoder in _APPLIED:
-            raise UsageError(
-                "Only one plan can be applied to a model at a time; call remove() on the first."
-            )
-        _APPLIED.add(decoder)
+        with _APPLYING:
+            if decoder in _APPLIED:
+                raise UsageError(
+                    "Only one plan can be applied to a model at a time; call remove() on the "
+                    "first."
+                )
+            _APPLIED.add(decoder)
         undo.callback(_APPLIED.discard, decoder)
         read = [at - 1 for at, cut in self._cuts.items() if cut.reads_attention]
         modules = {at: family.attention(layers[at]) for at in read}
         self._probes = undo.enter_context(probing(modules))
         base = family.base(model)
         refuse_copies((model, base, decoder), undo)
-        in_turn(base, self._lock, self._run_base, undo)
-        in_turn(decoder, self._lock, self._run_decoder, undo)
-        undo.callback(self._hooks.set, False)
+        exchange(base, self._run_base, undo)
+        exchange(decoder, self._run_decoder, undo)
+        undo.callback(self._hooks.remove)
         encoded.remember(base, undo)
         encoded.pass_on((model, base), undo)
         if any("vision" in cut.needs for cut in self._cuts.values()):
             self._vision = undo.enter_context(vision_reader.reading(family, model))
-        family.attach(model, lambda: self._thread.run, undo)
+        family.attach(model, self._run, undo)
         compiled.bound((model, base, decoder, *layers), len(layers), undo)
         refuse_chunks(model, undo)
 
     @compiled.around
     def _run_base(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        call, before = self._before_base(args, kwargs), INNERMOST.get()
+        try:
+            INNERMOST.set(call)
+            return forward(*args, **kwargs)
+        finally:
+            INNERMOST.set(before)
+            if self._vision is not None:
+                self._vision.forget()
+
+    @compiled.outside
+    def _before_base(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         # Checked before images are encoded: in training mode a tower's batch norms would learn
         # from them
         refuse_training(self._family.decoder(self._model))
-        mine = self._thread
-        outer = mine.inputs
-        mine.inputs = {"input_ids": args[0], **kwargs} if args else kwargs
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            mine.inputs = outer
+        outer = self._outer()
+        inputs = {"input_ids": args[0], **kwargs} if args else kwargs
+        return Call(self, inputs, bypass=outer is not None and outer.bypass)
 
     @compiled.around
     def _run_decoder(
         self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        decoder = self._family.decoder(self._model)
-        self._before_decoder(decoder, args, kwargs)
-        output = changed = None
+        mark, before, call, report = object(), INNERMOST.get(), None, None
         try:
+            if not self._passes.enter(mark):
+                return forward(*args, **kwargs)
+            call = self._before_decoder(kwargs)
+            INNERMOST.set(call)
             output = forward(*args, **kwargs)
+            output, report = self._after_decoder(call, output)
         finally:
-            changed = self._after_decoder(decoder, args, output)
-        return output if changed is None else changed
+            INNERMOST.set(before)
+            self._clean(call)
+            self._passes.leave(mark)
+        if report is not None:
+            self._tell(report)
+        return output
 
     @compiled.outside
-    def _before_decoder(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        refuse_training(module)
-        mine = self._thread
-        if mine.run is not None:
-            raise UsageError(
-                "A model with a plan cannot be called from inside its own forward pass, by a hook "
-                "for instance; call it before or afterwards."
-            )
+    def _before_decoder(self, kwargs: Mapping[str, Any]) -> Call:
+        refuse_training(self._family.decoder(self._model))
+        outer = self._outer() or Call(self, {})
         # One token, as in decoding, is never an image, so its ids are not looked at: that would
         # wait for the device in each step.
-        ids, embeds = mine.inputs.get("input_ids"), mine.inputs.get("inputs_embeds")
+        ids, embeds = outer.inputs.get("input_ids"), outer.inputs.get("inputs_embeds")
         n_rows, length = _size(kwargs, ids, embeds)
-        prompt = None if length == 1 else self._read_prompt(ids, embeds)
+        seen = length > 1 and not outer.bypass
+        prompt = self._read_prompt(outer.inputs, ids, embeds) if seen else None
         cache = compat.given_cache(kwargs)
-        mine.has_cache = cache is not None
-        mine.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
         masks = (
             kwargs.get("attention_mask") is not None or self._text._attn_implementation != "sdpa"
         )
-        # Decode steps of equal rows run without layer hooks; everything else needs them.
-        self._hooks.set(length > 1 or masks or needs_mask(cache))
-        mine.run = ForwardPass(
+        run = ForwardPass(
             self._cuts,
             prompt,
             length,
@@ -262,37 +294,77 @@ class Handle:
             shared=self._shared,
             probes=self._probes,
         )
+        # Decode steps of equal rows run without layer hooks; everything else needs them.
+        self._hooks.prepare(run, needed=length > 1 or masks or needs_mask(cache))
+        call = Call(self, outer.inputs, run, bypass=outer.bypass)
+        call.has_cache = cache is not None
+        call.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
+        return call
 
     @compiled.outside
-    def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
-        mine = self._thread
-        run, mine.run = mine.run, None
-        if run is None or output is None:  # the forward pass failed
-            return None
+    def _after_decoder(self, call: Call, output: Any) -> tuple[Any, Report | None]:
+        """The output with a state for every token of the pass, and the report if there is one."""
+        run = call.run
+        assert run is not None
         counted = run.n_called if run.prompt is not None else None
         compat.check_pass(output, counted, len(self._family.layers(self._model)))
+        report = None
         if run.prompt is not None:
             seen = run.prompt.n_visual, run.prompt.grids
-            mine.last = Report(tuple(run.records), tuple(run.lengths), *seen)
-        elif mine.n_new:
-            mine.last = without_images(self._cuts.values(), mine.n_new)
+            report = Report(tuple(run.records), tuple(run.lengths), *seen)
+        elif call.n_new and not call.bypass:
+            report = without_images(self._cuts.values(), call.n_new)
         # Callers expect one state per token of the pass: labels and logits_to_keep count on it.
         if run.survivors.places is None:
-            return None
+            return output, report
         if isinstance(output, tuple):
-            return (run.full_length(output[0]), *output[1:])
+            return (run.full_length(output[0]), *output[1:]), report
         output.last_hidden_state = run.full_length(output.last_hidden_state)
-        return output
+        return output, report
+
+    @compiled.outside
+    def _clean(self, call: Call | None) -> None:
+        """Lets go of what a pass needed; it may have failed."""
+        if call is not None and call.run is not None:
+            self._hooks.spare(call.run)
+            call.run.forget()
+
+    @compiled.outside
+    def _tell(self, report: Report) -> None:
+        reports = WeakKeyDictionary(_LAST.get({}))
+        reports[self] = report
+        _LAST.set(reports)
+        if self._on_report is not None:
+            self._on_report(report)
+
+    def _run(self) -> ForwardPass | None:
+        """The pass that runs in this context."""
+        call = running(self)
+        return None if call is None else call.run
+
+    def _outer(self) -> Call | None:
+        """The call around the one that begins."""
+        if in_pass(self):
+            raise UsageError(
+                "A model with a plan cannot be called from inside its own forward pass, by a hook "
+                "for instance; call it before or afterwards."
+            )
+        return running(self)
 
     def _layer_hook(self, at: int) -> Callable[..., Any]:
-        def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            run = self._thread.run
-            if run is None:
+        # Without kwargs, another thread registers or removes the hook at this moment: a pass that
+        # needs it has it from before its first layer to after its last one.
+        def before_layer(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            call = running(self)
+            if call is None or call.run is None or kwargs is None:
                 return None
+            run = call.run
             run.n_called += 1
             if run.leaves_alone(at, kwargs):
                 return None
-            cache = compat.given_cache(kwargs, args, expected=self._thread.has_cache)
+            cache = compat.given_cache(kwargs, args, expected=call.has_cache)
             if at == 0 and run.cuts:
                 check_cache(cache)
             hidden, *others = args or (kwargs["hidden_states"],)
@@ -303,11 +375,12 @@ class Handle:
 
         return before_layer
 
-    def _read_prompt(self, ids: Tensor | None, embeds: Tensor | None) -> PromptTokens | None:
+    def _read_prompt(
+        self, inputs: Mapping[str, Any], ids: Tensor | None, embeds: Tensor | None
+    ) -> PromptTokens | None:
         if ids is None and embeds is None:
             return None  # the decoder was called without the base model
         visual = self._family.visual_mask(self._model, ids, embeds)
-        inputs = self._thread.inputs
         mask = inputs.get("attention_mask")
         prompt = read_prompt(visual, mask if _is_flat(mask) else None)
         if max(prompt.n_visual) == 0:

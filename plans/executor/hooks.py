@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -16,7 +18,7 @@ from tpcal.plans.images import encoded
 
 
 class LayerHooks:
-    """Pre-hooks on all decoder layers. They are removed while they are not needed, to save the
+    """Pre-hooks on all decoder layers. They are removed while no pass needs them, to save the
     calls.
 
     Args:
@@ -28,9 +30,35 @@ class LayerHooks:
         self._layers = layers
         self._hook = hook
         self._present: list[RemovableHandle] = []
+        self._needing: WeakSet[object] = WeakSet()
+        self._lock = Lock()
 
-    def set(self, needed: bool) -> None:
-        """Registers the hooks, before the layers' other hooks, or removes them."""
+    def prepare(self, run: object, *, needed: bool) -> None:
+        """Registers the hooks, before the layers' other hooks, if a pass needs them.
+
+        Otherwise they are removed, unless another pass needs them.
+
+        Args:
+            run: The pass.
+            needed: Whether it needs them, until `spare` is called.
+        """
+        if not needed and not self._present:
+            return
+        with self._lock:
+            if needed:
+                self._needing.add(run)
+            self._set(bool(self._needing))
+
+    def spare(self, run: object) -> None:
+        """Says that a pass does not need the hooks any more; the next one may."""
+        self._needing.discard(run)
+
+    def remove(self) -> None:
+        """Removes the hooks."""
+        with self._lock:
+            self._set(False)
+
+    def _set(self, needed: bool) -> None:
         if needed == bool(self._present):
             return
         for hook in self._present:

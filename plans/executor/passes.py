@@ -78,8 +78,6 @@ class ForwardPass:
         self._plain: dict[tuple[int, int], Held] = {}
         self._held: dict[int, Held] = {}
         self._grid_table: Tensor | None = None
-        for probe in self._probes.values():
-            probe.take()  # removes the request that a failed pass may have left
 
     def leaves_alone(self, layer: int, arguments: Mapping[str, Any]) -> bool:
         """Whether ``layer`` can take its arguments as they are: the fast path of decoding.
@@ -126,6 +124,11 @@ class ForwardPass:
     def full_length(self, states: Tensor) -> Tensor:
         """[B, S, D] the states at their places, with zeros where tokens left."""
         return gather.scattered(states, self.survivors, self.length)
+
+    def forget(self) -> None:
+        """Drops what was asked of the probes or read by them, as a failed pass may leave it."""
+        for probe in self._probes.values():
+            probe.take()
 
     def alive(self) -> Tensor:
         """[B, S] bool, True at the tokens still there; at all real ones before the first cut."""

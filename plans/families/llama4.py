@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -85,22 +86,24 @@ def _rescaling(
     attention: Any, layer: int, text: Any, current: Callable[[], ForwardPass | None]
 ) -> tuple[Any, Any]:
     """Adds hooks that replace the temperature of a token's column by that of its place."""
-    ratio: list[Tensor] = []  # [B, m, 1] factors of the running call
+    ratios: WeakKeyDictionary[ForwardPass, Tensor] = WeakKeyDictionary()  # [B, m, 1] factors
 
-    def before(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        ratio.clear()
-        run, cache = current(), compat.given_cache(kwargs)
-        if run is None or run.survivors.places is None:
+    def before(module: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> None:
+        run = current()
+        if run is None or kwargs is None or run.survivors.places is None:
             return
+        cache = compat.given_cache(kwargs)
         n_past = 0 if cache is None else cache.get_seq_length(layer)
         if n_past + run.length >= text.floor_scale:  # all temperatures at smaller places are 1
             places = run.survivors.places
             columns = torch.arange(places.shape[1], device=places.device)
             scales = [_temperature(n_past + at, text) for at in (places, columns)]
-            ratio.append((scales[0] / scales[1])[..., None])
+            ratios[run] = (scales[0] / scales[1])[..., None]
 
     def rescale(module: nn.Module, args: Any, query: Tensor) -> Tensor | None:
-        return (query * ratio.pop()).to(query.dtype) if ratio else None
+        run = current()
+        ratio = None if run is None else ratios.pop(run, None)
+        return None if ratio is None else (query * ratio).to(query.dtype)
 
     return (
         attention.register_forward_pre_hook(before, with_kwargs=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import sys
 from functools import lru_cache
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from _pytest.mark import ParameterSet
 from releases import skip_elsewhere
 
-from tpcal.plans.executor import cache, choice_sets, gather, handle, kv_columns, passes
+from tpcal.plans.executor import cache, calls, choice_sets, gather, handle, kv_columns, passes
 from tpcal.plans.executor.choice_sets import ChoiceSets
 from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families import find
@@ -263,24 +263,35 @@ def _state_kept_after_an_error(patch):
     patch.setattr(
         passes.ForwardPass, "leaves_alone", lambda self, layer, arguments: self.length > 1e9
     )
-    before = handle.Handle._before_decoder
+    kept, make = [], handle.Handle._before_decoder
 
-    def once(self, module, args, kwargs):
-        if self._thread.run is None:
-            before(self, module, args, kwargs)
+    def the_last_one(self, kwargs):
+        return kept.pop() if kept else make(self, kwargs)
 
-    patch.setattr(handle.Handle, "_before_decoder", once)
-    after = handle.Handle._after_decoder
+    patch.setattr(handle.Handle, "_before_decoder", the_last_one)
+    clean = handle.Handle._clean
 
-    def unless_failed(self, module, args, output):
-        return None if output is None else after(self, module, args, output)
+    def unless_failed(self, call):
+        if sys.exc_info()[0] is not None:
+            kept.append(call)
+        return clean(self, call)
 
-    patch.setattr(handle.Handle, "_after_decoder", unless_failed)
+    patch.setattr(handle.Handle, "_clean", unless_failed)
 
 
 def _threads_that_share_a_pass(patch):
-    patch.setattr(handle, "RLock", nullcontext)
-    patch.setattr(handle, "_Thread", type("_Shared", (), {"__init__": handle._Thread.__init__}))
+    class Shared:
+        value = None
+
+        def get(self):
+            return self.value
+
+        def set(self, value):
+            self.value = value
+
+    shared = Shared()
+    patch.setattr(calls, "INNERMOST", shared)
+    patch.setattr(handle, "INNERMOST", shared)
 
 
 MUTANTS = {
