@@ -154,7 +154,11 @@ class Handle:
         self._shared = shared_layers(self._family, model)
         self._probes: Mapping[int, AttentionReader] = {}
         self._vision: vision_reader.Vision | None = None
-        self._hooks = LayerHooks(self._family.layers(model), self._layer_hook)
+        # Found once: looking for them takes longer than everything else around a decode step.
+        self._decoder = self._family.decoder(model)
+        self._layers = self._family.layers(model)
+        self._final_norm = self._family.final_norm(model)
+        self._hooks = LayerHooks(self._layers, self._layer_hook)
         self._text = model.config.get_text_config(decoder=True)
         self._undo = ExitStack()
         self._passes = Passes(lambda: self._undo.close())
@@ -207,7 +211,7 @@ class Handle:
 
     def _attach(self, undo: ExitStack) -> None:
         model, family = self._model, self._family
-        decoder, layers = family.decoder(model), family.layers(model)
+        decoder, layers = self._decoder, self._layers
         with _APPLYING:
             if decoder in _APPLIED:
                 raise UsageError(
@@ -247,7 +251,7 @@ class Handle:
     def _before_base(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         # Checked before images are encoded: in training mode a tower's batch norms would learn
         # from them
-        refuse_training(self._family.decoder(self._model))
+        refuse_training(self._decoder)
         outer = self._outer()
         inputs = {"input_ids": args[0], **kwargs} if args else kwargs
         return Call(self, inputs, bypass=outer is not None and outer.bypass)
@@ -274,7 +278,7 @@ class Handle:
 
     @compiled.outside
     def _before_decoder(self, kwargs: Mapping[str, Any]) -> Call:
-        refuse_training(self._family.decoder(self._model))
+        refuse_training(self._decoder)
         outer = self._outer() or Call(self, {})
         # One token, as in decoding, is never an image, so its ids are not looked at: that would
         # wait for the device in each step.
@@ -290,7 +294,7 @@ class Handle:
             self._cuts,
             prompt,
             length,
-            final_norm=self._family.final_norm(self._model),
+            final_norm=self._final_norm,
             shared=self._shared,
             probes=self._probes,
         )
@@ -307,7 +311,7 @@ class Handle:
         run = call.run
         assert run is not None
         counted = run.n_called if run.prompt is not None else None
-        compat.check_pass(output, counted, len(self._family.layers(self._model)))
+        compat.check_pass(output, counted, len(self._layers))
         report = None
         if run.prompt is not None:
             seen = run.prompt.n_visual, run.prompt.grids
