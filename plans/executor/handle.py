@@ -175,7 +175,8 @@ class Handle:
         until its own first pass, and the caller does not see its reports; ``on_report`` of `apply`
         gets all of them.
         """
-        return _LAST.get({}).get(self)
+        reports = _LAST.get(None)
+        return None if reports is None else reports.get(self)
 
     def bypass(self) -> AbstractContextManager[None]:
         """A context manager in which this thread or task calls the model without the plan's cuts.
