@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded
@@ -46,3 +48,26 @@ def shared_layers(family: Family, model: PreTrainedModel) -> dict[int, int]:
     """The layers that read the keys and values of an earlier layer, each with that layer."""
     sources = {at: family.key_source(model, at) for at in range(len(family.layers(model)))}
     return {at: source for at, source in sources.items() if source != at}
+
+
+def flash_layers(family: Family, model: PreTrainedModel) -> dict[int, FlashLayer]:
+    """The layers with their sliding windows, as flash kernels need to know them."""
+    # A cache is made with the window of each layer, whatever the config calls it.
+    cached = dict(enumerate(DynamicCache(config=model.config).layers))
+    windows = {at: getattr(layer, "sliding_window", None) for at, layer in cached.items()}
+    return {
+        at: FlashLayer(windows.get(family.key_source(model, at)))
+        for at in range(len(family.layers(model)))
+    }
+
+
+def windowed_attention(
+    family: Family, model: PreTrainedModel, first: int
+) -> dict[int, nn.Module]:
+    """The attention modules with a sliding window, by layer, from layer ``first`` on."""
+    layers = family.layers(model)
+    return {
+        at: family.attention(layers[at])
+        for at, layer in flash_layers(family, model).items()
+        if layer.window is not None and at >= first
+    }

@@ -27,8 +27,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.executor import compat, compiled
-from tpcal.plans.executor.architecture import shared_layers, with_grids
+from tpcal.plans.executor import compat, compiled, kernels
+from tpcal.plans.executor.architecture import (
+    flash_layers,
+    shared_layers,
+    windowed_attention,
+    with_grids,
+)
 from tpcal.plans.executor.attention_reader import AttentionReader, probing
 from tpcal.plans.executor.cache import check_cache, kv_bytes, needs_mask
 from tpcal.plans.executor.cutting import prepare
@@ -144,12 +149,14 @@ class Handle:
         self._family: Family = find(model)
         self._cuts = prepare(plan.cuts, plan.round_to, plan.scope)
         self._shared = shared_layers(self._family, model)
+        self._flash = flash_layers(self._family, model)
         self._lock = RLock()
         self._thread = _Thread()
         self._probes: Mapping[int, AttentionReader] = {}
         self._vision: vision_reader.Vision | None = None
         self._hooks = LayerHooks(self._family.layers(model), self._layer_hook)
         self._text = model.config.get_text_config(decoder=True)
+        self._kernel = self._text._attn_implementation
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._attach(undo)
@@ -190,7 +197,8 @@ class Handle:
         undo.callback(_APPLIED.discard, decoder)
         read = [at - 1 for at, cut in self._cuts.items() if cut.reads_attention]
         modules = {at: family.attention(layers[at]) for at in read}
-        self._probes = undo.enter_context(probing(modules))
+        windowed = windowed_attention(family, model, min(self._cuts, default=len(layers)))
+        self._probes = undo.enter_context(probing(modules, windowed))
         base = family.base(model)
         refuse_copies((model, base, decoder), undo)
         in_turn(base, self._lock, self._run_base, undo)
@@ -249,9 +257,12 @@ class Handle:
         cache = compat.given_cache(kwargs)
         mine.has_cache = cache is not None
         mine.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
-        masks = (
-            kwargs.get("attention_mask") is not None or self._text._attn_implementation != "sdpa"
-        )
+        kernel = self._text._attn_implementation
+        if kernel != self._kernel:  # set_attn_implementation was called
+            kernels.require(kernel)
+            self._kernel = kernel
+        flash = kernels.is_flash(kernel)
+        masks = kwargs.get("attention_mask") is not None or not (flash or kernel == "sdpa")
         # Decode steps of equal rows run without layer hooks; everything else needs them.
         self._hooks.set(length > 1 or masks or needs_mask(cache))
         mine.run = ForwardPass(
@@ -261,6 +272,7 @@ class Handle:
             final_norm=self._family.final_norm(self._model),
             shared=self._shared,
             probes=self._probes,
+            flash=self._flash if flash else None,
         )
 
     @compiled.outside
