@@ -26,8 +26,8 @@ from tpcal.plans.executor import compat, kernels
 from tpcal.plans.executor.architecture import (
     flash_layers,
     shared_layers,
-    windowed_attention,
     with_grids,
+    without_flash,
 )
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture, probing
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, prepare
@@ -268,8 +268,8 @@ class Tape:
         probed = {at: self._family.attention(self._layers[at]) for at in asked}
         captures = {first - 1: self._captures[first - 1]} if first - 1 in self._captures else {}
         with ExitStack() as undo:
-            windowed = windowed_attention(self._family, self._model, first)
-            probes = undo.enter_context(probing(probed, windowed))
+            others = without_flash(self._family, self._model, first)
+            probes = undo.enter_context(probing(probed, others))
             text = self._model.config.get_text_config(decoder=True)
             flash = kernels.is_flash(text._attn_implementation)
             run = ForwardPass(

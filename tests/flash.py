@@ -7,6 +7,8 @@ line of transformers above them runs on a CPU as it runs on a GPU.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -69,8 +71,7 @@ def flash_attn_varlen_func(
     # A real kernel reads what its table of lengths says, and nothing checks that it is all.
     assert (ends[0][-1], ends[1][-1]) == (len(q), len(k)), "keys or queries are left over"
     out = torch.zeros_like(q[..., : v.shape[-1]])
-    pairs = [list(zip(part, part[1:], strict=False)) for part in ends]
-    for (q0, q1), (k0, k1) in zip(*pairs, strict=True):
+    for (q0, q1), (k0, k1) in zip(*map(pairwise, ends), strict=True):
         assert (q1 - q0, k1 - k0) <= (int(max_seqlen_q), int(max_seqlen_k))
         parts = (q[None, q0:q1], k[None, k0:k1], v[None, k0:k1])
         out[q0:q1] = flash_attn_func(

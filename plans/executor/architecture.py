@@ -51,23 +51,32 @@ def shared_layers(family: Family, model: PreTrainedModel) -> dict[int, int]:
 
 
 def flash_layers(family: Family, model: PreTrainedModel) -> dict[int, FlashLayer]:
-    """The layers with their sliding windows, as flash kernels need to know them."""
+    """What the executor must know of each layer to run it with a flash kernel."""
     # A cache is made with the window of each layer, whatever the config calls it.
     cached = dict(enumerate(DynamicCache(config=model.config).layers))
     windows = {at: getattr(layer, "sliding_window", None) for at, layer in cached.items()}
     return {
-        at: FlashLayer(windows.get(family.key_source(model, at)))
-        for at in range(len(family.layers(model)))
+        at: FlashLayer(
+            windows.get(family.key_source(model, at)),
+            getattr(family.attention(layer), "is_causal", True),
+        )
+        for at, layer in enumerate(family.layers(model))
     }
 
 
-def windowed_attention(
-    family: Family, model: PreTrainedModel, first: int
-) -> dict[int, nn.Module]:
-    """The attention modules with a sliding window, by layer, from layer ``first`` on."""
-    layers = family.layers(model)
+def without_flash(family: Family, model: PreTrainedModel, first: int) -> dict[int, nn.Module]:
+    """The attention modules, by layer, that a flash kernel may not be able to serve after a cut.
+
+    They have a sliding window or read the keys of an earlier layer.
+
+    Args:
+        family: The family of the model.
+        model: The model.
+        first: The first layer that is cut before.
+    """
+    layers, shared = family.layers(model), shared_layers(family, model)
     return {
         at: family.attention(layers[at])
         for at, layer in flash_layers(family, model).items()
-        if layer.window is not None and at >= first
+        if at >= first and (layer.window is not None or at in shared)
     }

@@ -24,7 +24,7 @@ from tpcal.plans.executor.kernels import is_flash, kernel_of
 from tpcal.plans.executor.masks import FlashOrder, Mask, mask_rows
 
 NAME = "tpcal_probe"
-WINDOWED = "tpcal_windowed"
+ATTENDED = "tpcal_attended"
 CHUNK = 2**23  # score entries that exist at one time
 
 
@@ -114,21 +114,21 @@ class AttentionReader:
 
 @contextmanager
 def probing(
-    modules: Mapping[int, nn.Module], windowed: Mapping[int, nn.Module] | None = None
+    modules: Mapping[int, nn.Module], others: Mapping[int, nn.Module] | None = None
 ) -> Iterator[dict[int, AttentionReader]]:
     """Readers of attention modules, by layer; afterwards the modules are as before.
 
     Args:
         modules: The modules to read.
-        windowed: Modules that only need the kernel of `attended`.
+        others: Modules that need `attended`.
     """
     probes = {layer: AttentionReader(module) for layer, module in modules.items()}
     with ExitStack() as undo:
         for layer, module in modules.items():
             undo.enter_context(switched(module, NAME, probes[layer]))
-        for layer, module in (windowed or {}).items():
+        for layer, module in (others or {}).items():
             if layer not in modules:
-                undo.enter_context(switched(module, WINDOWED, AttentionReader(module)))
+                undo.enter_context(switched(module, ATTENDED, AttentionReader(module)))
         yield probes
 
 
@@ -164,7 +164,9 @@ def probe_attention(
     probe: AttentionReader = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
     mask = attention_mask
     if is_flash(probe.kernel) and (mask is None or mask.ndim == 2):
-        mask = FlashOrder(mask, kwargs.get("sliding_window"))
+        causal = kwargs.get("is_causal")
+        causal = probe.twin.is_causal if causal is None else causal
+        mask = FlashOrder(mask, kwargs.get("sliding_window"), bool(causal))
     probe.attend(query, key, mask, scaling, kwargs.get("softcap"))
     return attended(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
@@ -180,8 +182,8 @@ def attended(
 ) -> tuple[Tensor, Tensor | None]:
     """The attention output of the module's own kernel, or of another where it takes no such mask.
 
-    A flash kernel cannot take a mask with an entry for each query and key. Layers with a sliding
-    window need one after a cut, if the prompt is longer than the window.
+    A flash kernel cannot take a mask with an entry for each query and key, which `flash_mask`
+    makes where a flash kernel would show a query other keys.
     """
     probe: AttentionReader = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
     name, mask = probe.kernel, attention_mask
@@ -195,7 +197,7 @@ def attended(
 
 
 AttentionInterface.register(NAME, probe_attention)
-AttentionInterface.register(WINDOWED, attended)
+AttentionInterface.register(ATTENDED, attended)
 
 
 def read(

@@ -162,7 +162,7 @@ def _mask(
 ) -> Any:
     """The mask of a layer call, for the kernel that the model's own mask was made for."""
     if flash is not None:
-        return flash_mask(mask, survivors, held, length, flash.window)
+        return flash_mask(mask, survivors, held, length, flash)
     if isinstance(mask, BlockMask):
         return block_mask(mask, survivors, held, length)
     return layer_mask(mask, survivors, held, length)

@@ -31,8 +31,8 @@ from tpcal.plans.executor import compat, compiled, kernels
 from tpcal.plans.executor.architecture import (
     flash_layers,
     shared_layers,
-    windowed_attention,
     with_grids,
+    without_flash,
 )
 from tpcal.plans.executor.attention_reader import AttentionReader, probing
 from tpcal.plans.executor.cache import check_cache, kv_bytes, needs_mask
@@ -197,8 +197,8 @@ class Handle:
         undo.callback(_APPLIED.discard, decoder)
         read = [at - 1 for at, cut in self._cuts.items() if cut.reads_attention]
         modules = {at: family.attention(layers[at]) for at in read}
-        windowed = windowed_attention(family, model, min(self._cuts, default=len(layers)))
-        self._probes = undo.enter_context(probing(modules, windowed))
+        others = without_flash(family, model, min(self._cuts, default=len(layers)))
+        self._probes = undo.enter_context(probing(modules, others))
         base = family.base(model)
         refuse_copies((model, base, decoder), undo)
         in_turn(base, self._lock, self._run_base, undo)

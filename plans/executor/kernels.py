@@ -35,6 +35,11 @@ class FlashLayer:
 
     window: int | None
     """Number of positions that a query sees, its own included; None if it sees all."""
+    causal: bool = True
+    """Whether a query sees nothing after itself."""
+    aligned: bool = True
+    """Whether the queries are the last of the keys. A layer that reads the keys of an earlier
+    layer gets fewer queries after a cut between the two."""
 
 
 def is_flash(kernel: str | None) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.survivors import Survivors
 
@@ -82,8 +83,9 @@ def block_mask(mask: BlockMask, survivors: Survivors, held: Held, length: int) -
     places = _queries(survivors, held, length) - (held.n_seen - length)  # [B, m]
     columns = positions - (held.n_seen - mask.shape[-1])  # [B, K]
     known, given = columns >= 0, mask.mask_mod
-    if held.valid is not None:
-        known = known & held.mask()
+    valid = held.mask()
+    if valid is not None:
+        known = known & valid
     columns = columns.clamp(min=0)
     n_rows, n_queries, n_keys = *places.shape, columns.shape[1]
 
@@ -97,7 +99,7 @@ def block_mask(mask: BlockMask, survivors: Survivors, held: Held, length: int) -
 
 
 def flash_mask(
-    mask: Tensor | None, survivors: Survivors, held: Held, length: int, window: int | None
+    mask: Tensor | None, survivors: Survivors, held: Held, length: int, layer: FlashLayer
 ) -> Tensor | None:
     """The mask of a layer whose flash kernel sees the causal order of columns by itself.
 
@@ -106,30 +108,32 @@ def flash_mask(
         survivors: The queries.
         held: The keys, the new ones included.
         length: Number of tokens of the pass, S.
-        window: The sliding window of the layer, in positions.
+        layer: The layer.
 
     Returns:
-        [B, K] bool, True at keys that a query may see; None if those are all. If the kernel's own
-        window, which counts columns, would show a query more than its window of positions:
-        [B, 1, m, K] bool, which only another kernel can use (`attention_reader.attended`).
+        [B, K] bool, True at keys that a query may see; None if those are all. Where the kernel
+        would show a query other keys: [B, 1, m, K] bool, for another kernel
+        (`attention_reader.attended`). That is so if a window of columns is wider than the layer's
+        window of positions, or if the queries are not the last of the keys.
     """
     positions, real = held.positions(), held.mask()
     if mask is not None:
         columns = positions - (held.n_seen - mask.shape[-1])
         padded = mask.gather(1, columns.clamp(min=0)).bool() & (columns >= 0)
         real = padded if real is None else real & padded
-    recent = length == 1 and not held.index.shape[1] and held.n_held <= (window or 0)
-    if window is None or held.n_seen <= window or recent:
-        return real
+    recent = length == 1 and not held.index.shape[1] and held.n_held <= (layer.window or 0)
+    windowed = layer.window is not None and held.n_seen > layer.window and not recent
     queries = _queries(survivors, held, length)
-    if queries.shape[1] == 1:
-        in_sight = positions > queries - window
+    if queries.shape[1] == 1 or (not windowed and (layer.aligned or not layer.causal)):
+        if not windowed or layer.window is None:
+            return real
+        in_sight = positions > queries - layer.window
         return in_sight if real is None else real & in_sight
-    sees = positions[:, None, :] <= queries[:, :, None]
-    sees &= positions[:, None, :] > queries[:, :, None] - window
+    ahead = queries[:, :, None] - positions[:, None, :]  # [B, m, K]
+    sees = _in_order(ahead, layer.window if windowed else None, layer.causal)
     if real is not None:
         sees &= real[:, None, :]
-    return (sees | _diagonal(sees))[:, None]
+    return (sees | (ahead == 0))[:, None]  # filler and padding see at least themselves
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class FlashOrder:
     """[B, K] bool; None if all columns are real."""
     window: int | None
     """Number of real columns, its own included; None without a window."""
+    causal: bool = True
+    """Whether a query sees nothing after itself."""
 
 
 Mask = Tensor | BlockMask | FlashOrder | None
@@ -163,17 +169,20 @@ def mask_rows(mask: Mask, columns: Tensor, n_new: int, n_keys: int) -> Tensor:
         rows, head = index[..., None], torch.zeros_like(index[..., None])
         return mask.mask_mod(rows, head, columns[..., None], keys[None, None])
     # The query in column c is key c + K - m and sees the keys up to itself.
+    order = FlashOrder(None, None) if mask is None else mask
     own = columns + (n_keys - n_new)
-    if mask is None or mask.real is None:
-        sees, ahead = keys <= own[..., None], own[..., None] - keys
-    else:
-        # The kernel takes padding out, so its window counts real columns only.
-        ordinal = mask.real.long().cumsum(dim=1)
-        ahead = ordinal.gather(1, own)[..., None] - ordinal[:, None]
-        sees = (keys <= own[..., None]) & mask.real[:, None]
-    if mask is not None and mask.window is not None:
-        sees = sees & (ahead < mask.window)
-    return sees
+    if order.real is None:
+        return _in_order(own[..., None] - keys, order.window, order.causal)
+    # The kernel takes padding out, so its window counts real columns only.
+    ordinal = order.real.long().cumsum(dim=1)
+    ahead = ordinal.gather(1, own)[..., None] - ordinal[:, None]
+    return _in_order(ahead, order.window, order.causal) & order.real[:, None]
+
+
+def _in_order(ahead: Tensor, window: int | None, causal: bool) -> Tensor:
+    """Whether queries see keys that they are so many places ahead of."""
+    sees = ahead >= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
+    return sees if window is None else sees & (ahead.abs() < window)
 
 
 def _n_queries(survivors: Survivors, length: int) -> int:

@@ -11,6 +11,7 @@ match.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ class ForwardPass:
         self._gatherer = gather.Gatherer()
         self._plain: dict[tuple[int, int], Held] = {}
         self._held: dict[int, Held] = {}
+        self._queries: dict[int, Survivors] = {}
         self._grid_table: Tensor | None = None
         for probe in self._probes.values():
             probe.take()  # removes the request that a failed pass may have left
@@ -124,11 +126,14 @@ class ForwardPass:
             self.lengths.append(hidden.shape[1])
             self._ask(layer)
         held = self._keys(layer, hidden, compat.given_cache(arguments))
+        self._queries[layer] = self.survivors
         if held is None:
             return hidden, arguments, positional
-        gathered = self._gatherer.arguments(
-            arguments, self.survivors, held, self.length, self._flash.get(layer)
-        )
+        flash = self._flash.get(layer)
+        if flash is not None and layer in self._shared:
+            source = self._shared[layer]
+            flash = replace(flash, aligned=self._queries[source] is self.survivors)
+        gathered = self._gatherer.arguments(arguments, self.survivors, held, self.length, flash)
         return hidden, gathered, self._gatherer.values(positional, self.survivors, self.length)
 
     def full_length(self, states: Tensor) -> Tensor:

@@ -176,9 +176,7 @@ AttentionInterface.register(NAME, vision_attention)
 
 
 @torch.no_grad()
-def read(
-    query: Tensor, key: Tensor, mask: Mask, scaling: float, has_class: bool
-) -> Tensor:
+def read(query: Tensor, key: Tensor, mask: Mask, scaling: float, has_class: bool) -> Tensor:
     """[n, P, 1 + d] attention that each token of a tower receives, and its mean key over heads.
 
     The attention is that of the class token, or the mean over all tokens if there is none: a mean

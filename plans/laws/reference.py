@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.executor.architecture import flash_layers
 from tpcal.plans.executor.attention_reader import probing
-from tpcal.plans.executor.kernels import is_flash
+from tpcal.plans.executor.kernels import FlashLayer, is_flash
 from tpcal.plans.executor.masks import FlashOrder, mask_rows
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
@@ -58,27 +58,20 @@ def hiding(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
         # No flash kernel hides a token from some queries; another kernel stands in for it.
         undo.enter_context(probing({}, {at: family.attention(layers[at]) for at in flash}))
         for at, layer in enumerate(layers):
-            window = (flash[at].window,) if flash else None
-            hook = _hook(hidden[family.key_source(model, at)], window)
+            hook = _hook(hidden[family.key_source(model, at)], flash.get(at))
             undo.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 
-def _hook(hidden: Tensor, flash: tuple[int | None] | None) -> Any:
-    """The pre-hook of a layer.
-
-    Args:
-        hidden: [B, S] bool.
-        flash: The sliding window of the layer, if its kernel is a flash kernel.
-    """
-
+def _hook(hidden: Tensor, flash: FlashLayer | None) -> Any:
     def before_layer(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
         mask = kwargs.get("attention_mask")
         if flash is not None:
             n_rows, n = states.shape[:2]
             columns = torch.arange(n, device=states.device).expand(n_rows, -1)
-            mask = mask_rows(FlashOrder(mask, *flash), columns, n, n)
+            order = FlashOrder(mask, flash.window, flash.causal)
+            mask = mask_rows(order, columns, n, n)
             mask = mask.expand(n_rows, -1, -1)[:, None]
         return args, {**kwargs, "attention_mask": hide(mask, hidden, states)}
 
