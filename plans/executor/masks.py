@@ -79,8 +79,8 @@ def block_mask(mask: BlockMask, survivors: Survivors, held: Held, length: int) -
         held: The keys, the new ones included.
         length: Number of tokens of the pass, S.
     """
-    positions = held.positions()
-    places = _queries(survivors, held, length) - (held.n_seen - length)  # [B, m]
+    positions, queries = held.positions(), _queries(survivors, held, length)
+    places = queries - (held.n_seen - length)  # [B, m]
     columns = positions - (held.n_seen - mask.shape[-1])  # [B, K]
     known, given = columns >= 0, mask.mask_mod
     valid = held.mask()
@@ -90,9 +90,8 @@ def block_mask(mask: BlockMask, survivors: Survivors, held: Held, length: int) -
     n_rows, n_queries, n_keys = *places.shape, columns.shape[1]
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        # The new keys are the last m of K. Filler sees itself, as in `_filler_sees_itself`; every
-        # other token does so anyway.
-        itself = key == query + (n_keys - n_queries)
+        # Filler sees at least itself, as in `_filler_sees_itself`; other tokens do so anyway.
+        itself = positions[row, key] == queries[row, query]
         return given(row, head, places[row, query], columns[row, key]) & known[row, key] | itself
 
     return create_block_mask(sees, n_rows, None, n_queries, n_keys, device=positions.device)

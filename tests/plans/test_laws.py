@@ -49,7 +49,7 @@ FLASH = {name: ("reference", "rows alone") for name in VARIED if name != "llama4
 """Laws that the usual run tries with the reference of flash attention; transformers refuses it for
 Llama 4, whose chunks it cannot run."""
 FLASH["llava"] = FLASH["qwen2_5_vl"] = tuple(law for law in NAMES if law != "threads")
-FLEX = {"llava": ("reference",), "gemma3": ("reference",)}
+FLEX = {"llava": ("reference",), "gemma3": ("reference",), "gemma4_shared": ("reference",)}
 """Laws that the usual run tries with flex attention, not compiled."""
 INAPPLICABLE: dict[tuple[str, str], str] = {
     # Without a cache it does not lengthen moe_mm_token_type_ids.
