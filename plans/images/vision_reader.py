@@ -8,7 +8,6 @@ every prompt as neighbouring rows.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,8 +22,6 @@ from transformers import AttentionInterface, PreTrainedModel
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.attention_reader import CHUNK, score_rows, switched
 from tpcal.plans.executor.kernels import kernel_of
-from tpcal.plans.executor.kernels import problem as kernel_problem
-from tpcal.plans.executor.masks import Mask
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.executor.survivors import columns_of
 from tpcal.plans.images import encoded
@@ -47,8 +44,13 @@ def problem(family: Family, model: PreTrainedModel) -> str | None:
             f"for this {type(model).__name__}. Choose another selector."
         )
     config: Any = tower.attention.config
-    unknown = kernel_problem(config._attn_implementation)
-    return None if unknown is None else f"reads the vision tower. {unknown}"
+    kernel = config._attn_implementation
+    if kernel not in ("sdpa", "eager"):
+        return (
+            "needs a vision tower whose attention implementation is sdpa or eager; got "
+            f'{kernel}. Load the model with attn_implementation="sdpa".'
+        )
+    return None
 
 
 class _Thread(local):
@@ -66,8 +68,7 @@ class Vision:
 
     def __init__(self, family: Family, model: PreTrainedModel, tower: Tower) -> None:
         self._family, self._model, self._tower = family, model, tower
-        self.twin: Any = copy.copy(tower.attention)
-        """The attention module with its own config, for its own kernel."""
+        self._config: Any = tower.attention.config
         self._thread = _Thread()
 
     def of(self, prompt: PromptTokens, inputs: Mapping[str, Any]) -> Tensor:
@@ -95,11 +96,9 @@ class Vision:
         return table
 
     @torch.compiler.disable
-    def attend(self, query: Tensor, key: Tensor, mask: Any, scaling: float) -> None:
+    def attend(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         """Reads one attention call of the tower, if an image is being encoded."""
         patches = self._thread.patches
-        if isinstance(mask, Tensor) and mask.ndim == 2:  # of a flash kernel: [n, P] real patches
-            mask = mask[:, None, None].bool().expand(-1, 1, query.shape[2], -1)
         if patches is not None:
             patches.append(read(query, key, mask, scaling, self._tower.has_class))
 
@@ -168,15 +167,17 @@ def vision_attention(
     """The output of the module's own kernel; the reader also receives the queries and keys."""
     vision: Vision = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
     vision.attend(query, key, attention_mask, scaling)
-    kernel = kernel_of(module, vision.twin.config._attn_implementation)
-    return kernel(vision.twin, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    kernel = kernel_of(module, vision._config._attn_implementation)
+    return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
 AttentionInterface.register(NAME, vision_attention)
 
 
 @torch.no_grad()
-def read(query: Tensor, key: Tensor, mask: Mask, scaling: float, has_class: bool) -> Tensor:
+def read(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, has_class: bool
+) -> Tensor:
     """[n, P, 1 + d] attention that each token of a tower receives, and its mean key over heads.
 
     The attention is that of the class token, or the mean over all tokens if there is none: a mean
@@ -185,8 +186,7 @@ def read(query: Tensor, key: Tensor, mask: Mask, scaling: float, has_class: bool
     Args:
         query: [n, H, P, d].
         key: [n, Hkv, P, d].
-        mask: [1 or n, 1, P, P] bool or additive, or a block mask of flex attention; None if every
-            token attends to all tokens.
+        mask: [1 or n, 1, P, P] bool or additive; None if every token attends to all tokens.
         scaling: Factor of the products.
         has_class: Whether the first token is a class token.
 
