@@ -22,8 +22,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import compat
-from tpcal.plans.executor.architecture import shared_layers, with_grids
+from tpcal.plans.executor import compat, kernels
+from tpcal.plans.executor.architecture import (
+    flash_layers,
+    shared_layers,
+    with_grids,
+    without_flash,
+)
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture, probing
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, prepare
 from tpcal.plans.executor.handle import is_applied
@@ -263,7 +268,10 @@ class Tape:
         probed = {at: self._family.attention(self._layers[at]) for at in asked}
         captures = {first - 1: self._captures[first - 1]} if first - 1 in self._captures else {}
         with ExitStack() as undo:
-            probes = undo.enter_context(probing(probed))
+            others = without_flash(self._family, self._model, first)
+            probes = undo.enter_context(probing(probed, others))
+            text = self._model.config.get_text_config(decoder=True)
+            flash = kernels.is_flash(text._attn_implementation)
             run = ForwardPass(
                 prepared,
                 self._prompt if max(self._prompt.n_visual) else None,
@@ -272,6 +280,7 @@ class Tape:
                 shared=shared_layers(self._family, self._model),
                 probes=probes,
                 captures=captures,
+                flash=flash_layers(self._family, self._model) if flash else None,
             )
             self._family.attach(self._model, lambda: run, undo)
             return self._run(run, start, first, positions)

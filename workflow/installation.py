@@ -130,7 +130,7 @@ def _attention() -> Part:
         (verdict,) = judge(load(EMBEDDED, attention=kernel), laws=laws)
         if not verdict.holds:
             return Part("attention", "broken", f"{kernel} breaks a law: {verdict.detail}")
-    return Part("attention", "works", f"{' and '.join(KERNELS)} run plans; flex and flash do not")
+    return Part("attention", "works", f"{' and '.join(KERNELS)} run plans; no other was tried")
 
 
 def _processors() -> Part:

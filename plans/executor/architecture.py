@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded
@@ -46,3 +48,35 @@ def shared_layers(family: Family, model: PreTrainedModel) -> dict[int, int]:
     """The layers that read the keys and values of an earlier layer, each with that layer."""
     sources = {at: family.key_source(model, at) for at in range(len(family.layers(model)))}
     return {at: source for at, source in sources.items() if source != at}
+
+
+def flash_layers(family: Family, model: PreTrainedModel) -> dict[int, FlashLayer]:
+    """What the executor must know of each layer to run it with a flash kernel."""
+    # A cache is made with the window of each layer, whatever the config calls it.
+    cached = dict(enumerate(DynamicCache(config=model.config).layers))
+    windows = {at: getattr(layer, "sliding_window", None) for at, layer in cached.items()}
+    return {
+        at: FlashLayer(
+            windows.get(family.key_source(model, at)),
+            getattr(family.attention(layer), "is_causal", True),
+        )
+        for at, layer in enumerate(family.layers(model))
+    }
+
+
+def without_flash(family: Family, model: PreTrainedModel, first: int) -> dict[int, nn.Module]:
+    """The attention modules, by layer, that a flash kernel may not be able to serve after a cut.
+
+    They have a sliding window or read the keys of an earlier layer.
+
+    Args:
+        family: The family of the model.
+        model: The model.
+        first: The first layer that is cut before.
+    """
+    layers, shared = family.layers(model), shared_layers(family, model)
+    return {
+        at: family.attention(layers[at])
+        for at, layer in flash_layers(family, model).items()
+        if at >= first and (layer.window is not None or at in shared)
+    }

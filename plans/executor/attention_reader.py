@@ -9,7 +9,6 @@ kernel the model would have called. No attention matrix is ever built.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,9 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tpcal.plans.executor.kernels import is_flash, kernel_of
+from tpcal.plans.executor.masks import FlashOrder, Mask, mask_rows
 
 NAME = "tpcal_probe"
+ATTENDED = "tpcal_attended"
 CHUNK = 2**23  # score entries that exist at one time
 
 
@@ -70,12 +72,19 @@ class AttentionReader:
     """Reads calls of one attention module when it is asked to.
 
     Args:
-        config: The config that the module had before it was switched.
+        module: The module, before it is switched.
     """
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    def __init__(self, module: nn.Module) -> None:
+        self.twin = copy.copy(module)
+        """The module with the config that it had before it was switched. A kernel is called with
+        it, because flash kernels look their name up in the config again."""
         self._thread = _Thread()
+
+    @property
+    def kernel(self) -> str:
+        """Name of the model's own kernel."""
+        return self.twin.config._attn_implementation  # type: ignore[union-attr, return-value]
 
     def ask(self, request: Request) -> None:
         """Makes the reader read this thread's next call of the module."""
@@ -86,7 +95,7 @@ class AttentionReader:
         self,
         query: Tensor,
         key: Tensor,
-        mask: Tensor | None,
+        mask: Mask,
         scaling: float,
         softcap: float | None,
     ) -> None:
@@ -104,12 +113,22 @@ class AttentionReader:
 
 
 @contextmanager
-def probing(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, AttentionReader]]:
-    """Readers of attention modules, by layer; afterwards the modules are as before."""
-    probes = {layer: AttentionReader(module.config) for layer, module in modules.items()}
+def probing(
+    modules: Mapping[int, nn.Module], others: Mapping[int, nn.Module] | None = None
+) -> Iterator[dict[int, AttentionReader]]:
+    """Readers of attention modules, by layer; afterwards the modules are as before.
+
+    Args:
+        modules: The modules to read.
+        others: Modules that need `attended`.
+    """
+    probes = {layer: AttentionReader(module) for layer, module in modules.items()}
     with ExitStack() as undo:
         for layer, module in modules.items():
             undo.enter_context(switched(module, NAME, probes[layer]))
+        for layer, module in (others or {}).items():
+            if layer not in modules:
+                undo.enter_context(switched(module, ATTENDED, AttentionReader(module)))
         yield probes
 
 
@@ -137,24 +156,54 @@ def probe_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention output of the module's own kernel, after its reader saw queries and keys."""
     probe: AttentionReader = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
-    probe.attend(query, key, attention_mask, scaling, kwargs.get("softcap"))
-    kernel = kernel_of(module, probe.config._attn_implementation)
-    return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    mask = attention_mask
+    if is_flash(probe.kernel) and (mask is None or mask.ndim == 2):
+        causal = kwargs.get("is_causal")
+        causal = probe.twin.is_causal if causal is None else causal
+        mask = FlashOrder(mask, kwargs.get("sliding_window"), bool(causal))
+    probe.attend(query, key, mask, scaling, kwargs.get("softcap"))
+    return attended(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def attended(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention output of the module's own kernel, or of another where it takes no such mask.
+
+    A flash kernel cannot take a mask with an entry for each query and key, which `flash_mask`
+    makes where a flash kernel would show a query other keys.
+    """
+    probe: AttentionReader = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
+    name, mask = probe.kernel, attention_mask
+    if is_flash(name) and mask is not None and mask.ndim == 4:
+        name = "sdpa"
+        if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+            name, hidden = "eager", torch.finfo(query.dtype).min  # sdpa ignores both
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, hidden)
+    kernel = kernel_of(module, name)
+    return kernel(probe.twin, query, key, value, mask, scaling=scaling, **kwargs)
 
 
 AttentionInterface.register(NAME, probe_attention)
+AttentionInterface.register(ATTENDED, attended)
 
 
 def read(
     query: Tensor,
     key: Tensor,
-    mask: Tensor | None,
+    mask: Mask,
     scaling: float,
     request: Request,
     softcap: float | None = None,
@@ -164,7 +213,8 @@ def read(
     Args:
         query: [B, H, m, d].
         key: [B, Hkv, K, d], the new tokens last.
-        mask: [1 or B, 1, m, K] bool or additive; None means causal.
+        mask: [1 or B, 1, m, K] bool or additive, or the mask of a flash or flex kernel; None means
+            causal.
         scaling: Factor of the products, usually 1/sqrt(d).
         request: What is wanted.
         softcap: Bound c of the scores s, which become c tanh(s / c) (Gemma 2).
@@ -191,7 +241,7 @@ def read(
 def score_rows(
     query: Tensor,
     key: Tensor,
-    mask: Tensor | None,
+    mask: Mask,
     scaling: float,
     columns: Tensor,
     softcap: float | None = None,
@@ -212,19 +262,12 @@ def score_rows(
     scores = scores.view(n_rows, n_heads, -1, n_keys)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    # Without a mask the order is causal. The m new tokens are the last of the K keys, so the query
-    # in column c sees the keys up to c + K - m.
-    if mask is None:
-        place = torch.arange(n_keys, device=key.device)
-        sees = place <= columns[:, :, None] + (n_keys - n_new)  # [B, R, K]
-        return scores.masked_fill(~sees[:, None], -torch.inf)
-    index = torch.arange(n_rows, device=key.device)[:, None]
-    bias = mask.expand(n_rows, *mask.shape[1:])[:, 0][index, columns][:, None]  # [B, 1, R, K]
+    bias = mask_rows(mask, columns, n_new, n_keys)[:, None]  # [1 or B, 1, R, K]
     # An additive mask hides a key by the smallest number of its dtype, which in a wider dtype is a
     # number like others. It becomes -inf here, as with a mask of bools.
-    if mask.dtype == torch.bool:
+    if bias.dtype == torch.bool:
         return scores.masked_fill(~bias, -torch.inf)
-    return scores.masked_fill(bias <= torch.finfo(mask.dtype).min, -torch.inf) + bias.to(dtype)
+    return scores.masked_fill(bias <= torch.finfo(bias.dtype).min, -torch.inf) + bias.to(dtype)
 
 
 def _weights(
@@ -266,9 +309,3 @@ def _mass(weights: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
     """
     empty = (sources.sum(dim=1) == 0) | (targets.sum(dim=1) == 0)
     return (weights.sum(dim=(1, 2)) / sources.sum(dim=1)).masked_fill(empty, torch.nan)
-
-
-def kernel_of(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention kernel called ``name``; eager kernels are those of the module's own file."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

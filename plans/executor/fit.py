@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import kernels
 from tpcal.plans.families import find, identity
 from tpcal.plans.images import vision_reader
 from tpcal.plans.plan_rules import UnknownSelector, is_sound, problems_at
@@ -12,6 +13,7 @@ from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create
 
 KERNELS = ("sdpa", "eager")
+"""The attention kernels that every installation has."""
 
 
 def check(plan: Plan, model: PreTrainedModel) -> list[str]:
@@ -87,12 +89,9 @@ def _model_problems(model: PreTrainedModel) -> list[str]:
     """The reasons why the executor can run no plan on the model as it was loaded."""
     problems = []
     text = model.config.get_text_config(decoder=True)
-    kernel = text._attn_implementation
-    if kernel not in KERNELS:
-        problems.append(
-            f"The attention implementation must be {' or '.join(KERNELS)}; got {kernel}. "
-            'Load the model with attn_implementation="sdpa".'
-        )
+    unknown = kernels.problem(text._attn_implementation)
+    if unknown is not None:
+        problems.append(unknown)
     places = set(map(str, getattr(model, "hf_device_map", {}).values()))
     if len(places - {"cpu", "disk"}) > 1:  # what is kept on those is brought to the device
         problems.append(

@@ -18,9 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from tpcal.plans.executor import compat
+from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.kv_columns import Held
+from tpcal.plans.executor.masks import block_mask, flash_mask, layer_mask
 from tpcal.plans.executor.survivors import Survivors, columns_of
 
 _SPECIAL = ("attention_mask", *compat.CACHE_NAMES, "hidden_states")
@@ -89,10 +92,15 @@ class Gatherer:
     """
 
     def __init__(self) -> None:
-        self._memo: dict[tuple[int, ...], tuple[Any, ...]] = {}
+        self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
     def arguments(
-        self, arguments: Mapping[str, Any], survivors: Survivors, held: Held, length: int
+        self,
+        arguments: Mapping[str, Any],
+        survivors: Survivors,
+        held: Held,
+        length: int,
+        flash: FlashLayer | None = None,
     ) -> dict[str, Any]:
         """The keyword arguments of a layer call, gathered to the surviving tokens.
 
@@ -102,17 +110,22 @@ class Gatherer:
             survivors: The queries of the call.
             held: The keys of the call, the new ones included.
             length: Number of tokens of the pass, S.
+            flash: The layer, if its kernel is a flash kernel.
         """
         gathered = {
             key: value if key in _SPECIAL else self._value(value, survivors, length)
             for key, value in arguments.items()
         }
         mask = arguments.get("attention_mask")
-        key = id(mask), id(survivors), id(held)
+        key = id(mask), id(survivors), id(held), flash
         if key not in self._memo:
-            made = layer_mask(mask, survivors, held, length)
+            made = _mask(mask, survivors, held, length, flash)
             self._memo[key] = made, mask, survivors, held
         gathered["attention_mask"] = self._memo[key][0]
+        if flash is not None and gathered.get("position_embeddings") is not None:
+            # Flash attention takes positions with gaps for several sequences in one row. The
+            # rotary tables are all that the layer itself needs of the positions.
+            gathered["position_ids"] = None
         return gathered
 
     def values(
@@ -144,67 +157,12 @@ def _by_token(value: Any, n_rows: int, length: int) -> bool:
     return value.shape[0] in (1, n_rows) and value.shape[1] == length
 
 
-def layer_mask(
-    mask: Tensor | None, survivors: Survivors, held: Held, length: int
-) -> Tensor | None:
-    """The model's own attention mask, gathered to (surviving queries) x (keys the layer holds).
-
-    The entry for query q and key k is mask[place of q, position of k]: the model's own causal
-    order, windows, image blocks and padding hold on for the tokens that are left.
-
-    Args:
-        mask: [1 or B, 1, S, M] bool or additive, for the last M positions seen; None if causal
-            order is the only rule. Keys before those positions are out of a sliding window.
-        survivors: The queries.
-        held: The keys, the new ones included.
-        length: Number of tokens of the pass, S.
-
-    Returns:
-        [B, 1, m, K], or None if causal order among the columns is still the only rule.
-    """
-    # Without a mask, kernels compare columns. That equals the order of positions in two cases: one
-    # query, which sees all keys, and a prompt without earlier keys, whose queries are its keys.
-    key_valid = held.mask()
-    n_queries = length if survivors.places is None else survivors.places.shape[1]
-    if mask is None and key_valid is None and n_queries in (1, held.n_held):
-        return None
-    positions = held.positions()  # [B, K]
-    n_rows, places = positions.shape[0], survivors.places
-    if mask is None:
-        # Causal order by position: place p of this pass has position n_seen - S + p. Queries see
-        # the kept keys of an earlier turn and those of their own turn up to themselves.
-        if places is None:
-            places = torch.arange(length, device=positions.device).expand(n_rows, -1)  # [B, S]
-        queries = places + (held.n_seen - length)
-        gathered = positions[:, None, :] <= queries[:, :, None]
-    else:
-        # The mask's column 0 stands for position n_seen - M. Keys before it get a negative column:
-        # it is clamped for the gather, and the key is hidden below.
-        gathered = mask.expand(n_rows, *mask.shape[1:])[:, 0]
-        columns = positions - (held.n_seen - mask.shape[-1])
-        wanted = columns.clamp(min=0)[:, None, :]  # [B, 1, K]
-        if places is None:  # one kernel instead of four: each step of decoding comes here
-            gathered = gathered.gather(2, wanted.expand(-1, length, -1))
-        else:
-            rows = torch.arange(n_rows, device=positions.device)[:, None, None]
-            gathered = gathered[rows, places[:, :, None], wanted]  # [B, m, K]
-        if held.n_seen > mask.shape[-1]:
-            in_sight = columns >= 0
-            key_valid = in_sight if key_valid is None else key_valid & in_sight
-    # No query may see filler, whatever the position it carries.
-    if key_valid is not None:
-        hidden = 0 if gathered.dtype == torch.bool else torch.finfo(gathered.dtype).min
-        gathered = gathered.masked_fill(~key_valid[:, None, :], hidden)
-        gathered = _filler_sees_itself(gathered, survivors.valid)
-    return gathered[:, None]
-
-
-def _filler_sees_itself(mask: Tensor, valid: Tensor | None) -> Tensor:
-    """Gives each filler query one key, because some kernels return nan for a softmax over none."""
-    if valid is None:
-        return mask
-    n_queries, n_keys = mask.shape[1:]
-    # The new keys are the last m of K, so query i is key K - m + i: a diagonal at the right edge.
-    own = torch.eye(n_queries, dtype=torch.bool, device=mask.device)
-    own = torch.nn.functional.pad(own, (n_keys - n_queries, 0))
-    return mask.masked_fill(own & ~valid[:, :, None], 1 if mask.dtype == torch.bool else 0)
+def _mask(
+    mask: Any, survivors: Survivors, held: Held, length: int, flash: FlashLayer | None
+) -> Any:
+    """The mask of a layer call, for the kernel that the model's own mask was made for."""
+    if flash is not None:
+        return flash_mask(mask, survivors, held, length, flash)
+    if isinstance(mask, BlockMask):
+        return block_mask(mask, survivors, held, length)
+    return layer_mask(mask, survivors, held, length)

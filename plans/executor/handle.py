@@ -28,8 +28,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.executor import compat, compiled
-from tpcal.plans.executor.architecture import shared_layers, with_grids
+from tpcal.plans.executor import compat, compiled, kernels
+from tpcal.plans.executor.architecture import (
+    flash_layers,
+    shared_layers,
+    with_grids,
+    without_flash,
+)
 from tpcal.plans.executor.attention_reader import AttentionReader, probing
 from tpcal.plans.executor.cache import check_cache, kv_bytes, needs_mask
 from tpcal.plans.executor.calls import (
@@ -152,6 +157,7 @@ class Handle:
         self._family: Family = find(model)
         self._cuts = prepare(plan.cuts, plan.round_to, plan.scope)
         self._shared = shared_layers(self._family, model)
+        self._flash = flash_layers(self._family, model)
         self._probes: Mapping[int, AttentionReader] = {}
         self._vision: vision_reader.Vision | None = None
         # Found once: looking for them takes longer than everything else around a decode step.
@@ -160,6 +166,7 @@ class Handle:
         self._final_norm = self._family.final_norm(model)
         self._hooks = LayerHooks(self._layers, self._layer_hook)
         self._text = model.config.get_text_config(decoder=True)
+        self._kernel = self._text._attn_implementation
         self._undo = ExitStack()
         self._passes = Passes(lambda: self._undo.close())
         with ExitStack() as undo:
@@ -223,7 +230,8 @@ class Handle:
         undo.callback(_APPLIED.discard, decoder)
         read = [at - 1 for at, cut in self._cuts.items() if cut.reads_attention]
         modules = {at: family.attention(layers[at]) for at in read}
-        self._probes = undo.enter_context(probing(modules))
+        others = without_flash(family, model, min(self._cuts, default=len(layers)))
+        self._probes = undo.enter_context(probing(modules, others))
         base = family.base(model)
         refuse_copies((model, base, decoder), undo)
         exchange(base, self._run_base, undo)
@@ -288,9 +296,8 @@ class Handle:
         seen = length > 1 and not outer.bypass
         prompt = self._read_prompt(outer.inputs, ids, embeds) if seen else None
         cache = compat.given_cache(kwargs)
-        masks = (
-            kwargs.get("attention_mask") is not None or self._text._attn_implementation != "sdpa"
-        )
+        flash = kernels.is_flash(self._known_kernel())
+        masks = kwargs.get("attention_mask") is not None or not (flash or self._kernel == "sdpa")
         run = ForwardPass(
             self._cuts,
             prompt,
@@ -298,6 +305,7 @@ class Handle:
             final_norm=self._final_norm,
             shared=self._shared,
             probes=self._probes,
+            flash=self._flash if flash else None,
         )
         # Decode steps of equal rows run without layer hooks; everything else needs them.
         self._hooks.prepare(run, needed=length > 1 or masks or needs_mask(cache))
@@ -305,6 +313,14 @@ class Handle:
         call.has_cache = cache is not None
         call.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
         return call
+
+    def _known_kernel(self) -> str:
+        """The text model's attention kernel; `set_attn_implementation` may have changed it."""
+        kernel = str(self._text._attn_implementation)
+        if kernel != self._kernel:
+            kernels.require(kernel)
+            self._kernel = kernel
+        return kernel
 
     @compiled.outside
     def _after_decoder(self, call: Call, output: Any) -> tuple[Any, Report | None]:

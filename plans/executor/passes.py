@@ -11,6 +11,7 @@ match.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from tpcal.plans.executor.attention_reader import AttentionReader, Capture
 from tpcal.plans.executor.cache import PrunedKV, cache_layer, n_physical, pruned
 from tpcal.plans.executor.choice_sets import Apart, ChoiceSets
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, condition_met
+from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.prompt import PromptTokens, grid_table
 from tpcal.plans.executor.report import CutRecord
@@ -40,6 +42,7 @@ class ForwardPass:
         shared: The layers that read the keys and values of an earlier layer, each with that layer.
         probes: Readers of the attention modules before cuts, by layer.
         captures: Attention that was read at layers that do not run in this pass, by layer.
+        flash: The layers, by number, if their kernel is a flash kernel.
 
     Attributes:
         survivors: The tokens that remain.
@@ -58,6 +61,7 @@ class ForwardPass:
         shared: Mapping[int, int] | None = None,
         probes: Mapping[int, AttentionReader] | None = None,
         captures: Mapping[int, Capture] | None = None,
+        flash: Mapping[int, FlashLayer] | None = None,
     ) -> None:
         self.cuts = cuts if prompt is not None else {}
         self.prompt = prompt
@@ -74,16 +78,19 @@ class ForwardPass:
         self._sources = frozenset(self._shared.values())
         self._probes = probes or {}
         self._captures = dict(captures or {})
+        self._flash = flash or {}
         self._gatherer = gather.Gatherer()
         self._plain: dict[tuple[int, int], Held] = {}
         self._held: dict[int, Held] = {}
+        self._queries: dict[int, Survivors] = {}
         self._grid_table: Tensor | None = None
 
     def leaves_alone(self, layer: int, arguments: Mapping[str, Any]) -> bool:
         """Whether ``layer`` can take its arguments as they are: the fast path of decoding.
 
         One new token attends to all columns held. That is right without a mask if no column is
-        filler; a mask would have a column for each position and must be gathered.
+        filler; a mask would have a column for each position and must be gathered. The window of a
+        flash kernel counts columns, so it needs a mask to count positions.
         """
         if self.length != 1 or self.survivors.places is not None:
             return False
@@ -92,7 +99,8 @@ class ForwardPass:
         kv = None if cache is None or len(cache.layers) <= source else cache.layers[source]
         if not isinstance(kv, PrunedKV):
             return True
-        return arguments.get("attention_mask") is None and kv.held.valid is None
+        windowed = layer in self._flash and self._flash[layer].window is not None
+        return arguments.get("attention_mask") is None and kv.held.valid is None and not windowed
 
     def before_layer(
         self,
@@ -116,9 +124,14 @@ class ForwardPass:
             self.lengths.append(hidden.shape[1])
             self._ask(layer)
         held = self._keys(layer, hidden, compat.given_cache(arguments))
+        self._queries[layer] = self.survivors
         if held is None:
             return hidden, arguments, positional
-        gathered = self._gatherer.arguments(arguments, self.survivors, held, self.length)
+        flash = self._flash.get(layer)
+        if flash is not None and layer in self._shared:
+            source = self._shared[layer]
+            flash = replace(flash, aligned=self._queries[source] is self.survivors)
+        gathered = self._gatherer.arguments(arguments, self.survivors, held, self.length, flash)
         return hidden, gathered, self._gatherer.values(positional, self.survivors, self.length)
 
     def full_length(self, states: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.attention_reader import CHUNK, kernel_of, score_rows, switched
+from tpcal.plans.executor.attention_reader import CHUNK, score_rows, switched
+from tpcal.plans.executor.kernels import kernel_of
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.executor.survivors import columns_of
 from tpcal.plans.images import encoded

@@ -8,13 +8,18 @@ blocks remain as the model defines them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor.architecture import flash_layers
+from tpcal.plans.executor.attention_reader import probing
+from tpcal.plans.executor.kernels import FlashLayer, is_flash
+from tpcal.plans.executor.masks import FlashOrder, mask_rows
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
 
@@ -46,33 +51,38 @@ def hiding(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
             of B rows, each row applies to that many neighbouring rows (beams).
     """
     family = find(model)
-    hooks = [
-        layer.register_forward_pre_hook(
-            _hook(hidden[family.key_source(model, at)]), with_kwargs=True
-        )
-        for at, layer in enumerate(family.layers(model))
-    ]
-    try:
+    layers = family.layers(model)
+    kernel = model.config.get_text_config(decoder=True)._attn_implementation
+    flash = flash_layers(family, model) if is_flash(kernel) else {}
+    with ExitStack() as undo:
+        # No flash kernel hides a token from some queries; another kernel stands in for it.
+        undo.enter_context(probing({}, {at: family.attention(layers[at]) for at in flash}))
+        for at, layer in enumerate(layers):
+            hook = _hook(hidden[family.key_source(model, at)], flash.get(at))
+            undo.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _hook(hidden: Tensor) -> Any:
+def _hook(hidden: Tensor, flash: FlashLayer | None) -> Any:
     def before_layer(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
-        mask = hide(kwargs.get("attention_mask"), hidden, states)
-        return args, {**kwargs, "attention_mask": mask}
+        mask = kwargs.get("attention_mask")
+        if flash is not None:
+            n_rows, n = states.shape[:2]
+            columns = torch.arange(n, device=states.device).expand(n_rows, -1)
+            order = FlashOrder(mask, flash.window, flash.causal)
+            mask = mask_rows(order, columns, n, n)
+            mask = mask.expand(n_rows, -1, -1)[:, None]
+        return args, {**kwargs, "attention_mask": hide(mask, hidden, states)}
 
     return before_layer
 
 
-def hide(mask: Tensor | None, hidden: Tensor, states: Tensor) -> Tensor:
+def hide(mask: Any, hidden: Tensor, states: Tensor) -> Any:
     """The layer's own mask, changed so that no token attends to a hidden token except itself.
 
     Args:
-        mask: [1 or B, 1, Q, S] bool or additive; None means causal.
+        mask: [1 or B, 1, Q, S] bool or additive, or a block mask; None means causal.
         hidden: [B', S'] bool as in `hiding`.
         states: [B, Q, D] input of the layer.
 
@@ -84,15 +94,27 @@ def hide(mask: Tensor | None, hidden: Tensor, states: Tensor) -> Tensor:
     if mask is None:
         causal = torch.ones(n_queries, n_queries, dtype=torch.bool, device=states.device).tril()
         mask = torch.where(causal, 0.0, torch.finfo(states.dtype).min).to(states.dtype)[None, None]
-    if mask.ndim != 4:
+    if len(mask.shape) != 4:
         raise NotImplementedError(
-            f"A layer's mask must have 4 dimensions to hide tokens; got {mask.ndim}."
+            f"A layer's mask must have 4 dimensions to hide tokens; got {len(mask.shape)}."
         )
     n_keys = mask.shape[-1]
     gone = hidden.repeat_interleave(n_rows // hidden.shape[0], dim=0)
     gone = torch.nn.functional.pad(gone, (0, n_keys - gone.shape[1]))[:, None, None]
+    if isinstance(mask, BlockMask):
+        return _hidden_in_blocks(mask, gone[:, 0, 0], n_queries)
     place = torch.arange(n_keys, device=mask.device)
     own = place == place[n_keys - n_queries :, None]  # [Q, S]
     if mask.dtype == torch.bool:
         return mask & ~gone | own
     return mask.masked_fill(gone, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)
+
+
+def _hidden_in_blocks(mask: BlockMask, gone: Tensor, n_queries: int) -> BlockMask:
+    n_rows, n_keys = gone.shape
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        itself = key == query + (n_keys - n_queries)
+        return mask.mask_mod(row, head, query, key) & ~gone[row, key] | itself
+
+    return create_block_mask(sees, n_rows, None, n_queries, n_keys, device=gone.device)

@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from tpcal.plans.executor import compat
+from tpcal.plans.executor.architecture import flash_layers
 from tpcal.plans.executor.handle import Report, apply, check
+from tpcal.plans.executor.kernels import is_flash
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
 from tpcal.plans.laws import rounding
@@ -209,6 +211,12 @@ class Trial:
             raise Inapplicable(
                 f"no mask can hide a token from {' and '.join(odd)} layers, which read the "
                 "sequence itself"
+            )
+        layers = flash_layers(self.family, self.model).values()
+        if is_flash(config._attn_implementation) and not all(layer.causal for layer in layers):
+            raise Inapplicable(
+                "a flash kernel lets the prompt see the answer if both run at once, with or "
+                "without a plan"
             )
 
     @property
