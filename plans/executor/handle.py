@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock, local
@@ -38,6 +38,7 @@ from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.executor.prompt import PromptTokens, read_prompt
 from tpcal.plans.executor.report import Patch, Report, without_images
 from tpcal.plans.executor.serial_calls import Forward, in_turn
+from tpcal.plans.executor.switches import Switch, mark
 from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
@@ -112,6 +113,8 @@ class _Thread(local):
         """Number of sequences that the pass begins; 0 if it continues some."""
         self.has_cache = False
         """Whether the decoder was given a cache for the pass."""
+        self.unpruned = False
+        """Whether a switch leaves the pass unpruned."""
         self.last: Report | None = None
 
 
@@ -144,6 +147,7 @@ class Handle:
         self._family: Family = find(model)
         self._cuts = prepare(plan.cuts, plan.round_to, plan.scope)
         self._shared = shared_layers(self._family, model)
+        self._switch = Switch(plan.name or "the plan")
         self._lock = RLock()
         self._thread = _Thread()
         self._probes: Mapping[int, AttentionReader] = {}
@@ -159,9 +163,38 @@ class Handle:
     def last(self) -> Report | None:
         """The report of this thread's last pass that began a sequence or saw an image.
 
-        None before the thread's first such pass; the reports of other threads are not seen.
+        None before the thread's first such pass, and after one that `off` or `bypassed` left
+        unpruned; the reports of other threads are not seen.
         """
         return self._thread.last
+
+    @property
+    def is_off(self) -> bool:
+        """Whether sequences that begin now are left unpruned, by `off` or by TPCAL_OFF=1."""
+        return self._switch.is_off
+
+    def off(self) -> None:
+        """Leaves all sequences that begin from now on unpruned; any thread may call it.
+
+        A sequence whose cache has lost tokens goes on with the plan, and one that began unpruned
+        goes on unpruned, also after `on`.
+        """
+        self._switch.turn(off=True)
+
+    def on(self) -> None:
+        """Carries the plan out again; it stays off if TPCAL_OFF was set when it was applied."""
+        self._switch.turn(off=False)
+
+    def bypassed(self) -> AbstractContextManager[None]:
+        """A context in which sequences begin unpruned, as after `off`, for one request.
+
+        Only the calling thread or task is concerned, and what `asyncio.to_thread` calls from it.
+
+        Example:
+            >>> with handle.bypassed():  # doctest: +SKIP
+            ...     model.generate(**inputs)
+        """
+        return self._switch.bypassed()
 
     def remove(self) -> None:
         """Restores the model, after the pass that may be running; a second call does nothing."""
@@ -245,8 +278,10 @@ class Handle:
         # wait for the device in each step.
         ids, embeds = mine.inputs.get("input_ids"), mine.inputs.get("inputs_embeds")
         n_rows, length = _size(kwargs, ids, embeds)
-        prompt = None if length == 1 else self._read_prompt(ids, embeds)
         cache = compat.given_cache(kwargs)
+        mine.unpruned = self._switch.leaves_unpruned(cache)
+        unread = length == 1 or mine.unpruned
+        prompt = None if unread else self._read_prompt(ids, embeds)
         mine.has_cache = cache is not None
         mine.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
         masks = (
@@ -275,7 +310,9 @@ class Handle:
             seen = run.prompt.n_visual, run.prompt.grids
             mine.last = Report(tuple(run.records), tuple(run.lengths), *seen)
         elif mine.n_new:
-            mine.last = without_images(self._cuts.values(), mine.n_new)
+            cuts = self._cuts.values()
+            mine.last = None if mine.unpruned else without_images(cuts, mine.n_new)
+        mark(output, mine.unpruned)
         # Callers expect one state per token of the pass: labels and logits_to_keep count on it.
         if run.survivors.places is None:
             return None
