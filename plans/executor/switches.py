@@ -85,7 +85,7 @@ class Switch:
         Args:
             cache: What the pass continues; None or an empty cache if it begins a sequence.
         """
-        if getattr(cache, _MARK, False) and cache.get_seq_length():
+        if cache is not None and getattr(cache, _MARK, False) and cache.get_seq_length():
             return True
         if not self.is_off and self not in _BYPASSED.get():
             return False
