@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.data_choice import DataChoice
     from tpcal.calibrate.inputs.model_choice import ModelChoice
+    from tpcal.monitor.monitor import Monitor
+    from tpcal.monitor.monitor_settings import MonitorSettings
     from tpcal.planner.certificates.binomial import Promise
     from tpcal.planner.prediction.budget import Budget
     from tpcal.plans.errors import TpcalError
@@ -52,6 +54,8 @@ _HOMES = {
     "DataChoice": "tpcal.calibrate.inputs.data_choice",
     "EvaluationSettings": "tpcal.workflow.step_settings",
     "ModelChoice": "tpcal.calibrate.inputs.model_choice",
+    "Monitor": "tpcal.monitor.monitor",
+    "MonitorSettings": "tpcal.monitor.monitor_settings",
     "PlanLimits": "tpcal.workflow.step_settings",
     "PlanningSettings": "tpcal.workflow.step_settings",
     "Promise": "tpcal.planner.certificates.binomial",
@@ -73,6 +77,8 @@ __all__ = [
     "EvaluationSettings",
     "Handle",
     "ModelChoice",
+    "Monitor",
+    "MonitorSettings",
     "Plan",
     "PlanLimits",
     "PlanningSettings",

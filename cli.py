@@ -19,6 +19,7 @@ from tpcal.commands.lists import presets, selectors
 from tpcal.commands.plan import plan
 from tpcal.commands.report import report
 from tpcal.commands.run import run
+from tpcal.commands.serve import serve
 from tpcal.commands.share import pull, push
 from tpcal.commands.show import show
 from tpcal.commands.verify import verify
@@ -63,7 +64,20 @@ def cli(debug: bool) -> None:
 
 for _command in (
     *(calibrate, plan, front, convert, check, show),
-    *(evaluate, bench, certify, verify, report, run, push, pull, presets, selectors, doctor),
+    *(
+        evaluate,
+        bench,
+        certify,
+        verify,
+        report,
+        run,
+        serve,
+        push,
+        pull,
+        presets,
+        selectors,
+        doctor,
+    ),
 ):
     cli.add_command(_command)
 

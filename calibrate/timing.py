@@ -30,6 +30,7 @@ from tpcal.calibrate.bench.token_times import now
 from tpcal.calibrate.inputs.models import device_of
 from tpcal.plans.cost import EVERY_PLAN, PER_TOKEN, layers_ms
 from tpcal.plans.executor import handle
+from tpcal.plans.executor.switches import refuse_off
 from tpcal.plans.families import find
 from tpcal.plans.schema import Cut, Plan
 
@@ -86,6 +87,7 @@ class Clock:
 
     def prefill(self, plan: Plan) -> float:
         """Milliseconds of the decoder over the prompt, with the executor's own work."""
+        refuse_off()
         family, marks = find(self.model), list[float]()
         decoder = family.decoder(self.model)
         # The plan's hooks are registered first, so that they run between the two time marks.

@@ -17,6 +17,7 @@ from tpcal.integrations.chat_prompts import ChatPrompt
 from tpcal.integrations.decoding import Decoding
 from tpcal.integrations.token_counts import Tally
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.switches import refuse_off
 from tpcal.plans.families import find
 from tpcal.plans.plan_names import is_preset, load_plan
 from tpcal.plans.schema import Plan
@@ -44,6 +45,7 @@ class Answerer:
     Raises:
         UsageError: There is no such plan, or it breaks the rules.
         FitError: The plan does not fit the model.
+        UsageError: TPCAL_OFF is set.
         BudgetError: The preset cannot reach the budget.
 
     Example:
@@ -53,6 +55,7 @@ class Answerer:
     """
 
     def __init__(self, loaded: Loaded, plan: str | None = None) -> None:
+        refuse_off()
         self._loaded = loaded
         self._on_budget = plan if plan and is_preset(plan) and "@" in plan else None
         read = None if plan is None else load_plan(plan, loaded.shape.n_layers)

@@ -19,7 +19,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _PLAN = ("accelerate", "datasets", "optuna", "scipy")
 EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"plan": _PLAN, "report": (*_PLAN, "plotly")}
+    {
+        "plan": _PLAN,
+        "report": (*_PLAN, "plotly"),
+        "monitor": ("prometheus_client",),
+        "serve": ("accelerate", "fastapi", "openai", "pydantic", "starlette", "uvicorn"),
+    }
 )
 """The modules that each extra installs; tests/test_layout.py compares them with pyproject.toml."""
 

@@ -23,6 +23,7 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import Patch, Report, apply
 from tpcal.plans.executor.report import CutRecord
+from tpcal.plans.executor.switches import refuse_off
 from tpcal.plans.families import find
 from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Cut, Plan
@@ -57,6 +58,7 @@ def shown(
         FitError: If a plan does not fit the model.
         RunFailed: If memory runs out.
     """
+    refuse_off()
     for plan in plans.values():
         apply(loaded.model, plan).remove()  # refuses a plan that does not fit before any run
     looks = []

@@ -49,6 +49,7 @@ COMMANDS = (
     "verify",
     "report",
     "run",
+    "serve",
     "push",
     "pull",
     "presets",

@@ -31,7 +31,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 EXAMPLES = (
     *("../README.md", "index.md", "quickstart.md"),
-    *("plan-format.md", "production.md", "cost.md", "images.md"),
+    *("plan-format.md", "production.md", "monitoring.md", "cost.md", "images.md"),
 )
 """Pages whose Python runs, block after block; the output stands below its block."""
 README = (ROOT / "README.md").read_text(encoding="utf-8")

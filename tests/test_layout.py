@@ -24,6 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FLOORS = {
     "plans": 1,
     "calibrate": 2,
+    "monitor": 3,
     "planner": 3,
     "workflow": 4,
     "views": 5,
@@ -194,7 +195,7 @@ def _extra_modules() -> dict[str, set[str]]:
     listed: dict[str, set[str]] = {}
     for extra, wanted in PROJECT["project"]["optional-dependencies"].items():
         names = {re.split(r"[><=\[ ]", requirement)[0] for requirement in wanted}
-        listed[extra] = {modules[name] for name in names - {"tpcal"} if name in modules}
+        listed[extra] = {modules.get(name, name.replace("-", "_")) for name in names - {"tpcal"}}
     listed["report"] |= listed["plan"]  # pyproject.toml: report = ["tpcal[plan]", …]
     return listed
 
@@ -208,7 +209,7 @@ def test_extras_are_those_of_the_package() -> None:
 
 
 def test_what_runs_plans_imports_no_extra_before_it_is_asked_to() -> None:
-    production = {"plans", "integrations", "views", "commands", "workflow"}
+    production = {"plans", "integrations", "monitor", "views", "commands", "workflow"}
     paths = {
         path
         for path in _modules()

@@ -22,6 +22,7 @@ from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import device_of
 from tpcal.plans.executor.compat import returned_cache
 from tpcal.plans.executor.handle import apply, kv_bytes
+from tpcal.plans.executor.switches import refuse_off
 from tpcal.plans.families import find
 from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
@@ -99,6 +100,7 @@ def applied(model: PreTrainedModel, plan: Plan | None) -> AbstractContextManager
 
     So the times of a plan without cuts show the noise of the measurement.
     """
+    refuse_off()
     return apply(model, plan, check=False) if plan is not None and plan.cuts else nullcontext()
 
 

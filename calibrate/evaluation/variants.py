@@ -15,6 +15,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import RunFailed
 from tpcal.plans.executor.handle import Handle, apply
+from tpcal.plans.executor.switches import refuse_off
 from tpcal.plans.schema import Plan
 
 Work = AbstractContextManager[Handle | None]
@@ -63,6 +64,7 @@ class Pruned(Way):
         return {"cuts": [asdict(cut) for cut in plan.cuts], "round_to": plan.round_to, **scope}
 
     def at_work(self, loaded: Loaded, start: int) -> Work:
+        refuse_off()
         return apply(loaded.model, self.plan) if self.plan.cuts else nullcontext()
 
 
@@ -83,5 +85,6 @@ class Redrawn(Way):
         return {**Pruned(self.plan).key, "redrawn_every": self.batch_size}
 
     def at_work(self, loaded: Loaded, start: int) -> Work:
+        refuse_off()
         cuts = tuple(replace(cut, params={**cut.params, "seed": start}) for cut in self.plan.cuts)
         return apply(loaded.model, replace(self.plan, cuts=cuts))

@@ -244,6 +244,12 @@ def check_cache(cache: Cache | None) -> None:
         )
 
 
+def holds_dropped(cache: Cache | None) -> bool:
+    """Whether a layer of the cache has seen tokens and was pruned."""
+    layers = () if cache is None else cache.layers
+    return any(isinstance(layer, PrunedKV) and layer.held.n_seen > 0 for layer in layers)
+
+
 def needs_mask(cache: Cache | None) -> bool:
     """Whether one more token needs a mask: a pruned layer has filler or a sliding window."""
     layers = () if cache is None else cache.layers

@@ -7,8 +7,8 @@ the KV cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from contextvars import ContextVar
 from functools import update_wrapper
 from threading import Condition
@@ -32,10 +32,10 @@ class Call:
         handle: The handle whose plan the call runs under.
         inputs: What the base model was called with; empty if the decoder was called without it.
         run: The pass of a call of the decoder.
-        bypass: Whether the call runs without the plan's cuts.
+        unpruned: Whether a switch leaves the call unpruned.
     """
 
-    __slots__ = ("bypass", "handle", "has_cache", "inputs", "n_new", "outer", "run")
+    __slots__ = ("handle", "has_cache", "inputs", "n_new", "outer", "run", "unpruned")
 
     def __init__(
         self,
@@ -43,12 +43,12 @@ class Call:
         inputs: Mapping[str, Any],
         run: ForwardPass | None = None,
         *,
-        bypass: bool = False,
+        unpruned: bool = False,
     ) -> None:
         self.handle = handle
         self.inputs = inputs
         self.run = run
-        self.bypass = bypass
+        self.unpruned = unpruned
         self.has_cache = False
         """Whether the decoder was given a cache."""
         self.n_new = 0
@@ -76,17 +76,6 @@ def in_pass(handle: object) -> bool:
     while call is not None and (call.handle is not handle or call.run is None):
         call = call.outer
     return call is not None
-
-
-@contextmanager
-def bypassing(handle: object) -> Iterator[None]:
-    """Lets the calls of this context run without the cuts of the handle's plan."""
-    before = INNERMOST.get()
-    try:
-        INNERMOST.set(Call(handle, {}, bypass=True))
-        yield
-    finally:
-        INNERMOST.set(before)
 
 
 class Passes:

@@ -42,7 +42,6 @@ from tpcal.plans.executor.calls import (
     Call,
     Forward,
     Passes,
-    bypassing,
     exchange,
     in_pass,
     running,
@@ -53,6 +52,7 @@ from tpcal.plans.executor.hooks import LayerHooks, refuse_chunks, refuse_copies,
 from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.executor.prompt import PromptTokens, read_prompt
 from tpcal.plans.executor.report import Patch, Report, without_images
+from tpcal.plans.executor.switches import Switch, mark_unpruned
 from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
@@ -64,7 +64,7 @@ __all__ = ["Handle", "Patch", "Report", "apply", "check", "is_applied", "kv_byte
 _LOG = logging.getLogger(__name__)
 _APPLIED: WeakSet[nn.Module] = WeakSet()
 _APPLYING = Lock()
-_LAST: ContextVar[WeakKeyDictionary[Handle, Report]] = ContextVar("tpcal_last")
+_LAST: ContextVar[WeakKeyDictionary[Handle, Report | None]] = ContextVar("tpcal_last")
 
 
 def apply(
@@ -158,6 +158,7 @@ class Handle:
         self._cuts = prepare(plan.cuts, plan.round_to, plan.scope)
         self._shared = shared_layers(self._family, model)
         self._flash = flash_layers(self._family, model)
+        self._switch = Switch(plan.name or "the plan")
         self._probes: Mapping[int, AttentionReader] = {}
         self._vision: vision_reader.Vision | None = None
         # Found once: looking for them takes longer than everything else around a decode step.
@@ -177,25 +178,41 @@ class Handle:
     def last(self) -> Report | None:
         """The report of the last pass that began a sequence or saw an image, in this context.
 
-        A context is a thread or, in asyncio, a task. None before its first such pass. A function
-        in `asyncio.to_thread` runs in a copy of the caller's context: it sees the caller's report
-        until its own first pass, and the caller does not see its reports; ``on_report`` of `apply`
-        gets all of them.
+        A context is a thread or, in asyncio, a task. None before its first such pass, and after
+        one that `off` or `bypassed` left unpruned. A function in `asyncio.to_thread` runs in a
+        copy of the caller's context: it sees the caller's report until its own first pass, and the
+        caller does not see its reports; ``on_report`` of `apply` gets all of them.
         """
         reports = _LAST.get(None)
         return None if reports is None else reports.get(self)
 
-    def bypass(self) -> AbstractContextManager[None]:
-        """A context manager in which this thread or task calls the model without the plan's cuts.
+    @property
+    def is_off(self) -> bool:
+        """Whether sequences that begin now are left unpruned, by `off` or by TPCAL_OFF=1."""
+        return self._switch.is_off
 
-        Other threads go on with the plan. A function in `asyncio.to_thread` inherits it, a thread
-        that is started inside does not. These passes have no report.
+    def off(self) -> None:
+        """Leaves all sequences that begin from now on unpruned; any thread may call it.
+
+        A sequence whose cache has lost tokens goes on with the plan, and one that began unpruned
+        goes on unpruned, also after `on`.
+        """
+        self._switch.turn(off=True)
+
+    def on(self) -> None:
+        """Carries the plan out again; it stays off if TPCAL_OFF was set when it was applied."""
+        self._switch.turn(off=False)
+
+    def bypassed(self) -> AbstractContextManager[None]:
+        """A context in which sequences begin unpruned, as after `off`, for one request.
+
+        Only the calling thread or task is concerned, and what `asyncio.to_thread` calls from it.
 
         Example:
-            >>> with handle.bypass():  # doctest: +SKIP
-            ...     unpruned = model.generate(**inputs)
+            >>> with handle.bypassed():  # doctest: +SKIP
+            ...     model.generate(**inputs)
         """
-        return bypassing(self)
+        return self._switch.bypassed()
 
     def remove(self) -> None:
         """Restores the model; a second call does nothing.
@@ -261,9 +278,8 @@ class Handle:
         # Checked before images are encoded: in training mode a tower's batch norms would learn
         # from them
         refuse_training(self._decoder)
-        outer = self._outer()
-        inputs = {"input_ids": args[0], **kwargs} if args else kwargs
-        return Call(self, inputs, bypass=outer is not None and outer.bypass)
+        self._outer()
+        return Call(self, {"input_ids": args[0], **kwargs} if args else kwargs)
 
     @compiled.around
     def _run_decoder(
@@ -281,7 +297,7 @@ class Handle:
             INNERMOST.set(before)
             self._clean(call)
             self._passes.leave(mark)
-        if report is not None:
+        if report is not None or (call.unpruned and call.n_new):
             self._tell(report)
         return output
 
@@ -293,9 +309,10 @@ class Handle:
         # wait for the device in each step.
         ids, embeds = outer.inputs.get("input_ids"), outer.inputs.get("inputs_embeds")
         n_rows, length = _size(kwargs, ids, embeds)
-        seen = length > 1 and not outer.bypass
-        prompt = self._read_prompt(outer.inputs, ids, embeds) if seen else None
         cache = compat.given_cache(kwargs)
+        unpruned = self._switch.leaves_unpruned(cache)
+        unread = length == 1 or unpruned
+        prompt = None if unread else self._read_prompt(outer.inputs, ids, embeds)
         flash = kernels.is_flash(self._known_kernel())
         masks = kwargs.get("attention_mask") is not None or not (flash or self._kernel == "sdpa")
         run = ForwardPass(
@@ -309,7 +326,7 @@ class Handle:
         )
         # Decode steps of equal rows run without layer hooks; everything else needs them.
         self._hooks.prepare(run, needed=length > 1 or masks or needs_mask(cache))
-        call = Call(self, outer.inputs, run, bypass=outer.bypass)
+        call = Call(self, outer.inputs, run, unpruned=unpruned)
         call.has_cache = cache is not None
         call.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
         return call
@@ -333,8 +350,9 @@ class Handle:
         if run.prompt is not None:
             seen = run.prompt.n_visual, run.prompt.grids
             report = Report(tuple(run.records), tuple(run.lengths), *seen)
-        elif call.n_new and not call.bypass:
+        elif call.n_new and not call.unpruned:
             report = without_images(self._cuts.values(), call.n_new)
+        mark_unpruned(output, call.unpruned)
         # Callers expect one state per token of the pass: labels and logits_to_keep count on it.
         if run.survivors.places is None:
             return output, report
@@ -351,11 +369,11 @@ class Handle:
             call.run.forget()
 
     @compiled.outside
-    def _tell(self, report: Report) -> None:
+    def _tell(self, report: Report | None) -> None:
         reports = WeakKeyDictionary(_LAST.get({}))
         reports[self] = report
         _LAST.set(reports)
-        if self._on_report is not None:
+        if report is not None and self._on_report is not None:
             self._on_report(report)
 
     def _run(self) -> ForwardPass | None:

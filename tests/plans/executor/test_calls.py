@@ -401,7 +401,7 @@ def test_a_bypass_is_that_of_its_thread_and_of_those_that_copy_its_context(model
             pruned = step_by_step(model, inputs)
             assert not torch.equal(pruned, unpruned)
             told.clear()
-            with handle.bypass():
+            with handle.bypassed():
                 assert torch.equal(step_by_step(model, inputs), unpruned)
                 copied = copy_context()
                 there = pool.submit(copied.run, step_by_step, model, inputs).result(WAIT)
@@ -422,7 +422,7 @@ def test_a_pruned_conversation_goes_on_in_a_bypass(model):
     for bypassed in (False, True):
         with apply(model, CONTENT) as handle, torch.no_grad():
             cache = model(**inputs).past_key_values
-            with handle.bypass() if bypassed else nullcontext():
+            with handle.bypassed() if bypassed else nullcontext():
                 found.append(model(**turn, past_key_values=cache).logits)
     assert torch.equal(*found)
 

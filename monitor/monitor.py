@@ -1,0 +1,252 @@
+"""The monitor of a plan in production: shadows a share of the requests and raises alarms."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from threading import RLock
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tpcal.calibrate.evaluation.metrics import normalise
+from tpcal.calibrate.inputs.answer_tokens import generate_ids
+from tpcal.monitor.changed_share import CHANGED, SAME, limit_test, share_interval
+from tpcal.monitor.input_drift import WORDS, InputDrift, RequestSize
+from tpcal.monitor.monitor_settings import MonitorSettings
+from tpcal.monitor.request_sizes import sizes_of
+from tpcal.monitor.shadowing import InIdleTime, Inline
+from tpcal.plans.executor import compat
+from tpcal.plans.executor.handle import Handle
+from tpcal.plans.schema import Plan
+
+CHANGED_ANSWERS = "changed_answers"
+KINDS = (CHANGED_ANSWERS, *WORDS)
+"""The kinds of alarms: changed answers, and drift of each size of a request."""
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that a monitor found out; each kind is raised once."""
+
+    kind: str
+    """One of `KINDS`."""
+    message: str
+    """One sentence for people."""
+
+
+@dataclass(frozen=True)
+class MonitorState:
+    """What a monitor has seen so far. Requests are rows: a batch of four counts four times."""
+
+    n_requests: int
+    """Requests that were served with the plan."""
+    n_unpruned: int
+    """Calls that were served without it, because it was switched off or bypassed."""
+    n_visual: int
+    """Visual tokens of the requests together, before the first cut."""
+    n_compared: int
+    """Requests that were answered again and compared."""
+    n_changed: int
+    """Requests among them whose answer changed."""
+    n_dropped: int
+    """Calls that were chosen to be answered again but were not, as too many waited."""
+    n_failed: int
+    """Calls whose second answer ended in an error."""
+    interval: tuple[float, float]
+    """Lower and upper bound of the true share of changed answers; they hold at all times."""
+    limit: float
+    """Largest share of changed answers that was promised."""
+    alarms: tuple[Alarm, ...]
+    is_off: bool
+    """Whether the plan is switched off."""
+
+
+class Monitor:
+    """Watches a plan that serves requests; threads may use it at the same time.
+
+    Args:
+        model: The model that the plan is applied to.
+        processor: Its processor.
+        handle: The handle of the plan.
+        settings: What is watched; the defaults take the limit from the plan's certificate.
+        reference: Sizes of requests like those that the plan was made for. Drift is judged
+            against them and the first requests.
+        on_alarm: Called with every alarm, in the thread that raises it.
+
+    Raises:
+        UsageError: No limit of changed answers is known.
+
+    Example:
+        >>> with tpcal.Monitor(model, processor, handle) as monitor:  # doctest: +SKIP
+        ...     ids = monitor.generate(inputs, max_new_tokens=64)
+        ...     monitor.state.interval
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        handle: Handle,
+        settings: MonitorSettings | None = None,
+        *,
+        reference: Iterable[RequestSize] = (),
+        on_alarm: Callable[[Alarm], None] | None = None,
+    ) -> None:
+        self.settings = settings = (settings or MonitorSettings()).with_limit_of(handle.plan)
+        assert settings.limit is not None
+        self._limit = settings.limit
+        self._model, self._processor, self._handle = model, processor, handle
+        self._on_alarm = on_alarm
+        self._random = Random(settings.seed)
+        level = 1 - settings.confidence
+        self._test = limit_test(self._limit, level)
+        self._drift = InputDrift(reference, settings.n_reference, level, settings.seed)
+        idle = settings.shadowing == "idle"
+        self._shadows = InIdleTime(settings.max_waiting) if idle else Inline()
+        self._lock = RLock()
+        self._counts = dict.fromkeys(
+            ("requests", "unpruned", "visual", "compared", "changed", "dropped", "failed"), 0
+        )
+        self._alarms: list[Alarm] = []
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is watched."""
+        return self._handle.plan
+
+    def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
+        """What ``model.generate(**inputs, **options)`` gives, watched.
+
+        Args:
+            inputs: What the processor made of the prompts.
+            options: Options of ``generate``. A call with a cache is not answered again.
+        """
+        with self.watching(inputs, shadowed=compat.given_cache(options) is None):
+            return self._model.generate(**inputs, **options)
+
+    @contextmanager
+    def watching(self, inputs: Mapping[str, Tensor], *, shadowed: bool = True) -> Iterator[None]:
+        """A context around one call that answers ``inputs`` in this thread, however it is made.
+
+        Nothing is noted of a call that ends in an error.
+
+        Args:
+            inputs: What the processor made of the prompts.
+            shadowed: Whether the call may be answered again.
+        """
+        with self._shadows.serving():
+            yield
+            report = self._handle.last
+        if report is None:  # a switch left the call unpruned
+            self._count(unpruned=1)
+            return
+        sizes = sizes_of(inputs, report)
+        self._record(sizes)
+        with_images = [row for row, size in enumerate(sizes) if size.n_visual]
+        if with_images and shadowed and self._is_chosen():
+            kept = dict(inputs)
+            if not self._shadows.submit(lambda: self._shadow(kept, with_images)):
+                self._count(dropped=1)
+
+    @property
+    def state(self) -> MonitorState:
+        """What was seen so far."""
+        with self._lock:
+            counts = {f"n_{name}": n for name, n in self._counts.items()}
+            changed, compared = self._counts["changed"], self._counts["compared"]
+            return MonitorState(
+                **counts,
+                interval=share_interval(changed, compared, self.settings.confidence),
+                limit=self._limit,
+                alarms=tuple(self._alarms),
+                is_off=self._handle.is_off,
+            )
+
+    def close(self) -> None:
+        """Returns when the requests that wait are answered again; later ones are not."""
+        self._shadows.close()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _is_chosen(self) -> bool:
+        with self._lock:
+            return self._random.random() < self.settings.share
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            for name, n in more.items():
+                self._counts[name] += n
+
+    def _record(self, sizes: list[RequestSize]) -> None:
+        with self._lock:
+            self._count(requests=len(sizes), visual=sum(size.n_visual for size in sizes))
+            drifted = [name for size in sizes for name in self._drift.record(size)]
+        for name in drifted:
+            self._alarm(
+                name,
+                f"The {WORDS[name]} are no longer those of the first requests or the reference "
+                f"(confidence {self.settings.confidence:g}).",
+            )
+
+    def _shadow(self, inputs: Mapping[str, Tensor], rows: list[int]) -> None:
+        """Answers a request with the plan and without it, and notes whether the answers differ."""
+        # Both answers are greedy, of the length that certificates count, and normalised as there.
+        # An error here must not reach the request, which has its answer.
+        try:
+            pruned = self._answers(inputs)
+            if self._handle.last is None:  # the plan was switched off meanwhile
+                return
+            with self._handle.bypassed():
+                unpruned = self._answers(inputs)
+        except Exception:
+            _LOG.warning("A request could not be answered again.", exc_info=True)
+            self._count(failed=1)
+            return
+        self._compare([pruned[row] != unpruned[row] for row in rows])
+
+    def _answers(self, inputs: Mapping[str, Tensor]) -> list[str]:
+        n_new, tokenizer = self.settings.max_new_tokens, self._processor.tokenizer
+        ids = generate_ids(self._model, self._processor, inputs, n_new)
+        return [normalise(tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
+
+    def _compare(self, changed: list[bool]) -> None:
+        with self._lock:
+            self._count(compared=len(changed), changed=sum(changed))
+            first = [self._test.add(CHANGED if one else SAME) for one in changed]
+        if any(first):
+            state = self.state
+            self._alarm(
+                CHANGED_ANSWERS,
+                f"More than {self._limit:g} of the answers change: {state.n_changed} of "
+                f"{state.n_compared} did (confidence {self.settings.confidence:g}).",
+            )
+
+    def _alarm(self, kind: str, message: str) -> None:
+        if self.settings.switch_off:
+            self._handle.off()
+            message = f"{message} The plan was switched off."
+        alarm = Alarm(kind, message)
+        with self._lock:
+            self._alarms.append(alarm)
+        _LOG.warning("%s", message)
+        if self._on_alarm is not None:
+            try:
+                self._on_alarm(alarm)
+            except Exception:
+                _LOG.exception("The callback of an alarm failed.")

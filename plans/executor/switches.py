@@ -1,0 +1,103 @@
+"""Switches that leave all requests, or single ones, unpruned while a plan stays applied.
+
+A pass that a switch leaves unpruned is the unpruned model's, bit by bit. What a pass of a sequence
+may attend to depends on its earlier passes, so a sequence does not change sides. If tokens were
+dropped from its cache, it goes on with the plan. If it began unpruned by a switch, its cache is
+marked, and it goes on unpruned.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from transformers import Cache
+
+from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.cache import holds_dropped
+from tpcal.plans.executor.compat import CACHE_NAME
+
+OFF = "TPCAL_OFF"
+"""Environment variable that, set to 1 when a plan is applied, leaves every request unpruned."""
+_MARK = "_tpcal_unpruned"
+_LOG = logging.getLogger(__name__)
+
+
+def off_by_variable(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment variable leaves every request unpruned.
+
+    Example:
+        >>> off_by_variable({"TPCAL_OFF": "1"}), off_by_variable({"TPCAL_OFF": "0"})
+        (True, False)
+    """
+    return environment.get(OFF, "0") not in ("", "0")
+
+
+def refuse_off() -> None:
+    """Raises UsageError if the environment variable is set: a plan could not be measured then."""
+    if off_by_variable():
+        raise UsageError(
+            f"{OFF} must not be set while plans are measured, because it leaves every request "
+            f"unpruned; got {os.environ[OFF]!r:.20}. Unset it."
+        )
+
+
+class Switch:
+    """Decides for each pass of a model whether the plan is carried out.
+
+    Args:
+        name: The plan, as a warning names it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._by_variable = off_by_variable()
+        self._off = False
+        if self._by_variable:
+            _LOG.warning("%s is set, so %s is applied but prunes no request.", OFF, name)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether all sequences that begin now are left unpruned."""
+        return self._by_variable or self._off
+
+    def turn(self, off: bool) -> None:
+        """Leaves sequences that begin from now on unpruned, or carries the plan out again."""
+        self._off = off
+        if self._by_variable and not off:
+            _LOG.warning("%s is set, so the plan stays switched off.", OFF)
+
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """A context, of this thread or task alone, in which sequences begin unpruned."""
+        token = _BYPASSED.set((*_BYPASSED.get(), self))
+        try:
+            yield
+        finally:
+            _BYPASSED.reset(token)
+
+    def leaves_unpruned(self, cache: Cache | None) -> bool:
+        """Whether a pass runs without the plan.
+
+        Args:
+            cache: What the pass continues; None or an empty cache if it begins a sequence.
+        """
+        if cache is not None and getattr(cache, _MARK, False) and cache.get_seq_length():
+            return True
+        if not self.is_off and self not in _BYPASSED.get():
+            return False
+        return not holds_dropped(cache)
+
+
+_BYPASSED: ContextVar[tuple[Switch, ...]] = ContextVar("tpcal_bypassed", default=())
+
+
+def mark_unpruned(output: Any, unpruned: bool) -> None:
+    """Notes on the cache in a decoder's output whether its sequence is left unpruned."""
+    found = output if isinstance(output, tuple) else [getattr(output, CACHE_NAME, None)]
+    for cache in found:
+        if isinstance(cache, Cache) and getattr(cache, _MARK, False) != unpruned:
+            setattr(cache, _MARK, unpruned)
