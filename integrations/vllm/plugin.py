@@ -38,6 +38,12 @@ def register() -> None:
         config = plain(self, *args, **kwargs)
         if found is not None:
             prepare(config, found)
+        elif server_settings.switched_off():
+            config.additional_config = {**config.additional_config, KEY: {"off": True}}
+        if KEY in config.additional_config:
+            from tpcal.integrations.vllm import counters
+
+            counters.count_requests()
         return config
 
     EngineArgs.create_engine_config = create_engine_config
@@ -52,11 +58,14 @@ def prepare(config: Any, found: Settings) -> None:
 
     Raises:
         FitError: The plan does not fit the model, or vLLM cannot run it here.
+        BudgetError: A preset cannot be scaled to its budget on this model.
     """
     from tpcal.integrations.vllm import configuration
 
-    plan = found.plan
     model = configuration.empty_model(config)
+    n_layers = configuration.n_layers(model)
+    found = found.scaled(n_layers, configuration.counted_prompt(found.plan, model)[0])
+    plan = found.plan
     problems = configuration.config_problems(config, found.untried)
     problems += configuration.model_problems(plan, model, found.untried)
     if problems:
@@ -66,7 +75,7 @@ def prepare(config: Any, found: Settings) -> None:
     config.scheduler_config.scheduler_cls = f"{_FOLDER}.scheduler.{kind}"
     config.parallel_config.worker_cls = _WORKERS[config.parallel_config.worker_cls]
     config.additional_config = {**config.additional_config, KEY: found.passed_on()}
-    n_layers, prompt = configuration.n_layers(model), configuration.counted_prompt(plan, model)
+    prompt = configuration.counted_prompt(plan, model)
     _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt))
     for note in support.notes(plan, n_layers):
         _LOG.warning("tpcal: %s", note)

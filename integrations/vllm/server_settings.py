@@ -1,25 +1,26 @@
 """What a user asks of the plugin: the plan, the kill switch, and untried versions.
 
 Users write the settings into vLLM's ``additional_config`` under the key ``tpcal``, or name the
-plan by an environment variable. The process that starts the server reads the plan's file once and
-passes its text on, so that all processes run the same plan even if the file changes.
+plan by an environment variable. The process that starts the server reads the plan once and passes
+its text on, so that all processes run the same plan even if its file changes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tpcal.plans.errors import UsageError, excerpt
-from tpcal.plans.plan_file import dump_plan, load_plan, parse_plan
+from tpcal.plans.plan_file import dump_plan, parse_plan
+from tpcal.plans.plan_names import is_preset, load_plan
 from tpcal.plans.schema import Plan
 
 KEY = "tpcal"
 """Key of the settings in ``additional_config``, and of a request's opt-out in ``extra_args``."""
 PLAN = "TPCAL_PLAN"
-"""Environment variable with the path of a plan, used if ``additional_config`` names none."""
+"""Environment variable with the name of a plan, used if ``additional_config`` names none."""
 OFF = "TPCAL_OFF"
 """Environment variable that, set to 1, serves every request unpruned."""
 KNOWN = ("plan", "off", "untried")
@@ -33,6 +34,14 @@ class Settings:
     """The plan to run."""
     untried: bool = False
     """Run on versions, devices and architectures that no test covers."""
+    name: str = field(default="", compare=False)
+    """What the user called the plan, as `tpcal.load_plan` takes it."""
+
+    def scaled(self, n_layers: int, n_tokens: int) -> Settings:
+        """The settings for a model: a preset is scaled to its depth and its visual tokens."""
+        if not is_preset(self.name):
+            return self
+        return replace(self, plan=load_plan(self.name, n_layers, n_tokens))
 
     def passed_on(self) -> dict[str, Any]:
         """The settings as other processes receive them: `received` reads them."""
@@ -65,10 +74,15 @@ def read(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
             f"additional_config.{KEY} has no setting {excerpt(unknown[0])}. "
             f"Known: {', '.join(KNOWN)}."
         )
-    path = own.get("plan") or environment.get(PLAN)
-    if not path or _switch(own, "off") or environment.get(OFF, "0") not in ("", "0"):
+    name, untried = own.get("plan") or environment.get(PLAN), _switch(own, "untried")
+    if not name or _switch(own, "off") or switched_off(environment):
         return None
-    return Settings(load_plan(path), _switch(own, "untried"))
+    return Settings(load_plan(name), untried, str(name))
+
+
+def switched_off(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment variable of the kill switch is set."""
+    return environment.get(OFF, "0") not in ("", "0")
 
 
 def received(given: Mapping[str, Any]) -> Settings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
@@ -59,6 +60,11 @@ class Touchpoint:
 TOUCHPOINTS = (
     Touchpoint("vllm.engine.arg_utils", "EngineArgs.create_engine_config"),
     Touchpoint("vllm.config", "VllmConfig.use_v2_model_runner"),
+    Touchpoint(
+        "vllm.v1.engine.input_processor", "InputProcessor.process_inputs", ("request_id", "params")
+    ),
+    Touchpoint("vllm.v1.engine", "EngineCoreRequest", ("mm_features", "sampling_params")),
+    Touchpoint("vllm.multimodal.inputs", "PlaceholderRange.get_num_embeds"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker.init_device"),
     Touchpoint(
         "vllm.v1.worker.gpu_model_runner",
@@ -147,6 +153,26 @@ def problems() -> list[str]:
 
 
 # Attributes of objects exist only in a running server, so that the functions below are their list.
+
+
+def after_each_request(call: Callable[[Any, Any], None]) -> None:
+    """Calls ``call`` with vLLM's config and each request that this process receives.
+
+    A second call changes nothing.
+    """
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    plain = InputProcessor.process_inputs
+    if hasattr(plain, "__wrapped__"):
+        return
+
+    @wraps(plain)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = plain(self, *args, **kwargs)
+        call(self.vllm_config, request)
+        return request
+
+    InputProcessor.process_inputs = process_inputs
 
 
 def block_managers(scheduler: Any) -> Sequence[Any]:

@@ -28,6 +28,23 @@ def test_a_plan_is_found_in_both_places(path: str) -> None:
     assert by_option.plan == PLAN
 
 
+def test_a_preset_is_scaled_to_the_model(path: str) -> None:
+    found = server_settings.read({"tpcal": {"plan": "preset:divprune@0.22"}}, {})
+    assert found is not None
+    assert found.scaled(8, 144).plan == tpcal.load_plan("preset:divprune@0.22", 8, 144)
+    own = server_settings.read({"tpcal": {"plan": path}}, {})
+    assert own is not None
+    assert own.scaled(8, 144) == own
+
+
+def test_a_plan_is_found_in_its_folder(path: str) -> None:
+    folder = Path(path).parent
+    Path(path).rename(folder / "tpcal_plan.yaml")
+    found = server_settings.read({"tpcal": {"plan": str(folder)}}, {})
+    assert found is not None
+    assert found.plan == PLAN
+
+
 def test_other_processes_get_the_plan_itself(path: str) -> None:
     found = server_settings.read({"tpcal": {"plan": path, "untried": True}}, {})
     assert found is not None

@@ -58,6 +58,8 @@ def test_the_example_serves_the_executors_answers(tmp_path: Path) -> None:
                 check=True,
                 env=_environment(),
             ).stdout
+            with urlopen("http://127.0.0.1:8000/metrics", timeout=30) as page:
+                metrics = page.read().decode().splitlines()
         finally:
             server.terminate()
     questions = samples("eval", 8)
@@ -69,6 +71,12 @@ def test_the_example_serves_the_executors_answers(tmp_path: Path) -> None:
         for sample, answer in zip(questions, answers, strict=True)
     ]
     assert "tpcal: Plan example (sha256:" in log.read_text()
+    assert set(metrics) >= {
+        'tpcal_visual_tokens_seen_total{model_name="pruned"} 1152.0',
+        'tpcal_visual_tokens_kept_total{layer="2",model_name="pruned"} 576.0',
+        'tpcal_visual_tokens_kept_total{layer="6",model_name="pruned"} 0.0',
+        'tpcal_requests_pruned_total{model_name="pruned"} 8.0',
+    }
 
 
 def test_a_server_does_not_start_with_a_plan_that_does_not_run(tmp_path: Path) -> None:
