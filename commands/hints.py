@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 BUDGET = 0.22
 """Layer average of the suggested first plan, if plans can be that cheap."""
 MODEL = ("device", "dtype", "offload", "trust_remote_code")
-SEARCH = ("given", "folder", "data", "storage", "weights", "seed", "max_cuts", "name", "revision")
+SEARCH = (
+    *("given", "folder", "data", "storage", "weights", "seed", "max_cuts", "engine"),
+    *("name", "revision"),
+)
 
 
 def after_calibrate(profile: Profile, folder: Path, is_default: bool) -> None:

@@ -56,6 +56,11 @@ if TYPE_CHECKING:
     metavar="N",
     help="Largest number of cuts in a plan.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["vllm"]),
+    help="Choose only plans that run in this serving engine, with few block tables.",
+)
 @click.option("--no-measure", is_flag=True, help="Only predict losses, without the model.")
 @click.option("--data", metavar="DATA", help="Data of the profile's samples, if it has moved.")
 @click.option(
@@ -102,6 +107,9 @@ def plan(
     model, and states whether the loss of the plan is measured or predicted. --trials makes it
     search again.
 
+    With --engine vllm, the plan has only selectors and cuts that run in vLLM, and its stages
+    need at most 8 block tables. vLLM need not be installed.
+
     \b
     Examples:
       tpcal plan
@@ -109,9 +117,11 @@ def plan(
       tpcal plan tpcal-out/embedded-1f2e3d4c5b --budget 0.22
       tpcal plan --budget 0.1 --no-measure -o light.yaml
       tpcal plan --budget-kv 30% --max-loss 0.05 --trials 200 --timeout 600
+      tpcal plan --budget 0.22 --engine vllm
       tpcal plan --max-loss 0.05
       tpcal plan --max-flips 0.05 --confidence 0.95 --weight count=2
     """
+    from tpcal.plans.engines import in_engine
     from tpcal.views.front_view import front_view, stored_line
     from tpcal.views.plan_view import plan_view
     from tpcal.workflow.search import find_front, find_plan
@@ -134,6 +144,8 @@ def plan(
         found = find_plan(given, budget, limits=limits, **common)
     made = found.save(output)
     screen.print(plan_view(made, title=str(output)))
+    for line in in_engine(made):
+        screen.print(line, highlight=False, markup=False)
     if found.known is not None:
         screen.print(stored_line(found.known.measured, found.known.n_measured))
     after_plan(made, output)

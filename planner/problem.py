@@ -10,6 +10,9 @@ from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.plans.engines import Engine
+from tpcal.plans.errors import UsageError
+from tpcal.plans.schema import Cut, Plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
@@ -23,7 +26,8 @@ ALL = Budget(1.0)
 class Problem:
     """The plans that a search may choose from, and the prediction of their losses.
 
-    Raises UsageError if the budget is none that plans can be measured by.
+    Raises UsageError if the budget is none that plans can be measured by, or if no plan can cut
+    this decoder in the engine.
 
     Example:
         >>> import tpcal
@@ -40,6 +44,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         self.predictor.prices.check(self.budget)
+        if self.engine is None:
+            return
+        earliest = Plan(cuts=(Cut(self.predictor.limits.first_layer, 0.0),))
+        for problem in self.engine.decoder_problems(self.profile.shape, earliest):
+            raise UsageError(f"No plan for this model runs in {self.engine.title}. {problem}")
 
     @classmethod
     def of(
@@ -48,6 +57,7 @@ class Problem:
         budget: Budget | float = 1.0,
         max_cuts: int = 4,
         weights: Mapping[str, float] | None = None,
+        engine: Engine | None = None,
     ) -> Problem:
         """The problem of a profile.
 
@@ -57,12 +67,13 @@ class Problem:
                 within one token.
             max_cuts: Most cuts of a plan, drop-all among them.
             weights: What the loss of a group counts beside that of the others (`Objective`).
+            engine: Where the plan has to run; None: in transformers.
 
         Raises:
-            UsageError: The budget or a weight is invalid.
+            UsageError: The budget or a weight is invalid, or no plan runs in the engine.
         """
         budget = budget if isinstance(budget, Budget) else Budget(budget)
-        return cls(Predictor(profile, Objective(weights or {})), budget, max_cuts)
+        return cls(Predictor(profile, Objective(weights or {}), engine), budget, max_cuts)
 
     def at(self, budget: Budget | float) -> Problem:
         """The same problem with another budget."""
@@ -72,6 +83,11 @@ class Problem:
     def profile(self) -> Profile:
         """What calibration found."""
         return self.predictor.profile
+
+    @property
+    def engine(self) -> Engine | None:
+        """Where the plan has to run; None: in transformers."""
+        return self.predictor.engine
 
     @property
     def objective(self) -> Objective:

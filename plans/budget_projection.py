@@ -42,19 +42,36 @@ class Limits:
     """Earliest layer of a drop-all; None if no plan may drop all tokens."""
     stop_layer: int | None = None
     """First layer at which no cut is possible, as where layers share their KV; None if none."""
+    layer_step: int = 1
+    """Cuts stand before layers that are multiples of this number, and at least as many layers
+    follow the last one. `first_layer` and `first_drop` are such layers."""
     default: Option = Option("grid")
     """Selector of a cut that has to be added to meet a budget."""
 
     @property
     def cheapest_drop(self) -> int | None:
         """Layer of the earliest drop-all behind another cut; None if no plan can have one."""
-        drop = max(self.first_drop or 1, self.first_layer + 1)
+        drop = self.at_or_after(max(self.first_drop or 1, self.first_layer + 1))
         return drop if self.first_drop is not None and drop <= self.last_layer else None
 
     @property
     def last_layer(self) -> int:
         """Latest layer at which a cut is possible."""
-        return (self.n_layers if self.stop_layer is None else self.stop_layer) - 1
+        end = self.n_layers - self.layer_step + 1
+        end = end if self.stop_layer is None else min(end, self.stop_layer)
+        return self.at_or_before(end - 1)
+
+    def at_or_before(self, layer: int) -> int:
+        """The last multiple of the step that is not above ``layer``."""
+        return layer // self.layer_step * self.layer_step
+
+    def at_or_after(self, layer: int) -> int:
+        """The first multiple of the step that is not below ``layer``."""
+        return -(-layer // self.layer_step) * self.layer_step
+
+    def nearest(self, layer: int) -> int:
+        """The multiple of the step that is closest to ``layer``."""
+        return self.at_or_before(layer + self.layer_step // 2)
 
     def budget(self, target: float) -> int:
         """The number of token-layers that ``target`` allows.
@@ -178,7 +195,7 @@ def _tidy(cuts: Sequence[Cut], limits: Limits) -> tuple[list[Cut], Cut | None]:
         if n_keep(cut.keep, limits.n_tokens) == 0:
             drop = cut if limits.first_drop is not None else None
             break
-        layer = min(max(cut.layer, limits.first_layer), limits.last_layer)
+        layer = min(max(limits.nearest(cut.layer), limits.first_layer), limits.last_layer)
         cut = replace(cut, layer=layer)
         if kept and kept[-1].layer == cut.layer:
             kept.pop()  # the later one decides how many stay
@@ -186,7 +203,7 @@ def _tidy(cuts: Sequence[Cut], limits: Limits) -> tuple[list[Cut], Cut | None]:
             continue
         kept.append(cut)
     if drop is not None:
-        drop = _moved(drop, max(drop.layer, limits.first_drop or 1), limits)
+        drop = _moved(drop, max(limits.nearest(drop.layer), limits.first_drop or 1), limits)
     return kept, drop
 
 
@@ -207,28 +224,28 @@ def _fit_layers(
     if drop is not None and (n * drop.layer <= budget or not kept):
         # The drop-all comes too early to use the budget: even all tokens up to it cost no more,
         # N * l <= budget. Or it is the only cut, so that its layer alone decides the cost.
-        drop = _moved(drop, max(budget // n + 1, limits.first_drop or 1), limits)
+        later = limits.at_or_after(budget // n + 1)
+        drop = _moved(drop, max(later, limits.first_drop or 1), limits)
     end = limits.n_layers if drop is None else drop.layer
     # Even the fewest tokens up to the end cost too much, so the end moves earlier.
     if n * limits.first_layer + least * (end - limits.first_layer) > budget:
         end = limits.first_layer + (budget - n * limits.first_layer) // least
-        end = min(end, limits.last_layer)
+        end = limits.at_or_before(min(end, limits.last_layer))
         drop = replace(drop, layer=end) if drop else Cut(layer=end, keep=0.0)
     kept = [cut for cut in kept if cut.layer < end] or [_filler(kept, end, limits)]
     # The first cut at layer l costs at least N * l + least * (end - l), which must be within the
     # budget. Solved for l:  l <= (budget - least * end) / (N - least).
     latest = min(end - 1, (budget - least * end) // (n - least) if n > least else end - 1)
     if kept[0].layer > latest:
-        kept[0] = replace(kept[0], layer=max(latest, limits.first_layer))
+        kept[0] = replace(kept[0], layer=max(limits.at_or_before(latest), limits.first_layer))
     return kept, drop
 
 
 def _filler(kept: list[Cut], end: int, limits: Limits) -> Cut:
+    layer = limits.at_or_before(min(end - 1, limits.last_layer))
     if kept:
-        return replace(kept[0], layer=min(end - 1, limits.last_layer))
-    return Cut(
-        min(end - 1, limits.last_layer), 0.5, limits.default.selector, limits.default.params
-    )
+        return replace(kept[0], layer=layer)
+    return Cut(layer, 0.5, limits.default.selector, limits.default.params)
 
 
 def _fit_counts(counts: list[int], widths: list[int], budget: int, limits: Limits) -> list[int]:

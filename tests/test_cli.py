@@ -422,6 +422,16 @@ def test_budgets_can_be_of_flops_bytes_and_milliseconds(
     assert tpcal("check", "plan.yaml").exit_code == 0
 
 
+def test_plans_for_an_engine_say_what_they_cost_there(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal("plan", "--budget", "0.4", "--no-measure", "--engine", "vllm")
+    assert result.exit_code == 0, result.stderr
+    assert "In vLLM: stages of " in result.stdout
+    plan = load_plan(tmp_path / "plan.yaml")
+    assert plan.provenance["engine"] == "vllm"
+    assert tpcal("check", "plan.yaml", "--engine", "vllm").exit_code == 0
+
+
 def test_a_budget_out_of_reach_exits_3_and_names_the_least(tpcal: Tpcal, tmp_path: Path) -> None:
     _profile(tmp_path / "tpcal-out" / "tiny-1")
     result = tpcal("plan", "--budget", "0.000001", "--no-measure")

@@ -225,9 +225,11 @@ class _Search:
     def _problem(self, budget: Budget | None) -> Problem:
         """What is searched; without a budget a plan may cost as much as the unpruned model."""
         from tpcal.planner.problem import ALL, Problem
+        from tpcal.plans.engines import named
 
-        own = self.settings
-        return Problem.of(self.stored.profile, budget or ALL, own.max_cuts, own.weights)
+        own, profile = self.settings, self.stored.profile
+        engine = None if own.engine is None else named(own.engine)
+        return Problem.of(profile, budget or ALL, own.max_cuts, own.weights, engine)
 
     def _search_settings(self, n_trials: int = N_TRIALS) -> SearchSettings:
         from tpcal.planner.search.settings import SearchSettings

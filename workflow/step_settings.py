@@ -113,6 +113,9 @@ class PlanningSettings:
     """Most cuts in a plan."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of each group's loss; groups that are not named have the weight 1."""
+    engine: str | None = None
+    """Serving engine that the plan has to run in, such as ``vllm``; None: in transformers, where
+    every plan runs."""
     measure: bool = True
     """Whether plans are measured; otherwise the profile's prediction decides without the model."""
     data: str | None = None

@@ -18,6 +18,8 @@ from tpcal.plans.schema import Cut
 def fill(predictor: Predictor, cuts: Sequence[Cut], budget: Budget) -> tuple[Cut, ...]:
     """The cuts fitted to the budget, each at a layer where its selector was probed.
 
+    Cuts that do not run in the predictor's engine are replaced, and conditional ones left out.
+
     Raises:
         BudgetError: If every plan costs more than the budget.
     """
@@ -47,12 +49,14 @@ def _conditional(predictor: Predictor, cuts: Sequence[Cut]) -> Cut | None:
     for cut in reversed([c for c in cuts if c.condition is not None]):
         if limits.first_drop is not None and limits.first_drop <= cut.layer <= limits.last_layer:
             part = share(predictor.profile, cut)
-            return cut if cut.keep == 0 and 0 < part < 1 else None
+            return cut if cut.keep == 0 and 0 < part < 1 and predictor.runs(cut) else None
     return None
 
 
 def _placed(predictor: Predictor, cut: Cut) -> Cut:
-    if cut.selector is None or cut.layer >= first_layer(predictor, cut.selector, cut.params):
+    if cut.selector is None or (
+        predictor.runs(cut) and cut.layer >= first_layer(predictor, cut.selector, cut.params)
+    ):
         return cut
     default = predictor.limits.default
     return replace(cut, selector=default.selector, params=default.params)
@@ -79,12 +83,13 @@ def neighbours(
 
     A step changes the layer, keep or selector of one cut, or removes or adds a cut.
     """
-    limits, options = predictor.limits, predictor.options
+    limits, options = predictor.limits, [predictor.options[s] for s in predictor.allowed]
     steps: list[list[Cut]] = []
+    one = limits.layer_step
     for i, cut in enumerate(cuts):
-        # Move the cut by one or two layers, or remove it.
+        # Move the cut by one or two possible layers, or remove it.
         rest = [*cuts[:i], *cuts[i + 1 :]]
-        for layer in (cut.layer - 2, cut.layer - 1, cut.layer + 1, cut.layer + 2):
+        for layer in (cut.layer + by * one for by in (-2, -1, 1, 2)):
             if 0 <= layer <= limits.last_layer and all(layer != c.layer for c in rest):
                 steps.append([*rest, replace(cut, layer=layer)])
         steps.append(rest)
@@ -104,7 +109,7 @@ def neighbours(
     kept = [cut for cut in cuts if cut.selector is not None]
     if len(cuts) < max_cuts:
         for a, b in itertools.pairwise([*cuts, Cut(limits.n_layers, 0.0)]):
-            if a.selector is not None and b.layer - a.layer > 1:
+            if a.selector is not None and b.layer - a.layer > one:
                 middle = (a.layer + b.layer) // 2
                 steps.append([*cuts, replace(a, layer=middle, keep=a.keep * 0.7)])
         if len(kept) == len(cuts) and limits.first_drop is not None:

@@ -48,7 +48,8 @@ class Solver:
         budget: Budget of the plans. A budget of another kind than the layer average is met only
             approximately; `fill` meets it.
         max_cuts: Largest number of cuts of a plan, including a drop-all.
-        only: Allowed selectors as indices into ``predictor.options``; empty allows all.
+        only: Allowed selectors as indices into ``predictor.options``; empty allows all that
+            ``predictor.allowed`` has.
     """
 
     predictor: Predictor
@@ -103,9 +104,9 @@ class Solver:
     def _moves(self, layer: int) -> list[int]:
         """Selectors that may cut before ``layer``; index ``len(options)`` stands for drop-all."""
         options, limits = self.predictor.options, self.predictor.limits
-        if layer > limits.last_layer:
+        if layer > limits.last_layer or layer != limits.nearest(layer):
             return []
-        allowed = self.only or range(len(options))
+        allowed = self.only or self.predictor.allowed
         moves = [s for s in allowed if options[s].first_layer <= layer]
         drop = limits.first_drop is not None and layer >= limits.first_drop
         return [*moves, len(options)] if drop else moves
@@ -305,8 +306,8 @@ def seeds(
     near.sort(key=predictor.score)
     optima = sorted(weighed_optima(predictor, budget, max_cuts), key=predictor.score)
     plans = [best, *optima[:4], *presets]
-    if len(predictor.options) > 1:
-        for s in range(len(predictor.options)):
+    if len(predictor.allowed) > 1:
+        for s in predictor.allowed:
             plans.append(Solver(predictor, budget, max_cuts, (s,)).optimum())
     plans.extend(near[:6])
     return list(dict.fromkeys(fill(predictor, plan, budget) for plan in plans))

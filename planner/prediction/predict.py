@@ -14,7 +14,7 @@ instead (`Tables`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ from tpcal.planner.prediction.curves import key as curve_key
 from tpcal.planner.prediction.curves import layer_curves
 from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.plans.budget_projection import Limits, Option
+from tpcal.plans.engines import Engine
 from tpcal.plans.errors import UsageError
 from tpcal.plans.schema import Cut, n_keep
 
@@ -165,21 +166,30 @@ class Predictor:
     Args:
         profile: Profile that calibration measured.
         objective: Turns the losses of all groups into one number; by default `Objective`.
+        engine: Where the plans have to run; None: in transformers, where every plan runs.
+
+    Attributes:
+        options: The probed selectors.
+        allowed: Indices of the options that plans may have, which run in the engine.
+        limits: Limits of every plan, those of the engine included.
 
     Raises:
-        UsageError: If the profile has no probe that leaves tokens, or a weight names a group that
-            the profile does not have.
+        UsageError: If the profile has no probe that leaves tokens, or none that runs in the
+            engine, or a weight names a group that the profile does not have.
     """
 
-    def __init__(self, profile: Profile, objective: Objective | None = None) -> None:
-        self.profile = profile
+    def __init__(
+        self, profile: Profile, objective: Objective | None = None, engine: Engine | None = None
+    ) -> None:
+        self.profile, self.engine = profile, engine
         self.objective = objective or Objective()
         self.objective.check(profile.groups)
         self.groups: tuple[str, ...] = tuple(profile.groups)
         self.options = probed_options(profile)
         if not self.options:
             raise UsageError("The profile must hold probes with keep > 0; got none. Calibrate.")
-        self.limits = _limits(profile, self.options)
+        self.allowed = tuple(i for i, o in enumerate(self.options) if self._may_have(o))
+        self.limits = _limits(profile, [self.options[i] for i in self.allowed], engine)
         self.prices = Prices(profile)
         self.tables = cache(lambda measure: Tables(profile, self.options, measure))
         self._singles = cache(lambda measure: Singles(profile, self.options, measure))
@@ -232,6 +242,22 @@ class Predictor:
             if cut.condition is None:
                 before = count
 
+    def runs(self, cut: Cut) -> bool:
+        """Whether a cut runs in the engine; the layers that cost least there are `limits`'."""
+        return self.engine is None or self.engine.runs(cut, self.profile.model.architecture)
+
+    def allows(self, cuts: Sequence[Cut]) -> bool:
+        """Whether a plan that was measured for any engine may be chosen for this one."""
+        if self.engine is None:
+            return True
+        within = (
+            cut.layer == self.limits.nearest(cut.layer) <= self.limits.last_layer for cut in cuts
+        )
+        return all(within) and all(map(self.runs, cuts))
+
+    def _may_have(self, option: Option) -> bool:
+        return self.runs(Cut(option.first_layer, 0.5, option.selector, option.params))
+
     def index(self, selector: str | None, params: Mapping[str, Any]) -> int:
         """The index of a selector in the tables.
 
@@ -283,18 +309,28 @@ def _distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     return far
 
 
-def _limits(profile: Profile, options: Sequence[Option]) -> Limits:
-    n = profile.n_tokens
+def _limits(profile: Profile, options: Sequence[Option], engine: Engine | None) -> Limits:
+    n, n_layers = profile.n_tokens, profile.shape.n_layers
+    if engine is not None and not options:
+        raise UsageError(
+            f"The profile must hold probes of selectors that run in {engine.title}; got none. "
+            f"Calibrate again with others. {engine.instead}"
+        )
     earliest = min(options, key=lambda o: o.first_layer)
     drops = [p.layer for p in profile.probes if n_keep(p.keep, n) == 0]
-    return Limits(
+    limits = Limits(
         n_tokens=n,
-        n_layers=profile.shape.n_layers,
+        n_layers=n_layers,
         min_count=min(n_keep(p.keep, n) for p in profile.probes if p.keep > 0),
-        first_layer=earliest.first_layer,
-        first_drop=max(1, min(drops)) if drops else None,
         stop_layer=profile.stop_layer,
+        layer_step=1 if engine is None else engine.layer_step(n_layers),
         default=earliest,
+    )
+    first_drop = limits.at_or_after(max(1, min(drops, default=n_layers)))
+    return replace(
+        limits,
+        first_layer=limits.at_or_after(earliest.first_layer),
+        first_drop=first_drop if drops and first_drop <= limits.last_layer else None,
     )
 
 

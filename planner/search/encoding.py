@@ -87,19 +87,28 @@ class Encoding:
         limits = self.limits
         space: dict[str, BaseDistribution] = {"n_cuts": IntDistribution(1, self.max_cuts)}
         if limits.first_drop is not None:
-            space["drop_all"] = IntDistribution(limits.first_drop, limits.last_layer + 1)
+            space["drop_all"] = IntDistribution(
+                limits.first_drop, self._never, step=limits.layer_step
+            )
             if self.profile is not None and useful(self.profile):
                 space["drop_share"] = FloatDistribution(
                     0.1, 1.0
                 )  # of the samples; 1: no condition
         labels = [choice.label for choice in self.choices]
         for i in range(self.max_cuts):
-            space[f"layer_{i}"] = IntDistribution(limits.first_layer, limits.last_layer)
+            space[f"layer_{i}"] = IntDistribution(
+                limits.first_layer, limits.last_layer, step=limits.layer_step
+            )
             space[f"ratio_{i}"] = FloatDistribution(LOWEST_RATIO, 1.0)
             space[f"selector_{i}"] = CategoricalDistribution(labels)
             for selector, name, values in self._open:
                 space[f"{selector}.{name}_{i}"] = _distribution(values)
         return space
+
+    @property
+    def _never(self) -> int:
+        """The layer of a drop-all that a plan does not have."""
+        return self.limits.last_layer + self.limits.layer_step
 
     @property
     def _open(self) -> list[tuple[str, str, tuple[Any, ...]]]:
@@ -111,7 +120,7 @@ class Encoding:
         """The cuts of a trial, before they are put on the budget."""
         for name, dist in self.distributions.items():
             if isinstance(dist, IntDistribution):
-                trial.suggest_int(name, dist.low, dist.high)
+                trial.suggest_int(name, dist.low, dist.high, step=dist.step)
             elif isinstance(dist, FloatDistribution):
                 trial.suggest_float(name, dist.low, dist.high)
             elif isinstance(dist, CategoricalDistribution):
@@ -120,7 +129,7 @@ class Encoding:
 
     def decode(self, params: Mapping[str, Any]) -> tuple[Cut, ...]:
         """Cuts of parameters: slots in order of layer, each keeping a part of what is alive."""
-        n, never = self.limits.n_tokens, self.limits.last_layer + 1
+        n, never = self.limits.n_tokens, self._never
         drop = params.get("drop_all", never)
         n_cuts = params["n_cuts"] if drop == never else min(params["n_cuts"], self.max_cuts - 1)
         by_label = {choice.label: choice for choice in self.choices}
@@ -143,7 +152,7 @@ class Encoding:
 
     def encode(self, cuts: Sequence[Cut]) -> dict[str, Any]:
         """Parameters that decode to ``cuts``; unused slots repeat the last cut."""
-        n, never = self.limits.n_tokens, self.limits.last_layer + 1
+        n, never = self.limits.n_tokens, self._never
         kept = [cut for cut in cuts if n_keep(cut.keep, n) > 0]
         drops = [cut for cut in cuts if n_keep(cut.keep, n) == 0]
         params: dict[str, Any] = {"n_cuts": max(1, len(kept))}

@@ -91,10 +91,12 @@ def on_one_set(predictor: Predictor, ledger: Ledger) -> list[MeasuredPoint]:
 
 
 def measured(predictor: Predictor, studies: Iterable[Study]) -> list[MeasuredPoint]:
-    """Every plan that was measured on all samples of a study."""
+    """Every plan that was measured on all samples of a study and runs in the engine."""
     found = []
     for trial in (trial for study in studies for trial in fully_measured(study)):
         cuts, means = cuts_of(trial), means_of(trial)
+        if not predictor.allows(cuts):
+            continue
         loss, worst = predictor.objective.of(means.measured), max(means.measured.values())
         point = Point(average(predictor, cuts), loss, cuts, measured=True, worst=worst)
         found.append(MeasuredPoint(point, means.measured, means.flips))

@@ -240,14 +240,14 @@ def has_waiting(study: Study) -> bool:
     return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
-def mark_of_whole_front(study: Study) -> None:
-    """Notes that a search of the whole front has finished this study."""
-    study.set_user_attr(_WHOLE_FRONT, True)
+def mark_of_whole_front(study: Study, engine: str | None = None) -> None:
+    """Notes that a search of the whole front, for an engine or for none, finished this study."""
+    study.set_user_attr(_WHOLE_FRONT, engine or True)
 
 
-def is_of_whole_front(study: Study) -> bool:
-    """Whether a search of the whole front has finished this study."""
-    return bool(study.user_attrs.get(_WHOLE_FRONT))
+def is_of_whole_front(study: Study, engine: str | None = None) -> bool:
+    """Whether a search of the whole front, for an engine or for none, finished this study."""
+    return bool(study.user_attrs.get(_WHOLE_FRONT) == (engine or True))
 
 
 def final(study: Study, trial: FrozenTrial) -> GroupMeans | None:

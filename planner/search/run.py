@@ -40,13 +40,15 @@ from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures, measure
 from tpcal.plans.plan_file import load_preset, presets
-from tpcal.plans.schema import Cut
+from tpcal.plans.schema import Condition, Cut
 
 MOST_MOVED = 6
 TIME_IS_UP = (
     "The search stopped because the time of --timeout was over, not because all trials were done. "
     "The same command continues it."
 )
+CONDITIONAL = Cut(1, 0.0, condition=Condition(0.5))
+"""Any conditional cut."""
 SAMPLED_EVERY = 4
 """After the seeds, the sampler suggests one trial of this many; the others are proposals."""
 
@@ -171,8 +173,13 @@ def _prepare(
     published = [load_preset(name, predictor.limits.n_layers).cuts for name in presets()]
     first = seeds(predictor, budget, max_cuts, [cuts for cuts in published if cuts])
     probed = [Cut(0, 0.5, o.selector, o.params) for o in predictor.options]
-    known = choices([*probed, *(cut for cuts in (*first, *published) for cut in cuts)])
-    encoding = Encoding(predictor.limits, known, max_cuts, predictor.profile)
+    known = choices(
+        cut
+        for cut in [*probed, *(cut for cuts in (*first, *published) for cut in cuts)]
+        if predictor.runs(cut)
+    )
+    conditions = predictor.profile if predictor.runs(CONDITIONAL) else None
+    encoding = Encoding(predictor.limits, known, max_cuts, conditions)
     sampler = RepeatableTPE(settings.seed)
     space = _space(problem, encoding)
     study = ledger.start(measurer, budget.label, settings.seed, space, sampler)
@@ -193,7 +200,8 @@ def _space(problem: Problem, encoding: Encoding) -> list[Any]:
     """What else than samples, budget and seed tells two searches apart."""
     distributions = sorted((k, repr(v)) for k, v in encoding.distributions.items())
     # The words are those of version 0.1, which had other samplers, so that its studies continue.
-    return [distributions, "tpe True", sorted(problem.objective.weights.items())]
+    engine = [problem.engine.name] if problem.engine else []
+    return [distributions, "tpe True", sorted(problem.objective.weights.items()), *engine]
 
 
 def _moved(problem: Problem, for_other_budgets: Mapping[Cuts, float]) -> list[Cuts]:

@@ -216,7 +216,12 @@ def _best(bracket: Bracket, study: Study, finals: Measures | None) -> tuple[Cuts
 def _plans_within(
     bracket: Bracket, studies: Sequence[Study], settings: SearchSettings
 ) -> PlansWithinLimits:
-    known = [(study, trial) for study in studies for trial in fully_measured(study)]
+    known = [
+        (study, trial)
+        for study in studies
+        for trial in fully_measured(study)
+        if bracket.problem.predictor.allows(cuts_of(trial))
+    ]
     if not known:
         raise GuardrailError(
             "No plan within the limit was found, as none was measured in time. Raise --timeout."

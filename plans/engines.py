@@ -1,0 +1,277 @@
+"""Serving engines: what of a plan runs in each of them and why the rest does not.
+
+No engine is imported. `tpcal check --engine` judges a plan by these rules, and the planner chooses
+only plans that follow them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from tpcal.plans.errors import UsageError
+from tpcal.plans.schema import Cut, Plan
+
+if TYPE_CHECKING:
+    from tpcal.plans.cost import DecoderShape
+
+READS_GRID = ("grid", "pooling")
+"""Selectors that read a token's row and column."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A serving engine.
+
+    Example:
+        >>> from tpcal import Cut
+        >>> from tpcal.plans import engines
+        >>> [engines.VLLM.runs(Cut(8, 0.5, name)) for name in ("diversity", "attention")]
+        [True, False]
+    """
+
+    name: str
+    """What --engine takes."""
+    title: str
+    """What sentences call it."""
+    most_block_tables: int
+    """Most block tables that a plan made for it needs."""
+    no_conditions: str
+    """Why it cannot run a conditional cut, and the way out."""
+    lacks: Mapping[str, str] = field(hash=False)
+    """What selectors may need and the engine cannot give: word of ``Selector.required`` -> why."""
+    instead: str
+    """The selectors that run, as the way out of an error."""
+    squares: Mapping[str, bool] = field(hash=False)
+    """The architectures that its tests run, and whether every image of them is a square grid."""
+
+    def runs(self, cut: Cut, architecture: str | None = None) -> bool:
+        """Whether a cut runs; without an architecture, whether it runs for square images.
+
+        Args:
+            cut: The cut.
+            architecture: Class name of the model, which need not be one that tests run.
+        """
+        if self.cut_problems(0, cut):
+            return False
+        any_shape = architecture is not None and self._any_shape(architecture)
+        return not (any_shape and cut.selector in READS_GRID)
+
+    def plan_problems(self, plan: Plan, architecture: str | None = None) -> list[str]:
+        """The reasons why the plan does not run, one sentence each; empty if it runs.
+
+        Args:
+            plan: The plan.
+            architecture: Class name of the model, to check that too; None checks the plan alone.
+        """
+        problems = [
+            problem for i, cut in enumerate(plan.cuts) for problem in self.cut_problems(i, cut)
+        ]
+        if architecture is None:
+            return problems
+        if architecture not in self.squares:
+            return [
+                *problems,
+                f"The architecture must be one of {', '.join(self.squares)}, which are tried in "
+                f"{self.title}; got {architecture}. The setting untried=true tries it all the "
+                "same.",
+            ]
+        if self._any_shape(architecture):
+            problems += [
+                f"cuts[{i}].selector: {cut.selector} needs square images, and {architecture} "
+                "takes images of any shape. Use diversity or random."
+                for i, cut in enumerate(plan.cuts)
+                if cut.selector in READS_GRID
+            ]
+        return problems
+
+    def cut_problems(self, i: int, cut: Cut) -> list[str]:
+        """The reasons why a cut does not run for any model.
+
+        Args:
+            i: Its number in the plan.
+            cut: The cut.
+        """
+        problems = []
+        if cut.condition is not None:
+            problems.append(f"cuts[{i}].condition: {self.no_conditions}")
+        if cut.selector is None:
+            return problems
+        from tpcal.plans.selectors import needs  # loads torch, which reading a plan never needs
+
+        missing = sorted(needs(cut.selector, cut.params) & set(self.lacks))
+        if missing:
+            why = self.lacks[missing[0]]
+            problems.append(f"cuts[{i}].selector: {cut.selector} needs {why}. {self.instead}")
+        return problems
+
+    def decoder_problems(self, shape: DecoderShape, plan: Plan) -> list[str]:
+        """The reasons why a plan cannot cut this decoder, one sentence each.
+
+        Args:
+            shape: Widths of the decoder.
+            plan: The plan.
+        """
+        problems: list[str] = []
+        if shape.latent is not None:
+            problems.append(
+                "Latent attention (MLA) has another KV cache than the plan's stages need."
+            )
+        if 0 in shape.kv_limits:
+            problems.append("Layers that read the KV cache of another layer cannot be cut apart.")
+        if plan.cuts and any(shape.kv_limits[plan.cuts[0].layer :]):
+            problems.append(
+                "Layers after a cut must not have a sliding window, because vLLM's kernels count "
+                "a window in the tokens that are left and the model counts it in positions."
+            )
+        return problems
+
+    def layer_step(self, n_layers: int) -> int:
+        """The number whose multiples are the layers that plans made for the engine cut before.
+
+        At least as many layers follow the last cut. Every stage therefore has this many layers or
+        more, and a plan needs `most_block_tables` at most. A step that divides the decoder is
+        preferred, because all stages are then multiples of it.
+
+        Args:
+            n_layers: Number of decoder layers.
+
+        Example:
+            >>> from tpcal.plans import engines
+            >>> [engines.VLLM.layer_step(n) for n in (8, 26, 32, 36)]
+            [1, 4, 4, 6]
+        """
+        least = -(-n_layers // self.most_block_tables)
+        steps = range(least, 2 * least)
+        return next((step for step in steps if n_layers % step == 0), least)
+
+    def _any_shape(self, architecture: str) -> bool:
+        return not self.squares.get(architecture, False)
+
+
+_NO_SCORES = "attention scores, which vLLM's kernels do not give out"
+VLLM = Engine(
+    name="vllm",
+    title="vLLM",
+    most_block_tables=8,
+    no_conditions=(
+        "vLLM gives out memory before a condition can be measured. Remove the condition."
+    ),
+    lacks=MappingProxyType(
+        {
+            "scores": _NO_SCORES,
+            "text_scores": _NO_SCORES,
+            "keys": "keys, which vLLM's kernels do not give out",
+            "text": "the question, which may not have arrived when an image is cut",
+            "vision": "the vision tower's attention, which vLLM's kernels do not give out",
+        }
+    ),
+    instead="Use diversity, grid, pooling or random.",
+    squares=MappingProxyType(
+        {
+            "LlavaForConditionalGeneration": True,
+            "Qwen2_5_VLForConditionalGeneration": False,
+        }
+    ),
+)
+"""vLLM with tpcal's plugin."""
+ENGINES: Mapping[str, Engine] = MappingProxyType({one.name: one for one in (VLLM,)})
+
+
+def named(name: str) -> Engine:
+    """The engine of a name. Raises UsageError if there is none."""
+    if name not in ENGINES:
+        raise UsageError(f"An engine must be one of {', '.join(ENGINES)}; got {name}.")
+    return ENGINES[name]
+
+
+def stage_lengths(plan: Plan, n_layers: int) -> list[int]:
+    """Number of layers of each stage, the one before the first cut included.
+
+    Example:
+        >>> from tpcal import Cut, Plan
+        >>> from tpcal.plans.engines import stage_lengths
+        >>> stage_lengths(Plan(cuts=(Cut(layer=2, keep=0.5, selector="grid"),)), n_layers=8)
+        [2, 6]
+    """
+    starts = [0, *(cut.layer for cut in plan.cuts), n_layers]
+    return [end - start for start, end in pairwise(starts)]
+
+
+def n_block_tables(lengths: Sequence[int]) -> int:
+    """Number of groups of layers, each with a block table, that vLLM makes of the stages.
+
+    vLLM makes groups of equal size: as many layers as the smallest stage has, or as many as the
+    largest has if it is less than half as large again. Stages whose lengths are multiples of the
+    smallest one waste no memory.
+
+    Args:
+        lengths: Numbers of layers, from `stage_lengths`.
+    """
+    size = _group_size(lengths)
+    return sum(-(-length // size) for length in lengths)
+
+
+def kv_share(plan: Plan, n_layers: int, n_tokens: int | Sequence[int], n_text: int) -> float:
+    """KV bytes of one prompt in vLLM, as a share of the unpruned ones.
+
+    A group of fewer layers than the others takes as much memory as they do, which is counted.
+
+    Args:
+        plan: The plan.
+        n_layers: Number of decoder layers.
+        n_tokens: Visual tokens of the prompt, or of each of its images.
+        n_text: Text tokens of the prompt.
+    """
+    lengths = stage_lengths(plan, n_layers)
+    size, n_visual = _group_size(lengths), sum(plan.choice_sets(n_tokens))
+    held = sum(
+        -(-length // size) * size * (n + n_text)
+        for length, n in zip(lengths, [n_visual, *plan.counts(n_tokens)], strict=True)
+    )
+    return held / (n_layers * (n_visual + n_text))
+
+
+def _group_size(lengths: Sequence[int]) -> int:
+    used = [length for length in lengths if length]
+    return max(used) if max(used) < 1.5 * min(used) else min(used)
+
+
+def stage_advice(lengths: Sequence[int]) -> str | None:
+    """How the cuts could be placed so that vLLM needs fewer block tables; None if they are well.
+
+    Args:
+        lengths: Numbers of layers, from `stage_lengths`.
+    """
+    used = [length for length in lengths if length]
+    n_tables = n_block_tables(lengths)
+    if n_tables == len(used):
+        return None
+    return (
+        f"Stages of {', '.join(map(str, used))} layers need {n_tables} block tables, because vLLM "
+        "makes groups of layers of equal size. Cuts that divide the decoder into stages of equal "
+        f"length need {len(used)}."
+    )
+
+
+def in_engine(plan: Plan) -> list[str]:
+    """What a plan that was made for an engine costs there, a sentence each; else empty.
+
+    Args:
+        plan: A plan with its model and its cost, as a search makes it.
+    """
+    if plan.provenance.get("engine") != VLLM.name or plan.model is None or plan.cost is None:
+        return []
+    n_layers, cost = plan.model.n_layers, plan.cost
+    lengths = stage_lengths(plan, n_layers)
+    share = kv_share(plan, n_layers, cost.n_tokens, cost.n_text)
+    used = ", ".join(str(length) for length in lengths if length)
+    line = (
+        f"In vLLM: stages of {used} layers, {n_block_tables(lengths)} block tables, {share:.0%} "
+        "of the unpruned KV bytes."
+    )
+    advice = stage_advice(lengths)
+    return [line, advice] if advice else [line]
