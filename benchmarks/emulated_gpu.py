@@ -36,7 +36,7 @@ class GpuTensor(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> GpuTensor:
-        made: GpuTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: GpuTensor = Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), dtype=held.dtype, device=held.device
         )
         made.held = held
@@ -57,7 +57,9 @@ class GpuTensor(Tensor):
         return self.held.data_ptr()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise RuntimeError(f"{func} was called outside of an EmulatedGpu.")
 
 
@@ -140,7 +142,7 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        first = args[0] if args else None
+        first: Any = args[0] if args else None
         target = _target(args, kwargs)
         if func is Tensor.pin_memory:
             return self._pinned.setdefault(id(first), first)

@@ -73,9 +73,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """The image in RGB, transparency over white, converted as transformers' processors do it."""
     if image.mode == "RGB" and image.info.get("transparency") is None:
         return image
-    from transformers.image_transforms import convert_to_rgb
+    from tpcal.plans.executor.compat import converted_to_rgb
 
-    return Image.fromarray(convert_to_rgb(image, return_numpy=True))
+    return converted_to_rgb(image)
 
 
 def for_processor(processor: Any, images: Sequence[Image.Image]) -> list[Image.Image]:

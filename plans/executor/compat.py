@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import cache
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from packaging.version import Version
@@ -20,6 +20,9 @@ from transformers import Cache, PreTrainedModel, cache_utils
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tpcal.plans.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _LOG = logging.getLogger(__name__)
 
@@ -180,6 +183,20 @@ def width(text: Any, key: str) -> Any:
     if full is None or (key != "head_dim" and not text.attention_k_eq_v):
         return own
     return [full if kind == "full_attention" else own for kind in text.layer_types]
+
+
+# 5.23: `convert_to_rgb` lays transparency over white and can return an array; before, it dropped
+# transparency. Then Image.fromarray(convert_to_rgb(image, return_numpy=True)).
+
+
+def converted_to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, converted as the installed transformers' processors do it."""
+    from PIL import Image
+    from transformers.image_transforms import convert_to_rgb
+
+    if "return_numpy" in signature(convert_to_rgb).parameters:
+        return Image.fromarray(convert_to_rgb(image, return_numpy=True))
+    return convert_to_rgb(image)
 
 
 # No release: what a plan relies on. A release that changes it is refused, not run wrongly.
