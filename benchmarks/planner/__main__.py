@@ -110,7 +110,7 @@ def setting(sizes: Sizes, n_processes: int) -> str:
         ("finals", "the best 8 on twice as many others"),
         ("judged plans", f"{sizes.plans} per budget on {sizes.plan_samples} other samples"),
         ("questions answered", f"{sizes.held_out} of the test split"),
-        ("machine", f"{platform.machine()}, CPU, {n_processes} processes of one thread"),
+        ("machine", f"{platform.machine()}, CPU, processes of one thread: {n_processes}"),
         ("versions", f"Python {platform.python_version()}, {libraries}"),
     ]
     return page.table(["what", "which"], rows, n_left=2)
