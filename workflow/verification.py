@@ -175,7 +175,9 @@ def _losses(
     progress(0, len(samples), "Measuring the plan")
     need = memory_needs.of_plans(loaded, memory_needs.longest(loaded, samples))
     run = memory_needs.arranged(loaded, need, len(samples), batch_size, None)
-    measurer = Measurer(loaded, samples, batch_size=run.batch_size, store=run.store)
+    measurer = Measurer(
+        loaded, samples, batch_size=run.batch_size, store=run.store, scope=plan.scope
+    )
     losses, n_done = np.zeros(len(samples)), 0
     for numbers, kl, _ in measurer.losses(plan.cuts):
         losses[numbers] = kl

@@ -14,11 +14,15 @@ import tpcal
 from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.sample_digests import pack
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.calibrate.measure import Measurer
 from tpcal.cli import cli
 from tpcal.plans.errors import GuardrailError, UsageError
 from tpcal.plans.progress import silent
 from tpcal.plans.schema import Certificate, Cut, Loss, ModelIdentity, Plan
+from tpcal.workflow import verification
 from tpcal.workflow.inputs import plan_model_new_samples
 
 N = 42
@@ -73,6 +77,21 @@ def test_a_plan_whose_stated_loss_was_lowered_fails(folder: Path, loaded: Loaded
     with pytest.raises(GuardrailError, match=r"lowered\.yaml loses over 0\.01 nats more than it"):
         found.check()
     assert found.worse[0].group == "all samples"
+
+
+@pytest.mark.parametrize("scope", ["image", "prompt"])
+def test_several_images_are_measured_in_the_scope_of_the_plan(loaded: Loaded, scope: str) -> None:
+    scenes = DataChoice(samples=14).load("eval")
+    images = tuple(sample.images[0] for sample in scenes)
+    samples = Samples.of([Sample("0", images[:3], "Which?", "left")])
+    plan = Plan(cuts=(Cut(1, 0.3, "diversity"),), scope=scope)
+    own, other = (
+        next(iter(Measurer(loaded, samples, scope=each).losses(plan.cuts)))[1]
+        for each in (scope, "prompt" if scope == "image" else "image")
+    )
+    found = verification._losses(plan, loaded, samples, 1, silent)
+    assert found == pytest.approx(own, abs=1e-6)
+    assert found != pytest.approx(other, abs=1e-5)
 
 
 def test_the_command_exits_with_4_and_one_sentence(folder: Path) -> None:
