@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tpcal.calibrate.bench.prompt_sizes import PromptSize
 from tpcal.plans.errors import RunFailed
+from tpcal.plans.executor.compat import require_encoded_images
 from tpcal.plans.images import encoded
 
 PAD, IMAGE, START, END = 0, 5, 6, 7
@@ -136,7 +137,13 @@ def prompt(
 def prompts(
     geometry: Geometry, shape: PromptSize, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Any]:
-    """Left-padded inputs; a row is half of its text, its images as features, the other half."""
+    """Left-padded inputs; a row is half of its text, its images as features, the other half.
+
+    Raises:
+        UsageError: There are images, and the installed transformers encodes all of them itself.
+    """
+    if shape.n_images:
+        require_encoded_images()
     generator = torch.Generator().manual_seed(1)
     rows = [_row(geometry, n, shape.n_images, generator) for n in shape.text_lengths]
     width = max(map(len, rows))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from packaging.version import Version
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, cache_utils
+from transformers import Cache, GenerationMixin, PreTrainedModel, cache_utils
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tpcal.plans.errors import UsageError
@@ -134,6 +134,19 @@ def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
     getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
 
 
+# 5.20, or a release since 5.16: `generate` takes images that were encoded before. Then delete it.
+
+
+def require_encoded_images() -> None:
+    """Raises UsageError if `generate` of the installed transformers encodes all images itself."""
+    if not hasattr(GenerationMixin, "_supports_mm_encoder_outputs"):
+        raise UsageError(
+            "Random weights of a model's geometry must run with transformers 5.20 or newer, whose "
+            f"generate takes encoded images; got {transformers.__version__}. Way out: name a "
+            "model with --model, or pip install 'transformers>=5.20'."
+        )
+
+
 # 5.17: rotary tables of M-RoPE reach the layers merged, [B, S, d]. Then delete, with its caller.
 
 
@@ -196,7 +209,8 @@ def converted_to_rgb(image: Image.Image) -> Image.Image:
 
     if "return_numpy" in signature(convert_to_rgb).parameters:
         return Image.fromarray(convert_to_rgb(image, return_numpy=True))
-    return convert_to_rgb(image)
+    # Pillow would warn of the transparency of a palette, which is dropped either way.
+    return convert_to_rgb(image.convert("RGBA") if image.mode == "P" else image)
 
 
 # No release: what a plan relies on. A release that changes it is refused, not run wrongly.

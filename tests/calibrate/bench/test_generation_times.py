@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from releases import skip_elsewhere
 
 from tpcal.calibrate.bench.generation_times import Generator, bench
 from tpcal.calibrate.bench.geometry import GEOMETRIES, build, check_memory, prompt, prompts
@@ -16,7 +17,8 @@ from tpcal.calibrate.bench.prompt_sizes import PromptSize
 from tpcal.calibrate.bench.synthetic_prompts import inputs_for
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.plans.cost import kv_bytes
-from tpcal.plans.errors import RunFailed
+from tpcal.plans.errors import RunFailed, UsageError
+from tpcal.plans.executor.compat import require_encoded_images
 from tpcal.plans.executor.handle import is_applied
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.schema import Cut, Plan
@@ -32,6 +34,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def model(name: str) -> Any:
+    try:
+        require_encoded_images()
+    except UsageError as error:
+        skip_elsewhere(str(error))
     return build(GEOMETRIES[name], torch.float32, "cpu")
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import opened
 import pytest
 import torch
 from PIL import Image, ImageOps
+from releases import skip_elsewhere
+from transformers.image_transforms import convert_to_rgb
 
 from tpcal.calibrate.evaluation.ask import answer
 from tpcal.calibrate.inputs.batches import prompt_text
@@ -120,6 +123,13 @@ def test_a_broken_orientation_does_not_matter() -> None:
     assert upright(image).size == image.size == (opened.WIDTH, opened.HEIGHT)
 
 
+@pytest.fixture
+def over_white() -> None:
+    if "return_numpy" not in signature(convert_to_rgb).parameters:
+        skip_elsewhere("its processors drop transparency before 5.23")
+
+
+@pytest.mark.usefixtures("over_white")
 def test_transparency_lies_over_white() -> None:
     rgb = np.asarray(as_rgb(opened.drawing()), int)
     opacity = np.asarray(opened.drawing(), int)[..., 3:]
@@ -296,6 +306,7 @@ def test_a_data_set_may_spell_its_images(folder: Path, monkeypatch: pytest.Monke
     assert seen == {opened.colours().tobytes()}
 
 
+@pytest.mark.usefixtures("over_white")
 def test_run_answers_about_the_picture_that_production_shows(loaded: Any, folder: Path) -> None:
     def produced(image: Image.Image) -> str:
         prompt = prompt_text(loaded.processor, Sample("", (image,), "what ?"))

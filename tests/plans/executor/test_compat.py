@@ -7,7 +7,7 @@ import torch
 import transformers
 from packaging.requirements import Requirement
 from packaging.version import Version
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import compat, gather
@@ -26,6 +26,12 @@ def test_an_untried_release_is_warned_of_once(monkeypatch, caplog):
     monkeypatch.setattr(transformers, "__version__", "5.10.4")
     compat.warn_untried()
     assert len(caplog.records) == 1
+
+
+def test_random_weights_ask_for_a_release_that_takes_encoded_images(monkeypatch):
+    monkeypatch.delattr(GenerationMixin, "_supports_mm_encoder_outputs", raising=False)
+    with pytest.raises(UsageError, match=r"must run with transformers 5\.20 or newer"):
+        compat.require_encoded_images()
 
 
 def test_the_install_line_admits_what_was_tried_and_nothing_else():
