@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import kernels
+from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import find, identity
 from tpcal.plans.images import vision_reader
 from tpcal.plans.plan_rules import UnknownSelector, is_sound, problems_at
@@ -27,6 +28,7 @@ def check(plan: Plan, model: PreTrainedModel) -> list[str]:
         >>> tpcal.check(tpcal.load_preset("divprune", n_layers=8), model)
         []
     """
+    model = unwrapped(model)
     return identity_problems(plan, model) + run_problems(plan, model)
 
 

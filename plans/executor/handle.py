@@ -53,6 +53,7 @@ from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.executor.prompt import PromptTokens, read_prompt
 from tpcal.plans.executor.report import Patch, Report, without_images
 from tpcal.plans.executor.switches import Switch, mark_unpruned
+from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
@@ -77,7 +78,7 @@ def apply(
     """Carries out the plan in every forward pass of the model until the handle is removed.
 
     Args:
-        model: A model in evaluation mode.
+        model: A model in evaluation mode. PEFT, torch.compile and data parallelism may wrap it.
         plan: The plan, or its name as `tpcal.load_plan` takes it: ``preset:NAME@BUDGET``, a file,
             a folder or a repository on the Hub. A preset is scaled to the depth of the model, and
             its budget is met for 576 visual tokens. None takes the plan beside the weights: the
@@ -103,6 +104,7 @@ def apply(
         >>> with tpcal.apply(model, plan) as handle:
         ...     pass  # model.generate(**inputs) as always
     """
+    model = unwrapped(model)
     plan = plan if isinstance(plan, Plan) else _found(plan, model)
     problems = identity_problems(plan, model) if check else []
     problems += run_problems(plan, model)
@@ -122,6 +124,7 @@ def _found(name: Path | str | None, model: PreTrainedModel) -> Plan:
 
 def is_applied(model: PreTrainedModel) -> bool:
     """Whether a plan is applied to this model now."""
+    model = unwrapped(model)
     return find(model).decoder(model) in _APPLIED
 
 

@@ -133,11 +133,9 @@ class Wrapper(nn.Module):
         return self.model
 
 
-def test_a_model_with_adapters_is_passed_without_its_wrapper():
+def test_the_family_of_a_model_with_adapters_is_found_without_its_wrapper():
     wrapper: Any = Wrapper(case("llava", "sdpa").model)
     with pytest.raises(
         UsageError, match=r"Wrapper \(PEFT\) wraps: pass model\.get_base_model\(\)"
     ):
         find(wrapper)
-    with apply(wrapper.get_base_model(), Plan((Cut(1, 0.0),))):
-        pass
