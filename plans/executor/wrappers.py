@@ -35,7 +35,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     return found
 
 
-def _inside(model: nn.Module) -> Any:
+def _inside(model: Any) -> Any:
     """The model that a wrapper holds; None if this is no wrapper."""
     if hasattr(model, "get_base_model"):  # PEFT
         return model.get_base_model()
