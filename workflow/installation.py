@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from typing import Literal
 
@@ -20,7 +21,12 @@ CORE = ("tpcal", "torch", "transformers", "attention")
 """The parts without which tpcal cannot run."""
 LAW = "reference"
 """The law that is tried: a pruned run equals the model with the same tokens hidden by masks."""
-_USES = {"plan": "calibrate, plan, front, eval, bench, certify", "report": "report"}
+_USES = {
+    "plan": "calibrate, plan, front, eval, bench, certify",
+    "report": "report",
+    "monitor": "metrics of a monitor",
+    "serve": "serve",
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,7 @@ def examine() -> tuple[Part, ...]:
         "transformers": _transformers,
         "devices": _devices,
         "attention": _attention,
-        "tpcal[plan]": lambda: _extra("plan"),
-        "tpcal[report]": lambda: _extra("report"),
+        **{f"tpcal[{extra}]": partial(_extra, extra) for extra in extras.EXTRAS},
         "processors": _processors,
         "engine": _engine,
         "lmms-eval": _lmms_eval,
