@@ -341,7 +341,12 @@ def keep_secrets() -> None:
 
     def record(*args: Any, **extra: Any) -> logging.LogRecord:
         made = make(*args, **extra)
-        made.msg, made.args = redacted(made.getMessage()), None
+        # Some formatters, such as that of uvicorn, read the arguments of a record themselves.
+        if isinstance(made.args, tuple):
+            made.args = tuple(redacted(a) if isinstance(a, str) else a for a in made.args)
+        message = made.getMessage()
+        if redacted(message) != message:
+            made.msg, made.args = redacted(message), None
         if made.exc_info:
             made.exc_text = redacted(logging.Formatter().formatException(made.exc_info))
         return made

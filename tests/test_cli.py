@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +34,7 @@ from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
 from tpcal.plans.plan_file import load_plan, presets, save_plan
 from tpcal.plans.schema import Cut, Loss, ModelIdentity, Plan, ReachedBudget
-from tpcal.terminal import Commands, short_command
+from tpcal.terminal import Commands, keep_secrets, short_command
 from tpcal.views.evaluation_groups import group_view
 
 ROOT = Path(__file__).parents[1]
@@ -828,6 +830,26 @@ def test_logs_and_warnings_of_libraries_show_no_secret() -> None:
     assert done.stderr.count("***") == 4
     shown = [line for line in done.stderr.splitlines() if "hf-of" in line]
     assert all("warnings.warn(" in line for line in shown)  # the source, which names it itself
+
+
+def test_log_records_keep_arguments_for_formatters_that_read_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf-of-a-new-kind")
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # restored at the end
+    before = logging.getLogRecordFactory()
+    try:
+        keep_secrets()
+        make = logging.getLogRecordFactory()
+        words = ("127.0.0.1", "GET", "/health?token=hf-of-a-new-kind", "1.1", 200)
+        record = make("uvicorn.access", 20, "", 1, '%s - "%s %s HTTP/%s" %d', words, None)
+        assert isinstance(record.args, tuple)
+        assert (record.args[0], record.args[4]) == ("127.0.0.1", 200)
+        assert "hf-of" not in f"{record.args} {record.getMessage()}"
+        whole = make("lib", 20, "", 1, "%s", (ValueError("hf-of-a-new-kind"),), None)
+        assert "hf-of" not in whole.getMessage()
+    finally:
+        logging.setLogRecordFactory(before)
 
 
 @pytest.mark.parametrize(
