@@ -30,8 +30,8 @@ from tpcal.calibrate.bench.token_times import now
 from tpcal.calibrate.inputs.models import device_of
 from tpcal.plans.cost import EVERY_PLAN, PER_TOKEN, layers_ms
 from tpcal.plans.executor import handle
-from tpcal.plans.executor.switches import refuse_off
 from tpcal.plans.families import find
+from tpcal.plans.kill_switch import refuse_off
 from tpcal.plans.schema import Cut, Plan
 
 N_POINTS = 8

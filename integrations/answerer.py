@@ -17,8 +17,8 @@ from tpcal.integrations.chat_prompts import ChatPrompt
 from tpcal.integrations.decoding import Decoding
 from tpcal.integrations.token_counts import Tally
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.executor.switches import refuse_off
 from tpcal.plans.families import find
+from tpcal.plans.kill_switch import refuse_off
 from tpcal.plans.plan_names import is_preset, load_plan
 from tpcal.plans.schema import Plan
 

@@ -22,8 +22,8 @@ from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import device_of
 from tpcal.plans.executor.compat import returned_cache
 from tpcal.plans.executor.handle import apply, kv_bytes
-from tpcal.plans.executor.switches import refuse_off
 from tpcal.plans.families import find
+from tpcal.plans.kill_switch import refuse_off
 from tpcal.plans.progress import Progress
 from tpcal.plans.schema import Plan
 

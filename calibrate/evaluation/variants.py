@@ -15,7 +15,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import RunFailed
 from tpcal.plans.executor.handle import Handle, apply
-from tpcal.plans.executor.switches import refuse_off
+from tpcal.plans.kill_switch import refuse_off
 from tpcal.plans.schema import Plan
 
 Work = AbstractContextManager[Handle | None]

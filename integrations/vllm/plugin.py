@@ -13,6 +13,7 @@ from typing import Any
 from tpcal.integrations.vllm import server_settings, support, touchpoints
 from tpcal.integrations.vllm.server_settings import KEY, Settings
 from tpcal.plans.errors import FitError
+from tpcal.plans.kill_switch import off_by_variable
 
 # A child of vLLM's own logger, so that lines appear as vLLM's do.
 _LOG = logging.getLogger("vllm.tpcal")
@@ -38,7 +39,7 @@ def register() -> None:
         config = plain(self, *args, **kwargs)
         if found is not None:
             prepare(config, found)
-        elif server_settings.switched_off():
+        elif off_by_variable():
             config.additional_config = {**config.additional_config, KEY: {"off": True}}
         if KEY in config.additional_config:
             from tpcal.integrations.vllm import counters

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tpcal.plans.errors import UsageError, excerpt
+from tpcal.plans.kill_switch import off_by_variable
 from tpcal.plans.plan_file import dump_plan, parse_plan
 from tpcal.plans.plan_names import is_preset, load_plan
 from tpcal.plans.schema import Plan
@@ -21,8 +22,6 @@ KEY = "tpcal"
 """Key of the settings in ``additional_config``, and of a request's opt-out in ``extra_args``."""
 PLAN = "TPCAL_PLAN"
 """Environment variable with the name of a plan, used if ``additional_config`` names none."""
-OFF = "TPCAL_OFF"
-"""Environment variable that, set to 1, serves every request unpruned."""
 KNOWN = ("plan", "off", "untried")
 
 
@@ -75,14 +74,9 @@ def read(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
             f"Known: {', '.join(KNOWN)}."
         )
     name, untried = own.get("plan") or environment.get(PLAN), _switch(own, "untried")
-    if not name or _switch(own, "off") or switched_off(environment):
+    if not name or _switch(own, "off") or off_by_variable(environment):
         return None
     return Settings(load_plan(name), untried, str(name))
-
-
-def switched_off(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment variable of the kill switch is set."""
-    return environment.get(OFF, "0") not in ("", "0")
 
 
 def received(given: Mapping[str, Any]) -> Settings:

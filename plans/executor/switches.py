@@ -9,41 +9,19 @@ marked, and it goes on unpruned.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from transformers import Cache
 
-from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.cache import holds_dropped
 from tpcal.plans.executor.compat import CACHE_NAME
+from tpcal.plans.kill_switch import OFF, off_by_variable
 
-OFF = "TPCAL_OFF"
-"""Environment variable that, set to 1 when a plan is applied, leaves every request unpruned."""
 _MARK = "_tpcal_unpruned"
 _LOG = logging.getLogger(__name__)
-
-
-def off_by_variable(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment variable leaves every request unpruned.
-
-    Example:
-        >>> off_by_variable({"TPCAL_OFF": "1"}), off_by_variable({"TPCAL_OFF": "0"})
-        (True, False)
-    """
-    return environment.get(OFF, "0") not in ("", "0")
-
-
-def refuse_off() -> None:
-    """Raises UsageError if the environment variable is set: a plan could not be measured then."""
-    if off_by_variable():
-        raise UsageError(
-            f"{OFF} must not be set while plans are measured, because it leaves every request "
-            f"unpruned; got {os.environ[OFF]!r:.20}. Unset it."
-        )
 
 
 class Switch:

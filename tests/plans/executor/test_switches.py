@@ -17,7 +17,7 @@ from tpcal.calibrate.bench.generation_times import applied
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.cache import holds_dropped
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.executor.switches import off_by_variable, refuse_off
+from tpcal.plans.kill_switch import off_by_variable, refuse_off
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.schema import Cut, Plan
 
