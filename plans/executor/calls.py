@@ -62,20 +62,17 @@ INNERMOST: ContextVar[Call | None] = ContextVar("tpcal_call", default=None)
 """The call that runs in this context; None between calls."""
 
 
-def running(handle: object) -> Call | None:
-    """The innermost call under a handle in this context; None between calls."""
+def running(handle: object, *, in_pass: bool = False) -> Call | None:
+    """The innermost call under a handle in this context; None between calls.
+
+    Args:
+        handle: The handle.
+        in_pass: Only a call that runs a pass of the decoder.
+    """
     call = INNERMOST.get()
-    while call is not None and call.handle is not handle:
+    while call is not None and (call.handle is not handle or (in_pass and call.run is None)):
         call = call.outer
     return call
-
-
-def in_pass(handle: object) -> bool:
-    """Whether a pass under a handle runs in this context."""
-    call = INNERMOST.get()
-    while call is not None and (call.handle is not handle or call.run is None):
-        call = call.outer
-    return call is not None
 
 
 class Passes:

@@ -43,7 +43,6 @@ from tpcal.plans.executor.calls import (
     Forward,
     Passes,
     exchange,
-    in_pass,
     running,
 )
 from tpcal.plans.executor.cutting import prepare
@@ -224,7 +223,7 @@ class Handle:
         begin meanwhile run without the plan. Called from inside a pass, it returns at once, and
         the model is restored after the pass.
         """
-        self._passes.close(wait=not in_pass(self))
+        self._passes.close(wait=running(self, in_pass=True) is None)
 
     def __enter__(self) -> Handle:
         return self
@@ -386,7 +385,7 @@ class Handle:
 
     def _outer(self) -> Call | None:
         """The call around the one that begins."""
-        if in_pass(self):
+        if running(self, in_pass=True) is not None:
             raise UsageError(
                 "A model with a plan cannot be called from inside its own forward pass, by a hook "
                 "for instance; call it before or afterwards."
