@@ -242,6 +242,11 @@ class Predictor:
             if cut.condition is None:
                 before = count
 
+    @property
+    def engine_name(self) -> str | None:
+        """Name of the engine; None if plans run in transformers."""
+        return None if self.engine is None else self.engine.name
+
     def runs(self, cut: Cut) -> bool:
         """Whether a cut runs in the engine; the layers that cost least there are `limits`'."""
         return self.engine is None or self.engine.runs(cut, self.profile.model.architecture)

@@ -67,7 +67,7 @@ def _provenance(predictor: Predictor, facts: Mapping[str, Any]) -> dict[str, Any
         "tpcal": tpcal.__version__,
         "libraries": {name: v for name in LIBRARIES if (v := _version(name))},
         "profile": predictor.profile.digest,
-        "engine": predictor.engine and predictor.engine.name,
+        "engine": predictor.engine_name,
         "data": data,
         **facts,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

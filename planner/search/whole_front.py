@@ -73,19 +73,15 @@ def whole_front(
         study = run(here, measurer, ledger, part)
         if end is not None and time.monotonic() >= end:
             break  # this budget and the ones after it are not searched yet
-        mark_of_whole_front(study, _engine(problem.predictor))
+        mark_of_whole_front(study, problem.predictor.engine_name)
     return fronts.front(problem.predictor, ledger.storage)
 
 
 def is_searched(predictor: Predictor, ledger: Ledger) -> bool:
     """Whether `whole_front` has searched all budgets that can be reached."""
-    engine = _engine(predictor)
+    engine = predictor.engine_name
     n_searched = sum(is_of_whole_front(study, engine) for study in ledger.studies())
     return n_searched >= sum(b >= predictor.limits.least for b in BUDGETS)
-
-
-def _engine(predictor: Predictor) -> str | None:
-    return predictor.engine.name if predictor.engine else None
 
 
 @dataclass(frozen=True)
