@@ -86,9 +86,10 @@ def _run_in_vllm(file: str, plan: Plan, model: PreTrainedModel | None) -> list[s
         FitError: The plan does not run in vLLM.
     """
     from tpcal.integrations.vllm import configuration, support
+    from tpcal.plans.engines import VLLM
 
     if model is None:
-        problems = support.plan_problems(plan)
+        problems = VLLM.plan_problems(plan)
     else:
         problems = configuration.model_problems(plan, model, untried=False)
     if problems:

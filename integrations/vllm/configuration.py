@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from tpcal.integrations.vllm import support, touchpoints
+from tpcal.integrations.vllm import touchpoints
+from tpcal.plans.engines import READS_GRID, VLLM
 from tpcal.plans.executor.fit import check
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.schema import Plan
@@ -96,7 +97,7 @@ def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[st
     if problems:
         return problems
     architecture = type(model).__name__
-    problems = support.plan_problems(plan, None if untried else architecture)
+    problems = VLLM.plan_problems(plan, None if untried else architecture)
     vision = getattr(model.config, "vision_config", None)
     if getattr(vision, "model_type", None) == "pixtral":
         problems.append("Pixtral's images have other tokens in between, and are not cut in vLLM.")
@@ -104,9 +105,9 @@ def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[st
         problems += [
             f"cuts[{i}].selector: {cut.selector} needs square images; these have a class token."
             for i, cut in enumerate(plan.cuts)
-            if cut.selector in support.READS_GRID
+            if cut.selector in READS_GRID
         ]
-    return problems + support.decoder_problems(decoder_shape(model), plan)
+    return problems + VLLM.decoder_problems(decoder_shape(model), plan)
 
 
 def counted_prompt(plan: Plan, model: PreTrainedModel) -> tuple[int, int]:

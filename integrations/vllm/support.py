@@ -5,29 +5,8 @@
 
 from __future__ import annotations
 
-from tpcal.plans.engines import (
-    READS_GRID,
-    VLLM,
-    kv_share,
-    n_block_tables,
-    stage_advice,
-    stage_lengths,
-)
+from tpcal.plans.engines import kv_share, n_block_tables, stage_advice, stage_lengths
 from tpcal.plans.schema import Plan
-
-__all__ = [
-    "READS_GRID",
-    "decoder_problems",
-    "kv_share",
-    "n_block_tables",
-    "notes",
-    "plan_problems",
-    "stage_lengths",
-    "summary",
-]
-
-plan_problems = VLLM.plan_problems
-decoder_problems = VLLM.decoder_problems
 
 
 def notes(plan: Plan, n_layers: int) -> list[str]:

@@ -13,6 +13,7 @@ from tpcal import Cut, Plan
 from tpcal.integrations.vllm import configuration, support
 from tpcal.plans import selectors
 from tpcal.plans.cost import DecoderShape, plan_cost
+from tpcal.plans.engines import VLLM, kv_share, n_block_tables, stage_lengths
 from tpcal.plans.schema import Condition
 
 SHAPE = DecoderShape(
@@ -25,27 +26,27 @@ def _plan(selector: str, **more: object) -> Plan:
 
 
 def test_selectors_that_read_the_image_alone_run() -> None:
-    running = [name for name in selectors.names() if not support.plan_problems(_plan(name))]
+    running = [name for name in selectors.names() if not VLLM.plan_problems(_plan(name))]
     assert running == ["diversity", "grid", "pooling", "random"]
 
 
 def test_every_other_selector_is_refused_with_its_reason() -> None:
     for name in set(selectors.names()) - {"diversity", "grid", "pooling", "random"}:
-        (problem,) = support.plan_problems(_plan(name))
+        (problem,) = VLLM.plan_problems(_plan(name))
         assert re.match(rf"cuts\[0\].selector: {name} needs .*Use diversity", problem)
 
 
 def test_conditions_are_refused() -> None:
-    (problem,) = support.plan_problems(_plan("random", condition=Condition(0.1)))
+    (problem,) = VLLM.plan_problems(_plan("random", condition=Condition(0.1)))
     assert problem.startswith("cuts[0].condition: vLLM gives out memory before")
 
 
 def test_architectures_that_no_test_runs_are_refused() -> None:
-    (problem,) = support.plan_problems(_plan("grid"), "Gemma3ForConditionalGeneration")
+    (problem,) = VLLM.plan_problems(_plan("grid"), "Gemma3ForConditionalGeneration")
     assert "untried=true" in problem
-    (problem,) = support.plan_problems(_plan("grid"), "Qwen2_5_VLForConditionalGeneration")
+    (problem,) = VLLM.plan_problems(_plan("grid"), "Qwen2_5_VLForConditionalGeneration")
     assert "needs square images" in problem
-    assert support.plan_problems(_plan("grid"), "LlavaForConditionalGeneration") == []
+    assert VLLM.plan_problems(_plan("grid"), "LlavaForConditionalGeneration") == []
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_windows_after_a_cut_and_shared_caches_are_refused(
     limits: tuple[int | None, ...], n_problems: int
 ) -> None:
     shape = replace(SHAPE, kv_limits=limits)
-    assert len(support.decoder_problems(shape, _plan("grid"))) == n_problems
+    assert len(VLLM.decoder_problems(shape, _plan("grid"))) == n_problems
 
 
 @pytest.mark.parametrize(
@@ -64,18 +65,18 @@ def test_windows_after_a_cut_and_shared_caches_are_refused(
     [([2, 2, 2, 2], 4), ([0, 8], 1), ([3, 4], 2), ([2, 14, 16], 16), ([16, 16], 2), ([3, 5], 3)],
 )
 def test_block_tables_are_counted_as_vllm_makes_them(lengths: list[int], n_tables: int) -> None:
-    assert support.n_block_tables(lengths) == n_tables
+    assert n_block_tables(lengths) == n_tables
 
 
 def test_stages_cover_the_decoder() -> None:
     plan = Plan(cuts=(Cut(0, 0.5, "grid"), Cut(3, 0.2, "grid"), Cut(6, 0.0)))
-    assert support.stage_lengths(plan, 8) == [0, 3, 3, 2]
+    assert stage_lengths(plan, 8) == [0, 3, 3, 2]
 
 
 def test_the_share_of_kv_bytes_is_that_of_the_cost() -> None:
     plan = tpcal.load_preset("divprune", n_layers=8)
     cost = plan_cost(plan, SHAPE, 144, 10)
-    share = support.kv_share(plan, 8, 144, 10)
+    share = kv_share(plan, 8, 144, 10)
     assert share == pytest.approx(cost.kv_bytes / cost.unpruned_kv_bytes)
 
 
