@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 from tpcal import __version__
 from tpcal.plans import plan_rules
 from tpcal.plans.errors import PlanError, UsageError
-from tpcal.plans.schema import ModelIdentity, Plan
+from tpcal.plans.plan_records import ModelIdentity, Plan
 from tpcal.plans.yaml_files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
 
 SCHEMA = 1

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any, TypeVar, get_type_hints
 
-from tpcal.plans.schema import (
+from tpcal.plans.plan_records import (
     BUDGET_KINDS,
     SCOPES,
     Certificate,

@@ -28,7 +28,7 @@ from tpcal.planner.prediction.next_probes import next_probes
 from tpcal.planner.prediction.objective import MOST
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.local_paths import EMBEDDED
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 Floats = NDArray[np.float64]
 BATCH = 49

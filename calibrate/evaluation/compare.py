@@ -19,8 +19,8 @@ from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, Redra
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.plan_records import Plan
 from tpcal.plans.progress import Progress
-from tpcal.plans.schema import Plan
 
 UNPRUNED = "unpruned"
 Answers = tuple[Answered, ...]

@@ -11,7 +11,7 @@ from tpcal.calibrate.evaluation.variants import Impossible, Pruned, Redrawn, Way
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import check
-from tpcal.plans.schema import Cut, Plan, n_keep
+from tpcal.plans.plan_records import Cut, Plan, n_keep
 
 RANDOM, GRID, DOWNSIZED = "random", "grid", "downsized"
 CONTROLS = (RANDOM, GRID, DOWNSIZED)

@@ -17,7 +17,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import Report
 from tpcal.plans.families import find
-from tpcal.plans.schema import entering
+from tpcal.plans.plan_records import entering
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import RunFailed
 from tpcal.plans.executor.handle import Handle, apply
 from tpcal.plans.kill_switch import refuse_off
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 Work = AbstractContextManager[Handle | None]
 UNCUT = Plan()

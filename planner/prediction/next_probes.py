@@ -15,7 +15,7 @@ from tpcal.planner.prediction.curves import key
 from tpcal.planner.prediction.neighbours import neighbours
 from tpcal.planner.prediction.optimum import weighed_optima
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.plans.schema import Cut, n_keep
+from tpcal.plans.plan_records import Cut, n_keep
 
 LADDER = (0.06, 0.1, 0.15, 0.22, 0.3, 0.4, 0.5, 0.65)
 """Layer averages of keep for which good plans are refined."""

@@ -31,7 +31,7 @@ from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.plans.budget_projection import Limits, Option
 from tpcal.plans.engines import Engine
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Cut, n_keep
+from tpcal.plans.plan_records import Cut, n_keep
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

@@ -40,7 +40,7 @@ from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures, measure
 from tpcal.plans.plan_file import load_preset, presets
-from tpcal.plans.schema import Condition, Cut
+from tpcal.plans.plan_records import Condition, Cut
 
 MOST_MOVED = 6
 TIME_IS_UP = (

@@ -36,7 +36,7 @@ from tpcal.planner.search.sampler import SUGGESTED_BY
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import GuardrailError
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 Cuts = tuple[Cut, ...]
 N_SEARCHES = 5

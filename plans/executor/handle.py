@@ -57,7 +57,7 @@ from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
 from tpcal.plans.plan_names import beside, load_plan
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 __all__ = ["Handle", "Patch", "Report", "apply", "check", "is_applied", "kv_bytes"]
 

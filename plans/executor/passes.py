@@ -27,7 +27,7 @@ from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.prompt import PromptTokens, grid_table
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.survivors import Survivors, columns_of, narrowed, ranks
-from tpcal.plans.schema import n_keep
+from tpcal.plans.plan_records import n_keep
 from tpcal.plans.selectors.base import Tokens, checked
 
 

@@ -18,7 +18,7 @@ from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, run
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors.random import Random
 
 NAMES = [law.name for law in LAWS]

@@ -11,7 +11,7 @@ from tpcal.calibrate.evaluation.variants import Pruned, Redrawn
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 ANSWERS = [Answered("one\nline\u2028", 16, 5, ((0, 8), (2, 0))), Answered("", 0, 3)]
 ABOUT = {"model": "x"}

@@ -13,7 +13,7 @@ from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.cost import kv_bytes, plan_cost, prefill_flops
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.plan_records import Condition, Cut, Plan
 
 HALF = Plan((Cut(1, 0.5, "grid"), Cut(3, 0)))  # 16, 8, 8, 0 tokens: an average of 8
 LATE = Plan((Cut(2, 0.0),))  # 16, 16, 0, 0

@@ -17,7 +17,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.families import decoder_shape, identity
-from tpcal.plans.schema import Cut, Plan, n_keep
+from tpcal.plans.plan_records import Cut, Plan, n_keep
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.executor.report import Report
 from tpcal.plans.families import find
 from tpcal.plans.laws.trial import special_ids
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.plan_records import Condition, Cut, Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*generation flags.*")
 

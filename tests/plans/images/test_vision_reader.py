@@ -14,7 +14,7 @@ from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*generation flags.*")
 
