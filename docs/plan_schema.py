@@ -14,7 +14,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tpcal.plans import plan_file, plan_records, plan_rules, selectors
+from tpcal.plans import plan_file, plan_records, record_reader, selectors
 
 PATH = Path(__file__).parents[1] / "plans" / "plan.schema.json"
 RECORDS = (
@@ -46,7 +46,7 @@ def plan() -> Schema:
         "round_to": optional({**number("round_to", "integer"), "minimum": 1}),
         "scope": {"enum": [*plan_records.SCOPES, None], "default": "prompt"},
         **{key: ref(kind) for key, kind in records.items()},
-        "cuts": {"type": "array", "maxItems": plan_rules.MAX_LAYERS, "items": ref("Cut")},
+        "cuts": {"type": "array", "maxItems": record_reader.MAX_LAYERS, "items": ref("Cut")},
         "provenance": {"type": ["object", "null"]},
         "seen": optional(
             {
@@ -132,7 +132,7 @@ def parameters(selector: str) -> Schema:
 
 
 def record(kind: type) -> Schema:
-    """A frozen dataclass, as `tpcal.plans.plan_rules.read_record` reads it."""
+    """A frozen dataclass, as `tpcal.plans.record_reader.read_record` reads it."""
     about, hints = described(kind), get_type_hints(kind)
     properties, required = {}, []
     for f in fields(kind):
@@ -168,7 +168,7 @@ def of_type(hint: str, name: str) -> Schema:
 def number(name: str, kind: str = "number") -> Schema:
     """A number within the bounds for its name."""
     limits = zip(
-        ("minimum", "maximum"), plan_rules.bounds(name, integer=kind == "integer"), strict=True
+        ("minimum", "maximum"), record_reader.bounds(name, integer=kind == "integer"), strict=True
     )
     return {"type": kind, **{word: limit for word, limit in limits if limit is not None}}
 

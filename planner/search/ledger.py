@@ -28,7 +28,7 @@ from tpcal.planner.search import ledger_rules as rules
 from tpcal.planner.search.storage import open_storage
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_records import Condition, Cut
-from tpcal.plans.plan_rules import Reader
+from tpcal.plans.record_reader import Reader
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
