@@ -99,8 +99,8 @@ def answers_downsized(height: int, width: int, n: int) -> tuple[str, ...]:
     The tower interpolates its position embeddings, as transformers does for CLIP; it was trained
     at one size only.
     """
-    way = Resized(height * PATCH, width * PATCH)
-    (given,) = answer_all(model(), samples(TEST, n, 0), [(way, InMemory())])
+    variant = Resized(height * PATCH, width * PATCH)
+    (given,) = answer_all(model(), samples(TEST, n, 0), [(variant, InMemory())])
     return tuple(answer.text for answer in given)
 
 
