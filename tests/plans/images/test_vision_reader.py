@@ -32,8 +32,8 @@ def test_the_class_tokens_attention_and_the_mean_keys_are_read(model):
     inputs = batch(PROMPTS)
     with apply(model, PLAN) as handle:
         seen = []
-        read = handle._vision.of
-        handle._vision.of = lambda *args: seen.append(read(*args)) or seen[-1]
+        read = handle._executor._vision.of
+        handle._executor._vision.of = lambda *args: seen.append(read(*args)) or seen[-1]
         model(**inputs)
     wanted = class_attention(model, inputs["pixel_values"])
     assert seen[0].shape == (3, 2 * N_IMAGE, wanted.shape[-1])
