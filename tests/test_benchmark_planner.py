@@ -13,7 +13,12 @@ import pytest
 
 from benchmarks.planner import page, plots, quality
 from benchmarks.planner.comparison import Answered, Comparison, patches, single
-from benchmarks.planner.intervals import overall_difference, p_paired, worst_difference
+from benchmarks.planner.intervals import (
+    Interval,
+    overall_difference,
+    p_paired,
+    worst_difference,
+)
 from benchmarks.planner.show_comparison import METHODS
 from benchmarks.planner.sizes import BUDGETS
 from benchmarks.planner.work import Work, code
@@ -59,6 +64,12 @@ def test_equal_answers_differ_by_nothing_for_certain() -> None:
 @pytest.mark.parametrize(
     ("target", "size"), [(0.1, (3, 4)), (0.22, (5, 6)), (0.5, (8, 9)), (1.0, (12, 12))]
 )
+def test_a_verdict_says_how_much_worse_and_never_by_less_than_nothing() -> None:
+    assert Interval(-0.003, -0.012, 0.006).verdict() == "worse by 0.003 [-0.006, 0.012]"
+    assert Interval(0.034, 0.023, 0.045).verdict() == "better by 0.034 [0.023, 0.045]"
+    assert Interval(0.0002, -0.047, 0.07).verdict() == "equal, 0.000 [-0.047, 0.070]"
+
+
 def test_a_smaller_image_is_the_largest_within_the_budget(
     target: float, size: tuple[int, int]
 ) -> None:

@@ -42,7 +42,7 @@ class PlanVerification:
         return tuple(test for test in self.tests if test.is_worse)
 
     def check(self) -> None:
-        """Nothing, where the plan loses what it states.
+        """Compares the measured losses with those that the plan states.
 
         Raises:
             GuardrailError: It loses more; the message names every group.

@@ -25,6 +25,14 @@ class Interval:
         """As in a table."""
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
+    def verdict(self) -> str:
+        """A difference in words: `better by 0.034 [0.023, 0.045]`, or `worse by`, or `equal`."""
+        if abs(self.value) < 0.0005:
+            return f"equal, {self.show()}"
+        if self.value > 0:
+            return f"better by {self.show()}"
+        return f"worse by {Interval(-self.value, -self.high, -self.low).show()}"
+
 
 def resampled(
     statistic: Callable[..., float], columns: Sequence[ArrayLike], n_resamples: int, seed: int = 0

@@ -181,12 +181,11 @@ def _against(
 ) -> str:
     best = max(others, key=lambda a: float(a.right.mean()))
     than = beside[best.method, best.target]
-    sign = "better" if than.overall.value >= 0 else "worse"
     proven = "beyond noise" if than.p < 0.05 else "within noise"
     return (
-        f"best of {kind} others is {best.method} ({best.right.mean():.3f}): tpcal is {sign} by "
-        f"{than.overall.show()} (p = {than.p:.2g}, {proven}) and in the worst group by "
-        f"{than.worst.show()}"
+        f"best of {kind} others is {best.method} ({best.right.mean():.3f}): tpcal is "
+        f"{than.overall.verdict()} (p = {than.p:.2g}, {proven}) and in the worst group "
+        f"{than.worst.verdict()}"
     )
 
 
