@@ -13,7 +13,11 @@ from tpcal.plans.images.mosaic import Mosaic
 
 
 class Cohere2Vision(Mosaic):
-    """Cohere 2025 (arXiv 2504.00698), Dash et al. 2025 (arXiv 2505.08751)."""
+    """Supports Command A Vision and Aya Vision, whose images are tiles with an overview.
+
+    Source:
+        Cohere 2025 (arXiv 2504.00698); Dash et al. 2025 (arXiv 2505.08751).
+    """
 
     name = "cohere2_vision"
     architectures = ("AyaVisionForConditionalGeneration", "Cohere2VisionForConditionalGeneration")

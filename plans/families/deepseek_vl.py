@@ -12,10 +12,13 @@ from tpcal.plans.families.base import Family, square_grid, whole_images
 
 
 class DeepseekVL(Family):
-    """Lu et al. 2024 (arXiv 2403.05525), Wu et al. 2024 (arXiv 2410.13848).
+    """Supports DeepSeek-VL and Janus, whose images all have one size.
 
     Janus generates images from other embeddings and without image tokens; no token is pruned
     there.
+
+    Source:
+        Lu et al. 2024 (arXiv 2403.05525); Wu et al. 2024 (arXiv 2410.13848).
     """
 
     name = "deepseek_vl"

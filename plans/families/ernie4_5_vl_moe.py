@@ -11,8 +11,13 @@ from tpcal.plans.images.views import AnySize
 
 
 class Ernie45VL(AnySize):
-    """ERNIE team, Baidu 2025 (technical report). The tokens around an image are routed to these
-    experts too."""
+    """Supports ERNIE-4.5-VL, whose decoder has experts for visual tokens.
+
+    The tokens around an image are routed to these experts too.
+
+    Source:
+        ERNIE team, Baidu 2025 (technical report).
+    """
 
     name = "ernie4_5_vl_moe"
     architectures = (

@@ -10,8 +10,13 @@ from tpcal.plans.images.views import AnySize
 
 
 class Exaone45(AnySize):
-    """LG AI Research; NAVER. The sliding windows of EXAONE count the positions of the unpruned
-    prompt."""
+    """Supports EXAONE 4.5 and HyperCLOVA X Vision.
+
+    The sliding windows of EXAONE count the positions of the unpruned prompt.
+
+    Source:
+        LG AI Research; NAVER.
+    """
 
     name = "exaone4_5"
     architectures = (

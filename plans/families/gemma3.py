@@ -16,13 +16,15 @@ from tpcal.plans.images.tower import Tower, square_blocks, tower_of
 
 
 class Gemma3(Family):
-    """Gemma team 2025 (arXiv 2503.19786). ShieldGemma 2 (arXiv 2504.01081) is a Gemma 3 with two
-    logits.
+    """Supports Gemma 3, and ShieldGemma 2, which is a Gemma 3 with two logits.
 
     The crops of pan-and-scan appear in the prompt as separate images, and the prompt does not say
     which part of the image they show; each is therefore a view of its own. Image tokens attend to
     their whole image, but not to text after it. Attention that is read at a sliding layer covers
     its window only: tokens before the window have the score 0.
+
+    Source:
+        Gemma team 2025 (arXiv 2503.19786); Zeng et al. 2025 (arXiv 2504.01081).
     """
 
     name = "gemma3"

@@ -23,10 +23,11 @@ _VIDEO_SIZE = "video_size"
 
 
 class Gemma4(AnySize):
-    """The last layers of the small models have no keys of their own and no KV cache.
+    """Supports Gemma 4, whose small models have last layers without keys and without a KV cache.
 
-    They read the keys of the last earlier layer of the same kind, with the tokens that this layer
-    held. A cut among them would save no bytes, and `generate` runs them for the last token only.
+    These layers read the keys of the last earlier layer of the same kind, with the tokens that
+    this layer held. A cut among them would save no bytes, and `generate` runs them for the last
+    token only.
     """
 
     name = "gemma4"

@@ -11,7 +11,11 @@ from tpcal.plans.images.views import AnySize
 
 
 class Glm4v(AnySize):
-    """GLM-V team 2025 (arXiv 2507.01006). GLM-4.5V has experts, GLM-OCR a smaller decoder."""
+    """Supports GLM-4.1V, GLM-4.5V, which has experts, and GLM-OCR, which has a smaller decoder.
+
+    Source:
+        GLM-V team 2025 (arXiv 2507.01006).
+    """
 
     name = "glm4v"
     architectures = (

@@ -13,7 +13,11 @@ from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
 
 
 class Idefics3(Family):
-    """Laurençon et al. 2024 (arXiv 2408.12637), Marafioti et al. 2025 (arXiv 2504.05299)."""
+    """Supports Idefics3 and SmolVLM, whose images are tiles with an overview.
+
+    Source:
+        Laurençon et al. 2024 (arXiv 2408.12637); Marafioti et al. 2025 (arXiv 2504.05299).
+    """
 
     name = "idefics3"
     architectures = (

@@ -15,7 +15,11 @@ from tpcal.plans.images.tower import Tower, square_blocks, tower_of, without_cla
 
 
 class InternVL(Mosaic):
-    """Chen et al. 2024 (arXiv 2404.16821) and Wei et al. 2024 (arXiv 2409.01704)."""
+    """Supports InternVL, Qianfan-OCR and GOT-OCR2, whose images are tiles with an overview.
+
+    Source:
+        Chen et al. 2024 (arXiv 2404.16821); Wei et al. 2024 (arXiv 2409.01704).
+    """
 
     name = "internvl"
     architectures = (

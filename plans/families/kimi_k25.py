@@ -14,7 +14,11 @@ from tpcal.plans.images.views import IMAGE, VIDEO, AnySize, Size
 
 
 class KimiK25(AnySize):
-    """Moonshot AI 2026 (model card); the tower is that of Kimi-VL (arXiv 2504.07491)."""
+    """Supports Kimi K2.5, whose vision tower is that of Kimi-VL.
+
+    Source:
+        Moonshot AI 2026 (model card); Kimi team 2025 (arXiv 2504.07491).
+    """
 
     name = "kimi_k25"
     architectures = ("Kimi_K25ForConditionalGeneration",)

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 class Llama4(Family):
-    """Meta 2025 (model card of Llama 4)."""
+    """Supports Llama 4, whose images are tiles with an overview.
+
+    Source:
+        Meta 2025 (model card of Llama 4).
+    """
 
     name = "llama4"
     architectures = ("Llama4ForConditionalGeneration",)

@@ -16,7 +16,11 @@ from tpcal.plans.images.tower import Tower, tower_of, without_class
 
 
 class Llava(Family):
-    """Liu et al. 2023 (arXiv 2310.03744), Cai et al. 2023 (arXiv 2312.00784)."""
+    """Supports LLaVA-1.5, VipLLaVA, and Pixtral, which transformers loads as a LLaVA.
+
+    Source:
+        Liu et al. 2023 (arXiv 2310.03744); Cai et al. 2023 (arXiv 2312.00784).
+    """
 
     name = "llava"
     architectures = ("LlavaForConditionalGeneration", "VipLlavaForConditionalGeneration")

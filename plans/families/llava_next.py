@@ -18,10 +18,13 @@ from tpcal.plans.images.views import IMAGE, VIDEO, InOrder, steps_of
 
 
 class LlavaNext(InOrder):
-    """Liu et al. 2024, "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge" (blog).
+    """Supports LLaVA-NeXT and LLaVA-NeXT-Video.
 
     The tiles of an image lie side by side in one view. Its outermost cells may reach beyond the
     image by less than a cell, because padding is removed in whole cells.
+
+    Source:
+        Liu et al. 2024, "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge" (blog).
     """
 
     name = "llava_next"

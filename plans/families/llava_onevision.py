@@ -29,7 +29,11 @@ _SLACK = 1.1
 
 
 class LlavaOnevision(InOrder):
-    """Li et al. 2024 (arXiv 2408.03326), with tiles packed as in transformers."""
+    """Supports LLaVA-OneVision, with tiles packed as in transformers.
+
+    Source:
+        Li et al. 2024 (arXiv 2408.03326).
+    """
 
     name = "llava_onevision"
     architectures = ("LlavaOnevisionForConditionalGeneration",)

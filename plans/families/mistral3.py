@@ -13,10 +13,13 @@ from tpcal.plans.images.views import IMAGE, InOrder, steps_of
 
 
 class Mistral3(InOrder):
-    """Agrawal et al. 2024 (arXiv 2410.07073) for the tower.
+    """Supports Mistral 3, LightOnOCR and other models with the vision tower of Pixtral.
 
     The tokens that the processor adds after every row of an image count as text and are never
     pruned.
+
+    Source:
+        Agrawal et al. 2024 (arXiv 2410.07073) for the tower.
     """
 
     name = "mistral3"

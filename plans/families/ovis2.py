@@ -13,7 +13,11 @@ from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
 
 
 class Ovis2(Family):
-    """Lu et al. 2024 (arXiv 2405.20797). Indicators count as text and are never pruned."""
+    """Supports Ovis2; its visual indicators count as text and are never pruned.
+
+    Source:
+        Lu et al. 2024 (arXiv 2405.20797).
+    """
 
     name = "ovis2"
     architectures = ("Ovis2ForConditionalGeneration",)

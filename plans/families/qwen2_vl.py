@@ -13,11 +13,14 @@ from tpcal.plans.images.views import AnySize
 
 
 class Qwen2VL(AnySize):
-    """Wang et al. 2024 (arXiv 2409.12191), Bai et al. 2025 (arXiv 2502.13923).
+    """Supports Qwen2-VL, Qwen2.5-VL, the thinker of Qwen2.5-Omni, and PaddleOCR-VL.
 
-    The thinker of Qwen2.5-Omni (Xu et al. 2025, arXiv 2503.20215) also accepts sound, whose tokens
-    count as text. PaddleOCR-VL (Cui et al. 2025, arXiv 2510.14528) has another tower and decoder,
-    but the same grids and positions.
+    The thinker of Qwen2.5-Omni also accepts sound, whose tokens count as text. PaddleOCR-VL has
+    another tower and decoder, but the same grids and positions.
+
+    Source:
+        Wang et al. 2024 (arXiv 2409.12191); Bai et al. 2025 (arXiv 2502.13923); Xu et al. 2025
+        (arXiv 2503.20215); Cui et al. 2025 (arXiv 2510.14528).
     """
 
     name = "qwen2_vl"

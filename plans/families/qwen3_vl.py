@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class Qwen3VL(AnySize):
-    """Bai et al. 2025 (arXiv 2511.21631); DeepStack is Meng et al. 2024 (arXiv 2406.04334)."""
+    """Supports Qwen3-VL, whose first layers add features of the vision tower (DeepStack).
+
+    Source:
+        Bai et al. 2025 (arXiv 2511.21631); Meng et al. 2024 (arXiv 2406.04334) for DeepStack.
+    """
 
     name = "qwen3_vl"
     architectures = (

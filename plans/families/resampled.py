@@ -15,10 +15,13 @@ from tpcal.plans.images.tiles import unplaced_view
 
 
 class Resampled(Family):
-    """Laurençon et al. 2024 (arXiv 2405.02246), Li et al. 2024 (arXiv 2410.05993).
+    """Supports Idefics2 and Aria, which make each visual token from the whole image.
 
     Resampled tokens appear in the prompt and are pruned like others. Selectors that use the token
     grid get a single row, and reports name no patches.
+
+    Source:
+        Laurençon et al. 2024 (arXiv 2405.02246); Li et al. 2024 (arXiv 2410.05993).
     """
 
     name = "resampled"

@@ -12,8 +12,11 @@ from tpcal.plans.images.views import IMAGE, VIDEO, AnySize, Size
 
 
 class VideoLlama3(AnySize):
-    """Zhang et al. 2025 (arXiv 2501.13106), without the compression of video tokens described
-    there."""
+    """Supports VideoLLaMA3, without the compression of video tokens that its paper describes.
+
+    Source:
+        Zhang et al. 2025 (arXiv 2501.13106).
+    """
 
     name = "video_llama_3"
     architectures = ("VideoLlama3ForConditionalGeneration",)

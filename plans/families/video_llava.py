@@ -18,10 +18,13 @@ _VIDEO = 2
 
 
 class VideoLlava(Family):
-    """Lin et al. 2023 (arXiv 2311.10122).
+    """Supports Video-LLaVA.
 
     Frames keep the tower's class token, and images do not. An unbroken run of video tokens counts
     as one video, because encoded frames do not show where a video ends.
+
+    Source:
+        Lin et al. 2023 (arXiv 2311.10122).
     """
 
     name = "video_llava"
