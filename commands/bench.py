@@ -214,7 +214,7 @@ def _check(
 ) -> None:
     """Raises UsageError with all problems at once if the options contradict each other."""
     from tpcal.calibrate.bench.geometry import GEOMETRIES
-    from tpcal.calibrate.bench.slower import check_repeats
+    from tpcal.calibrate.bench.slowdown_tests import check_repeats
 
     problems = []
     if named_twice(files) is not None:

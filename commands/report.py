@@ -190,7 +190,7 @@ def _shown(
     """
     from tpcal.calibrate.evaluation.seen_samples import seen_by
     from tpcal.calibrate.inputs.models import weights_digest
-    from tpcal.planner.certificates.judged import Judged, name_of
+    from tpcal.planner.certificates.judgement_record import JudgementRecord, name_of
     from tpcal.report.picture_section import shown
 
     samples, seen = subject.unseen(N_LOOKED_AT * n_samples, n_samples), seen_by(plans)
@@ -211,7 +211,7 @@ def _shown(
     )
     weights = weights_digest(subject.loaded.model)
     for plan in plans.values():
-        Judged.beside(OUT).take(name_of([plan], weights), new)
+        JudgementRecord.beside(OUT).take(name_of([plan], weights), new)
     return found
 
 

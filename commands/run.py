@@ -43,7 +43,7 @@ def run(
 
     with terminal.progress() as report:
         found, loaded = plan_and_model(file, model, report)
-        from tpcal.calibrate.evaluation.ask import answer
+        from tpcal.calibrate.evaluation.image_answer import answer
 
         report(0, 0, "Answering")
         said = answer(loaded, question, images, found, max_new_tokens=max_new_tokens)

@@ -11,7 +11,7 @@ from tpcal.plans.formats import binary, percent
 from tpcal.views.tables import QUIET
 
 if TYPE_CHECKING:
-    from tpcal.calibrate.evaluation.ask import ImageAnswer
+    from tpcal.calibrate.evaluation.image_answer import ImageAnswer
 
 
 def answer_view(answer: ImageAnswer) -> RenderableType:

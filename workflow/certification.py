@@ -83,7 +83,7 @@ def certify(
         FitError: The plan does not fit the model.
     """
     from tpcal.planner.certificates.certify import ProofSettings, prove
-    from tpcal.planner.certificates.judged import Judged
+    from tpcal.planner.certificates.judgement_record import JudgementRecord
 
     settings, progress = settings or CertificationSettings(), progress or silent
     found, loaded, samples = plan_model_samples(
@@ -97,7 +97,7 @@ def certify(
         settings=ProofSettings(
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
-            judged=Judged.beside(settings.out),
+            judged=JudgementRecord.beside(settings.out),
         ),
         progress=progress,
     )

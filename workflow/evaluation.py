@@ -88,7 +88,7 @@ def evaluate(
     from tpcal.calibrate.evaluation.generate import InMemory
     from tpcal.calibrate.evaluation.seen_samples import EVALUATION, count_seen, refuse_seen
     from tpcal.calibrate.inputs.models import weights_digest
-    from tpcal.planner.certificates.judged import Judged, name_of
+    from tpcal.planner.certificates.judgement_record import JudgementRecord, name_of
 
     names = [str(plan) for plan in ([plans] if isinstance(plans, str | Path) else plans)]
     settings, progress = settings or EvaluationSettings(), progress or silent
@@ -121,7 +121,7 @@ def evaluate(
         kept=folder.of if folder else lambda variant: InMemory(),
         progress=progress,
     )
-    judged, weights = Judged.beside(out), weights_digest(loaded.model)
+    judged, weights = JudgementRecord.beside(out), weights_digest(loaded.model)
     for plan in read.values():  # before any result is shown
         judged.take(name_of([plan], weights), samples)
     return PlanEvaluation(found, loaded, samples, n_seen, judged.n_plans(samples))

@@ -283,7 +283,7 @@ class _Search:
     def _proven(self, budget: Budget | None) -> Plan:
         """The plan for the budget or the cheapest within the limits, with a certificate."""
         from tpcal.planner.certificates.certify import ProofSettings, prove
-        from tpcal.planner.certificates.judged import Judged
+        from tpcal.planner.certificates.judgement_record import JudgementRecord
 
         promise, session = self._promise(), self.session
         return prove(
@@ -293,7 +293,7 @@ class _Search:
             session.unseen(self.limits.certify_samples, N_CERTIFY),
             settings=ProofSettings(
                 batch_size=self.settings.batch_size,
-                judged=Judged.beside(self.stored.folder.parent),
+                judged=JudgementRecord.beside(self.stored.folder.parent),
             ),
             progress=self.progress,
         )

@@ -158,9 +158,9 @@ def _refuse_groups(name: str, recorded: dict[str, float], samples: Samples) -> N
 def _remember(plan: Plan, loaded: Loaded, samples: Samples) -> None:
     """Records that the plan was judged on these samples, which certificates allow for."""
     from tpcal.calibrate.inputs.models import weights_digest
-    from tpcal.planner.certificates.judged import Judged, name_of
+    from tpcal.planner.certificates.judgement_record import JudgementRecord, name_of
 
-    Judged.beside(None).take(name_of([plan], weights_digest(loaded.model)), samples)
+    JudgementRecord.beside(None).take(name_of([plan], weights_digest(loaded.model)), samples)
 
 
 def _losses(

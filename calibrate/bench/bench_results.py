@@ -202,7 +202,11 @@ class BenchResults:
             machine: Where it was timed.
             cells: At least one cell, all with the same number of repeats.
         """
-        from tpcal.calibrate.bench.slower import hidden, sentences, slower  # they load scipy
+        from tpcal.calibrate.bench.slowdown_tests import (  # they load scipy
+            hidden,
+            sentences,
+            slower,
+        )
 
         found, (share, where) = slower(cells), hidden(cells)
         return cls(

@@ -28,7 +28,7 @@ def n_repeats_needed(n_comparisons: int) -> int:
     """Least number of repeats with which a comparison can show that a plan is slower.
 
     Example:
-        >>> from tpcal.calibrate.bench.slower import n_repeats_needed
+        >>> from tpcal.calibrate.bench.slowdown_tests import n_repeats_needed
         >>> n_repeats_needed(n_comparisons=3)
         9
     """

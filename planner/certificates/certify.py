@@ -16,7 +16,7 @@ from tpcal.planner.certificates.binomial import (
     changed_by_group,
     last_promised,
 )
-from tpcal.planner.certificates.judged import Judged, name_of
+from tpcal.planner.certificates.judgement_record import JudgementRecord, name_of
 from tpcal.plans.plan_file import with_certificate_digest
 from tpcal.plans.plan_records import Plan
 from tpcal.plans.progress import Progress
@@ -34,7 +34,7 @@ class ProofSettings:
     """Samples per run of the model."""
     max_new_tokens: int = 16
     """Length limit of an answer in tokens; answers that are equal up to it count as equal."""
-    judged: Judged | None = None
+    judged: JudgementRecord | None = None
     """Record of the plans judged before; the plans of the proof are added to it."""
 
 

@@ -55,7 +55,7 @@ class Judgement:
         return json.dumps({"made_by": made_by, "slot": self.slot, "test": self.test, **own})
 
 
-class Judged:
+class JudgementRecord:
     """The judgements so far, kept as copies in several folders, so that one may be lost.
 
     Args:
@@ -66,7 +66,7 @@ class Judged:
         self._files = [folder / FILE for folder in folders]
 
     @classmethod
-    def beside(cls, out: Path | None) -> Judged:
+    def beside(cls, out: Path | None) -> JudgementRecord:
         """The record in an output folder, if there is one, and in the user's state folder."""
         state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         own = [Path(state) / "tpcal"] if os.path.isabs(state) else []

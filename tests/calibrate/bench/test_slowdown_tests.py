@@ -9,7 +9,7 @@ import pytest
 
 from tpcal.calibrate.bench.bench_results import CellResult
 from tpcal.calibrate.bench.ratios import Cell, GenerationRun, Repeat, Spread
-from tpcal.calibrate.bench.slower import (
+from tpcal.calibrate.bench.slowdown_tests import (
     ALARM,
     MARGIN,
     check_repeats,

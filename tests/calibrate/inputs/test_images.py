@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from releases import skip_elsewhere
 from transformers.image_transforms import convert_to_rgb
 
-from tpcal.calibrate.evaluation.ask import answer
+from tpcal.calibrate.evaluation.image_answer import answer
 from tpcal.calibrate.inputs.batches import prompt_text
 from tpcal.calibrate.inputs.images import as_rgb, for_processor, has_image, read_images, upright
 from tpcal.calibrate.inputs.sample import Sample

@@ -13,7 +13,7 @@ import torch
 from transformers import PaliGemmaProcessor, Qwen2VLProcessor, SiglipImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tpcal.calibrate.evaluation.ask import answer
+from tpcal.calibrate.evaluation.image_answer import answer
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.placeholders import plain_text

@@ -16,7 +16,7 @@ from scipy.stats import binom
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.planner.certificates.binomial import level
-from tpcal.planner.certificates.judged import FILE, Judged, name_of
+from tpcal.planner.certificates.judgement_record import FILE, JudgementRecord, name_of
 from tpcal.plans.errors import GuardrailError
 from tpcal.plans.plan_records import Cut, Plan
 
@@ -33,8 +33,8 @@ def _test(samples: Samples, **more: object) -> dict[str, object]:
 
 
 @pytest.fixture
-def judged(tmp_path: Path) -> Judged:
-    return Judged([tmp_path / "own", tmp_path / "out"])
+def judged(tmp_path: Path) -> JudgementRecord:
+    return JudgementRecord([tmp_path / "own", tmp_path / "out"])
 
 
 def test_the_levels_of_a_row_sum_to_what_is_promised() -> None:
@@ -73,7 +73,7 @@ def test_whoever_looks_before_choosing_a_plan_to_prove_breaks_few_promises() -> 
     assert (p <= 0.05).mean() > 0.5
 
 
-def test_every_plan_takes_the_next_place_and_keeps_it(judged: Judged) -> None:
+def test_every_plan_takes_the_next_place_and_keeps_it(judged: JudgementRecord) -> None:
     samples = _samples(0, 20)
     test = _test(samples)
     assert judged.place("a", samples, test) == 1
@@ -83,7 +83,7 @@ def test_every_plan_takes_the_next_place_and_keeps_it(judged: Judged) -> None:
     assert judged.n_plans(samples) == 3
 
 
-def test_samples_that_overlap_count_and_others_do_not(judged: Judged) -> None:
+def test_samples_that_overlap_count_and_others_do_not(judged: JudgementRecord) -> None:
     first, more, other = _samples(0, 20), _samples(19, 40), _samples(20, 30)
     assert judged.take("a", first, _test(first)) == 1
     assert judged.take("b", more, _test(more)) == 2
@@ -92,14 +92,14 @@ def test_samples_that_overlap_count_and_others_do_not(judged: Judged) -> None:
     assert judged.take("a", more, _test(more)) == 4  # a again, on further samples
 
 
-def test_another_promise_of_the_same_plan_is_another_test(judged: Judged) -> None:
+def test_another_promise_of_the_same_plan_is_another_test(judged: JudgementRecord) -> None:
     samples = _samples(0, 20)
     assert judged.take("a", samples, _test(samples)) == 1
     assert judged.take("a", samples, _test(samples, each_group=True)) == 2
     assert judged.take("a", samples, _test(samples, max_new_tokens=32)) == 3
 
 
-def test_a_look_takes_a_place_that_one_test_of_the_plan_may_use(judged: Judged) -> None:
+def test_a_look_takes_a_place_that_one_test_of_the_plan_may_use(judged: JudgementRecord) -> None:
     samples, part = _samples(0, 20), _samples(5, 15)
     assert [judged.take(plan, samples) for plan in "abab"] == [1, 2, 1, 2]
     assert judged.take("b", part, _test(part)) == 2
@@ -110,7 +110,9 @@ def test_a_look_takes_a_place_that_one_test_of_the_plan_may_use(judged: Judged) 
     assert judged.n_plans(samples) == 4
 
 
-def test_a_look_at_a_few_samples_costs_the_plan_that_is_proven_nothing(judged: Judged) -> None:
+def test_a_look_at_a_few_samples_costs_the_plan_that_is_proven_nothing(
+    judged: JudgementRecord,
+) -> None:
     few, all_of_them = _samples(0, 5), _samples(0, 20)
     assert judged.take("a", few) == 1
     assert judged.take("a", all_of_them) == 1
@@ -123,16 +125,16 @@ def test_a_look_at_a_few_samples_costs_the_plan_that_is_proven_nothing(judged: J
 
 
 @pytest.mark.parametrize("lost", ["own", "out"])
-def test_one_of_two_files_is_enough(judged: Judged, tmp_path: Path, lost: str) -> None:
+def test_one_of_two_files_is_enough(judged: JudgementRecord, tmp_path: Path, lost: str) -> None:
     samples = _samples(0, 20)
     judged.take("a", samples, _test(samples))
     (tmp_path / lost / FILE).unlink()
     assert judged.take("b", samples, _test(samples)) == 2
-    elsewhere = Judged([tmp_path / "own", tmp_path / "new"])
+    elsewhere = JudgementRecord([tmp_path / "own", tmp_path / "new"])
     assert elsewhere.take("c", samples, _test(samples)) == 3 - (lost == "own")
 
 
-def test_half_a_line_spoils_no_other(judged: Judged, tmp_path: Path) -> None:
+def test_half_a_line_spoils_no_other(judged: JudgementRecord, tmp_path: Path) -> None:
     samples = _samples(0, 20)
     judged.take("a", samples, _test(samples))
     for folder in ("own", "out"):
@@ -146,7 +148,7 @@ def test_processes_at_the_same_moment_take_different_places(tmp_path: Path) -> N
     samples = _samples(0, 5)
 
     def take(plan: int) -> int:
-        return Judged([tmp_path]).take(str(plan), samples, _test(samples))
+        return JudgementRecord([tmp_path]).take(str(plan), samples, _test(samples))
 
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(take, range(16))) == list(range(1, 17))
@@ -154,13 +156,13 @@ def test_processes_at_the_same_moment_take_different_places(tmp_path: Path) -> N
 
 def test_where_nothing_can_be_remembered_a_warning_says_what_that_means(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    judged = Judged([tmp_path / "file" / "a", tmp_path / "file" / "b"])
+    judged = JudgementRecord([tmp_path / "file" / "a", tmp_path / "file" / "b"])
     samples = _samples(0, 5)
     with pytest.warns(UserWarning, match="promises of further plans on them are too weak"):
         assert judged.take("a", samples, _test(samples)) == 1
 
 
-def test_the_memory_holds_digests_alone(judged: Judged, tmp_path: Path) -> None:
+def test_the_memory_holds_digests_alone(judged: JudgementRecord, tmp_path: Path) -> None:
     samples = _samples(0, 3)
     plan = Plan(cuts=(Cut(1, 0.5, "grid"),), name="mine")
     judged.take(name_of([plan], "weights"), samples, _test(samples))
