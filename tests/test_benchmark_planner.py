@@ -54,6 +54,12 @@ def test_differences_are_of_all_questions_and_of_the_worst_groups() -> None:
     assert worst_difference(one, other, groups, 200).value == pytest.approx(0.5 - 0.0)
 
 
+def test_a_verdict_says_how_much_worse_and_never_by_less_than_nothing() -> None:
+    assert Interval(-0.003, -0.012, 0.006).verdict() == "worse by 0.003 [-0.006, 0.012]"
+    assert Interval(0.034, 0.023, 0.045).verdict() == "better by 0.034 [0.023, 0.045]"
+    assert Interval(0.0002, -0.047, 0.07).verdict() == "equal, 0.000 [-0.047, 0.070]"
+
+
 def test_equal_answers_differ_by_nothing_for_certain() -> None:
     right = np.array([1.0, 0.0, 1.0, 1.0])
     same = overall_difference(right, right, np.array([0, 0, 1, 1]), 50)
@@ -64,12 +70,6 @@ def test_equal_answers_differ_by_nothing_for_certain() -> None:
 @pytest.mark.parametrize(
     ("target", "size"), [(0.1, (3, 4)), (0.22, (5, 6)), (0.5, (8, 9)), (1.0, (12, 12))]
 )
-def test_a_verdict_says_how_much_worse_and_never_by_less_than_nothing() -> None:
-    assert Interval(-0.003, -0.012, 0.006).verdict() == "worse by 0.003 [-0.006, 0.012]"
-    assert Interval(0.034, 0.023, 0.045).verdict() == "better by 0.034 [0.023, 0.045]"
-    assert Interval(0.0002, -0.047, 0.07).verdict() == "equal, 0.000 [-0.047, 0.070]"
-
-
 def test_a_smaller_image_is_the_largest_within_the_budget(
     target: float, size: tuple[int, int]
 ) -> None:
