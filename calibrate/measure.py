@@ -47,6 +47,7 @@ class Measurer:
         batch_size: Samples per run of the model.
         store: Keeps the recorded batches; several measurers may share one.
         scope: The scope that the plans have.
+        round_to: What the plans round token counts to.
 
     Example:
         >>> measurer = Measurer(loaded, samples)  # doctest: +SKIP
@@ -62,11 +63,12 @@ class Measurer:
         batch_size: int = 16,
         store: Store | None = None,
         scope: str = "prompt",
+        round_to: int | None = None,
     ) -> None:
         self._loaded = loaded
         self._samples = samples
         self._batch_size = batch_size
-        self._scope = scope
+        self._scope, self._round_to = scope, round_to
         self._store = Store() if store is None else store
         self._batches: list[tuple[Array, StoredRecord[_Batch]]] | None = None
         self.groups: tuple[str, ...] = samples.groups
@@ -105,7 +107,8 @@ class Measurer:
         # Only the last states of the unpruned run are kept: A * D numbers a sample, where the
         # distributions take A * V. The output head makes distributions of them each time.
         tape = Tape(self._loaded.model, batch.recording)
-        pruned = log_probabilities(tape.replay(cuts, batch.positions, self._scope).logits)
+        replayed = tape.replay(cuts, batch.positions, self._scope, self._round_to)
+        pruned = log_probabilities(replayed.logits)
         full = log_probabilities(tape.head(batch.answer))
         return answer_deviation(full, pruned, batch.valid)
 

@@ -18,9 +18,6 @@ from tpcal.plans.schema import Cut, Plan
 if TYPE_CHECKING:
     from tpcal.plans.cost import DecoderShape
 
-READS_GRID = ("grid", "pooling")
-"""Selectors that read a token's row and column."""
-
 
 @dataclass(frozen=True)
 class Engine:
@@ -58,7 +55,7 @@ class Engine:
         if self.cut_problems(0, cut):
             return False
         any_shape = architecture is not None and self._any_shape(architecture)
-        return not (any_shape and cut.selector in READS_GRID)
+        return not (any_shape and reads_grid(cut))
 
     def plan_problems(self, plan: Plan, architecture: str | None = None) -> list[str]:
         """The reasons why the plan does not run, one sentence each; empty if it runs.
@@ -84,7 +81,7 @@ class Engine:
                 f"cuts[{i}].selector: {cut.selector} needs square images, and {architecture} "
                 "takes images of any shape. Use diversity or random."
                 for i, cut in enumerate(plan.cuts)
-                if cut.selector in READS_GRID
+                if reads_grid(cut)
             ]
         return problems
 
@@ -179,6 +176,13 @@ VLLM = Engine(
 )
 """vLLM with tpcal's plugin."""
 ENGINES: Mapping[str, Engine] = MappingProxyType({one.name: one for one in (VLLM,)})
+
+
+def reads_grid(cut: Cut) -> bool:
+    """Whether the selector of a cut reads the places of tokens in their image."""
+    from tpcal.plans import selectors  # loads torch, which reading a plan never needs
+
+    return cut.selector is not None and selectors.reads_grid(cut.selector, cut.params)
 
 
 def named(name: str) -> Engine:

@@ -27,6 +27,13 @@ def test_selectors_that_read_the_grid_need_square_images() -> None:
     assert not VLLM.runs(grid, "Qwen2_5_VLForConditionalGeneration")
     assert not VLLM.runs(grid, "AnyOtherModel")
     assert VLLM.runs(Cut(2, 0.5, "diversity"), "AnyOtherModel")
+    spread, plain = (
+        Cut(2, 0.5, "balanced", {"attention_share": 0, "spatial_share": share})
+        for share in (0.5, 0)
+    )
+    assert VLLM.runs(spread, "LlavaForConditionalGeneration")
+    assert not VLLM.runs(spread, "AnyOtherModel")
+    assert VLLM.runs(plain, "AnyOtherModel")
     assert not VLLM.runs(Cut(2, 0.0, condition=Condition(0.1)))
 
 
