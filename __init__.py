@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tpcal.workflow.calibration import make_profile
     from tpcal.workflow.certification import certify
     from tpcal.workflow.evaluation import evaluate
+    from tpcal.workflow.lowering import lower
     from tpcal.workflow.profiles import load_profile
     from tpcal.workflow.search import find_front, find_plan
     from tpcal.workflow.step_settings import (
@@ -64,6 +65,7 @@ _HOMES = {
     "find_front": "tpcal.workflow.search",
     "find_plan": "tpcal.workflow.search",
     "load_profile": "tpcal.workflow.profiles",
+    "lower": "tpcal.workflow.lowering",
     "make_profile": "tpcal.workflow.calibration",
     "verify": "tpcal.workflow.verification",
 }
@@ -93,6 +95,7 @@ __all__ = [
     "load_plan",
     "load_preset",
     "load_profile",
+    "lower",
     "make_profile",
     "presets",
     "save_plan",

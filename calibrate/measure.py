@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -20,7 +21,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape import Recording, Tape
 from tpcal.calibrate.tape_store import Store, StoredRecord
-from tpcal.plans.schema import Cut
+from tpcal.plans.schema import Cut, Plan
 
 Array = NDArray[Any]
 ADVICE = "Use a smaller --batch-size, or --memory with less than it had."
@@ -81,6 +82,13 @@ class Measurer:
     def n_samples(self) -> int:
         """Number of samples, n."""
         return len(self._samples)
+
+    def of(self, plan: Plan) -> Measurer:
+        """A measurer of plans with this plan's scope and rounding, on the same recorded run."""
+        self._recorded()
+        twin = copy(self)
+        twin._scope, twin._round_to = plan.scope, plan.round_to
+        return twin
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Array, Array, Array]]:
         """Yields sample numbers [b], KL in nats [b] and flips [b], batch by batch.
