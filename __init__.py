@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tpcal.planner.prediction.budget import Budget
     from tpcal.plans.errors import TpcalError
     from tpcal.plans.executor.handle import Handle, apply, check
+    from tpcal.plans.executor.prompt_embeddings import pruned_prompt
     from tpcal.plans.plan_file import load_preset, presets, save_plan
     from tpcal.plans.plan_names import load_plan
     from tpcal.plans.schema import Cut, Plan
@@ -48,6 +49,7 @@ _HOMES = {
     "load_plan": "tpcal.plans.plan_names",
     "load_preset": "tpcal.plans.plan_file",
     "presets": "tpcal.plans.plan_file",
+    "pruned_prompt": "tpcal.plans.executor.prompt_embeddings",
     "save_plan": "tpcal.plans.plan_file",
     "Budget": "tpcal.planner.prediction.budget",
     "CalibrationSettings": "tpcal.workflow.step_settings",
@@ -98,6 +100,7 @@ __all__ = [
     "lower",
     "make_profile",
     "presets",
+    "pruned_prompt",
     "save_plan",
     "verify",
 ]
