@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from tpcal.planner.prediction.budget import Budget
     from tpcal.plans.errors import TpcalError
     from tpcal.plans.executor.handle import Handle, apply, check
+    from tpcal.plans.executor.prompt_embeddings import pruned_prompt
     from tpcal.plans.plan_file import load_preset, presets, save_plan
     from tpcal.plans.plan_names import load_plan
     from tpcal.plans.plan_records import Cut, Plan
     from tpcal.workflow.calibration import make_profile
     from tpcal.workflow.certification import certify
     from tpcal.workflow.evaluation import evaluate
+    from tpcal.workflow.lowering import lower
     from tpcal.workflow.profiles import load_profile
     from tpcal.workflow.search import find_front, find_plan
     from tpcal.workflow.step_settings import (
@@ -47,6 +49,7 @@ _HOMES = {
     "load_plan": "tpcal.plans.plan_names",
     "load_preset": "tpcal.plans.plan_file",
     "presets": "tpcal.plans.plan_file",
+    "pruned_prompt": "tpcal.plans.executor.prompt_embeddings",
     "save_plan": "tpcal.plans.plan_file",
     "Budget": "tpcal.planner.prediction.budget",
     "CalibrationSettings": "tpcal.workflow.step_settings",
@@ -64,6 +67,7 @@ _HOMES = {
     "find_front": "tpcal.workflow.search",
     "find_plan": "tpcal.workflow.search",
     "load_profile": "tpcal.workflow.profiles",
+    "lower": "tpcal.workflow.lowering",
     "make_profile": "tpcal.workflow.calibration",
     "verify": "tpcal.workflow.verification",
 }
@@ -93,8 +97,10 @@ __all__ = [
     "load_plan",
     "load_preset",
     "load_profile",
+    "lower",
     "make_profile",
     "presets",
+    "pruned_prompt",
     "save_plan",
     "verify",
 ]

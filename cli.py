@@ -16,6 +16,7 @@ from tpcal.commands.doctor import doctor
 from tpcal.commands.evaluate import evaluate
 from tpcal.commands.front import front
 from tpcal.commands.lists import presets, selectors
+from tpcal.commands.lower import lower
 from tpcal.commands.plan import plan
 from tpcal.commands.report import report
 from tpcal.commands.run import run
@@ -35,7 +36,7 @@ def main() -> None:
 
 @click.group(
     cls=terminal.Commands,
-    resumable=("calibrate", "plan", "eval"),
+    resumable=("calibrate", "plan", "lower", "eval"),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="tpcal", message="%(prog)s %(version)s")
@@ -63,7 +64,7 @@ def cli(debug: bool) -> None:
 
 
 for _command in (
-    *(calibrate, plan, front, convert, check, show),
+    *(calibrate, plan, lower, front, convert, check, show),
     *(
         evaluate,
         bench,

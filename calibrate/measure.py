@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -20,7 +21,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape import Recording, Tape
 from tpcal.calibrate.tape_store import Store, StoredRecord
-from tpcal.plans.plan_records import Cut
+from tpcal.plans.plan_records import Cut, Plan
 
 Array = NDArray[Any]
 ADVICE = "Use a smaller --batch-size, or --memory with less than it had."
@@ -47,6 +48,7 @@ class Measurer:
         batch_size: Samples per run of the model.
         store: Keeps the recorded batches; several measurers may share one.
         scope: The scope that the plans have.
+        round_to: What the plans round token counts to.
 
     Example:
         >>> measurer = Measurer(loaded, samples)  # doctest: +SKIP
@@ -62,11 +64,12 @@ class Measurer:
         batch_size: int = 16,
         store: Store | None = None,
         scope: str = "prompt",
+        round_to: int | None = None,
     ) -> None:
         self._loaded = loaded
         self._samples = samples
         self._batch_size = batch_size
-        self._scope = scope
+        self._scope, self._round_to = scope, round_to
         self._store = Store() if store is None else store
         self._batches: list[tuple[Array, StoredRecord[_Batch]]] | None = None
         self.groups: tuple[str, ...] = samples.groups
@@ -79,6 +82,13 @@ class Measurer:
     def n_samples(self) -> int:
         """Number of samples, n."""
         return len(self._samples)
+
+    def of(self, plan: Plan) -> Measurer:
+        """A measurer of plans with this plan's scope and rounding, on the same recorded run."""
+        self._recorded()
+        twin = copy(self)
+        twin._scope, twin._round_to = plan.scope, plan.round_to
+        return twin
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Array, Array, Array]]:
         """Yields sample numbers [b], KL in nats [b] and flips [b], batch by batch.
@@ -105,7 +115,8 @@ class Measurer:
         # Only the last states of the unpruned run are kept: A * D numbers a sample, where the
         # distributions take A * V. The output head makes distributions of them each time.
         tape = Tape(self._loaded.model, batch.recording)
-        pruned = log_probabilities(tape.replay(cuts, batch.positions, self._scope).logits)
+        replayed = tape.replay(cuts, batch.positions, self._scope, self._round_to)
+        pruned = log_probabilities(replayed.logits)
         full = log_probabilities(tape.head(batch.answer))
         return answer_deviation(full, pruned, batch.valid)
 

@@ -243,19 +243,26 @@ class Tape:
         return self._family.logits(self._model, self._family.final_norm(self._model)(states))
 
     @torch.no_grad()
-    def replay(self, cuts: Sequence[Cut], positions: Tensor, scope: str = "prompt") -> Replayed:
+    def replay(
+        self,
+        cuts: Sequence[Cut],
+        positions: Tensor,
+        scope: str = "prompt",
+        round_to: int | None = None,
+    ) -> Replayed:
         """The pass with these cuts, run from the first cut's layer on.
 
         Args:
             cuts: At least one cut, with rising layers.
             positions: [B, A] where logits are wanted; negative ones give any value.
             scope: The scope of their plan.
+            round_to: What their plan rounds token counts to.
 
         Raises:
             ValueError: There is no cut, or a cut at a layer that the model does not have.
             UsageError: A selector needs the vision tower's attention, which cannot be read.
         """
-        prepared = prepare(cuts, scope=scope)
+        prepared = prepare(cuts, round_to, scope)
         if not prepared or max(prepared) >= self.n_layers:
             raise ValueError(f"cuts must be at layers below {self.n_layers}; got {list(cuts)}.")
         self._check_vision(prepared.values())

@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--deep", is_flag=True, help="Test all laws of pruning on the model, with or without PLAN."
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["vllm"]),
-    help="Check whether the plan runs in this serving engine.",
-)
+@groups.engine_option("Check whether the plan runs in this serving engine.")
 @groups.model_options
 def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) -> None:
     """Check a plan file, and with --model also whether it fits that model.
@@ -37,7 +33,8 @@ def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) 
     with 5 if the plan does not fit the model.
 
     With --engine vllm, the command also says what of the plan does not run in vLLM and why,
-    and with --model what the plan saves there. vLLM need not be installed.
+    and with --model what the plan saves there. With --engine embeddings, it says what does not
+    run in engines that cannot cut inside the decoder. The engine need not be installed.
 
     With --deep, the command runs the model and tests the laws of pruning: a pruned run equals
     the model with the same tokens hidden by masks, a batch equals its rows, the cache holds
@@ -62,7 +59,7 @@ def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) 
     screen = terminal.console()
     if model.name is None:
         if engine:
-            _run_in_vllm(file, found, None)
+            _run_in(engine, file, found, None)
         screen.print(check_view(found, file, None))
         return
     from tpcal.plans.executor.handle import check as problems_of
@@ -73,29 +70,40 @@ def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) 
     problems = problems_of(found, loaded.model)
     if problems:
         raise FitError(file, problems)
-    notes = _run_in_vllm(file, found, loaded.model) if engine else []
+    notes = _run_in(engine, file, found, loaded.model) if engine else []
     screen.print(check_view(found, file, loaded.name))
     for note in notes:
         screen.print(note, highlight=False, markup=False)
 
 
-def _run_in_vllm(file: str, plan: Plan, model: PreTrainedModel | None) -> list[str]:
-    """What the plan does in vLLM, a line each; nothing without a model.
+def _run_in(name: str, file: str, plan: Plan, model: PreTrainedModel | None) -> list[str]:
+    """What the plan does in an engine, a line each; empty if only problems are known.
 
     Raises:
-        FitError: The plan does not run in vLLM.
+        FitError: The plan does not run there.
+    """
+    from tpcal.plans import engines
+
+    engine = engines.named(name)
+    if engine is engines.VLLM and model is not None:
+        return _run_in_vllm(file, plan, model)
+    problems = engine.plan_problems(plan)
+    if problems:
+        raise FitError(f"{file} in {engine.title}", problems)
+    return []
+
+
+def _run_in_vllm(file: str, plan: Plan, model: PreTrainedModel) -> list[str]:
+    """What the plan does in vLLM with this model, a line each.
+
+    Raises:
+        FitError: The plan does not run there.
     """
     from tpcal.integrations.vllm import configuration, support
-    from tpcal.plans.engines import VLLM
 
-    if model is None:
-        problems = VLLM.plan_problems(plan)
-    else:
-        problems = configuration.model_problems(plan, model, untried=False)
+    problems = configuration.model_problems(plan, model, untried=False)
     if problems:
         raise FitError(f"{file} in vLLM", problems)
-    if model is None:
-        return []
     n_layers = configuration.n_layers(model)
     line = support.summary(plan, n_layers, *configuration.counted_prompt(plan, model))
     return [f"In vLLM: {line}", *support.notes(plan, n_layers)]

@@ -37,46 +37,11 @@ if TYPE_CHECKING:
     help="Profile to plan from; the same as PROFILE.  [default: the newest in tpcal-out]",
 )
 @groups.output_options("plan.yaml")
-@click.option(
-    "--trials",
-    "n_trials",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Number of plans to measure.  [default: 100, or 300 for the whole front]",
-)
-@click.option(
-    "--timeout", type=values.Finite(min=0), metavar="S", help="Stop the search after S seconds."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
-@click.option(
-    "--max-cuts",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="Largest number of cuts in a plan.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["vllm"]),
-    help="Choose only plans that run in this serving engine, with few block tables.",
-)
-@click.option("--no-measure", is_flag=True, help="Only predict losses, without the model.")
-@click.option("--data", metavar="DATA", help="Data of the profile's samples, if it has moved.")
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Number of samples to compare plans on.  [default: that of the profile]",
-)
+@groups.engine_option("Choose only plans that run in this serving engine.")
+@groups.search_options
 @groups.model_options
 @groups.batch_size_option(16)
 @groups.memory_option
-@click.option(
-    "--storage",
-    metavar="URL",
-    help="Optuna journal file or database URL of the search.  [default: a file in the profile]",
-)
 def plan(
     given: Path | None,
     folder: Path | None,
@@ -108,7 +73,8 @@ def plan(
     search again.
 
     With --engine vllm, the plan has only selectors and cuts that run in vLLM, and its stages
-    need at most 8 block tables. vLLM need not be installed.
+    need at most 8 block tables. With --engine embeddings, the plan cuts before layer 0 only,
+    for engines that cannot cut inside the decoder. The engine need not be installed.
 
     \b
     Examples:

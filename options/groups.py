@@ -15,6 +15,7 @@ from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP, N_CERTIFY, N_VERIFY
 from tpcal.options.values import Finite, n_bytes, result_files, share
+from tpcal.plans.engines import ENGINES
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.step_settings import PlanLimits
 
@@ -196,6 +197,55 @@ def output_options(default: str) -> Callable[[Command], Command]:
         return output(force(command))
 
     return add
+
+
+def search_options(command: Command) -> Command:
+    """Adds the options of a search for a plan, whose names are those of `PlanningSettings`."""
+    options = [
+        click.option(
+            "--trials",
+            "n_trials",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Number of plans to measure.  [default: 100, or 300 for the whole front]",
+        ),
+        click.option(
+            "--timeout", type=Finite(min=0), metavar="S", help="Stop the search after S seconds."
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search."),
+        click.option(
+            "--max-cuts",
+            type=click.IntRange(min=1),
+            default=4,
+            show_default=True,
+            metavar="N",
+            help="Largest number of cuts in a plan.",
+        ),
+        click.option("--no-measure", is_flag=True, help="Only predict losses, without the model."),
+        click.option(
+            "--data", metavar="DATA", help="Data of the profile's samples, if it has moved."
+        ),
+        click.option(
+            "--samples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Number of samples to compare plans on.  [default: that of the profile]",
+        ),
+        click.option(
+            "--storage",
+            metavar="URL",
+            help="Optuna journal file or database URL of the search.  [default: a file in the "
+            "profile]",
+        ),
+    ]
+    for add in reversed(options):
+        command = add(command)
+    return command
+
+
+def engine_option(text: str, *, required: bool = False) -> Callable[[Command], Command]:
+    """Adds --engine, the name of a serving engine."""
+    return click.option("--engine", type=click.Choice(list(ENGINES)), required=required, help=text)
 
 
 def picture_options(command: Command) -> Command:

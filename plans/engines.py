@@ -18,9 +18,6 @@ from tpcal.plans.plan_records import Cut, Plan
 if TYPE_CHECKING:
     from tpcal.plans.cost import DecoderShape
 
-READS_GRID = ("grid", "pooling")
-"""Selectors that read a token's row and column."""
-
 
 @dataclass(frozen=True)
 class Engine:
@@ -38,15 +35,17 @@ class Engine:
     title: str
     """What sentences call it."""
     most_block_tables: int
-    """Most block tables that a plan made for it needs."""
+    """Most block tables that a plan made for it needs. With 1, all layers run on the same tokens,
+    so that plans cut before layer 0 only."""
     no_conditions: str
     """Why it cannot run a conditional cut, and the way out."""
     lacks: Mapping[str, str] = field(hash=False)
     """What selectors may need and the engine cannot give: word of ``Selector.required`` -> why."""
     instead: str
     """The selectors that run, as the way out of an error."""
-    squares: Mapping[str, bool] = field(hash=False)
-    """The architectures that its tests run, and whether every image of them is a square grid."""
+    squares: Mapping[str, bool] | None = field(hash=False)
+    """The architectures that its tests run, and whether every image of them is a square grid.
+    None: the architecture does not matter."""
 
     def runs(self, cut: Cut, architecture: str | None = None) -> bool:
         """Whether a cut runs; without an architecture, whether it runs for square images.
@@ -58,7 +57,7 @@ class Engine:
         if self.cut_problems(0, cut):
             return False
         any_shape = architecture is not None and self._any_shape(architecture)
-        return not (any_shape and cut.selector in READS_GRID)
+        return not (any_shape and reads_grid(cut))
 
     def plan_problems(self, plan: Plan, architecture: str | None = None) -> list[str]:
         """The reasons why the plan does not run, one sentence each; empty if it runs.
@@ -70,7 +69,7 @@ class Engine:
         problems = [
             problem for i, cut in enumerate(plan.cuts) for problem in self.cut_problems(i, cut)
         ]
-        if architecture is None:
+        if architecture is None or self.squares is None:
             return problems
         if architecture not in self.squares:
             return [
@@ -84,7 +83,7 @@ class Engine:
                 f"cuts[{i}].selector: {cut.selector} needs square images, and {architecture} "
                 "takes images of any shape. Use diversity or random."
                 for i, cut in enumerate(plan.cuts)
-                if cut.selector in READS_GRID
+                if reads_grid(cut)
             ]
         return problems
 
@@ -96,6 +95,11 @@ class Engine:
             cut: The cut.
         """
         problems = []
+        if self.most_block_tables == 1 and cut.layer > 0:
+            problems.append(
+                f"cuts[{i}].layer must be 0, because {self.title} runs all layers on the same "
+                f"tokens; got {cut.layer}. tpcal lower makes a plan that cuts before layer 0."
+            )
         if cut.condition is not None:
             problems.append(f"cuts[{i}].condition: {self.no_conditions}")
         if cut.selector is None:
@@ -116,6 +120,8 @@ class Engine:
             plan: The plan.
         """
         problems: list[str] = []
+        if self.most_block_tables == 1:  # every layer sees a shorter prompt, and nothing else
+            return problems
         if shape.latent is not None:
             problems.append(
                 "Latent attention (MLA) has another KV cache than the plan's stages need."
@@ -149,7 +155,7 @@ class Engine:
         return next((step for step in steps if n_layers % step == 0), least)
 
     def _any_shape(self, architecture: str) -> bool:
-        return not self.squares.get(architecture, False)
+        return self.squares is not None and not self.squares.get(architecture, False)
 
 
 _NO_SCORES = "attention scores, which vLLM's kernels do not give out"
@@ -178,7 +184,26 @@ VLLM = Engine(
     ),
 )
 """vLLM with tpcal's plugin."""
-ENGINES: Mapping[str, Engine] = MappingProxyType({one.name: one for one in (VLLM,)})
+_NO_LAYER = "attention scores, which no layer has computed before layer 0"
+EMBEDDINGS = Engine(
+    name="embeddings",
+    title="an engine that takes prompt embeddings",
+    most_block_tables=1,
+    no_conditions="Nothing can be measured before layer 0. Remove the condition.",
+    lacks=MappingProxyType({"scores": _NO_LAYER, "text_scores": _NO_LAYER}),
+    instead="Use diversity, grid, pooling, random or another selector that cuts before layer 0.",
+    squares=None,
+)
+"""Any engine that cannot cut inside the decoder. It gets the embeddings of the tokens that are
+left, so that a plan may choose them by anything that is known before layer 0."""
+ENGINES: Mapping[str, Engine] = MappingProxyType({one.name: one for one in (VLLM, EMBEDDINGS)})
+
+
+def reads_grid(cut: Cut) -> bool:
+    """Whether the selector of a cut reads the places of tokens in their image."""
+    from tpcal.plans import selectors  # loads torch, which reading a plan never needs
+
+    return cut.selector is not None and selectors.reads_grid(cut.selector, cut.params)
 
 
 def named(name: str) -> Engine:

@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import tpcal
+from tpcal.benchmarks import prompt_embeddings
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors import names
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -67,3 +71,15 @@ def test_the_memory_benchmark_finds_that_what_is_kept_is_less() -> None:
     tokens, samples, held, host, disk = (int(cell) for cell in row.strip("│").split("│"))
     assert (tokens, samples) == (400, 64)
     assert held > host > disk
+
+
+def test_the_benchmark_of_prompt_embeddings_compares_both_kinds_of_positions(
+    tmp_path: Path,
+) -> None:
+    tpcal.save_plan(Plan(cuts=(Cut(0, 1.0, "grid"),)), tmp_path / "all.yaml")
+    words = [str(tmp_path / "all.yaml"), "--samples", "14"]
+    done = CliRunner().invoke(prompt_embeddings.main, words)
+    assert done.exit_code == 0, done.output
+    rows = [line.partition(": ")[2] for line in done.output.splitlines()[:3]]
+    assert rows[0] == rows[1] == rows[2]  # a plan that keeps all tokens leaves no gap
+    assert done.output.endswith("give the same answer to 1.000.\n")

@@ -185,6 +185,10 @@ class PlanningSession:
         """The ``measurer`` of a search, and ``finals`` if there are enough further samples."""
         if self._model.name is not None:
             _ = self.loaded  # refuses a wrong model before the search begins
+        return self._measurers
+
+    @cached_property
+    def _measurers(self) -> dict[str, LazyMeasurer]:
         first, further = self.drawn
         found = {"measurer": LazyMeasurer(self, 0)}
         return found | (
@@ -260,6 +264,10 @@ class LazyMeasurer:
     @cached_property
     def _measurer(self) -> Measurer:
         return self._session.measurer(self._part)
+
+    def of(self, plan: Plan) -> Measurer:
+        """A measurer of plans with this plan's scope and rounding; see `Measurer.of`."""
+        return self._measurer.of(plan)
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:
         """The losses of a plan; see `Measurer.losses`."""

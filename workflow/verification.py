@@ -176,7 +176,12 @@ def _losses(
     need = memory_needs.of_plans(loaded, memory_needs.longest(loaded, samples))
     run = memory_needs.arranged(loaded, need, len(samples), batch_size, None)
     measurer = Measurer(
-        loaded, samples, batch_size=run.batch_size, store=run.store, scope=plan.scope
+        loaded,
+        samples,
+        batch_size=run.batch_size,
+        store=run.store,
+        scope=plan.scope,
+        round_to=plan.round_to,
     )
     losses, n_done = np.zeros(len(samples)), 0
     for numbers, kl, _ in measurer.losses(plan.cuts):

@@ -71,9 +71,11 @@ class AnswerFile(InMemory):
             write_atomic(self._path, "".join([header, *lines]))
         for at, line in enumerate(lines, 2):
             try:
-                number, given, n_visual, n_text, counts = json.loads(line)
+                # Files of earlier versions have no sizes of images.
+                number, given, n_visual, n_text, counts, *sizes = json.loads(line)
                 pairs = tuple((int(layer), int(n)) for layer, n in counts)
-                self[int(number)] = Answered(str(given), int(n_visual), int(n_text), pairs)
+                images = tuple(int(n) for own in sizes for n in own)
+                self[int(number)] = Answered(str(given), int(n_visual), int(n_text), pairs, images)
             except (ValueError, TypeError):
                 raise self._damaged(f"damaged in line {at}") from None
 

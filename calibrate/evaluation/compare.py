@@ -162,7 +162,7 @@ def compare_plans(
         cost = measured(loaded.shape, plan, own, unpruned)
         given.append(_Given(name, None, None, False, cost, own))
         if settings.controls_of is None or name in settings.controls_of:
-            given += beside.controls(given[-1], settings.controls)
+            given += beside.controls(given[-1], plan.scope, settings.controls)
     # Step 4: judge all answers, and test the differences.
     alone, *judged = compare_all(samples, _texts(unpruned), [_texts(one.answers) for one in given])
     entries = tuple(
@@ -199,19 +199,25 @@ class _Controls:
         self._known: dict[str, Answers] = {}
         self.impossible: dict[str, str] = {}
 
-    def controls(self, plan: _Given, kinds: Sequence[str]) -> Iterator[_Given]:
-        """The controls at the plan's cost that this model can carry out."""
+    def controls(self, plan: _Given, scope: str, kinds: Sequence[str]) -> Iterator[_Given]:
+        """The controls at the plan's cost and in its scope that this model can carry out."""
         for kind in kinds:
             name = f"{kind} = {plan.name}"
             try:
-                yield self._control(kind, name, plan)
+                yield self._control(kind, name, plan, scope)
             except Impossible as error:
                 self.impossible[name] = str(error)
 
-    def _control(self, kind: str, name: str, plan: _Given) -> _Given:
-        n_visual = [answer.n_visual for answer in self._unpruned]
-        target = plan.cost.layer_average_keep
-        variant = control(kind, target, self._loaded, self._samples, n_visual, self._batch_size)
+    def _control(self, kind: str, name: str, plan: _Given, scope: str) -> _Given:
+        variant = control(
+            kind,
+            plan.cost.layer_average_keep,
+            self._loaded,
+            self._samples,
+            [answer.images or answer.n_visual for answer in plan.answers],
+            self._batch_size,
+            scope=scope,
+        )
         key = str(variant.key)
         shared = key in self._known
         if not shared:

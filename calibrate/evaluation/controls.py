@@ -23,8 +23,10 @@ def control(
     target: float,
     loaded: Loaded,
     samples: Samples,
-    n_visual: Sequence[int],
+    n_visual: Sequence[int | Sequence[int]],
     batch_size: int,
+    *,
+    scope: str = "prompt",
 ) -> Variant:
     """The most expensive variant of a kind that costs at most ``target``.
 
@@ -36,30 +38,33 @@ def control(
         target: Layer average of keep over these samples.
         loaded: The model.
         samples: The questions.
-        n_visual: [n] visual tokens of each question's prompt.
+        n_visual: [n] visual tokens of each question's prompt, or of each of its images.
         batch_size: Samples per run of the model.
+        scope: The scope of ``random`` and ``grid``, that of the plan beside them.
 
     Raises:
         Impossible: This model cannot do it, or no variant of this kind is cheap enough.
     """
+    sets = [Plan(scope=scope).choice_sets(n) for n in n_visual]
     if name == DOWNSIZED:
-        return smaller_images(loaded, samples, n_visual, min(target, 1.0))
-    keep = keep_within(target, n_visual)
+        return smaller_images(loaded, samples, [sum(own) for own in sets], min(target, 1.0))
+    keep = keep_within(target, sets)
     if keep == 0:
         raise Impossible(f"One token of an image would cost more than {target:.3g}.")
-    plan = Plan(cuts=(Cut(0, keep, name),))
+    plan = Plan(cuts=(Cut(0, keep, name),), scope=scope)
     problems = check(plan, loaded.model)
     if problems:
         raise Impossible(problems[0])
     return RandomlyPruned(plan, batch_size) if name == RANDOM else Pruned(plan)
 
 
-def keep_within(target: float, n_visual: Sequence[int]) -> float:
+def keep_within(target: float, n_visual: Sequence[int | Sequence[int]]) -> float:
     """The largest keep whose counts are at most a share ``target`` of the tokens, on average.
 
     Args:
         target: Mean over samples of kept / visual tokens.
-        n_visual: [n] visual tokens of each sample; samples without visual tokens do not count.
+        n_visual: [n] visual tokens of each sample, or of each set of them that cuts choose from;
+            samples without visual tokens do not count.
 
     Returns:
         A multiple of 1 / `N_STEPS`; 0 if a single token of each sample is more than ``target``.
@@ -70,13 +75,17 @@ def keep_within(target: float, n_visual: Sequence[int]) -> float:
         0.252499
     """
     # Counts are whole numbers, so the share that a keep really spends is a step function of it:
-    # spent(keep) = mean over samples of n_keep(keep, n) / n. It never falls, so bisection finds
-    # the last step that is within the target.
-    sizes = Counter(n for n in n_visual if n)
+    # spent(keep) = mean over samples of (sum over sets of n_keep(keep, n)) / (sum of n). It never
+    # falls, so bisection finds the last step that is within the target.
+    sets = ((n,) if isinstance(n, int) else tuple(n) for n in n_visual)
+    sizes = Counter(own for own in sets if sum(own))
     total = max(1, sizes.total())
 
     def spent(step: int) -> float:
-        return sum(m * n_keep(step / N_STEPS, n) / n for n, m in sizes.items()) / total
+        shares = (
+            m * sum(n_keep(step / N_STEPS, n) for n in own) / sum(own) for own, m in sizes.items()
+        )
+        return sum(shares) / total
 
     found = bisect_right(range(N_STEPS + 1), target * (1 + 1e-9), key=spent) - 1
     return max(0, found) / N_STEPS

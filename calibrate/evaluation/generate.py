@@ -31,6 +31,8 @@ class Answered:
     """Number of text tokens of the prompt."""
     counts: tuple[tuple[int, int], ...] = ()
     """(layer, visual tokens left) of every cut, as measured: a conditional cut may leave all."""
+    images: tuple[int, ...] = ()
+    """Visual tokens of each image of the prompt; empty where no cut has told the images apart."""
 
     def schedule(self, n_layers: int) -> list[int]:
         """[L] visual tokens that entered each layer."""
@@ -129,8 +131,10 @@ def _records(
     tokenizer: Any = loaded.processor.tokenizer
     texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     n_visual, n_text = n_tokens(loaded, prompts)
-    counts = report.counts() if report and report.cuts else [()] * len(ids)
-    rows = zip(texts, n_visual, n_text, counts, strict=True)
+    counts, images = [()] * len(ids), [()] * len(ids)
+    if report and report.cuts:
+        counts, images = report.counts(), report.image_sizes or images
+    rows = zip(texts, n_visual, n_text, counts, images, strict=True)
     return [Answered(*row) for row in rows]
 
 

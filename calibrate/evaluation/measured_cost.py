@@ -46,7 +46,7 @@ def measured(
         if full.n_visual:
             keeps.append(layer_average_keep(entering, full.n_visual))
             times.append(m)
-        choosing = selection_flops(plan, shape, mine.n_visual, mine.n_text)
+        choosing = selection_flops(plan, shape, mine.images or mine.n_visual, mine.n_text)
         tokens = [[n + x.n_text for n in x.schedule(shape.n_layers)] for x in (mine, full)]
         flops = [prefill_flops(shape, n) for n in tokens]
         sums += m * np.array(

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from tpcal.integrations.vllm import touchpoints
-from tpcal.plans.engines import READS_GRID, VLLM
+from tpcal.plans.engines import VLLM, reads_grid
 from tpcal.plans.executor.fit import check
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.plan_records import Plan
@@ -105,7 +105,7 @@ def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[st
         problems += [
             f"cuts[{i}].selector: {cut.selector} needs square images; these have a class token."
             for i, cut in enumerate(plan.cuts)
-            if cut.selector in READS_GRID
+            if reads_grid(cut)
         ]
     return problems + VLLM.decoder_problems(decoder_shape(model), plan)
 

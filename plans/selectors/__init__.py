@@ -17,7 +17,17 @@ from tpcal.plans.errors import UsageError
 if TYPE_CHECKING:
     from tpcal.plans.selectors.base import Selector
 
-__all__ = ["can_cut", "create", "kind", "min_layer", "names", "needs", "parameters", "searched"]
+__all__ = [
+    "can_cut",
+    "create",
+    "kind",
+    "min_layer",
+    "names",
+    "needs",
+    "parameters",
+    "reads_grid",
+    "searched",
+]
 
 
 @cache
@@ -76,6 +86,11 @@ def searched(name: str) -> dict[str, tuple[Any, ...]]:
 def needs(name: str, params: Mapping[str, Any] | None = None) -> frozenset[str]:
     """Information that the selector needs in ``Tokens``, in the words of ``Selector.required``."""
     return create(name, params).needs
+
+
+def reads_grid(name: str, params: Mapping[str, Any] | None = None) -> bool:
+    """Whether the selector reads the places of tokens in their image."""
+    return create(name, params).reads_grid
 
 
 def can_cut(name: str, params: Mapping[str, Any] | None, layer: int) -> bool:

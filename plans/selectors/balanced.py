@@ -71,6 +71,10 @@ class Balanced(Selector):
     def needs(self) -> frozenset[str]:
         return frozenset({"scores"} if self.attention_share > 0 else ())
 
+    @property
+    def reads_grid(self) -> bool:
+        return self.spatial_share > 0
+
     def flops(self, work: Work) -> float:
         """FLOPs of the distances between all pairs; 0 if attention picks all tokens."""
         return 0.0 if self.attention_share == 1 else pair_flops(work.n_tokens, work)

@@ -121,6 +121,11 @@ class Selector(ABC):
         """Whether it needs information from the attention of the layer before the cut."""
         return bool(self.needs & {"scores", "text_scores", "keys"})
 
+    @property
+    def reads_grid(self) -> bool:
+        """Whether it reads the places of tokens in their image: row, column and grid shape."""
+        return False
+
     def flops(self, work: Work) -> float:
         """Upper bound on the FLOPs of the matrix products of ``select`` and ``merged``; default 0.
 

@@ -23,6 +23,10 @@ class Grid(Selector):
     Source:  none; the curve is Hilbert's (1891)
     """
 
+    @property
+    def reads_grid(self) -> bool:
+        return True
+
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         valid, image = tokens.valid, tokens.image.clamp(min=0)
         # Step 1: order the n tokens of each image along the curve; `step` counts from 0.

@@ -35,6 +35,10 @@ class Pooling(Selector):
     Source:  none; average pooling of visual tokens is the usual baseline
     """
 
+    @property
+    def reads_grid(self) -> bool:
+        return True
+
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         if not tokens.valid.any():
             return torch.zeros_like(tokens.valid)

@@ -9,14 +9,14 @@ import pytest
 
 from tpcal.plans import engines
 from tpcal.plans.budget_projection import Limits
-from tpcal.plans.engines import VLLM
+from tpcal.plans.engines import EMBEDDINGS, VLLM
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_records import Condition, Cut, Plan
 
 
 def test_an_unknown_engine_is_answered_with_the_known_ones() -> None:
     assert engines.named("vllm") is VLLM
-    with pytest.raises(UsageError, match=r"must be one of vllm; got other\."):
+    with pytest.raises(UsageError, match=r"must be one of vllm, embeddings; got other\."):
         engines.named("other")
 
 
@@ -27,6 +27,13 @@ def test_selectors_that_read_the_grid_need_square_images() -> None:
     assert not VLLM.runs(grid, "Qwen2_5_VLForConditionalGeneration")
     assert not VLLM.runs(grid, "AnyOtherModel")
     assert VLLM.runs(Cut(2, 0.5, "diversity"), "AnyOtherModel")
+    spread, plain = (
+        Cut(2, 0.5, "balanced", {"attention_share": 0, "spatial_share": share})
+        for share in (0.5, 0)
+    )
+    assert VLLM.runs(spread, "LlavaForConditionalGeneration")
+    assert not VLLM.runs(spread, "AnyOtherModel")
+    assert VLLM.runs(plain, "AnyOtherModel")
     assert not VLLM.runs(Cut(2, 0.0, condition=Condition(0.1)))
 
 
@@ -47,6 +54,17 @@ def test_cuts_at_steps_need_few_block_tables(n_layers: int) -> None:
             plan = Plan(tuple(Cut(layer, 1 / (2 + i), "grid") for i, layer in enumerate(places)))
             lengths = engines.stage_lengths(plan, n_layers)
             assert engines.n_block_tables(lengths) <= VLLM.most_block_tables
+
+
+def test_an_engine_that_takes_embeddings_runs_cuts_before_layer_0_only() -> None:
+    assert EMBEDDINGS.runs(Cut(0, 0.5, "grid"), "AnyModel")
+    assert EMBEDDINGS.layer_step(32) == Limits(9, 32, layer_step=32).layer_step == 32
+    assert Limits(9, 32, layer_step=32).last_layer == 0
+    deep = Plan((Cut(0, 0.5, "attention"), Cut(8, 0.0, condition=Condition(0.1))))
+    first, second, third = EMBEDDINGS.plan_problems(deep, "AnyModel")
+    assert "cuts[0].selector: attention needs attention scores, which no layer" in first
+    assert second.startswith("cuts[1].layer must be 0, because an engine that takes prompt")
+    assert third.startswith("cuts[1].condition: Nothing can be measured before layer 0.")
 
 
 def test_memory_of_groups_that_are_not_full_is_counted() -> None:

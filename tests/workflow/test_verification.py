@@ -94,6 +94,18 @@ def test_several_images_are_measured_in_the_scope_of_the_plan(loaded: Loaded, sc
     assert found != pytest.approx(other, abs=1e-5)
 
 
+def test_counts_are_rounded_as_the_plan_says(loaded: Loaded) -> None:
+    samples = DataChoice(samples=14).load("eval")
+    rounded = Plan(cuts=(Cut(1, 0.12, "grid"),), round_to=64)  # 17 of 144 tokens become 64
+    alike = Plan(cuts=(Cut(1, 64 / 144, "grid"),))
+    found, same = (
+        verification._losses(plan, loaded, samples, 14, silent) for plan in (rounded, alike)
+    )
+    assert found == pytest.approx(same, abs=1e-6)
+    unrounded = verification._losses(replace(rounded, round_to=None), loaded, samples, 14, silent)
+    assert found != pytest.approx(unrounded, abs=1e-5)
+
+
 def test_the_command_exits_with_4_and_one_sentence(folder: Path) -> None:
     few = ["--samples", str(N)]
     good = CliRunner().invoke(cli, ["verify", str(folder / "good.yaml"), *few])

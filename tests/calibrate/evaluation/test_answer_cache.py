@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_records import Cut, Plan
 
-ANSWERS = [Answered("one\nline\u2028", 16, 5, ((0, 8), (2, 0))), Answered("", 0, 3)]
+ANSWERS = [Answered("one\nline\u2028", 16, 5, ((0, 8), (2, 0)), (9, 7)), Answered("", 0, 3)]
 ABOUT = {"model": "x"}
 
 
@@ -30,6 +31,12 @@ def test_answers_are_read_as_they_were_given(file: Path) -> None:
     assert again.has(range(4, 6))
     assert not again.has(range(3, 6))
     assert [again[4], again[5]] == ANSWERS
+
+
+def test_answers_of_earlier_versions_have_no_sizes_of_images(file: Path) -> None:
+    header, first, _ = file.read_text().splitlines()
+    file.write_text(f"{header}\n{first.replace(', [9, 7]]', ']')}\n")
+    assert AnswerFile(file, ABOUT)[4] == replace(ANSWERS[0], images=())
 
 
 def test_an_answer_that_was_cut_off_was_not_given(file: Path) -> None:

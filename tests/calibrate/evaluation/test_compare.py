@@ -9,6 +9,7 @@ from tpcal.calibrate.evaluation.generate import Answered, InMemory
 from tpcal.calibrate.evaluation.measured_cost import measured
 from tpcal.calibrate.evaluation.variants import Pruned, Variant
 from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.cost import kv_bytes, plan_cost, prefill_flops
@@ -164,6 +165,37 @@ def test_the_cost_of_a_plan_is_that_of_its_arithmetic(loaded: Loaded) -> None:
     assert found.layer_average_keep == cost.layer_average_keep
     assert found.prefill_flops == pytest.approx(cost.prefill_flops / cost.unpruned_prefill_flops)
     assert found.kv_bytes == pytest.approx(cost.kv_bytes / cost.unpruned_kv_bytes)
+
+
+def test_images_that_choose_apart_cost_what_they_compare(loaded: Loaded) -> None:
+    plan = Plan((Cut(1, 0.5, "diversity"),), scope="image")
+    unpruned = [Answered("", 16, 9)]
+    pruned = [replace(unpruned[0], counts=((1, 8),), images=(10, 6))]
+    cost = plan_cost(plan, loaded.shape, (10, 6), 9)
+    found = measured(loaded.shape, plan, pruned, unpruned)
+    assert found.prefill_flops == pytest.approx(cost.prefill_flops / cost.unpruned_prefill_flops)
+    together = measured(loaded.shape, plan, [replace(pruned[0], images=())], unpruned)
+    assert found.prefill_flops < together.prefill_flops
+
+
+@pytest.mark.parametrize("scope", ["image", "prompt"])
+def test_controls_choose_from_what_their_plan_chooses_from(
+    loaded: Loaded, scenes: Samples, scope: str
+) -> None:
+    images = tuple(sample.images[0] for sample in scenes)
+    samples = Samples.of([Sample("two", images[:2], "what ?")])
+    kept = Counted()
+    plan = Plan((Cut(1, 0.4, "diversity"),), scope=scope)  # 6 of 16 tokens twice, or 13 of 32
+    found = compare_plans(
+        *(loaded, samples, {"own": plan}),
+        settings=ComparisonSettings(controls=("grid", "random"), max_new_tokens=1),
+        kept=kept.of,
+    )
+    assert sum(("'scope': 'image'" in key) == (scope == "image") for key in kept) >= 3
+    assert {answers[0].images for answers in kept.values()} == {(), (16, 16)}
+    most = found.plans[0].cost.layer_average_keep
+    for entry in found.controls("own"):
+        assert most - 2 / 32 < entry.cost.layer_average_keep <= most
 
 
 def test_what_a_conditional_cut_left_is_counted(loaded: Loaded) -> None:

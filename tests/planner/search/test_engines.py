@@ -13,7 +13,7 @@ from tpcal.planner.search import one_budget, whole_front
 from tpcal.planner.search.ledger import Ledger
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.plans.budget_projection import spent
-from tpcal.plans.engines import VLLM
+from tpcal.plans.engines import EMBEDDINGS, VLLM
 from tpcal.plans.errors import UsageError
 
 FEW = replace(VLLM, most_block_tables=4)
@@ -36,6 +36,20 @@ def test_every_measured_plan_runs_in_the_engine(make_world, make_measurer) -> No
         assert {cut.selector for cut in cuts} <= {"grid", "diversity", "pooling", "random", None}
         assert all(cut.layer % 3 == 0 for cut in cuts)
         assert 0.3 * 12 * 36 - 12 < spent(cuts, 36, 12) <= 0.3 * 12 * 36
+
+
+@pytest.mark.parametrize("budget", [0.12, 0.5, 0.97])
+def test_plans_for_embeddings_are_one_cut_before_the_decoder(
+    make_world, make_measurer, budget
+) -> None:
+    world = make_world()
+    measurer = make_measurer(world)
+    found = _search(world, measurer, 12, EMBEDDINGS, budget=budget)
+    assert len(measurer.seen) > 1
+    for cuts in [*measurer.seen, found.plan.cuts]:
+        assert [cut.layer for cut in cuts] == [0]
+        assert budget - 1 / 36 < cuts[0].keep <= budget + 1e-4
+        assert EMBEDDINGS.runs(cuts[0])
 
 
 @pytest.mark.parametrize("budget", [0.12, 0.22, 0.5, 0.8, 0.97])

@@ -63,6 +63,19 @@ def test_every_row_may_have_a_count_of_its_own(name, params, rows, stack):
 
 
 @NAMED
+def test_places_are_read_only_by_selectors_that_say_so(name, params, rows, stack):
+    tokens = stack(rows)
+    scrambled = replace(
+        tokens,
+        grid_row=tokens.grid_col * 3 % 4,
+        grid_col=-tokens.grid_row,
+        grid_shape=-tokens.grid_shape,
+    )
+    masks = [chosen(name, params, each, [5] * len(rows)) for each in (tokens, scrambled)]
+    assert create(name, params).reads_grid or torch.equal(*masks)
+
+
+@NAMED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spread", [1.0, 0.0])
 def test_rows_do_not_see_each_other(name, params, dtype, spread, make_row, stack):
