@@ -15,7 +15,7 @@ from tpcal.commands.convert import convert
 from tpcal.commands.doctor import doctor
 from tpcal.commands.evaluate import evaluate
 from tpcal.commands.front import front
-from tpcal.commands.lists import presets, selectors
+from tpcal.commands.lists import datasets, presets, selectors
 from tpcal.commands.lower import lower
 from tpcal.commands.plan import plan
 from tpcal.commands.report import report
@@ -77,6 +77,7 @@ for _command in (
         pull,
         presets,
         selectors,
+        datasets,
         doctor,
     ),
 ):

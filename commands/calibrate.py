@@ -65,10 +65,16 @@ from tpcal.workflow.step_settings import OUT, CalibrationSettings
     show_default=True,
     help="Folder that profiles are written to.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only load model and samples, and print data sets, groups, memory and time.",
+)
 def calibrate(
     model: ModelChoice,
     data: DataChoice,
     out: Path,
+    dry_run: bool,
     **settings: Any,
 ) -> None:
     """Measure how much is lost when visual tokens are dropped before each decoder layer.
@@ -79,6 +85,9 @@ def calibrate(
     --full-grid probes all combinations. With --layers, --keeps or --selectors, exactly the
     named ones are probed.
 
+    The questions come from --data. A model that is not built in is asked the mix 'lite' of 15
+    data sets of the field, from the Hugging Face Hub; 'tpcal datasets' lists more.
+
     The command writes a profile into --out. You can interrupt it at any time; the same
     command continues.
 
@@ -86,13 +95,22 @@ def calibrate(
     Examples:
       tpcal calibrate
       tpcal calibrate --samples 32 --layers 0-3,6 --keeps 0.5,0.25,0
-      tpcal calibrate --model llava-1.5-7b --data questions.jsonl \\
-          --samples 64 --device cuda --dtype bfloat16
+      tpcal calibrate --model llava-1.5-7b --dry-run
+      tpcal calibrate --model llava-1.5-7b --device cuda --dtype bfloat16
+      tpcal calibrate --model llava-1.5-7b --data textvqa:64,chartqa:64,gqa:64,pope:64
+      tpcal calibrate --model llava-1.5-7b --data questions.jsonl --samples 64
     """
     from tpcal.views.profile_view import profile_summary
-    from tpcal.workflow.calibration import make_profile
+    from tpcal.workflow.calibration import forecast, make_profile
 
     how = CalibrationSettings(command=terminal.command(), **settings)
+    if dry_run:
+        from tpcal.views.forecast_view import forecast_view
+
+        with terminal.progress() as report:
+            found = forecast(model, data, settings=how, progress=report)
+        terminal.console().print(forecast_view(found))
+        return
     with terminal.progress() as report:
         stored = make_profile(model, data, out=out, settings=how, progress=report)
     terminal.console().print(profile_summary(stored.profile, stored.folder))

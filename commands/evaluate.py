@@ -101,14 +101,17 @@ def evaluate(
       grid        one cut before the first layer, evenly spread
       downsized   smaller images, which become fewer tokens
 
-    If the data has no answers, the command measures how often the answer is that of the
-    unpruned model. Differences are tested in pairs by McNemar's exact test, corrected by
-    Holm's method: each plan file against the unpruned model, its controls and every other
-    plan. Presets are tested against each other only if no plan file is given.
+    Answers are scored by the metrics of their data sets, or by --metric. If the data has no
+    answers, the command measures how often the answer is that of the unpruned model.
+    Differences are tested in pairs by McNemar's exact test, or by the sign-flip test if a
+    score is between 0 and 1, corrected by Holm's method: each plan file against the unpruned
+    model, its controls and every other plan. Presets are tested against each other only if
+    no plan file is given.
 
     The questions come from the data of the plan, without those that the plan was made from,
-    or from --data. Samples that a plan was made from are refused. The built-in questions are
-    for the built-in model only, which calibrates on other questions than these.
+    or from --data. Samples that a plan was made from are refused. The built-in drawings are
+    for the built-in models, which calibrate on others than these; any other model is asked
+    the mix 'lite' that 'tpcal datasets' lists.
 
     Answers are kept as text in tpcal-out/eval-…. You can interrupt the command at any time;
     the same command continues. A further plan needs only its own answers. --out names another

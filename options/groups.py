@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from tpcal.calibrate.evaluation.metrics import METRICS
 from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP, N_CERTIFY, N_VERIFY
@@ -67,9 +68,10 @@ def data_options(command: Command) -> Command:
         click.option(
             "--data",
             metavar="DATA",
-            help="Data set: a Hub id, a folder, a .parquet, .csv, .json or .jsonl file, or "
-            "'embedded' for the built-in scenes.  [default: the plan's data, or for the built-in "
-            "model the built-in scenes]",
+            help="Data: names that 'tpcal datasets' lists, each with a number of samples if you "
+            "like (textvqa:64,chartqa:64), 'lite' for a mix of 15; a Hub id, a folder, a "
+            ".parquet, .csv, .json or .jsonl file; or 'scenes' for the built-in drawings.  "
+            "[default: the plan's data, or 'scenes' for a built-in model and 'lite' for others]",
         ),
         click.option(
             "--split",
@@ -107,6 +109,13 @@ def data_options(command: Command) -> Command:
             "--skip-bad",
             is_flag=True,
             help="Skip rows that cannot be read, and list them.",
+        )
+    )
+    options.append(
+        click.option(
+            "--metric",
+            type=click.Choice(list(METRICS)),
+            help="Metric that scores answers.  [default: that of data sets by name, or match]",
         )
     )
     return _gather(DataChoice, "data", options, command)

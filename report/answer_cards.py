@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tpcal.calibrate.evaluation.metrics import is_right, normalise
+from tpcal.calibrate.evaluation.metrics import METRICS, normalise
+from tpcal.calibrate.inputs.sample import DEFAULT_METRIC
 
 Box = tuple[float, float, float, float]
 DARK = 0.8
 """Share of the brightness removed from an area that was dropped from every view."""
+RIGHT = 0.5
+"""Least score of an answer that is shown as right."""
 SCALE = 1000
 """Width and height of the coordinate system of shades."""
 
@@ -66,6 +69,10 @@ class Shown:
     """Index among the samples shown; the same for all plans."""
     chosen: str = ""
     """Reason why the sample was added; empty for samples taken in order."""
+    answers: tuple[str, ...] = ()
+    """All right answers, if the metric counts more of them than ``expected``."""
+    metric: str = DEFAULT_METRIC
+    """Name of the metric that scores an answer."""
 
     @property
     def changed(self) -> bool:
@@ -75,12 +82,17 @@ class Shown:
     @property
     def right_before(self) -> bool | None:
         """Whether the unpruned answer is right; None if there is no expected answer."""
-        return None if self.expected is None else is_right(self.before, self.expected)
+        return self._is_right(self.before)
 
     @property
     def right_after(self) -> bool | None:
         """Whether the answer with the plan is right; None if there is no expected answer."""
-        return None if self.expected is None else is_right(self.after, self.expected)
+        return self._is_right(self.after)
+
+    def _is_right(self, given: str) -> bool | None:
+        if self.expected is None:
+            return None
+        return METRICS[self.metric](given, self.answers or (self.expected,)) >= RIGHT
 
     @property
     def titles(self) -> tuple[str, ...]:

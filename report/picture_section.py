@@ -161,6 +161,8 @@ def _cards(
             steps=_steps(reports[name], plan.cuts, len(pictures), placed),
             number=number,
             chosen=why,
+            answers=sample.answers,
+            metric=sample.metric,
         )
         for name, plan in plans.items()
     ]

@@ -34,6 +34,7 @@ def evaluation_view(results: EvaluationResults, *, title: str) -> RenderableType
     costs = (Text(_cost_line(entry), QUIET) for entry in results.entries)
     return Group(
         group_view(results, title=title),
+        *_f1_lines(results),
         *(Text(_sentence(test)) for test in results.tests),
         *_impossible(results),
         *(line for cost in costs for line in (Text(), cost)),
@@ -98,19 +99,37 @@ def _parts(results: EvaluationResults, digits: int = 0) -> Iterator[RenderableTy
     for head, entries in _columns(results):
         yield Text()
         yield _groups_of(results, head, entries)
+    yield from _f1_lines(results)
     if results.tests:
         yield Text()
         yield _tests(results.tests)
-        yield Text(
-            "In points, with 95 % intervals. differ: answers that only one of both has right; p: "
-            "exact McNemar test, corrected for the number of tests (Holm)."
-            if results.measure == ACCURACY
-            else "In points, with 95 % intervals. differ: answers that only one of both shares "
-            "with the unpruned model; p: exact McNemar test, corrected for the number of tests "
-            "(Holm).",
-            QUIET,
-        )
+        yield Text(_legend_of_tests(results), QUIET)
     yield from _impossible(results)
+
+
+def _f1_lines(results: EvaluationResults) -> Iterator[Text]:
+    """F1 of the answer yes of every group that has one."""
+    for group, before in results.unpruned.f1.items():
+        after = [f"{entry.short} {100 * entry.f1[group]:.1f}" for entry in results.entries]
+        each = ", ".join([f"unpruned {100 * before:.1f}", *after])
+        yield Text(f"F1 of the answer yes in {group}, %: {each}.", QUIET)
+
+
+def _legend_of_tests(results: EvaluationResults) -> str:
+    name = _test_name(any(test.is_graded for test in results.tests))
+    differ = "answers that only one of both shares with the unpruned model"
+    if results.measure == ACCURACY:
+        differ = "answers that only one of both has right"
+        if any(test.is_graded for test in results.tests):
+            differ = "answers that both score differently"
+    return (
+        f"In points, with 95 % intervals. differ: {differ}; p: {name}, corrected for the number "
+        "of tests (Holm)."
+    )
+
+
+def _test_name(is_graded: bool) -> str:
+    return "sign-flip test" if is_graded else "exact McNemar test"
 
 
 def _overview(results: EvaluationResults, digits: int) -> Table:
@@ -222,10 +241,11 @@ def p_value(p: float) -> str:
 
 def _sentence(test: Test) -> str:
     proven = "beyond chance" if test.p < SIGNIFICANT else "within chance"
-    return (
-        f"The difference is {proven}: p = {p_value(test.p)} (exact McNemar test; only one of "
-        f"both is right in {test.n_changed} answers)."
-    )
+    how = f"only one of both is right in {test.n_changed} answers"
+    if test.is_graded:
+        how = f"{test.n_changed} answers have another score"
+    name = _test_name(test.is_graded)
+    return f"The difference is {proven}: p = {p_value(test.p)} ({name}; {how})."
 
 
 def _cost_line(entry: EntryResult) -> str:

@@ -129,11 +129,11 @@ def _refuse_silent(plans: Mapping[str, Plan], model: ModelChoice) -> None:
 
 
 def data_of(plans: Mapping[str, Plan], data: DataChoice, model: ModelChoice) -> DataChoice:
-    """The chosen data, or the data that the plans were made from, or the built-in data.
+    """The chosen data, or the data that the plans were made from, or that of the model.
 
     Raises:
-        UsageError: If the plans were made from several data sets, if the data set cannot be
-            found, or if there is none and the model is not the built-in one.
+        UsageError: If the plans were made from several data sets, or the data set cannot be
+            found.
     """
     if data.data is None:
         records = {
@@ -147,8 +147,7 @@ def data_of(plans: Mapping[str, Plan], data: DataChoice, model: ModelChoice) -> 
             )
         for file in known.values():
             data = data.over(records[file] or data)
-    data.check_asked_of(model)
-    return data
+    return data.for_model(model)
 
 
 def _record(file: str, plan: Plan) -> DataChoice | None:

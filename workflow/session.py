@@ -150,8 +150,9 @@ class PlanningSession:
                 all samples.
         """
         self._report(0, 0, "Loading samples for the proof")
-        self._choice.check_asked_of(self._asked)
-        choice = replace(self._choice, samples=n_samples or default, split=None)
+        choice = replace(
+            self._choice.for_model(self._asked), samples=n_samples or default, split=None
+        )
         samples = choice.load("eval")
         log_source(samples)
         if n_samples is not None:

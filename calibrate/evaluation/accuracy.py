@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from tpcal.calibrate.evaluation.choice_metrics import f1_of_yes
 from tpcal.calibrate.evaluation.generate import InMemory, answer_all
-from tpcal.calibrate.evaluation.intervals import Array, paired_difference, share
-from tpcal.calibrate.evaluation.metrics import is_right, normalise
+from tpcal.calibrate.evaluation.intervals import Array, is_binary, paired_difference, share
+from tpcal.calibrate.evaluation.metrics import METRICS, normalise
 from tpcal.calibrate.evaluation.shares import Share
 from tpcal.calibrate.evaluation.variants import Pruned
 from tpcal.calibrate.inputs.models import Loaded
@@ -18,6 +20,7 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.plan_records import Plan
 
 OVERALL = "overall"
+YES_NO = "yes_no"
 
 
 @dataclass(frozen=True)
@@ -33,27 +36,35 @@ class Row:
     n_answered: int
     """Number of samples for which the data has an answer; accuracies are over these."""
     unpruned: Share | None
-    """Accuracy of the unpruned model."""
+    """Accuracy of the unpruned model: its mean score."""
     plan: Share | None
     """Accuracy with the plan."""
     difference: Share | None
     """Accuracy with the plan minus accuracy without, over the same samples."""
     agreement: Share | None
     """Share of samples for which both give the same answer."""
+    f1_unpruned: float | None = None
+    """F1 of the answer yes of the unpruned model; None if no sample is scored by ``yes_no``."""
+    f1_plan: float | None = None
+    """F1 of the answer yes with the plan; None also if there is no plan."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The judged answers of every sample. Arrays are [n] bool unless stated otherwise."""
+    """The judged answers of every sample. Arrays are [n] bool unless stated otherwise.
+
+    Scores are in [0, 1]. They are bool as well, unless a metric gives something between 0 and 1.
+    """
 
     groups: tuple[str, ...]
     sample_group: Array  # [n] int64, index into groups
     answered: Array  # the data has an answer
-    correct_unpruned: Array  # False for samples that are not answered
-    correct_plan: Array | None  # None without a plan
+    correct_unpruned: Array  # [n] scores; False or 0 for samples that are not answered
+    correct_plan: Array | None  # [n] scores; None without a plan
     agree: Array | None  # whether both answers are the same; None without a plan
     answers_unpruned: tuple[str, ...]
     answers_plan: tuple[str, ...] | None
+    yes_or_no: tuple[str | None, ...] = ()  # right answers that ``yes_no`` scores; None elsewhere
 
     def rows(self) -> tuple[Row, ...]:
         """One row per group and, last, one over all samples."""
@@ -82,7 +93,15 @@ class Evaluation:
             plan=None if after is None else share(after),
             difference=None if after is None else paired_difference(before, after),
             agreement=None if agree is None else share(agree),
+            f1_unpruned=self._f1(self.answers_unpruned, members),
+            f1_plan=self._f1(self.answers_plan, members),
         )
+
+    def _f1(self, given: Sequence[str] | None, members: Array) -> float | None:
+        asked = [i for i, right in enumerate(self.yes_or_no) if right is not None and members[i]]
+        if given is None or not asked:
+            return None
+        return f1_of_yes([given[i] for i in asked], [str(self.yes_or_no[i]) for i in asked])
 
 
 def answers(
@@ -142,21 +161,24 @@ def compare_all(
     samples: Samples, unpruned: Sequence[str], pruned: Sequence[Sequence[str]]
 ) -> list[Evaluation]:
     """The evaluation of the unpruned model, then of every variant; samples are read once."""
-    expected = [sample.answer for sample in samples]
+    asked = [_Asked(sample.metric, sample.right_answers) for sample in samples]
     alone = Evaluation(
         groups=samples.groups,
         sample_group=np.array([samples.groups.index(g) for g in samples.sample_groups]),
-        answered=np.array([answer is not None for answer in expected]),
-        correct_unpruned=_right(unpruned, expected),
+        answered=np.array([bool(one.right) for one in asked]),
+        correct_unpruned=_scores(unpruned, asked),
         correct_plan=None,
         agree=None,
         answers_unpruned=tuple(unpruned),
         answers_plan=None,
+        yes_or_no=tuple(
+            one.right[0] if one.right and one.metric == YES_NO else None for one in asked
+        ),
     )
     beside = [
         replace(
             alone,
-            correct_plan=_right(given, expected),
+            correct_plan=_scores(given, asked),
             agree=_same(unpruned, given),
             answers_plan=tuple(given),
         )
@@ -165,9 +187,20 @@ def compare_all(
     return [alone, *beside]
 
 
-def _right(given: Sequence[str], expected: Sequence[str | None]) -> Array:
-    pairs = zip(given, expected, strict=True)
-    return np.array([want is not None and is_right(got, want) for got, want in pairs])
+class _Asked(NamedTuple):
+    """What scores the answers to a sample."""
+
+    metric: str
+    right: tuple[str, ...]
+
+
+def _scores(given: Sequence[str], asked: Sequence[_Asked]) -> Array:
+    """[n] scores: bool if each is 0 or 1, otherwise float64."""
+    pairs = zip(given, asked, strict=True)
+    found = np.array(
+        [METRICS[one.metric](got, one.right) if one.right else 0.0 for got, one in pairs]
+    )
+    return found.astype(bool) if is_binary(found) else found
 
 
 def _same(one: Sequence[str], other: Sequence[str]) -> Array:

@@ -7,7 +7,7 @@ are the keys of its JSON, so a new result is a field here and a column where it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,19 +47,22 @@ class UnprunedResult:
     accuracy: Share | None
     """None if no sample has a right answer."""
     groups: Mapping[str, UnprunedGroup]
+    f1: Mapping[str, float] = field(default_factory=dict)
+    """F1 of the answer yes, by the groups that ``yes_no`` scores."""
 
     @classmethod
     def of(cls, comparison: Comparison) -> UnprunedResult:
         """The result of the unpruned model in a comparison."""
         *groups, whole = comparison.unpruned.rows()
         by_group = {row.group: UnprunedGroup(row.n, row.unpruned) for row in groups}
-        return cls(whole.unpruned, by_group)
+        f1 = {row.group: row.f1_unpruned for row in groups if row.f1_unpruned is not None}
+        return cls(whole.unpruned, by_group, f1)
 
     @classmethod
     def from_json(cls, data: Any) -> UnprunedResult:
         """The result in a file."""
         groups = {str(g): UnprunedGroup.from_json(v) for g, v in data["groups"].items()}
-        return cls(_share(data["accuracy"]), groups)
+        return cls(_share(data["accuracy"]), groups, _f1(data))
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,14 @@ class EntryResult:
     agreement: Share | None
     worst_group: WorstGroup | None
     groups: Mapping[str, GroupResult]
+    f1: Mapping[str, float] = field(default_factory=dict)
+    """F1 of the answer yes, by the groups that ``yes_no`` scores."""
 
     @classmethod
     def of(cls, entry: Entry) -> EntryResult:
         """The result of an entry of a comparison."""
-        *groups, whole = map(GroupResult.of, entry.evaluation.rows())
+        rows = entry.evaluation.rows()
+        *groups, whole = map(GroupResult.of, rows)
         worst = entry.worst()
         published = PUBLISHED if entry.name.startswith(_PRESET) else PLAN
         return cls(
@@ -134,6 +140,7 @@ class EntryResult:
             agreement=whole.agreement,
             worst_group=WorstGroup(*worst) if worst else None,
             groups=dict(zip(entry.evaluation.groups, groups, strict=True)),
+            f1={row.group: row.f1_plan for row in rows[:-1] if row.f1_plan is not None},
         )
 
     @classmethod
@@ -151,6 +158,7 @@ class EntryResult:
             *_quality(data),
             worst_group=None if worst is None else WorstGroup.from_json(worst),
             groups={str(g): GroupResult.from_json(v) for g, v in data["groups"].items()},
+            f1=_f1(data),
         )
 
     @property
@@ -267,6 +275,11 @@ def _quality(data: Any) -> tuple[Share | None, Share | None, Share | None]:
     """Accuracy, difference and agreement."""
     difference = _share(data["difference"], least=-1.0)
     return _share(data["accuracy"]), difference, _share(data["agreement"])
+
+
+def _f1(data: Any) -> dict[str, float]:
+    """F1 by group; older files have none."""
+    return {str(group): number(value) for group, value in data.get("f1", {}).items()}
 
 
 def _share(data: Any, least: float = 0.0) -> Share | None:

@@ -1,11 +1,16 @@
-"""Shares of samples, and differences of two over the same samples, with their intervals."""
+"""Mean scores of samples, and differences of two over the same samples, with their intervals.
+
+A score is in [0, 1]. Where every score is 0 or 1, the mean score is the share of hits.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 from scipy.stats import binomtest, bootstrap
 
 from tpcal.calibrate.evaluation.shares import Share
@@ -15,14 +20,22 @@ CONFIDENCE = 0.95
 N_RESAMPLES = 2_000
 
 
-def share(hits: Array) -> Share | None:
-    """The share of hits with its Wilson interval; None if there are no samples.
+def is_binary(scores: Array) -> bool:
+    """Whether every score is 0 or 1."""
+    return scores.dtype == bool or bool(np.isin(scores, (0.0, 1.0)).all())
+
+
+def share(scores: Array) -> Share | None:
+    """The mean score with its Wilson interval; None if there are no samples.
+
+    For scores between 0 and 1 the interval is too wide rather than too narrow, because their
+    variance is at most that of hits and misses with the same mean m, m (1 - m).
 
     Args:
-        hits: [n] bool.
+        scores: [n] in [0, 1], or bool.
 
     Source:
-        Wilson 1927, as in scipy.stats.
+        Wilson 1927, as in scipy.stats; Bhatia and Davis 2000 for the variance of bounded scores.
 
     Example:
         >>> import numpy as np
@@ -31,13 +44,23 @@ def share(hits: Array) -> Share | None:
         >>> f"{found.value:.2f} in {found.low:.2f} to {found.high:.2f}"
         '0.90 in 0.60 to 0.98'
     """
-    if not len(hits):
+    if not len(scores):
         return None
-    # The ends are the shares p for which the observed share lies z standard errors of p away:
-    # |share - p| = z * sqrt(p (1 - p) / n), with z = 1.96. Both stay within [0, 1].
-    result = binomtest(int(hits.sum()), len(hits))
+    # The ends are the means p for which the observed mean lies z standard errors of p away:
+    # |mean - p| = z * sqrt(p (1 - p) / n), with z = 1.96. Both stay within [0, 1].
+    mean = float(scores.mean())
+    if not is_binary(scores):
+        return Share(mean, *_wilson(mean, len(scores)))
+    result = binomtest(int(scores.sum()), len(scores))
     interval = result.proportion_ci(CONFIDENCE, method="wilson")
-    return Share(float(hits.mean()), float(interval.low), float(interval.high))
+    return Share(mean, float(interval.low), float(interval.high))
+
+
+def _wilson(mean: float, n: int) -> tuple[float, float]:
+    z = float(ndtri((1 + CONFIDENCE) / 2))
+    middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def paired_difference(before: Array, after: Array, *, seed: int = 0) -> Share | None:
@@ -48,13 +71,14 @@ def paired_difference(before: Array, after: Array, *, seed: int = 0) -> Share | 
     interval of an event that was never seen in n samples.
 
     Args:
-        before: [n] bool.
-        after: [n] bool.
+        before: [n] scores in [0, 1], or bool.
+        after: [n] scores in [0, 1], or bool.
         seed: Seed of the resampling.
     """
     if not len(before):
         return None
-    # change[i] is 1 for a sample that is gained, -1 for one that is lost, else 0. The bootstrap
+    # change[i] is the gain of a sample in [-1, 1]: 1 for an answer that becomes right, -1 for one
+    # that becomes wrong, else 0; something between for scores between 0 and 1. The bootstrap
     # draws n samples with replacement `N_RESAMPLES` times, so that each draw keeps the two answers
     # of a sample together; the interval spans the middle 95 % of the draws' means.
     change = after.astype(float) - before.astype(float)

@@ -1,9 +1,19 @@
-"""Whether an answer is right: exact match after the normalisation that VQA uses."""
+"""Scores of answers: the default metric, and the names of all metrics."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+from tpcal.calibrate.evaluation.choice_metrics import choice_letter, yes_no
+from tpcal.calibrate.evaluation.text_metrics import (
+    anls,
+    contains,
+    exact_match,
+    relaxed_accuracy,
+    rouge_l,
+)
+from tpcal.calibrate.evaluation.vqa_accuracy import vqa_accuracy
 
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS: Mapping[str, str] = {
@@ -44,3 +54,18 @@ def normalise(answer: str) -> str:
 def is_right(given: str, expected: str) -> bool:
     """Whether the two answers are equal after `normalise`."""
     return normalise(given) == normalise(expected)
+
+
+def match(given: str, answers: Sequence[str]) -> float:
+    """1.0 if the answer is right by `is_right` for one of the answers, otherwise 0.0."""
+    return float(any(is_right(given, answer) for answer in answers))
+
+
+METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
+    metric.__name__: metric
+    for metric in (
+        *(match, exact_match, contains, vqa_accuracy, anls, relaxed_accuracy),
+        *(choice_letter, yes_no, rouge_l),
+    )
+}
+"""Metrics by name: each takes an answer and the right ones, and gives a score in [0, 1]."""

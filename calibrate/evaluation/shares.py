@@ -1,4 +1,4 @@
-"""Shares of samples and of costs, and tests of differences, as records that know their JSON."""
+"""Mean scores, shares of costs, and tests of differences, as records that know their JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Share:
-    """A share of samples, or a difference of two, with its 95 % interval."""
+    """A mean score or share of samples, or a difference of two, with its 95 % interval."""
 
     value: float
     low: float
@@ -65,13 +65,15 @@ class Test:
     other: str
     measure: str
     difference: Share
-    """Share of ``one`` minus share of ``other``."""
+    """Mean score of ``one`` minus mean score of ``other``."""
     p: float
     """Two-sided p-value of the hypothesis that there is no difference."""
     p_adjusted: float
     """The p-value after Holm's correction, which bounds the chance of any false finding."""
     n_changed: int
-    """Number of samples that only one of the two got right; the test rests on these."""
+    """Number of samples on which the two score differently; the test rests on these."""
+    is_graded: bool = False
+    """Whether a score is between 0 and 1, so that the sign-flip test took McNemar's place."""
 
     __test__ = False  # pytest would otherwise collect it as a class of tests
 
@@ -86,4 +88,5 @@ class Test:
             p=number(data["p"]),
             p_adjusted=number(data["p_adjusted"]),
             n_changed=int(number(data["n_changed"])),
+            is_graded=bool(data.get("is_graded", False)),
         )

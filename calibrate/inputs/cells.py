@@ -37,6 +37,20 @@ def read_answer(cell: Any, labels: Sequence[str] | None = None) -> str | None:
     return text_of(cell) or None
 
 
+def read_answers(cell: Any, labels: Sequence[str] | None = None) -> tuple[str, ...]:
+    """All answers of a cell, in order; arguments as of `read_answer`.
+
+    Example:
+        >>> from tpcal.calibrate.inputs.cells import read_answers
+        >>> read_answers(["cat", None, {"answer": "dog"}]), read_answers(True)
+        (('cat', 'dog'), ('yes',))
+    """
+    if isinstance(cell, Sequence) and not isinstance(cell, str):
+        return tuple(answer for item in cell for answer in read_answers(item, labels))
+    answer = read_answer(cell, labels)
+    return () if answer is None else (answer,)
+
+
 def text_of(cell: Any) -> str:
     """A cell as text; empty if the cell is missing.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from tpcal.calibrate.inputs.datasets.catalog import LITE
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.errors import UsageError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataChoice:
-    """A data set, and which samples of it are drawn.
+    """A data set or a mix of data sets by name, and which samples are drawn.
 
     The command line makes one of --data and its companions.
 
@@ -36,6 +37,8 @@ class DataChoice:
     group_column: str | None = None
     choices_column: str | None = None
     system_column: str | None = None
+    metric: str | None = None
+    """Metric of the answers; None takes that of a data set by name, or ``match``."""
     skip_bad: bool = False
     own_answers: bool = False
     """Whether the model's own answers replace those of the data."""
@@ -59,6 +62,7 @@ class DataChoice:
             split=self.split or split,
             columns=columns,
             skip_bad=self.skip_bad,
+            metric=self.metric,
         )
         return drawn.unanswered() if self.own_answers else drawn
 
@@ -70,18 +74,14 @@ class DataChoice:
         base = replace(known, split=None, samples=None, own_answers=False)
         return replace(base, **self.recorded())
 
-    def check_asked_of(self, model: ModelChoice) -> None:
-        """Raises UsageError if no data is named and the model is not the built-in one.
+    def for_model(self, model: ModelChoice) -> DataChoice:
+        """The same choice; if it names no data, ``lite`` for a model that is not built in.
 
-        Raises:
-            UsageError: The built-in questions would be used for another model although nobody
-                named them.
+        The built-in scenes are for the built-in models only, unless they are asked for by name.
         """
-        if self.data is None and not model.is_built_in:
-            raise UsageError(
-                f"Questions for {model.name} must be named with --data, as the built-in ones are "
-                "for the built-in model only; got none. (--data embedded takes them all the same.)"
-            )
+        if self.data is not None or model.is_built_in:
+            return self
+        return replace(self, data=LITE)
 
     def recorded(self) -> dict[str, Any]:
         """Plain data for provenance, from which `DataChoice.restored` makes the same choice."""

@@ -9,6 +9,9 @@ from PIL import Image
 from tpcal.calibrate.inputs.columns import DEFAULT_GROUP
 from tpcal.calibrate.inputs.conversations import Turn
 
+DEFAULT_METRIC = "match"
+"""Metric of data that names none, from `tpcal.calibrate.evaluation.metrics.METRICS`."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -24,3 +27,14 @@ class Sample:
     group: str = DEFAULT_GROUP
     turns: tuple[Turn, ...] = ()
     """The conversation up to the answer; empty if it is the images followed by the question."""
+    answers: tuple[str, ...] = ()
+    """All right answers, if the metric counts more of them than ``answer``."""
+    metric: str = DEFAULT_METRIC
+    """Name of the metric that scores an answer."""
+
+    @property
+    def right_answers(self) -> tuple[str, ...]:
+        """The answers that the metric compares with; none if the data has none."""
+        if self.answers or self.answer is None:
+            return self.answers
+        return (self.answer,)

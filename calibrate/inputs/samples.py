@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from tpcal.calibrate.inputs.cells import read_answers
 from tpcal.calibrate.inputs.columns import Columns
 from tpcal.calibrate.inputs.images import as_rgb, read_images
-from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.sample import DEFAULT_METRIC, Sample
 from tpcal.calibrate.inputs.sample_digests import identity
 from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP
 from tpcal.calibrate.inputs.sampling import Drawing, Place
@@ -20,6 +22,8 @@ from tpcal.plans.errors import UsageError
 __all__ = ["Columns", "Sample", "Samples", "Source", "load_samples"]
 
 EMBEDDED = "embedded"
+SCENES = "scenes"
+"""Another name of the built-in scenes."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ class Samples(Sequence[Sample]):
         description = f"{self.description}, the model's own answers"
 
         def read(row: Any) -> Sample:
-            return replace(self._read(row), answer=None)
+            return replace(self._read(row), answer=None, answers=())
 
         made = Samples(self.name, description, self._rows, read, recipe, self.source)
         made.sample_groups, made.identities = self.sample_groups, self.identities
@@ -187,12 +191,14 @@ def load_samples(
     split: str | None = None,
     columns: Columns | None = None,
     skip_bad: bool = False,
+    metric: str | None = None,
 ) -> Samples:
-    """Samples of a data set, or of the built-in scenes.
+    """Samples of a data set, of a mix of data sets by name, or of the built-in scenes.
 
     Args:
-        data: None or ``embedded`` for the built-in scenes; otherwise a Hub id, folder, .jsonl,
-            .json, .parquet or .csv file (sources.load_table).
+        data: None, ``scenes`` or ``embedded`` for the built-in scenes; names of the catalog
+            (datasets.mixture); otherwise a Hub id, folder, .jsonl, .json, .parquet or .csv file
+            (sources.load_table).
         n: Number of samples; None draws `DEFAULT_N`, or `LEAST_OF_GROUP` of each group if that is
             more. There are fewer samples if the data has fewer. Groups, if there are any, get
             equal shares as far as each has samples.
@@ -201,18 +207,29 @@ def load_samples(
         columns: Names of the columns; those that are not given are guessed.
         skip_bad: Whether to take further rows in place of those that cannot be read. Their errors
             are in ``source.unreadable``.
+        metric: Metric of the answers; None takes that of a data set by name, or ``match``.
 
     Raises:
         UsageError: Missing, empty or unreadable data, missing columns, no images; a row that
             cannot be read, or none that can.
     """
     split = split or "calibration"
+    if n is not None and n < 1:
+        raise UsageError(f"The number of samples must be at least 1; got {n}.")
+    data = None if data in (EMBEDDED, SCENES) else data
+    if data is not None and not Path(data).expanduser().exists():
+        from tpcal.calibrate.inputs.datasets.mixture import is_mixture
+
+        if is_mixture(data):
+            from tpcal.calibrate.inputs.datasets.load_mixture import MixtureDraw, load_mixture
+
+            _refuse_columns(data, columns)
+            return load_mixture(data, MixtureDraw(n, seed, split, metric, skip_bad))
     least = LEAST_OF_GROUP if n is None else 0
     n = DEFAULT_N.get(split, DEFAULT_N["eval"]) if n is None else n
-    if n < 1:
-        raise UsageError(f"The number of samples must be at least 1; got {n}.")
     recipe = {"data": data or EMBEDDED, "split": split, "samples": n, "seed": seed}
-    if data in (None, EMBEDDED):
+    recipe |= {"metric": metric} if metric else {}
+    if data is None:
         return _embedded(split, n, seed, recipe)
     table = load_table(str(data), split=split, n=n, seed=seed)
     named = (columns or Columns()).resolved(table.columns, table.rows[0], table.name)
@@ -221,7 +238,7 @@ def load_samples(
 
     def read(place: Place) -> Sample:
         try:
-            return _sample(drawing, place)
+            return read_sample(drawing, place, metric or DEFAULT_METRIC)
         except UsageError as error:
             way_out = "" if skip_bad else " Add --skip-bad to go on without such rows."
             raise UsageError(f"{error}{way_out}") from None
@@ -241,6 +258,16 @@ def load_samples(
     return drawn
 
 
+def _refuse_columns(data: str, columns: Columns | None) -> None:
+    """Raises UsageError if a column is named for data sets by name."""
+    given = [name for name, column in asdict(columns or Columns()).items() if column is not None]
+    if given:
+        raise UsageError(
+            f"--{given[0]}-column must be left out for {data}, whose columns are known; got "
+            f"{asdict(columns or Columns())[given[0]]}."
+        )
+
+
 def _embedded(split: str, n: int, seed: int, recipe: Mapping[str, Any]) -> Samples:
     from tpcal.calibrate.embedded import scenes
 
@@ -248,12 +275,18 @@ def _embedded(split: str, n: int, seed: int, recipe: Mapping[str, Any]) -> Sampl
         made = scenes.samples(split, n, seed=seed)
     except ValueError as error:
         raise UsageError(f"The built-in scenes: {error}") from None
-    held = [Sample(s.id, (s.image,), s.question, s.answer, s.group) for s in made]
+    metric = str(recipe.get("metric", DEFAULT_METRIC))
+    held = [Sample(s.id, (s.image,), s.question, s.answer, s.group, metric=metric) for s in made]
     description = f"{n} built-in scenes ({split}, seed {seed})"
     return Samples(EMBEDDED, description, held, lambda sample: sample, recipe)
 
 
-def _sample(drawing: Drawing, place: Place) -> Sample:
+def read_sample(drawing: Drawing, place: Place, metric: str) -> Sample:
+    """The sample at a place, its images decoded.
+
+    Raises:
+        UsageError: The row cannot be read.
+    """
     row, table = drawing.table.rows[place.row], drawing.table
     where = drawing.where(place.row)
     asked = drawing.questions(row, where)[place.question]
@@ -271,7 +304,18 @@ def _sample(drawing: Drawing, place: Place) -> Sample:
         answer=asked.answer,
         group=drawing.group(row),
         turns=asked.turns,
+        answers=() if metric == DEFAULT_METRIC else _answers(drawing, row, asked.answer),
+        metric=metric,
     )
+
+
+def _answers(drawing: Drawing, row: Mapping[str, Any], answer: str | None) -> tuple[str, ...]:
+    """All right answers of a row; the answer alone if the cell has it in another form."""
+    if answer is None:
+        return ()
+    column = drawing.columns.answer or ""
+    found = read_answers(row.get(column), drawing.table.labels.get(column))
+    return found if answer in found else (answer,)
 
 
 def _feed(digest: Any, sample: Sample) -> None:

@@ -72,8 +72,8 @@ def load_table(data: str, *, split: str, n: int | None, seed: int) -> RawTable:
     looks_local = path.is_absolute() or data.startswith((".", "~")) or path.suffix in FORMATS
     if looks_local or data.count("/") != 1:
         raise UsageError(
-            f"No data at {data}. Give a .jsonl, .json, .parquet or .csv file, a folder, or a Hub "
-            "id (org/name)."
+            f"No data at {data}. Give a .jsonl, .json, .parquet or .csv file, a folder, a Hub "
+            "id (org/name), or a name that 'tpcal datasets' lists."
         )
     return _hub(data, split, n, seed)
 
@@ -105,7 +105,7 @@ def _file(path: Path, split: str) -> RawTable:
         require("plan", "datasets")
         import datasets
 
-        with _explained(str(path)):
+        with explained(str(path)):
             loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")
         return _table(path.name, loaded, path.parent)
     rows, columns = read_rows(path)
@@ -124,7 +124,7 @@ def _folder(path: Path, split: str) -> RawTable:
         f for f in path.iterdir() if f.suffix.lower() in FORMATS and f.stem != "metadata"
     )
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        with _explained(str(path)):
+        with explained(str(path)):
             return _pick(path.name, datasets.load_from_disk(str(path)), split, path)
     by_split = {file.stem: file for file in files if file.suffix.lower() != ".parquet"}
     own = [by_split[name] for name in ROLES.get(split, (split,)) if name in by_split]
@@ -135,7 +135,7 @@ def _folder(path: Path, split: str) -> RawTable:
         return _described(described)
     if not any(path.iterdir()):
         raise UsageError(f"{path} must hold samples; got an empty folder.")
-    with _explained(str(path)):
+    with explained(str(path)):
         loaded = _as_written(datasets.load_dataset(str(path)), str(path))
     return _pick(path.name, loaded, split, path)
 
@@ -187,7 +187,7 @@ def _hub(data: str, split: str, n: int | None, seed: int) -> RawTable:
         )
     name, revision = hub.split_revision(data)
     name, _, config = name.partition(":")
-    with _explained(data):
+    with explained(data):
         how = {"name": config or None, "revision": revision, "streaming": n is not None}
         loaded = _as_written(datasets.load_dataset(name, **how), name, **how)
         table = _pick(data, loaded, split, None, n, seed)
@@ -225,12 +225,12 @@ def _table(
     # A streamed data set is shuffled within a buffer and cut off after n rows, so that only about
     # as many rows are fetched as are needed.
     features = loaded.features or {}
-    labels = {}
-    for column, feature in features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            labels[column] = tuple(feature.names)
-        elif (encoded := _encoded(feature)) != feature:
-            loaded = loaded.cast_column(column, encoded)
+    labels = {
+        column: tuple(feature.names)
+        for column, feature in features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    loaded = undecoded(loaded)
     if isinstance(loaded, datasets.IterableDataset):
         assert n is not None
         drawn = loaded.shuffle(seed=seed, buffer_size=max(MIN_SHUFFLE, n))
@@ -239,6 +239,14 @@ def _table(
         raise UsageError(f"{name} must hold samples; got none.")
     columns = tuple(features) or tuple(loaded[0])
     return RawTable(name, loaded, columns, labels, folder)
+
+
+def undecoded(loaded: Any) -> Any:
+    """What `datasets` loaded, with images left encoded."""
+    for column, feature in (loaded.features or {}).items():
+        if (encoded := _encoded(feature)) != feature:
+            loaded = loaded.cast_column(column, encoded)
+    return loaded
 
 
 def _encoded(feature: Any) -> Any:
@@ -255,8 +263,8 @@ def _encoded(feature: Any) -> Any:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Silences `datasets` and turns its errors into a `UsageError` of one line."""
+def explained(name: str) -> Iterator[None]:
+    """A context that silences `datasets` and turns its errors into a `UsageError` of one line."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
     from datasets.utils import logging

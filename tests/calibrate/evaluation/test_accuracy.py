@@ -110,3 +110,43 @@ def test_no_change_at_all_is_not_certainty() -> None:
     assert found.high == pytest.approx(1 - 0.025 ** (1 / 50))
     assert found.low == -found.high
     assert paired_difference(same[:0], same[:0]) is None
+
+
+def test_samples_are_scored_by_their_own_metrics() -> None:
+    from PIL import Image
+
+    image = (Image.new("RGB", (4, 4)),)
+    people = ("red",) * 2 + ("dark red",) * 8
+    samples = Samples.of(
+        [
+            Sample("1", image, "Colour?", "dark red", "a", answers=people, metric="vqa_accuracy"),
+            Sample("2", image, "Word?", "smith", "b", metric="anls"),
+            Sample("3", image, "A dog?", "yes", "c", metric="yes_no"),
+            Sample("4", image, "A cat?", "no", "c", metric="yes_no"),
+            Sample("5", image, "What?", None, "c", metric="yes_no"),
+        ]
+    )
+    before = ["dark red", "smith", "Yes.", "no", "x"]
+    found = compare(samples, before, ["red", "smyth", "yes", "yes", "x"])
+    assert found.correct_unpruned.tolist() == [True, True, True, True, False]
+    assert found.correct_unpruned.dtype == bool
+    assert found.correct_plan is not None
+    assert found.correct_plan.tolist() == pytest.approx([0.6, 0.8, 1.0, 0.0, 0.0])
+    rows = {row.group: row for row in found.rows()}
+    assert rows["overall"].n_answered == 4
+    assert rows["overall"].difference is not None
+    assert rows["overall"].difference.value == pytest.approx(-0.4)
+    assert rows["a"].plan is not None
+    assert rows["a"].plan.low < 0.6 < rows["a"].plan.high
+    assert rows["c"].f1_unpruned == 1.0
+    assert rows["c"].f1_plan == pytest.approx(2 / 3)
+    assert rows["a"].f1_unpruned is None
+
+
+def test_the_interval_of_graded_scores_is_that_of_hits_with_the_same_mean() -> None:
+    # Half of 20 right, and 20 scores of 0.5 each: the formula knows the mean and the number only.
+    hits, graded = share(np.arange(20) % 2 == 0), share(np.full(20, 0.5))
+    assert hits is not None
+    assert graded is not None
+    assert (graded.low, graded.high) == pytest.approx((hits.low, hits.high))
+    assert share(np.array([1.0, 0.0])) == share(np.array([True, False]))

@@ -78,9 +78,8 @@ def test_another_file_than_the_one_trained_on_is_refused(
 
 def test_the_built_in_questions_are_for_both_built_in_models() -> None:
     for name in (None, "embedded", "smol"):
-        DataChoice().check_asked_of(ModelChoice(name))
-    with pytest.raises(UsageError, match="must be named with --data"):
-        DataChoice().check_asked_of(ModelChoice("smol-2"))
+        assert DataChoice().for_model(ModelChoice(name)).data is None
+    assert DataChoice().for_model(ModelChoice("smol-2")).data == "lite"
 
 
 @pytest.mark.slow

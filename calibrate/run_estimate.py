@@ -1,0 +1,103 @@
+"""How long a calibration will take: timed on the first batch, before the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tpcal.calibrate import probe_grid
+from tpcal.calibrate.inputs.memory_guard import memory_guard
+from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.calibrate.probe import Recorded, measure, record
+from tpcal.calibrate.profile import Probe
+
+N_TIMED = 6
+"""Number of probes that are timed."""
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """The estimated time of a calibration on this machine, in seconds."""
+
+    n_probes: int
+    """Number of probes of the full grid."""
+    least_s: float
+    """The first round alone, which measures a coarse grid if the run refines it."""
+    most_s: float
+    """Every probe of the grid; a run that refines a coarse grid usually takes about half."""
+
+
+def estimate(
+    loaded: Loaded,
+    samples: Samples,
+    grid: Sequence[Probe],
+    batch_size: int,
+    *,
+    refines: bool,
+    scope: str,
+) -> RunEstimate:
+    """The time of a calibration, from `N_TIMED` probes of the first batch.
+
+    Args:
+        loaded: The model.
+        samples: The samples of the run.
+        grid: The probes of the full grid.
+        batch_size: Samples per run of the model.
+        refines: Whether a coarse grid is probed first.
+        scope: What cuts choose from.
+
+    Raises:
+        RunFailed: Out of memory.
+
+    Example:
+        >>> found = estimate(  # doctest: +SKIP
+        ...     loaded, samples, probes(32), 16, refines=True, scope="image"
+        ... )
+        >>> found.most_s / 60  # minutes, doctest: +SKIP
+    """
+    # A probe replays the layers from its own on, so that its time grows with their number and,
+    # beside a part that it always takes, with the tokens kept. The timed probes are spread evenly
+    # over the grid, and their time for a unit of work stands for that of all.
+    numbers = range(min(batch_size, len(samples)))
+    n_batches = -(-len(samples) // batch_size)
+    timed = [grid[i * len(grid) // N_TIMED] for i in range(min(N_TIMED, len(grid)))]
+    advice = "Run the same command with a smaller --batch-size."
+    with memory_guard("The estimate", advice), torch.inference_mode():
+        record(loaded, samples, numbers)  # the first run also sets up kernels
+        started = time.perf_counter()
+        batch = record(loaded, samples, numbers)
+        _wait()
+        recorded_s = time.perf_counter() - started
+        probed_s = _seconds(loaded, batch, timed, scope)
+    n_layers = loaded.identity.n_layers
+    rate = probed_s / sum(_work(probe, n_layers, batch) for probe in timed)
+
+    def whole(probes: Sequence[Probe]) -> float:
+        return n_batches * (
+            recorded_s + rate * sum(_work(probe, n_layers, batch) for probe in probes)
+        )
+
+    first = probe_grid.coarse(grid) if refines else grid
+    return RunEstimate(len(grid), whole(first), whole(grid))
+
+
+def _seconds(loaded: Loaded, batch: Recorded, probes: Sequence[Probe], scope: str) -> float:
+    started = time.perf_counter()
+    measure(loaded, batch, probes, scope)
+    _wait()
+    return time.perf_counter() - started
+
+
+def _work(probe: Probe, n_layers: int, batch: Recorded) -> float:
+    """Runs of one layer over the unpruned prompt, in tokens."""
+    n_visual, n_text = (float(n) for n in batch.counts.float().mean(dim=0))
+    return (n_layers - probe.layer) * (probe.keep * n_visual + n_text) / (n_visual + n_text)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

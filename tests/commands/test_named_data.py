@@ -1,0 +1,80 @@
+"""The commands with data sets by name, from generated copies of a few rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import named_datasets
+import pytest
+from click.testing import CliRunner, Result
+
+from tpcal.calibrate.inputs.datasets.hub_rows import FOLDER
+from tpcal.cli import cli
+from tpcal.plans import hub
+from tpcal.views.forecast_view import duration
+
+MIX = "docvqa_lite:2,ocrbench:1,chartqa_lite:1"
+CONFIGURATIONS = ("docvqa_val", "textvqa_val", "chartqa", "default")
+
+
+def _tpcal(*args: str) -> Result:
+    return CliRunner().invoke(cli, args, prog_name="tpcal", env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import datasets
+
+    folder = named_datasets.write(tmp_path / "copies", only=CONFIGURATIONS)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setenv(FOLDER, str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_mix_is_forecast_and_evaluated(copies: Path) -> None:
+    # 1. The dry run says what would be measured, and writes nothing.
+    dry = _tpcal("calibrate", "--data", MIX, "--layers", "6,7", "--keeps", "0", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    rows = [line.split() for line in dry.output.splitlines()]
+    assert ["docvqa", "2", "anls"] in rows
+    assert ["ocrbench", "1", "contains"] in rows
+    assert "Memory: about" in dry.output
+    assert "for up to 2 probes" in dry.output
+    assert not (copies.parent / "tpcal-out").exists()
+    # 2. The evaluation draws the same mix and scores it.
+    how = ("--max-new-tokens", "2", "--no-keep", "-o", "eval.json")
+    done = _tpcal("eval", "--data", MIX, *how)
+    assert done.exit_code == 0, done.output
+    found = json.loads((copies.parent / "eval.json").read_text())
+    assert found["data"]["groups"] == ["chartqa", "docvqa", "ocrbench"]
+    assert found["unpruned"]["accuracy"] is not None
+
+
+def test_the_list_names_rows_groups_metrics_and_licences() -> None:
+    result = _tpcal("datasets", "gqa", "lite")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("_lite ") == 15
+    assert "12,578" in result.output
+    assert "CC BY-SA 4.0" in result.output
+    assert _tpcal("datasets", "gq").exit_code == 2
+
+
+def test_verification_says_what_matches(copies: Path) -> None:
+    good = _tpcal("datasets", "textvqa_lite", "--verify")
+    assert good.exit_code == 0, good.output
+    assert "24 rows; 3 columns found; asks 'What is written" in good.output
+    bad = _tpcal("datasets", "textvqa_lite", "ocrbench", "--verify")
+    assert bad.exit_code == 1
+    assert "24 rows, 1,000 expected" in bad.output
+    assert "1 of 2 data sets are not as listed: ocrbench" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (90, "90 s"), (1800, "30 min"), (9000, "2.5 h")]
+)
+def test_durations_are_rounded(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
