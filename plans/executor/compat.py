@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedModel, cache_utils
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -134,6 +134,13 @@ def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
     getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
 
 
+# 5.23: PaliGemma 2 limits its logits as Gemma 2 does; before, it ignored the limit of the config.
+# Then True, in families/paligemma.py.
+
+LIMITS_LOGITS = Version(transformers.__version__).release >= (5, 23)
+"""Whether PaliGemma applies `final_logit_softcapping`."""
+
+
 # 5.20, or a release since 5.16: `generate` takes images that were encoded before. Then delete it.
 
 
@@ -155,6 +162,18 @@ def by_axis(value: Any, length: int) -> bool:
     if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[1] == length:
         return False
     return value.shape[0] == 3 and value.shape[2] == length
+
+
+# 5.13: the thinkers of Qwen's Omni models have a `get_decoder` that finds their text model; before,
+# it returned the thinker itself. Then decoder.get_decoder().
+
+
+def decoder_of(model: nn.Module) -> Any:
+    """The decoder that a model names; the model itself if there is none."""
+    decoder: Any = model.get_decoder()
+    if decoder is model and type(model).__name__.endswith("ThinkerForConditionalGeneration"):
+        return model.model
+    return decoder
 
 
 # 5.15: `crop` is told how many tokens to remove, at most 0; before, the length to leave if at
