@@ -7,8 +7,8 @@ import tiny
 
 from tpcal.calibrate.output_head import check_logits
 from tpcal.plans.errors import UsageError
-from tpcal.plans.families.base import Family
 from tpcal.plans.families import find
+from tpcal.plans.families.base import Family
 
 
 @pytest.mark.nightly
