@@ -22,6 +22,7 @@ from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded, device_of, weights_digest
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
+from tpcal.calibrate.output_head import check_logits
 from tpcal.calibrate.probe import TAU
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.calibrate.rounds import Refine, Rounds
@@ -83,8 +84,8 @@ def calibrate(
         provenance: Plain data to keep in the profile, under these keys.
 
     Raises:
-        UsageError: The grid or the scope is bad, samples have no images, or the folder holds
-            something else.
+        UsageError: The grid or the scope is bad, samples have no images, the folder holds
+            something else, or the family does not make the logits of the model.
         RunFailed: Out of memory, or the model returns numbers that are not finite.
 
     Example:
@@ -140,6 +141,7 @@ def calibrate(
     # and then rounds of what it asks for. Last, the main process times the layers.
     advice = "What is done is kept. Run the same command with a smaller --batch-size."
     with memory_guard("Calibration", advice), torch.inference_mode():
+        check_logits(loaded.model)
         rounds.run(probe_grid.coarse(tried) if refine else tried)
         if refine:
             rounds.refine(tried, refine)

@@ -191,10 +191,13 @@ def videos(writer: Writer) -> tuple[dict[str, Tensor], ...]:
 def numbering(model: Any) -> Callable[[Any], Tensor]:
     """[3, B, S] position ids of a batch by the model's own `get_rope_index`."""
 
+    # Before transformers 5.23, the thinkers of Qwen's Omni models have no model around the decoder.
+    owner = model.model if hasattr(model.model, "get_rope_index") else model
+
     def positions(inputs: Any) -> Tensor:
         known = {k: v for k, v in inputs.items() if "pixel" not in k}
         if "image_grid_thw" in known or "video_grid_thw" in known:
-            return model.model.get_rope_index(**known)[0]
+            return owner.get_rope_index(**known)[0]
         text = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         return text.expand(3, -1, -1)
 

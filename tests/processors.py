@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
+from packaging.version import Version
 from pictures import BOS, BREAK, END, IMAGE, N_TOWER, PAD, PATCH, PINPOINTS, SIDE, VIDEO, WORD
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -18,6 +20,7 @@ from transformers import (
     LlavaProcessor,
     PixtralImageProcessorPil,
     PreTrainedTokenizerFast,
+    VideoLlavaImageProcessor,
     VideoLlavaProcessor,
 )
 
@@ -115,8 +118,11 @@ def llava_onevision() -> Any:
 
 def video_llava() -> Any:
     """For tiny.video_llava, images only."""
+    # Before transformers 5.21, Video-LLaVA's images have a name of their own.
+    small = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    renamed = Version(transformers.__version__).release >= (5, 21)
     return _without_videos(VideoLlavaProcessor)(
-        image_processor=_clip(),
+        image_processor=_clip() if renamed else VideoLlavaImageProcessor(**small),
         tokenizer=tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy="default",

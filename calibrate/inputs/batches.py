@@ -22,6 +22,7 @@ from tpcal.calibrate.inputs.models import device_of
 from tpcal.calibrate.inputs.placeholders import plain_text
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.families import find
 
 _BY_PROMPT = frozenset({"num_crops", "num_soft_tokens_per_image"})
@@ -172,9 +173,13 @@ def prompt_inputs(
         samples: B samples.
         model: The model.
         texts: [B] prompts, as `prompt_text` makes them; None makes them here.
+
+    Raises:
+        UsageError: The processor of this release of transformers takes no options for texts.
     """
     if texts is None:
         texts = [prompt_text(processor, sample) for sample in samples]
+    compat.require_tokenizer_options(processor)
     bos = processor.tokenizer.bos_token
     inputs = processor(
         images=_images(processor, samples),

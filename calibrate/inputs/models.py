@@ -24,6 +24,7 @@ from tpcal.calibrate.smol.assemble import assembled_folder
 from tpcal.plans import families, hub, temporary_files
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.extras import require
 from tpcal.plans.local_paths import EMBEDDED, SMOL
 from tpcal.plans.model_aliases import ALIASES
@@ -272,6 +273,7 @@ def _model(
         model = AutoModelForImageTextToText.from_pretrained(
             place.source, config=config, dtype=dtype, **keywords
         )
+        compat.check_offloaded(model)
         placed = model if device is None else model.to(device)
         return placed.eval().requires_grad_(False)
 
@@ -321,7 +323,7 @@ def _named_packages(place: _Place) -> Iterator[None]:
 
 def _missing_package(reason: str) -> str | None:
     """The missing package that an error of transformers is about; None if it is about another."""
-    if "_MAPPING has no attribute" in reason:  # a part of a processor that needs torchvision
+    if any(words in reason for words in compat.LACKS_TORCHVISION):
         reason = "torchvision"
     named = (
         name for name in PROCESSOR_PACKAGES if re.search(rf"\b{name}\b", reason, re.IGNORECASE)
@@ -336,7 +338,7 @@ def _explained(place: _Place, file: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, ImportError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         if place.is_folder:
             shown = f"{reason[:200]}…" if len(reason) > 200 else reason

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from functools import cache
-from inspect import signature
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 import transformers
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedModel, cache_utils
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LOG = logging.getLogger(__name__)
+_RELEASE = Version(transformers.__version__).release
 
 # Which releases were tried: `make test-versions`.
 
@@ -134,6 +135,13 @@ def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
     getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
 
 
+# 5.23: PaliGemma 2 limits its logits as Gemma 2 does; before, it ignored the limit of the config.
+# Then True, in families/paligemma.py.
+
+LIMITS_LOGITS = _RELEASE >= (5, 23)
+"""Whether PaliGemma applies `final_logit_softcapping`."""
+
+
 # 5.20, or a release since 5.16: `generate` takes images that were encoded before. Then delete it.
 
 
@@ -155,6 +163,58 @@ def by_axis(value: Any, length: int) -> bool:
     if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[1] == length:
         return False
     return value.shape[0] == 3 and value.shape[2] == length
+
+
+# 5.20: a processor that lacks torchvision says so. Before, that of InternVL fails on a class that
+# was left out; before 5.15, that of SmolVLM is not found. Then the first of these alone.
+
+LACKS_TORCHVISION = (
+    "_MAPPING has no attribute",
+    "'NoneType' object has no attribute '__module__'",
+    *(("Unrecognized image processor in",) if _RELEASE < (5, 15) else ()),
+)
+"""Parts of the errors of a processor whose class was left out because torchvision is missing."""
+
+
+# 5.15: the processor of Video-LLaVA takes options of the tokenizer. Then delete, with its caller.
+
+
+def require_tokenizer_options(processor: Any) -> None:
+    """Raises UsageError if a processor cannot be told how to pad and whether to begin a text."""
+    takes = signature(processor).parameters
+    kinds = {parameter.kind for parameter in takes.values()}
+    if "padding_side" not in takes and Parameter.VAR_KEYWORD not in kinds:
+        raise UsageError(
+            f"{type(processor).__name__} must take padding_side to make batches of samples, as it "
+            f"does from transformers 5.15 on; got {transformers.__version__}, with which plans "
+            "can only be applied. Way out: pip install 'transformers>=5.15'."
+        )
+
+
+# 5.13: a model with all its weights on the disk gets what loads them. Then delete.
+
+
+def check_offloaded(model: PreTrainedModel) -> None:
+    """Raises UsageError if weights were left on the disk with nothing that loads them."""
+    places = {parameter.device.type for parameter in model.parameters()}
+    if "meta" in places and not hasattr(model, "hf_device_map"):
+        raise UsageError(
+            "A model must have room for some of its weights in memory with transformers "
+            f"{transformers.__version__}; got room for none. Way out: pip install "
+            "'transformers>=5.13', or leave more memory free."
+        )
+
+
+# 5.13: `get_decoder` of the thinkers of Qwen's Omni models finds their text model; before, it
+# returned the thinker itself. Then decoder.get_decoder().
+
+
+def decoder_of(model: nn.Module) -> Any:
+    """The decoder that a model names; the model itself if there is none."""
+    decoder: Any = model.get_decoder()
+    if decoder is model and type(model).__name__.endswith("ThinkerForConditionalGeneration"):
+        return model.model
+    return decoder
 
 
 # 5.15: `crop` is told how many tokens to remove, at most 0; before, the length to leave if at

@@ -49,7 +49,7 @@ class Family:
         """The stack of decoder layers, with its final norm."""
         decoder: Any = model.get_decoder()
         while not hasattr(decoder, "layers"):
-            inner = decoder.get_decoder()
+            inner = compat.decoder_of(decoder)
             if inner is decoder:  # get_decoder() of a model without a decoder returns the model
                 raise AttributeError(f"{type(decoder).__name__} has no decoder layers.")
             decoder = inner

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.executor.prompt import ViewGrid
@@ -31,6 +32,10 @@ class Granite4Vision(InOrder):
         added = [layer for _, layer in config.deepstack_layer_map] + config.spatial_target_layers
         return range(max(added), len(self.layers(model)))
 
+    def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
+        """[..., V] logits of states [..., D] after the final norm, which the model divides."""
+        return super().logits(model, states) / scaling(model)
+
     def views(
         self, model: PreTrainedModel, inputs: Mapping[str, Any]
     ) -> dict[int, list[tuple[ViewGrid, ...]]]:
@@ -44,3 +49,8 @@ class Granite4Vision(InOrder):
 
 
 FAMILY = Granite4Vision()
+
+
+def scaling(model: PreTrainedModel) -> float:
+    """What Granite's logits are divided by."""
+    return model.config.get_text_config(decoder=True).logits_scaling

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
-from tpcal.plans.families import idefics3, qwen3_vl
+from tpcal.plans.families import granite4_vision, idefics3, qwen3_vl
 from tpcal.plans.families.base import Family
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ class GraniteDocling(Family):
     ) -> tuple[tuple[ViewGrid, ...], ...]:
         """The views are those of Idefics3; an image of one tile has no overview."""
         return idefics3.FAMILY.grids(model, prompt, inputs)
+
+    def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
+        """[..., V] logits of states [..., D] after the final norm, as in Granite 4 Vision."""
+        return super().logits(model, states) / granite4_vision.scaling(model)
 
     def attach(
         self, model: PreTrainedModel, current: Callable[[], ForwardPass | None], undo: ExitStack

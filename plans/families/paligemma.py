@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, softcapped, square_grid, whole_images
 from tpcal.plans.images.tower import Tower, tower_of
@@ -23,7 +24,8 @@ class PaliGemma(Family):
 
     def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
         """[..., V] logits of states [..., D] after the final norm; Gemma 2 limits their size."""
-        return softcapped(model, super().logits(model, states))
+        logits = super().logits(model, states)
+        return softcapped(model, logits) if compat.LIMITS_LOGITS else logits
 
     def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs with the position ids that `generate` gives a padded prompt, from 1."""

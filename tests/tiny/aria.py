@@ -8,7 +8,7 @@ import tiles
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AriaConfig, AriaForConditionalGeneration
+from transformers import AriaConfig, AriaForConditionalGeneration, AriaTextConfig
 
 from tpcal.plans.laws import Case
 
@@ -19,13 +19,13 @@ N_TOKENS = 16
 def build(attn: str) -> Case:
     config = AriaConfig(
         vision_config={"model_type": "idefics3_vision", **tiles.VISION},
-        text_config={
-            **tiles.TEXT,
-            "intermediate_size": 48,
-            "moe_num_experts": 4,
-            "moe_topk": 2,
-            "moe_num_shared_experts": 1,
-        },
+        # Before transformers 5.20, a dict without a model type stays a dict.
+        text_config=AriaTextConfig(
+            **{**tiles.TEXT, "intermediate_size": 48},
+            moe_num_experts=4,
+            moe_topk=2,
+            moe_num_shared_experts=1,
+        ),
         projector_patch_to_query_dict={36: N_TOKENS},
         image_token_index=tiles.IMAGE,
         initializer_range=0.15,

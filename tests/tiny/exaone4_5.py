@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mrope
 from transformers import Exaone4_5_Config, Exaone4_5_ForConditionalGeneration, Exaone4Config
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -33,4 +35,6 @@ def build(attn: str) -> Case:
         video_token_id=mrope.VIDEO,
     )
     writer = mrope.Writer(mrope.processor(Qwen2VLImageProcessorPil), typed=False)
-    return mrope.case("exaone4_5", Exaone4_5_ForConditionalGeneration, config, attn, writer)
+    made = mrope.case("exaone4_5", Exaone4_5_ForConditionalGeneration, config, attn, writer)
+    # Before transformers 5.11, it inherits a numbering by M-RoPE that its own decoder never gets.
+    return replace(made, positions=None)

@@ -18,7 +18,7 @@ from tpcal.plans.laws import Case
 
 
 def build(attn: str) -> Case:
-    scales = dict.fromkeys(("embedding_multiplier", "logits_scaling"), 1.0)
+    scales = {"embedding_multiplier": 1.0, "logits_scaling": 4.0}
     config = Granite4VisionConfig(
         vision_config=CLIPVisionConfig(**{**TOWER, "hidden_size": 64, "num_hidden_layers": 3}),
         text_config=Granite4VisionTextConfig(
@@ -32,6 +32,10 @@ def build(attn: str) -> Case:
             "intermediate_size": 64,
             "cross_attention_frequency": 1,
             "use_qformer_text_input": False,
+            # Since transformers 5.20, the config sets the following itself.
+            "hidden_size": 64,
+            "encoder_hidden_size": 64,
+            "num_attention_heads": 1,
         },
         image_token_index=IMAGE,
         image_grid_pinpoints=PINPOINTS,
@@ -40,7 +44,9 @@ def build(attn: str) -> Case:
         spatial_vision_layer=-1,
         spatial_target_layers=[2, 3],
     )
-    model = random_model(Granite4VisionForConditionalGeneration, config, attn)
+    # The Q-former knows no other attention before transformers 5.13; plans do not read it.
+    kernels = {"": attn, "text_config": attn, "vision_config": attn, "qformer_config": "eager"}
+    model = random_model(Granite4VisionForConditionalGeneration, config, kernels)
     processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": SIDE},
         crop_size={"height": SIDE, "width": SIDE},

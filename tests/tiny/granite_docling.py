@@ -33,7 +33,7 @@ def build(attn: str) -> Case:
         text_config={
             **tiles.TEXT,
             "embedding_multiplier": 1.0,
-            "logits_scaling": 1.0,
+            "logits_scaling": 4.0,
             "residual_multiplier": 1.0,
             "attention_multiplier": 0.25,
             "tie_word_embeddings": False,

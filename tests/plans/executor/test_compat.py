@@ -34,6 +34,40 @@ def test_random_weights_ask_for_a_release_that_takes_encoded_images(monkeypatch)
         compat.require_encoded_images()
 
 
+def test_processors_without_options_of_the_tokenizer_ask_for_a_release_that_has_them():
+    def old(text=None, images=None, padding=False):
+        raise AssertionError
+
+    compat.require_tokenizer_options(lambda text=None, **kwargs: None)
+    with pytest.raises(UsageError, match=r"pip install 'transformers>=5\.15'"):
+        compat.require_tokenizer_options(old)
+
+
+def test_weights_that_nothing_loads_are_refused():
+    with torch.device("meta"):
+        model = torch.nn.Linear(2, 2)
+    with pytest.raises(UsageError, match="must have room for some of its weights"):
+        compat.check_offloaded(model)
+    model.hf_device_map = {"": "disk"}
+    compat.check_offloaded(model)
+
+
+class ThinkerForConditionalGeneration(torch.nn.Module):
+    """As Qwen's Omni thinkers were before 5.13."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Linear(2, 2)
+
+    def get_decoder(self):
+        return self
+
+
+def test_a_thinker_that_names_no_decoder_has_one():
+    thinker = ThinkerForConditionalGeneration()
+    assert compat.decoder_of(thinker) is thinker.model
+
+
 def test_the_install_line_admits_what_was_tried_and_nothing_else():
     wanted = Requirement(compat.INSTALL.split("'")[1]).specifier
     for version in ("5.9.9", "5.10.0", "5.15.1", "5.24.7", "5.25.0", "6.0"):

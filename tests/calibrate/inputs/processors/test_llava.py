@@ -14,9 +14,12 @@ from chats import (
     sees_files_as_the_processor_does,
 )
 from PIL import Image
+from releases import skip_elsewhere
 
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.sample import Sample
+from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.plan_records import Cut, Plan
 
@@ -61,7 +64,13 @@ def model(kind):
 
 @pytest.fixture(scope="module")
 def processor(kind):
-    return getattr(processors, "llava" if kind == "vipllava" else kind)()
+    made = getattr(processors, "llava" if kind == "vipllava" else kind)()
+    try:
+        compat.require_tokenizer_options(made)
+    except UsageError as error:
+        skip_elsewhere(str(error))
+        raise
+    return made
 
 
 def test_a_batch_keeps_what_the_plan_says_and_each_row_what_it_keeps_alone(kind, model, processor):

@@ -1,0 +1,26 @@
+"""Logits of calibration are those of the model, whatever the release of transformers does to them."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+
+from tpcal.calibrate.output_head import check_logits
+from tpcal.plans.errors import UsageError
+from tpcal.plans.families import find
+from tpcal.plans.families.base import Family
+
+
+@pytest.mark.nightly
+@pytest.mark.versions
+@pytest.mark.parametrize("name", tiny.names())
+def test_every_family_makes_the_logits_of_its_models(name):
+    check_logits(tiny.case(name, "eager").model)
+
+
+@pytest.mark.parametrize("name", ["gemma4", "granite4_vision"])
+def test_a_family_that_misses_what_a_model_does_to_its_logits_is_refused(name, monkeypatch):
+    model = tiny.case(name, "eager").model
+    monkeypatch.setattr(type(find(model)), "logits", Family.logits)
+    with pytest.raises(UsageError, match=r"must be what the family \w+ makes of the last states"):
+        check_logits(model)
