@@ -118,6 +118,16 @@ KEYLESS: frozenset[type] = frozenset(
 """Kinds of cache layers that hold no keys and values."""
 
 
+# 5.22 or so: all quantized layers have one base class. Then `BaseQuantizedLayer` alone.
+
+QUANTIZED: tuple[type, ...] = tuple(
+    getattr(cache_utils, name)
+    for name in ("BaseQuantizedLayer", "QuantizedLayer")
+    if hasattr(cache_utils, name)
+)
+"""Kinds of cache layers that hold quantized keys and values."""
+
+
 # 5.23: `is_activation_checkpointing` and `activation_checkpointing_enable` and `_disable`.
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.executor import compat, compiled, kernels
@@ -36,7 +36,14 @@ from tpcal.plans.executor.architecture import (
     without_flash,
 )
 from tpcal.plans.executor.attention_reader import AttentionReader, probing
-from tpcal.plans.executor.cache import check_cache, kv_bytes, needs_mask
+from tpcal.plans.executor.cache import (
+    check_cache,
+    holds_dropped,
+    is_empty,
+    is_static,
+    kv_bytes,
+    needs_mask,
+)
 from tpcal.plans.executor.calls import (
     INNERMOST,
     Call,
@@ -46,11 +53,12 @@ from tpcal.plans.executor.calls import (
     running,
 )
 from tpcal.plans.executor.cutting import prepare
-from tpcal.plans.executor.fit import check, identity_problems, run_problems
+from tpcal.plans.executor.fit import KERNELS, check, identity_problems, run_problems
 from tpcal.plans.executor.hooks import LayerHooks, refuse_chunks, refuse_copies, refuse_training
 from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.executor.prompt import PromptTokens, read_prompt
 from tpcal.plans.executor.report import Patch, Report, without_images
+from tpcal.plans.executor.static_cache import DynamicCopy
 from tpcal.plans.executor.switches import Switch, mark_unpruned
 from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import find
@@ -293,7 +301,7 @@ class Handle:
                 return forward(*args, **kwargs)
             call = self._before_decoder(kwargs)
             INNERMOST.set(call)
-            output = forward(*args, **kwargs)
+            output = forward(*args, **call.arguments(kwargs))
             output, report = self._after_decoder(call, output)
         finally:
             INNERMOST.set(before)
@@ -330,8 +338,21 @@ class Handle:
         self._hooks.prepare(run, needed=length > 1 or masks or needs_mask(cache))
         call = Call(self, outer.inputs, run, unpruned=unpruned)
         call.has_cache = cache is not None
-        call.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
+        call.n_new = n_rows if is_empty(cache) else 0
+        if length > 1 and is_static(cache) and (run.cuts or holds_dropped(cache)):
+            call.copy = self._dynamic_copy(cache, length)
         return call
+
+    def _dynamic_copy(self, cache: Cache, length: int) -> DynamicCopy:
+        """A copy of a static cache that can hold what a pass of several tokens leaves."""
+        check_cache(cache)
+        if self._kernel not in KERNELS:
+            raise UsageError(
+                "A static cache must go with the attention implementation sdpa or eager to run a "
+                f"plan; got {self._kernel}. Leave out cache_implementation, or call "
+                'model.set_attn_implementation("sdpa").'
+            )
+        return DynamicCopy(cache, length)
 
     def _known_kernel(self) -> str:
         """The text model's attention kernel; `set_attn_implementation` may have changed it."""
@@ -346,6 +367,8 @@ class Handle:
         """The output with a state for every token of the pass, and the report if there is one."""
         run = call.run
         assert run is not None
+        if call.copy is not None:
+            output = call.copy.written_back(output)
         counted = run.n_called if run.prompt is not None else None
         compat.check_pass(output, counted, len(self._layers))
         report = None

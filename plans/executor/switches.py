@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import Cache
 
-from tpcal.plans.executor.cache import holds_dropped
+from tpcal.plans.executor.cache import holds_dropped, is_empty
 from tpcal.plans.executor.compat import CACHE_NAME
 from tpcal.plans.kill_switch import OFF, off_by_variable
 
@@ -63,7 +63,7 @@ class Switch:
         Args:
             cache: What the pass continues; None or an empty cache if it begins a sequence.
         """
-        if cache is not None and getattr(cache, _MARK, False) and cache.get_seq_length():
+        if getattr(cache, _MARK, False) and not is_empty(cache):
             return True
         if not self.is_off and self not in _BYPASSED.get():
             return False
