@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tpcal.plans.executor.handle import Handle, apply, check
     from tpcal.plans.plan_file import load_preset, presets, save_plan
     from tpcal.plans.plan_names import load_plan
-    from tpcal.plans.schema import Cut, Plan
+    from tpcal.plans.plan_records import Cut, Plan
     from tpcal.workflow.calibration import make_profile
     from tpcal.workflow.certification import certify
     from tpcal.workflow.evaluation import evaluate
@@ -42,8 +42,8 @@ _HOMES = {
     "Handle": "tpcal.plans.executor.handle",
     "apply": "tpcal.plans.executor.handle",
     "check": "tpcal.plans.executor.handle",
-    "Cut": "tpcal.plans.schema",
-    "Plan": "tpcal.plans.schema",
+    "Cut": "tpcal.plans.plan_records",
+    "Plan": "tpcal.plans.plan_records",
     "load_plan": "tpcal.plans.plan_names",
     "load_preset": "tpcal.plans.plan_file",
     "presets": "tpcal.plans.plan_file",

@@ -30,7 +30,7 @@ from tpcal.plans.cost import plan_cost
 from tpcal.plans.executor import handle
 from tpcal.plans.families import decoder_shape
 from tpcal.plans.plan_file import load_preset
-from tpcal.plans.schema import Cost, Cut, Plan
+from tpcal.plans.plan_records import Cost, Cut, Plan
 
 MISSED = 6  # exit code
 

@@ -61,7 +61,7 @@ def peak(kept: str, n: int, side: int) -> int:
     from tpcal.calibrate.deviation import log_probabilities
     from tpcal.calibrate.tape import Tape
     from tpcal.calibrate.tape_store import Store
-    from tpcal.plans.schema import Cut
+    from tpcal.plans.plan_records import Cut
 
     model = _model(side)
     cuts = (Cut(0, 0.5, "grid"), Cut(1, 0.0))

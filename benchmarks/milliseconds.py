@@ -27,7 +27,7 @@ from tpcal.calibrate import timing
 from tpcal.calibrate.bench.geometry import GEOMETRIES, build, prompt
 from tpcal.calibrate.timing import Clock
 from tpcal.plans.cost import layers_ms, prefill_ms
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors import min_layer
 
 MISSED = 6  # exit code

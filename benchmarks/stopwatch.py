@@ -18,7 +18,7 @@ from tpcal.calibrate.bench.token_times import now
 from tpcal.plans.executor import attention_reader, handle
 from tpcal.plans.executor.compat import CACHE_NAME
 from tpcal.plans.executor.passes import ForwardPass
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 from tpcal.plans.selectors.base import Selector
 
 

@@ -29,8 +29,8 @@ from tpcal.calibrate.tape_store import Store
 from tpcal.calibrate.workers import team
 from tpcal.plans import families
 from tpcal.plans.errors import UsageError
+from tpcal.plans.plan_records import SCOPES, Cut
 from tpcal.plans.progress import Progress, silent
-from tpcal.plans.schema import SCOPES, Cut
 
 DEFAULT_BATCH_SIZE = 16
 DEFAULT_SCOPE = "image"

@@ -18,8 +18,8 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, Law, Verdict, run
 from tpcal.plans.laws.case import Inputs, token_like
+from tpcal.plans.plan_records import Plan
 from tpcal.plans.progress import Progress
-from tpcal.plans.schema import Plan
 
 _PROMPTS: Sequence[tuple[str, Sequence[tuple[int, int]]]] = (
     ("What is shown here?", [(336, 336)]),

@@ -20,7 +20,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape import Recording, Tape
 from tpcal.calibrate.tape_store import Store, StoredRecord
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 Array = NDArray[Any]
 ADVICE = "Use a smaller --batch-size, or --memory with less than it had."

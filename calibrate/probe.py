@@ -23,7 +23,7 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.tape import Recording, Tape
 from tpcal.plans.errors import RunFailed, UsageError, excerpt
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 TAU = 0.93
 """A visual token counts as turned below this cosine (BTP, arXiv 2505.22038, App. 7.6)."""

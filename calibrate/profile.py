@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError, listed
 from tpcal.plans.local_paths import kept
-from tpcal.plans.plan_rules import MAX_WHOLE, is_plain
-from tpcal.plans.schema import ModelIdentity
+from tpcal.plans.plan_records import ModelIdentity
+from tpcal.plans.record_reader import MAX_WHOLE, is_plain
 from tpcal.plans.yaml_files import Line, dump_yaml, read_bytes, read_yaml, write_atomic
 
 SCHEMA = 2

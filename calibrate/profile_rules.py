@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe, Profile
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.plan_rules import Reader, read_record, read_scope
-from tpcal.plans.schema import ModelIdentity
+from tpcal.plans.plan_records import ModelIdentity
+from tpcal.plans.plan_rules import read_scope
+from tpcal.plans.record_reader import Reader, read_record
 from tpcal.plans.selectors import names
 
 MAX_TOKENS = 2**17

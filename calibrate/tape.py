@@ -38,7 +38,7 @@ from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 _STATES = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", *compat.CACHE_NAMES)
 """Arguments of the decoder that only its own code reads, before its first layer."""

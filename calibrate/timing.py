@@ -32,7 +32,7 @@ from tpcal.plans.cost import EVERY_PLAN, PER_TOKEN, layers_ms
 from tpcal.plans.executor import handle
 from tpcal.plans.families import find
 from tpcal.plans.kill_switch import refuse_off
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 N_POINTS = 8
 N_REPEATS = 9

@@ -13,8 +13,8 @@ from tpcal.workflow.inputs import plans_and_model, refuse_unfit
 if TYPE_CHECKING:
     from tpcal.calibrate.bench.prompt_sizes import PromptSize
     from tpcal.calibrate.inputs.model_facts import ModelFacts
+    from tpcal.plans.plan_records import Plan
     from tpcal.plans.progress import Progress
-    from tpcal.plans.schema import Plan
 
 InputsOf = Callable[["PromptSize"], Mapping[str, Any]]
 

@@ -12,7 +12,7 @@ from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.hints import after_calibrate
 from tpcal.options import groups, values
-from tpcal.plans.schema import SCOPES
+from tpcal.plans.plan_records import SCOPES
 from tpcal.workflow.step_settings import OUT, CalibrationSettings
 
 

@@ -16,7 +16,7 @@ from tpcal.workflow.inputs import plan_and_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.plan_records import Plan
 
 
 @click.command(short_help="Check a plan file and whether it fits a model.")

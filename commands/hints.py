@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tpcal.calibrate.profile import Profile
     from tpcal.planner.search.front import Point
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.plan_records import Plan
 
 BUDGET = 0.22
 """Layer average of the suggested first plan, if plans can be that cheap."""

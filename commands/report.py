@@ -21,8 +21,8 @@ from tpcal.workflow.step_settings import OUT, PlanningSettings
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
+    from tpcal.plans.plan_records import Plan
     from tpcal.plans.progress import Progress
-    from tpcal.plans.schema import Plan
     from tpcal.report.answer_cards import Shown
     from tpcal.report.elements import Section
 

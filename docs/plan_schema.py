@@ -14,16 +14,16 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tpcal.plans import plan_file, plan_rules, schema, selectors
+from tpcal.plans import plan_file, plan_records, record_reader, selectors
 
 PATH = Path(__file__).parents[1] / "plans" / "plan.schema.json"
 RECORDS = (
-    schema.ModelIdentity,
-    schema.ReachedBudget,
-    schema.Loss,
-    schema.Cost,
-    schema.Certificate,
-    schema.Condition,
+    plan_records.ModelIdentity,
+    plan_records.ReachedBudget,
+    plan_records.Loss,
+    plan_records.Cost,
+    plan_records.Certificate,
+    plan_records.Condition,
 )
 Schema = dict[str, Any]
 NULL: Schema = {"type": "null"}
@@ -36,7 +36,7 @@ def text() -> str:
 
 def plan() -> Schema:
     """Draft 2020-12; its descriptions are the docstrings of the fields."""
-    about = described(schema.Plan)
+    about = described(plan_records.Plan)
     records = {"model": "ModelIdentity", "budget": "ReachedBudget"}
     records |= {key: key.title() for key in ("loss", "cost", "certificate")}
     properties: Schema = {
@@ -44,9 +44,9 @@ def plan() -> Schema:
         "name": optional({"type": "string"}),
         "source": optional({"type": "string"}),
         "round_to": optional({**number("round_to", "integer"), "minimum": 1}),
-        "scope": {"enum": [*schema.SCOPES, None], "default": "prompt"},
+        "scope": {"enum": [*plan_records.SCOPES, None], "default": "prompt"},
         **{key: ref(kind) for key, kind in records.items()},
-        "cuts": {"type": "array", "maxItems": plan_rules.MAX_LAYERS, "items": ref("Cut")},
+        "cuts": {"type": "array", "maxItems": record_reader.MAX_LAYERS, "items": ref("Cut")},
         "provenance": {"type": ["object", "null"]},
         "seen": optional(
             {
@@ -69,7 +69,7 @@ def plan() -> Schema:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "tpcal plan",
-        "description": said_of(schema.Plan),
+        "description": said_of(plan_records.Plan),
         **closed(properties, ["schema"]),
         "$defs": {
             "Cut": cut(),
@@ -81,7 +81,7 @@ def plan() -> Schema:
 
 def cut() -> Schema:
     """A cut; the selector decides what its parameters may be."""
-    about, names = described(schema.Cut), list(selectors.names())
+    about, names = described(plan_records.Cut), list(selectors.names())
     said = [f"{name}: {said_of(selectors.kind(name))}" for name in names]
     properties: Schema = {
         "layer": number("layer", "integer"),
@@ -110,7 +110,7 @@ def cut() -> Schema:
         "then": {"properties": {"layer": {"minimum": 1}}},
     }
     return {
-        "description": said_of(schema.Cut),
+        "description": said_of(plan_records.Cut),
         **closed(properties, ["layer", "keep"]),
         "allOf": [drops, waits, *chosen],
     }
@@ -132,7 +132,7 @@ def parameters(selector: str) -> Schema:
 
 
 def record(kind: type) -> Schema:
-    """A frozen dataclass, as `tpcal.plans.plan_rules.read_record` reads it."""
+    """A frozen dataclass, as `tpcal.plans.record_reader.read_record` reads it."""
     about, hints = described(kind), get_type_hints(kind)
     properties, required = {}, []
     for f in fields(kind):
@@ -143,8 +143,11 @@ def record(kind: type) -> Schema:
         if f.name in about:
             properties[f.name]["description"] = about[f.name]
     made = {"description": said_of(kind), **optional(closed(properties, required))}
-    if kind is schema.ReachedBudget:
-        properties["kind"] = {"enum": [*schema.BUDGET_KINDS, None], "description": about["kind"]}
+    if kind is plan_records.ReachedBudget:
+        properties["kind"] = {
+            "enum": [*plan_records.BUDGET_KINDS, None],
+            "description": about["kind"],
+        }
         share = {name: {"maximum": 1} for name in ("target", "reached")}
         in_ms = {"properties": {"kind": {"const": "ms"}}, "required": ["kind"]}
         made |= {"if": {"not": in_ms}, "then": {"properties": share}}
@@ -165,7 +168,7 @@ def of_type(hint: str, name: str) -> Schema:
 def number(name: str, kind: str = "number") -> Schema:
     """A number within the bounds for its name."""
     limits = zip(
-        ("minimum", "maximum"), plan_rules.bounds(name, integer=kind == "integer"), strict=True
+        ("minimum", "maximum"), record_reader.bounds(name, integer=kind == "integer"), strict=True
     )
     return {"type": kind, **{word: limit for word, limit in limits if limit is not None}}
 

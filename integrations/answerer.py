@@ -20,7 +20,7 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.kill_switch import refuse_off
 from tpcal.plans.plan_names import is_preset, load_plan
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.executor.handle import Report
-from tpcal.plans.schema import entering
+from tpcal.plans.plan_records import entering
 
 
 @dataclass

@@ -23,7 +23,7 @@ from tpcal.monitor.request_sizes import sizes_of
 from tpcal.monitor.shadowing import InIdleTime, Inline
 from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Handle
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 CHANGED_ANSWERS = "changed_answers"
 KINDS = (CHANGED_ANSWERS, *WORDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 SHADOWING = ("idle", "inline")
 _FRACTIONS = ("share", "limit", "confidence")

@@ -12,7 +12,7 @@ from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.engines import Engine
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tpcal.plans.errors import BudgetError, UsageError
-from tpcal.plans.schema import Cut, Plan, n_keep
+from tpcal.plans.plan_records import Cut, Plan, n_keep
 
 
 @dataclass(frozen=True)

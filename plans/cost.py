@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from tpcal.plans.schema import Cost, Cut, Plan
+from tpcal.plans.plan_records import Cost, Cut, Plan
 
 if TYPE_CHECKING:
     from tpcal.plans.selectors.base import Selector

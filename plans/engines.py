@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 if TYPE_CHECKING:
     from tpcal.plans.cost import DecoderShape

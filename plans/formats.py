@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tpcal.plans.schema import Certificate, Condition, Cut
+from tpcal.plans.plan_records import Certificate, Condition, Cut
 
 
 def count(n: int, what: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tpcal.plans.errors import UsageError
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.plan_records import Plan
 
 EMBEDDED = "embedded"
 """Name of the first built-in model and of the built-in questions; it is never a path."""

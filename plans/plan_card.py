@@ -14,7 +14,7 @@ from tpcal import __version__
 from tpcal.plans import hub
 from tpcal.plans.errors import excerpt
 from tpcal.plans.model_aliases import ALIASES
-from tpcal.plans.schema import Certificate, Cost, Cut, Loss, Plan
+from tpcal.plans.plan_records import Certificate, Cost, Cut, Loss, Plan
 from tpcal.plans.yaml_files import dump_yaml
 
 MARK = "made by tpcal"

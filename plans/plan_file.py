@@ -14,9 +14,9 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from tpcal import __version__
-from tpcal.plans import plan_rules
+from tpcal.plans import plan_rules, record_reader
 from tpcal.plans.errors import PlanError, UsageError
-from tpcal.plans.schema import ModelIdentity, Plan
+from tpcal.plans.plan_records import ModelIdentity, Plan
 from tpcal.plans.yaml_files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
 
 SCHEMA = 1
@@ -120,7 +120,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
     Raises:
         PlanError: The plan breaks rules of the format; the message names every problem.
     """
-    reader = plan_rules.Reader()
+    reader = record_reader.Reader()
     known = ["schema", *(f.name for f in fields(Plan)), *LAST, "digest"]
     body = reader.mapping(data, "the plan", known)
     if body is None:
@@ -131,7 +131,7 @@ def plan_from_data(data: Any, source: str) -> Plan:
     for key, place in LAST.items():
         body = _with_in_place(reader, body, key, place)
     given = body.get("digest")
-    sealed = given is not None and not reader.problems and plan_rules.is_plain(body)
+    sealed = given is not None and not reader.problems and record_reader.is_plain(body)
     if sealed and given != _digest(body):
         reader.problems.append(
             "digest must match the content; the file was changed after it was written. "
@@ -197,7 +197,7 @@ def digest(plan: Plan) -> str:
 
 def _plain(plan: Plan) -> dict[str, Any]:
     """Plain data of a plan, what is not given left out."""
-    data = {key: plan_rules.given(value) for key, value in plan_rules.data_of(plan).items()}
+    data = {key: record_reader.given(value) for key, value in record_reader.data_of(plan).items()}
     nothing = {
         key for key, value in data.items() if value is None or (value == {} and key != "loss")
     }
@@ -224,7 +224,7 @@ def _taken(data: Mapping[str, Any], path: Sequence[str]) -> tuple[dict[str, Any]
 
 
 def _with_in_place(
-    reader: plan_rules.Reader, body: Mapping[str, Any], key: str, place: Sequence[str]
+    reader: record_reader.Reader, body: Mapping[str, Any], key: str, place: Sequence[str]
 ) -> dict[str, Any]:
     """The data as a plan has it, with the text under ``key`` at its place.
 

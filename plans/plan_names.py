@@ -23,7 +23,7 @@ from tpcal.plans.redaction import redacted_data
 from tpcal.plans.yaml_files import read_yaml
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.plan_records import Plan
 
 PRESET = "preset:"
 PLAN = "tpcal_plan.yaml"

@@ -13,7 +13,7 @@ from tpcal.plans.plan_names import PLAN
 from tpcal.plans.yaml_files import write_atomic
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.plan_records import Plan
 
 CARD = "README.md"
 OTHER_CARD = "tpcal_plan.md"

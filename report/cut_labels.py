@@ -9,7 +9,7 @@ from tpcal.report.chart_style import plain
 from tpcal.report.label_places import LETTER, Box, overlap
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Cut
+    from tpcal.plans.plan_records import Cut
     from tpcal.report.inputs import Given
 
 FIRST, LOW, HIGH = -0.7, -0.09, 1.06

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tpcal.plans.errors import BudgetError
-from tpcal.plans.schema import Cut, n_keep
+from tpcal.plans.plan_records import Cut, n_keep
 
 if TYPE_CHECKING:
     from tpcal.report.inputs import Material

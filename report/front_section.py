@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tpcal.plans.formats import count, nats
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 from tpcal.report.chart_style import FAINT, INK, QUIET, axis, frame, nats_axis, plain
 from tpcal.report.elements import Chart, HtmlTable, Section, figure, rounded, spoken
 from tpcal.report.front_references import Mark, best_published, controls, presets

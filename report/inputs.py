@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
     from tpcal.planner.prediction.predict import Predictor
     from tpcal.planner.search.front import MeasuredPoint, Point
-    from tpcal.plans.schema import Cost, Cut, Plan
+    from tpcal.plans.plan_records import Cost, Cut, Plan
 
 MOST_CUTS = 4
 """Largest number of cuts of a predicted plan."""

@@ -25,8 +25,8 @@ from tpcal.plans.executor.handle import Patch, Report, apply
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.families import find
 from tpcal.plans.kill_switch import refuse_off
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.progress import Progress
-from tpcal.plans.schema import Cut, Plan
 from tpcal.report.answer_cards import Shown, Step, differ, title
 
 SIDE = 512

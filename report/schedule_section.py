@@ -10,7 +10,7 @@ from tpcal.report.cut_labels import FIRST, HIGH, LOW, labels
 from tpcal.report.elements import Chart, HtmlTable, Section, figure, spoken
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Cost
+    from tpcal.plans.plan_records import Cost
     from tpcal.report.inputs import Given, Material
 
 CONDITIONAL = (

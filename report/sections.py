@@ -19,7 +19,7 @@ from tpcal.report.prediction_section import predictions
 from tpcal.report.schedule_section import schedules
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.plan_records import Plan
     from tpcal.report.inputs import Given, Material
 
 MOST_TOLD = 3

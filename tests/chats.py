@@ -13,7 +13,7 @@ from tpcal.calibrate.inputs.batches import prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.images import read_images
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 N_WORDS = 4
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.schema import Cut, Loss, ModelIdentity, Plan, ReachedBudget
+from tpcal.plans.plan_records import Cut, Loss, ModelIdentity, Plan, ReachedBudget
 from tpcal.report.inputs import Material, gather
 from tpcal.report.sections import report
 

@@ -9,7 +9,7 @@ import torch
 
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.prompt import ViewGrid
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 HALF = Plan((Cut(3, 0.5, "random"),))
 Grids = tuple[tuple[ViewGrid, ...], ...]

@@ -15,7 +15,7 @@ from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.laws import Case
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.rounding import allowed
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 
 def recorded(tiny: Case, batch: Encoded) -> Tape:

@@ -15,7 +15,7 @@ from tpcal.planner.search.one_budget import Result
 from tpcal.planner.search.settings import N_TRIALS_OF_FRONT, SearchSettings
 from tpcal.planner.search.whole_front import KnownPlan
 from tpcal.planner.search.within_a_loss import PlansWithinLimits
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 PROBLEM = ("max_cuts", "weights")
 CALL = ("measurer", "finals", "max_loss")

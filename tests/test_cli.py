@@ -33,7 +33,7 @@ from tpcal.cli import cli
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
 from tpcal.plans.plan_file import load_plan, presets, save_plan
-from tpcal.plans.schema import Cut, Loss, ModelIdentity, Plan, ReachedBudget
+from tpcal.plans.plan_records import Cut, Loss, ModelIdentity, Plan, ReachedBudget
 from tpcal.terminal import Commands, keep_secrets, short_command
 from tpcal.views.evaluation_groups import group_view
 

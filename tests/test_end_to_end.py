@@ -20,7 +20,7 @@ from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
 from tpcal.plans.plan_file import load_plan, save_plan
-from tpcal.plans.schema import Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Cut, ModelIdentity, Plan
 
 SIZES = Sizes(
     tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=32, heads=2, patch=16

@@ -282,7 +282,7 @@ def test_nothing_is_called_utils() -> None:
     "statement",
     [
         "import tpcal",
-        "import tpcal.plans.schema",
+        "import tpcal.plans.plan_records",
         "import tpcal; tpcal.load_preset('fastv', 32)",
         "from tpcal.plans.selectors import names; names()",
     ],

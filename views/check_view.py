@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tpcal.plans.formats import count
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 from tpcal.views.tables import QUIET, WORST, heading, table_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from tpcal.views.tables import CUT, QUIET, Right, heading, table_of
 
 if TYPE_CHECKING:
     from tpcal.planner.search.front import Point
-    from tpcal.plans.schema import Cut
+    from tpcal.plans.plan_records import Cut
 
 WIDTH, HEIGHT = 55, 12
 

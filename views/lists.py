@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tpcal.plans.formats import parameter
 from tpcal.plans.plan_file import SHORT_PRESETS
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.views.plan_view import average_keep
 from tpcal.views.tables import Right, table_of
 

@@ -22,11 +22,11 @@ from tpcal.plans.formats import (
     percent,
     si,
 )
-from tpcal.plans.schema import Cut, Loss, Plan
+from tpcal.plans.plan_records import Cut, Loss, Plan
 from tpcal.views.tables import CUT, MAX_ROWS, QUIET, WORST, Right, bar, heading, table_of
 
 if TYPE_CHECKING:
-    from tpcal.plans.schema import Cost
+    from tpcal.plans.plan_records import Cost
 
 
 SCOPE_TEXTS = {

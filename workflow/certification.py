@@ -17,7 +17,7 @@ from tpcal.workflow.step_settings import CertificationSettings
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.planner.certificates.binomial import Promise
-    from tpcal.plans.schema import Certificate, Plan
+    from tpcal.plans.plan_records import Certificate, Plan
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def evaluate(
             batch_size=settings.batch_size,
             max_new_tokens=length,
         ),
-        kept=folder.of if folder else lambda way: InMemory(),
+        kept=folder.of if folder else lambda variant: InMemory(),
         progress=progress,
     )
     judged, weights = Judged.beside(out), weights_digest(loaded.model)

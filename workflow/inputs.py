@@ -18,7 +18,7 @@ from tpcal.plans.progress import Progress
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.calibrate.inputs.samples import Samples
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.plan_records import Plan
 
 MAX_LISTED = 100
 """Rows that are named one by one."""

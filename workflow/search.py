@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tpcal.planner.search.loss_limits import LossLimits
     from tpcal.planner.search.settings import SearchSettings
     from tpcal.planner.search.whole_front import KnownPlan
-    from tpcal.plans.schema import Cut, Plan
+    from tpcal.plans.plan_records import Cut, Plan
 
 N_TRIALS = 100
 MOST_PROVEN = 8

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tpcal.calibrate.inputs.samples import Samples
     from tpcal.calibrate.measure import Measurer
     from tpcal.calibrate.memory_needs import Arranged
-    from tpcal.plans.schema import Cut, Plan
+    from tpcal.plans.plan_records import Cut, Plan
     from tpcal.workflow.profiles import StoredProfile
 
 _LOG = logging.getLogger(__name__)

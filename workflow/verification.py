@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.loss_tests import LossTest
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.calibrate.inputs.samples import Samples
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.plan_records import Plan
 
 
 @dataclass(frozen=True)

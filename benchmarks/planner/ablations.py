@@ -24,7 +24,7 @@ from tpcal.calibrate.measure import n_of_finals
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.settings import SearchSettings
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 BUDGETS = (0.10, 0.22)
 WHOLE = "nothing"

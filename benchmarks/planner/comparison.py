@@ -17,8 +17,8 @@ from tpcal.calibrate.evaluation.accuracy import compare
 from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.errors import BudgetError
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.published.at_budget import at_budget
-from tpcal.plans.schema import Cut, Plan
 from tpcal.plans.selectors import min_layer
 
 Floats = NDArray[np.float64]

@@ -17,9 +17,7 @@ from tpcal.planner.prediction.optimum import Solver
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.plan_file import load_preset, presets
-from tpcal.plans.schema import Cut
-
-Cuts = tuple[Cut, ...]
+from tpcal.plans.plan_records import Cut, Cuts
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.plans.schema import Cut, n_keep
+from tpcal.plans.plan_records import Cut, n_keep
 
 Floats = NDArray[np.float64]
 OBJECTIVE = Objective()

@@ -16,7 +16,7 @@ from tpcal.calibrate.profile import Profile
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.one_budget import search
 from tpcal.planner.search.settings import SearchSettings
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 LABELLED, OWN = "labelled", "own answers"
 PREDICTED = 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.planner import world
 from tpcal.planner.prediction.objective import Objective
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 
 @dataclass

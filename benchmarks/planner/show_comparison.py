@@ -32,7 +32,7 @@ from benchmarks.planner.work import Work
 from tpcal.calibrate.evaluation.intervals import share
 from tpcal.calibrate.evaluation.paired_tests import holm
 from tpcal.calibrate.evaluation.shares import Share
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)
 

@@ -28,7 +28,7 @@ from tpcal.planner.prediction.next_probes import next_probes
 from tpcal.planner.prediction.objective import MOST
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.local_paths import EMBEDDED
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 Floats = NDArray[np.float64]
 BATCH = 49
@@ -99,8 +99,8 @@ def answers_downsized(height: int, width: int, n: int) -> tuple[str, ...]:
     The tower interpolates its position embeddings, as transformers does for CLIP; it was trained
     at one size only.
     """
-    way = Resized(height * PATCH, width * PATCH)
-    (given,) = answer_all(model(), samples(TEST, n, 0), [(way, InMemory())])
+    variant = Resized(height * PATCH, width * PATCH)
+    (given,) = answer_all(model(), samples(TEST, n, 0), [(variant, InMemory())])
     return tuple(answer.text for answer in given)
 
 

@@ -24,8 +24,8 @@ from tpcal.plans.executor.compat import returned_cache
 from tpcal.plans.executor.handle import apply, kv_bytes
 from tpcal.plans.families import find
 from tpcal.plans.kill_switch import refuse_off
+from tpcal.plans.plan_records import Plan
 from tpcal.plans.progress import Progress
-from tpcal.plans.schema import Plan
 
 Inputs = Mapping[str, Any]
 N_WARM = 2

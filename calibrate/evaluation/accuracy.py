@@ -15,7 +15,7 @@ from tpcal.calibrate.evaluation.shares import Share
 from tpcal.calibrate.evaluation.variants import Pruned
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 OVERALL = "overall"
 

@@ -18,7 +18,7 @@ import transformers
 
 from tpcal import __version__
 from tpcal.calibrate.evaluation.generate import Answered, InMemory
-from tpcal.calibrate.evaluation.variants import Way
+from tpcal.calibrate.evaluation.variants import Variant
 from tpcal.calibrate.inputs.models import Loaded, device_of, weights_digest
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.errors import UsageError
@@ -127,10 +127,10 @@ class AnswerFolder:
         """Path of the folder."""
         return self._out / f"eval-{_digest(self.settings)}"
 
-    def of(self, way: Way) -> AnswerFile:
+    def of(self, variant: Variant) -> AnswerFile:
         """The file of answers of one variant."""
-        about = {"made_by": f"tpcal {__version__}", **self.settings, "way": dict(way.key)}
-        return AnswerFile(self.path / f"{_digest(way.key)}.jsonl", about)
+        about = {"made_by": f"tpcal {__version__}", **self.settings, "way": dict(variant.key)}
+        return AnswerFile(self.path / f"{_digest(variant.key)}.jsonl", about)
 
     def forget(self) -> None:
         """Deletes all answers in this folder."""

@@ -16,7 +16,7 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans import cost
 from tpcal.plans.executor.compat import returned_cache
 from tpcal.plans.executor.handle import apply, kv_bytes
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 if TYPE_CHECKING:
     from torch import Tensor

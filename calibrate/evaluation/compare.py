@@ -15,12 +15,12 @@ from tpcal.calibrate.evaluation.measured_cost import measured
 from tpcal.calibrate.evaluation.paired_tests import Pair, paired_tests
 from tpcal.calibrate.evaluation.seen_samples import EVALUATION, refuse_seen
 from tpcal.calibrate.evaluation.shares import ACCURACY, AGREEMENT, MeasuredCost, Test
-from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, Redrawn, Way
+from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, RandomlyPruned, Variant
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.plan_records import Plan
 from tpcal.plans.progress import Progress
-from tpcal.plans.schema import Plan
 
 UNPRUNED = "unpruned"
 Answers = tuple[Answered, ...]
@@ -108,7 +108,7 @@ def compare_plans(
     plans: Mapping[str, Plan],
     *,
     settings: ComparisonSettings | None = None,
-    kept: Callable[[Way], AnswerStore] = lambda way: InMemory(),
+    kept: Callable[[Variant], AnswerStore] = lambda variant: InMemory(),
     progress: Progress | None = None,
 ) -> Comparison:
     """Compares greedy answers of the unpruned model, of every plan, and of every plan's controls.
@@ -141,14 +141,14 @@ def compare_plans(
         apply(loaded.model, plan).remove()
     n, report = len(samples), progress or (lambda done, total, what: None)
 
-    def answered(ways: Sequence[Way], what: str) -> list[Answers]:
+    def answered(variants: Sequence[Variant], what: str) -> list[Answers]:
         return answer_all(
             loaded,
             samples,
-            [(way, kept(way)) for way in ways],
+            [(variant, kept(variant)) for variant in variants],
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
-            progress=lambda done: report(done, n * len(ways), what),
+            progress=lambda done: report(done, n * len(variants), what),
         )
 
     # Step 2: the unpruned model and all plans answer, batch by batch in turn.
@@ -191,7 +191,7 @@ class _Controls:
         loaded: Loaded,
         samples: Samples,
         unpruned: Answers,
-        answered: Callable[[Sequence[Way], str], list[Answers]],
+        answered: Callable[[Sequence[Variant], str], list[Answers]],
         batch_size: int,
     ) -> None:
         self._loaded, self._samples, self._unpruned = loaded, samples, unpruned
@@ -211,12 +211,12 @@ class _Controls:
     def _control(self, kind: str, name: str, plan: _Given) -> _Given:
         n_visual = [answer.n_visual for answer in self._unpruned]
         target = plan.cost.layer_average_keep
-        way = control(kind, target, self._loaded, self._samples, n_visual, self._batch_size)
-        key = str(way.key)
+        variant = control(kind, target, self._loaded, self._samples, n_visual, self._batch_size)
+        key = str(variant.key)
         shared = key in self._known
         if not shared:
-            (self._known[key],) = self._answered([way], f"Control {kind}")
-        cut = way.plan if isinstance(way, Pruned | Redrawn) else UNCUT
+            (self._known[key],) = self._answered([variant], f"Control {kind}")
+        cut = variant.plan if isinstance(variant, Pruned | RandomlyPruned) else UNCUT
         cost = measured(self._loaded.shape, cut, self._known[key], self._unpruned)
         return _Given(name, plan.name, kind, shared, cost, self._known[key])
 

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tpcal.calibrate.evaluation.downsized import smaller_images
-from tpcal.calibrate.evaluation.variants import Impossible, Pruned, Redrawn, Way
+from tpcal.calibrate.evaluation.variants import Impossible, Pruned, RandomlyPruned, Variant
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import check
-from tpcal.plans.schema import Cut, Plan, n_keep
+from tpcal.plans.plan_records import Cut, Plan, n_keep
 
 RANDOM, GRID, DOWNSIZED = "random", "grid", "downsized"
 CONTROLS = (RANDOM, GRID, DOWNSIZED)
@@ -25,7 +25,7 @@ def control(
     samples: Samples,
     n_visual: Sequence[int],
     batch_size: int,
-) -> Way:
+) -> Variant:
     """The most expensive variant of a kind that costs at most ``target``.
 
     ``random`` and ``grid`` cut once, before the decoder. ``downsized`` shows the model smaller
@@ -51,7 +51,7 @@ def control(
     problems = check(plan, loaded.model)
     if problems:
         raise Impossible(problems[0])
-    return Redrawn(plan, batch_size) if name == RANDOM else Pruned(plan)
+    return RandomlyPruned(plan, batch_size) if name == RANDOM else Pruned(plan)
 
 
 def keep_within(target: float, n_visual: Sequence[int]) -> float:

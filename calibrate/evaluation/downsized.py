@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tpcal.calibrate.evaluation.generate import n_tokens
-from tpcal.calibrate.evaluation.variants import Impossible, Way, Work
+from tpcal.calibrate.evaluation.variants import Applied, Impossible, Variant
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.images import as_rgb
 from tpcal.calibrate.inputs.models import Loaded
@@ -33,7 +33,7 @@ Sizes = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Scaled(Way):
+class Scaled(Variant):
     """Scales images to the largest size at which a prompt has at most a share of its tokens."""
 
     same_prompts: ClassVar[bool] = False
@@ -45,11 +45,11 @@ class Scaled(Way):
     def key(self) -> Mapping[str, Any]:
         return {"scaled_to": self.share}
 
-    def at_work(self, loaded: Loaded, start: int) -> Work:
+    def applied(self, loaded: Loaded, start: int) -> Applied:
         return nullcontext()
 
     def prompts(self, loaded: Loaded, batch: Sequence[Sample]) -> dict[str, Tensor]:
-        """As `Way`.
+        """As `Variant`.
 
         Raises:
             Impossible: The processor makes too many tokens of the smallest image.
@@ -92,7 +92,7 @@ class Scaled(Way):
 
 
 @dataclass(frozen=True)
-class Resized(Way):
+class Resized(Variant):
     """Brings every image to one smaller size, for a processor that knows one size only."""
 
     same_prompts: ClassVar[bool] = False
@@ -106,8 +106,8 @@ class Resized(Way):
         return {"resized_to": [self.height, self.width]}
 
     @contextmanager
-    def at_work(self, loaded: Loaded, start: int) -> Iterator[None]:
-        """As `Way`: sets the processor's size and lets the tower interpolate; restores both."""
+    def applied(self, loaded: Loaded, start: int) -> Iterator[None]:
+        """As `Variant`: sets the processor's size, lets the tower interpolate, restores both."""
         images: Any = loaded.processor.image_processor
         with ExitStack() as undo:
             for name in ("size", "crop_size"):
@@ -151,9 +151,9 @@ def smaller_images(
         scaled = Scaled(round(share, 6))
         scaled.shown(loaded, sample)
         return scaled
-    way = _of_one_size(loaded, full // len(sample.images), share)
-    _try(loaded, way, sample, full, share)
-    return way
+    variant = _of_one_size(loaded, full // len(sample.images), share)
+    _try(loaded, variant, sample, full, share)
+    return variant
 
 
 def _of_one_size(loaded: Loaded, n_tokens: int, share: float) -> Resized:
@@ -186,24 +186,26 @@ def _of_one_size(loaded: Loaded, n_tokens: int, share: float) -> Resized:
     return Resized(h * unit, w * unit)
 
 
-def _try(loaded: Loaded, way: Resized, sample: Sample, n_visual: int, share: float) -> None:
+def _try(loaded: Loaded, variant: Resized, sample: Sample, n_visual: int, share: float) -> None:
     """Runs the model once with the smaller image.
 
     Raises:
         Impossible: The model refuses the image, or the image still has too many tokens.
     """
     try:
-        with way.at_work(loaded, 0), torch.inference_mode():
-            prompts = way.prompts(loaded, [sample])
+        with variant.applied(loaded, 0), torch.inference_mode():
+            prompts = variant.prompts(loaded, [sample])
             loaded.model(**prompts)
     except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise Impossible(
-            f"The model takes no image of {way.width} x {way.height}: {reason}."
+            f"The model takes no image of {variant.width} x {variant.height}: {reason}."
         ) from error
     left = n_tokens(loaded, prompts)[0][0]
     if left > share * n_visual * (1 + 1e-9):
-        raise Impossible(f"An image of {way.width} x {way.height} still has {left} tokens.")
+        raise Impossible(
+            f"An image of {variant.width} x {variant.height} still has {left} tokens."
+        )
 
 
 def _interpolates(module: nn.Module) -> bool:

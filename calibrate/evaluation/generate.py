@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tpcal.calibrate.evaluation.variants import Way
+from tpcal.calibrate.evaluation.variants import Variant
 from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.memory_guard import memory_guard
@@ -17,7 +17,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import Report
 from tpcal.plans.families import find
-from tpcal.plans.schema import entering
+from tpcal.plans.plan_records import entering
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class InMemory(dict[int, Answered]):
 def answer_all(
     loaded: Loaded,
     samples: Samples,
-    ways: Sequence[tuple[Way, AnswerStore]],
+    variants: Sequence[tuple[Variant, AnswerStore]],
     *,
     batch_size: int = 32,
     max_new_tokens: int = 16,
@@ -80,11 +80,11 @@ def answer_all(
     Args:
         loaded: The model, with no plan applied.
         samples: n questions.
-        ways: The variants, each with its store.
+        variants: The variants, each with its store.
         batch_size: Samples per run of the model.
         max_new_tokens: Longest answer, in tokens.
         progress: Called after each batch with the number of answers there are, of
-            ``len(ways) * n``.
+            ``len(variants) * n``.
 
     Raises:
         FitError: A plan does not fit the model.
@@ -94,28 +94,28 @@ def answer_all(
     # batch is skipped for the variants whose store has all of its answers.
     for start in range(0, len(samples), batch_size):
         numbers = range(start, min(start + batch_size, len(samples)))
-        missing = [(way, kept) for way, kept in ways if not kept.has(numbers)]
+        missing = [(variant, kept) for variant, kept in variants if not kept.has(numbers)]
         if missing:
             with memory_guard("Evaluation", "Use a smaller --batch-size."):
                 _answer_batch(loaded, samples, missing, numbers, max_new_tokens)
             if progress:
-                progress(len(ways) * numbers.stop)
-    return [kept.whole(len(samples)) for _, kept in ways]
+                progress(len(variants) * numbers.stop)
+    return [kept.whole(len(samples)) for _, kept in variants]
 
 
 def _answer_batch(
     loaded: Loaded,
     samples: Samples,
-    ways: Sequence[tuple[Way, AnswerStore]],
+    variants: Sequence[tuple[Variant, AnswerStore]],
     numbers: range,
     max_new_tokens: int,
 ) -> None:
     batch = [samples[number] for number in numbers]
     shared: dict[str, Tensor] | None = None
-    for way, kept in ways:
-        with way.at_work(loaded, numbers.start) as handle:
-            if not way.same_prompts:
-                prompts = way.prompts(loaded, batch)
+    for variant, kept in variants:
+        with variant.applied(loaded, numbers.start) as handle:
+            if not variant.same_prompts:
+                prompts = variant.prompts(loaded, batch)
             else:
                 prompts = shared = shared or prompt_inputs(loaded.processor, batch, loaded.model)
             ids = generate_ids(loaded.model, loaded.processor, prompts, max_new_tokens)

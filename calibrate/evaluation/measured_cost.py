@@ -17,7 +17,7 @@ from tpcal.plans.cost import (
     prefill_flops,
     selection_flops,
 )
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 
 def measured(

@@ -10,7 +10,7 @@ from tpcal.plans.errors import UsageError
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.samples import Samples
-    from tpcal.plans.schema import Plan
+    from tpcal.plans.plan_records import Plan
 
 
 def seen_by(plans: Mapping[str, Plan]) -> frozenset[bytes]:

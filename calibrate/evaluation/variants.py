@@ -16,9 +16,9 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import RunFailed
 from tpcal.plans.executor.handle import Handle, apply
 from tpcal.plans.kill_switch import refuse_off
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
-Work = AbstractContextManager[Handle | None]
+Applied = AbstractContextManager[Handle | None]
 UNCUT = Plan()
 
 
@@ -26,7 +26,7 @@ class Impossible(RunFailed):
     """The model cannot answer in this variant; the message says why."""
 
 
-class Way(ABC):
+class Variant(ABC):
     """One variant of answering: with a plan, with smaller images, or unpruned."""
 
     same_prompts: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class Way(ABC):
         """Plain data; two variants with equal keys give the same answers."""
 
     @abstractmethod
-    def at_work(self, loaded: Loaded, start: int) -> Work:
+    def applied(self, loaded: Loaded, start: int) -> Applied:
         """A context in which the model answers in this variant.
 
         Args:
@@ -47,12 +47,12 @@ class Way(ABC):
         """
 
     def prompts(self, loaded: Loaded, batch: Sequence[Sample]) -> dict[str, Tensor]:
-        """Inputs for ``generate``, made inside the context of `at_work`."""
+        """Inputs for ``generate``, made inside the context of `applied`."""
         return prompt_inputs(loaded.processor, batch, loaded.model)
 
 
 @dataclass(frozen=True)
-class Pruned(Way):
+class Pruned(Variant):
     """The model with a plan; a plan without cuts gives the unpruned model."""
 
     plan: Plan = UNCUT
@@ -63,13 +63,13 @@ class Pruned(Way):
         scope = {} if plan.scope == "prompt" else {"scope": plan.scope}
         return {"cuts": [asdict(cut) for cut in plan.cuts], "round_to": plan.round_to, **scope}
 
-    def at_work(self, loaded: Loaded, start: int) -> Work:
+    def applied(self, loaded: Loaded, start: int) -> Applied:
         refuse_off()
         return apply(loaded.model, self.plan) if self.plan.cuts else nullcontext()
 
 
 @dataclass(frozen=True)
-class Redrawn(Way):
+class RandomlyPruned(Variant):
     """The model with a plan of random cuts that are drawn again for every batch.
 
     A single draw for all samples would judge the positions that it happens to keep. With one draw
@@ -84,7 +84,7 @@ class Redrawn(Way):
     def key(self) -> Mapping[str, Any]:
         return {**Pruned(self.plan).key, "redrawn_every": self.batch_size}
 
-    def at_work(self, loaded: Loaded, start: int) -> Work:
+    def applied(self, loaded: Loaded, start: int) -> Applied:
         refuse_off()
         cuts = tuple(replace(cut, params={**cut.params, "seed": start}) for cut in self.plan.cuts)
         return apply(loaded.model, replace(self.plan, cuts=cuts))

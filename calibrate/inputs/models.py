@@ -27,7 +27,7 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import require
 from tpcal.plans.local_paths import EMBEDDED, SMOL
 from tpcal.plans.model_aliases import ALIASES
-from tpcal.plans.schema import ModelIdentity
+from tpcal.plans.plan_records import ModelIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

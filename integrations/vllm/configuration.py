@@ -13,7 +13,7 @@ from tpcal.integrations.vllm import touchpoints
 from tpcal.plans.engines import READS_GRID, VLLM
 from tpcal.plans.executor.fit import check
 from tpcal.plans.families import decoder_shape, find
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 _DEFAULT_IMAGE, _DEFAULT_TEXT = 576, 64
 

@@ -16,7 +16,7 @@ from prometheus_client import Counter
 from tpcal.integrations.vllm import touchpoints
 from tpcal.integrations.vllm.requests import KILL_SWITCH, n_visual, pruned_images, unpruned_because
 from tpcal.integrations.vllm.server_settings import KEY, received
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 # Not "vllm:", because vLLM takes all counters of this name away when it makes its own.
 SEEN = Counter(

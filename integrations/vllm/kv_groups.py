@@ -19,7 +19,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from tpcal.integrations.vllm.requests import prefix_end, pruned_images
 from tpcal.integrations.vllm.stages import n_held
 from tpcal.integrations.vllm.touchpoints import block_managers, layer_numbers
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 
 # Not a FullAttentionSpec: vLLM would merge the layers of all stages into one group.

@@ -17,7 +17,7 @@ from torch import Tensor
 from tpcal.integrations.vllm.image_tokens import ImageColumns, tokens_of
 from tpcal.integrations.vllm.stages import Chunk
 from tpcal.plans.executor.cutting import PreparedCut
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 from tpcal.plans.selectors.base import checked
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tpcal.integrations.vllm.server_settings import KEY
 from tpcal.integrations.vllm.stages import Span
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 NO_IMAGE = "no_image"
 OPTED_OUT = "opted_out"

@@ -20,7 +20,7 @@ from tpcal.integrations.vllm.pruning_step import PruningStep, States
 from tpcal.integrations.vllm.requests import pruned_images
 from tpcal.integrations.vllm.stages import Chunk, StageFields
 from tpcal.plans.executor.cutting import prepare
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 
 def stages_of(plan: Plan, n_layers: int) -> list[int]:

@@ -16,7 +16,7 @@ from tpcal.plans.errors import UsageError, excerpt
 from tpcal.plans.kill_switch import off_by_variable
 from tpcal.plans.plan_file import dump_plan, parse_plan
 from tpcal.plans.plan_names import is_preset, load_plan
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 KEY = "tpcal"
 """Key of the settings in ``additional_config``, and of a request's opt-out in ``extra_args``."""

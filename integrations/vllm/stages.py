@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from tpcal.plans.engines import kv_share, n_block_tables, stage_advice, stage_lengths
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 
 def notes(plan: Plan, n_layers: int) -> list[str]:

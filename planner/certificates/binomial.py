@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tpcal.plans.errors import GuardrailError, UsageError
-from tpcal.plans.schema import Certificate
+from tpcal.plans.plan_records import Certificate
 
 if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.accuracy import Evaluation

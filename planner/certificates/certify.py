@@ -18,8 +18,8 @@ from tpcal.planner.certificates.binomial import (
 )
 from tpcal.planner.certificates.judged import Judged, name_of
 from tpcal.plans.plan_file import with_certificate_digest
+from tpcal.plans.plan_records import Plan
 from tpcal.plans.progress import Progress
-from tpcal.plans.schema import Plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded

@@ -22,7 +22,7 @@ from uuid import uuid4
 from tpcal import __version__
 from tpcal.calibrate.inputs.sample_digests import pack, unpack
 from tpcal.plans.plan_file import digest
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 if TYPE_CHECKING:
     from optuna.storages.journal import JournalFileSymlinkLock

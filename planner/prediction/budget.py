@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tpcal.planner.prediction.conditions import share
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.errors import BudgetError, UsageError
-from tpcal.plans.schema import Cost, Cut, Plan
+from tpcal.plans.plan_records import Cost, Cut, Plan
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tpcal.plans.schema import n_keep
+from tpcal.plans.plan_records import n_keep
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

@@ -12,7 +12,7 @@ from tpcal.planner.prediction.conditions import share
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.budget_projection import project
 from tpcal.plans.errors import BudgetError
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 
 def fill(predictor: Predictor, cuts: Sequence[Cut], budget: Budget) -> tuple[Cut, ...]:

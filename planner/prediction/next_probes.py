@@ -15,17 +15,17 @@ from tpcal.planner.prediction.curves import key
 from tpcal.planner.prediction.neighbours import neighbours
 from tpcal.planner.prediction.optimum import weighed_optima
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.plans.schema import Cut, n_keep
+from tpcal.plans.plan_records import Cut, n_keep
 
-LADDER = (0.06, 0.1, 0.15, 0.22, 0.3, 0.4, 0.5, 0.65)
+VOTING_BUDGETS = (0.06, 0.1, 0.15, 0.22, 0.3, 0.4, 0.5, 0.65)
 """Layer averages of keep for which good plans are refined."""
 ROUND_SHARE = 0.1
 """Work of one round, as a share of the work of the whole grid."""
 MOST_SHARE = 0.5
 """Work of all probes together, as a share of the work of the whole grid."""
-SETTLED = 0.05
+MOST_INTERPOLATED = 0.05
 """Share of a good plan's predicted loss that may remain interpolated."""
-WORTH = 0.005
+FEWEST_VOTES = 0.005
 """Fewest votes of a chosen probe, as a share of a good plan's loss averaged over the budgets."""
 _CLOSE = 0.3
 """A plan whose predicted loss is larger than the best one by this share has 1/e of its weight."""
@@ -40,15 +40,15 @@ Counts = Mapping[tuple[int, str], Mapping[int, Probe]]
 def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]:
     """The probes of the next round, in the order of ``untried``; empty when refinement is done.
 
-    For each budget of `LADDER`, the plans with the best predictions and their neighbours vote for
-    the untried probes that their predicted loss depends on:
+    For each budget of `VOTING_BUDGETS`, the plans with the best predictions and their neighbours
+    vote for the untried probes that their predicted loss depends on:
 
         votes(p) = mean over budgets of sum over plans of weight(plan) * loss at p / best loss
 
-    Cuts that no good plan makes therefore stay coarse. Probes with fewer votes than `WORTH` are
-    left out. A round takes probes up to `ROUND_SHARE` of the work of the grid. Refinement ends
-    when less than half a round is left of `MOST_SHARE`, or when less than `SETTLED` of the loss
-    of good plans is interpolated. The result is deterministic.
+    Cuts that no good plan makes therefore stay coarse. Probes with fewer votes than `FEWEST_VOTES`
+    are left out. A round takes probes up to `ROUND_SHARE` of the work of the grid. Refinement ends
+    when less than half a round is left of `MOST_SHARE`, or when less than `MOST_INTERPOLATED` of
+    the loss of good plans is interpolated. The result is deterministic.
 
     Args:
         profile: Profile with the probes measured so far.
@@ -57,7 +57,7 @@ def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]
     # Stop if the interpolated part of the loss is small enough already.
     predictor = Predictor(profile)
     votes = _votes(predictor, untried)
-    if sum(votes.values()) < SETTLED:
+    if sum(votes.values()) < MOST_INTERPOLATED:
         return ()
     # Stop if the work allowed for all rounds is nearly used up.
     whole = sum(work(profile, [*profile.probes, *untried]))
@@ -69,7 +69,7 @@ def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]
     # root prefers informative probes to cheap ones.
     price = dict(zip(untried, work(profile, untried), strict=True))
     chosen = set()
-    worthy = [probe for probe in votes if votes[probe] >= WORTH]
+    worthy = [probe for probe in votes if votes[probe] >= FEWEST_VOTES]
     for probe in sorted(worthy, key=lambda p: -votes[p] / math.sqrt(price[p])):
         if price[probe] <= left:
             chosen.add(probe)
@@ -91,7 +91,7 @@ def _votes(predictor: Predictor, untried: Sequence[Probe]) -> dict[Probe, float]
     # votes of this probe; the budgets are averaged. Probes measured already are left out.
     counts = _by_place(predictor, [*predictor.profile.probes, *untried])
     votes: dict[Probe, float] = defaultdict(float)
-    budgets = [b for b in LADDER if b >= predictor.limits.least]
+    budgets = [b for b in VOTING_BUDGETS if b >= predictor.limits.least]
     for target in budgets:
         for plan, weight, loss in _good_plans(predictor, Budget(target)):
             for probe, guessed in _guesses(predictor, plan, counts):

@@ -27,7 +27,7 @@ from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.budget_projection import exact_keep
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 Floats = NDArray[np.float64]
 

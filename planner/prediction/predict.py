@@ -31,7 +31,7 @@ from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.plans.budget_projection import Limits, Option
 from tpcal.plans.engines import Engine
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Cut, n_keep
+from tpcal.plans.plan_records import Cut, n_keep
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile
@@ -118,7 +118,7 @@ class Tables:
         return Levels(first[..., :-1], later[..., :-1])
 
 
-class Singles:
+class SingleCutLosses:
     """Losses [n] of single cuts for every sample; `Tables` holds the means of the groups."""
 
     def __init__(self, profile: Profile, options: Sequence[Option], measure: Measure) -> None:
@@ -192,7 +192,7 @@ class Predictor:
         self.limits = _limits(profile, [self.options[i] for i in self.allowed], engine)
         self.prices = Prices(profile)
         self.tables = cache(lambda measure: Tables(profile, self.options, measure))
-        self._singles = cache(lambda measure: Singles(profile, self.options, measure))
+        self._singles = cache(lambda measure: SingleCutLosses(profile, self.options, measure))
         members = np.asarray(profile.sample_group) == np.arange(len(self.groups))[:, None]
         self._mean = members / members.sum(axis=1, keepdims=True)  # [G, n]
 

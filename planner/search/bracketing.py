@@ -11,7 +11,7 @@ from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.ledger import TrialRecord
 from tpcal.planner.search.loss_limits import LossLimits
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 LEAST_STEP = 0.02
 """Distance in layer average that a guess keeps from the ends of a wide interval."""

@@ -17,7 +17,7 @@ from optuna.distributions import (
 
 from tpcal.planner.prediction.conditions import dropping, share, useful
 from tpcal.plans.budget_projection import Limits, exact_keep
-from tpcal.plans.schema import Cut, n_keep
+from tpcal.plans.plan_records import Cut, n_keep
 from tpcal.plans.selectors import parameters, searched
 
 if TYPE_CHECKING:

@@ -13,10 +13,9 @@ from tpcal.planner.prediction.budget import LAYER_AVERAGE
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.ledger import GroupMeans
-from tpcal.plans import schema
 from tpcal.plans.cost import plan_cost
+from tpcal.plans.plan_records import Cut, Loss, Plan, ReachedBudget
 from tpcal.plans.redaction import redacted_data
-from tpcal.plans.schema import Cut, Loss, Plan
 
 LIBRARIES = ("numpy", "optuna", "scipy", "torch", "transformers")
 
@@ -43,7 +42,7 @@ def finished_plan(
         cuts=tuple(cuts),
         scope=profile.scope,
         model=profile.model,
-        budget=schema.ReachedBudget(budget.target, reached, kind),
+        budget=ReachedBudget(budget.target, reached, kind),
         loss=Loss(_rounded(predictor.loss(cuts)), _rounded(lost.measured), _rounded(lost.flips)),
         provenance=_provenance(predictor, facts),
     )

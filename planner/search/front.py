@@ -15,7 +15,7 @@ from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
 from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search.ledger import Ledger, cuts_of, fully_measured, means_of
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 BUDGETS = (0.05, 0.1, 0.15, 0.22, 0.3, 0.4, 0.5, 0.65, 0.8)
 

@@ -27,8 +27,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tpcal.planner.search import ledger_rules as rules
 from tpcal.planner.search.storage import open_storage
 from tpcal.plans.errors import UsageError
-from tpcal.plans.plan_rules import Reader
-from tpcal.plans.schema import Condition, Cut
+from tpcal.plans.plan_records import Condition, Cut
+from tpcal.plans.record_reader import Reader
 
 if TYPE_CHECKING:
     from tpcal.calibrate.profile import Profile

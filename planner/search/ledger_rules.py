@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tpcal.plans.plan_rules import Reader, read_cuts
+from tpcal.plans.plan_rules import read_cuts
+from tpcal.plans.record_reader import Reader
 
 _OWNER = re.compile(r".*:\d{1,9}")
 

@@ -34,8 +34,8 @@ from tpcal.planner.search.run import run
 from tpcal.planner.search.sampler import SUGGESTED_BY
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.progress import Progress
-from tpcal.plans.schema import Cut, Plan
 
 
 @dataclass(frozen=True)

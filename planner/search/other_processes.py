@@ -26,7 +26,7 @@ BEAT_S = 20.0
 """Seconds between the signs of life of a process that measures."""
 SILENCE_S = 120.0
 """Seconds without one after which a process of another host counts as dead."""
-_NAP_S = 0.25
+_PAUSE_S = 0.25
 
 
 class OtherProcesses:
@@ -57,7 +57,7 @@ class OtherProcesses:
 
     def wait(self) -> None:
         """Sleeps for a moment, in which other processes go on."""
-        time.sleep(_NAP_S)
+        time.sleep(_PAUSE_S)
 
     def have(self, trial: Trial) -> bool:
         """Whether an older trial was queued for the same plan, by a process at the same moment."""

@@ -11,11 +11,10 @@ import numpy as np
 from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.encoding import canonical
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cuts
 from tpcal.plans.selectors import parameters, searched
 
 N_PARENTS = 4
-Cuts = tuple[Cut, ...]
 
 
 def proposals(

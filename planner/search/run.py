@@ -34,13 +34,13 @@ from tpcal.planner.search.ledger import (
     write_outcome,
 )
 from tpcal.planner.search.other_processes import OtherProcesses, give_up, measuring
-from tpcal.planner.search.proposals import Cuts, proposals
+from tpcal.planner.search.proposals import proposals
 from tpcal.planner.search.pruning import BestPruner
 from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures, measure
 from tpcal.plans.plan_file import load_preset, presets
-from tpcal.plans.schema import Condition, Cut
+from tpcal.plans.plan_records import Condition, Cut, Cuts
 
 MOST_MOVED = 6
 TIME_IS_UP = (

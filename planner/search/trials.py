@@ -19,7 +19,7 @@ from tpcal.planner.search.ledger import (
 )
 from tpcal.planner.search.pruning import BestPruner
 from tpcal.plans.errors import RunFailed
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 Floats = NDArray[np.float64]
 

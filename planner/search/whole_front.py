@@ -24,7 +24,7 @@ from tpcal.planner.search.run import run
 from tpcal.planner.search.settings import N_TRIALS_OF_FRONT, SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import BudgetError
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 FEWEST_MEASURED = 12
 """Number of measured plans below which a budget is not answered without a search."""

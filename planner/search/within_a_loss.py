@@ -36,9 +36,8 @@ from tpcal.planner.search.sampler import SUGGESTED_BY
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import GuardrailError
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cuts, Plan
 
-Cuts = tuple[Cut, ...]
 N_SEARCHES = 5
 LAST_SHARE = 1 / 3
 """Share of the trials for the last search; the ones before it only locate its budget."""

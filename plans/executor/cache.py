@@ -8,14 +8,14 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import compat
+from tpcal.plans.executor import compat, kernels
 from tpcal.plans.executor.pruned_layers import (
     PRUNED,
     PrunedKV,
     PrunedSlidingKV,
     is_quantized,
 )
-from tpcal.plans.executor.static_cache import STATIC, upcoming
+from tpcal.plans.executor.static_cache import STATIC, DynamicCopy, upcoming
 
 _KNOWN = {DynamicLayer, DynamicSlidingWindowLayer, *PRUNED, *STATIC, *compat.KEYLESS}
 
@@ -52,6 +52,32 @@ def check_cache(cache: Cache | None) -> None:
             f"got {', '.join(unknown)}. Leave out cache_implementation, pass "
             f"{compat.CACHE_NAME}=DynamicCache(), or use use_cache=False."
         )
+
+
+def stand_in(cache: Cache | None, length: int, *, prunes: bool, kernel: str) -> DynamicCopy | None:
+    """The copy of a static cache that a pass must run on; None if it needs none.
+
+    Args:
+        cache: The cache of the pass.
+        length: Number of its tokens.
+        prunes: Whether the pass drops tokens.
+        kernel: Name of the attention kernel.
+
+    Raises:
+        UsageError: A plan cannot run with this cache and kernel, or the cache has no room.
+    """
+    if cache is None or length == 1 or not is_static(cache):
+        return None
+    if not prunes and not holds_dropped(cache):
+        return None
+    check_cache(cache)
+    if not kernels.has_whole_masks(kernel):
+        raise UsageError(
+            "A static cache must go with the attention implementation sdpa or eager to run a "
+            f"plan; got {kernel}. Leave out cache_implementation, or call "
+            'model.set_attn_implementation("sdpa").'
+        )
+    return DynamicCopy(cache, length)
 
 
 def is_empty(cache: Cache | None) -> bool:

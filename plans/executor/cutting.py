@@ -10,7 +10,7 @@ import torch
 from tpcal.plans.executor.attention_reader import Capture, Request
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.executor.survivors import Survivors, columns_of
-from tpcal.plans.schema import Condition, Cut
+from tpcal.plans.plan_records import Condition, Cut
 from tpcal.plans.selectors import create
 from tpcal.plans.selectors.base import Selector
 

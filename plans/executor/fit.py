@@ -9,8 +9,8 @@ from tpcal.plans.executor import kernels
 from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import find, identity
 from tpcal.plans.images import vision_reader
+from tpcal.plans.plan_records import Plan
 from tpcal.plans.plan_rules import UnknownSelector, is_sound, problems_at
-from tpcal.plans.schema import Plan
 from tpcal.plans.selectors import create
 
 KERNELS = ("sdpa", "eager")

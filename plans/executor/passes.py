@@ -29,7 +29,7 @@ from tpcal.plans.executor.pruned_layers import PrunedKV, n_physical, pruned
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.static_cache import upcoming
 from tpcal.plans.executor.survivors import Survivors, columns_of, narrowed, ranks
-from tpcal.plans.schema import n_keep
+from tpcal.plans.plan_records import n_keep
 from tpcal.plans.selectors.base import Tokens, checked
 
 

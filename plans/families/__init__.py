@@ -16,7 +16,7 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import compat
 from tpcal.plans.families import _refused
 from tpcal.plans.families.base import Family
-from tpcal.plans.schema import ModelIdentity
+from tpcal.plans.plan_records import ModelIdentity
 
 _STRUCTURE = (
     "model_type",

@@ -14,7 +14,7 @@ from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 _HALVES = (torch.bfloat16, torch.float16)
 Kept = tuple[tuple[int, ...], ...]

@@ -14,7 +14,7 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import N_STEPS, Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors.base import Selector
 
 _SEEN, _SEEN_IN_NOISE = 1000.0, 2.0  # times the allowed difference: no effect of rounding

@@ -12,7 +12,7 @@ from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.trial import N_STEPS, Trial, special_ids
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 _N_ROWS = 3
 _BEAMS = {"num_beams": 3, "num_return_sequences": 2}

@@ -15,7 +15,7 @@ from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Handle, apply, is_applied
 from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 
 def keep_all(trial: Trial) -> str:

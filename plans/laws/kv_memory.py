@@ -12,7 +12,7 @@ from tpcal.plans.families import decoder_shape
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.outcomes import Broken
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 
 def kv_lengths(trial: Trial) -> str:

@@ -17,7 +17,7 @@ from tpcal.plans.laws import (
 from tpcal.plans.laws.case import Case
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.laws.verdict import Law, Verdict
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 LAWS = (
     Law("keep all", identity.keep_all),

@@ -23,7 +23,7 @@ from tpcal.plans.laws.case import Case, Inputs
 from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.rounding import distance
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 N_STEPS = 4
 """Number of decode steps after a prefill."""

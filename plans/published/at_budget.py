@@ -10,7 +10,7 @@ from tpcal.plans.budget_projection import Limits, project, spent
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.plan_file import load_preset
-from tpcal.plans.schema import Cut, ModelIdentity, Plan, ReachedBudget, n_keep
+from tpcal.plans.plan_records import Cut, ModelIdentity, Plan, ReachedBudget, n_keep
 from tpcal.plans.selectors import can_cut
 
 N_TOKENS = 576

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Cut, ModelIdentity, Plan
 from tpcal.plans.selectors import can_cut, names
 
 KEPT = ("keep", "kept", "keep_ratio", "retain_ratio")

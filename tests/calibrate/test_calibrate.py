@@ -27,7 +27,7 @@ from tpcal.planner.problem import Problem
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import SCOPES, Cut, Plan
+from tpcal.plans.plan_records import SCOPES, Cut, Plan
 
 GRID: dict[str, Any] = {
     "selectors": ["attention", "grid", "random"],

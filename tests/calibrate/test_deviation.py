@@ -11,7 +11,7 @@ from tpcal.calibrate.inputs.models import load
 from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 PLAN = Plan((Cut(2, 0.25, "grid"), Cut(4, 0)))
 

@@ -17,7 +17,7 @@ from tpcal.calibrate.drop_all_depth import (
 )
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.schema import ModelIdentity
+from tpcal.plans.plan_records import ModelIdentity
 
 
 def make_profile(

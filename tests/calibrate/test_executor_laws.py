@@ -18,7 +18,7 @@ from tpcal.plans.executor import cache
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS
 from tpcal.plans.plan_file import save_plan
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 _PLAN = Plan((Cut(1, 0.5, "grid"), Cut(3, 0.0)))
 

@@ -15,7 +15,7 @@ from tpcal.calibrate.measure import Measurer
 from tpcal.calibrate.memory_needs import Need
 from tpcal.calibrate.tape_store import Store
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 WORK = 1e6
 NEED = Need(work=WORK, kept=3e6, beyond="on disk")

@@ -11,7 +11,7 @@ from tpcal.calibrate import profile
 from tpcal.calibrate.profile import ARRAYS, PROFILE, TIMING, Probe, Profile
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import ModelIdentity
+from tpcal.plans.plan_records import ModelIdentity
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tpcal.calibrate.tape import Tape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.plan_records import Condition, Cut, Plan
 
 PROMPTS = [
     prompt(3, 0, 4),

@@ -15,7 +15,7 @@ from torch import Tensor
 from tpcal.calibrate.inputs.batches import _teacher_forced
 from tpcal.calibrate.tape import Tape
 from tpcal.calibrate.tape_store import Store
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 ANSWERS = [[41, 42, 43], [51, 52], [61, 62, 63], [71]]
 CUTS = (Cut(1, 0.5, "attention"), Cut(2, 0.25, "grid"))

@@ -19,7 +19,7 @@ from tpcal.calibrate.timing import (
 )
 from tpcal.plans.cost import EVERY_PLAN, prefill_ms
 from tpcal.plans.executor.handle import is_applied
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 CUTS = (Cut(0, 0.5, "grid"), Cut(1, 0.5, "attention"))
 

@@ -18,7 +18,7 @@ from tpcal.commands.bench import bench, show
 from tpcal.commands.bench_inputs import BenchSubject
 from tpcal.plans.errors import SlowerError
 from tpcal.plans.plan_file import save_plan
-from tpcal.plans.schema import Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Cut, ModelIdentity, Plan
 
 Tpcal = Callable[..., Result]
 SHORT = ["--batch-sizes", "1", "--text", "20", "--new-tokens", "2"]

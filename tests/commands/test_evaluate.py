@@ -24,7 +24,7 @@ from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.cli import cli
 from tpcal.plans.plan_file import save_plan
-from tpcal.plans.schema import Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Cut, ModelIdentity, Plan
 
 SIZES = Sizes(
     tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=32, heads=2, patch=16

@@ -17,7 +17,7 @@ from test_end_to_end import SIZES, make_model
 from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
 from tpcal.plans.plan_file import load_plan, save_plan
-from tpcal.plans.schema import Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Cut, ModelIdentity, Plan
 
 Tpcal = Callable[..., Result]
 N_ROWS, N_SEEN = 24, 12

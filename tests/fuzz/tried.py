@@ -32,7 +32,7 @@ from tpcal.planner.search import front as fronts
 from tpcal.planner.search.storage import open_storage
 from tpcal.plans.errors import TpcalError
 from tpcal.plans.plan_file import digest, dump_plan, load_plan, parse_plan
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.report.bench_section import benches
 from tpcal.report.evaluation_section import evaluations
 

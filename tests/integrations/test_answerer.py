@@ -16,7 +16,7 @@ from tpcal.integrations.decoding import read_decoding
 from tpcal.plans.errors import BudgetError, FitError, UsageError
 from tpcal.plans.executor.handle import apply, is_applied
 from tpcal.plans.plan_file import load_plan, parse_plan
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 SHORT = read_decoding({"max_new_tokens": 8}, 8)
 

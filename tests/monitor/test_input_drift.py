@@ -11,7 +11,7 @@ from models import batch, prompt, tiny_llava
 from tpcal.monitor.input_drift import InputDrift, RequestSize
 from tpcal.monitor.request_sizes import sizes_of
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 
 def one_image(draw):

@@ -16,7 +16,7 @@ from tpcal.monitor.input_drift import RequestSize
 from tpcal.monitor.monitor import CHANGED_ANSWERS, Monitor
 from tpcal.monitor.monitor_settings import MonitorSettings
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Certificate, Cut, Plan
+from tpcal.plans.plan_records import Certificate, Cut, Plan
 
 BLIND = Plan((Cut(0, 0.0),), name="blind")
 MILD = Plan((Cut(6, 0.9, "grid"),), name="mild")

@@ -10,7 +10,7 @@ from tpcal.monitor.monitor import Alarm, MonitorState
 from tpcal.monitor.prometheus import COUNTERS, export_metrics
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import is_installed
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 STATE = MonitorState(
     n_requests=30,

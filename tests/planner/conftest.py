@@ -10,7 +10,7 @@ import pytest
 
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.plans.cost import DecoderShape
-from tpcal.plans.schema import Cut, ModelIdentity, n_keep
+from tpcal.plans.plan_records import Cut, ModelIdentity, n_keep
 
 SELECTORS = (("grid", {}), ("attention", {}), ("diversity", {"rule": "max_min"}))
 KEEPS = (0.1, 0.25, 0.5, 0.75)

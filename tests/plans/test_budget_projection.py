@@ -8,7 +8,7 @@ import pytest
 
 from tpcal.plans.budget_projection import Limits, exact_keep, project, spent
 from tpcal.plans.errors import BudgetError, UsageError
-from tpcal.plans.schema import Condition, Cut, Plan, n_keep
+from tpcal.plans.plan_records import Condition, Cut, Plan, n_keep
 
 
 def random_cuts(rng: np.random.Generator, n_layers: int) -> list[Cut]:

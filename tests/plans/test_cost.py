@@ -15,7 +15,7 @@ from tpcal.plans.cost import (
     plan_cost,
     prefill_flops,
 )
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.plan_records import Condition, Cut, Plan
 
 LLAVA_7B = DecoderShape(
     n_layers=32,

@@ -11,7 +11,7 @@ from tpcal.plans import engines
 from tpcal.plans.budget_projection import Limits
 from tpcal.plans.engines import VLLM
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.plan_records import Condition, Cut, Plan
 
 
 def test_an_unknown_engine_is_answered_with_the_known_ones() -> None:

@@ -14,7 +14,7 @@ from tpcal.plans import selectors
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import PlanError
 from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan, presets
-from tpcal.plans.schema import (
+from tpcal.plans.plan_records import (
     Certificate,
     Condition,
     Cut,

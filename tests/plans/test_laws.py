@@ -12,13 +12,22 @@ import torch
 from _pytest.mark import ParameterSet
 from releases import skip_elsewhere
 
-from tpcal.plans.executor import cache, calls, choice_sets, gather, handle, kv_columns, passes
+from tpcal.plans.executor import (
+    cache,
+    calls,
+    choice_sets,
+    executor,
+    gather,
+    handle,
+    kv_columns,
+    passes,
+)
 from tpcal.plans.executor.choice_sets import ChoiceSets
 from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, run
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors.random import Random
 
 NAMES = [law.name for law in LAWS]
@@ -279,33 +288,33 @@ def _handle_that_stays(patch):
 
 
 def _a_hook_left_behind(patch):
-    attach = handle.Handle._attach
+    attach = executor.Executor._attach
 
     def and_one(self, undo):
         attach(self, undo)
         self._model.register_forward_hook(lambda *given: None)
 
-    patch.setattr(handle.Handle, "_attach", and_one)
+    patch.setattr(executor.Executor, "_attach", and_one)
 
 
 def _state_kept_after_an_error(patch):
     patch.setattr(
         passes.ForwardPass, "leaves_alone", lambda self, layer, arguments: self.length > 1e9
     )
-    kept, make = [], handle.Handle._before_decoder
+    kept, make = [], executor.Executor._before_decoder
 
     def the_last_one(self, kwargs):
         return kept.pop() if kept else make(self, kwargs)
 
-    patch.setattr(handle.Handle, "_before_decoder", the_last_one)
-    clean = handle.Handle._clean
+    patch.setattr(executor.Executor, "_before_decoder", the_last_one)
+    clean = executor.Executor._clean
 
     def unless_failed(self, call):
         if sys.exc_info()[0] is not None:
             kept.append(call)
         return clean(self, call)
 
-    patch.setattr(handle.Handle, "_clean", unless_failed)
+    patch.setattr(executor.Executor, "_clean", unless_failed)
 
 
 def _threads_that_share_a_pass(patch):
@@ -320,7 +329,7 @@ def _threads_that_share_a_pass(patch):
 
     shared = Shared()
     patch.setattr(calls, "INNERMOST", shared)
-    patch.setattr(handle, "INNERMOST", shared)
+    patch.setattr(executor, "INNERMOST", shared)
 
 
 MUTANTS = {

@@ -9,7 +9,7 @@ import pytest
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.local_paths import from_here, kept, last_part, locate, moved
-from tpcal.plans.schema import ModelIdentity, Plan
+from tpcal.plans.plan_records import ModelIdentity, Plan
 
 
 @pytest.fixture

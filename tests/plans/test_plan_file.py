@@ -14,7 +14,7 @@ from tpcal.plans.plan_file import (
     parse_plan,
     with_certificate_digest,
 )
-from tpcal.plans.schema import Certificate, Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Certificate, Cut, ModelIdentity, Plan
 
 PROVEN = Certificate(0.05, 0.95, 700, 20, 0.05, "exact binomial", "all samples", tested="AAAAAAAA")
 CERTIFIED = with_certificate_digest(

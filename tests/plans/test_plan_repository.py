@@ -16,7 +16,7 @@ from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.plan_card import card
 from tpcal.plans.plan_file import dump_plan, load_preset
 from tpcal.plans.plan_names import PLAN
-from tpcal.plans.schema import Certificate, Cut, Loss, ModelIdentity, Plan
+from tpcal.plans.plan_records import Certificate, Cut, Loss, ModelIdentity, Plan
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_hub import FakeHub, serving

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from tpcal.plans.errors import FitError, PlanError
 from tpcal.plans.executor.handle import apply, check
 from tpcal.plans.plan_file import digest, dump_plan, parse_plan
+from tpcal.plans.plan_records import Condition, Cut, Loss, ModelIdentity, Plan, ReachedBudget
 from tpcal.plans.plan_rules import problems_of
-from tpcal.plans.schema import Condition, Cut, Loss, ModelIdentity, Plan, ReachedBudget
 
 HOLDS_ITSELF: dict[str, Any] = {}
 HOLDS_ITSELF["a"] = HOLDS_ITSELF

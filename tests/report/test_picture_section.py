@@ -24,7 +24,7 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.plans import families
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Condition, Cut, Plan, n_keep
+from tpcal.plans.plan_records import Condition, Cut, Plan, n_keep
 from tpcal.report.answer_cards import Shown, Step
 from tpcal.report.html_template import environment
 from tpcal.report.picture_section import SIDE, choose, shown

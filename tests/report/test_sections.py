@@ -15,7 +15,7 @@ from tpcal.planner.search.front import MeasuredPoint, Point
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.errors import FitError
 from tpcal.plans.plan_file import load_preset
-from tpcal.plans.schema import Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Cut, ModelIdentity, Plan
 from tpcal.report.cut_labels import labels
 from tpcal.report.deviation_section import ALL, deviations
 from tpcal.report.drop_all_section import depths

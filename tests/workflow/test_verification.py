@@ -20,8 +20,8 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
 from tpcal.cli import cli
 from tpcal.plans.errors import GuardrailError, UsageError
+from tpcal.plans.plan_records import Certificate, Cut, Loss, ModelIdentity, Plan
 from tpcal.plans.progress import silent
-from tpcal.plans.schema import Certificate, Cut, Loss, ModelIdentity, Plan
 from tpcal.workflow import verification
 from tpcal.workflow.inputs import plan_model_new_samples
 

@@ -21,7 +21,7 @@ from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.executor.compat import require_encoded_images
 from tpcal.plans.executor.handle import is_applied
 from tpcal.plans.families import decoder_shape, find
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 PLAN = Plan((Cut(2, 0.25, "attention"), Cut(5, 0.0)))
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer, in_turns
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 CUTS = (Cut(1, 0.5, "grid"), Cut(2, 0.25, "attention"), Cut(3, 0.0))
 

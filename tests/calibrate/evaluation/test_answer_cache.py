@@ -7,11 +7,11 @@ import pytest
 
 from tpcal.calibrate.evaluation.answer_cache import AnswerFile, AnswerFolder
 from tpcal.calibrate.evaluation.generate import Answered, answer_all
-from tpcal.calibrate.evaluation.variants import Pruned, Redrawn
+from tpcal.calibrate.evaluation.variants import Pruned, RandomlyPruned
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 ANSWERS = [Answered("one\nline\u2028", 16, 5, ((0, 8), (2, 0))), Answered("", 0, 3)]
 ABOUT = {"model": "x"}
@@ -70,20 +70,20 @@ def test_answers_of_another_model_are_not_taken(file: Path) -> None:
 def test_a_run_goes_on_at_the_batch_and_a_repeated_one_asks_nothing(
     loaded: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
-    way = Pruned(Plan((Cut(1, 0.5, "grid"),)))
+    variant = Pruned(Plan((Cut(1, 0.5, "grid"),)))
     asked: list[int] = []
 
     class Broken(Pruned):
-        def at_work(self, loaded: Loaded, start: int):  # type: ignore[no-untyped-def]
+        def applied(self, loaded: Loaded, start: int):  # type: ignore[no-untyped-def]
             asked.append(start)
             if start == 4 and len(asked) == 3:
                 raise KeyboardInterrupt
-            return super().at_work(loaded, start)
+            return super().applied(loaded, start)
 
     def run() -> tuple[Answered, ...]:
-        kept = AnswerFolder(tmp_path, loaded, scenes, 2).of(way)
-        ways = [(Broken(way.plan), kept)]
-        return answer_all(loaded, scenes, ways, batch_size=2, max_new_tokens=2)[0]
+        kept = AnswerFolder(tmp_path, loaded, scenes, 2).of(variant)
+        variants = [(Broken(variant.plan), kept)]
+        return answer_all(loaded, scenes, variants, batch_size=2, max_new_tokens=2)[0]
 
     with pytest.raises(KeyboardInterrupt):
         run()
@@ -118,9 +118,9 @@ def test_folders_and_files_go_by_what_answers_depend_on(
     paths = [AnswerFolder(tmp_path, loaded, *other).path for other in others]
     assert len({folder.path, *paths}) == 4
     cuts = Plan((Cut(0, 0.5, "random"),))
-    ways = [Pruned(), Pruned(cuts), Redrawn(cuts, 2), Redrawn(cuts, 3)]
-    for way in ways:
-        folder.of(way)
+    variants = [Pruned(), Pruned(cuts), RandomlyPruned(cuts, 2), RandomlyPruned(cuts, 3)]
+    for variant in variants:
+        folder.of(variant)
     assert len(list(folder.path.iterdir())) == 4
     folder.forget()
     assert not list(folder.path.iterdir())

@@ -7,13 +7,13 @@ import pytest
 from tpcal.calibrate.evaluation.compare import Comparison, ComparisonSettings, compare_plans
 from tpcal.calibrate.evaluation.generate import Answered, InMemory
 from tpcal.calibrate.evaluation.measured_cost import measured
-from tpcal.calibrate.evaluation.variants import Pruned, Way
+from tpcal.calibrate.evaluation.variants import Pruned, Variant
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.cost import kv_bytes, plan_cost, prefill_flops
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.plan_records import Condition, Cut, Plan
 
 HALF = Plan((Cut(1, 0.5, "grid"), Cut(3, 0)))  # 16, 8, 8, 0 tokens: an average of 8
 LATE = Plan((Cut(2, 0.0),))  # 16, 16, 0, 0
@@ -21,10 +21,10 @@ CONTROLS = ("random", "grid", "downsized")
 
 
 class Counted(dict[str, InMemory]):
-    """Keeps answers by way, and knows the ways."""
+    """Keeps answers by variant, and knows the variants."""
 
-    def of(self, way: Way) -> InMemory:
-        return self.setdefault(str(way.key), InMemory())
+    def of(self, variant: Variant) -> InMemory:
+        return self.setdefault(str(variant.key), InMemory())
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from PIL import Image
 from tpcal.calibrate.evaluation.controls import control, keep_within
 from tpcal.calibrate.evaluation.downsized import Resized, Scaled, smaller_images
 from tpcal.calibrate.evaluation.generate import Answered, InMemory, answer_all
-from tpcal.calibrate.evaluation.variants import Impossible, Pruned, Redrawn, Way
+from tpcal.calibrate.evaluation.variants import Impossible, Pruned, RandomlyPruned, Variant
 from tpcal.calibrate.inputs.images import as_rgb
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.families import decoder_shape, identity
-from tpcal.plans.schema import Cut, Plan, n_keep
+from tpcal.plans.plan_records import Cut, Plan, n_keep
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_less_than_a_token_is_nothing(loaded: Loaded, scenes: Samples) -> None:
             control(name, 0.05, loaded, scenes, [16] * 6, 4)
 
 
-def _answered(loaded: Loaded, samples: Samples, way: Way) -> tuple[Answered, ...]:
-    (given,) = answer_all(loaded, samples, [(way, InMemory())], batch_size=3, max_new_tokens=2)
+def _answered(loaded: Loaded, samples: Samples, variant: Variant) -> tuple[Answered, ...]:
+    (given,) = answer_all(loaded, samples, [(variant, InMemory())], batch_size=3, max_new_tokens=2)
     return given
 
 
@@ -58,9 +58,9 @@ def test_tokens_are_counted_in_every_layer(loaded: Loaded, scenes: Samples) -> N
 
 def test_a_batch_without_images_is_answered_too() -> None:
     blank = Sample("blank", (), "why ?")
-    ways = [(Pruned(Plan((Cut(1, 0.5, "grid"),))), InMemory())]
+    variants = [(Pruned(Plan((Cut(1, 0.5, "grid"),))), InMemory())]
     samples = Samples.of([blank, *_pictures((32, 32))])
-    (given,) = answer_all(_tiny("vipllava"), samples, ways, batch_size=1, max_new_tokens=1)
+    (given,) = answer_all(_tiny("vipllava"), samples, variants, batch_size=1, max_new_tokens=1)
     assert [(answer.n_visual, answer.counts) for answer in given] == [
         (0, ((1, 0),)),
         (16, ((1, 8),)),
@@ -68,17 +68,17 @@ def test_a_batch_without_images_is_answered_too() -> None:
 
 
 def test_every_batch_is_another_draw(loaded: Loaded, scenes: Samples) -> None:
-    way = control("random", 0.25, loaded, scenes, [16] * 6, 3)
-    assert isinstance(way, Redrawn)
+    variant = control("random", 0.25, loaded, scenes, [16] * 6, 3)
+    assert isinstance(variant, RandomlyPruned)
     kept = []
     for start in (0, 3, 0):
-        with way.at_work(loaded, start) as handle:
+        with variant.applied(loaded, start) as handle:
             assert handle is not None
-            loaded.model(**way.prompts(loaded, [scenes[0]]))
+            loaded.model(**variant.prompts(loaded, [scenes[0]]))
             assert handle.last is not None
             kept.append(handle.last.cuts[0].kept)
     assert kept[0] == kept[2] != kept[1]
-    assert {answer.counts for answer in _answered(loaded, scenes, way)} == {((0, 4),)}
+    assert {answer.counts for answer in _answered(loaded, scenes, variant)} == {((0, 4),)}
 
 
 def test_a_processor_of_one_size_gets_another_and_has_its_own_again(
@@ -86,17 +86,17 @@ def test_a_processor_of_one_size_gets_another_and_has_its_own_again(
 ) -> None:
     images: Any = loaded.processor.image_processor
     before = (images.size, images.crop_size)
-    way = control("downsized", 0.45, loaded, scenes, [16] * 6, 3)
-    assert way == Resized(48, 72)  # 2 x 3 of 4 x 4 patches of 24 pixels: 6 of 7.2 tokens
-    answers = _answered(loaded, scenes, way)
+    variant = control("downsized", 0.45, loaded, scenes, [16] * 6, 3)
+    assert variant == Resized(48, 72)  # 2 x 3 of 4 x 4 patches of 24 pixels: 6 of 7.2 tokens
+    answers = _answered(loaded, scenes, variant)
     assert {answer.n_visual for answer in answers} == {6}
     assert (images.size, images.crop_size) == before
     assert {answer.n_visual for answer in _answered(loaded, scenes, Pruned())} == {16}
 
 
 def test_full_size_is_what_the_model_sees_unpruned(loaded: Loaded, scenes: Samples) -> None:
-    way = control("downsized", 1.0, loaded, scenes, [16] * 6, 3)
-    unpruned, same = (_answered(loaded, scenes, w) for w in (Pruned(), way))
+    variant = control("downsized", 1.0, loaded, scenes, [16] * 6, 3)
+    unpruned, same = (_answered(loaded, scenes, w) for w in (Pruned(), variant))
     assert unpruned == same
 
 
@@ -122,9 +122,9 @@ def any_size() -> Loaded:
 
 def test_images_of_any_size_are_scaled_one_by_one(any_size: Loaded) -> None:
     samples = _pictures((64, 64), (64, 32), (64, 64))
-    way = smaller_images(any_size, samples, [64, 32, 64], 0.5)
-    assert isinstance(way, Scaled)
-    small = [answer.n_visual for answer in _answered(any_size, samples, way)]
+    variant = smaller_images(any_size, samples, [64, 32, 64], 0.5)
+    assert isinstance(variant, Scaled)
+    small = [answer.n_visual for answer in _answered(any_size, samples, variant)]
     assert small == [25, 15, 25]  # 5 x 5 and 5 x 3 are the largest within 32 and 16
 
 
@@ -133,9 +133,10 @@ def test_an_image_of_any_mode_is_made_smaller_as_the_model_sees_it(
     any_size: Loaded, mode: str
 ) -> None:
     data = opened.in_pillow(opened.FILES[mode]())
-    way = Scaled(0.5)
+    variant = Scaled(0.5)
     (image,), (seen,) = (
-        way.shown(any_size, Sample("1", (one,), "what ?")).images for one in (data, as_rgb(data))
+        variant.shown(any_size, Sample("1", (one,), "what ?")).images
+        for one in (data, as_rgb(data))
     )
     assert image.size == seen.size < data.size
     assert image.tobytes() == seen.tobytes()
@@ -162,8 +163,8 @@ def test_what_cannot_be_shrunk_says_so(any_size: Loaded) -> None:
 def test_smaller_images_never_cost_more(kind: str, share: float, n_visual: list[int]) -> None:
     loaded, samples = _tiny(kind), _pictures((32, 32), (48, 24), (20, 60))
     full = [answer.n_visual for answer in _answered(loaded, samples, Pruned())]
-    way = smaller_images(loaded, samples, full, share)
-    small = [answer.n_visual for answer in _answered(loaded, samples, way)]
+    variant = smaller_images(loaded, samples, full, share)
+    small = [answer.n_visual for answer in _answered(loaded, samples, variant)]
     assert small == n_visual
     assert all(m <= share * n for m, n in zip(small, full, strict=True))
 

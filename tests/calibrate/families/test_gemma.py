@@ -21,7 +21,7 @@ from tpcal.calibrate.inputs.batches import Encoded, _teacher_forced
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.laws import Case
-from tpcal.plans.schema import Condition, Cut
+from tpcal.plans.plan_records import Condition, Cut
 
 NAMES = [
     "gemma3",

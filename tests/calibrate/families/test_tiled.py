@@ -14,7 +14,7 @@ from tpcal.calibrate.inputs.batches import Encoded, _teacher_forced
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.laws import Case
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 LATE = (Cut(3, 0.5, "attention"), Cut(5, 0.25, "grid"))
 EARLY = (Cut(0, 0.6, "random"), Cut(1, 0.4, "grid"), Cut(2, 0.2, "attention"))

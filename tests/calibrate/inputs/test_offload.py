@@ -17,7 +17,7 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.executor.handle import apply, check
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors import min_layer, names
 
 CUTS = (Cut(1, 0.5, "balanced"), Cut(2, 0.25, "dart"), Cut(3, 0.0))

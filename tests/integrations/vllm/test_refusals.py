@@ -14,7 +14,7 @@ from tpcal import Cut, Plan
 from tpcal.calibrate.embedded import FOLDER
 from tpcal.integrations.vllm import configuration, touchpoints
 from tpcal.plans.errors import FitError, TpcalError, UsageError
-from tpcal.plans.schema import Condition, ModelIdentity
+from tpcal.plans.plan_records import Condition, ModelIdentity
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 

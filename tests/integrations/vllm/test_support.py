@@ -14,7 +14,7 @@ from tpcal.integrations.vllm import configuration, support
 from tpcal.plans import selectors
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.engines import VLLM, kv_share, n_block_tables, stage_lengths
-from tpcal.plans.schema import Condition
+from tpcal.plans.plan_records import Condition
 
 SHAPE = DecoderShape(
     n_layers=8, hidden=64, ffn=128, n_heads=4, n_kv_heads=2, head_dim=16, vocab=97, dtype_bytes=2

@@ -11,7 +11,7 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.planner.certificates.binomial import Promise
 from tpcal.planner.certificates.certify import check_unseen
 from tpcal.plans.errors import GuardrailError, UsageError
-from tpcal.plans.schema import Plan
+from tpcal.plans.plan_records import Plan
 
 
 def _samples(n: int, start: int = 0) -> Samples:

@@ -18,7 +18,7 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.planner.certificates.binomial import level
 from tpcal.planner.certificates.judged import FILE, Judged, name_of
 from tpcal.plans.errors import GuardrailError
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 N_RESAMPLES = 20_000
 

@@ -13,7 +13,7 @@ from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.optimum import Solver, seeds, worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.errors import BudgetError, UsageError
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 CUTS = (Cut(1, 0.5, "grid"), Cut(4, 0.2, "attention"), Cut(6, 0.0))
 

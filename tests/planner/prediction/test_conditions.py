@@ -13,7 +13,7 @@ from tpcal.planner.prediction.conditions import dropping, share
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search.encoding import Encoding, choices
-from tpcal.plans.schema import Condition, Cut
+from tpcal.plans.plan_records import Condition, Cut
 
 
 @pytest.fixture

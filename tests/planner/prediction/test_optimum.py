@@ -13,7 +13,7 @@ from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.prediction.optimum import Solver, seeds, worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.budget_projection import exact_keep, spent
-from tpcal.plans.schema import Cut, n_keep
+from tpcal.plans.plan_records import Cut, n_keep
 
 
 def all_plans(predictor: Predictor, budget: int, max_cuts: int):

@@ -11,7 +11,7 @@ from tpcal.planner.prediction.objective import MOST
 from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.errors import UsageError
-from tpcal.plans.schema import Condition, Cut
+from tpcal.plans.plan_records import Condition, Cut
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])

@@ -7,7 +7,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from tpcal.planner.search.encoding import Encoding, canonical, choices
 from tpcal.plans.budget_projection import Limits, project
 from tpcal.plans.plan_file import load_preset, presets
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 from tpcal.plans.selectors import create, names, searched
 
 LIMITS = Limits(144, 12, min_count=4)

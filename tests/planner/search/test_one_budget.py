@@ -25,7 +25,7 @@ from tpcal.planner.search.trials import measure
 from tpcal.plans.budget_projection import spent
 from tpcal.plans.errors import BudgetError, GuardrailError, UsageError
 from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan, presets
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 
 def test_the_plan_is_the_best_measured_one_and_meets_the_budget(make_world, make_measurer) -> None:

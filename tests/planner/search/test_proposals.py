@@ -12,7 +12,7 @@ from tpcal.planner.problem import Problem
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.proposals import proposals
 from tpcal.plans.budget_projection import spent
-from tpcal.plans.schema import Cut
+from tpcal.plans.plan_records import Cut
 
 
 @pytest.fixture

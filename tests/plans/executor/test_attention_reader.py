@@ -9,7 +9,7 @@ from reference import positions_of
 
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors.attention import Attention
 from tpcal.plans.selectors.dart import Dart
 from tpcal.plans.selectors.sparsevlm import Sparsevlm

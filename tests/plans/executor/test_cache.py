@@ -19,7 +19,7 @@ from tpcal.plans.executor.compat import CACHE_NAME
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.pruned_layers import PrunedQuantizedKV, n_physical
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 pytestmark = pytest.mark.versions
 

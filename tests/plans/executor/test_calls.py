@@ -25,7 +25,7 @@ from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.executor.report import Report
 from tpcal.plans.families import find
 from tpcal.plans.laws.trial import special_ids
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.plan_records import Condition, Cut, Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*generation flags.*")
 
@@ -238,7 +238,7 @@ def test_removing_waits_for_the_pass_and_calls_that_begin_meanwhile_run_without_
     assert inside.wait(WAIT)
     threads.append(Thread(target=change))
     threads[1].start()
-    while not handle._passes._closed:
+    while not handle._executor._passes._closed:
         sleep(0.01)
     call("meanwhile")
     assert is_applied(model)
@@ -437,9 +437,9 @@ def test_killed_passes_leave_nothing_behind(model):
                 model(**inputs)
             hook.remove()
             assert calls.INNERMOST.get() is None
-            assert not handle._passes._running
-            assert not handle._hooks._needing
-            assert all(probe.take() is None for probe in handle._probes.values())
+            assert not handle._executor._passes._running
+            assert not handle._executor._hooks._needing
+            assert all(probe.take() is None for probe in handle._executor._probes.values())
 
 
 def test_memory_is_flat(model):

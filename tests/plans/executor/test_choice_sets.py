@@ -13,7 +13,7 @@ from tpcal.plans.executor.choice_sets import ChoiceSet, ChoiceSets
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.prompt import read_prompt
 from tpcal.plans.families.base import rect_grid
-from tpcal.plans.schema import Condition, Cut, Plan, n_keep
+from tpcal.plans.plan_records import Condition, Cut, Plan, n_keep
 
 SEVERAL = [
     prompt(2, 0, 3, 0, 0, 5, seed=1),  # the last two images are side by side

@@ -12,7 +12,7 @@ from models import batch, prompt, tiny_llava
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.laws.torch_compile import COMPILED
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(6, 0.0)))
 

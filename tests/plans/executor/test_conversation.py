@@ -13,7 +13,7 @@ from tpcal.plans.executor.handle import apply, kv_bytes
 from tpcal.plans.executor.pruned_layers import PrunedKV
 from tpcal.plans.families import find
 from tpcal.plans.laws.reference import hidden_tokens, hiding
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 pytestmark = pytest.mark.versions
 

@@ -10,7 +10,7 @@ from reference import close
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.laws.reference import hidden_tokens, hiding
-from tpcal.plans.schema import Condition, Cut, Plan
+from tpcal.plans.plan_records import Condition, Cut, Plan
 from tpcal.plans.selectors.random import Random
 
 pytestmark = pytest.mark.versions

@@ -10,7 +10,7 @@ from tpcal.plans.errors import FitError
 from tpcal.plans.executor.fit import check
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import identity
-from tpcal.plans.schema import Condition, Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Condition, Cut, ModelIdentity, Plan
 
 FIRST = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))

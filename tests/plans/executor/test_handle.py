@@ -16,7 +16,7 @@ from tpcal.plans.executor import handle as module
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.laws.identity import failing
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 pytestmark = pytest.mark.versions
 

@@ -10,7 +10,7 @@ from models import batch, prompt, tiny_llava
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.kernels import is_flash, problem
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(5, 0.25, "attention")))
 PROMPTS = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1)]

@@ -8,7 +8,7 @@ from models import batch, prompt, rows_alone, tiny_llava
 
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.laws import LAWS, Case, run
-from tpcal.plans.schema import Condition, Cut, Plan, entering, n_keep
+from tpcal.plans.plan_records import Condition, Cut, Plan, entering, n_keep
 
 pytestmark = pytest.mark.versions
 

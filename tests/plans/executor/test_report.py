@@ -10,7 +10,7 @@ from models import batch, prompt
 
 from tpcal.plans.executor import report as module
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Condition, Cut, Plan, entering
+from tpcal.plans.plan_records import Condition, Cut, Plan, entering
 
 pytestmark = pytest.mark.versions
 

@@ -17,7 +17,7 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.static_cache import PrunedStaticKV, PrunedStaticSlidingKV
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 pytestmark = pytest.mark.versions
 

@@ -19,7 +19,7 @@ from tpcal.plans.executor.cache import holds_dropped
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.kill_switch import off_by_variable, refuse_off
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 pytestmark = pytest.mark.versions
 

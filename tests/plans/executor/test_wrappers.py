@@ -11,7 +11,7 @@ import tpcal
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import is_applied
 from tpcal.plans.executor.wrappers import unwrapped
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(6, 0.0)))
 

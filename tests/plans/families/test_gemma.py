@@ -22,7 +22,7 @@ from tpcal.plans.families import decoder_shape, find, identity
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.rounding import allowed, distance
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors.attention import Attention
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)

@@ -11,7 +11,7 @@ from tpcal.plans.executor.architecture import with_grids
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.prompt import read_prompt
 from tpcal.plans.families import find
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 
 def test_an_image_is_an_overview_and_its_tiles_without_padding():

@@ -15,7 +15,7 @@ from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.laws import Case
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 
 @pytest.fixture(scope="module")

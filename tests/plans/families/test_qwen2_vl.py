@@ -17,7 +17,7 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.prompt import ViewGrid, read_prompt
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.images import encoded
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 HALF = Plan((Cut(2, 0.5, "random"), Cut(5, 0.25, "grid")))
 SAME_GRIDS = ["qwen2_vl", "qwen2_5_vl", "paddleocr_vl"]

@@ -16,7 +16,7 @@ from tpcal.plans.executor.prompt import read_prompt
 from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.families import find
 from tpcal.plans.families.qwen3_vl import deepstack
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 NAMES = ["qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe"]
 N_DEEP = 3

@@ -16,7 +16,7 @@ from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.families._refused import reason
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 TEXT = {**tiles.TEXT, "num_hidden_layers": 2, "initializer_range": 0.02}
 VISION = {**tiles.VISION, "num_hidden_layers": 1}

@@ -18,7 +18,7 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.prompt import ViewGrid, read_prompt
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.images.tiles import arrangement, sketches
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)

@@ -14,7 +14,7 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.laws import LAWS, Case
 from tpcal.plans.laws.trial import Trial
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 HALF = Plan((Cut(2, 0.5, "random"), Cut(5, 0.25, "grid")))
 OF_VIDEOS = [

@@ -14,7 +14,7 @@ from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*generation flags.*")
 
@@ -32,8 +32,8 @@ def test_the_class_tokens_attention_and_the_mean_keys_are_read(model):
     inputs = batch(PROMPTS)
     with apply(model, PLAN) as handle:
         seen = []
-        read = handle._vision.of
-        handle._vision.of = lambda *args: seen.append(read(*args)) or seen[-1]
+        read = handle._executor._vision.of
+        handle._executor._vision.of = lambda *args: seen.append(read(*args)) or seen[-1]
         model(**inputs)
     wanted = class_attention(model, inputs["pixel_values"])
     assert seen[0].shape == (3, 2 * N_IMAGE, wanted.shape[-1])

@@ -6,8 +6,8 @@ import pytest
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan
+from tpcal.plans.plan_records import Cut
 from tpcal.plans.published.other_tools import METHODS, schedule, share_kept
-from tpcal.plans.schema import Cut
 
 FASTV = Cut(2, 0.5, "attention")
 

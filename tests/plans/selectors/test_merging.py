@@ -14,7 +14,7 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.laws import run
 from tpcal.plans.laws.reference import hidden_tokens, hiding
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 PROMPTS = [
     prompt(3, 0, 4),

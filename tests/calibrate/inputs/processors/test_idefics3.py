@@ -21,7 +21,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 CHAT = (
     "{% for message in messages %}{{ message['role'].capitalize() }}:"

@@ -18,7 +18,7 @@ from PIL import Image
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
 N_VISUAL = {

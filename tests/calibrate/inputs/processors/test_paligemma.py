@@ -18,7 +18,7 @@ from tpcal.calibrate.inputs.batches import encode, prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.schema import Cut, Plan
+from tpcal.plans.plan_records import Cut, Plan
 
 pytestmark = pytest.mark.filterwarnings(  # the processor hands tensors to numpy
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"

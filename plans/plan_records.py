@@ -85,6 +85,10 @@ class Cut:
     """The cut is made only for prompts that meet this condition; None: for all prompts."""
 
 
+Cuts = tuple[Cut, ...]
+"""The cuts of a plan in ascending order of their layers."""
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """The model a plan or profile was made for. A published schedule has only ``n_layers``."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tpcal.plans import plan_file, schema
+from tpcal.plans import plan_file, plan_records
 from tpcal.plans.errors import PlanError, UsageError
 from tpcal.plans.plan_file import (
     SHORT_PRESETS,
@@ -20,7 +20,7 @@ from tpcal.plans.plan_file import (
     presets,
     save_plan,
 )
-from tpcal.plans.schema import (
+from tpcal.plans.plan_records import (
     Condition,
     Cost,
     Cut,
@@ -374,6 +374,8 @@ def test_presets_cost_what_their_papers_say(name: str, n_layers: int, average: f
 
 def test_the_examples_in_docstrings_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    results = [doctest.testmod(module, raise_on_error=False) for module in (schema, plan_file)]
+    results = [
+        doctest.testmod(module, raise_on_error=False) for module in (plan_records, plan_file)
+    ]
     assert sum(result.attempted for result in results) >= 15
     assert sum(result.failed for result in results) == 0
