@@ -36,7 +36,10 @@ class Call:
         unpruned: Whether a switch leaves the call unpruned.
     """
 
-    __slots__ = ("copy", "handle", "has_cache", "inputs", "n_new", "outer", "run", "unpruned")
+    __slots__ = (
+        *("copy", "handle", "has_cache", "inputs", "n_new", "outer", "rope_deltas", "run"),
+        "unpruned",
+    )
 
     def __init__(
         self,
@@ -54,6 +57,8 @@ class Call:
         """Whether the decoder was given a cache."""
         self.copy: DynamicCopy | None = None
         """The copy that stands in for a static cache."""
+        self.rope_deltas: tuple[Any] | None = None
+        """The position offset that a base computed, as the one entry; None if it did not."""
         self.n_new = 0
         """Number of sequences that a pass begins; 0 if it continues some."""
         self.outer = INNERMOST.get()

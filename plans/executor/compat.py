@@ -105,6 +105,12 @@ def given_cache(
     )
 
 
+def caches_in(output: Any) -> list[Cache]:
+    """The caches in the output of a decoder, which is a tuple or an object."""
+    found = output if isinstance(output, tuple) else [getattr(output, CACHE_NAME, None)]
+    return [cache for cache in found if isinstance(cache, Cache)]
+
+
 def returned_cache(output: Any) -> Cache:
     """The cache in the output of a model or of `generate`."""
     return getattr(output, CACHE_NAME)

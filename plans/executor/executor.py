@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import compat, compiled, kernels
+from tpcal.plans.executor import compat, compiled, kernels, rope_deltas
 from tpcal.plans.executor.applied_models import register
 from tpcal.plans.executor.architecture import (
     flash_layers,
@@ -121,6 +121,7 @@ class Executor:
         encoded.pass_on((model, base), undo)
         if any("vision" in cut.needs for cut in self._cuts.values()):
             self._vision = undo.enter_context(vision_reader.reading(family, model))
+        rope_deltas.keep(model, base, self, undo)
         family.attach(model, self._run, undo)
         compiled.bound((model, base, decoder, *layers), len(layers), undo)
         refuse_chunks(model, undo)
@@ -219,6 +220,7 @@ class Executor:
         elif call.n_new and not call.unpruned:
             report = without_images(self._cuts.values(), call.n_new)
         mark_unpruned(output, call.unpruned)
+        rope_deltas.note(call, output)
         # Callers expect one state per token of the pass: labels and logits_to_keep count on it.
         if run.survivors.places is None:
             return output, report

@@ -237,7 +237,7 @@ def pruned(layer: DynamicLayer, held: Held) -> PrunedKV:
     """A pruned layer with the K and V of ``layer``, whose columns are ``held``."""
     # The class of an existing object cannot be exchanged here (their layouts differ), so a new
     # object takes over its state.
-    kind = _pruned_class(type(layer))
+    kind = _pruned_class(layer.__class__)
     made = kind.__new__(kind)
     made.__dict__.update(layer.__dict__)
     made.held = held
@@ -254,6 +254,6 @@ def _pruned_class(kind: type) -> type[PrunedKV]:
 def n_physical(layer: Any) -> int:
     """Number of columns of K and V that a cache layer holds."""
     if is_quantized(type(layer)):
-        return layer.cumulative_length
+        return int(layer.cumulative_length)
     keys = getattr(layer, "keys", None)
     return 0 if keys is None or keys.ndim < 4 else keys.shape[-2]

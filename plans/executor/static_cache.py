@@ -68,7 +68,7 @@ class PrunedStaticKV(StaticLayer):
             return None
         return self._prompt.extended(self._capacity - self._prompt.n_seen)
 
-    def get_seq_length(self) -> Tensor | int:  # type: ignore[override]
+    def get_seq_length(self) -> Tensor | int:
         """Number of tokens seen, not of tokens held; a tensor, as in other static layers."""
         n_gone = 0 if self._prompt is None else self._prompt.n_seen - self._prompt.n_held
         return super().get_seq_length() + n_gone
@@ -92,7 +92,7 @@ class PrunedStaticKV(StaticLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Takes the batch rows ``beam_idx``."""
-        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        super().reorder_cache(beam_idx)
         if self._prompt is not None:
             self._prompt = self._prompt.selected(beam_idx)
 
@@ -168,7 +168,7 @@ class PrunedStaticSlidingKV(StaticSlidingWindowLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Takes the batch rows ``beam_idx``."""
-        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        super().reorder_cache(beam_idx)
         if self._held is not None:
             self._held = self._held.selected(beam_idx)
 
