@@ -1,217 +1,23 @@
-"""KV-cache layers that report the tokens seen and hold the tokens kept.
-
-The model sizes its masks, positions and second turns by the lengths that a cache layer reports. A
-pruned layer therefore answers with the number of tokens seen, while its K and V are shorter.
-
-A worked example: a model of four layers, a prompt of six tokens (``t`` text, ``v`` visual), and a
-cut before layer 2 that drops the visual tokens at positions 2 and 4.
-
-    position            0  1  2  3  4  5
-    token               t  v  v  v  v  t
-
-    after the prefill   K and V hold the positions   columns   get_seq_length()
-    layers 0 and 1      0  1  2  3  4  5             6         6
-    layers 2 and 3      0  1     3     5             4         6
-
-Every layer reports the length 6, so the model gives the next token position 6 and the rotary
-angles of position 6. Keys hold the rotation of their own positions, so the distances
-between tokens are those of the unpruned prompt; no position is counted anew.
-
-    after one token     K and V hold the positions   columns   get_seq_length()
-    layers 0 and 1      0  1  2  3  4  5  6          7         7
-    layers 2 and 3      0  1     3     5  6          5         7
-
-A mask that the model makes for that token has 7 columns, one per position. Layers 2 and 3 get its
-columns 0, 1, 3, 5 and 6. `crop(-3)` then forgets the last three positions, 4, 5 and 6, of which
-layers 2 and 3 hold only 5 and 6: they keep 0, 1 and 3, and every layer reports 4.
-
-In a batch, a second row may keep 2 as well, so it holds five columns where the first row holds
-four. The first row then carries one column of filler on the left, which every mask hides:
-
-    row 0               -  0  1  3  5
-    row 1               0  1  2  3  5
-"""
+"""KV caches that a plan can run with, and what their layers hold."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import compat
-from tpcal.plans.executor.kv_columns import Held
+from tpcal.plans.executor import compat, kernels
+from tpcal.plans.executor.pruned_layers import (
+    PRUNED,
+    PrunedKV,
+    PrunedSlidingKV,
+    is_quantized,
+)
+from tpcal.plans.executor.static_cache import STATIC, DynamicCopy, upcoming
 
-
-class PrunedKV(DynamicLayer):
-    """A dynamic cache layer that holds only the tokens that reached its decoder layer.
-
-    The executor sets ``incoming`` before a decoder layer runs. Without it, all new tokens are
-    kept, so a conversation of unpadded prompts goes on after the plan was removed.
-    """
-
-    held: Held
-    keys: Tensor
-    values: Tensor
-    incoming: Held | None = None
-
-    @torch.compiler.disable  # compiled, it would be compiled again for every step and layer
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """K and V with the new columns appended, [B, Hkv, n_held, d] each."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        states = (
-            torch.cat([self.keys, key_states], dim=-2),
-            torch.cat([self.values, value_states], dim=-2),
-        )
-        # `incoming` is what the executor expects after this call. A pass that failed before it
-        # reached this layer may have left one; its number of columns shows that it is not meant.
-        held, self.incoming = self.incoming, None
-        if held is None or held.n_held != states[0].shape[-2]:
-            held = self.held.extended(key_states.shape[-2])
-        self._hold(held, *states)
-        return states
-
-    def get_seq_length(self) -> int:
-        """Number of tokens seen, not of tokens held."""
-        return self.held.n_seen
-
-    def reset(self) -> None:
-        """Forgets everything, as before the first prefill."""
-        # Before 5.20, transformers keeps the columns and fills them with zeros.
-        self.keys = self.values = None  # type: ignore[assignment]
-        self.is_initialized = False
-        super().reset()
-        self.held = Held.recent(0, 0, 0, self.held.index.device)
-        self.incoming = None
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last ``-tokens_to_remove`` positions, kept or not.
-
-        Args:
-            tokens_to_remove: At most 0, as transformers passes it.
-
-        Raises:
-            ValueError: ``tokens_to_remove`` is positive.
-        """
-        tokens_to_remove = compat.tokens_to_remove(tokens_to_remove, self.get_seq_length())
-        if tokens_to_remove > 0:
-            raise ValueError(f"tokens_to_remove must be at most 0; got {tokens_to_remove}.")
-        if tokens_to_remove == 0 or not self.is_initialized:
-            return
-        held, columns = self.held.cropped(min(-tokens_to_remove, self.held.n_seen))
-        if columns is None:
-            n = held.n_held
-            self._hold(held, self.keys[..., :n, :], self.values[..., :n, :])
-            return
-        at = columns[:, None, :, None]  # [B, 1, K', 1]
-        keys = torch.take_along_dim(self.keys, at, dim=2)
-        self._hold(held, keys, torch.take_along_dim(self.values, at, dim=2))
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Takes the batch rows ``beam_idx``."""
-        super().reorder_cache(beam_idx)
-        self.held = self.held.selected(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats every batch row."""
-        super().batch_repeat_interleave(repeats)
-        rows = torch.arange(self.held.index.shape[0], device=self.held.index.device)
-        self.held = self.held.selected(rows.repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Takes the batch rows ``indices``."""
-        super().batch_select_indices(indices)
-        self.held = self.held.selected(indices)
-
-    def _hold(self, held: Held, keys: Tensor, values: Tensor) -> None:
-        self.held, self.keys, self.values = held, keys, values
-
-
-class PrunedSlidingKV(PrunedKV, DynamicSlidingWindowLayer):
-    """A pruned layer with a sliding window of positions."""
-
-    def get_max_length(self) -> int:
-        """Number of positions in the window."""
-        return self.sliding_window
-
-    get_max_cache_shape = get_max_length  # its name before 5.13
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and first position of the keys that the model makes its mask for."""
-        # The model masks the window by positions, as in an unpruned layer. `gather.layer_mask`
-        # then picks the columns that are held.
-        return DynamicSlidingWindowLayer.get_mask_sizes(self, query_length)
-
-    def reset(self) -> None:
-        """Forgets everything, as before the first prefill."""
-        super().reset()
-        self.cumulative_length = 0
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last ``-tokens_to_remove`` positions, and what left the window.
-
-        Args:
-            tokens_to_remove: At most 0, as transformers passes it.
-
-        Raises:
-            RuntimeError: The window is full and ``activate_past_recording`` was not called, so
-                tokens that would come back into the window are gone already.
-        """
-        tokens_to_remove = compat.tokens_to_remove(tokens_to_remove, self.held.n_seen)
-        full = self.held.n_seen >= self.sliding_window
-        if tokens_to_remove and full and not compat.records_past(self):
-            raise RuntimeError(
-                "A full sliding window can be cropped only after activate_past_recording()."
-            )
-        super().crop(tokens_to_remove)
-        if self.is_initialized:
-            self._narrow()
-
-    def _hold(self, held: Held, keys: Tensor, values: Tensor) -> None:
-        super()._hold(held, keys, values)
-        self.cumulative_length = held.n_seen
-        if not compat.records_past(self):
-            self._narrow()
-
-    def _narrow(self) -> None:
-        # Columns leave on the left, where the oldest positions stand.
-        held = self.held.within(self.sliding_window)
-        n = held.n_held
-        if n < self.held.n_held:
-            start = self.held.n_held - n
-            keys, values = self.keys[..., start:, :], self.values[..., start:, :]
-            if start > 1 or not held.n_tail:  # a view would keep the prompt's states in memory
-                keys, values = keys.clone(), values.clone()
-            self.held, self.keys, self.values = held, keys, values
-
-
-_PRUNED: dict[type, type[PrunedKV]] = {
-    DynamicLayer: PrunedKV,
-    DynamicSlidingWindowLayer: PrunedSlidingKV,
-}
-_KNOWN = {*_PRUNED, *_PRUNED.values(), *compat.KEYLESS}
-
-
-def pruned(layer: DynamicLayer, held: Held) -> PrunedKV:
-    """A pruned layer with the K and V of ``layer``, whose columns are ``held``."""
-    # The class of an existing object cannot be exchanged here (their layouts differ), so a new
-    # object takes over its state.
-    made = _PRUNED[type(layer)].__new__(_PRUNED[type(layer)])
-    made.__dict__.update(layer.__dict__)
-    made.held = held
-    return made
-
-
-def n_physical(layer: Any) -> int:
-    """Number of columns of K and V that a cache layer holds."""
-    keys = getattr(layer, "keys", None)
-    return 0 if keys is None or keys.ndim < 4 else keys.shape[-2]
+_KNOWN = {DynamicLayer, DynamicSlidingWindowLayer, *PRUNED, *STATIC, *compat.KEYLESS}
 
 
 def cache_layer(cache: Cache | None, layer: int) -> DynamicLayer | None:
@@ -224,44 +30,91 @@ def cache_layer(cache: Cache | None, layer: int) -> DynamicLayer | None:
     return cache.layers[layer]
 
 
-def check_cache(cache: Cache | None) -> None:
-    """Raises UsageError if a plan cannot run with this cache.
+def is_static(cache: Cache | None) -> bool:
+    """Whether a layer of the cache is a buffer of fixed size."""
+    return cache is not None and any(type(layer) in STATIC for layer in cache.layers)
 
-    A plan needs K and V of different lengths in different layers; static and offloaded caches
-    cannot have them.
-    """
+
+def check_cache(cache: Cache | None) -> None:
+    """Raises UsageError if a plan cannot run with this cache."""
     if cache is None:
         return
     made = cache.layer_class_to_replicate
     kinds = {type(layer) for layer in cache.layers} | ({made} if made is not None else set())
-    unknown = sorted(kind.__name__ for kind in kinds if kind not in _KNOWN)
-    if unknown or getattr(cache, "offloading", False):
-        got = ", ".join(unknown) or "an offloaded cache"
+    unknown = sorted(
+        kind.__name__ for kind in kinds if kind not in _KNOWN and not is_quantized(kind)
+    )
+    if is_static(cache) and getattr(cache, "offloading", False):
+        unknown.append("a static cache that is offloaded")
+    if unknown:
         raise UsageError(
-            f"The KV cache must be a DynamicCache to run a plan; got {got}. Leave out "
-            f"cache_implementation, pass {compat.CACHE_NAME}=DynamicCache(), or use "
-            "use_cache=False."
+            "The KV cache must have dynamic, sliding, static or quantized layers to run a plan; "
+            f"got {', '.join(unknown)}. Leave out cache_implementation, pass "
+            f"{compat.CACHE_NAME}=DynamicCache(), or use use_cache=False."
         )
+
+
+def stand_in(cache: Cache | None, length: int, *, prunes: bool, kernel: str) -> DynamicCopy | None:
+    """The copy of a static cache that a pass must run on; None if it needs none.
+
+    Args:
+        cache: The cache of the pass.
+        length: Number of its tokens.
+        prunes: Whether the pass drops tokens.
+        kernel: Name of the attention kernel.
+
+    Raises:
+        UsageError: A plan cannot run with this cache and kernel, or the cache has no room.
+    """
+    if cache is None or length == 1 or not is_static(cache):
+        return None
+    if not prunes and not holds_dropped(cache):
+        return None
+    check_cache(cache)
+    if not kernels.has_whole_masks(kernel):
+        raise UsageError(
+            "A static cache must go with the attention implementation sdpa or eager to run a "
+            f"plan; got {kernel}. Leave out cache_implementation, or call "
+            'model.set_attn_implementation("sdpa").'
+        )
+    return DynamicCopy(cache, length)
+
+
+def is_empty(cache: Cache | None) -> bool:
+    """Whether a pass with this cache begins a sequence.
+
+    A static cache counts its tokens on the device. It is asked only where its layers do not tell,
+    so that a decode step of a pruned prompt does not wait.
+    """
+    return cache is None or not (holds_dropped(cache) or cache.get_seq_length())
 
 
 def holds_dropped(cache: Cache | None) -> bool:
     """Whether a layer of the cache has seen tokens and was pruned."""
     layers = () if cache is None else cache.layers
-    return any(isinstance(layer, PrunedKV) and layer.held.n_seen > 0 for layer in layers)
-
-
-def needs_mask(cache: Cache | None) -> bool:
-    """Whether one more token needs a mask: a pruned layer has filler or a sliding window."""
-    layers = () if cache is None else cache.layers
     return any(
-        isinstance(layer, PrunedKV)
-        and (type(layer) is not PrunedKV or layer.held.valid is not None)
+        layer.held.n_seen > 0 if isinstance(layer, PrunedKV) else upcoming(layer) is not None
         for layer in layers
     )
 
 
+def needs_mask(cache: Cache | None) -> bool:
+    """Whether one more token needs a mask: a pruned layer is static, has filler or a window."""
+    layers = () if cache is None else cache.layers
+    return any(_needs_mask(layer) for layer in layers)
+
+
+def _needs_mask(layer: Any) -> bool:
+    if not isinstance(layer, PrunedKV):
+        return upcoming(layer) is not None
+    return isinstance(layer, PrunedSlidingKV) or layer.held.valid is not None
+
+
 def kv_bytes(cache: Cache) -> list[int]:
-    """[L] bytes of K and V in each layer for all rows, filler of ragged rows included."""
+    """[L] bytes of K and V in each layer for all rows, filler of ragged rows included.
+
+    Of a static layer, the bytes of its buffers. What a layer has quantized is not counted.
+    """
     return [
         0 if layer.keys is None else layer.keys.nbytes + layer.values.nbytes
         for layer in cache.layers

@@ -20,6 +20,7 @@ from tpcal.plans.executor import compiled
 
 if TYPE_CHECKING:
     from tpcal.plans.executor.passes import ForwardPass
+    from tpcal.plans.executor.static_cache import DynamicCopy
 
 Forward = Callable[..., Any]
 Run = Callable[[Forward, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -35,7 +36,10 @@ class Call:
         unpruned: Whether a switch leaves the call unpruned.
     """
 
-    __slots__ = ("handle", "has_cache", "inputs", "n_new", "outer", "run", "unpruned")
+    __slots__ = (
+        *("copy", "handle", "has_cache", "inputs", "n_new", "outer", "rope_deltas", "run"),
+        "unpruned",
+    )
 
     def __init__(
         self,
@@ -51,10 +55,18 @@ class Call:
         self.unpruned = unpruned
         self.has_cache = False
         """Whether the decoder was given a cache."""
+        self.copy: DynamicCopy | None = None
+        """The copy that stands in for a static cache."""
+        self.rope_deltas: tuple[Any] | None = None
+        """The position offset that a base computed, as the one entry; None if it did not."""
         self.n_new = 0
         """Number of sequences that a pass begins; 0 if it continues some."""
         self.outer = INNERMOST.get()
         """The call in which this one was made."""
+
+    def arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The keyword arguments for the decoder, from those that it was called with."""
+        return given if self.copy is None else self.copy.arguments(given)
 
 
 # One variable for all handles: a context keeps every variable that was ever set in it.

@@ -106,6 +106,12 @@ def given_cache(
     )
 
 
+def caches_in(output: Any) -> list[Cache]:
+    """The caches in the output of a decoder, which is a tuple or an object."""
+    found = output if isinstance(output, tuple) else [getattr(output, CACHE_NAME, None)]
+    return [cache for cache in found if isinstance(cache, Cache)]
+
+
 def returned_cache(output: Any) -> Cache:
     """The cache in the output of a model or of `generate`."""
     return getattr(output, CACHE_NAME)
@@ -117,6 +123,16 @@ KEYLESS: frozenset[type] = frozenset(
     {cache_utils.DummyLayer} if hasattr(cache_utils, "DummyLayer") else ()
 )
 """Kinds of cache layers that hold no keys and values."""
+
+
+# 5.22 or so: all quantized layers have one base class. Then `BaseQuantizedLayer` alone.
+
+QUANTIZED: tuple[type, ...] = tuple(
+    getattr(cache_utils, name)
+    for name in ("BaseQuantizedLayer", "QuantizedLayer")
+    if hasattr(cache_utils, name)
+)
+"""Kinds of cache layers that hold quantized keys and values."""
 
 
 # 5.23: `is_activation_checkpointing` and `activation_checkpointing_enable` and `_disable`.

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import compat, compiled, kernels
+from tpcal.plans.executor import compat, compiled, kernels, rope_deltas
 from tpcal.plans.executor.applied_models import register
 from tpcal.plans.executor.architecture import (
     flash_layers,
@@ -31,7 +31,7 @@ from tpcal.plans.executor.architecture import (
     without_flash,
 )
 from tpcal.plans.executor.attention_reader import AttentionReader, probing
-from tpcal.plans.executor.cache import check_cache, needs_mask
+from tpcal.plans.executor.cache import check_cache, is_empty, needs_mask, stand_in
 from tpcal.plans.executor.calls import (
     INNERMOST,
     Call,
@@ -121,6 +121,7 @@ class Executor:
         encoded.pass_on((model, base), undo)
         if any("vision" in cut.needs for cut in self._cuts.values()):
             self._vision = undo.enter_context(vision_reader.reading(family, model))
+        rope_deltas.keep(model, base, self, undo)
         family.attach(model, self._run, undo)
         compiled.bound((model, base, decoder, *layers), len(layers), undo)
         refuse_chunks(model, undo)
@@ -154,7 +155,7 @@ class Executor:
                 return forward(*args, **kwargs)
             call = self._before_decoder(kwargs)
             INNERMOST.set(call)
-            output = forward(*args, **kwargs)
+            output = forward(*args, **call.arguments(kwargs))
             output, report = self._after_decoder(call, output)
         finally:
             INNERMOST.set(before)
@@ -191,7 +192,8 @@ class Executor:
         self._hooks.prepare(run, needed=length > 1 or masks or needs_mask(cache))
         call = Call(self, outer.inputs, run, unpruned=unpruned)
         call.has_cache = cache is not None
-        call.n_new = n_rows if cache is None or cache.get_seq_length() == 0 else 0
+        call.n_new = n_rows if is_empty(cache) else 0
+        call.copy = stand_in(cache, length, prunes=bool(run.cuts), kernel=self._kernel)
         return call
 
     def _known_kernel(self) -> str:
@@ -207,6 +209,8 @@ class Executor:
         """The output with a state for every token of the pass, and the report if there is one."""
         run = call.run
         assert run is not None
+        if call.copy is not None:
+            output = call.copy.written_back(output)
         counted = run.n_called if run.prompt is not None else None
         compat.check_pass(output, counted, len(self._layers))
         report = None
@@ -216,6 +220,7 @@ class Executor:
         elif call.n_new and not call.unpruned:
             report = without_images(self._cuts.values(), call.n_new)
         mark_unpruned(output, call.unpruned)
+        rope_deltas.note(call, output)
         # Callers expect one state per token of the pass: labels and logits_to_keep count on it.
         if run.survivors.places is None:
             return output, report

@@ -47,6 +47,11 @@ def is_flash(kernel: str | None) -> bool:
     return _masks(kernel) is _FLASH
 
 
+def has_whole_masks(kernel: str | None) -> bool:
+    """Whether a kernel is given masks with an entry for each query and key, as sdpa and eager."""
+    return _masks(kernel) in _KNOWN
+
+
 def problem(kernel: str | None) -> str | None:
     """Why a plan cannot run with the attention kernel of this name; None if it can."""
     if str(kernel).startswith("paged|"):

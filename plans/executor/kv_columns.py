@@ -120,6 +120,19 @@ class Held:
             self._memo["within", window] = None, rest
         return self._memo["within", window][1]
 
+    def filling(self, n_columns: int) -> Held:
+        """The last ``n_columns`` columns, with filler on the left if there are fewer."""
+        if ("filling", n_columns) not in self._memo:
+            valid = self.mask()
+            if valid is None:
+                valid = torch.ones_like(self.positions(), dtype=torch.bool)
+            # Padding by a negative number cuts off.
+            pad = (n_columns - self.n_held, 0)
+            index = torch.nn.functional.pad(self.positions(), pad)
+            held = Held(index, torch.nn.functional.pad(valid, pad), self.n_seen, 0)
+            self._memo["filling", n_columns] = None, held
+        return self._memo["filling", n_columns][1]
+
     def selected(self, rows: Tensor) -> Held:
         """The columns of the batch rows ``rows`` [B'] int64, in that order."""
         key = "selected", id(rows)

@@ -28,8 +28,9 @@ def layer_mask(
     order, windows, image blocks and padding hold on for the tokens that are left.
 
     Args:
-        mask: [1 or B, 1, S, M] bool or additive, for the last M positions seen; None if causal
-            order is the only rule. Keys before those positions are out of a sliding window.
+        mask: [1 or B, 1, S, M] bool or additive, for the last M positions seen, or for the first M
+            if fewer were seen; None if causal order is the only rule. Keys before those positions
+            are out of a sliding window.
         survivors: The queries.
         held: The keys, the new ones included.
         length: Number of tokens of the pass, S.
@@ -49,10 +50,11 @@ def layer_mask(
         # their own turn up to themselves.
         gathered = positions[:, None, :] <= _queries(survivors, held, length)[:, :, None]
     else:
-        # The mask's column 0 stands for position n_seen - M. Keys before it get a negative column:
-        # it is clamped for the gather, and the key is hidden below.
+        # The mask's column 0 stands for position n_seen - M, or for 0 if a static cache has room
+        # for positions not seen yet. Keys before it get a negative column: it is clamped for the
+        # gather, and the key is hidden below.
         gathered = mask.expand(n_rows, *mask.shape[1:])[:, 0]
-        columns = positions - (held.n_seen - mask.shape[-1])
+        columns = positions - max(held.n_seen - mask.shape[-1], 0)
         wanted = columns.clamp(min=0)[:, None, :]  # [B, 1, K]
         if places is None:  # one kernel instead of four: each step of decoding comes here
             gathered = gathered.gather(2, wanted.expand(-1, length, -1))

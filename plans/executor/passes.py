@@ -19,13 +19,15 @@ from torch import Tensor
 
 from tpcal.plans.executor import compat, gather
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture
-from tpcal.plans.executor.cache import PrunedKV, cache_layer, n_physical, pruned
+from tpcal.plans.executor.cache import cache_layer
 from tpcal.plans.executor.choice_sets import Apart, ChoiceSets
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, condition_met
 from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.prompt import PromptTokens, grid_table
+from tpcal.plans.executor.pruned_layers import PrunedKV, n_physical, pruned
 from tpcal.plans.executor.report import CutRecord
+from tpcal.plans.executor.static_cache import upcoming
 from tpcal.plans.executor.survivors import Survivors, columns_of, narrowed, ranks
 from tpcal.plans.plan_records import n_keep
 from tpcal.plans.selectors.base import Tokens, checked
@@ -98,7 +100,7 @@ class ForwardPass:
         source = self._shared.get(layer, layer)
         kv = None if cache is None or len(cache.layers) <= source else cache.layers[source]
         if not isinstance(kv, PrunedKV):
-            return True
+            return upcoming(kv) is None
         windowed = layer in self._flash and self._flash[layer].window is not None
         return arguments.get("attention_mask") is None and kv.held.valid is None and not windowed
 
@@ -169,6 +171,10 @@ class ForwardPass:
             return self._shared_keys(source, hidden, kv)
         # What the layer's cache holds before this pass: its own record if an earlier pass pruned
         # it.
+        static = upcoming(kv)
+        if static is not None:  # in a decode step
+            self._held[layer] = static
+            return static
         places = self.survivors.places
         before = kv.held if isinstance(kv, PrunedKV) and kv.held.n_seen else None
         # No token left, now or earlier: the model's own arguments are right. A layer that lends

@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers import Cache
 
-from tpcal.plans.executor.cache import holds_dropped
-from tpcal.plans.executor.compat import CACHE_NAME
+from tpcal.plans.executor.cache import holds_dropped, is_empty
+from tpcal.plans.executor.compat import caches_in
 from tpcal.plans.kill_switch import OFF, off_by_variable
 
 _MARK = "_tpcal_unpruned"
@@ -63,7 +63,7 @@ class Switch:
         Args:
             cache: What the pass continues; None or an empty cache if it begins a sequence.
         """
-        if cache is not None and getattr(cache, _MARK, False) and cache.get_seq_length():
+        if getattr(cache, _MARK, False) and not is_empty(cache):
             return True
         if not self.is_off and self not in _BYPASSED.get():
             return False
@@ -75,7 +75,6 @@ _BYPASSED: ContextVar[tuple[Switch, ...]] = ContextVar("tpcal_bypassed", default
 
 def mark_unpruned(output: Any, unpruned: bool) -> None:
     """Notes on the cache in a decoder's output whether its sequence is left unpruned."""
-    found = output if isinstance(output, tuple) else [getattr(output, CACHE_NAME, None)]
-    for cache in found:
-        if isinstance(cache, Cache) and getattr(cache, _MARK, False) != unpruned:
+    for cache in caches_in(output):
+        if getattr(cache, _MARK, False) != unpruned:
             setattr(cache, _MARK, unpruned)

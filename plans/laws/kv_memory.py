@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tpcal.plans.cost import kv_bytes as kv_formula
-from tpcal.plans.executor.cache import PrunedKV
 from tpcal.plans.executor.handle import Report, apply, kv_bytes
+from tpcal.plans.executor.pruned_layers import PrunedKV
 from tpcal.plans.families import decoder_shape
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.outcomes import Broken

@@ -12,6 +12,7 @@ from tpcal.plans.laws import (
     identity,
     kv_memory,
     later_turns,
+    static_buffers,
 )
 from tpcal.plans.laws.case import Case
 from tpcal.plans.laws.trial import Trial
@@ -34,6 +35,7 @@ LAWS = (
     Law("text turn", later_turns.text_turn),
     Law("image turn", later_turns.image_turn),
     Law("crop", later_turns.crop),
+    Law("static cache", static_buffers.static_cache),
     Law("greedy", generation.greedy),
     Law("beams", generation.beams),
     Law("samples", generation.samples),

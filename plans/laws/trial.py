@@ -161,9 +161,11 @@ class Trial:
         """A cache as `generate` makes it, because not every model makes one itself."""
         return DynamicCache(config=self.model.config)
 
-    def forward(self, inputs: Inputs, n_steps: int = N_STEPS) -> TrialRun:
-        """Prefill and decode steps whose input tokens are `words`."""
-        cache = self.empty_cache()
+    def forward(
+        self, inputs: Inputs, n_steps: int = N_STEPS, cache: Cache | None = None
+    ) -> TrialRun:
+        """Prefill and decode steps whose input tokens are `words`, in an empty cache."""
+        cache = self.empty_cache() if cache is None else cache
         out = self.model(
             **inputs,
             position_ids=self.case.numbered(inputs),

@@ -57,7 +57,9 @@ RELEASE_LAWS = {"reference", "rows alone", "kv cache", "text turn", "crop", "bea
 FLASH = {name: ("reference", "rows alone") for name in VARIED if name != "llama4"}
 """Laws that the usual run tries with the reference of flash attention; transformers refuses it for
 Llama 4, whose chunks it cannot run."""
-FLASH["llava"] = FLASH["qwen2_5_vl"] = tuple(law for law in NAMES if law != "threads")
+FLASH["llava"] = FLASH["qwen2_5_vl"] = tuple(
+    law for law in NAMES if law not in {"threads", "static cache"}
+)
 FLEX = {"llava": ("reference",), "gemma3": ("reference",), "gemma4_shared": ("reference",)}
 """Laws that the usual run tries with flex attention, not compiled."""
 INAPPLICABLE: dict[tuple[str, str], str] = {

@@ -1,97 +1,30 @@
-"""Pruned cache layers, by hand."""
+"""Caches of every kind that transformers has: those that plans run with, and what they hold."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
+from models import batch, prompt, rows_alone, tiny_llava
 from releases import skip_elsewhere
+from tiny import case
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.cache import cache_layer, check_cache, kv_bytes, pruned
-from tpcal.plans.executor.compat import tokens_to_remove
-from tpcal.plans.executor.kv_columns import Held
+from tpcal.plans.executor.cache import cache_layer, kv_bytes
+from tpcal.plans.executor.compat import CACHE_NAME
+from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.pruned_layers import PrunedQuantizedKV, n_physical
+from tpcal.plans.laws.trial import Trial
+from tpcal.plans.plan_records import Cut, Plan
 
 pytestmark = pytest.mark.versions
 
-CPU = torch.device("cpu")
-
-
-def numbered(positions):
-    """[B, 1, K, 1] states that carry their logical position."""
-    return positions.float()[:, None, :, None]
-
-
-def ragged():
-    """Row 0 holds 0, 4, 5 and row 1 holds 0, 2, 4, 5 of six positions; filler is on the left."""
-    columns = torch.tensor([[3, 0, 4, 5], [0, 2, 4, 5]])
-    valid = torch.tensor([[False, True, True, True], [True, True, True, True]])
-    return Held.recent(2, 0, 0, CPU).joined(columns, valid, 6)
-
-
-def layer_with(held):
-    layer = pruned(DynamicLayer(), held)
-    states = numbered(held.positions())
-    layer.held = Held.recent(2, 0, 0, CPU)
-    layer.incoming = held
-    layer.update(states, states)
-    return layer
-
-
-def test_a_pruned_layer_reports_the_tokens_seen():
-    layer = layer_with(ragged())
-    assert layer.get_seq_length() == 6
-    assert layer.get_mask_sizes(2) == (8, 0)
-    assert layer.keys.shape[2] == 4
-    new = torch.full((2, 1, 1, 1), 6.0)
-    keys, _ = layer.update(new, new)
-    assert layer.get_seq_length() == 7
-    assert keys.shape[2] == 5
-
-
-@pytest.mark.parametrize("n_gone", range(8))
-def test_crop_forgets_logical_tokens_whether_held_or_not(n_gone):
-    if n_gone == 0 and tokens_to_remove(0, 7):
-        skip_elsewhere("crop(0) empties a cache before 5.15")
-    layer = layer_with(ragged())
-    new = torch.full((2, 1, 1, 1), 6.0)
-    layer.update(new, new)
-    layer.crop(-n_gone)
-    assert layer.get_seq_length() == 7 - n_gone
-    left = [[p for p in row if p < 7 - n_gone] for row in ([0, 4, 5, 6], [0, 2, 4, 5, 6])]
-    mask = layer.held.mask()
-    mask = torch.ones_like(layer.held.positions(), dtype=torch.bool) if mask is None else mask
-    for row in range(2):
-        assert layer.keys[row, 0, :, 0][mask[row]].tolist() == left[row]
-        assert layer.held.positions()[row][mask[row]].tolist() == left[row]
-    assert layer.keys.shape == layer.values.shape
-
-
-def test_rows_move_with_their_positions():
-    layer = layer_with(ragged())
-    layer.reorder_cache(torch.tensor([1, 1, 0]))
-    assert layer.held.positions()[0].tolist() == [0, 2, 4, 5]
-    assert layer.keys[2, 0, 1:, 0].tolist() == layer.held.positions()[2, 1:].tolist() == [0, 4, 5]
-    layer.batch_select_indices(torch.tensor([2, 0]))
-    layer.batch_repeat_interleave(2)
-    assert layer.keys.shape[0] == layer.held.positions().shape[0] == 4
-    assert layer.held.mask()[:, 0].tolist() == [False, False, True, True]
-
-
-def test_reset_forgets_everything():
-    layer = layer_with(ragged())
-    layer.reset()
-    assert layer.get_seq_length() == 0
-    assert layer.keys is None
-
-
-def test_what_a_failed_pass_left_is_not_believed():
-    layer = layer_with(ragged())
-    layer.incoming = ragged().extended(5)
-    new = torch.full((2, 1, 1, 1), 6.0)
-    layer.update(new, new)
-    assert layer.get_seq_length() == 7
+FIRST = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
+PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
 
 
 def test_layers_are_made_where_the_cache_makes_them_lazily():
@@ -109,92 +42,94 @@ def test_kv_bytes_counts_keys_and_values_of_every_layer():
     assert kv_bytes(cache) == [2 * states.nbytes, 0]
 
 
-def test_offloaded_caches_are_refused():
-    cache = DynamicCache()
-    check_cache(cache)
-    check_cache(None)
-    cache.offloading = True
-    with pytest.raises(UsageError, match="got an offloaded cache"):
-        check_cache(cache)
+class ExactLayer(QuantizedLayer):
+    """A backend of quantization that loses nothing and notes how long what it stores is."""
+
+    def __init__(self):
+        super().__init__(residual_length=3)
+        self.stored = []
+
+    def _quantize(self, tensor, axis):
+        self.stored.append(tensor.shape[2])
+        return tensor.clone()
+
+    def _dequantize(self, qtensor):
+        return qtensor
 
 
-def sliding(window, *, recording=False):
-    """A layer with a window of logical positions that was fed the prompt of `ragged`."""
-    layer = pruned(DynamicSlidingWindowLayer(sliding_window=window), Held.recent(2, 0, 0, CPU))
-    if recording:
-        layer.activate_past_recording()
-    layer.incoming = ragged()
-    states = numbered(ragged().positions())
-    returned = layer.update(states, states)[0]
-    assert returned.shape[2] == 4  # the queries of the prompt see all of it, under their mask
-    return layer
+def conversation(model, inputs, cache):
+    """Logits of a prefill, five steps and a second turn."""
+    logits = [model(**inputs, **{CACHE_NAME: cache}).logits]
+    for tokens in ([[9]], [[8]], [[7]], [[31]], [[6]], [[9, 8, 7]], [[8]]):
+        logits.append(model(input_ids=torch.tensor(tokens), **{CACHE_NAME: cache}).logits)
+    return torch.cat(logits, dim=1)
 
 
-def feed(layer, n):
-    for _ in range(n):
-        new = torch.full((2, 1, 1, 1), float(layer.get_seq_length()))
-        layer.update(new, new)
-    return layer
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_quantized_layers_store_the_tokens_kept(name):
+    trial = Trial(case(name, "sdpa"))
+    model, inputs = trial.model, trial.case.rows[0]
+    quantized = DynamicCache(config=model.config)
+    quantized.layers = [ExactLayer() for _ in quantized.layers]
+    with apply(model, trial.plans["attention"], check=False) as handle:
+        dynamic = DynamicCache(config=model.config)
+        wanted = conversation(model, inputs, dynamic)
+        got = conversation(model, inputs, quantized)
+        assert [layer.stored[0] for layer in quantized.layers] == list(handle.last.lengths)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+    assert [n_physical(layer) for layer in quantized.layers] == [
+        layer.keys.shape[2] for layer in dynamic.layers
+    ]
+    last = quantized.layers[-1]
+    assert isinstance(last, PrunedQuantizedKV)
+    beams = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False}
+    if "reorder_cache" not in vars(QuantizedLayer):
+        skip_elsewhere("beams do not move what is quantized before 5.20")
+    quantized = DynamicCache(config=model.config)
+    quantized.layers = [ExactLayer() for _ in quantized.layers]
+    with apply(model, trial.plans["attention"], check=False):
+        found = model.generate(**inputs, **beams, past_key_values=quantized)
+        assert torch.equal(found, model.generate(**inputs, **beams))
+    with pytest.raises(UsageError, match="cannot be cropped; use a DynamicCache"):
+        last.crop(-1)
 
 
-def test_a_window_is_of_logical_positions():
-    layer = sliding(3)  # the next query, at 6, sees 4 and 5 of both rows
-    assert layer.held.positions().tolist() == [[4, 5], [4, 5]]
-    assert layer.keys[:, 0, :, 0].tolist() == [[4, 5], [4, 5]]
-    assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes
-    assert (layer.get_seq_length(), layer.cumulative_length) == (6, 6)
-    assert layer.is_sliding
+def test_generate_quantizes_what_a_plan_keeps():
+    model = tiny_llava()
+    try:
+        from transformers.cache_utils import Fp8QuantizedLayer  # the backend without a package
+    except ImportError as error:
+        skip_elsewhere(str(error))
+        raise
+    options = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    steps = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
+    with apply(model, PLAN) as handle:
+        out = model.generate(**batch(FIRST[:1]), **steps, **options)
+        lengths = handle.last.lengths
+    layers = getattr(out, CACHE_NAME).layers
+    assert all(isinstance(layer, Fp8QuantizedLayer) for layer in layers)
+    assert [layer._quantized_keys[0].shape[2] for layer in layers] == [n + 4 for n in lengths]
 
 
-def test_a_column_stays_while_one_row_sees_it():
-    layer = sliding(5)  # sees 2, 3, 4, 5: row 0 holds 4, 5 of them and row 1 holds 2, 4, 5
-    assert layer.held.positions()[1].tolist() == [2, 4, 5]
-    assert layer.held.positions()[0].tolist()[1:] == [4, 5]
+@pytest.fixture
+def streams(monkeypatch):
+    """What an offloaded cache asks of CUDA."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: stream)
+    copying = nullcontext()
+    copying.wait_stream = stream.wait_stream
+    return copying
 
 
-@pytest.mark.parametrize("window", [3, 5, 8])
-def test_a_window_of_text_alone_is_as_the_unpruned_layer(window):
-    layer = feed(sliding(window), 10)
-    plain = feed(DynamicSlidingWindowLayer(sliding_window=window), 16)
-    assert torch.equal(layer.keys, plain.keys)
-    assert layer.get_mask_sizes(1) == plain.get_mask_sizes(1)
-    assert layer.get_mask_sizes(4) == plain.get_mask_sizes(4)
-    assert layer.held.valid is None
-
-
-def test_a_full_window_can_be_cropped_only_where_the_past_is_recorded():
-    if not hasattr(DynamicSlidingWindowLayer, "activate_past_recording"):
-        skip_elsewhere("a window records no past before 5.15")
-    layer = feed(sliding(3), 2)
-    with pytest.raises(RuntimeError, match="activate_past_recording"):
-        layer.crop(-1)
-    layer = feed(sliding(3, recording=True), 2)
-    layer.crop(-3)  # back to 5 tokens: the next query, at 5, sees 3 and 4, and 4 is held
-    assert layer.get_seq_length() == layer.cumulative_length == 5
-    mask = layer.held.mask()
-    mask = torch.ones_like(layer.held.positions(), dtype=torch.bool) if mask is None else mask
-    assert layer.keys[0, 0, :, 0][mask[0]].tolist() == [4]
-    assert layer.held.positions()[0][mask[0]].tolist() == [4]
-
-
-def test_the_worked_example_of_the_module_is_what_happens():
-    layers = [DynamicLayer() for _ in range(4)]
-    nothing = Held.recent(1, 0, 0, CPU)
-    places = torch.tensor([[0, 1, 3, 5]])
-    layers[2:] = [pruned(layer, nothing) for layer in layers[2:]]
-    for layer in layers[:2]:
-        layer.update(*[numbered(torch.arange(6)[None])] * 2)
-    for layer in layers[2:]:
-        layer.incoming = nothing.joined(places, None, 6)
-        layer.update(*[numbered(places)] * 2)
-    assert [layer.get_seq_length() for layer in layers] == [6] * 4
-    assert [layer.keys.shape[2] for layer in layers] == [6, 6, 4, 4]
-    for layer in layers:
-        layer.update(*[numbered(torch.tensor([[6]]))] * 2)
-    assert [layer.get_seq_length() for layer in layers] == [7] * 4
-    assert layers[1].keys[0, 0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert layers[3].keys[0, 0, :, 0].tolist() == [0, 1, 3, 5, 6]
-    for layer in layers:
-        layer.crop(-3)
-    assert [layer.get_seq_length() for layer in layers] == [4] * 4
-    assert layers[3].keys[0, 0, :, 0].tolist() == [0, 1, 3]
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_layers_that_wait_in_the_memory_of_the_cpu_are_pruned_too(name, streams):
+    trial = Trial(case(name, "sdpa"))
+    inputs = rows_alone(batch(FIRST))[1] if name == "llava" else trial.case.rows[0]
+    offloaded = DynamicCache(config=trial.model.config)
+    offloaded.offloading, offloaded.only_non_sliding = True, True
+    offloaded.prefetch_stream = streams
+    with apply(trial.model, trial.plans["attention"], check=False):
+        dynamic = DynamicCache(config=trial.model.config)
+        wanted = conversation(trial.model, inputs, dynamic)
+        assert torch.equal(conversation(trial.model, inputs, offloaded), wanted)
+    assert kv_bytes(offloaded) == kv_bytes(dynamic)

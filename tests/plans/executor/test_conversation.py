@@ -6,11 +6,11 @@ import pytest
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, rows_alone
 from reference import close, positions_of
-from transformers import DynamicCache, QuantizedCache, StaticCache
+from transformers import DynamicCache
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor.cache import PrunedKV
 from tpcal.plans.executor.handle import apply, kv_bytes
+from tpcal.plans.executor.pruned_layers import PrunedKV
 from tpcal.plans.families import find
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.plan_records import Cut, Plan
@@ -180,19 +180,13 @@ def test_a_turn_of_text_is_the_same_under_any_plan(model):
     assert torch.equal(logits[0], logits[2])
 
 
-@pytest.mark.parametrize("implementation", ["static", StaticCache, QuantizedCache])
-def test_caches_of_one_length_are_refused_with_a_way_out(model, implementation):
-    inputs = batch(FIRST)
-    if implementation == "static":
-        options = {"cache_implementation": "static"}
-    elif implementation is StaticCache:
-        options = {"past_key_values": StaticCache(config=model.config, max_cache_len=100)}
-    else:
-        quantized = DynamicCache(config=model.config)
-        quantized.layers[3] = type("QuantizedLayer", (type(quantized.layers[3]),), {})()
-        options = {"past_key_values": quantized}
-    with apply(model, PLAN), pytest.raises(UsageError, match="must be a DynamicCache.*Leave out"):
-        model.generate(**inputs, **STEPS, **options)
+def test_unknown_cache_layers_are_refused_with_a_way_out(model):
+    cache = DynamicCache(config=model.config)
+    cache.layers[3] = type("UnknownLayer", (type(cache.layers[3]),), {})()
+    options = {"past_key_values": cache}
+    wanted = "got UnknownLayer.*Leave out cache_implementation"
+    with apply(model, PLAN), pytest.raises(UsageError, match=wanted):
+        model.generate(**batch(FIRST), **STEPS, **options)
 
 
 def test_chunked_prefill_is_refused(model):
