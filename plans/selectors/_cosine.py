@@ -72,7 +72,7 @@ def all_distances(a: Directions) -> Tensor:
     # product of all pairs costs less than the kernels of several.
     if a.states.device.type != "cpu":
         return distances(a, a)
-    step = max(64, -(-n_tokens // 3))
+    step = max(256, -(-n_tokens // 3))
     for start in range(0, n_tokens, step):
         here, after = slice(start, start + step), slice(start + step, None)
         block = distances(a.at(here), a.at(slice(start, None)))

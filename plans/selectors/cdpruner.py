@@ -127,9 +127,12 @@ def greedy_map(
     # orthonormal direction, and x_i = 1 - sum_j e_ji^2.
     n_picks = within(n_picks, candidates)
     n_steps = steps(n_picks, most)
-    weight = relevance.double().square().masked_fill_(~candidates, -1)
+    weight = relevance.detach().double().square().masked_fill_(~candidates, -1)
     if _fused.available(pairs.table):
         return _fused.greedy_map(pairs.table, weight, n_picks, n_steps, _LEAST)
+    if pairs.table is not None and weight.device.type == "cpu":
+        rows = zip(pairs.table, weight, n_picks.tolist(), strict=True)
+        return torch.stack([_picks_of_row(*row, n_steps) for row in rows])
     new = torch.ones_like(weight)
     spanned = new.new_zeros(len(new), n_steps, new.shape[-1])  # [B, K, N]
     picks: list[Tensor] = []
@@ -152,3 +155,25 @@ def greedy_map(
         # Step 3: the residuals lose what the new direction explains: x_i = x_i - e_pi^2.
         new.addcmul_(row[:, 0], row[:, 0], value=-1)
     return ordered(picks, n_picks)
+
+
+def _picks_of_row(far: Tensor, weight: Tensor, n_picks: int, n_steps: int) -> Tensor:
+    """[n_steps] picks of one row on a CPU; -1 after the last one.
+
+    These are the steps of `greedy_map`. Numbers that the host reads for free make them views
+    instead of copies, which halves their time.
+    """
+    new, gain = torch.ones_like(weight), torch.empty(len(weight), dtype=torch.float32)
+    spanned, scaled = weight.new_empty(n_picks, len(weight)), torch.empty_like(weight)
+    picks: list[int] = []
+    for step in range(n_picks):
+        torch.clamp(new, min=_LEAST, out=scaled).mul_(weight)
+        pick = int(gain.copy_(scaled).argmax())
+        picks.append(pick)
+        weight[pick] = -1
+        row = torch.sub(1, far[pick], out=spanned[step])
+        row.addmv_(spanned[:step].mT, spanned[:step, pick].contiguous(), alpha=-1)
+        length = float(new[pick])
+        row.mul_(length**-0.5 if length > _LEAST else 0)
+        new.addcmul_(row, row, value=-1)
+    return torch.tensor(picks + [-1] * (n_steps - n_picks))

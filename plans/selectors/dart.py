@@ -22,7 +22,7 @@ from tpcal.plans.selectors.base import (
     whole,
 )
 
-_BLOCK = 64  # tokens whose states are processed together, so that they stay in the CPU's cache
+_BLOCK = 1 << 18  # numbers that are processed together, so that they stay in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,9 @@ def l1_norms(states: Tensor, valid: Tensor, places: Sequence[slice | Tensor]) ->
 
 def _blocks(states: Tensor) -> tuple[Tensor, ...]:
     """The states in pieces that stay in a CPU's cache; whole on a GPU, where kernels cost time."""
-    return states.split(_BLOCK) if states.device.type == "cpu" else (states,)
+    if states.device.type != "cpu":
+        return (states,)
+    return states.split(max(1, _BLOCK // max(1, states.shape[-1])))
 
 
 def image_pivots(
