@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tpcal.plans.selectors.base import Tokens
+from tpcal.plans.selectors.base import Counts, Tokens
 
 
 @dataclass(frozen=True)
@@ -65,5 +65,11 @@ def tokens_of(images: Sequence[ImageColumns], layer: int, states: Tensor) -> tup
         grid_row=torch.where(valid, ranks // side[:, None], -1),
         grid_col=torch.where(valid, ranks % side[:, None], -1),
         grid_shape=shape,
+        counts=Counts(
+            tuple(image.n_alive for image in images),
+            tuple(image.n_keep for image in images),
+            n_images=(1,) * len(images),
+            n_text=(0,) * len(images),
+        ),
     )
     return tokens, at

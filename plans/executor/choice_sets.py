@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.executor.prompt import PromptTokens, by_image
-from tpcal.plans.selectors.base import Tokens
+from tpcal.plans.executor.transfers import on_device
+from tpcal.plans.selectors.base import Counts, Tokens
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,24 @@ class ChoiceSets:
         """Visual tokens of each set before the first cut."""
         return tuple(one.n_tokens for one in self.sets)
 
+    def counts(
+        self, prompt: PromptTokens, n_tokens: Sequence[int], n_keep: Sequence[int]
+    ) -> Counts:
+        """The numbers of a cut that chooses within each set.
+
+        Args:
+            prompt: The prompt of the pass.
+            n_tokens: Number of tokens of each set before the cut.
+            n_keep: Number of tokens of each set after it.
+        """
+        # The views of a row are numbered from its first set to its last one.
+        n_views, after = [], dict(enumerate(map(len, prompt.grids)))
+        for one in reversed(self.sets):
+            n_views.append(after[one.row] - one.first_view)
+            after[one.row] = one.first_view
+        texts = tuple(prompt.n_text[one.row] for one in self.sets)
+        return Counts(tuple(n_tokens), tuple(n_keep), tuple(reversed(n_views)), texts)
+
     def by_row(self, counts: Sequence[int]) -> tuple[int, ...]:
         """The sum of the counts of each row's sets."""
         sums = [0] * self.n_rows
@@ -106,7 +125,7 @@ class Apart:
             (one.row, one.n_tokens, one.first_rank, one.first_view, start, n)
             for one, start, n in zip(sets.sets, starts, alive, strict=True)
         ]
-        table = torch.tensor(numbers, device=device)[..., None]  # [P, 6, 1]
+        table = on_device(numbers, device)[..., None]  # [P, 6, 1]
         self._row, self._n_tokens, self._rank, self._view, first, n_alive = table.unbind(1)
         place = torch.arange(max(alive), device=device)
         self._valid = place < n_alive  # [P, W]

@@ -29,7 +29,12 @@ from tpcal.plans.executor.pruned_layers import PrunedKV, n_physical, pruned
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.static_cache import upcoming
 from tpcal.plans.executor.survivors import Survivors, columns_of, narrowed, ranks
+<<<<<<< HEAD
 from tpcal.plans.plan_records import n_keep
+=======
+from tpcal.plans.executor.transfers import on_device
+from tpcal.plans.plan_records import n_keep
+>>>>>>> k-fast
 from tpcal.plans.selectors.base import Tokens, checked
 
 
@@ -248,7 +253,7 @@ class ForwardPass:
         if n_left != alive:
             n_visual = self._sets.by_row(n_left)
             if prepared.selector is None:
-                wanted = torch.tensor(n_visual, device=hidden.device)
+                wanted = on_device(n_visual, hidden.device)
                 stays = valid & (wanted > 0)[:, None]
             else:
                 tokens = self._tokens(prepared, hidden, capture, columns, valid, index)
@@ -283,12 +288,14 @@ class ForwardPass:
         """
         selector = prepared.selector
         assert selector is not None
-        wanted = torch.tensor(n_left, device=tokens.hidden.device)
+        wanted = on_device(n_left, tokens.hidden.device)
         apart = None
         if not self._sets.are_rows:
             n_columns = tokens.valid.shape[1]
             apart = Apart(self._sets, self._alive, n_columns, tokens.hidden.device)
             tokens = apart.tokens(tokens)
+        counts = self._sets.counts(self._prompt, self._alive, n_left)
+        tokens = replace(tokens, counts=counts)
         stays = checked(
             selector.select(tokens, wanted), tokens, wanted, prepared.cut.selector or ""
         )
@@ -309,7 +316,7 @@ class ForwardPass:
         """What the selector gets: of the visual tokens alive, and only what it needs."""
         prompt, needs = self._prompt, prepared.needs
         if self._grid_table is None:
-            self._grid_table = grid_table(prompt).to(hidden.device)
+            self._grid_table = on_device(grid_table(prompt), hidden.device)
         place = gather.by_rank(self._grid_table, index)
         vision: Tensor | None = None
         if "vision" in needs:
@@ -327,7 +334,7 @@ class ForwardPass:
             valid=valid,
             index=index,
             image=place[..., 0],
-            n_original=torch.tensor(prompt.n_visual, device=hidden.device),
+            n_original=on_device(prompt.n_visual, hidden.device),
             grid_row=place[..., 1],
             grid_col=place[..., 2],
             grid_shape=place[..., 3:5],

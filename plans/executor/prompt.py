@@ -76,13 +76,18 @@ class PromptTokens:
     """The images of each row."""
     n_visual: tuple[int, ...]
     n_real: tuple[int, ...]
-    n_query_text: int
-    """Largest number of ``text`` tokens in a row."""
+    n_text: tuple[int, ...]
+    """Number of ``text`` tokens of each row."""
     text_before_visual: bool
     """A ``text`` token stands before a visual one, so that visual tokens can attend to text."""
     vision: Tensor | None = None
     """[B, N, 1 + E] score and keys of each visual token in the vision tower, by rank; see
     tpcal.plans.images.vision_reader. None if no selector needs them."""
+
+    @property
+    def n_query_text(self) -> int:
+        """Largest number of ``text`` tokens in a row."""
+        return max(self.n_text)
 
     @property
     def n_rows(self) -> int:
@@ -142,9 +147,8 @@ def read_prompt(
             "stay; got one that ends with a visual token (chunked prefill does this: set "
             "prefill_chunk_size=None)."
         )
-    return PromptTokens(
-        visual, real, last, text, rank, (), tuple(n_visual), tuple(n_real), max(n_text), any(mixed)
-    )
+    counted = tuple(n_visual), tuple(n_real), tuple(n_text)
+    return PromptTokens(visual, real, last, text, rank, (), *counted, any(mixed))
 
 
 def grid_table(prompt: PromptTokens) -> Tensor:

@@ -15,8 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tpcal.plans.selectors._counts import real_places
+
 _HALF = (torch.bfloat16, torch.float16)
-_GRID = {torch.float64: 40, torch.float32: 18, torch.bfloat16: 16, torch.float16: 16}  # g, in bits
+_GRID = {torch.float64: 40, torch.float32: 18}  # g, in bits
 _ALIGNED = 64  # bytes; alignment of every new tensor on a CPU
 
 
@@ -37,21 +39,15 @@ class Directions:
 def directions(x: Tensor) -> Directions:
     """The tokens [n, D], prepared for `distances`.
 
-    Half precision is kept on a CPU, which multiplies it many times faster. A GPU may accumulate
-    parts of such a product in half precision, so that it is converted to float32 there. Products
-    of float16 could overflow: each token is scaled by a power of two, which is exact, to a length
-    below 1.
+    Half precision is converted to float32. A GPU may accumulate parts of a product in half
+    precision, and a CPU without units for it multiplies it many times more slowly. With float32
+    everywhere the choice does not depend on the processor either.
     """
-    if x.dtype in _HALF and x.device.type != "cpu":
+    if x.dtype in _HALF:
         x = x.float()
-    if x.data_ptr() % _ALIGNED:  # the order of additions may depend on the alignment of a row
+    elif x.data_ptr() % _ALIGNED:  # the order of additions may depend on the alignment of a row
         x = x.clone()
-    lengths = torch.linalg.vector_norm(x.to(_wide(x)), dim=-1)
-    if x.dtype != torch.float16:
-        return Directions(x, lengths)
-    # |x| = m 2^e with m in [1/2, 1): m is the length of the scaled token, and m / |x| = 2^-e.
-    scaled, _ = torch.frexp(lengths)
-    return Directions(x * (scaled / lengths)[:, None].to(x.dtype), scaled)
+    return Directions(x, torch.linalg.vector_norm(x, dim=-1))
 
 
 def distances(a: Directions, b: Directions) -> Tensor:
@@ -59,16 +55,10 @@ def distances(a: Directions, b: Directions) -> Tensor:
 
     They are float32, or float64 for float64. A token of length 0 has distance 1 to all others.
     """
-    # d_ij = 1 - a_i . b_j / (|a_i| |b_j|). A product of half precision is accumulated in float32,
-    # and only its result p = round(a . b) is in half precision. The second product returns the
-    # rounding error p - a . b, and p minus this error is a . b in float32. Even so, this costs
-    # about a third of a product in float32.
-    length = a.lengths[:, None] * b.lengths
+    # d_ij = 1 - a_i . b_j / (|a_i| |b_j|)
     product = a.states @ b.states.mT
-    if product.dtype in _HALF:
-        excess = torch.addmm(product, a.states, b.states.mT, alpha=-1)
-        product = product.to(length.dtype).sub_(excess)
-    result = product.div_(length).neg_().add_(1).nan_to_num_(nan=1.0, posinf=1.0, neginf=1.0)
+    result = product.div_(a.lengths[:, None] * b.lengths).neg_().add_(1)
+    result = result.nan_to_num_(nan=1.0, posinf=1.0, neginf=1.0)
     steps = 2.0 ** _GRID[a.states.dtype]
     return result.mul_(steps).round_().mul_(1 / steps)
 
@@ -78,28 +68,17 @@ def all_distances(a: Directions) -> Tensor:
     n_tokens = len(a.lengths)
     result = a.lengths.new_empty(n_tokens, n_tokens)
     # Blocks of rows: block r holds the distances from row r on, and d_ij = d_ji gives the columns
-    # below it. More than three blocks, or smaller ones, cost more than they save.
-    step = max(64, -(-n_tokens // 3))
+    # below it. More than three blocks, or smaller ones, cost more than they save. On a GPU one
+    # product of all pairs costs less than the kernels of several.
+    if a.states.device.type != "cpu":
+        return distances(a, a)
+    step = max(256, -(-n_tokens // 3))
     for start in range(0, n_tokens, step):
         here, after = slice(start, start + step), slice(start + step, None)
         block = distances(a.at(here), a.at(slice(start, None)))
         result[here, start:] = block
         result[after, here] = block[:, step:].mT
     return result
-
-
-def real_places(valid: Tensor) -> list[slice | Tensor]:
-    """Ascending indices of the tokens of each row of ``valid`` [B, N] that are no filler.
-
-    A row whose filler is all on the right gives a slice, which needs no copy.
-    """
-    counts = valid.sum(-1)
-    left = torch.arange(valid.shape[-1], device=valid.device) < counts[:, None]
-    known = torch.stack((counts, (left == valid).all(-1).long()), dim=-1).tolist()
-    return [
-        slice(0, n) if at_left else row.nonzero()[:, 0]
-        for (n, at_left), row in zip(known, valid, strict=True)
-    ]
 
 
 class Distances:
@@ -112,15 +91,19 @@ class Distances:
     Args:
         x: [B, N, D] states.
         valid: [B, N] bool, False on filler.
+        places: Indices of the tokens of each row; None if they must be read from ``valid``.
     """
 
     WHOLE: ClassVar[int] = 4096
     CHUNK: ClassVar[int] = 1 << 22  # number of pairs computed in one step for longer rows
 
-    def __init__(self, x: Tensor, valid: Tensor) -> None:
+    def __init__(
+        self, x: Tensor, valid: Tensor, places: list[slice | Tensor] | None = None
+    ) -> None:
         n_tokens = valid.shape[-1]
         self._like = torch.zeros((), dtype=_wide(x), device=x.device)
-        self._valid, self._places = valid, real_places(valid)
+        self._valid = valid
+        self._places = real_places(valid) if places is None else places
         self._start = torch.arange(len(valid), device=x.device) * n_tokens
         self._rows: list[Tensor | Directions] = []
         self._table: Tensor | None = None
@@ -133,6 +116,11 @@ class Distances:
             else:
                 whole = len(row.lengths) <= self.WHOLE
                 self._rows.append(all_distances(row) if whole else row)
+
+    @property
+    def table(self) -> Tensor | None:
+        """[B, N, N] distances of all pairs; None for rows that are too long."""
+        return self._table
 
     def to(self, pick: Tensor) -> Tensor:
         """[B, N] distance of every token to the token with index ``pick`` [B] in its row."""

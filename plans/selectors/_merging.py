@@ -8,7 +8,7 @@ from torch import Tensor
 _STRIP = 512  # columns of the hidden size that are converted to full precision at a time
 
 
-def mean_states(states: Tensor, into: Tensor) -> Tensor:
+def mean_states(states: Tensor, into: Tensor, most: int | None = None) -> Tensor:
     """[B, N, D] states in which each kept token is the mean of the tokens merged into it.
 
     A kept token that no other token is merged into is unchanged. Sums are float32 (float64 for
@@ -19,13 +19,16 @@ def mean_states(states: Tensor, into: Tensor) -> Tensor:
         states: [B, N, D].
         into: [B, N] int64 index of the token that each token is merged into: its own index if it
             is kept, -1 if it is dropped without merging.
+        most: At least the largest number of tokens that a row keeps; None if it must be read.
     """
     # Step 1: give every kept token a slot of its own, by ascending index, and every other token
     # the slot of the token it is merged into. The last slot of a row collects dropped tokens.
     n_tokens, width = into.shape[1], states.shape[2]
     place = torch.arange(n_tokens, device=into.device)
     stays = into == place
-    n_slots = int(stays.sum(-1).max()) + 1 if stays.numel() else 1
+    if most is None:
+        most = int(stays.sum(-1).max()) if stays.numel() else 0
+    n_slots = most + 1
     slot = torch.where(stays, stays.cumsum(-1) - 1, 0).gather(-1, into.clamp(min=0))
     slot = slot.masked_fill(into < 0, n_slots - 1)
     slot = (slot + n_slots * torch.arange(len(into), device=into.device)[:, None]).flatten()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.selectors._cosine import Distances
+from tpcal.plans.selectors._counts import Counts
+from tpcal.plans.selectors._greedy import farthest_first, steps
 from tpcal.plans.selectors.attention import attention_scores
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
     Work,
     choice,
+    counts_of,
     fraction,
     number,
     order_mask,
@@ -23,7 +27,7 @@ from tpcal.plans.selectors.base import (
     ranks,
     within,
 )
-from tpcal.plans.selectors.diversity import farthest_first, max_min, row_starts
+from tpcal.plans.selectors.diversity import max_min
 
 _APART = 1 << 20  # distance between tokens of different images; larger than any within an image
 
@@ -80,38 +84,53 @@ class Balanced(Selector):
         return 0.0 if self.attention_share == 1 else pair_flops(work.n_tokens, work)
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
-        valid, n_keep = tokens.valid, within(n_keep, tokens.valid)
-        chosen, distances = torch.zeros_like(valid), None
+        valid, counts = tokens.valid, counts_of(tokens, n_keep)
+        n_keep, chosen, distances = within(n_keep, valid), torch.zeros_like(valid), None
+        most = max(counts.n_keep, default=0)
         # Step 1: floor(attention_share K) tokens by attention. Distances are computed only when a
         # later step needs them, because they are the expensive part.
         if self.attention_share > 0:
-            chosen = admit(chosen, self._by_attention(tokens, n_keep), n_keep)
+            order = self._by_attention(tokens, n_keep, counts)
+            chosen = admit(chosen, order, n_keep)
         # Step 2: floor(diversity_share K) tokens by max-min diversity without seeds; step 3:
         # floor(spatial_share K) tokens spread over the grid. Repeated tokens are not added again.
         if self.diversity_share > 0:
-            distances = Distances(tokens.hidden, valid)
-            order = max_min(distances, valid, _share(self.diversity_share, n_keep))
+            distances = Distances(tokens.hidden, valid, counts.places(valid))
+            n_picks = _share(self.diversity_share, n_keep)
+            order = max_min(
+                distances, valid, n_picks, most=math.floor(self.diversity_share * most)
+            )
             chosen = admit(chosen, order, n_keep)
         if self.spatial_share > 0:
-            order = spatial(tokens, _share(self.spatial_share, n_keep), self.distance)
+            n_picks = _share(self.spatial_share, n_keep)
+            order = spatial(tokens, n_picks, self.distance, math.floor(self.spatial_share * most))
             chosen = admit(chosen, order, n_keep)
-        # Step 4: max-min diversity, seeded with all tokens chosen so far, fills the row up to K.
+        # Step 4: max-min diversity, seeded with all tokens chosen so far, fills the row up to K. A
+        # step picks no token twice, so that the largest step bounds how many are missing.
         missing = n_keep - chosen.sum(-1)
-        if missing.any():
-            distances = distances or Distances(tokens.hidden, valid)
-            order = max_min(distances, valid, missing, chosen)
+        most = steps(missing, max((n - self._fewest(n) for n in counts.n_keep), default=0))
+        if most:
+            distances = distances or Distances(tokens.hidden, valid, counts.places(valid))
+            order = max_min(distances, valid, missing, chosen, most)
             chosen = admit(chosen, order, n_keep)
         return chosen
 
-    def _by_attention(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
+    def _fewest(self, n_keep: int) -> int:
+        """Number of tokens that the largest of the first three steps picks in a row."""
+        shares = (self.attention_share, self.diversity_share, self.spatial_share)
+        return max(math.floor(share * n_keep) for share in shares)
+
+    def _by_attention(self, tokens: Tokens, n_keep: Tensor, counts: Counts) -> Tensor:
         scores = attention_scores(tokens, self.score)
         n_picks = _share(self.attention_share, n_keep)
         n_over = _share(self.over_selection, n_picks)
+        most = max((math.floor(self.attention_share * n) for n in counts.n_keep), default=0)
         if self.boundary == "none":
-            return rebalanced(scores, tokens.valid, n_over, n_over, n_keep)
+            most = min(math.floor(self.over_selection * most), max(counts.n_tokens, default=0))
+            return rebalanced(scores, tokens.valid, n_over, n_over, n_keep, most)
         half = self.boundary == "half"
         first = tokens.valid.sum(-1) // 2 if half else n_keep
-        return rebalanced(scores, tokens.valid, n_picks, n_over, first)
+        return rebalanced(scores, tokens.valid, n_picks, n_over, first, most)
 
 
 def _share(share: float, n: Tensor) -> Tensor:
@@ -119,7 +138,12 @@ def _share(share: float, n: Tensor) -> Tensor:
 
 
 def rebalanced(
-    scores: Tensor, valid: Tensor, n_picks: Tensor, n_over: Tensor, boundary: Tensor
+    scores: Tensor,
+    valid: Tensor,
+    n_picks: Tensor,
+    n_over: Tensor,
+    boundary: Tensor,
+    most: int | None = None,
 ) -> Tensor:
     """[B, K] picks in order: of the ``n_over`` highest scores, first those before the boundary.
 
@@ -132,6 +156,7 @@ def rebalanced(
         n_picks: [B] int64, number of picks.
         n_over: [B] int64, number of over-selected tokens, at least n_picks.
         boundary: [B] int64, a position among the valid tokens.
+        most: At least the largest number of picks of a row; None if it must be read.
     """
     # Attention is biased towards late tokens. BTP therefore over-selects the n_over tokens of the
     # highest score, T = {i : rank(i) < n_over}, and splits T at the boundary b:
@@ -148,38 +173,64 @@ def rebalanced(
     n_picks = torch.minimum(n_picks, (left | right).sum(-1))
     # order[turn] = place inverts the ranking; tokens that are not picked share a last column,
     # which is cut off.
-    n_orders = int(n_picks.max()) if len(n_picks) else 0
+    n_orders = steps(n_picks, most)
     order = n_picks.new_full((len(n_picks), n_orders + 1), -1)
     turn = torch.where(turn < n_picks[:, None], turn, n_orders)
     places = torch.arange(rank.shape[-1], device=rank.device).expand_as(rank)
     return order.scatter_(-1, turn, places)[:, :n_orders]
 
 
-def spatial(tokens: Tokens, n_picks: Tensor, distance: str) -> Tensor:
+def spatial(tokens: Tokens, n_picks: Tensor, distance: str, most: int | None = None) -> Tensor:
     """[B, K] picks in order: farthest-first on the token grid from the first token (BTP eq. 11).
 
     Tokens of different images are farther apart than any two tokens of one image, so that a token
     of every image is picked before any image has two. Distances are integers or square roots of
     integers, so that ties are exact.
+
+    Args:
+        tokens: The candidates.
+        n_picks: [B] int64, number of picks.
+        distance: ``manhattan`` or ``euclidean``.
+        most: At least the largest number of picks of a row; None if it must be read.
     """
-    if not tokens.valid.any():
-        return n_picks.new_empty(len(n_picks), 0)
-    # The position of a token is (row, col + 2 A image) with A = _APART, as if the images lay side
-    # by side at a great distance. Distances are then limited to A, so that all pairs of tokens
-    # from different images are equally far apart.
-    away = 2 * _APART * tokens.image
-    places = torch.stack((tokens.grid_row, tokens.grid_col + away), dim=-1).double()  # [B, N, 2]
-    flat, start = places.flatten(0, 1), row_starts(tokens.valid)
-    power = 1.0 if distance == "manhattan" else 2.0
-
-    def distance_to(pick: Tensor) -> Tensor:
-        here = flat.index_select(0, pick + start)[:, None]
-        far = torch.cdist(places, here, p=power, compute_mode="donot_use_mm_for_euclid_dist")
-        return far[..., 0].clamp_(max=_APART)
-
+    pairs = GridDistances(tokens, 1.0 if distance == "manhattan" else 2.0)
     first = torch.zeros_like(tokens.valid, dtype=torch.float64)
     nearest = torch.full_like(first, torch.inf)
-    return farthest_first(distance_to, first, nearest, tokens.valid, n_picks)
+    return farthest_first(pairs, first, nearest, tokens.valid, n_picks, most)
+
+
+class GridDistances:
+    """Distances on the token grid.
+
+    Args:
+        tokens: The tokens.
+        power: 1 for Manhattan, 2 for Euclidean distances.
+
+    Attributes:
+        table: [B, N, N] all distances on a GPU; None on a CPU, where one row at a time is faster.
+    """
+
+    def __init__(self, tokens: Tokens, power: float) -> None:
+        # The position of a token is (row, col + 2 A image) with A = _APART, as if the images lay
+        # side by side at a great distance. Distances are then limited to A, so that all pairs of
+        # tokens from different images are equally far apart.
+        away = 2 * _APART * tokens.image
+        at = torch.stack((tokens.grid_row, tokens.grid_col + away), dim=-1).double()  # [B, N, 2]
+        self._places, self._power = at, power
+        self._row = torch.arange(len(at), device=at.device)
+        whole = at.device.type != "cpu" and at.shape[1] <= Distances.WHOLE
+        self.table = self._to(at) if whole else None
+
+    def to(self, pick: Tensor) -> Tensor:
+        """[B, N] distance of every token to the token with index ``pick`` [B] in its row."""
+        if self.table is not None:
+            return self.table[self._row, pick]
+        return self._to(self._places[self._row, pick][:, None])[..., 0]
+
+    def _to(self, others: Tensor) -> Tensor:
+        mode = "donot_use_mm_for_euclid_dist"
+        far = torch.cdist(self._places, others, p=self._power, compute_mode=mode)
+        return far.clamp_(max=_APART)
 
 
 def admit(chosen: Tensor, order: Tensor, n_keep: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.selectors._counts import Counts as Counts
+from tpcal.plans.selectors._counts import read_counts
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Tokens:
     """[B, N, E] the tower's keys, mean over the token's patches and heads; 0 if it has none."""
     covers: Tensor | None = None
     """[B, N] bool, False on tokens without pixels (newline, class); None if all have some."""
+    counts: Counts | None = None
+    """Numbers of tokens, on the host, of this batch and this cut; None if they must be read."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,8 @@ def ranks(scores: Tensor, valid: Tensor, group: Tensor | None = None) -> Tensor:
     if scores.dtype.is_floating_point:
         least = torch.finfo(scores.dtype).min
         scores = scores.nan_to_num(nan=least, neginf=least) + 0.0  # -0.0 and 0.0 are a tie
-    group = torch.zeros_like(valid, dtype=torch.int64) if group is None else group
+    if group is None:
+        return _ranks_in_row(scores, valid)
     group = group.masked_fill(~valid, torch.iinfo(torch.int64).max)
     # Two stable sorts, by score and then by group, list each group's tokens contiguously in order
     # of score. The rank is the position in this list minus the position where the group starts.
@@ -310,6 +315,19 @@ def ranks(scores: Tensor, valid: Tensor, group: Tensor | None = None) -> Tensor:
     start = torch.where(starts, place, 0).cummax(dim=-1).values if place.numel() else place
     in_group = torch.empty_like(order).scatter_(-1, order, place - start)
     return in_group.masked_fill(~valid, torch.iinfo(torch.int64).max)
+
+
+def _ranks_in_row(scores: Tensor, valid: Tensor) -> Tensor:
+    # A second key would keep filler behind tokens of the lowest integer score; -inf does so for
+    # floating scores, because `ranks` leaves none in them.
+    if scores.dtype.is_floating_point:
+        order = scores.masked_fill(~valid, -math.inf)
+    else:
+        order = scores.double().masked_fill(~valid, -math.inf)
+    order = order.argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(-1, order, place)
+    return rank.masked_fill(~valid, torch.iinfo(torch.int64).max)
 
 
 def top_mask(scores: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
@@ -328,25 +346,58 @@ def within(n_keep: Tensor, valid: Tensor) -> Tensor:
     return torch.minimum(n_keep.to(valid.device), valid.sum(-1)).clamp(min=0)
 
 
-def image_counts(image: Tensor, valid: Tensor) -> Tensor:
-    """[B, M] int64 number of tokens of each image; M is the largest number of images in a row."""
-    n_images = max(1, int(image.max()) + 1) if image.numel() else 1
+def counts_of(tokens: Tokens, n_keep: Tensor) -> Counts:
+    """The numbers of the tokens and of the cut; waits for the device if the host has none."""
+    if tokens.counts is not None:
+        return tokens.counts
+    return read_counts(tokens.valid, tokens.image, tokens.text_valid, n_keep)
+
+
+def n_kept(tokens: Tokens, stays: Tensor) -> int:
+    """Largest number of tokens that a row keeps, where ``stays`` [B, N] is the choice."""
+    if tokens.counts is not None:
+        return max(tokens.counts.n_keep, default=0)
+    return int(stays.sum(-1).max()) if stays.numel() else 0
+
+
+def image_counts(image: Tensor, valid: Tensor, n_images: int | None = None) -> Tensor:
+    """[B, M] int64 number of tokens of each image.
+
+    Args:
+        image: [B, N] int64 number of each token's image.
+        valid: [B, N] bool, False on filler.
+        n_images: The largest number of images in a row, M; None if it must be read from ``image``.
+    """
+    if n_images == 1:
+        return valid.sum(-1, keepdim=True)
+    if n_images is None:
+        n_images = max(1, int(image.max()) + 1) if image.numel() else 1
     counts = image.new_zeros(image.shape[0], n_images)
     return counts.scatter_add_(-1, image.clamp(min=0), valid.long())
 
 
-def image_quotas(image: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
+def image_quotas(
+    image: Tensor, valid: Tensor, n_keep: Tensor, n_images: int | None = None
+) -> Tensor:
     """[B, M] int64: each image's share of the row's ``n_keep``, in proportion to its tokens.
 
     The shares of a row sum to ``min(n_keep, valid tokens)``. If ``n_keep`` is at least the number
     of images, every image keeps at least one token.
+
+    Args:
+        image: [B, N] int64 number of each token's image.
+        valid: [B, N] bool, False on filler.
+        n_keep: [B] int64, number of tokens to keep in each row.
+        n_images: The largest number of images in a row, M; None if it must be read from ``image``.
     """
+    if n_images == 1:
+        return within(n_keep, valid)[:, None]
     # Method of largest remainders. With n_m tokens in image m, l_m = 1 token each if K suffices
     # (otherwise 0), and rest R = K - sum of l_m:
     #     share_m = l_m + floor(R w_m / W),  w_m = n_m - l_m,  W = sum of w_m
     # The tokens that rounding down leaves go, one each, to the images of the largest remainders
     # R w_m mod W; of equal remainders the first image comes first.
-    counts, n_keep = image_counts(image, valid), within(n_keep, valid)[:, None]
+    counts, n_keep = image_counts(image, valid, n_images), within(n_keep, valid)[:, None]
     alive = (counts > 0).long()
     least = torch.where(n_keep >= alive.sum(-1, keepdim=True), alive, 0)
     rest, weights = n_keep - least.sum(-1, keepdim=True), counts - least

@@ -8,17 +8,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.selectors._cosine import Distances, directions, distances, real_places
+from tpcal.plans.selectors import _fused
+from tpcal.plans.selectors._cosine import Distances, directions, distances
+from tpcal.plans.selectors._counts import Counts
+from tpcal.plans.selectors._greedy import ordered, steps
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
     Work,
     choice,
+    counts_of,
     order_mask,
     pair_flops,
     within,
 )
-from tpcal.plans.selectors.diversity import ordered, row_starts
 
 _LEAST = 1e-4  # smallest residual that counts; rounding errors of the cosines stay below it
 
@@ -55,15 +58,16 @@ class Cdpruner(Selector):
         return pairs + 1.0 * work.n_tokens * work.n_keep * (work.n_keep - 1)
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
-        valid = tokens.valid
-        if not valid.any():
+        valid, counts = tokens.valid, counts_of(tokens, n_keep)
+        if not any(counts.n_tokens):
             return torch.zeros_like(valid)
-        relevance = text_relevance(tokens, 1 if self.relevance == "positive" else -1)
-        order = greedy_map(Distances(tokens.hidden, valid), relevance, valid, n_keep)
+        relevance = text_relevance(tokens, 1 if self.relevance == "positive" else -1, counts)
+        pairs = Distances(tokens.hidden, valid, counts.places(valid))
+        order = greedy_map(pairs, relevance, valid, n_keep, max(counts.n_keep))
         return order_mask(order, valid.shape[-1])
 
 
-def text_relevance(tokens: Tokens, sign: int) -> Tensor:
+def text_relevance(tokens: Tokens, sign: int, counts: Counts | None = None) -> Tensor:
     """[B, N] float64 in [0, 1]: cosine to the mean text state times ``sign``, rescaled by row.
 
     All tokens have 1 in a row without text, and in a row whose tokens are equally relevant.
@@ -72,13 +76,14 @@ def text_relevance(tokens: Tokens, sign: int) -> Tensor:
     assert tokens.text_valid is not None
     result = torch.ones_like(tokens.valid, dtype=torch.float64)
     wide = torch.promote_types(tokens.hidden.dtype, torch.float32)
-    texts = real_places(tokens.text_valid)
-    for b, at in enumerate(real_places(tokens.valid)):
+    counts = counts or counts_of(tokens, tokens.n_original)
+    texts = counts.text_places(tokens.text_valid)
+    for b, at in enumerate(counts.places(tokens.valid)):
         text = tokens.text_hidden[b][texts[b]].to(wide)
         if len(text):
             # r_i = (c_i - min c) / (max c - min c) with c_i = sign * cos(h_i, mean of the text).
             # A distance is 1 - cos, so that -distance ranks and rescales exactly as the cosine.
-            mean = directions(text.mean(0, keepdim=True).to(tokens.hidden.dtype))
+            mean = directions(text.mean(0, keepdim=True))
             cosine = -sign * distances(directions(tokens.hidden[b][at]), mean)[:, 0].double()
             result[b, at] = _from_0_to_1(cosine)
     return result
@@ -91,7 +96,13 @@ def _from_0_to_1(score: Tensor) -> Tensor:
     return torch.where(high > low, (score - low) / (high - low).clamp(min=1e-12), 1.0)
 
 
-def greedy_map(pairs: Distances, relevance: Tensor, candidates: Tensor, n_picks: Tensor) -> Tensor:
+def greedy_map(
+    pairs: Distances,
+    relevance: Tensor,
+    candidates: Tensor,
+    n_picks: Tensor,
+    most: int | None = None,
+) -> Tensor:
     """[B, K] picks in order, each with the largest relevance^2 times residual of its direction.
 
     The residual of a token is the squared length of the part of its unit direction that the picks
@@ -103,6 +114,7 @@ def greedy_map(pairs: Distances, relevance: Tensor, candidates: Tensor, n_picks:
         relevance: [B, N], at least 0.
         candidates: [B, N] bool, tokens that may be picked.
         n_picks: [B] int64, number of picks.
+        most: At least the largest number of picks of a row; None if it must be read.
 
     Source:
         Chen, Zhang, Zhou 2018, arXiv 1709.05135, algorithm 1. The relevance is kept apart from the
@@ -113,9 +125,14 @@ def greedy_map(pairs: Distances, relevance: Tensor, candidates: Tensor, n_picks:
     # S}|^2 belongs to the unit directions u alone. With the Cholesky factor of C_S (C_ij = u_i .
     # u_j), row j of `spanned` holds the coordinate e_ji of every token i along the j-th
     # orthonormal direction, and x_i = 1 - sum_j e_ji^2.
-    n_picks, start = within(n_picks, candidates), row_starts(candidates)
-    n_steps = int(n_picks.max()) if len(n_picks) else 0
-    weight = relevance.double().square().masked_fill_(~candidates, -1)
+    n_picks = within(n_picks, candidates)
+    n_steps = steps(n_picks, most)
+    weight = relevance.detach().double().square().masked_fill_(~candidates, -1)
+    if _fused.available(pairs.table):
+        return _fused.greedy_map(pairs.table, weight, n_picks, n_steps, _LEAST)
+    if pairs.table is not None and weight.device.type == "cpu":
+        rows = zip(pairs.table, weight, n_picks.tolist(), strict=True)
+        return torch.stack([_picks_of_row(*row, n_steps) for row in rows])
     new = torch.ones_like(weight)
     spanned = new.new_zeros(len(new), n_steps, new.shape[-1])  # [B, K, N]
     picks: list[Tensor] = []
@@ -125,7 +142,7 @@ def greedy_map(pairs: Distances, relevance: Tensor, candidates: Tensor, n_picks:
         # -1, below every candidate.
         pick = (weight * new.clamp(min=_LEAST)).float().argmax(-1)
         picks.append(pick)
-        weight.view(-1).index_fill_(0, pick + start, -1)
+        weight.scatter_(-1, pick[:, None], -1)
         # Step 2: the new row of the Cholesky factor, for all tokens at once:
         #     e_pi = (C_pi - sum over earlier picks j of e_jp e_ji) / sqrt(x_p)
         # A pick without a residual adds no direction: its row is 0.
@@ -138,3 +155,25 @@ def greedy_map(pairs: Distances, relevance: Tensor, candidates: Tensor, n_picks:
         # Step 3: the residuals lose what the new direction explains: x_i = x_i - e_pi^2.
         new.addcmul_(row[:, 0], row[:, 0], value=-1)
     return ordered(picks, n_picks)
+
+
+def _picks_of_row(far: Tensor, weight: Tensor, n_picks: int, n_steps: int) -> Tensor:
+    """[n_steps] picks of one row on a CPU; -1 after the last one.
+
+    These are the steps of `greedy_map`. Numbers that the host reads for free make them views
+    instead of copies, which halves their time.
+    """
+    new, gain = torch.ones_like(weight), torch.empty(len(weight), dtype=torch.float32)
+    spanned, scaled = weight.new_empty(n_picks, len(weight)), torch.empty_like(weight)
+    picks: list[int] = []
+    for step in range(n_picks):
+        torch.clamp(new, min=_LEAST, out=scaled).mul_(weight)
+        pick = int(gain.copy_(scaled).argmax())
+        picks.append(pick)
+        weight[pick] = -1
+        row = torch.sub(1, far[pick], out=spanned[step])
+        row.addmv_(spanned[:step].mT, spanned[:step, pick].contiguous(), alpha=-1)
+        length = float(new[pick])
+        row.mul_(length**-0.5 if length > _LEAST else 0)
+        new.addcmul_(row, row, value=-1)
+    return torch.tensor(picks + [-1] * (n_steps - n_picks))

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tpcal.plans.selectors._cosine import directions, distances, real_places
+from tpcal.plans.selectors._cosine import directions, distances
+from tpcal.plans.selectors._counts import Counts
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
     Work,
+    counts_of,
     image_quotas,
     pair_flops,
     ranks,
     whole,
 )
 
-_BLOCK = 64  # tokens whose states are processed together, so that they stay in the CPU's cache
+_BLOCK = 1 << 18  # numbers that are processed together, so that they stay in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,27 @@ class Dart(Selector):
         return pair_flops(n_pivots, work)
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
-        if not tokens.valid.any():
+        counts = counts_of(tokens, n_keep)
+        if not any(counts.n_tokens):
             return torch.zeros_like(tokens.valid)
         # Step 1: split K over the images, and find the pivots: the tokens with the largest L1 norm
         # |k_i|_1 of their keys, per image and in the text.
         image = tokens.image.clamp(min=0)
-        quota = image_quotas(image, tokens.valid, n_keep)  # [B, M]
-        pivots = image_pivots(tokens, quota.clamp(max=self.image_pivots))  # [B, M, P]
-        texts = text_pivots(tokens, self.text_pivots)  # [B, P']
-        return taken_in_turn(tokens, quota, pivots, texts, visit_order(pivots, texts))
+        quota = image_quotas(image, tokens.valid, n_keep, counts.images)  # [B, M]
+        most = min(self.image_pivots, max(counts.n_keep))
+        pivots = image_pivots(tokens, quota.clamp(max=most), counts, most)  # [B, M, P]
+        texts = text_pivots(tokens, self.text_pivots, counts)  # [B, P']
+        turn = visit_order(pivots, texts)
+        return taken_in_turn(tokens, quota, pivots, texts, turn, counts)
 
 
 def taken_in_turn(
-    tokens: Tokens, quota: Tensor, pivots: Tensor, texts: Tensor, turn: Tensor
+    tokens: Tokens,
+    quota: Tensor,
+    pivots: Tensor,
+    texts: Tensor,
+    turn: Tensor,
+    counts: Counts | None = None,
 ) -> Tensor:
     """[B, N] bool: the pivots, and for each of them in turn the tokens unlike it.
 
@@ -85,27 +95,52 @@ def taken_in_turn(
         texts: [B, P'] places of the text pivots; -1 where there is none.
         turn: [B, M, P + P'] columns of ``distances_to`` in the order they are visited; -1 at the
             end.
+        counts: The numbers of the tokens and of the cut; None if they must be read.
     """
+    counts = counts or counts_of(tokens, quota.sum(-1))
     # far[i, t] = 1 - cos(norm(h_i), norm(h_p)) for the pivot p that is visited in turn t.
     image = tokens.image.clamp(min=0)
     per_token = turn.gather(1, image[..., None].expand(-1, -1, turn.shape[-1]))
-    far = distances_to(tokens, pivots, texts).gather(-1, per_token.clamp(min=0))
+    far = distances_to(tokens, pivots, texts, counts).gather(-1, per_token.clamp(min=0))
     # The image pivots are kept. Then each pivot in turn t of T adds, among the tokens not chosen
-    # yet, the n_t = ceil(n_left / (T - t)) ones farthest from it, so that the parts differ by at
-    # most one and sum to the image's share. `ranks` ranks by descending score: 0 is the farthest.
+    # yet, its part of the image's share: the ones farthest from it.
     chosen = _marked(pivots, tokens.valid)
-    n_left = quota - (pivots >= 0).sum(-1)
-    n_turns = (turn >= 0).sum(-1)
+    n_left, n_turns = quota - (pivots >= 0).sum(-1), (turn >= 0).sum(-1)
+    parts = equal_parts(n_left, n_turns, turn.shape[-1])
+    if counts.images == 1:
+        return _farthest_in_row(far, tokens.valid, chosen, parts[:, 0])
     for step in range(turn.shape[-1]):
-        n_now = _ceil_div(n_left, n_turns - step)  # [B, M]
         pool = tokens.valid & ~chosen
-        taken = ranks(far[..., step], pool, image) < n_now.gather(-1, image)
-        chosen, n_left = chosen | (taken & pool), n_left - n_now
+        rank = ranks(far[..., step], pool, image)
+        chosen = chosen | (pool & (rank < parts[..., step].gather(-1, image)))
     return chosen
 
 
-def _ceil_div(n: Tensor, parts: Tensor) -> Tensor:
-    return torch.where(parts > 0, (n + parts - 1) // parts.clamp(min=1), 0)
+def equal_parts(n: Tensor, n_parts: Tensor, most: int) -> Tensor:
+    """[B, M, most] sizes of ``n_parts`` [B, M] parts of ``n`` [B, M]; 0 after the last part.
+
+    They differ by at most one, the larger ones first.
+    """
+    turn, parts = torch.arange(most, device=n.device), n_parts.clamp(min=1)
+    sizes = (n // parts)[..., None] + (turn < (n % parts)[..., None])
+    return sizes.where(turn < n_parts[..., None], 0)
+
+
+def _farthest_in_row(far: Tensor, valid: Tensor, chosen: Tensor, parts: Tensor) -> Tensor:
+    """[B, N] bool: the chosen ones, and in turn t the parts[:, t] farthest of the others.
+
+    Rows of one image need no ranks within images, which would take several times as many kernels.
+    """
+    # closed[i] = -inf where token i is chosen or filler, otherwise 0; one column more takes
+    # what is not picked. The sort is stable: of equal distances the lowest index comes first.
+    n_tokens, place = valid.shape[-1], torch.arange(valid.shape[-1], device=valid.device)
+    closed = far.new_zeros(len(valid), n_tokens + 1)
+    closed[:, :-1].masked_fill_(chosen | ~valid, -torch.inf)
+    picked = place < parts[..., None]  # [B, T, N]
+    for step in range(parts.shape[-1]):
+        order = (far[..., step] + closed[:, :-1]).argsort(dim=-1, descending=True, stable=True)
+        closed.scatter_(-1, order.where(picked[:, step], n_tokens), -torch.inf)
+    return valid & (closed[:, :-1] == -torch.inf)
 
 
 def _marked(pivots: Tensor, valid: Tensor) -> Tensor:
@@ -115,38 +150,59 @@ def _marked(pivots: Tensor, valid: Tensor) -> Tensor:
     return marks.scatter_(-1, places, True)[:, :n_tokens]
 
 
-def l1_norms(states: Tensor, valid: Tensor) -> Tensor:
-    """[B, N] sums of absolute values of ``states`` [B, N, E]; float32, or float64 for float64."""
+def l1_norms(states: Tensor, valid: Tensor, places: Sequence[slice | Tensor]) -> Tensor:
+    """[B, N] sums of absolute values of ``states`` [B, N, E]; float32, or float64 for float64.
+
+    Args:
+        states: The states.
+        valid: [B, N] bool, False on filler.
+        places: Indices of the tokens of each row.
+    """
     wide = torch.promote_types(states.dtype, torch.float32)
     result = torch.zeros_like(valid, dtype=wide)
-    for b, at in enumerate(real_places(valid)):
-        parts = states[b].detach()[at].split(_BLOCK)
+    for b, at in enumerate(places):
+        parts = _blocks(states[b].detach()[at])
         result[b, at] = torch.cat([part.to(wide, copy=True).abs_().sum(-1) for part in parts])
     return result
 
 
-def image_pivots(tokens: Tokens, n_pivots: Tensor) -> Tensor:
+def _blocks(states: Tensor) -> tuple[Tensor, ...]:
+    """The states in pieces that stay in a CPU's cache; whole on a GPU, where kernels cost time."""
+    if states.device.type != "cpu":
+        return (states,)
+    return states.split(max(1, _BLOCK // max(1, states.shape[-1])))
+
+
+def image_pivots(
+    tokens: Tokens, n_pivots: Tensor, counts: Counts | None = None, most: int | None = None
+) -> Tensor:
     """[B, M, P] indices of each image's pivots, in descending order of norm; -1 for fewer pivots.
 
     Args:
         tokens: The candidates.
         n_pivots: [B, M] int64, number of pivots of each image.
+        counts: The numbers of the tokens and of the cut; None if they must be read.
+        most: At least the largest number of pivots of an image, P; None if it must be read.
     """
+    counts = counts or counts_of(tokens, n_pivots.sum(-1))
+    most = int(n_pivots.max()) if most is None else most
     image, valid = tokens.image.clamp(min=0), tokens.valid
-    norms = l1_norms(tokens.hidden if tokens.keys is None else tokens.keys, valid)
-    rank = ranks(norms, valid, image)
-    most = int(n_pivots.max())
+    states = tokens.hidden if tokens.keys is None else tokens.keys
+    norms = l1_norms(states, valid, counts.places(valid))
+    rank = ranks(norms, valid, None if counts.images == 1 else image)
     # The pivot of rank r of image m goes to slot m P + r of the row.
     slot = torch.where(rank < n_pivots.gather(-1, image), image * most + rank, -1)
     return _placed(slot, n_pivots.shape[-1] * most).view(*n_pivots.shape, most)
 
 
-def text_pivots(tokens: Tokens, n_pivots: int) -> Tensor:
+def text_pivots(tokens: Tokens, n_pivots: int, counts: Counts | None = None) -> Tensor:
     """[B, P] indices of the text pivots, in descending order of norm; -1 for fewer pivots."""
-    states = tokens.text_hidden if tokens.text_keys is None else tokens.text_keys
-    if states is None or tokens.text_valid is None:
+    states, valid = tokens.text_hidden, tokens.text_valid
+    states = states if tokens.text_keys is None else tokens.text_keys
+    if states is None or valid is None:
         return tokens.image.new_empty(len(tokens.image), 0)
-    rank = ranks(l1_norms(states, tokens.text_valid), tokens.text_valid)
+    counts = counts or counts_of(tokens, tokens.n_original)
+    rank = ranks(l1_norms(states, valid, counts.text_places(valid)), valid)
     n_pivots = min(n_pivots, rank.shape[-1])
     return _placed(torch.where(rank < n_pivots, rank, -1), n_pivots)
 
@@ -157,34 +213,44 @@ def _placed(slot: Tensor, n_slots: int) -> Tensor:
     return table.scatter_(-1, slot.masked_fill(slot < 0, n_slots), places)[:, :n_slots]
 
 
-def distances_to(tokens: Tokens, pivots: Tensor, texts: Tensor) -> Tensor:
+def distances_to(tokens: Tokens, pivots: Tensor, texts: Tensor, counts: Counts) -> Tensor:
     """[B, N, P + P'] cosine distance of each token to its image's pivots and to the text pivots.
 
-    The decoder's final norm is applied to the states first.
+    The decoder's final norm is applied to the states first. Columns without a pivot hold any
+    number.
     """
-    places = torch.cat((pivots.flatten(1), texts), dim=-1)  # [B, M P + P']
+    n_pivots, n_own = pivots.shape[-1], pivots[0].numel()
     wide = torch.promote_types(tokens.hidden.dtype, torch.float32)
-    result = tokens.hidden.new_zeros(*tokens.valid.shape, places.shape[-1], dtype=wide)
-    for b, at in enumerate(real_places(tokens.valid)):
-        columns = (places[b] >= 0).nonzero()[:, 0]
-        result[b, :, columns] = _row_distances(tokens, b, at, pivots[b], texts[b])
-    image, n_pivots = tokens.image.clamp(min=0), pivots.shape[-1]
+    n_columns = n_own + texts.shape[-1]
+    result = tokens.hidden.new_zeros(*tokens.valid.shape, n_columns, dtype=wide)
+    for b, at in enumerate(counts.places(tokens.valid)):
+        # What a row computes depends on its own counts only: on those of its images and its text.
+        own = pivots[b, : max(1, counts.n_images[b]), : counts.n_keep[b]]  # [M_b, P_b]
+        said = texts[b, : counts.n_text[b]]
+        far = _row_distances(tokens, b, at, own.flatten(), said)
+        by_image = result[b, :, :n_own].unflatten(-1, (-1, n_pivots)) if n_own else None
+        if by_image is not None:
+            by_image[:, : len(own), : own.shape[1]] = far[:, : own.numel()].unflatten(
+                -1, own.shape
+            )
+        result[b, :, n_own : n_own + len(said)] = far[:, own.numel() :]
+    image = tokens.image.clamp(min=0)
     own = image[..., None] * n_pivots + torch.arange(n_pivots, device=image.device)
-    return torch.cat((result.gather(-1, own), result[..., pivots[0].numel() :]), dim=-1)
+    return torch.cat((result.gather(-1, own), result[..., n_own:]), dim=-1)
 
 
 def _row_distances(
     tokens: Tokens, b: int, at: slice | Tensor, pivots: Tensor, texts: Tensor
 ) -> Tensor:
-    """[N, P] distances of one row to its existing pivots, text pivots last; 0 on filler."""
+    """[N, P] distances of one row to its pivots, text pivots last; 0 on filler."""
     norm = tokens.final_norm or (lambda x: x)
     row, wide = tokens.hidden[b], torch.promote_types(tokens.hidden.dtype, torch.float32)
-    chosen = [norm(row[pivots[pivots >= 0]])]
-    if (texts >= 0).any():
+    chosen = [norm(row[pivots.clamp(min=0)])]
+    if len(texts):
         assert tokens.text_hidden is not None
-        chosen.append(norm(tokens.text_hidden[b][texts[texts >= 0]]))
+        chosen.append(norm(tokens.text_hidden[b][texts]))
     to = directions(torch.cat(chosen).to(wide))
-    parts = [distances(directions(norm(part).to(wide)), to) for part in row[at].split(_BLOCK)]
+    parts = [distances(directions(norm(part).to(wide)), to) for part in _blocks(row[at])]
     result = parts[0].new_zeros(len(row), len(to.lengths))
     result[at] = torch.cat(parts)
     return result

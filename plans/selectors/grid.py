@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tpcal.plans.selectors.base import Selector, Tokens, image_counts, image_quotas, ranks
+from tpcal.plans.selectors.base import (
+    Selector,
+    Tokens,
+    counts_of,
+    image_counts,
+    image_quotas,
+    ranks,
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,15 @@ class Grid(Selector):
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         valid, image = tokens.valid, tokens.image.clamp(min=0)
+        n_images = counts_of(tokens, n_keep).images
+        group = None if n_images == 1 else image
         # Step 1: order the n tokens of each image along the curve; `step` counts from 0.
         walk = hilbert(tokens.grid_row.clamp(min=0), tokens.grid_col.clamp(min=0))
-        step = ranks(-walk, valid, image).masked_fill(~valid, 0)
-        count = image_counts(image, valid).gather(-1, image).clamp(min=1)
+        step = ranks(-walk, valid, group).masked_fill(~valid, 0)
+        count = image_counts(image, valid, n_images).gather(-1, image).clamp(min=1)
         # Step 2: keep the tokens at which floor(s k / n + 1/2) increases, which happens k times
         # while s goes from 0 to n, at equal steps.
-        quota = image_quotas(image, valid, n_keep).gather(-1, image)
+        quota = image_quotas(image, valid, n_keep, n_images).gather(-1, image)
         return valid & (_passed(step + 1, quota, count) > _passed(step, quota, count))
 
 

@@ -11,8 +11,10 @@ from tpcal.plans.selectors._merging import mean_states
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
+    counts_of,
     image_counts,
     image_quotas,
+    n_kept,
     ranks,
 )
 
@@ -40,32 +42,35 @@ class Pooling(Selector):
         return True
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
-        if not tokens.valid.any():
+        counts = counts_of(tokens, n_keep)
+        if not any(counts.n_tokens):
             return torch.zeros_like(tokens.valid)
         # One token per cell. If an image has more quota than tokens that cover pixels, the first
         # tokens without pixels make up the rest.
         image, valid, covers = _images(tokens)
-        quota = image_quotas(image, valid, n_keep)
+        quota = image_quotas(image, valid, n_keep, counts.images)
         cell = cells(tokens, quota)
-        n_cells = torch.minimum(quota, image_counts(image, covers))
+        n_cells = torch.minimum(quota, image_counts(image, covers, counts.images))
         n_rest = (quota - n_cells).gather(-1, image)
         plain = valid & ~covers
         rest = plain & (ranks(-tokens.index, plain, image) < n_rest)
         return nearest_to_centre(tokens, cell) | rest
 
     def merged(self, tokens: Tokens, stays: Tensor) -> Tensor | None:
-        if not stays.any():
+        most = n_kept(tokens, stays)
+        if not most:
             return None
         # The cells follow from the counts that stay, as in `select`. `holder` maps each cell to
         # the index of the token kept in it, and all tokens of the cell are merged into that token.
         image, _, covers = _images(tokens)
-        cell = cells(tokens, image_counts(image, stays))
+        n_images = None if tokens.counts is None else tokens.counts.images
+        cell = cells(tokens, image_counts(image, stays, n_images))
         place = torch.arange(cell.shape[-1], device=cell.device).expand_as(cell)
         holder = torch.zeros_like(cell).scatter_add(
             -1, cell.clamp(min=0), place.masked_fill(~(stays & covers), 0)
         )  # [B, N] by cell
         into = holder.gather(-1, cell.clamp(min=0)).masked_fill(cell < 0, -1)
-        return mean_states(tokens.hidden, torch.where(stays, place, into))
+        return mean_states(tokens.hidden, torch.where(stays, place, into), most)
 
 
 def cells(tokens: Tokens, quota: Tensor) -> Tensor:
@@ -78,7 +83,8 @@ def cells(tokens: Tokens, quota: Tensor) -> Tensor:
     # Below, n is the number of tokens of an image, k its number of cells, and `start` the number
     # of the image's first cell in the row.
     image, _, covers = _images(tokens)
-    counts = image_counts(image, covers)
+    n_images = quota.shape[-1]
+    counts = image_counts(image, covers, n_images)
     quota = torch.minimum(quota, counts)
     start = (quota.cumsum(-1) - quota).gather(-1, image)
     n, k = counts.gather(-1, image).clamp(min=1), quota.gather(-1, image)
@@ -86,12 +92,13 @@ def cells(tokens: Tokens, quota: Tensor) -> Tensor:
     row, col = tokens.grid_row.clamp(min=0), tokens.grid_col.clamp(min=0)
     # Step 1: r = round(sqrt(k height / width)) bands make the cells about square. Band b has the
     # cells floor(b k / r) <= c < floor((b + 1) k / r).
-    tall, wide = _extent(row, image, covers), _extent(col, image, covers)
+    tall, wide = (_extent(axis, image, covers, n_images) for axis in (row, col))
     n_bands = (k * tall / wide).sqrt().round().long().clamp(min=1).minimum(k)
     # Step 2: the token at place p of the reading order belongs to the band of cell
     # c = ceil((p + 1) k / n) - 1, which is b = ceil((c + 1) r / k) - 1. A band thus holds tokens
     # in proportion to its cells, and integer arithmetic makes the count exact.
-    place = ranks(-(row * _FAR + col), covers, image).masked_fill(none, 0)
+    group = None if n_images == 1 else image
+    place = ranks(-(row * _FAR + col), covers, group).masked_fill(none, 0)
     band = (((place + 1) * k - 1) // n * n_bands + n_bands - 1) // k
     first, after = band * k // n_bands, (band + 1) * k // n_bands
     n_in_band = (n * after // k - n * first // k).clamp(min=1)
@@ -117,9 +124,8 @@ def nearest_to_centre(tokens: Tokens, cell: Tensor) -> Tensor:
     return inside & (ranks(-distance, inside, at) == 0)
 
 
-def _extent(place: Tensor, image: Tensor, covers: Tensor) -> Tensor:
+def _extent(place: Tensor, image: Tensor, covers: Tensor, n_images: int) -> Tensor:
     """[B, N] number of rows or columns that the tokens of each token's image span."""
-    n_images = int(image.max()) + 1
     far = place.masked_fill(~covers, -1)
     high = far.new_full((len(far), n_images), -1).scatter_reduce(-1, image, far, "amax")
     far = place.masked_fill(~covers, _FAR)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
 from tpcal.plans.selectors.base import ScoredSelector, Tokens, whole
 
 _WORD = 0xFFFFFFFF
+Mixed = TypeVar("Mixed", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,11 @@ class Random(ScoredSelector):
 
         ``mix`` is a bijection of 32-bit numbers, so that different indices never collide.
         """
-        salt = _mixed(tokens.index.new_tensor([self.seed & _WORD]))
-        salt = _mixed((salt + tokens.layer) & _WORD)
+        salt = _mixed((_mixed(self.seed & _WORD) + tokens.layer) & _WORD)
         return _mixed((tokens.index + salt) & _WORD)
 
 
-def _mixed(x: Tensor) -> Tensor:
+def _mixed(x: Mixed) -> Mixed:
     # Each step is invertible modulo 2^32: x ^ (x >> s), and the product with an odd constant.
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD  # int64 overflows, but its low 32 bits are exact
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tpcal.plans.selectors._cosine import real_places
-from tpcal.plans.selectors.base import ScoredSelector, Tokens, Work, pair_flops
+from tpcal.plans.selectors.base import ScoredSelector, Tokens, Work, counts_of, pair_flops
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,17 @@ class Sparsevlm(ScoredSelector):
         assert attention is not None, "text_scores were not provided"
         wide = torch.promote_types(attention.dtype, torch.float32)
         result = torch.zeros_like(tokens.valid, dtype=wide)
-        places = real_places(tokens.valid)
+        assert tokens.text_valid is not None
+        counts, rating = counts_of(tokens, tokens.n_original), raters(tokens)
+        places, texts = counts.places(tokens.valid), counts.text_places(tokens.text_valid)
         # score_i = mean over raters j of A_ji, where A is the attention of the text tokens as
-        # queries, already averaged over heads.
-        for b, (at, rates) in enumerate(zip(places, raters(tokens), strict=True)):
-            if rates.any():
-                result[b, at] = attention[b, rates][:, at].to(wide).mean(0)
+        # queries, already averaged over heads. The raters are a mask, so that nobody has to wait
+        # for their number.
+        for b, (at, said) in enumerate(zip(places, texts, strict=True)):
+            rates = rating[b, said]
+            if len(rates):
+                looks = attention[b, said][:, at].double().where(rates[:, None], 0)
+                result[b, at] = (looks.sum(0) / rates.sum().clamp(min=1)).to(wide)
         return result
 
 
@@ -56,14 +60,15 @@ def raters(tokens: Tokens) -> Tensor:
     assert tokens.text_hidden is not None
     assert tokens.text_valid is not None
     result = torch.zeros_like(tokens.text_valid)
-    images, texts = real_places(tokens.valid), real_places(tokens.text_valid)
+    counts = counts_of(tokens, tokens.n_original)
+    images, texts = counts.places(tokens.valid), counts.text_places(tokens.text_valid)
     wide = torch.promote_types(tokens.hidden.dtype, torch.float32)
     for b, (at, said) in enumerate(zip(images, texts, strict=True)):
-        image, text = tokens.hidden[b][at], tokens.text_hidden[b][said]
+        image, text = (x.to(wide) for x in (tokens.hidden[b][at], tokens.text_hidden[b][said]))
         if len(image) and len(text):
             # R_ij = softmax over j of h_i . t_j / sqrt(D) sums to 1 over the text for each visual
             # token i. share_j = mean over i of R_ij; j is a rater if share_j >= mean of shares.
-            products = (image @ (text / text.shape[-1] ** 0.5).mT).to(wide)  # [N, T]
+            products = image @ (text / text.shape[-1] ** 0.5).mT  # [N, T]
             share = products.softmax(-1).mean(0)
             # The tolerance makes all text tokens raters if their shares differ by rounding only.
             result[b, said] = share >= share.mean() * (1 - 1e-6)

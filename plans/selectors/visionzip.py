@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,9 +14,11 @@ from tpcal.plans.selectors._merging import mean_states, take
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
+    counts_of,
     fraction,
     image_counts,
     image_quotas,
+    n_kept,
     ranks,
     scored,
     unit,
@@ -48,23 +51,27 @@ class Visionzip(Selector):
     """Share of an image's kept tokens that are contextual, rounded down; 10 of 64 in the paper."""
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
-        if not tokens.valid.any():
+        counts = counts_of(tokens, n_keep)
+        if not any(counts.n_tokens):
             return torch.zeros_like(tokens.valid)
-        quota = image_quotas(tokens.image.clamp(min=0), tokens.valid, n_keep)
+        quota = image_quotas(tokens.image.clamp(min=0), tokens.valid, n_keep, counts.images)
         dominant, contextual = self._kinds(tokens, quota)
         return dominant | contextual
 
     def merged(self, tokens: Tokens, stays: Tensor) -> Tensor | None:
-        if not stays.any():
+        most = n_kept(tokens, stays)
+        if not most:
             return None
-        quota = image_counts(tokens.image.clamp(min=0), stays)
+        n_images = None if tokens.counts is None else tokens.counts.images
+        quota = image_counts(tokens.image.clamp(min=0), stays, n_images)
         # Each pruned token i goes into argmax_c cos(k_i, k_c) over its image's contextual tokens
         # c; then h_c becomes the mean of h_c and all h_i that go into c.
         _, contextual = self._kinds(tokens, quota)
+        n_targets = math.floor(self.contextual_share * most)
         merges = tokens.valid & ~stays & _seen(tokens)
         place = torch.arange(stays.shape[-1], device=stays.device).expand_as(stays)
-        into = torch.where(merges, nearest(tokens, contextual & _seen(tokens)), -1)
-        return mean_states(tokens.hidden, torch.where(stays, place, into))
+        into = torch.where(merges, nearest(tokens, contextual & _seen(tokens), n_targets), -1)
+        return mean_states(tokens.hidden, torch.where(stays, place, into), most)
 
     def _kinds(self, tokens: Tokens, quota: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N] bool masks of dominant and contextual tokens, by the images' quotas [B, M]."""
@@ -72,31 +79,33 @@ class Visionzip(Selector):
         # Step 1: an image with quota k has C = floor(share k) contextual tokens, and k - C
         # dominant ones.
         image, valid = tokens.image.clamp(min=0), tokens.valid
+        n_images = quota.shape[-1]
+        group = None if n_images == 1 else image
         n_contextual = (self.contextual_share * quota.double()).floor().long()
         n_dominant = quota - n_contextual
         # Step 2: the dominant tokens are those with the largest attention of the vision tower.
-        by_score = ranks(tokens.vision_scores, valid, image)
+        by_score = ranks(tokens.vision_scores, valid, group)
         dominant = valid & (by_score < n_dominant.gather(-1, image))
         # Step 3: number the n other tokens p = 0, 1, ... in reading order, those without patches
         # last. The contextual tokens are those with p C mod n < C, where floor(p C / n) increases:
         # exactly C of them, at equal steps.
         rest, seen = valid & ~dominant, _seen(tokens)
-        n_open = image_counts(image, rest & seen)
+        n_open = image_counts(image, rest & seen, n_images)
         n_open = torch.maximum(n_open, n_contextual).gather(-1, image).clamp(min=1)
         n_picks = n_contextual.gather(-1, image)
-        place = ranks(seen.long(), rest, image).masked_fill(~rest, 0)  # without patches: the last
+        place = ranks(seen.long(), rest, group).masked_fill(~rest, 0)  # without patches: the last
         return dominant, rest & (place < n_open) & (place * n_picks % n_open < n_picks)
 
 
-def nearest(tokens: Tokens, targets: Tensor) -> Tensor:
+def nearest(tokens: Tokens, targets: Tensor, n_targets: int) -> Tensor:
     """[B, N] index of the target of the same image with the most similar keys; -1 if it has none.
 
     Args:
         tokens: The candidates.
         targets: [B, N] bool.
+        n_targets: At least the largest number of targets in a row.
     """
     assert tokens.vision_keys is not None, "vision was not provided"
-    n_targets = int(targets.sum(-1).max())
     if not n_targets:
         return torch.full_like(tokens.index, -1)
     # A stable sort of the negated mask lists the targets' indices first, in ascending order.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.selectors._cosine import all_distances, directions
+from tpcal.plans.selectors._counts import Counts
 from tpcal.plans.selectors._merging import take
 from tpcal.plans.selectors.base import (
     Selector,
     Tokens,
     Work,
+    counts_of,
     fraction,
     image_counts,
     image_quotas,
@@ -62,70 +64,119 @@ class Vispruner(Selector):
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         scores, valid = tokens.vision_scores, tokens.valid
         assert scores is not None, "vision was not provided"
-        if not valid.any():
+        counts = counts_of(tokens, n_keep)
+        if not any(counts.n_tokens):
             return torch.zeros_like(valid)
         # Step 1: an image with quota k keeps its floor(share k) tokens of the largest attention.
         image = tokens.image.clamp(min=0)
-        quota = image_quotas(image, valid, n_keep)  # [B, M]
+        group = None if counts.images == 1 else image
+        quota = image_quotas(image, valid, n_keep, counts.images)  # [B, M]
         n_important = (self.important_share * quota.double()).floor().long()
-        place = ranks(scores, valid, image) - n_important.gather(-1, image)  # among the rest
+        place = ranks(scores, valid, group) - n_important.gather(-1, image)  # among the rest
         important = valid & (place < 0)
         # Step 2: the other tokens with patches compete for the remaining k - floor(share k)
         # places. Tokens without patches rank last, and compete only if there are too few others.
-        n_seen = image_counts(image, valid & (scores != -torch.inf)) - n_important
+        n_seen = image_counts(image, valid & (scores != -torch.inf), counts.images) - n_important
         n_rest = torch.maximum(n_seen, quota - n_important)
         rest = valid & (place >= 0) & (place < n_rest.gather(-1, image))
         # Step 3: their states, [images, tokens, D] in order of attention, and the rounds that
         # remove redundant ones. A larger image removes step n / 576 tokens a round.
-        most = int(n_rest.max())
+        n_each = (self.step * image_counts(image, valid, counts.images) // _N_PAPER).clamp(
+            min=self.step
+        )
+        groups = Groups(*(n.flatten() for n in (n_rest, quota - n_important, n_each)))
+        sizes = (
+            groups.read()
+            if counts.images > 1 or image.device.type == "cpu"
+            else self._sizes(counts)
+        )
+        most = max((n for n, _, _ in sizes), default=0)
         slot = torch.where(rest, image * most + place, 0)
         states = _by_image(tokens.hidden, slot, rest, (*n_rest.shape, most))  # [B M, R, D]
-        n_each = (self.step * image_counts(image, valid) // _N_PAPER).clamp(min=self.step)
-        n_rest, n_left = n_rest.flatten(), (quota - n_important).flatten()
-        stays = distinct(_distances(states, n_rest), n_rest, n_left, n_each.flatten())
+        stays = distinct(_distances(states, [n for n, _, _ in sizes]), groups, widths(sizes))
         return important | (rest & stays.view(len(valid), -1).gather(-1, slot))
 
+    def _sizes(self, counts: Counts) -> list[tuple[int, int, int]]:
+        """The numbers of `Groups` for rows of one image, if all its tokens have patches."""
+        sizes = []
+        for n_tokens, n_keep in zip(counts.n_tokens, counts.n_keep, strict=True):
+            n_important = math.floor(self.important_share * n_keep)
+            step = max(self.step, self.step * n_tokens // _N_PAPER)
+            sizes.append((n_tokens - n_important, n_keep - n_important, step))
+        return sizes
 
-def distinct(far: Tensor, n_tokens: Tensor, n_keep: Tensor, step: Tensor) -> Tensor:
-    """[G, R] bool: the ``n_keep`` tokens of each group that remain after redundant ones go.
+
+@dataclass(frozen=True)
+class Groups:
+    """Numbers of groups of tokens; each is [G] int64."""
+
+    n_tokens: Tensor
+    """Tokens of each group."""
+    n_keep: Tensor
+    """How many of them remain; at most ``n_tokens``."""
+    step: Tensor
+    """Largest number of tokens removed in one round."""
+
+    def read(self) -> list[tuple[int, int, int]]:
+        """The numbers of each group, on the host; waits for the device once."""
+        table = torch.stack((self.n_tokens, self.n_keep, self.step), dim=-1).tolist()
+        return [(n, k, step) for n, k, step in table]
+
+
+def widths(sizes: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Largest number of tokens that a group has after each round.
+
+    Args:
+        sizes: Number of tokens, number that remains, and step of each group. More tokens than a
+            group has are allowed: its numbers stay below those of the larger group.
+    """
+    found = []
+    left = list(sizes)
+    while any(n > k for n, k, _ in left):
+        left = [(n - min(n - k, (n + 1) // 2, step), k, step) for n, k, step in left]
+        found.append(max(n for n, _, _ in left))
+    return found
+
+
+def distinct(far: Tensor, groups: Groups, widths: Sequence[int]) -> Tensor:
+    """[G, R] bool: the tokens of each group that remain after redundant ones go.
 
     Args:
         far: [G, R, R] distances between the tokens of a group, the most important token first.
-        n_tokens: [G] int64 number of tokens of each group; later columns are filler.
-        n_keep: [G] int64, at most n_tokens.
-        step: [G] int64 largest number of tokens removed in one round.
+        groups: Numbers of tokens of each group; later columns are filler.
+        widths: At least the largest number of tokens of a group after each round.
     """
     # `left` lists the remaining tokens of each group, the most important first; the first
     # n_tokens entries of a row count.
+    n_tokens, place = groups.n_tokens, torch.arange(far.shape[-1], device=far.device)
     group = torch.arange(len(far), device=far.device)[:, None, None]
-    left = torch.arange(far.shape[-1], device=far.device).expand(far.shape[:2])
-    while bool((n_tokens > n_keep).any()):
+    left = place.expand(far.shape[:2])
+    for width in widths:
         # Step 1: split by parity, a = places 0, 2, ... and b = places 1, 3, ..., and compute for
         # every a its distance to the most similar b: near(a) = min over b of d(a, b).
-        alive = torch.arange(left.shape[-1], device=left.device) < n_tokens[:, None]
+        alive = place[: left.shape[-1]] < n_tokens[:, None]
         first, second = left[:, ::2], left[:, 1::2]
         between = far[group, first[:, :, None], second[:, None, :]]
         between = between.masked_fill(~alive[:, None, 1::2], torch.inf)
         nearest = between.amin(-1) if second.shape[-1] else between.new_zeros(first.shape)
         # Step 2: remove the n_out tokens with the smallest near(a). Ranks break ties in favour of
         # the lowest index, so that flipping removes the least important of equal tokens.
-        n_out = torch.minimum(n_tokens - n_keep, alive[:, ::2].sum(-1)).minimum(step)
+        n_out = (n_tokens - groups.n_keep).minimum((n_tokens + 1) // 2).minimum(groups.step)
         turn = ranks(-nearest.flip(-1), alive[:, ::2].flip(-1)).flip(-1)
         alive[:, ::2] &= turn >= n_out[:, None]
         # Step 3: close the gaps and keep the order by importance; many tokens change parity.
         n_tokens = n_tokens - n_out
-        order = (~alive).to(torch.uint8).argsort(dim=-1, stable=True)
-        left = left.gather(-1, order[:, : int(n_tokens.max())])
-    stays = torch.arange(left.shape[-1], device=left.device) < n_tokens[:, None]
+        left = left.gather(-1, (~alive).to(torch.uint8).argsort(dim=-1, stable=True)[:, :width])
+    stays = place[: left.shape[-1]] < n_tokens[:, None]
     return torch.zeros_like(far[..., 0], dtype=torch.bool).scatter(-1, left, stays)
 
 
-def _distances(states: Tensor, n_tokens: Tensor) -> Tensor:
+def _distances(states: Tensor, n_tokens: Sequence[int]) -> Tensor:
     """[G, R, R] cosine distances between the states [G, R, D] of each group; 0 on filler."""
     found = states.new_zeros(
         *states.shape[:2], states.shape[1], dtype=torch.promote_types(states.dtype, torch.float32)
     )
-    for group, n in enumerate(n_tokens.tolist()):
+    for group, n in enumerate(n_tokens):
         found[group, :n, :n] = all_distances(directions(states[group, :n]))
     return found
 

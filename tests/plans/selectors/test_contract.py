@@ -179,6 +179,17 @@ def test_numbers_gone_wrong_do_not_change_the_count(name, params, value, make_ro
 
 
 @NAMED
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_chooses_as_float32_of_the_same_values(name, params, dtype, make_row):
+    row = replace(make_row([(7, 9)], dtype=dtype, spread=0.3, width=64), final_norm=None)
+    fields = {key: value for key, value in vars(row).items() if isinstance(value, torch.Tensor)}
+    wide = {key: value.float() for key, value in fields.items() if value.dtype == dtype}
+    assert torch.equal(
+        chosen(name, params, row, [20]), chosen(name, params, replace(row, **wide), [20])
+    )
+
+
+@NAMED
 def test_keeping_all_is_the_identity(name, params, rows, stack):
     tokens = stack(rows)
     assert torch.equal(chosen(name, params, tokens, tokens.n_original), tokens.valid)

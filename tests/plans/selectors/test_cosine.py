@@ -35,7 +35,7 @@ def test_distances_are_those_of_float64_on_the_grid(dtype, spread, scale):
     found = all_distances(directions(x))
     assert found.dtype == torch.float32
     assert torch.equal(found, found.mT)
-    steps = 2**18 if dtype == torch.float32 else 2**16
+    steps = 2**18
     assert (found * steps == (found * steps).round()).all()
     assert (found.double() - exact(x)).abs().max() < 5 / 4 / steps
 

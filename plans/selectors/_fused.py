@@ -1,0 +1,85 @@
+"""Greedy loops as one kernel each, on a GPU with Triton.
+
+One program works on one row of the batch, and one launch on a whole loop: the host would take
+longer to launch the kernels of every pick than the GPU takes for the picks. The kernels do what
+the loops in `_greedy` and `cdpruner` do, in the same precision; of equal tokens they too pick the
+one with the lowest index.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+LONGEST = 4096  # tokens of a row that one program holds
+ENABLED = find_spec("triton") is not None
+
+
+def available(table: Tensor | None) -> bool:
+    """Whether the loops over this table of distances [B, N, N] run as one kernel."""
+    return ENABLED and table is not None and table.is_cuda and table.shape[-1] <= LONGEST
+
+
+@torch.library.custom_op("tpcal::farthest_first", mutates_args=())
+def farthest_first(
+    table: Tensor, score: Tensor, nearest: Tensor, n_picks: Tensor, n_steps: int
+) -> Tensor:
+    """[B, n_steps] picks of `_greedy.farthest_first`; -1 after the last pick of a row.
+
+    Args:
+        table: [B, N, N] distances.
+        score: [B, N] scores of the first pick; -inf at tokens that must not be picked.
+        nearest: [B, N] distance to the nearest chosen token; -inf likewise.
+        n_picks: [B] int64, number of picks, at most ``n_steps``.
+        n_steps: Largest number of picks.
+    """
+    from tpcal.plans.selectors import _triton
+
+    return _triton.farthest_first(table, score, nearest, n_picks, n_steps)
+
+
+@torch.library.custom_op("tpcal::max_sum", mutates_args=())
+def max_sum(table: Tensor, pivot: Tensor, far: Tensor, n_picks: Tensor, n_steps: int) -> Tensor:
+    """[B, n_steps] picks of `_greedy.max_sum`; -1 after the last pick of a row.
+
+    Args:
+        table: [B, N, N] distances.
+        pivot: [B] int64, first picks.
+        far: [B, N] distances to the pivot; -inf at tokens that must not be picked.
+        n_picks: [B] int64, number of picks, at most ``n_steps``.
+        n_steps: Largest number of picks.
+    """
+    from tpcal.plans.selectors import _triton
+
+    return _triton.max_sum(table, pivot, far, n_picks, n_steps)
+
+
+@torch.library.custom_op("tpcal::greedy_map", mutates_args=())
+def greedy_map(
+    table: Tensor, weight: Tensor, n_picks: Tensor, n_steps: int, least: float
+) -> Tensor:
+    """[B, n_steps] picks of `cdpruner.greedy_map`; -1 after the last pick of a row.
+
+    Args:
+        table: [B, N, N] distances.
+        weight: [B, N] float64 squared relevance; -1 at tokens that must not be picked.
+        n_picks: [B] int64, number of picks, at most ``n_steps``.
+        n_steps: Largest number of picks.
+        least: Smallest residual that counts.
+    """
+    from tpcal.plans.selectors import _triton
+
+    return _triton.greedy_map(table, weight, n_picks, n_steps, least)
+
+
+@farthest_first.register_fake
+@max_sum.register_fake
+def _(table: Tensor, a: Tensor, b: Tensor, n_picks: Tensor, n_steps: int) -> Tensor:
+    return n_picks.new_empty(len(table), n_steps)
+
+
+@greedy_map.register_fake
+def _(table: Tensor, weight: Tensor, n_picks: Tensor, n_steps: int, least: float) -> Tensor:
+    return n_picks.new_empty(len(table), n_steps)

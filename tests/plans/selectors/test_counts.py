@@ -1,0 +1,82 @@
+"""With the numbers that the host knows, no selector waits for a GPU, and none chooses otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.emulated_gpu import EmulatedGpu
+from tpcal.plans.selectors import create, names
+from tpcal.plans.selectors.base import Counts, Tokens, read_counts
+
+VARIANTS = [
+    *((name, {}) for name in names()),
+    ("attention", {"score": "raw"}),
+    ("diversity", {"rule": "max_sum"}),
+    ("diversity", {"rule": "max_sum", "pivot": "norm"}),
+    ("balanced", {"attention_share": 0.3, "diversity_share": 0.3, "spatial_share": 0.5}),
+    ("balanced", {"attention_share": 0.6, "boundary": "none", "over_selection": 1.2}),
+    ("balanced", {"attention_share": 0.0, "spatial_share": 0.5, "distance": "euclidean"}),
+    ("vispruner", {"important_share": 0.0, "step": 3}),
+    ("dart", {"image_pivots": 9, "text_pivots": 0}),
+]
+NAMED = pytest.mark.parametrize(
+    ("name", "params"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)]
+)
+
+
+def counted(tokens: Tokens, n_keep: Tensor) -> Tokens:
+    """The tokens with what the host knows of them, as the executor says it."""
+    read = read_counts(tokens.valid, tokens.image, tokens.text_valid, n_keep)
+    return replace(tokens, counts=replace(read, filler_right=True))
+
+
+def on_gpu(tokens: Tokens, gpu: EmulatedGpu) -> Tokens:
+    given = {f.name: getattr(tokens, f.name) for f in fields(tokens)}
+    return replace(
+        tokens, **{key: gpu.put(x) for key, x in given.items() if isinstance(x, Tensor)}
+    )
+
+
+@NAMED
+@pytest.mark.parametrize(
+    ("images", "n_keep"),
+    [([[(6, 7)]], [11]), ([[(4, 4)], [(5, 6)], [(1, 1)]], [7, 13, 0]), ([[(3, 5), (4, 4)], [], [(5, 5)]], [12, 0, 25])],
+    ids=["one", "batch", "images"],
+)  # fmt: skip
+def test_no_selector_waits_for_the_device(name, params, images, n_keep, make_row, stack):
+    selector, wanted = create(name, params), torch.tensor(n_keep)
+    tokens = stack([make_row(shapes, seed, n_text=seed + 3) for seed, shapes in enumerate(images)])
+    plain = selector.select(tokens, wanted)
+    tokens = counted(tokens, wanted)
+    assert torch.equal(selector.select(tokens, wanted), plain)
+    merged = selector.merged(tokens, plain)
+    with EmulatedGpu() as gpu:
+        seen = on_gpu(tokens, gpu)
+        stays = selector.select(seen, gpu.put(wanted))
+        made = selector.merged(seen, stays)
+    assert torch.equal(stays.held, plain)
+    # The rounds of vispruner follow from the sizes of images, which the host knows of one image.
+    waits = int(name == "vispruner" and len(images) > 1 and len(images[0]) > 1)
+    assert gpu.syncs.total() == waits, gpu.syncs
+    if merged is not None:
+        torch.testing.assert_close(made.held[plain], merged[plain])
+
+
+@NAMED
+def test_without_them_a_selector_reads_them_and_chooses_the_same(name, params, make_row, stack):
+    tokens, wanted = stack([make_row([(4, 4)]), make_row([(3, 3)], 1)]), torch.tensor([5, 9])
+    selector = create(name, params)
+    with EmulatedGpu() as gpu:
+        stays = selector.select(on_gpu(tokens, gpu), gpu.put(wanted))
+    assert torch.equal(stays.held, selector.select(tokens, wanted))
+
+
+def test_the_numbers_are_those_of_the_tensors(make_row, stack):
+    tokens = stack([make_row([(2, 3), (1, 1)], n_text=4), make_row([], n_text=2)])
+    found = read_counts(tokens.valid, tokens.image, tokens.text_valid, torch.tensor([5, 5]))
+    assert found == Counts((7, 0), (5, 0), (2, 0), (4, 2), filler_right=False)
+    assert found.images == 2
