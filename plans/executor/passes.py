@@ -29,12 +29,8 @@ from tpcal.plans.executor.pruned_layers import PrunedKV, n_physical, pruned
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.static_cache import upcoming
 from tpcal.plans.executor.survivors import Survivors, columns_of, narrowed, ranks
-<<<<<<< HEAD
-from tpcal.plans.plan_records import n_keep
-=======
 from tpcal.plans.executor.transfers import on_device
 from tpcal.plans.plan_records import n_keep
->>>>>>> k-fast
 from tpcal.plans.selectors.base import Tokens, checked
 
 
