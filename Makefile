@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-floors | test-versions | test-vllm | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-fast | test-all | test-floors | test-versions | test-vllm | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner | evidence MODEL=NAME. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -14,7 +14,7 @@ VLLM = $(VENV)/vllm
 # Minor releases of transformers that make test-versions tries: the floor, one in the middle, the newest that plans/executor/compat.py names.
 VERSIONS = 5.10 5.20 5.24
 
-.PHONY: demo test test-fast test-all test-floors test-versions vllm-env test-vllm test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner
+.PHONY: demo test test-fast test-all test-floors test-versions vllm-env test-vllm test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner evidence
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -105,3 +105,7 @@ docs-serve: $(READY)
 # What docs/planner-results.md says, measured on the built-in model: 40 minutes on two cores. It continues where it was stopped.
 benchmark-planner: $(READY)
 	$(BIN)/python -m benchmarks.planner
+
+# Measures a model as a whole into results/: make evidence MODEL=llava-1.5-7b OPTIONS="--device cuda --dtype bfloat16"
+evidence: $(READY)
+	$(BIN)/python -m tools.evidence $(MODEL) $(OPTIONS)

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import plan_schema
+import results_page as measured
 
 from tpcal.cli import cli
 from tpcal.plans import selectors
@@ -26,6 +27,7 @@ FAMILIES = DOCS / "families.md"
 CERTIFICATES = DOCS / "certificates.md"
 PLAN_FORMAT = DOCS / "plan-format.md"
 SELECTORS = DOCS / "selectors.md"
+RESULTS = DOCS / "results.md"
 PARTS = {
     "plan": "The plan",
     "Cut": "A cut",
@@ -70,6 +72,11 @@ def plan_format_page() -> str:
 def selectors_page() -> str:
     """docs/selectors.md with an entry for every selector made anew."""
     return _with_table(SELECTORS, "\n".join(map(_selector, selectors.names())))
+
+
+def results_page() -> str:
+    """docs/results.md with a section for every measured model made anew."""
+    return _with_table(RESULTS, measured.text())
 
 
 def _keys(part: dict[str, Any]) -> str:
@@ -226,6 +233,7 @@ PAGES = {
     CERTIFICATES: certificates_page,
     PLAN_FORMAT: plan_format_page,
     SELECTORS: selectors_page,
+    RESULTS: results_page,
     plan_schema.PATH: plan_schema.text,
 }
 """Files and what they are made by."""

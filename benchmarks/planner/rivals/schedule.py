@@ -1,0 +1,106 @@
+"""What all planners work with: schedules of token counts, and measured losses with their cost.
+
+The cost of finding a plan is counted in passes: one is the work that one unpruned sample's visual
+tokens cause in all decoder layers. A plan at a layer average of 0.22 takes 0.22 passes a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.planner import world
+from tpcal.plans.budget_projection import exact_keep
+from tpcal.plans.plan_records import Cut
+
+Counts = Sequence[int]
+"""[L] visual tokens that enter each layer; they never rise."""
+SELECTOR = "attention"
+"""The published planners rank tokens by attention; it is read in the layer before a cut, so that
+layer 0 gets all tokens."""
+
+
+@dataclass
+class Calibration:
+    """The samples that a planner may use, and how much it ran the model on them.
+
+    Attributes:
+        n: Number of samples.
+        seed: Seed of the samples.
+        target: Layer average of keep that the plan may have.
+        passes: Work so far.
+    """
+
+    n: int
+    seed: int
+    target: float
+    passes: float = 0.0
+    _known: dict[tuple[Cut, ...], float] = field(default_factory=dict)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers, L."""
+        return world.model().shape.n_layers
+
+    @property
+    def n_tokens(self) -> int:
+        """Visual tokens of a sample, N."""
+        return world.n_tokens()
+
+    @property
+    def allowed(self) -> int:
+        """Token-layers within the budget."""
+        return int(self.target * self.n_tokens * self.n_layers + 1e-9)
+
+    def loss(self, counts: Counts) -> float:
+        """Mean KL divergence of the answers in nats, each limited as in a search of tpcal."""
+        cuts = cuts_of(counts, self.n_tokens)
+        if cuts not in self._known:
+            nats, _ = world.losses(cuts, world.CALIBRATION, self.n, self.seed)
+            self._known[cuts] = float(nats.mean())
+            self.passes += self.n * sum(counts) / (self.n_tokens * self.n_layers)
+        return self._known[cuts]
+
+
+Planner = Callable[[Calibration], Counts]
+
+
+def cuts_of(counts: Counts, n_tokens: int) -> tuple[Cut, ...]:
+    """The cuts that leave these counts: one wherever a layer gets fewer tokens than the last."""
+    before, cuts = n_tokens, []
+    for layer, count in enumerate(counts):
+        if count < before:
+            keep = exact_keep(count, n_tokens) if count else 0.0
+            cuts.append(Cut(layer, keep, SELECTOR) if count else Cut(layer, 0.0))
+        before = count
+    return tuple(cuts)
+
+
+def within(shares: NDArray[np.float64], given: Calibration) -> Counts:
+    """Counts of shares [L] of the tokens, rounded down; layer 0 gets all tokens."""
+    counts = np.floor(np.minimum.accumulate(np.clip(shares, 0, 1)) * given.n_tokens + 1e-9)
+    counts[0] = given.n_tokens
+    return tuple(int(count) for count in counts)
+
+
+def largest(made: Callable[[float], Counts], given: Calibration, most: float) -> Counts:
+    """The counts of the largest argument in [0, most] that are within the budget.
+
+    Args:
+        made: Counts by argument; they never fall while it rises.
+        given: The calibration, whose budget holds.
+        most: Largest argument.
+
+    Raises:
+        ValueError: Not even the argument 0 is within the budget.
+    """
+    low, high = 0.0, most
+    if sum(made(0.0)) > given.allowed:
+        raise ValueError(f"No schedule of this form is within {given.target:g}.")
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(made(middle)) <= given.allowed else (low, middle)
+    return made(low)

@@ -1,0 +1,1 @@
+"""Everything that is measured of one model, by public commands: ``make evidence MODEL=NAME``."""

@@ -1,0 +1,85 @@
+"""The command line: ``python -m tools.evidence MODEL``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from tools.evidence.run import StepFailed, estimate, run
+from tools.evidence.steps import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", help="Data to calibrate on, as of 'tpcal calibrate'.")
+@click.option(
+    "--budgets",
+    default="0.1,0.22,0.35,0.5",
+    show_default=True,
+    help="Layer averages of the plans.",
+)
+@click.option("--samples", type=click.IntRange(min=1), help="Samples of the calibration.")
+@click.option("--questions", type=click.IntRange(min=1), help="Questions that every plan answers.")
+@click.option("--batch-sizes", default="1,8", show_default=True, help="Batches that are timed.")
+@click.option("--device", help="Device of the model, such as cuda.")
+@click.option("--dtype", help="Precision of the weights, such as bfloat16.")
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the files to send.  [default: results/MODEL]",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would run, and what calibration takes.")
+def main(
+    model: str,
+    data: str | None,
+    budgets: str,
+    samples: int | None,
+    questions: int | None,
+    batch_sizes: str,
+    device: str | None,
+    dtype: str | None,
+    results: Path | None,
+    dry_run: bool,
+) -> None:
+    """Measure a MODEL as a whole: its profile, plans at four budgets, answers and times.
+
+    The plans answer unseen questions beside the published schedules and two controls at the same
+    budget. The same command continues a run that was stopped. The folder of results holds a few
+    hundred kB of text, and no picture or question; send it with the issue form "Results of a
+    model".
+    """
+    name = re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.")
+    settings = Settings(
+        model,
+        results or ROOT / "results" / name,
+        Path("tpcal-out") / "evidence" / name,
+        tuple(float(budget) for budget in budgets.split(",")),
+        data=_options(data=data),
+        machine=_options(device=device, dtype=dtype),
+        samples=samples,
+        questions=questions,
+        batch_sizes=batch_sizes,
+    )
+    try:
+        if dry_run:
+            estimate(settings)
+        else:
+            run(settings)
+            click.echo(f"{settings.results} is complete.")
+    except StepFailed as failed:
+        raise click.ClickException(
+            f"The step {failed} has ended with an error; see above. The same command continues."
+        ) from None
+
+
+def _options(**values: str | None) -> tuple[str, ...]:
+    """The options that were given, as of the commands of tpcal."""
+    return tuple(p for name, v in values.items() if v is not None for p in (f"--{name}", v))
+
+
+if __name__ == "__main__":
+    main()

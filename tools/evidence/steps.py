@@ -1,0 +1,140 @@
+"""The steps of an evidence run: commands of tpcal, and the file that each one makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpcal.calibrate.profile import Profile
+from tpcal.plans.errors import BudgetError
+from tpcal.plans.published.at_budget import at_budget
+
+PUBLISHED = (
+    "btp-llava-released",
+    "dart-128",
+    "todre-25",
+    "fastv",
+    "pyramiddrop",
+    "divprune",
+    "vtw",
+)
+"""Presets that every plan is compared with, at the plan's budget."""
+CONTROLS = "random,grid"
+TIMED = 0.22
+"""Layer average of the plan that is timed, or else the smallest one of the run."""
+SLOWER = 6
+"""Exit code of `tpcal bench` if a plan is slower; its files are written all the same."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and where it is written."""
+
+    model: str
+    results: Path
+    """Folder of the files that are sent: a few hundred kB."""
+    work: Path
+    """Folder of profiles and kept answers, with which the run continues."""
+    budgets: tuple[float, ...] = (0.1, 0.22, 0.35, 0.5)
+    data: tuple[str, ...] = ()
+    """Options of the data: ``("--data", "lite")``; without any, the default of the commands."""
+    machine: tuple[str, ...] = ()
+    """Options of every command that runs the model: ``("--device", "cuda")``."""
+    samples: int | None = None
+    """Samples of the calibration."""
+    questions: int | None = None
+    """Questions that every plan answers."""
+    batch_sizes: str = "1,8"
+    """Batches that are timed."""
+
+    def plan(self, budget: float) -> Path:
+        """The plan of a budget."""
+        return self.results / f"plan-{budget:g}.yaml"
+
+    def answers(self, budget: float) -> Path:
+        """The answers with that plan."""
+        return self.results / f"eval-{budget:g}.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and the file that it makes."""
+
+    title: str
+    command: tuple[str, ...]
+    """Arguments of `tpcal`."""
+    makes: Path | None
+    """None of a calibration, which itself returns at once what it has finished."""
+    accepted: tuple[int, ...] = (0,)
+    """Exit codes with which the file is whole."""
+
+
+def calibration(settings: Settings) -> Step:
+    """The first step; all others need its profile."""
+    options = [*settings.data, *settings.machine, *_number("--samples", settings.samples)]
+    out = str(settings.work / "profiles")
+    command = ("calibrate", "--model", settings.model, "--out", out, *options)
+    return Step("calibrate", command, None)
+
+
+def further(settings: Settings, folder: Path, profile: Profile) -> Iterator[Step]:
+    """The steps after calibration.
+
+    Args:
+        settings: What is measured.
+        folder: The profile's folder.
+        profile: The profile in it, whose depth says which presets can be as cheap as a budget.
+    """
+    for budget in settings.budgets:
+        plan = settings.plan(budget)
+        options = ("--budget", f"{budget:g}", "--output", str(plan), *settings.machine)
+        yield Step(f"plan at {budget:g}", ("plan", str(folder), *options), plan)
+    for budget in settings.budgets:
+        yield _answers(settings, budget, _presets(budget, profile))
+    timed = TIMED if TIMED in settings.budgets else min(settings.budgets)
+    yield _times(settings, timed, _presets(timed, profile))
+    yield _report(settings, timed, folder)
+
+
+def _answers(settings: Settings, budget: float, presets: list[str]) -> Step:
+    plan, made = settings.plan(budget), settings.answers(budget)
+    beside = [part for preset in presets for part in ("--plan", preset)]
+    controls = ("--control", CONTROLS, "--control-of", str(plan))
+    options = (*settings.machine, *_number("--samples", settings.questions))
+    files = ("--out", str(settings.work), "--output", str(made))
+    command = ("eval", "--plan", str(plan), *beside, *controls, *options, *files)
+    return Step(f"answers at {budget:g}", command, made)
+
+
+def _times(settings: Settings, budget: float, presets: list[str]) -> Step:
+    plan, made = settings.plan(budget), settings.results / "bench.json"
+    beside = [part for preset in presets for part in ("--plan", preset)]
+    sizes = ("--batch-sizes", settings.batch_sizes)
+    command = ("bench", "--plan", str(plan), *beside, *sizes, *settings.machine)
+    return Step("times", (*command, "--output", str(made)), made, accepted=(0, SLOWER))
+
+
+def _report(settings: Settings, budget: float, folder: Path) -> Step:
+    plans = [str(settings.plan(b)) for b in settings.budgets]
+    measured = ("--evaluation", str(settings.answers(budget)))
+    times = ("--bench", str(settings.results / "bench.json"))
+    made = settings.work / "report.html"
+    options = (*measured, *times, *settings.machine, "--output", str(made))
+    return Step("report", ("report", str(folder), *plans, *options), made)
+
+
+def _presets(budget: float, profile: Profile) -> list[str]:
+    """Every preset that can be as cheap as the budget."""
+    possible = []
+    for name in PUBLISHED:
+        try:
+            at_budget(name, budget, profile.shape.n_layers, profile.n_tokens)
+        except BudgetError:
+            continue
+        possible.append(f"preset:{name}@{budget:g}")
+    return possible
+
+
+def _number(option: str, value: int | None) -> tuple[str, ...]:
+    return () if value is None else (option, str(value))
