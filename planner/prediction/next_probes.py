@@ -23,14 +23,10 @@ ROUND_SHARE = 0.1
 """Work of one round, as a share of the work of the whole grid."""
 MOST_SHARE = 0.5
 """Work of all probes together, as a share of the work of the whole grid."""
-<<<<<<< HEAD
-MOST_INTERPOLATED = 0.05
-=======
 MOST_PASSES = 20
 """Work of all probes of a sample together, in unpruned passes of the decoder. Deep decoders have
 so many probes that this is less than `MOST_SHARE`."""
-SETTLED = 0.05
->>>>>>> k-lead
+MOST_INTERPOLATED = 0.05
 """Share of a good plan's predicted loss that may remain interpolated."""
 FEWEST_VOTES = 0.005
 """Fewest votes of a chosen probe, as a share of a good plan's loss averaged over the budgets."""
@@ -52,17 +48,10 @@ def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]
 
         votes(p) = mean over budgets of sum over plans of weight(plan) * loss at p / best loss
 
-<<<<<<< HEAD
-    Cuts that no good plan makes therefore stay coarse. Probes with fewer votes than `FEWEST_VOTES`
-    are left out. A round takes probes up to `ROUND_SHARE` of the work of the grid. Refinement ends
-    when less than half a round is left of `MOST_SHARE`, or when less than `MOST_INTERPOLATED` of
-    the loss of good plans is interpolated. The result is deterministic.
-=======
     Cuts that no good plan makes therefore stay coarse. Probes with fewer votes than `WORTH` are
     left out. A round takes probes up to `ROUND_SHARE` of the work of the grid. Refinement ends
     when less than half a round is left of `MOST_SHARE` and `MOST_PASSES`, or when less than
-    `SETTLED` of the loss of good plans is interpolated. The result is deterministic.
->>>>>>> k-lead
+    `MOST_INTERPOLATED` of the loss of good plans is interpolated. The result is deterministic.
 
     Args:
         profile: Profile with the probes measured so far.
