@@ -54,6 +54,7 @@ def make_profile(
         RunFailed: Out of memory, or the model returns numbers that are not finite.
     """
     from tpcal.calibrate import calibrate, memory_needs, profile
+    from tpcal.calibrate.probing_settings import ProbingSettings
     from tpcal.planner.prediction.next_probes import next_probes
 
     model, data = ModelChoice.of(model), DataChoice.of(data)
@@ -70,10 +71,7 @@ def make_profile(
     n_kept = 0 if settings.is_full else len(samples)
     run = memory_needs.arranged(loaded, need, n_kept, settings.batch_size, settings.memory)
     _LOG.info("%s", run.said)
-    found = calibrate.calibrate(
-        loaded,
-        samples,
-        out,
+    probing = ProbingSettings(
         selectors=settings.selectors,
         keeps=settings.keeps,
         layers=settings.layers,
@@ -82,7 +80,7 @@ def make_profile(
         store=run.store,
         seed=data.seed or 0,
         scope=settings.scope,
-        progress=progress,
         provenance=facts,
     )
+    found = calibrate.calibrate(loaded, samples, out, settings=probing, progress=progress)
     return StoredProfile(profile.newest(out), found)
