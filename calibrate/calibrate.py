@@ -24,17 +24,14 @@ from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.output_head import check_logits
 from tpcal.calibrate.probe import TAU
+from tpcal.calibrate.probing_settings import DEFAULT_SCOPE, ProbingSettings
 from tpcal.calibrate.profile import Probe, Profile
-from tpcal.calibrate.rounds import Refine, Rounds
-from tpcal.calibrate.tape_store import Store
+from tpcal.calibrate.rounds import Rounds
 from tpcal.calibrate.workers import team
 from tpcal.plans import families
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_records import SCOPES, Cut
 from tpcal.plans.progress import Progress, silent
-
-DEFAULT_BATCH_SIZE = 16
-DEFAULT_SCOPE = "image"
 
 
 def calibrate(
@@ -42,16 +39,8 @@ def calibrate(
     samples: Samples,
     out: Path | str,
     *,
-    selectors: Sequence[str] | None = None,
-    keeps: Sequence[float] | None = None,
-    layers: Sequence[int] | None = None,
-    refine: Refine | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    store: Store | None = None,
-    seed: int = 0,
-    scope: str = DEFAULT_SCOPE,
+    settings: ProbingSettings | None = None,
     progress: Progress | None = None,
-    provenance: Mapping[str, Any] | None = None,
 ) -> Profile:
     """The profile of a model, written to a folder of its own in ``out`` (`folder_of`).
 
@@ -70,18 +59,8 @@ def calibrate(
         loaded: The model.
         samples: The samples to measure on.
         out: Folder that collects profiles.
-        selectors: As in `probe_grid.probes`.
-        keeps: As in `probe_grid.probes`.
-        layers: As in `probe_grid.probes`.
-        refine: Chooses probes of the grid beyond those of `probe_grid.coarse`; None probes the
-            full grid. It must give the same answer for the same profile.
-        batch_size: Samples per run of the model. It may change between a run and its continuation.
-        store: Keeps recorded batches for refining, as far as its host memory goes. None records
-            them again in each round of ``refine``.
-        seed: The seed that the samples were drawn with; kept as provenance.
-        scope: What cuts choose from, as in ``Plan.scope``; plans made of the profile have it too.
+        settings: The probes, and how they are measured; None probes the full default grid.
         progress: Called with samples done, samples in all and a description of the step.
-        provenance: Plain data to keep in the profile, under these keys.
 
     Raises:
         UsageError: The grid or the scope is bad, samples have no images, the folder holds
@@ -97,20 +76,24 @@ def calibrate(
     """
     # Step 1: fix the grid and everything the results depend on. The hash of the latter names the
     # folder, so that another model, grid or set of samples never continues this run.
+    settings = settings or ProbingSettings()
+    refine, scope = settings.refine, settings.scope
     if scope not in SCOPES:
         raise UsageError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}.")
     allowed = families.find(loaded.model).cut_layers(loaded.model)
     tried = probe_grid.probes(
         loaded.identity.n_layers,
-        selectors=selectors,
-        keeps=keeps,
-        layers=layers,
+        selectors=settings.selectors,
+        keeps=settings.keeps,
+        layers=settings.layers,
         allowed=allowed,
     )
-    settings = _settings(loaded, samples, tried, seed, scope=scope, refined=refine is not None)
-    folder = Path(out) / _folder_name(loaded.name, settings)
+    depends_on = _depends_on(
+        loaded, samples, tried, settings.seed, scope=scope, refined=refine is not None
+    )
+    folder = Path(out) / _folder_name(loaded.name, depends_on)
     workers = team()
-    batch_size = workers.agree(lambda: batch_size)  # processes may differ in free memory
+    batch_size = workers.agree(lambda: settings.batch_size)  # processes may differ in free memory
     # Step 2: return a finished profile at once.
     if workers.agree((folder / profiles.PROFILE).exists):
         os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
@@ -118,23 +101,23 @@ def calibrate(
     # Step 3: collect what the profile says about its origin; it has fields of its own for the
     # keys left out.
     fields = ("schema", "scope", "model", "probes")
-    kept = {k: v for k, v in settings.items() if k not in fields}
+    kept = {k: v for k, v in depends_on.items() if k not in fields}
     kept["data"] = {**samples.recipe, **kept["data"], "seen": pack(samples.identities)}
     kept["data"] |= samples.source.counts()
     if allowed.stop < loaded.identity.n_layers:
         kept["stop_layer"] = allowed.stop
-    kept |= provenance or {}
+    kept |= settings.provenance
     report = progress if progress and workers.is_main else silent
     rounds = Rounds(
         loaded,
         samples,
         folder,
-        settings,
+        depends_on,
         kept,
         batch_size,
         workers,
         report,
-        store if refine else None,
+        settings.store if refine else None,
         scope,
     )
     # Step 4: measure. Without ``refine``, one round over the full grid; with it, a coarse round
@@ -161,7 +144,7 @@ def folder_of(
 
     Its name consists of the model's name and a hash of everything that the results depend on.
     """
-    return Path(out) / _folder_name(loaded.name, _settings(loaded, samples, probes, seed))
+    return Path(out) / _folder_name(loaded.name, _depends_on(loaded, samples, probes, seed))
 
 
 def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
@@ -179,7 +162,7 @@ def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
     return replace(profile, layer_ms=times.layer_ms, executor_ms=times.executor_ms)
 
 
-def _settings(
+def _depends_on(
     loaded: Loaded,
     samples: Samples,
     probes: Sequence[Probe],
@@ -218,8 +201,8 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _folder_name(name: str, settings: Mapping[str, Any]) -> str:
+def _folder_name(name: str, depends_on: Mapping[str, Any]) -> str:
     last = Path(name).name or name
     slug = re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-.") or "model"
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     return f"{slug}-{digest[:10]}"

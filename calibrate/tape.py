@@ -32,7 +32,7 @@ from tpcal.plans.executor.architecture import (
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture, probing
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, prepare
 from tpcal.plans.executor.handle import is_applied
-from tpcal.plans.executor.passes import ForwardPass
+from tpcal.plans.executor.passes import DecoderParts, ForwardPass
 from tpcal.plans.executor.prompt import PromptTokens, read_prompt
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.survivors import Survivors
@@ -283,11 +283,13 @@ class Tape:
                 prepared,
                 self._prompt if max(self._prompt.n_visual) else None,
                 self._prompt.visual.shape[1],
-                final_norm=self._family.final_norm(self._model),
-                shared=shared_layers(self._family, self._model),
-                probes=probes,
-                captures=captures,
-                flash=flash_layers(self._family, self._model) if flash else None,
+                DecoderParts(
+                    self._family.final_norm(self._model),
+                    shared_layers(self._family, self._model),
+                    probes,
+                    flash_layers(self._family, self._model) if flash else {},
+                ),
+                captures,
             )
             self._family.attach(self._model, lambda: run, undo)
             return self._run(run, start, first, positions)

@@ -190,15 +190,16 @@ def bench(
             if geometry is None
             else random_subject(files, geometry, layers, model, image_size)
         )
+        from tpcal.calibrate.bench.generation_times import BenchSettings
         from tpcal.calibrate.bench.generation_times import bench as measure
 
+        settings = BenchSettings(new_tokens, repeats)
         cells = measure(
             subject.model,
             subject.inputs_of,
             sizes.shapes,
             subject.plans,
-            n_new=new_tokens,
-            n_repeats=repeats,
+            settings,
             progress=report,
         )
     show(subject, cells, outputs)

@@ -18,6 +18,7 @@ from lmms_eval.utils import Collator
 from loguru import logger
 from tqdm import tqdm
 
+from tpcal.calibrate.inputs.model_files import find_model
 from tpcal.calibrate.inputs.models import device_of, load
 from tpcal.integrations.answerer import Answerer, PrunedAnswer
 from tpcal.integrations.chat_prompts import ChatPrompt, read_prompt
@@ -70,9 +71,9 @@ class Tpcal(lmms):
         self.accelerator = Accelerator()  # lmms-eval gathers results through it
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
+        named = None if revision is None else str(revision)  # lmms-eval makes 1 of "1"
         loaded = load(
-            str(pretrained),
-            revision=None if revision is None else str(revision),  # lmms-eval makes 1 of "1"
+            find_model(str(pretrained), named),
             device=device or "auto",
             dtype=dtype,
             trust_remote_code=trust_remote_code,

@@ -160,7 +160,7 @@ class Cost:
     layer_average_keep: float
     """The budget: mean over layers of visual tokens entering the layer / n_tokens."""
     prefill_flops: float
-    """Of the decoder, a multiply-add counted as two."""
+    """FLOPs of the decoder; a multiply-add counts as two."""
     unpruned_prefill_flops: float
     """The same without the plan."""
     kv_bytes: int
@@ -168,8 +168,8 @@ class Cost:
     unpruned_kv_bytes: int
     """The same without the plan."""
     prefill_ms: float | None = None
-    """Of the decoder, from the embedded prompt to its last norm; predicted from times measured on
-    one machine, None where none were measured."""
+    """Milliseconds of the decoder, from the embedded prompt to its last norm. They are predicted
+    from times measured on one machine; None if none were measured."""
     unpruned_prefill_ms: float | None = None
     """The same without the plan."""
     selection_flops: float | None = None

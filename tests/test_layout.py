@@ -269,6 +269,33 @@ def test_what_trains_the_built_in_model_is_not_in_the_wheel() -> None:
         assert not used & {"tools", "torch", "transformers", "tokenizers"}, path
 
 
+MOST_PARAMETERS = 6
+
+
+def _n_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Number of parameters, without ``self`` and ``cls``."""
+    named = function.args
+    names = [arg.arg for arg in (*named.posonlyargs, *named.args, *named.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def _is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether the parameters are the options of a command, which users name one by one."""
+    return any(ast.unparse(d).startswith("click.command(") for d in function.decorator_list)
+
+
+def test_a_function_has_few_parameters() -> None:
+    offenders = [
+        f"{path}: {node.name} has {_n_parameters(node)}"
+        for path in _modules()
+        if path != Path("integrations/lmms_eval.py")  # its parameters are lmms-eval's model_args
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if _n_parameters(node) > MOST_PARAMETERS and not _is_command(node)
+    ]
+    assert offenders == []
+
+
 def test_every_module_says_what_it_holds() -> None:
     for path in _modules():
         assert ast.get_docstring(ast.parse((ROOT / path).read_text())), path

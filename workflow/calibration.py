@@ -58,16 +58,15 @@ def make_profile(
         RunFailed: Out of memory, or the model returns numbers that are not finite.
     """
     from tpcal.calibrate import calibrate, profile
+    from tpcal.calibrate.probing_settings import ProbingSettings
     from tpcal.planner.prediction.next_probes import next_probes
 
     settings, progress = settings or CalibrationSettings(), progress or silent
     run = _prepared(ModelChoice.of(model), DataChoice.of(data), settings, progress)
     _LOG.info("%s", run.memory)
     facts: dict[str, Any] = {"command": settings.command} if settings.command else {}
-    found = calibrate.calibrate(
-        run.loaded,
-        run.samples,
-        out,
+    facts |= {"samples": run.data.recorded()}
+    probing = ProbingSettings(
         selectors=settings.selectors,
         keeps=settings.keeps,
         layers=settings.layers,
@@ -76,9 +75,9 @@ def make_profile(
         store=run.store,
         seed=run.data.seed or 0,
         scope=settings.scope,
-        progress=progress,
-        provenance=facts | {"samples": run.data.recorded()},
+        provenance=facts,
     )
+    found = calibrate.calibrate(run.loaded, run.samples, out, settings=probing, progress=progress)
     return StoredProfile(profile.newest(out), found)
 
 

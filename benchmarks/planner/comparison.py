@@ -59,7 +59,7 @@ class Entry:
     target: float
     seed: int
     cuts: tuple[Cut, ...] | None
-    """None of a smaller image."""
+    """The cuts; None if the method shows a smaller image."""
     size: tuple[int, int] = (0, 0)
     """Rows and columns of patches of a smaller image."""
 

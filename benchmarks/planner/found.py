@@ -30,7 +30,7 @@ class Asked:
     n: int
     """Samples of the profile; plans are measured on twice as many."""
     seed: int
-    """Of the samples and of the search."""
+    """Seed of the samples and of the search."""
     target: float
     n_trials: int
     answers: str = LABELLED

@@ -73,7 +73,7 @@ def _shade(panel: Any, own: Iterable[Answered], judge: Judge) -> None:
 
 
 def _look(method: str) -> dict[str, Any]:
-    """Of a line: tpcal's stands out, the controls step back."""
+    """Style of a line: tpcal's stands out, and the controls step back."""
     if method == OURS:
         return {"color": BLUE, "linewidth": 3.0, "marker": "o"}
     if method in BASELINES:

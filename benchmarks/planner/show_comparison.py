@@ -44,7 +44,7 @@ class Beside:
     overall: Interval
     worst: Interval
     p: float
-    """Of no difference in all answers, adjusted for all comparisons."""
+    """p-value of no difference in all answers, adjusted for all comparisons."""
 
 
 def run(work: Work, sizes: Sizes, folders: Folders, pictures: Path) -> dict[str, str]:

@@ -17,11 +17,11 @@ class Sizes:
     """Sizes of one run; all samples are drawn in turns over 14 groups."""
 
     seeds: tuple[int, ...]
-    """Of the samples of a calibration and of the search after it."""
+    """Seeds of the samples of a calibration and of the search after it."""
     calibrated: int
     """Samples of one calibration; smaller profiles are its first samples."""
     profile: int
-    """Samples of a profile, where their number is not what is studied."""
+    """Samples of a profile when their number is not studied."""
     trials: int
     """Plans that a search measures."""
     plans: int
@@ -29,17 +29,17 @@ class Sizes:
     plan_samples: int
     """Samples they are measured on."""
     economy: tuple[int, ...]
-    """Samples of a profile, where their number is what is studied."""
+    """Samples of a profile when their number is studied."""
     economy_trials: int
     """Plans that a search measures there."""
     judged: int
     """Questions of the test split that plans are judged on there."""
     variants: int
-    """Samples of a profile, where its probes or its answers are what is studied."""
+    """Samples of a profile when its probes or its answers are studied."""
     held_out: int
     """Questions of the test split."""
     resamples: int
-    """Of a bootstrap."""
+    """Number of resamples of a bootstrap."""
 
 
 LARGE = Sizes(

@@ -23,6 +23,7 @@ from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.calibrate.measure import Measurer
+from tpcal.calibrate.probing_settings import ProbingSettings
 from tpcal.calibrate.profile import MASSES, MEASURES, Profile
 from tpcal.planner.prediction.next_probes import next_probes
 from tpcal.planner.prediction.objective import MOST
@@ -115,10 +116,9 @@ def calibrated(n: int, seed: int, folder: Path, probes: str = FULL, own: bool = 
         probes: `FULL`, or `ADAPTIVE` as `tpcal calibrate` does it by default.
         own: With the model's own answers.
     """
+    settings = ProbingSettings(refine=next_probes if probes == ADAPTIVE else None, seed=seed)
     return calibration.calibrate(
-        *(model(), samples(CALIBRATION, n, seed, own), folder),
-        refine=next_probes if probes == ADAPTIVE else None,
-        seed=seed,
+        model(), samples(CALIBRATION, n, seed, own), folder, settings=settings
     )
 
 

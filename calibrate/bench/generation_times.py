@@ -104,16 +104,26 @@ def applied(model: PreTrainedModel, plan: Plan | None) -> AbstractContextManager
     return apply(model, plan, check=False) if plan is not None and plan.cuts else nullcontext()
 
 
+@dataclass(frozen=True)
+class BenchSettings:
+    """How `bench` times each plan."""
+
+    n_new: int
+    """New tokens of each row, at least two."""
+    n_repeats: int
+    """Number of calls of `generate` to time, for each plan and the unpruned model."""
+    clock: Clock = time.perf_counter
+    """A clock, in seconds."""
+
+
 def bench(
     model: PreTrainedModel,
     inputs_of: Callable[[PromptSize], Inputs],
     shapes: Sequence[PromptSize],
     plans: Mapping[str, Plan],
+    settings: BenchSettings,
     *,
-    n_new: int,
-    n_repeats: int,
     progress: Progress | None = None,
-    clock: Clock = time.perf_counter,
 ) -> tuple[Cell, ...]:
     """The times and memory of plans and of the unpruned model, a cell for every shape.
 
@@ -122,21 +132,19 @@ def bench(
         inputs_of: Gives the inputs of `generate` for a shape.
         shapes: Sizes of the prompts.
         plans: Plans that fit the model, by name.
-        n_new: New tokens of each row, at least two.
-        n_repeats: Number of calls of `generate` to time, for each plan and the unpruned model.
+        settings: How each plan is timed.
         progress: Called with calls done, calls in all and a description of the cell.
-        clock: A clock, in seconds.
 
     Raises:
         RunFailed: Out of memory.
 
     Example:
         >>> cells = bench(  # doctest: +SKIP
-        ...     model, lambda shape: inputs, [PromptSize()], {"light": plan}, n_new=16, n_repeats=9
+        ...     model, lambda shape: inputs, [PromptSize()], {"light": plan}, BenchSettings(16, 9)
         ... )
     """
     contenders: dict[str, Plan | None] = {UNPRUNED: None, **plans}
-    steps = len(contenders) * (n_repeats + N_WARM)
+    steps = len(contenders) * (settings.n_repeats + N_WARM)
     advice = "Use smaller --batch-sizes, --text or --image-size, or --dtype bfloat16."
     done, cells = count(1), []
 
@@ -149,9 +157,9 @@ def bench(
         named = f"batch {shape.batch_size}, {shape.n_text} text tokens"
         with memory_guard(f"Timing {named}", advice):
             inputs = inputs_of(shape)
-            generator = Generator(model, inputs, n_new, clock)
-            runs = _in_turns(generator, contenders, n_repeats, partial(tick, named))
-        cells.append(_cell(model, inputs, n_new, runs))
+            generator = Generator(model, inputs, settings.n_new, settings.clock)
+            runs = _in_turns(generator, contenders, settings.n_repeats, partial(tick, named))
+        cells.append(_cell(model, inputs, settings.n_new, runs))
     return tuple(cells)
 
 

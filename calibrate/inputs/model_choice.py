@@ -72,10 +72,10 @@ class ModelChoice:
         if self.loaded is not None:
             return self.loaded
         from tpcal.calibrate.inputs import models
+        from tpcal.calibrate.inputs.model_files import find_model
 
         return models.load(
-            self.name or EMBEDDED,
-            revision=self.revision,
+            find_model(self.name or EMBEDDED, self.revision),
             device=self.device,
             dtype=self.dtype,
             offload=self.offload,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import difflib
 import hashlib
 import os
 import re
@@ -12,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tpcal.calibrate.inputs.memory_guard import memory_guard
-from tpcal.calibrate.smol.assemble import assembled_folder
+from tpcal.calibrate.inputs.model_files import ModelFiles, find_model, quiet
 from tpcal.plans import families, hub, temporary_files
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import compat
 from tpcal.plans.extras import require
-from tpcal.plans.local_paths import EMBEDDED, SMOL
-from tpcal.plans.model_aliases import ALIASES
 from tpcal.plans.plan_records import ModelIdentity
 
 if TYPE_CHECKING:
@@ -55,29 +51,9 @@ class Loaded:
     """The name as the user gave it, without the revision."""
 
 
-@dataclass(frozen=True)
-class _Place:
-    """The place of a model's files: a folder, or a repository on the Hub."""
-
-    name: str
-    source: str
-    revision: str | None = None
-    is_folder: bool = False
-
-    def arguments(self, trust_remote_code: bool) -> dict[str, Any]:
-        """Keywords for every call of ``from_pretrained``."""
-        keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if self.revision:
-            keywords["revision"] = self.revision
-        if self.is_folder or not hub.reachable():
-            keywords["local_files_only"] = True
-        return keywords
-
-
 def load(
-    name: str,
+    source: str | ModelFiles,
     *,
-    revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     offload: bool = False,
@@ -87,9 +63,8 @@ def load(
     """The model and its processor, on its device, in evaluation mode.
 
     Args:
-        name: ``embedded``, an alias of `ALIASES`, a Hub id (``org/name`` or ``org/name@revision``)
-            or a local folder.
-        revision: Branch, tag or commit on the Hub; takes precedence over ``@revision``.
+        source: ``embedded``, an alias of `ALIASES`, a Hub id (``org/name`` or
+            ``org/name@revision``) or a local folder; or what `find_model` found by such a name.
         device: ``auto`` (CUDA if available; processes started together take the GPUs in turn),
             ``cpu``, ``cuda``, ``cuda:1``, …
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's own on an
@@ -109,10 +84,10 @@ def load(
         >>> from tpcal.calibrate.inputs.models import load
         >>> load("embedded", device="cpu").shape.n_layers  # doctest: +SKIP
     """
-    place = _find(name, revision)
+    place = find_model(source) if isinstance(source, str) else source
     where = find_device(device)
     keywords = place.arguments(trust_remote_code)
-    with _quiet():
+    with quiet():
         config = _configuration(place, keywords)
         precision = _dtype(dtype, where, config)
         processor = _processor(place, keywords)
@@ -143,46 +118,6 @@ def weights_digest(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(picked[name])
     return digest.hexdigest()
-
-
-def _find(name: str, revision: str | None) -> _Place:
-    if name == EMBEDDED:
-        return _embedded()
-    if name == SMOL:
-        with _quiet():
-            return _Place(SMOL, str(assembled_folder()), is_folder=True)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UsageError(f"{name} must be a model folder; it holds no config.json.")
-        return _Place(name, str(folder), is_folder=True)
-    if folder.is_absolute() or name.startswith((".", "~")) or folder.exists():
-        raise UsageError(f"No model folder at {name}.")
-    bare, own_revision = hub.split_revision(name)
-    source = ALIASES.get(bare.lower(), bare)
-    if source.count("/") != 1:
-        raise UsageError(_unknown(name))
-    return _Place(bare, source, revision or own_revision)
-
-
-def _embedded() -> _Place:
-    folder = Path(str(resources.files("tpcal.calibrate.embedded"))) / "weights"
-    if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"The embedded model's weights are missing at {folder}. Install tpcal again, or train "
-            "them from a checkout: python -m tools.embedded.train all --out FOLDER."
-        )
-    return _Place(EMBEDDED, str(folder), is_folder=True)
-
-
-def _unknown(name: str) -> str:
-    known = [EMBEDDED, *ALIASES]
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
-    return (
-        f"No model or folder is called {name!r}. {hint} Otherwise give a Hub id (org/name) or a "
-        "local folder."
-    )
 
 
 def find_device(name: str) -> torch.device:
@@ -226,7 +161,7 @@ def _dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
     return DTYPES[name]
 
 
-def _configuration(place: _Place, keywords: Mapping[str, Any]) -> Any:
+def _configuration(place: ModelFiles, keywords: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -242,7 +177,7 @@ def _configuration(place: _Place, keywords: Mapping[str, Any]) -> Any:
     return config
 
 
-def _processor(place: _Place, keywords: Mapping[str, Any]) -> Any:
+def _processor(place: ModelFiles, keywords: Mapping[str, Any]) -> Any:
     from transformers import AutoProcessor
 
     with _explained(place, "processor_config.json"), _named_packages(place):
@@ -258,7 +193,7 @@ def _processor(place: _Place, keywords: Mapping[str, Any]) -> Any:
 
 
 def _model(
-    place: _Place,
+    place: ModelFiles,
     config: Any,
     dtype: torch.dtype,
     device: torch.device | None,
@@ -307,7 +242,7 @@ def device_of(model: Any) -> torch.device:
 
 
 @contextmanager
-def _named_packages(place: _Place) -> Iterator[None]:
+def _named_packages(place: ModelFiles) -> Iterator[None]:
     """Turns a processor's error about a missing package into a `UsageError` that names it."""
     try:
         yield
@@ -332,7 +267,7 @@ def _missing_package(reason: str) -> str | None:
 
 
 @contextmanager
-def _explained(place: _Place, file: str) -> Iterator[None]:
+def _explained(place: ModelFiles, file: str) -> Iterator[None]:
     """Turns errors of transformers and the Hub into a `UsageError` that says how to go on."""
     from safetensors import SafetensorError
 
@@ -360,18 +295,3 @@ def _explained(place: _Place, file: str) -> Iterator[None]:
 def _short(reason: str) -> str:
     first = reason.split(". ")[0].rstrip(".")
     return first if len(first) <= 200 else f"{first[:200]}…"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the progress bars of transformers, because the library itself draws nothing."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -88,7 +88,9 @@ class Solver:
         moves = [self._moves(layer) for layer in range(limits.n_layers)]
         units = np.array(alive) // unit
         rest = _rest(later, units, budget // unit, moves, self.max_cuts - 1)
-        found = _first_cut(first, units, rest, moves, budget, limits.n_tokens, unit)
+        # Before the first cut, all N tokens pass l layers, which costs N * l token-layers.
+        left = [(budget - limits.n_tokens * layer) // unit for layer in range(limits.n_layers)]
+        found = _first_cut(first, units, rest, moves, left)
         if found is None:
             # The budget is less than one unit above the cheapest plan, which is then the answer.
             cheapest = self._cut(limits.first_layer, self._default, limits.min_count)
@@ -241,16 +243,12 @@ def _first_cut(
     units: NDArray[np.int64],
     rest: Floats,
     moves: list[list[int]],
-    budget: int,
-    n_tokens: int,
-    unit: int,
+    units_left: Sequence[int],
 ) -> tuple[int, int, int, int] | None:
     """The best first cut: its layer, selector and level, and the units left after its layer."""
-    # Before the first cut, all N tokens pass l layers, which costs N * l token-layers. The first
-    # cut minimises d_s(l, j) + V(l + 1, C - 1, j, r - n_j) over l, s and j.
+    # The first cut minimises d_s(l, j) + V(l + 1, C - 1, j, r - n_j) over l, s and j.
     best, found = np.inf, None
-    for layer, allowed in enumerate(moves):
-        left = (budget - n_tokens * layer) // unit
+    for layer, (allowed, left) in enumerate(zip(moves, units_left, strict=True)):
         for s in allowed if left >= 0 else ():
             for j in (0,) if s == len(first) - 1 else range(1, len(units)):
                 if units[j] > left:

@@ -31,7 +31,7 @@ class Point:
     measured: bool
     """Whether the model was run; otherwise the loss is predicted."""
     worst: float = math.nan
-    """Of the worst group, in nats per answer token."""
+    """Loss of the worst group, in nats per answer token."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from tpcal.plans.plan_records import Cut, Plan
 FEWEST_MEASURED = 12
 """Number of measured plans below which a budget is not answered without a search."""
 FEWEST_TRIALS = 6
-"""Of each budget of the front."""
+"""Fewest trials of each budget of the front."""
 STEP = 1.6
 """Measured plans this many times cheaper and dearer than a budget tell what is best on it: the
 budgets of the front lie closer, up to one twice the other at the cheap end."""

@@ -134,9 +134,9 @@ class PlansWithinLimits:
     loss_limits: LossLimits
     trials: tuple[FrozenTrial, ...]
     studies: tuple[Study, ...]
-    """Of each trial."""
+    """The study of each trial."""
     front: tuple[Point, ...]
-    """Of all that was measured on these samples."""
+    """The front of all plans that were measured on these samples."""
     facts: Mapping[str, Any]
 
     def cost(self, place: int) -> float:

@@ -43,7 +43,7 @@ from tpcal.plans.executor.calls import (
 from tpcal.plans.executor.cutting import prepare
 from tpcal.plans.executor.decoder_inputs import prompt_of, size
 from tpcal.plans.executor.hooks import LayerHooks, refuse_chunks, refuse_copies, refuse_training
-from tpcal.plans.executor.passes import ForwardPass
+from tpcal.plans.executor.passes import DecoderParts, ForwardPass
 from tpcal.plans.executor.report import Report, without_images
 from tpcal.plans.executor.switches import Switch, mark_unpruned
 from tpcal.plans.families import find
@@ -179,15 +179,10 @@ class Executor:
             prompt = prompt_of(self._family, self._model, outer.inputs, self._vision)
         flash = kernels.is_flash(self._known_kernel())
         masks = kwargs.get("attention_mask") is not None or not (flash or self._kernel == "sdpa")
-        run = ForwardPass(
-            self._cuts,
-            prompt,
-            length,
-            final_norm=self._final_norm,
-            shared=self._shared,
-            probes=self._probes,
-            flash=self._flash if flash else None,
+        parts = DecoderParts(
+            self._final_norm, self._shared, self._probes, self._flash if flash else {}
         )
+        run = ForwardPass(self._cuts, prompt, length, parts)
         # Decode steps of equal rows run without layer hooks; everything else needs them.
         self._hooks.prepare(run, needed=length > 1 or masks or needs_mask(cache))
         call = Call(self, outer.inputs, run, unpruned=unpruned)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,19 @@ from tpcal.plans.plan_records import n_keep
 from tpcal.plans.selectors.base import Tokens, checked
 
 
+class DecoderParts(NamedTuple):
+    """The parts of a model that a pass works with."""
+
+    final_norm: Callable[[Tensor], Tensor]
+    """The decoder's last norm."""
+    shared: Mapping[int, int]
+    """The layers that read the keys and values of an earlier layer, each with that layer."""
+    probes: Mapping[int, AttentionReader]
+    """Readers of the attention modules before cuts, by layer."""
+    flash: Mapping[int, FlashLayer]
+    """The layers, by number, if their kernel is a flash kernel; otherwise empty."""
+
+
 class ForwardPass:
     """The state of one forward pass.
 
@@ -41,11 +54,8 @@ class ForwardPass:
         cuts: The cuts by layer, from `prepare`.
         prompt: The prompt with its grids; None if this pass has no visual token.
         length: Number of tokens of the pass, S.
-        final_norm: The decoder's last norm.
-        shared: The layers that read the keys and values of an earlier layer, each with that layer.
-        probes: Readers of the attention modules before cuts, by layer.
+        parts: The parts of the model that the pass works with.
         captures: Attention that was read at layers that do not run in this pass, by layer.
-        flash: The layers, by number, if their kernel is a flash kernel.
 
     Attributes:
         survivors: The tokens that remain.
@@ -59,12 +69,8 @@ class ForwardPass:
         cuts: Mapping[int, PreparedCut],
         prompt: PromptTokens | None,
         length: int,
-        *,
-        final_norm: Callable[[Tensor], Tensor] | None = None,
-        shared: Mapping[int, int] | None = None,
-        probes: Mapping[int, AttentionReader] | None = None,
+        parts: DecoderParts,
         captures: Mapping[int, Capture] | None = None,
-        flash: Mapping[int, FlashLayer] | None = None,
     ) -> None:
         self.cuts = cuts if prompt is not None else {}
         self.prompt = prompt
@@ -76,12 +82,12 @@ class ForwardPass:
         self.records: list[CutRecord] = []
         self.lengths: list[int] = []
         self.n_called = 0
-        self._final_norm = final_norm
-        self._shared = shared or {}
+        self._final_norm = parts.final_norm
+        self._shared = parts.shared
         self._sources = frozenset(self._shared.values())
-        self._probes = probes or {}
+        self._probes = parts.probes
         self._captures = dict(captures or {})
-        self._flash = flash or {}
+        self._flash = parts.flash
         self._gatherer = gather.Gatherer()
         self._plain: dict[tuple[int, int], Held] = {}
         self._held: dict[int, Held] = {}

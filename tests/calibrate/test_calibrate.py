@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from calibrations import calibrate
 
-from tpcal.calibrate import calibrate, probe, probe_grid, profile
+from tpcal.calibrate import probe, probe_grid, profile
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.models import Loaded
@@ -43,7 +44,7 @@ def made(
 ) -> tuple[profile.Profile, Path]:
     """The profile of an undisturbed run, and its folder."""
     out = tmp_path_factory.mktemp("out")
-    return calibrate.calibrate(loaded, scenes, out, **GRID), profile.newest(out)
+    return calibrate(loaded, scenes, out, **GRID), profile.newest(out)
 
 
 def same_bytes(one: Path, other: Path) -> bool:
@@ -95,7 +96,7 @@ def test_the_same_run_again_is_done_at_once(
 ) -> None:
     found, folder = made
     reports: list[tuple[int, int, str]] = []
-    again = calibrate.calibrate(
+    again = calibrate(
         loaded, scenes, folder.parent, **GRID, progress=lambda *report: reports.append(report)
     )
     assert again.digest == found.digest
@@ -115,10 +116,10 @@ def test_stopping_after_any_batch_changes_nothing(
 
     for n in (0, 2, 4, 6):
         with pytest.raises(KeyboardInterrupt):
-            calibrate.calibrate(loaded, scenes, tmp_path, **GRID, progress=stop_at(n))
+            calibrate(loaded, scenes, tmp_path, **GRID, progress=stop_at(n))
         with pytest.raises(UsageError, match="unfinished"):
             profile.newest(tmp_path)
-    calibrate.calibrate(loaded, scenes, tmp_path, **GRID)
+    calibrate(loaded, scenes, tmp_path, **GRID)
     assert same_bytes(profile.newest(tmp_path), made[1])
     assert not (profile.newest(tmp_path) / "parts").exists()
 
@@ -129,9 +130,11 @@ torch.set_num_threads(1)
 from tpcal.calibrate import calibrate
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.samples import load_samples
+from tpcal.calibrate.probing_settings import ProbingSettings
 loaded = models.load(sys.argv[1], device="cpu")
-calibrate.calibrate(loaded, load_samples(n=6), sys.argv[2], selectors=["attention", "grid", "random"],
-                keeps=[0.5, 0.25, 0], batch_size=2, progress=lambda *report: print(*report, flush=True))
+settings = ProbingSettings(selectors=["attention", "grid", "random"], keeps=[0.5, 0.25, 0], batch_size=2)
+calibrate.calibrate(loaded, load_samples(n=6), sys.argv[2], settings=settings,
+                progress=lambda *report: print(*report, flush=True))
 """
 
 
@@ -161,10 +164,10 @@ def test_a_damaged_part_is_measured_again(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate.calibrate(loaded, scenes, tmp_path, **GRID, progress=stop)
+        calibrate(loaded, scenes, tmp_path, **GRID, progress=stop)
     part = sorted(tmp_path.glob("*/parts/round-0/*"))[0]
     part.write_bytes(part.read_bytes()[:100])
-    calibrate.calibrate(loaded, scenes, tmp_path, **GRID)
+    calibrate(loaded, scenes, tmp_path, **GRID)
     assert same_bytes(profile.newest(tmp_path), made[1])
 
 
@@ -172,7 +175,7 @@ def test_with_one_image_a_prompt_the_scope_changes_nothing_but_its_name(
     loaded: Loaded, scenes: Samples, made: tuple[profile.Profile, Path], tmp_path: Path
 ) -> None:
     found, folder = made
-    of_prompts = calibrate.calibrate(loaded, scenes, tmp_path, **GRID, scope="prompt")
+    of_prompts = calibrate(loaded, scenes, tmp_path, **GRID, scope="prompt")
     assert (found.scope, of_prompts.scope) == ("image", "prompt")
     assert (folder / profile.ARRAYS).read_bytes() == (
         profile.newest(tmp_path) / profile.ARRAYS
@@ -195,7 +198,7 @@ def test_several_images_are_measured_in_the_scope_that_plans_will_have(
     kept = {}
     for scope in SCOPES:
         grid: dict[str, Any] = {"selectors": ["diversity"], "keeps": [0.3], "layers": [1]}
-        found = calibrate.calibrate(loaded, samples, tmp_path, **grid, scope=scope)
+        found = calibrate(loaded, samples, tmp_path, **grid, scope=scope)
         measurer = Measurer(loaded, samples, scope=scope)
         ((_, kl, _),) = measurer.losses(cuts)
         np.testing.assert_allclose(found.kl[:, 0], kl, rtol=1e-4, atol=1e-6)
@@ -205,7 +208,7 @@ def test_several_images_are_measured_in_the_scope_that_plans_will_have(
 
 def test_an_unknown_scope_is_refused(loaded: Loaded, scenes: Samples, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="scope must be one of image, prompt; got 'row'"):
-        calibrate.calibrate(loaded, scenes, tmp_path, scope="row")
+        calibrate(loaded, scenes, tmp_path, scope="row")
 
 
 def test_other_settings_get_another_folder(
@@ -213,7 +216,7 @@ def test_other_settings_get_another_folder(
 ) -> None:
     _, folder = made
     wish = {**GRID, "keeps": [0.5]}
-    calibrate.calibrate(loaded, load_samples(n=2), folder.parent, **wish)
+    calibrate(loaded, load_samples(n=2), folder.parent, **wish)
     assert len(list(folder.parent.iterdir())) == 2
     assert profile.newest(folder.parent) != folder
 
@@ -222,11 +225,11 @@ def test_a_folder_of_other_settings_is_refused(
     loaded: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        calibrate.calibrate(loaded, scenes, tmp_path, **GRID, progress=_interrupt)
+        calibrate(loaded, scenes, tmp_path, **GRID, progress=_interrupt)
     settings = next(tmp_path.glob("*/settings.json"))
     settings.write_text(settings.read_text().replace("0.93", "0.5"))
     with pytest.raises(UsageError, match="made with other settings"):
-        calibrate.calibrate(loaded, scenes, tmp_path, **GRID)
+        calibrate(loaded, scenes, tmp_path, **GRID)
 
 
 def _interrupt(done: int, total: int, what: str) -> None:
@@ -241,10 +244,10 @@ def test_running_out_of_memory_keeps_what_is_done(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(RunFailed, match=r"out of memory.*is kept.*smaller --batch-size"):
-        calibrate.calibrate(loaded, scenes, tmp_path, **GRID, progress=full)
+        calibrate(loaded, scenes, tmp_path, **GRID, progress=full)
     started: list[int] = []
     smaller = {**GRID, "batch_size": 1}
-    found = calibrate.calibrate(
+    found = calibrate(
         loaded,
         scenes,
         tmp_path,
@@ -267,7 +270,7 @@ def refined(
 ) -> tuple[profile.Profile, Path]:
     """The profile of an undisturbed run that refines twice, and its folder."""
     out = tmp_path_factory.mktemp("refined")
-    made = calibrate.calibrate(loaded, scenes, out, **GRID, refine=two_of_the_rest)
+    made = calibrate(loaded, scenes, out, **GRID, refine=two_of_the_rest)
     return made, profile.newest(out)
 
 
@@ -306,7 +309,7 @@ def test_batches_are_recorded_once_where_memory_holds_them(
     assert counted.fingerprint  # which reads every sample once
     taken.clear()
     store = Store(room)
-    calibrate.calibrate(loaded, counted, tmp_path, **GRID, refine=two_of_the_rest, store=store)
+    calibrate(loaded, counted, tmp_path, **GRID, refine=two_of_the_rest, store=store)
     assert taken.count(scenes[5].id) == n_recordings  # sample 0 is timed besides
     assert same_bytes(profile.newest(tmp_path), refined[1])
 
@@ -324,9 +327,7 @@ def test_stopping_anywhere_while_refining_changes_nothing(
 
         reports.clear()
         try:
-            calibrate.calibrate(
-                loaded, scenes, tmp_path, **GRID, refine=two_of_the_rest, progress=stop
-            )
+            calibrate(loaded, scenes, tmp_path, **GRID, refine=two_of_the_rest, progress=stop)
             break
         except KeyboardInterrupt:
             continue
@@ -337,7 +338,7 @@ def test_stopping_anywhere_while_refining_changes_nothing(
 
 def test_progress_names_the_rounds(loaded: Loaded, scenes: Samples, tmp_path: Path) -> None:
     reports: list[tuple[int, int, str]] = []
-    calibrate.calibrate(
+    calibrate(
         loaded,
         scenes,
         tmp_path,
@@ -367,7 +368,7 @@ def test_progress_names_the_rounds(loaded: Loaded, scenes: Samples, tmp_path: Pa
 def test_samples_without_images_are_refused(loaded: Loaded, tmp_path: Path) -> None:
     samples = Samples.of([Sample("x7", (), "Is there a circle?", "yes")])
     with pytest.raises(UsageError, match="must have images; got none in sample x7"):
-        calibrate.calibrate(loaded, samples, tmp_path, **GRID)
+        calibrate(loaded, samples, tmp_path, **GRID)
 
 
 def test_numbers_that_are_not_finite_are_told(
@@ -377,7 +378,7 @@ def test_numbers_that_are_not_finite_are_told(
     with torch.no_grad():
         broken.model.get_output_embeddings().weight.fill_(torch.inf)
     with pytest.raises(RunFailed, match="finite"):
-        calibrate.calibrate(broken, scenes, tmp_path, **GRID)
+        calibrate(broken, scenes, tmp_path, **GRID)
 
 
 def test_the_results_do_not_depend_on_the_company(

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from calibrations import calibrate
 
-from tpcal.calibrate import calibrate
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.models import Loaded
@@ -49,8 +49,8 @@ def lied_to(samples: Samples) -> Samples:
 def test_the_models_own_answers_give_nearly_the_same_profile(
     embedded: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
-    given = calibrate.calibrate(embedded, scenes, tmp_path, **GRID)
-    own = calibrate.calibrate(embedded, scenes.unanswered(), tmp_path, **GRID)
+    given = calibrate(embedded, scenes, tmp_path, **GRID)
+    own = calibrate(embedded, scenes.unanswered(), tmp_path, **GRID)
     assert len(list(tmp_path.iterdir())) == 2
     assert own.provenance["data"]["own_answers"] is True
     right = np.abs(given.kl - own.kl).max(axis=1) < 1e-4  # nothing changed: the same answer
@@ -62,7 +62,7 @@ def test_answers_that_are_wrong_change_only_a_profile_that_looks_at_them(
     embedded: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
     def of(samples: Samples) -> Profile:
-        return calibrate.calibrate(embedded, samples, tmp_path, **GRID)
+        return calibrate(embedded, samples, tmp_path, **GRID)
 
     wrong = lied_to(scenes)
     np.testing.assert_array_equal(of(wrong.unanswered()).kl, of(scenes.unanswered()).kl)

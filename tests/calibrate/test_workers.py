@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from calibrations import calibrate
 
-from tpcal.calibrate import calibrate, profile
+from tpcal.calibrate import profile
 from tpcal.calibrate.checkpoints import Parts
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
@@ -22,11 +23,13 @@ torch.set_num_threads(1)
 from tpcal.calibrate import calibrate
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.samples import load_samples
+from tpcal.calibrate.probing_settings import ProbingSettings
 loaded = models.load(sys.argv[1], device="cpu")
 def progress(done, total, what):
     print(done, total, what, flush=True)
-calibrate.calibrate(loaded, load_samples(n=6), sys.argv[2], selectors=["attention", "grid"],
-                keeps=[0.5, 0], batch_size=2, progress=progress)
+settings = ProbingSettings(selectors=["attention", "grid"], keeps=[0.5, 0], batch_size=2)
+calibrate.calibrate(loaded, load_samples(n=6), sys.argv[2], settings=settings,
+                progress=progress)
 print("done", os.environ["RANK"], flush=True)
 """
 
@@ -54,7 +57,7 @@ def test_two_processes_make_the_profile_of_one_also_after_one_has_died(
 ) -> None:
     alone = tmp_path / "alone"
     wish = {"selectors": ["attention", "grid"], "keeps": [0.5, 0], "batch_size": 2}
-    calibrate.calibrate(loaded, scenes, alone, **wish)
+    calibrate(loaded, scenes, alone, **wish)
     script, out = tmp_path / "script.py", tmp_path / "shared"
     start = 'if done == 4 and os.environ["RANK"] == "0":\n        os.kill(os.getpid(), 9)\n    '
     script.write_text(SCRIPT.replace("print(done", f"{start}print(done"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from releases import skip_elsewhere
 
-from tpcal.calibrate.bench.generation_times import Generator, bench
+from tpcal.calibrate.bench.generation_times import BenchSettings, Generator, bench
 from tpcal.calibrate.bench.geometry import GEOMETRIES, build, check_memory, prompt, prompts
 from tpcal.calibrate.bench.peak_memory import peak_bytes
 from tpcal.calibrate.bench.prompt_sizes import PromptSize
@@ -115,8 +115,7 @@ def test_cells_count_the_tokens_and_hold_every_repeat(name: str, model: Any) -> 
         lambda shape: prompts(geometry, shape, torch.float32, "cpu"),
         [PromptSize(1, 1, 12), PromptSize(2, 2, 12)],
         {"plan": PLAN, "none": Plan(())},
-        n_new=2,
-        n_repeats=3,
+        BenchSettings(n_new=2, n_repeats=3),
         progress=lambda done, total, what: steps.append((done, total, what)),
     )
     assert [cell.title for cell in cells] == [

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs.model_files import find_model
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.plans import hub
 from tpcal.plans.errors import RunFailed, UsageError
@@ -60,7 +61,7 @@ def test_without_the_hub_the_error_names_the_file_and_the_way_out(name: str) -> 
 @pytest.mark.usefixtures("_offline")
 def test_a_revision_is_passed_on() -> None:
     with pytest.raises(UsageError, match=re.escape("org/name@v2")):
-        models.load("org/name@v1", revision="v2", device="cpu")
+        models.load(find_model("org/name@v1", "v2"), device="cpu")
     with pytest.raises(UsageError, match=re.escape("org/name@v1")):
         models.load("org/name@v1", device="cpu")
 

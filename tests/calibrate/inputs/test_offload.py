@@ -8,9 +8,9 @@ import accelerate.utils
 import numpy as np
 import pytest
 import torch
+from calibrations import calibrate
 from releases import skip_elsewhere
 
-from tpcal.calibrate import calibrate
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
@@ -78,8 +78,8 @@ def test_a_profile_is_the_same(
     loaded: Loaded, parted: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
     wish = {"selectors": ["attention", "grid"], "keeps": [0.5, 0], "batch_size": 3}
-    whole = calibrate.calibrate(loaded, scenes, tmp_path / "whole", **wish)
-    assert calibrate.calibrate(parted, scenes, tmp_path / "part", **wish).digest == whole.digest
+    whole = calibrate(loaded, scenes, tmp_path / "whole", **wish)
+    assert calibrate(parted, scenes, tmp_path / "part", **wish).digest == whole.digest
 
 
 def test_what_fits_is_not_offloaded(model_folder: Path) -> None:
