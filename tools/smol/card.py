@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--folder", type=Path, help="an assembled model other than the shipped one"
     )
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--layers", default=",".join(map(str, range(0, 30, 2))))
     options = parser.parse_args(arguments)
     examinee = Examinee(options.folder or assembled_folder())

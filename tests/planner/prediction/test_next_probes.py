@@ -9,7 +9,7 @@ import pytest
 from tpcal.calibrate import probe_grid
 from tpcal.calibrate.profile import MEASURES, Probe, Profile
 from tpcal.planner.prediction.budget import Budget
-from tpcal.planner.prediction.next_probes import MOST_SHARE, next_probes, work
+from tpcal.planner.prediction.next_probes import MOST_PASSES, MOST_SHARE, next_probes, work
 from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
 
@@ -56,6 +56,15 @@ def test_half_the_work_finds_plans_as_good_as_the_whole_grid(make_world, seed) -
             losses = [world.loss(plan)[world.sample_group == g].mean() for g in range(3)]
             lost[name] += max(losses)
     assert lost["refined"] <= 1.05 * lost["whole"]
+
+
+def test_deep_decoders_are_refined_for_the_work_of_a_few_passes(make_world) -> None:
+    whole = make_world(n_layers=40).profile(layers=range(0, 40, 3), noise=0.1)
+    allowed = MOST_PASSES * 40
+    assert allowed < MOST_SHARE * sum(work(whole, whole.probes))
+    some = refined(whole)
+    assert sum(work(whole, probe_grid.coarse(whole.probes))) < sum(work(whole, some.probes))
+    assert sum(work(whole, some.probes)) <= allowed
 
 
 def test_it_names_untried_probes_in_their_order_and_always_the_same(make_world) -> None:
