@@ -48,8 +48,8 @@ def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]
 
         votes(p) = mean over budgets of sum over plans of weight(plan) * loss at p / best loss
 
-    Cuts that no good plan makes therefore stay coarse. Probes with fewer votes than `FEWEST_VOTES` are
-    left out. A round takes probes up to `ROUND_SHARE` of the work of the grid. Refinement ends
+    Cuts that no good plan makes therefore stay coarse. Probes with fewer votes than `FEWEST_VOTES`
+    are left out. A round takes probes up to `ROUND_SHARE` of the work of the grid. Refinement ends
     when less than half a round is left of `MOST_SHARE` and `MOST_PASSES`, or when less than
     `MOST_INTERPOLATED` of the loss of good plans is interpolated. The result is deterministic.
 
