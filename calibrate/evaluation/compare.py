@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from tpcal.calibrate.evaluation.accuracy import Evaluation, compare_all
-from tpcal.calibrate.evaluation.controls import control
+from tpcal.calibrate.evaluation.controls import PlanBeside, control
 from tpcal.calibrate.evaluation.generate import Answered, AnswerStore, InMemory, answer_all
 from tpcal.calibrate.evaluation.intervals import Array
 from tpcal.calibrate.evaluation.measured_cost import measured
@@ -209,15 +209,9 @@ class _Controls:
                 self.impossible[name] = str(error)
 
     def _control(self, kind: str, name: str, plan: _Given, scope: str) -> _Given:
-        variant = control(
-            kind,
-            plan.cost.layer_average_keep,
-            self._loaded,
-            self._samples,
-            [answer.images or answer.n_visual for answer in plan.answers],
-            self._batch_size,
-            scope=scope,
-        )
+        n_visual = [answer.images or answer.n_visual for answer in plan.answers]
+        beside = PlanBeside(plan.cost.layer_average_keep, n_visual, scope)
+        variant = control(kind, beside, self._loaded, self._samples, self._batch_size)
         key = str(variant.key)
         shared = key in self._known
         if not shared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tpcal.calibrate.evaluation.downsized import smaller_images
 from tpcal.calibrate.evaluation.variants import Impossible, Pruned, RandomlyPruned, Variant
@@ -18,34 +19,37 @@ CONTROLS = (RANDOM, GRID, DOWNSIZED)
 N_STEPS = 1_000_000
 
 
-def control(
-    name: str,
-    target: float,
-    loaded: Loaded,
-    samples: Samples,
-    n_visual: Sequence[int | Sequence[int]],
-    batch_size: int,
-    *,
-    scope: str = "prompt",
-) -> Variant:
-    """The most expensive variant of a kind that costs at most ``target``.
+@dataclass(frozen=True)
+class PlanBeside:
+    """What a control has to match of the plan that it is compared with."""
 
-    ``random`` and ``grid`` cut once, before the decoder. ``downsized`` shows the model smaller
-    images instead. ``random`` draws other tokens for every batch.
+    target: float
+    """Layer average of keep over the samples."""
+    n_visual: Sequence[int | Sequence[int]]
+    """[n] visual tokens of each question's prompt, or of each of its images."""
+    scope: str = "prompt"
+
+
+def control(
+    name: str, beside: PlanBeside, loaded: Loaded, samples: Samples, batch_size: int
+) -> Variant:
+    """The most expensive variant of a kind that costs at most as much as a plan.
+
+    ``random`` and ``grid`` cut once, before the decoder, in the plan's scope. ``downsized`` shows
+    the model smaller images instead. ``random`` draws other tokens for every batch.
 
     Args:
         name: One of `CONTROLS`.
-        target: Layer average of keep over these samples.
+        beside: Cost and scope of the plan.
         loaded: The model.
         samples: The questions.
-        n_visual: [n] visual tokens of each question's prompt, or of each of its images.
         batch_size: Samples per run of the model.
-        scope: The scope of ``random`` and ``grid``, that of the plan beside them.
 
     Raises:
         Impossible: This model cannot do it, or no variant of this kind is cheap enough.
     """
-    sets = [Plan(scope=scope).choice_sets(n) for n in n_visual]
+    target, scope = beside.target, beside.scope
+    sets = [Plan(scope=scope).choice_sets(n) for n in beside.n_visual]
     if name == DOWNSIZED:
         return smaller_images(loaded, samples, [sum(own) for own in sets], min(target, 1.0))
     keep = keep_within(target, sets)

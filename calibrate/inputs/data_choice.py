@@ -61,8 +61,7 @@ class DataChoice:
             seed=self.seed or 0,
             split=self.split or split,
             columns=columns,
-            skip_bad=self.skip_bad,
-            metric=self.metric,
+            rows=samples.RowSettings(self.skip_bad, self.metric),
         )
         return drawn.unanswered() if self.own_answers else drawn
 

@@ -183,6 +183,17 @@ class Samples(Sequence[Sample]):
         return map(self._read, self._rows)
 
 
+@dataclass(frozen=True)
+class RowSettings:
+    """How the rows of a data set become samples."""
+
+    skip_bad: bool = False
+    """Whether to take further rows in place of those that cannot be read. Their errors are in
+    ``source.unreadable``."""
+    metric: str | None = None
+    """Metric of the answers; None takes that of a data set by name, or ``match``."""
+
+
 def load_samples(
     data: str | None = None,
     *,
@@ -190,8 +201,7 @@ def load_samples(
     seed: int = 0,
     split: str | None = None,
     columns: Columns | None = None,
-    skip_bad: bool = False,
-    metric: str | None = None,
+    rows: RowSettings | None = None,
 ) -> Samples:
     """Samples of a data set, of a mix of data sets by name, or of the built-in scenes.
 
@@ -205,15 +215,14 @@ def load_samples(
         seed: Seed of the random order. The same seed always draws the same samples.
         split: ``calibration`` (also None) or ``eval``, or a split's own name.
         columns: Names of the columns; those that are not given are guessed.
-        skip_bad: Whether to take further rows in place of those that cannot be read. Their errors
-            are in ``source.unreadable``.
-        metric: Metric of the answers; None takes that of a data set by name, or ``match``.
+        rows: How rows become samples; None for the defaults of `RowSettings`.
 
     Raises:
         UsageError: Missing, empty or unreadable data, missing columns, no images; a row that
             cannot be read, or none that can.
     """
-    split = split or "calibration"
+    split, rows = split or "calibration", rows or RowSettings()
+    metric, skip_bad = rows.metric, rows.skip_bad
     if n is not None and n < 1:
         raise UsageError(f"The number of samples must be at least 1; got {n}.")
     data = None if data in (EMBEDDED, SCENES) else data

@@ -8,7 +8,7 @@ import processors
 import pytest
 from PIL import Image
 
-from tpcal.calibrate.evaluation.controls import control, keep_within
+from tpcal.calibrate.evaluation.controls import PlanBeside, control, keep_within
 from tpcal.calibrate.evaluation.downsized import Resized, Scaled, smaller_images
 from tpcal.calibrate.evaluation.generate import Answered, InMemory, answer_all
 from tpcal.calibrate.evaluation.variants import Impossible, Pruned, RandomlyPruned, Variant
@@ -41,7 +41,7 @@ def test_less_than_a_token_is_nothing(loaded: Loaded, scenes: Samples) -> None:
     assert keep_within(0.05, [16]) == 0
     for name in ("random", "grid", "downsized"):
         with pytest.raises(Impossible, match="would cost more"):
-            control(name, 0.05, loaded, scenes, [16] * 6, 4)
+            control(name, PlanBeside(0.05, [16] * 6), loaded, scenes, 4)
 
 
 def _answered(loaded: Loaded, samples: Samples, variant: Variant) -> tuple[Answered, ...]:
@@ -68,7 +68,7 @@ def test_a_batch_without_images_is_answered_too() -> None:
 
 
 def test_every_batch_is_another_draw(loaded: Loaded, scenes: Samples) -> None:
-    variant = control("random", 0.25, loaded, scenes, [16] * 6, 3)
+    variant = control("random", PlanBeside(0.25, [16] * 6), loaded, scenes, 3)
     assert isinstance(variant, RandomlyPruned)
     kept = []
     for start in (0, 3, 0):
@@ -86,7 +86,7 @@ def test_a_processor_of_one_size_gets_another_and_has_its_own_again(
 ) -> None:
     images: Any = loaded.processor.image_processor
     before = (images.size, images.crop_size)
-    variant = control("downsized", 0.45, loaded, scenes, [16] * 6, 3)
+    variant = control("downsized", PlanBeside(0.45, [16] * 6), loaded, scenes, 3)
     assert variant == Resized(48, 72)  # 2 x 3 of 4 x 4 patches of 24 pixels: 6 of 7.2 tokens
     answers = _answered(loaded, scenes, variant)
     assert {answer.n_visual for answer in answers} == {6}
@@ -95,7 +95,7 @@ def test_a_processor_of_one_size_gets_another_and_has_its_own_again(
 
 
 def test_full_size_is_what_the_model_sees_unpruned(loaded: Loaded, scenes: Samples) -> None:
-    variant = control("downsized", 1.0, loaded, scenes, [16] * 6, 3)
+    variant = control("downsized", PlanBeside(1.0, [16] * 6), loaded, scenes, 3)
     unpruned, same = (_answered(loaded, scenes, w) for w in (Pruned(), variant))
     assert unpruned == same
 

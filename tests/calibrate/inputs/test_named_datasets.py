@@ -17,7 +17,7 @@ from tpcal.calibrate.inputs.datasets.catalog import ANSWERS, catalog, lite
 from tpcal.calibrate.inputs.datasets.hub_rows import hub_rows
 from tpcal.calibrate.inputs.datasets.mixture import is_mixture, parse_mixture
 from tpcal.calibrate.inputs.model_choice import ModelChoice
-from tpcal.calibrate.inputs.samples import Columns, load_samples
+from tpcal.calibrate.inputs.samples import Columns, RowSettings, load_samples
 from tpcal.plans import hub
 from tpcal.plans.errors import UsageError
 
@@ -205,7 +205,7 @@ def test_a_metric_may_be_named_for_own_data(tmp_path: Path) -> None:
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     file.write_text('{"image": "a.png", "question": "Date?", "answers": ["May 1", "1 May"]}\n')
-    (sample,) = load_samples(str(file), metric="anls")
+    (sample,) = load_samples(str(file), rows=RowSettings(metric="anls"))
     assert (sample.metric, sample.answers) == ("anls", ("May 1", "1 May"))
     (plain,) = load_samples(str(file))
     assert (plain.metric, plain.right_answers) == ("match", ("May 1",))

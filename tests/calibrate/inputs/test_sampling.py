@@ -13,7 +13,7 @@ from PIL import Image
 
 from tpcal.calibrate import profile
 from tpcal.calibrate.inputs.data_choice import DataChoice
-from tpcal.calibrate.inputs.samples import Samples, load_samples
+from tpcal.calibrate.inputs.samples import RowSettings, Samples, load_samples
 from tpcal.cli import cli
 from tpcal.plans.errors import UsageError
 
@@ -38,7 +38,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def load(data: Path, **how: Any) -> Samples:
-    return load_samples(str(data), skip_bad=True, **how)
+    return load_samples(str(data), rows=RowSettings(skip_bad=True), **how)
 
 
 def test_rows_that_cannot_be_read_are_refused_unless_asked(data: Path) -> None:
