@@ -24,7 +24,7 @@ from tpcal.plans.executor.architecture import with_grids
 from tpcal.plans.executor.cutting import prepare
 from tpcal.plans.executor.fit import check
 from tpcal.plans.executor.handle import is_applied
-from tpcal.plans.executor.passes import ForwardPass
+from tpcal.plans.executor.passes import DecoderParts, ForwardPass
 from tpcal.plans.executor.prompt import PromptTokens, read_prompt
 from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import decoder_shape, find
@@ -99,7 +99,7 @@ def pruned_prompt(
             prepared,
             prompt if has_images else None,
             reached.states.shape[1],
-            final_norm=family.final_norm(model),
+            DecoderParts(family.final_norm(model), shared={}, probes={}, flash={}),
         )
         states, _, _ = run.before_layer(0, reached.states, {})
     places = run.survivors.places
