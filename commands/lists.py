@@ -72,7 +72,7 @@ def datasets(names: tuple[str, ...], verify: bool) -> None:
     if not verify:
         terminal.console().print(datasets_table(chosen))
         return
-    from tpcal.calibrate.inputs.datasets.verify import verified
+    from tpcal.calibrate.inputs.datasets.hub_check import verified
 
     wrong = []
     for dataset in chosen:

@@ -16,7 +16,7 @@ from tpcal.views.tables import WORST, Right, table_of
 
 if TYPE_CHECKING:
     from tpcal.calibrate.inputs.datasets.catalog import NamedDataset
-    from tpcal.calibrate.inputs.datasets.verify import VerifiedDataset
+    from tpcal.calibrate.inputs.datasets.hub_check import VerifiedDataset
 
 
 def datasets_table(datasets: Sequence[NamedDataset]) -> Table:

@@ -160,7 +160,7 @@ def _record(file: str, plan: Plan) -> DataChoice | None:
         return None
     choice = DataChoice().over(DataChoice.restored(record))
     if choice.data in (None, EMBEDDED):
-        return replace(choice, data=None)
+        return DataChoice(seed=choice.seed, metric=choice.metric)
     return replace(choice, data=locate(choice.data, folder_of(file), file, "--data"))
 
 

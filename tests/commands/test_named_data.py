@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import named_datasets
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
+from rich.console import Console
 
+from tpcal.calibrate.evaluation.accuracy import compare_all
+from tpcal.calibrate.evaluation.compare import Comparison, Entry
+from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
+from tpcal.calibrate.evaluation.paired_tests import Pair, paired_tests
+from tpcal.calibrate.evaluation.shares import MeasuredCost
 from tpcal.calibrate.inputs.datasets.hub_rows import FOLDER
+from tpcal.calibrate.inputs.model_facts import ModelFacts
+from tpcal.calibrate.inputs.sample import Sample
+from tpcal.calibrate.inputs.sample_facts import SampleFacts
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.cli import cli
 from tpcal.plans import hub
+from tpcal.views.evaluation_view import evaluation_view
 from tpcal.views.forecast_view import duration
 
 MIX = "docvqa_lite:2,ocrbench:1,chartqa_lite:1"
@@ -78,3 +91,35 @@ def test_verification_says_what_matches(copies: Path) -> None:
 )
 def test_durations_are_rounded(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_graded_scores_and_f1_stand_in_the_table_and_the_file() -> None:
+    image = (Image.new("RGB", (4, 4)),)
+    samples = Samples.of(
+        [
+            *(Sample(f"d{i}", image, "Date?", "may 1", "docvqa", metric="anls") for i in range(6)),
+            Sample("p1", image, "A cat?", "yes", "pope", metric="yes_no"),
+            Sample("p2", image, "A dog?", "no", "pope", metric="yes_no"),
+        ]
+    )
+    before, after = ["may 1"] * 6 + ["yes", "no"], ["may 2"] * 6 + ["no", "no"]
+    unpruned, judged = compare_all(samples, before, [after])
+    entry = Entry("plan.yaml", None, None, False, MeasuredCost(), judged)
+    (test,) = paired_tests(
+        [Pair("plan.yaml", "unpruned", "accuracy", judged.correct_plan, unpruned.correct_unpruned)]
+    )
+    # Six answers lose one of five characters, one loses all: 2 of 128 signs are as uneven.
+    assert (test.p, test.n_changed, test.is_graded) == (2 / 128, 7, True)
+    assert test.difference.value == pytest.approx(-(6 * 0.2 + 1) / 8)
+    comparison = Comparison(unpruned, (entry,), (test,), {})
+    results = EvaluationResults.of(comparison, ModelFacts("tiny"), SampleFacts.of(samples, 0))
+    assert EvaluationResults.from_json(json.loads(json.dumps(results.to_json()))) == results
+    assert (results.unpruned.f1, results.entries[0].f1) == ({"pope": 1.0}, {"pope": 0.0})
+    screen = Console(file=io.StringIO(), width=120)
+    screen.print(evaluation_view(results, title="plan.yaml"))
+    assert isinstance(screen.file, io.StringIO)
+    out = screen.file.getvalue()
+    rows = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.split()}
+    assert rows["docvqa"].startswith("docvqa 6 100 [61, 100] 80 [")
+    assert "F1 of the answer yes in pope, %: unpruned 100.0, plan.yaml 0.0." in out
+    assert "p = 0.016 (sign-flip test; 7 answers have another score)" in out

@@ -55,7 +55,7 @@ def hub_rows(dataset: NamedDataset, *, split: str, n: int, seed: int) -> HubRows
     if dataset.rows is None or dataset.rows <= MIN_SHUFFLE:
         loaded = _load(dataset, place, streaming=False)
         rows = StandardRows(dataset, loaded, images)
-        return HubRows(rows, order(len(rows), split, seed), len(rows))
+        return HubRows(rows, order(len(rows), split, seed).tolist(), len(rows))
     # Blocks of rows serve calibration and evaluation in turn. Neighbouring rows often ask about
     # the same image, so that single rows in turn would share images.
     stream, own = _load(dataset, place, streaming=True), int(split == "eval")

@@ -35,7 +35,7 @@ def verified(dataset: NamedDataset) -> VerifiedDataset:
 
     Example:
         >>> from tpcal.calibrate.inputs.datasets.catalog import catalog
-        >>> from tpcal.calibrate.inputs.datasets.verify import verified
+        >>> from tpcal.calibrate.inputs.datasets.hub_check import verified
         >>> verified(catalog()["chartqa"]).matches  # doctest: +SKIP
         True
     """
