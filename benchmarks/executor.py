@@ -1,8 +1,9 @@
 """Savings of a plan on this machine, and the cost of executing it.
 
 Pruned and unpruned passes take turns in one run, so that all figures are ratios of times measured
-within the same minutes. Weights are random, because time does not depend on them. The image is
-encoded beforehand, as `generate` does, so no figure includes the vision tower or the output head.
+within the same minutes. Weights are random, because time does not depend on them. The figures of
+the decoder leave out the vision tower and the output head. Whole requests stand beside them: calls
+of `generate` with pixels, whose tower is as wide as LLaVA's (LLaVA geometries only).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from stopwatch import Bench, Seconds, measure, peak
+from whole_requests import BY_HAND, Requests, build_with_tower
 
 from tpcal.calibrate.bench.geometry import GEOMETRIES, IMAGE, build, prompt
 from tpcal.calibrate.bench.ratios import Spread
@@ -227,6 +229,16 @@ def verdicts(results: Sequence[Figures]) -> list[tuple[str, bool, str]]:
     return rows
 
 
+def whole_line(whole: Mapping[str, float], n_new: int, n_tower: int) -> str:
+    """The unpruned time of whole requests, and the speed-ups of all ways to answer them."""
+    ways = ", ".join(f"{name} {ratio:.2f}" for name, ratio in whole.items() if name != "unpruned")
+    return (
+        f"Whole requests (generate: tower of {n_tower} layers, prefill, head, {n_new} new "
+        f"tokens): unpruned {1000 * whole['unpruned']:.1f} ms; speed-up: {ways}. {BY_HAND!r} "
+        "gives generate the embeddings of evenly spaced features, without tpcal."
+    )
+
+
 @click.command()
 @click.option(
     "--geometry",
@@ -266,6 +278,13 @@ def verdicts(results: Sequence[Figures]) -> list[tuple[str, bool, str]]:
     show_default=True,
     help="Decode steps per repeat.",
 )
+@click.option(
+    "--tower-layers",
+    type=click.IntRange(min=2),
+    default=24,
+    show_default=True,
+    help="Layers of the vision tower of whole requests; LLaVA-1.5 has 24.",
+)
 @run_options
 @click.option("--strict", is_flag=True, help=f"Exit with {MISSED} where a target is missed.")
 def main(
@@ -277,6 +296,7 @@ def main(
     n_text: int,
     repeats: int,
     n_decode: int,
+    tower_layers: int,
     threads: int | None,
     clock: str,
     json_path: Path | None,
@@ -289,11 +309,18 @@ def main(
     chosen = GEOMETRIES[preset].with_layers(layers)
     with torch.inference_mode(), Progress(console=console, transient=True) as progress:
         progress.add_task("building the model", total=None)
-        model = build(chosen, DTYPES[dtype], device)
+        llava = chosen.family == "llava"
+        if llava:
+            model = build_with_tower(chosen, tower_layers, DTYPES[dtype], device)
+        else:
+            model = build(chosen, DTYPES[dtype], device)
         inputs = prompt(chosen, n_text, DTYPES[dtype], device)
         made = plans(chosen.n_layers, chosen.n_visual, budget)
         bench = Bench(model, inputs, n_decode, now)
         base, results = run(bench, made, n_text, repeats, progress)
+        progress.add_task("whole requests", total=None)
+        requests = Requests(model, inputs["input_ids"], n_decode + 1, now)
+        whole = requests.seconds(made, budget, repeats) if llava else {}
     machine = hardware(device)
     title = f"{preset}, {chosen.n_layers} layers, {dtype}, {chosen.n_visual} + {n_text} tokens"
     console.print(table(title, results))
@@ -301,6 +328,8 @@ def main(
     console.print(
         f"Unpruned ({clock} time): prefill {unpruned:.1f} ms, decode step {step:.2f} ms. {machine}"
     )
+    if whole:
+        console.print(whole_line(whole, n_decode + 1, tower_layers))
     rows = verdicts(results)
     for says, holds, missed in rows:
         console.print(
@@ -320,6 +349,7 @@ def main(
             "unpruned_prefill_ms": unpruned,
             "unpruned_decode_ms": step,
             "plans": [asdict(f) for f in results],
+            "whole_requests": whole,
             "targets": [{"target": says, "holds": holds} for says, holds, _ in rows],
         }
         json_path.write_text(json.dumps(data, indent=2) + "\n")

@@ -72,11 +72,11 @@ def pivots(tokens: Tokens, row: int, n_keep: int) -> Tensor:
     images = tokens.keys[row].norm(p=1, dim=-1).topk(4).indices
     texts = tokens.text_keys[row].norm(p=1, dim=-1).topk(4).indices + n_tokens
     unit = normalize(states, dim=-1)
-    kept = torch.zeros(n_tokens, dtype=torch.bool)
+    kept = torch.zeros(n_tokens, dtype=torch.bool, device=states.device)
     kept[images] = True
     for pivot in (*images, *texts):
         likeness = (unit[:n_tokens] @ unit[pivot]).masked_fill(kept, torch.inf)
-        kept[likeness.topk((n_keep - 4) // 8, largest=False).indices] = True
+        kept[likeness.topk(max(0, n_keep - 4) // 8, largest=False).indices] = True
     return kept.nonzero()[:, 0]
 
 

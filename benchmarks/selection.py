@@ -3,7 +3,8 @@
 Selectors and one decoder layer take turns in one run. The time of a prefill is estimated as
 `N_LAYERS` times that of the layer, over N visual and `N_TEXT` text tokens of one row, times the
 rows of the batch. Reading the scores that a selector asks for is the executor's work;
-`executor.py` times both together.
+`executor.py` times both together. Straightforward implementations of some selectors
+(`references.py`) take turns with them too, row after row.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import click
 import torch
 from machine import DTYPES, hardware, run_options, timer
+from references import REFERENCES
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -68,6 +70,8 @@ class Result:
     prefill_ms: float
     share: float
     """Share of the prefill; the median of the shares of the repeats."""
+    to_reference: float | None
+    """Time as a share of the reference's for all rows; None for selectors without one."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,12 @@ def cut(selector: Selector, seen: Tokens, n_keep: Tensor) -> None:
     selector.merged(seen, selector.select(seen, n_keep))
 
 
+def by_reference(name: str, seen: Tokens, n_keep: int) -> None:
+    """The reference's choice in every row."""
+    for row in range(len(seen.hidden)):
+        REFERENCES[name](seen, row, n_keep)
+
+
 def measure(
     case: Case, chosen: Sequence[str], machine: Machine, layer: LlamaModel, n_repeats: int
 ) -> list[Result]:
@@ -158,16 +168,23 @@ def measure(
     states = torch.randn(1, case.n_tokens + N_TEXT, machine.hidden).to(seen.hidden)
     prefill: list[float] = []
     taken: dict[str, list[float]] = {name: [] for name in chosen}
+    beside: dict[str, list[float]] = {name: [] for name in chosen if name in REFERENCES}
     for repeat in range(n_repeats + 1):  # the first round warms up
         one = machine.seconds(lambda: layer(inputs_embeds=states)) * N_LAYERS * case.batch
         rounds = {
             name: machine.seconds(partial(cut, selector, seen, n_keep))
             for name, selector in made.items()
         }
+        plain = {
+            name: machine.seconds(partial(by_reference, name, seen, int(n_keep[0])))
+            for name in beside
+        }
         if repeat:
             prefill.append(one)
             for name, seconds in rounds.items():
                 taken[name].append(seconds)
+            for name, seconds in plain.items():
+                beside[name].append(rounds[name] / seconds)
     return [
         Result(
             name,
@@ -175,6 +192,7 @@ def measure(
             ms=1e3 * statistics.median(seconds),
             prefill_ms=1e3 * statistics.median(prefill),
             share=statistics.median(s / p for s, p in zip(seconds, prefill, strict=True)),
+            to_reference=statistics.median(beside[name]) if name in beside else None,
         )
         for name, seconds in taken.items()
     ]
@@ -257,6 +275,10 @@ def main(
         console.print("Interrupted; this is what was finished.")
     for drawn in tables(results):
         console.print(drawn)
+    for r in results:
+        if r.to_reference is not None:
+            case = f"N = {r.n_tokens}, batch {r.batch}, keep {r.keep:.0%}"
+            console.print(f"{case}, {r.selector}: {r.to_reference:.2f} times its reference")
     setting = f"{dtype}, hidden size {hidden}, {clock} time, median of {repeats}"
     console.print(
         f"Prefill: {N_LAYERS} times one decoder layer over N + {N_TEXT} tokens, timed in turns "

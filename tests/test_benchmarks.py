@@ -22,6 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 def test_the_executor_benchmark_counts_what_a_plan_saves(geometry: str, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     options = ["--geometry", geometry, "--dtype", "fp32", "--repeats", "1", "--decode", "1"]
+    options += ["--tower-layers", "2"]
     command = [
         sys.executable,
         BENCHMARKS / "executor.py",
@@ -35,6 +36,11 @@ def test_the_executor_benchmark_counts_what_a_plan_saves(geometry: str, tmp_path
     assert done.returncode == 0, done.stderr
     assert "achieved / ideal at least 0.90" in done.stdout
     plans = {plan["name"]: plan for plan in json.loads(out.read_text())["plans"]}
+    whole = json.loads(out.read_text())["whole_requests"]
+    if geometry == "tiny":
+        assert whole.keys() == {"unpruned", "by hand @0", *plans}
+        assert all(value > 0 for value in whole.values())
+        assert "Whole requests (generate: tower of 2 layers" in done.stdout.replace("\n", " ")
     nothing = plans.pop("no-op x3")
     assert nothing["kv"] == nothing["ideal"] == nothing["layer_average_keep"] == 1
     assert len(plans) == 5
@@ -59,6 +65,10 @@ def test_the_selection_benchmark_times_every_selector(tmp_path: Path) -> None:
     assert {r["n_tokens"] for r in results} == {20, 36}
     for result in results:
         assert result["share"] == pytest.approx(result["ms"] / result["prefill_ms"])
+    beside = {r["selector"]: r["to_reference"] for r in results}
+    assert {name for name, ratio in beside.items() if ratio is not None} == {
+        *("cdpruner", "dart", "diversity", "diversity, max_sum", "vispruner")
+    }
 
 
 def test_the_memory_benchmark_finds_that_what_is_kept_is_less() -> None:

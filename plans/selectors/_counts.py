@@ -58,8 +58,8 @@ def read_counts(valid: Tensor, image: Tensor, text_valid: Tensor | None, n_keep:
     n_text = numbers if text_valid is None else text_valid.sum(-1)
     n_keep = torch.minimum(n_keep.to(valid.device), n_tokens).clamp(min=0)
     rows = (n_tokens, n_keep, n_images, n_text)
-    n_tokens, n_keep, n_images, n_text = torch.stack(rows).tolist()
-    return Counts(*map(tuple, (n_tokens, n_keep, n_images, n_text)), filler_right=False)
+    tokens, kept, images, texts = (tuple(row) for row in torch.stack(rows).tolist())
+    return Counts(tokens, kept, images, texts, filler_right=False)
 
 
 def real_places(valid: Tensor, n_tokens: Sequence[int] | None = None) -> list[slice | Tensor]:
