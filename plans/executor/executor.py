@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import compat, compiled, kernels, rope_deltas
+from tpcal.plans.executor import compat, compiled, kernels, labels, rope_deltas
 from tpcal.plans.executor.applied_models import register
 from tpcal.plans.executor.architecture import (
     flash_layers,
@@ -125,6 +125,7 @@ class Executor:
         family.attach(model, self._run, undo)
         compiled.bound((model, base, decoder, *layers), len(layers), undo)
         refuse_chunks(model, undo)
+        labels.check_labels(model, self, undo)
 
     @compiled.around
     def _run_base(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -216,6 +217,7 @@ class Executor:
             report = without_images(self._cuts.values(), call.n_new)
         mark_unpruned(output, call.unpruned)
         rope_deltas.note(call, output)
+        labels.note(self, run.survivors, run.length)
         # Callers expect one state per token of the pass: labels and logits_to_keep count on it.
         if run.survivors.places is None:
             return output, report

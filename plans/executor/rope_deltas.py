@@ -59,8 +59,9 @@ def note(call: Call, output: Any) -> None:
         _GENERATED.set(None)
         if found is None and generated[0]() is call.handle:
             found = generated[1:]
-    for cache in compat.caches_in(output) if found is not None else ():
-        setattr(cache, _MARK, found[0])
+    if found is not None:
+        for cache in compat.caches_in(output):
+            setattr(cache, _MARK, found[0])
 
 
 def _computing(base: nn.Module, handle: object) -> Callable[..., Any]:
