@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import transformers
+from transformers import GenerationMixin
 
 _PINS = Path(__file__).parents[1] / "constraints.txt"
+
+
+def require_joint_beams() -> None:
+    """Skips the test if `generate` repeats each image by itself: a prompt's images are then mixed.
+
+    That is so before transformers 5.20, where it does not encode images before it repeats them.
+    """
+    if not hasattr(GenerationMixin, "_supports_mm_encoder_outputs"):
+        skip_elsewhere("generate mixes the images of a prompt in its beams")
+
+
+def require_unpruned(run: Callable[[], object]) -> None:
+    """Skips the test if the model cannot run without a plan."""
+    try:
+        run()
+    except Exception as error:
+        skip_elsewhere(f"the unpruned model cannot: {str(error)[:100]}")
+        raise
 
 
 def skip_elsewhere(reason: str) -> None:

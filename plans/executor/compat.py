@@ -151,6 +151,15 @@ def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
     getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
 
 
+# 5.23: VipLLaVA's config names its layers as LLaVA's does. Then config.vision_feature_layer.
+
+
+def feature_layer(config: Any) -> int | list[int]:
+    """The layers of the vision tower whose states the projector reads."""
+    old = getattr(config, "vision_feature_layers", None)
+    return config.vision_feature_layer if old is None else old
+
+
 # 5.23: PaliGemma 2 limits its logits as Gemma 2 does; before, it ignored the limit of the config.
 # Then True, in families/paligemma.py.
 
@@ -169,6 +178,21 @@ def require_encoded_images() -> None:
             f"generate takes encoded images; got {transformers.__version__}. Way out: name a "
             "model with --model, or pip install 'transformers>=5.20'."
         )
+
+
+# 5.19: encoders of videos call the frames `pixel_values_videos`. Then the arguments themselves.
+
+
+def encoded_with(kind: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an encoder by the names they have in the model's inputs.
+
+    Args:
+        kind: ``"image"`` or ``"video"``.
+        arguments: The arguments.
+    """
+    if kind == "image" or "pixel_values_videos" in arguments:
+        return dict(arguments)
+    return {"pixel_values_videos" if k == "pixel_values" else k: v for k, v in arguments.items()}
 
 
 # 5.17: rotary tables of M-RoPE reach the layers merged, [B, S, d]. Then delete, with its caller.

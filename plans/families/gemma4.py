@@ -61,7 +61,7 @@ class Gemma4(AnySize):
             shapes = _shapes(inputs["image_position_ids"], pool)
             sizes[IMAGE] = [(1, n_rows, n_cols) for n_rows, n_cols in shapes]
         if "video_position_ids" in inputs:
-            frames = inputs["num_frames_per_video"]
+            frames = inputs.get("num_frames_per_video")
             sizes[VIDEO] = _of_videos(inputs["video_position_ids"], frames, pool)
         elif _VIDEO_SIZE in inputs:
             sizes[VIDEO] = [(t, h, w) for t, h, w in inputs[_VIDEO_SIZE].tolist()]
@@ -78,12 +78,12 @@ class Gemma4(AnySize):
         def sized(
             pixel_values_videos: Tensor,
             video_position_ids: Tensor,
-            num_frames_per_video: Tensor,
+            num_frames_per_video: Tensor | None = None,
             **kwargs: Any,
         ) -> Any:
-            output = encode(
-                pixel_values_videos, video_position_ids, num_frames_per_video, **kwargs
-            )
+            if num_frames_per_video is not None:  # transformers 5.19
+                kwargs["num_frames_per_video"] = num_frames_per_video
+            output = encode(pixel_values_videos, video_position_ids, **kwargs)
             sizes = _of_videos(video_position_ids, num_frames_per_video, pool)
             encoded.note(output, {_VIDEO_SIZE: sizes})
             return output
@@ -106,8 +106,17 @@ class Gemma4(AnySize):
 FAMILY = Gemma4()
 
 
-def _of_videos(places: Tensor, n_frames: Tensor, pool: int) -> list[Size]:
-    """Steps, rows and columns of tokens of each video, from the patches of all their frames."""
+def _of_videos(places: Tensor, n_frames: Tensor | None, pool: int) -> list[Size]:
+    """Steps, rows and columns of tokens of each video, from the patches of all their frames.
+
+    Args:
+        places: [all frames, P, 2] x and y of every patch; [videos, frames, P, 2] if there are no
+            ``n_frames``, as before transformers 5.19.
+        n_frames: [videos] frames of each video.
+        pool: Number of patches along one side of a token.
+    """
+    if n_frames is None:
+        return [(places.shape[1], *shape) for shape in _shapes(places[:, 0], pool)]
     starts = (n_frames.cumsum(0) - n_frames).to(places.device)
     shapes = _shapes(places[starts], pool)
     return [(n, *shape) for n, shape in zip(n_frames.tolist(), shapes, strict=True)]

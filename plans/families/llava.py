@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families import mistral3
 from tpcal.plans.families.base import Family, square_grid
@@ -42,7 +43,7 @@ class Llava(Family):
         """CLIP, with a class token, or SigLIP; the tower of Pixtral is not supported."""
         if _is_pixtral(model):
             return None
-        return tower_of(model.base_model.vision_tower, model.config.vision_feature_layer)
+        return tower_of(model.base_model.vision_tower, compat.feature_layer(model.config))
 
     def by_visual_token(
         self, model: PreTrainedModel, patches: Sequence[Tensor], inputs: Mapping[str, Any]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.attention_reader import CHUNK, score_rows, switched
 from tpcal.plans.executor.kernels import kernel_of
 from tpcal.plans.executor.prompt import PromptTokens
@@ -115,7 +116,7 @@ class Vision:
             try:
                 output = encode(*args, **kwargs)
                 given = signature.bind(*args, **kwargs).arguments
-                inputs = {**given, **given.pop("kwargs", {})}
+                inputs = compat.encoded_with(kind, {**given, **given.pop("kwargs", {})})
                 read = self._family.by_visual_token(self._model, mine.patches, inputs)
             finally:
                 mine.patches = None

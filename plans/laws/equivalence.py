@@ -132,7 +132,8 @@ def _tables(call: dict[str, Any]) -> list[Tensor]:
 
 def _flat(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        yield value
+        # Before transformers 5.17, tables of M-RoPE are one for each axis, [3, B, S, d].
+        yield from value if value.ndim == 4 else (value,)
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _flat(item)

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from pictures import IMAGE, N_TOWER, SIDE, TEXT, TOWER, VIDEO, Writer, case, random_model, same
+from dataclasses import replace
+from inspect import signature
+
+from pictures import (
+    IMAGE,
+    N_TOWER,
+    SIDE,
+    TEXT,
+    TOWER,
+    VIDEO,
+    Inputs,
+    Writer,
+    case,
+    random_model,
+    same,
+)
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -28,4 +43,13 @@ def build(attn: str) -> Case:
     writer = Writer(
         processor, same(N_TOWER), lambda frames: [VIDEO] * (frames.shape[1] * (N_TOWER + 1))
     )
-    return case("video_llava", model, writer, with_videos=True)
+    made = case("video_llava", model, writer, with_videos=True)
+    if "pixel_values" in signature(model.forward).parameters:
+        return made
+    rows, videos = (tuple(map(_renamed, rows)) for rows in (made.rows, made.videos))
+    return replace(made, rows=rows, videos=videos)
+
+
+def _renamed(row: Inputs) -> Inputs:
+    """The inputs as they were called before transformers 5.21."""
+    return {"pixel_values_images" if k == "pixel_values" else k: v for k, v in row.items()}

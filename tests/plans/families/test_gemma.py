@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import gemma
 import pytest
 import tiles
 import torch
+from releases import require_unpruned, skip_elsewhere
 from tiny import case
 from torch import Tensor
 from transformers import ShieldGemma2Config, ShieldGemma2ForImageClassification
@@ -87,6 +89,7 @@ def test_images_of_gemma_4_have_the_size_of_their_pixels_in_generate_too(name):
 def test_frames_of_gemma_4_are_steps_of_a_video_in_generate_too(name):
     tiny = case(name, "sdpa")
     both = tiny.batch(tiny.videos)
+    require_unpruned(lambda: tiny.model(**both))
     with apply(tiny.model, Plan((Cut(2, 0.5, "grid"),))) as handle:
         tiny.model(**both)
         forward = handle.last
@@ -182,7 +185,9 @@ def test_shared_layers_see_the_keys_of_the_layer_they_read():
     assert [family.key_source(model, at) for at in range(8)] == [0, 1, 2, 3, 3, 2, 3, 2]
     assert family.cut_layers(model) == range(4)
     row = tiny.rows[0]  # 22 tokens, 12 of them visual
-    for n_logits, n_last in ((0, 16), (1, 1)):  # generate goes on with the last token only
+    # generate goes on with the last token only, since transformers 5.21
+    last = 1 if "logits_to_keep" in signature(family.decoder(model).forward).parameters else 16
+    for n_logits, n_last in ((0, 16), (1, last)):
         with apply(model, Plan((Cut(3, 0.5, "random"),))), layer_calls(model) as calls:
             out = model(**row, logits_to_keep=n_logits)
         masks = [mask for _, mask in calls]
@@ -216,6 +221,10 @@ def test_decoding_far_beyond_the_window_equals_the_reference(name):
     hidden = hidden_tokens(trial.visual(inputs), handle.last.cuts, trial.n_layers)
     with hiding(trial.model, hidden):
         wanted = trial.generate(inputs, n_tokens, use_cache=False)
+    if not torch.equal(found, wanted):
+        cached, anew = (trial.generate(inputs, n_tokens, use_cache=use) for use in (True, False))
+        if not torch.equal(cached, anew):
+            skip_elsewhere("the unpruned model answers otherwise without a cache")
     assert torch.equal(found, wanted)
 
 
@@ -265,7 +274,10 @@ def test_the_ffn_counts_the_experts_that_a_token_visits():
 def test_layers_of_different_width_are_part_of_a_models_identity():
     model = case("gemma4", "sdpa").model
     mine, wider = identity(model), copy.deepcopy(model.config)
-    wider.text_config.per_layer_config = {2: {"head_dim": 48, "num_key_value_heads": 1}}
+    if hasattr(wider.text_config, "per_layer_config"):
+        wider.text_config.per_layer_config = {2: {"head_dim": 48, "num_key_value_heads": 1}}
+    else:  # before transformers 5.15
+        wider.text_config.global_head_dim = 48
     config, model.config = model.config, wider
     try:
         assert identity(model).fingerprint != mine.fingerprint

@@ -7,6 +7,7 @@ import tiny
 import torch
 from pictures import BREAK, END, IMAGE
 from places import cells, forward_grids, generate_grids, outline, reading_order, same
+from releases import require_joint_beams
 
 from tpcal.plans.families import find
 
@@ -24,6 +25,7 @@ def test_an_image_has_as_many_cells_as_its_size_holds(name):
     ]
     assert cells(grids[0][0]) == reading_order(16 // cell, 24 // cell)
     assert same(generate_grids(case.model, case.batch(case.rows)), grids)
+    require_joint_beams()
     beams = generate_grids(case.model, case.batch(case.rows), num_beams=2)
     assert same(beams, tuple(row for row in grids for _ in range(2)))
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from models import N_IMAGE, batch, prompt, tiny_llava
 from reference import class_attention
+from releases import require_joint_beams, skip_elsewhere
 from tiny import case
 
 from tpcal.plans.errors import FitError, UsageError
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader
@@ -80,7 +82,7 @@ def test_values_by_row_follow_beams():
 def test_llavas_values_go_to_the_tokens_that_their_patches_become(name):
     model = case(name, "sdpa").model
     base, config = model.base_model, model.config
-    layers = config.vision_feature_layer
+    layers = compat.feature_layer(config)
     layers = [layers] if isinstance(layers, int) else list(layers)
     for row in case(name, "sdpa").rows:
         inputs = {k: v for k, v in row.items() if k in ("pixel_values", "image_sizes")}
@@ -189,6 +191,8 @@ def token_places(steps, height, width, merge):
 
 @pytest.mark.parametrize("n_beams", [1, 3])
 def test_generation_chooses_what_a_forward_chooses(model, n_beams):
+    if n_beams > 1:
+        require_joint_beams()
     inputs = batch(PROMPTS)
     with apply(model, PLAN) as handle:
         model(**inputs)
@@ -199,6 +203,11 @@ def test_generation_chooses_what_a_forward_chooses(model, n_beams):
 
 
 def test_features_carry_what_was_read_when_they_were_made(model):
+    try:
+        compat.require_encoded_images()
+    except UsageError:
+        skip_elsewhere("models take no encoded images")
+        raise
     first, second = batch(PROMPTS, seed=1), batch(PROMPTS, seed=5)
     with apply(model, PLAN) as handle:
         model(**first)
@@ -287,6 +296,7 @@ def test_a_row_is_read_alike_alone_in_a_batch_and_in_beams(name):
                 assert [cut.kept[0] for cut in handle.last.cuts] == [cut[b] for cut in kept]
             else:
                 assert kept[0][b] == ()
+        require_joint_beams()
         model.generate(**together, max_new_tokens=1, num_beams=2, do_sample=False)
         beams = [tuple(row for row in cut for _ in range(2)) for cut in kept]
         assert [cut.kept for cut in handle.last.cuts] == beams
