@@ -46,18 +46,22 @@ class Figures:
     preemptions: int
     prefill_s: dict[int, float]
     """Processor seconds until the first token of all requests, by their number."""
+    answer_s: dict[int, float]
+    """Processor seconds until the last token of all requests, by their number."""
 
 
 @click.command()
 @click.option("--hidden", default=512, show_default=True, help="Width of the decoder.")
 @click.option("--memory", default=64, show_default=True, help="MiB of the KV cache.")
 @click.option("--requests", default=16, show_default=True, help="Requests that are given at once.")
-@click.option("--concurrency", default="1,8", show_default=True, help="Requests that are timed.")
+@click.option(
+    "--concurrency", default="1,8,32", show_default=True, help="Requests that are timed together."
+)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="File for all figures.")
 def main(hidden: int, memory: int, requests: int, concurrency: str, out: Path | None) -> None:
     """Compares plans at a layer average of 0.22 with the unpruned model in vLLM.
 
-    Exits with 6 if a plan's prefill is slower than the unpruned one.
+    Exits with 6 if a plan is slower than the unpruned model at any concurrency.
     """
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind", HF_HUB_OFFLINE="1"
@@ -76,8 +80,10 @@ def main(hidden: int, memory: int, requests: int, concurrency: str, out: Path | 
         click.echo(line)
     if out is not None:
         out.write_text(json.dumps([asdict(figures) for figures in found], indent=1))
-    full = found[0]
-    if any(f.prefill_s[n] > full.prefill_s[n] for f in found for n in full.prefill_s):
+    slower = [line for figures in found[1:] for line in _slower(figures, found[0])]
+    for line in slower:
+        click.echo(line, err=True)
+    if slower:
         sys.exit(SLOWER)
 
 
@@ -110,7 +116,7 @@ def _measure(
         dtype="float32",
         enforce_eager=True,
         max_model_len=1024,
-        max_num_seqs=requests,
+        max_num_seqs=max(requests, *sizes),
         max_num_batched_tokens=1024,
         block_size=32,
         kv_cache_memory_bytes=memory,
@@ -119,17 +125,24 @@ def _measure(
         disable_log_stats=False,
         additional_config=own,
     )
-    seconds = {n: _prefill(llm, n) for n in [1, *sizes]}  # the first one warms up
+    _seconds(llm, 1, 1)  # warms up
+    prefill = {n: _seconds(llm, n, 1) for n in sizes}
+    answer = {n: _seconds(llm, n, N_ANSWER) for n in sizes}
+    before = _n_preemptions(llm)
     most, held = _together(llm, requests)
-    preemptions = next(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+    preemptions = _n_preemptions(llm)
     del llm
     gc.collect()
-    return Figures(name, most, held, int(preemptions), {n: seconds[n] for n in sizes})
+    return Figures(name, most, held, int(preemptions - before), prefill, answer)
 
 
-def _prefill(llm: Any, n: int) -> float:
-    """Processor seconds until the first token of ``n`` requests."""
-    _give(llm, n, n_answer=1)
+def _n_preemptions(llm: Any) -> float:
+    return float(next(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions"))
+
+
+def _seconds(llm: Any, n: int, n_answer: int) -> float:
+    """Processor seconds until ``n`` requests have ``n_answer`` tokens each."""
+    _give(llm, n, n_answer)
     start = time.process_time()
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
@@ -172,17 +185,35 @@ def _give(llm: Any, n: int, n_answer: int) -> None:
         llm.llm_engine.add_request(f"{n}-{n_answer}-{number}", given, params)
 
 
+def _slower(figures: Figures, full: Figures) -> list[str]:
+    """A line for every time in which a plan is slower than the unpruned model."""
+    kinds = {"first token": "prefill_s", "last token": "answer_s"}
+    return [
+        f"Slower: {figures.plan} takes {mine[n] / s:.2f} times as long to the {kind} at {n}."
+        for kind, field in kinds.items()
+        for mine in [getattr(figures, field)]
+        for n, s in getattr(full, field).items()
+        if mine[n] > s
+    ]
+
+
 def _lines(found: list[Figures]) -> list[str]:
     full = found[0]
-    lines = ["plan | requests at once | KV bytes of a request | preemptions | prefill"]
+    lines = ["plan | requests at once | KV bytes of a request | preemptions | prefill | tokens/s"]
     for f in found:
         times = ", ".join(f"{f.prefill_s[n] / s:.2f} at {n}" for n, s in full.prefill_s.items())
+        rates = ", ".join(f"{s / f.answer_s[n]:.2f} at {n}" for n, s in full.answer_s.items())
         lines.append(
             f"{f.plan} | {f.requests_at_once} | {f.kv_bytes:,} "
-            f"({f.kv_bytes / full.kv_bytes:.2f}) | {f.preemptions} | {times}"
+            f"({f.kv_bytes / full.kv_bytes:.2f}) | {f.preemptions} | {times} | {rates}"
         )
     seconds = ", ".join(f"{s:.2f} s at {n}" for n, s in full.prefill_s.items())
-    return [*lines, f"Prefill is a ratio of processor times; unpruned: {seconds}."]
+    per_s = ", ".join(f"{n * N_ANSWER / s:.1f} at {n}" for n, s in full.answer_s.items())
+    return [
+        *lines,
+        f"Prefill and tokens/s are ratios, of processor times. Unpruned prefill: {seconds}.",
+        f"Unpruned tokens per second of the whole request: {per_s}.",
+    ]
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def lower(
     Examples:
       tpcal lower plan.yaml --engine embeddings
       tpcal lower plan.yaml --engine embeddings --no-measure -o light.yaml
-      tpcal lower org/llava-plan@v1 --engine vllm --profile tpcal-out/llava-1f2e3d4c5b
+      tpcal lower org/llava-plan@v1 --engine vllm --model llava-1.5-7b
     """
     from tpcal.views.lowering_view import lowering_view
     from tpcal.workflow import lowering

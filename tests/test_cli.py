@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "calibrate",
     "plan",
+    "lower",
     "front",
     "convert",
     "check",

@@ -32,7 +32,7 @@ def lowering_view(lowered: LoweredPlan, *, title: str) -> RenderableType:
         heading(f"{title}, for the engine {lowered.plan.provenance['engine']}"),
         _costs(names, both),
         Text(),
-        _loss_table(names, *losses),
+        _loss_table(*losses),
         Text(),
         Text(summary(*losses)),
     )
@@ -70,10 +70,11 @@ def _costs(names: tuple[str, str], both: tuple[Plan, Plan]) -> Table:
     return table
 
 
-def _loss_table(names: tuple[str, str], before: Loss, after: Loss) -> Table:
+def _loss_table(before: Loss, after: Loss) -> Table:
     with_changed = bool(after.changed)
-    changed = [Right(f"{name}, changed") for name in names] if with_changed else []
-    table = table_of("group", *(Right(f"{name}, nats") for name in names), *changed)
+    changed = ["changed before", "changed now"] if with_changed else []
+    titles = ["nats before", "nats now", *changed]
+    table = table_of("loss by group", *map(Right, titles))
     decisive = _decisive(after)
     worst = max(decisive, key=lambda group: decisive[group])
     for group, loss in decisive.items():

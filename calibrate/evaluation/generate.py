@@ -131,9 +131,8 @@ def _records(
     tokenizer: Any = loaded.processor.tokenizer
     texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     n_visual, n_text = n_tokens(loaded, prompts)
-    nothing: Sequence[tuple[()]] = [()] * len(ids)
-    counts = report.counts() if report and report.cuts else nothing
-    images = (report.image_sizes if report and report.cuts else None) or nothing
+    counts = report.counts() if report and report.cuts else [()] * len(ids)
+    images = report.image_sizes if report and report.grids else [()] * len(ids)
     rows = zip(texts, n_visual, n_text, counts, images, strict=True)
     return [Answered(*row) for row in rows]
 

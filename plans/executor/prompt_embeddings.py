@@ -119,7 +119,9 @@ def _refuse(model: PreTrainedModel, plan: Plan, inputs: Mapping[str, Any]) -> No
         raise FitError(name, problems)
     if is_applied(model):
         raise UsageError("No plan may be applied to the model; call remove() on its handle.")
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is None:
+        raise UsageError("The inputs must hold input_ids, as the processor gives them; got none.")
     if ids.shape[0] != 1 or (mask is not None and not mask.all()):
         raise UsageError(
             f"Prompts must be given one by one and without padding; got {ids.shape[0]}."

@@ -58,13 +58,14 @@ PLAN = [
     ["calibrate", "--memory", "8GB"],
     ["plan"],
     ["plan", "--budget", "0.22"],
+    ["lower", "plan.yaml", "--engine", "embeddings"],
     ["front"],
     ["eval", "--plan", "plan.yaml", "--control", "grid"],
     ["bench", "--plan", "plan.yaml"],
     ["certify", "plan.yaml"],
     ["run", "--offload", *IMAGE],
 ]
-FUNCTIONS = ["make_profile", "find_plan", "find_front", "evaluate", "certify"]
+FUNCTIONS = ["make_profile", "find_plan", "find_front", "lower", "evaluate", "certify"]
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,8 @@ def test_the_command_writes_the_plan_and_states_what_is_lost(
     assert result.exit_code == 0, result.output
     lowered = tpcal.lower("deep.yaml", "embeddings", settings=PREDICTED)
     worst = [max(p.loss.predicted.values()) for p in (lowered.original, lowered.plan)]
+    rows = {line.split()[0] for line in result.output.splitlines() if line.strip()}
+    assert set(lowered.plan.loss.predicted) <= rows  # every group is named
     told = f"Predicted: the worst group loses {worst[1]:.4f} nats instead of {worst[0]:.4f}."
     assert told in " ".join(result.output.split())
     assert tpcal.load_plan("low.yaml").cuts == lowered.plan.cuts

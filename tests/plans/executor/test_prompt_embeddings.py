@@ -80,6 +80,8 @@ def test_what_no_engine_could_run_is_refused() -> None:
         pruned_prompt(case.model, Plan(cuts=(Cut(2, 0.5, "grid"),)), row)
     with pytest.raises(UsageError, match="one by one and without padding; got 2"):
         pruned_prompt(case.model, _plan("grid"), case.batch(case.rows[:2]))
+    with pytest.raises(UsageError, match="must hold input_ids"):
+        pruned_prompt(case.model, _plan("grid"), {})
     with (
         tpcal.apply(case.model, _plan("grid")),
         pytest.raises(UsageError, match="call remove"),
