@@ -6,7 +6,7 @@ only plans that follow them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
@@ -26,7 +26,7 @@ class Engine:
     Example:
         >>> from tpcal import Cut
         >>> from tpcal.plans import engines
-        >>> [engines.VLLM.runs(Cut(8, 0.5, name)) for name in ("diversity", "attention")]
+        >>> [engines.VLLM.runs(Cut(8, 0.5, name)) for name in ("attention", "visionzip")]
         [True, False]
     """
 
@@ -54,45 +54,52 @@ class Engine:
             cut: The cut.
             architecture: Class name of the model, which need not be one that tests run.
         """
-        if self.cut_problems(0, cut):
-            return False
-        any_shape = architecture is not None and self._any_shape(architecture)
-        return not (any_shape and reads_grid(cut))
+        return not self.cut_problems(0, cut, architecture)
 
-    def plan_problems(self, plan: Plan, architecture: str | None = None) -> list[str]:
+    def plan_problems(
+        self,
+        plan: Plan,
+        architecture: str | None = None,
+        *,
+        untried: bool = False,
+        no_squares: str | None = None,
+    ) -> list[str]:
         """The reasons why the plan does not run, one sentence each; empty if it runs.
 
         Args:
             plan: The plan.
             architecture: Class name of the model, to check that too; None checks the plan alone.
+            untried: Leave out what is refused only because no test covers it.
+            no_squares: Why this model's images are no square grids although those of others of
+                its architecture are.
         """
+        known_to = self.squares
+        tried = untried or architecture is None or known_to is None or architecture in known_to
+        known = architecture if tried else None
         problems = [
-            problem for i, cut in enumerate(plan.cuts) for problem in self.cut_problems(i, cut)
+            problem
+            for i, cut in enumerate(plan.cuts)
+            for problem in self.cut_problems(i, cut, known, no_squares)
         ]
-        if architecture is None or self.squares is None:
-            return problems
-        if architecture not in self.squares:
-            return [
-                *problems,
-                f"The architecture must be one of {', '.join(self.squares)}, which are tried in "
+        if not tried:
+            problems.append(
+                f"The architecture must be one of {', '.join(known_to or ())}, which are tried in "
                 f"{self.title}; got {architecture}. The setting untried=true tries it all the "
-                "same.",
-            ]
-        if self._any_shape(architecture):
-            problems += [
-                f"cuts[{i}].selector: {cut.selector} needs square images, and {architecture} "
-                "takes images of any shape. Use diversity or random."
-                for i, cut in enumerate(plan.cuts)
-                if reads_grid(cut)
-            ]
+                "same."
+            )
         return problems
 
-    def cut_problems(self, i: int, cut: Cut) -> list[str]:
-        """The reasons why a cut does not run for any model.
+    def cut_problems(
+        self, i: int, cut: Cut, architecture: str | None = None, no_squares: str | None = None
+    ) -> list[str]:
+        """The reasons why a cut does not run, one sentence each.
 
         Args:
             i: Its number in the plan.
             cut: The cut.
+            architecture: Class name of the model; None stands for one with square images.
+            no_squares: Why this model's images are no square grids although those of others of
+                its architecture are.
         """
         problems = []
         if self.most_block_tables == 1 and cut.layer > 0:
@@ -102,15 +109,22 @@ class Engine:
             )
         if cut.condition is not None:
             problems.append(f"cuts[{i}].condition: {self.no_conditions}")
-        if cut.selector is None:
-            return problems
-        from tpcal.plans.selectors import needs  # loads torch, which reading a plan never needs
+        squares = self.squares
+        if architecture is not None and squares is not None and not squares.get(architecture):
+            no_squares = f"{architecture} takes images of any shape. Use diversity or random."
+        return problems + list(self._selector_problems(i, cut, no_squares))
 
-        missing = sorted(needs(cut.selector, cut.params) & set(self.lacks))
+    def _selector_problems(self, i: int, cut: Cut, no_squares: str | None) -> Iterator[str]:
+        if cut.selector is None:
+            return
+        from tpcal.plans import selectors  # loads torch, which reading a plan never needs
+
+        start = f"cuts[{i}].selector: {cut.selector} needs"
+        missing = sorted(selectors.needs(cut.selector, cut.params) & set(self.lacks))
         if missing:
-            why = self.lacks[missing[0]]
-            problems.append(f"cuts[{i}].selector: {cut.selector} needs {why}. {self.instead}")
-        return problems
+            yield f"{start} {self.lacks[missing[0]]}. {self.instead}"
+        if no_squares and selectors.reads_grid(cut.selector, cut.params):
+            yield f"{start} square images; {no_squares}"
 
     def decoder_problems(self, shape: DecoderShape, plan: Plan) -> list[str]:
         """The reasons why a plan cannot cut this decoder, one sentence each.
@@ -154,11 +168,7 @@ class Engine:
         steps = range(least, 2 * least)
         return next((step for step in steps if n_layers % step == 0), least)
 
-    def _any_shape(self, architecture: str) -> bool:
-        return self.squares is not None and not self.squares.get(architecture, False)
 
-
-_NO_SCORES = "attention scores, which vLLM's kernels do not give out"
 VLLM = Engine(
     name="vllm",
     title="vLLM",
@@ -168,17 +178,14 @@ VLLM = Engine(
     ),
     lacks=MappingProxyType(
         {
-            "scores": _NO_SCORES,
-            "text_scores": _NO_SCORES,
-            "keys": "keys, which vLLM's kernels do not give out",
-            "text": "the question, which may not have arrived when an image is cut",
             "vision": "the vision tower's attention, which vLLM's kernels do not give out",
         }
     ),
-    instead="Use diversity, grid, pooling or random.",
+    instead="Use diversity, attention or another selector.",
     squares=MappingProxyType(
         {
             "LlavaForConditionalGeneration": True,
+            "Qwen2VLForConditionalGeneration": False,
             "Qwen2_5_VLForConditionalGeneration": False,
         }
     ),
@@ -197,13 +204,6 @@ EMBEDDINGS = Engine(
 """Any engine that cannot cut inside the decoder. It gets the embeddings of the tokens that are
 left, so that a plan may choose them by anything that is known before layer 0."""
 ENGINES: Mapping[str, Engine] = MappingProxyType({one.name: one for one in (VLLM, EMBEDDINGS)})
-
-
-def reads_grid(cut: Cut) -> bool:
-    """Whether the selector of a cut reads the places of tokens in their image."""
-    from tpcal.plans import selectors  # loads torch, which reading a plan never needs
-
-    return cut.selector is not None and selectors.reads_grid(cut.selector, cut.params)
 
 
 def named(name: str) -> Engine:

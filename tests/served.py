@@ -54,6 +54,21 @@ PLANS = {
         name="random, then none",
         cuts=(Cut(layer=1, keep=0.4, selector="random"), Cut(layer=6, keep=0.0)),
     ),
+    "attention": Plan(
+        name="attention",
+        cuts=(
+            Cut(layer=2, keep=0.5, selector="attention"),
+            Cut(layer=5, keep=0.2, selector="balanced"),
+        ),
+    ),
+    "the question": Plan(
+        name="the question",
+        cuts=(
+            Cut(layer=2, keep=0.6, selector="dart"),
+            Cut(layer=4, keep=0.4, selector="sparsevlm"),
+            Cut(layer=6, keep=0.1, selector="cdpruner"),
+        ),
+    ),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from tpcal.integrations.vllm import touchpoints
-from tpcal.plans.engines import VLLM, reads_grid
+from tpcal.plans.engines import VLLM
 from tpcal.plans.executor.fit import check
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.plan_records import Plan
@@ -96,17 +96,16 @@ def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[st
     problems = check(plan, model)
     if problems:
         return problems
-    architecture = type(model).__name__
-    problems = VLLM.plan_problems(plan, None if untried else architecture)
+    has_class_token = getattr(model.config, "vision_feature_select_strategy", None) == "full"
+    problems = VLLM.plan_problems(
+        plan,
+        type(model).__name__,
+        untried=untried,
+        no_squares="these have a class token." if has_class_token else None,
+    )
     vision = getattr(model.config, "vision_config", None)
     if getattr(vision, "model_type", None) == "pixtral":
         problems.append("Pixtral's images have other tokens in between, and are not cut in vLLM.")
-    if getattr(model.config, "vision_feature_select_strategy", None) == "full":
-        problems += [
-            f"cuts[{i}].selector: {cut.selector} needs square images; these have a class token."
-            for i, cut in enumerate(plan.cuts)
-            if reads_grid(cut)
-        ]
     return problems + VLLM.decoder_problems(decoder_shape(model), plan)
 
 

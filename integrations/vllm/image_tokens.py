@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tpcal.integrations.vllm.question import PromptColumns
 from tpcal.plans.selectors.base import Counts, Tokens
 
 
@@ -29,6 +30,8 @@ class ImageColumns:
     """Number of the original tokens."""
     n_keep: int
     """Number of tokens that the cut leaves."""
+    prompt: PromptColumns | None = None
+    """Its prompt, if the plan looks at the question."""
 
     @property
     def n_alive(self) -> int:

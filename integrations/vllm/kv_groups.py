@@ -16,7 +16,7 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from tpcal.integrations.vllm.requests import prefix_end, pruned_images
+from tpcal.integrations.vllm.requests import prefix_end, pruned_images, together
 from tpcal.integrations.vllm.stages import n_held
 from tpcal.integrations.vllm.touchpoints import block_managers, layer_numbers
 from tpcal.plans.plan_records import Plan
@@ -46,10 +46,12 @@ class StageManager(FullAttentionManager):
 
     Attributes:
         plan: The plan, set by the scheduler.
+        reads_question: Whether a selector of it looks at the question, likewise.
         requests: The scheduler's requests by id, likewise.
     """
 
     plan: Plan
+    reads_question: bool
     requests: Mapping[str, Any]
 
     def get_num_blocks_to_allocate(
@@ -68,9 +70,15 @@ class StageManager(FullAttentionManager):
         return super().allocate_new_blocks(request_id, held, held)
 
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
-        """Lets other requests read the blocks before the first image."""
+        """Lets other requests read the blocks before the first image.
+
+        A prompt whose selectors look at the question fills its blocks with its last chunk only,
+        and lets nobody read them.
+        """
         end = prefix_end(self.plan, request)
         shared = num_tokens if end is None else min(num_tokens, end)
+        if together(self.reads_question, request):
+            shared = 0
         super().cache_blocks(request, shared, *args, **kwargs)
 
     @classmethod
@@ -83,8 +91,10 @@ class StageManager(FullAttentionManager):
         )
 
     def _held(self, request_id: str, num_tokens: int) -> int:
-        spans = pruned_images(self.requests[request_id])
-        return n_held(self.plan, self.kv_cache_spec.stage, spans, num_tokens)
+        request = self.requests[request_id]
+        spans, stage = pruned_images(request), self.kv_cache_spec.stage
+        first = together(self.reads_question, request)
+        return n_held(self.plan, stage, spans, num_tokens, first)
 
 
 def staged(specs: Mapping[str, KVCacheSpec], stages: Sequence[int]) -> dict[str, KVCacheSpec]:

@@ -65,7 +65,8 @@ def prepare(config: Any, found: Settings) -> None:
 
     model = configuration.empty_model(config)
     n_layers = configuration.n_layers(model)
-    found = found.scaled(n_layers, configuration.counted_prompt(found.plan, model)[0])
+    prompt = configuration.counted_prompt(found.plan, model)
+    found = found.scaled(n_layers, prompt[0])
     plan = found.plan
     problems = configuration.config_problems(config, found.untried)
     problems += configuration.model_problems(plan, model, found.untried)
@@ -76,7 +77,6 @@ def prepare(config: Any, found: Settings) -> None:
     config.scheduler_config.scheduler_cls = f"{_FOLDER}.scheduler.{kind}"
     config.parallel_config.worker_cls = _WORKERS[config.parallel_config.worker_cls]
     config.additional_config = {**config.additional_config, KEY: found.passed_on()}
-    prompt = configuration.counted_prompt(plan, model)
     _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt))
     for note in support.notes(plan, n_layers):
         _LOG.warning("tpcal: %s", note)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tpcal.integrations.vllm.image_tokens import ImageColumns, tokens_of
+from tpcal.integrations.vllm.question import PromptColumns, QuestionReader
 from tpcal.integrations.vllm.stages import Chunk
 from tpcal.plans.executor.cutting import PreparedCut
 from tpcal.plans.plan_records import Plan
@@ -31,20 +32,28 @@ class States:
     """[n, D]."""
     residual: Tensor | None
     """[n, D]; None before the first layer."""
+    read: Tensor | None = None
+    """[n, E] queries and keys at the layer before; None if the cut does not read them."""
 
     def take(self, columns: Tensor) -> States:
         """The states of some tokens; always a copy."""
-        residual = None if self.residual is None else self.residual[columns]
-        return States(self.positions[..., columns], self.hidden[columns], residual)
+        return States(
+            self.positions[..., columns],
+            self.hidden[columns],
+            None if self.residual is None else self.residual[columns],
+            None if self.read is None else self.read[columns],
+        )
 
     def followed_by(self, others: Sequence[States]) -> States:
         """These states and then those of others."""
         every = (self, *others)
         residuals = [s.residual for s in every if s.residual is not None]
+        reads = [s.read for s in every if s.read is not None]
         return States(
             torch.cat([s.positions for s in every], dim=-1),
             torch.cat([s.hidden for s in every]),
             torch.cat(residuals) if residuals else None,
+            torch.cat(reads) if reads else None,
         )
 
     def full(self) -> Tensor:
@@ -69,6 +78,7 @@ class PruningStep:
         chunks: What runs, in the order of the row.
         waiting: States of tokens that wait at the first cut, by request. They are taken out and
             put in as images are completed and begun.
+        reader: Reads the question for selectors that look at it; None if none does.
 
     Raises:
         RuntimeError: A chunk starts inside an image whose first tokens do not wait, because the
@@ -81,6 +91,7 @@ class PruningStep:
         cuts: Mapping[int, PreparedCut],
         chunks: Sequence[Chunk],
         waiting: MutableMapping[str, States],
+        reader: QuestionReader | None = None,
     ) -> None:
         self.plan = plan
         self.chunks = chunks
@@ -88,8 +99,20 @@ class PruningStep:
         self._cuts = cuts
         self._numbers = {layer: number for number, layer in enumerate(sorted(cuts))}
         self._waiting = waiting
+        self._reader = reader
+        self._read: Tensor | None = None
         self._places: list[np.ndarray] | None = None
         self._positions: Tensor | None = None
+
+    def saw(self, query: Tensor, key: Tensor) -> None:
+        """Notes what the attention of the layer before a cut computed.
+
+        Args:
+            query: [m, H d] of the tokens still there, perhaps followed by filler.
+            key: [m, Hkv d].
+        """
+        n = self.n_rows if self._places is None else sum(map(len, self._places))
+        self._read = torch.cat((query[:n].flatten(1), key[:n].flatten(1)), dim=1)
 
     def before_layer(
         self, layer: int, positions: Tensor, hidden: Tensor, residual: Tensor | None
@@ -103,7 +126,8 @@ class PruningStep:
             residual: [m, D] what is added to them; None before the first layer.
         """
         if layer in self._cuts:
-            states = self._entering(positions, hidden, residual)
+            given = States(positions, hidden, residual, self._read)
+            states, self._read = self._entering(given), None
             states = self._cut(self._cuts[layer], states)
             self._positions, hidden, residual = states.positions, states.hidden, states.residual
         return positions if self._positions is None else self._positions, hidden, residual
@@ -126,13 +150,15 @@ class PruningStep:
         full[_index(rows, states)] = states[_index(columns, states)]
         return full
 
-    def _entering(self, positions: Tensor, hidden: Tensor, residual: Tensor | None) -> States:
+    def _entering(self, given: States) -> States:
         """The states at a cut; at the first one, those that wait are taken out and put in."""
+        hidden, residual = given.hidden, given.residual
         if self._places is not None:
             assert self._positions is not None
-            return States(self._positions, hidden, residual)
+            return States(self._positions, hidden, residual, given.read)
         n = self.n_rows  # an engine may put filler behind them
-        states = States(positions[..., :n], hidden[:n], None if residual is None else residual[:n])
+        residual = None if residual is None else residual[:n]
+        states = States(given.positions[..., :n], hidden[:n], residual, given.read)
         came, columns, stays = [], [], []
         start, behind = 0, n
         for chunk in self.chunks:
@@ -155,16 +181,16 @@ class PruningStep:
         return states.take(_index(columns, hidden))
 
     def _came(self, chunk: Chunk) -> States | None:
-        """What waited of the image that the chunk starts in; None if it starts elsewhere."""
+        """What waited of the image or prompt that the chunk goes on with; None if nothing did."""
         found = self._waiting.pop(chunk.request, None)
-        begun = next((s for s in chunk.spans if s.splits(chunk.first)), None)
-        if begun is None:
+        if chunk.begin == chunk.first:
             return None  # a state from before the request started anew is forgotten
-        if found is None or len(found.hidden) != chunk.first - begun.start:
+        if found is None or len(found.hidden) != chunk.first - chunk.begin:
             raise RuntimeError(
-                f"Request {chunk.request} goes on at place {chunk.first}, inside an image that "
-                f"starts at {begun.start}, and the tokens before it did not run here. A plan runs "
-                "without KV connectors and with no other cache than vLLM's prefix cache."
+                f"Request {chunk.request} goes on at place {chunk.first}, inside an image or a "
+                f"prompt that starts at {chunk.begin}, and the tokens before it did not run here. "
+                "A plan runs without KV connectors and with no other cache than vLLM's prefix "
+                "cache."
             )
         return found
 
@@ -196,7 +222,13 @@ class PruningStep:
         selector, cut = prepared.selector, prepared.cut
         if selector is None or not images:
             return states
-        tokens, columns = tokens_of(images, cut.layer, states.full())
+        full = states.full()
+        tokens, columns = tokens_of(images, cut.layer, full)
+        prompts = [image.prompt for image in images if image.prompt is not None]
+        if self._reader is not None:
+            tokens = self._reader.completed(
+                tokens, selector.needs, prompts, columns, full, states.read
+            )
         wanted = torch.tensor([image.n_keep for image in images], device=columns.device)
         chosen = checked(selector.select(tokens, wanted), tokens, wanted, cut.selector or "")
         stays[columns[chosen].cpu().numpy()] = True
@@ -208,13 +240,15 @@ class PruningStep:
         assert self._places is not None
         found, begin = [], 0
         for chunk, places in zip(self.chunks, self._places, strict=True):
+            asked = places[places < chunk.together]
+            prompt = PromptColumns(begin, asked, chunk.spans) if chunk.together else None
             for span in chunk.complete:
                 counts = (span.length, *self.plan.counts(span.length))
                 alive, kept = counts[number], counts[number + 1]
                 first = int(np.searchsorted(places, span.start))
                 if kept < alive:
                     ranks = places[first : first + alive] - span.start
-                    found.append(ImageColumns(begin + first, ranks, span.length, kept))
+                    found.append(ImageColumns(begin + first, ranks, span.length, kept, prompt))
             begin += len(places)
         return found
 

@@ -15,6 +15,8 @@ PROMPT_LOGPROBS = "prompt_logprobs"
 VIDEO = "video"
 TOKENS_BETWEEN = "tokens_between"
 """Other tokens stand between the tokens of every image."""
+ENDS_WITH_IMAGE = "ends_with_image"
+"""Its last token is visual, and must stay because the answer follows from its state."""
 KILL_SWITCH = "kill_switch"
 """The server runs no plan, because it was told so."""
 
@@ -27,12 +29,23 @@ def images(request: Any) -> tuple[Span, ...]:
     Args:
         request: A request as the server, the scheduler or the runner holds it.
     """
-    places = (
-        feature.mm_position
+    spans = (
+        _span(feature.mm_position)
         for feature in request.mm_features or ()
-        if feature.modality == "image" and feature.mm_position.is_embed is None
+        if feature.modality == "image"
     )
-    return tuple(sorted((Span(p.offset, p.length) for p in places), key=lambda s: s.start))
+    return tuple(sorted((span for span in spans if span), key=lambda span: span.start))
+
+
+def _span(position: Any) -> Span | None:
+    """The visual tokens of an image, without marks around them; None if they are no neighbours."""
+    counts = position.embeds_cumsum  # [n] visual tokens up to each place; None if all are visual
+    if counts is None:
+        return Span(position.offset, position.length)
+    n = position.get_num_embeds()
+    if not n or counts.index(n) - counts.index(1) != n - 1:
+        return None
+    return Span(position.offset + counts.index(1), n)
 
 
 def opted_out(request: Any) -> str | None:
@@ -47,7 +60,31 @@ def opted_out(request: Any) -> str | None:
 
 def pruned_images(request: Any) -> tuple[Span, ...]:
     """The images of a request that a plan prunes, in order."""
-    return () if opted_out(request) else images(request)
+    return () if opted_out(request) or ends_with_image(request) else images(request)
+
+
+def ends_with_image(request: Any) -> bool:
+    """Whether the last token of the prompt is visual."""
+    found = images(request)
+    return bool(found) and found[-1].end == n_prompt(request)
+
+
+def n_prompt(request: Any) -> int:
+    """Number of tokens of the request's prompt."""
+    ids = request.prompt_token_ids
+    return len(request.prompt_embeds if ids is None else ids)
+
+
+def together(reads_question: bool, request: Any) -> int:
+    """Number of the request's first tokens that enter the first cut together.
+
+    This is the length of its prompt if a selector looks at the question, otherwise 0.
+
+    Args:
+        reads_question: What `support.reads_question` says of the plan.
+        request: A request as the scheduler or the runner holds it.
+    """
+    return n_prompt(request) if reads_question and pruned_images(request) else 0
 
 
 def unpruned_because(request: Any) -> str | None:
@@ -61,7 +98,11 @@ def unpruned_because(request: Any) -> str | None:
     kinds = {feature.modality for feature in request.mm_features or ()}
     if not kinds & {"image", "video"}:
         return NO_IMAGE
-    return opted_out(request) or (TOKENS_BETWEEN if "image" in kinds else VIDEO)
+    if reason := opted_out(request):
+        return reason
+    if ends_with_image(request):
+        return ENDS_WITH_IMAGE
+    return TOKENS_BETWEEN if "image" in kinds else VIDEO
 
 
 def n_visual(request: Any) -> int:

@@ -17,8 +17,10 @@ from vllm.forward_context import get_forward_context
 
 from tpcal.integrations.vllm import kv_groups, server_settings, touchpoints
 from tpcal.integrations.vllm.pruning_step import PruningStep, States
-from tpcal.integrations.vllm.requests import pruned_images
+from tpcal.integrations.vllm.question import QuestionReader
+from tpcal.integrations.vllm.requests import pruned_images, together
 from tpcal.integrations.vllm.stages import Chunk, StageFields
+from tpcal.integrations.vllm.support import reads_question
 from tpcal.plans.executor.cutting import prepare
 from tpcal.plans.plan_records import Plan
 
@@ -67,6 +69,15 @@ class PlanForward:
         self._cuts = prepare(plan.cuts, plan.round_to)
         self._groups = touchpoints.layer_groups(runner, stages_of(plan, len(self._layers)))
         self._waiting: dict[str, States] = {}
+        self._reads_question = reads_question(plan)
+        self._read = {
+            layer: touchpoints.attention_module(runner, layer)
+            for layer in (at - 1 for at, cut in self._cuts.items() if cut.reads_attention)
+        }
+        self._reader = QuestionReader(
+            {layer: touchpoints.attention_shape(module) for layer, module in self._read.items()},
+            touchpoints.final_norm(runner.model),
+        )
 
     def run(self, context: Any, forward: Callable[[], Tensor]) -> Tensor:
         """The model's output at all tokens of the step.
@@ -86,14 +97,20 @@ class PlanForward:
             del self._waiting[gone]
         if not any(chunk.has_visual for chunk in chunks):
             return forward()
-        step = PruningStep(self.plan, self._cuts, chunks, self._waiting)
+        step = PruningStep(self.plan, self._cuts, chunks, self._waiting, self._reader)
         context.skip_compiled = True  # a compiled model has no layers to hook
         with self._hooked(step):
             return step.full_length(forward())
 
     def _chunks(self) -> list[Chunk]:
         return [
-            Chunk(r.request.req_id, pruned_images(r.request), r.first, r.n_tokens)
+            Chunk(
+                r.request.req_id,
+                pruned_images(r.request),
+                r.first,
+                r.n_tokens,
+                together(self._reads_question, r.request),
+            )
             for r in touchpoints.running(self._runner)
         ]
 
@@ -104,6 +121,7 @@ class PlanForward:
             self._layers[at].register_forward_pre_hook(_before(at, step), with_kwargs=True)
             for at in range(first, len(self._layers))
         ]
+        hooks += [m.register_forward_pre_hook(_reading(step)) for m in self._read.values()]
         try:
             yield
         finally:
@@ -126,6 +144,16 @@ def _before(layer: int, step: PruningStep) -> Callable[..., Any]:
         return (*found, *args[len(_NAMES) :]), others
 
     return before_layer
+
+
+def _reading(step: PruningStep) -> Callable[..., None]:
+    """A hook that shows the step an attention module's queries and keys."""
+
+    def before_attention(module: torch.nn.Module, args: Sequence[Any]) -> None:
+        query, key = args[:2]
+        step.saw(query, key)
+
+    return before_attention
 
 
 def attach(runner: Any) -> None:

@@ -8,6 +8,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from tpcal.integrations.vllm import kv_groups, server_settings
+from tpcal.integrations.vllm.requests import together
+from tpcal.integrations.vllm.support import reads_question
 
 
 class PlanScheduler(Scheduler):
@@ -16,8 +18,16 @@ class PlanScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         plan = server_settings.received(self.vllm_config.additional_config).plan
+        self.reads_question = reads_question(plan)
         for manager in kv_groups.managers(self):
             manager.plan, manager.requests = plan, self.requests
+            manager.reads_question = self.reads_question
+
+    def add_request(self, request: Any) -> None:
+        """Takes a request. A prompt that a selector reads as a whole also runs as a whole."""
+        if together(self.reads_question, request):
+            request.skip_reading_prefix_cache = True
+        super().add_request(request)
 
 
 class AsyncPlanScheduler(PlanScheduler, AsyncScheduler):

@@ -7,7 +7,8 @@ other without gaps, in the order of the prompt.
 
 An engine runs a prompt in chunks, which may end inside an image. A cut must see a whole image, so
 the tokens of an image that has not wholly arrived wait at the first cut, and enter the later
-stages together with the last chunk of the image. For example, with ``t`` for text, ``v`` for
+stages together with the last chunk of the image. If a selector looks at the question, all tokens
+of a prompt wait there for the prompt's last chunk. For example, with ``t`` for text, ``v`` for
 visual tokens and a cut that keeps two of four:
 
     place              0  1  2  3  4  5  6
@@ -49,7 +50,7 @@ class Span:
         return self.start < place < self.end
 
 
-def n_held(plan: Plan, stage: int, spans: Sequence[Span], n_tokens: int) -> int:
+def n_held(plan: Plan, stage: int, spans: Sequence[Span], n_tokens: int, together: int = 0) -> int:
     """Number of tokens whose keys and values a layer holds once ``n_tokens`` tokens have run.
 
     Args:
@@ -57,6 +58,8 @@ def n_held(plan: Plan, stage: int, spans: Sequence[Span], n_tokens: int) -> int:
         stage: Number of the layer's stage, 0..number of cuts.
         spans: The images of the request that the plan prunes, in order.
         n_tokens: Number of the request's tokens that have run.
+        together: Number of its first tokens that enter the first cut together: its prompt, if a
+            selector looks at the question, otherwise 0.
 
     Example:
         >>> from tpcal import Cut, Plan
@@ -67,6 +70,8 @@ def n_held(plan: Plan, stage: int, spans: Sequence[Span], n_tokens: int) -> int:
     """
     if stage == 0:
         return n_tokens
+    if n_tokens < together:
+        return 0
     held = n_tokens
     for span in spans:
         if span.end <= n_tokens:
@@ -88,6 +93,8 @@ class Chunk:
     """Place of the chunk's first token: the number of tokens that have run."""
     n_tokens: int
     """Number of tokens of the chunk."""
+    together: int = 0
+    """Number of the request's first tokens that enter the first cut together."""
 
     @property
     def end(self) -> int:
@@ -96,17 +103,28 @@ class Chunk:
 
     @property
     def has_visual(self) -> bool:
-        """Whether a token of the chunk belongs to an image that the plan prunes."""
-        return any(span.start < self.end and self.first < span.end for span in self.spans)
+        """Whether the chunk has a token of an image that the plan prunes, or one that may wait."""
+        return self.first < self.together or any(
+            span.start < self.end and self.first < span.end for span in self.spans
+        )
+
+    @property
+    def begin(self) -> int:
+        """Place of the first token that waited before this chunk; ``first`` if none did."""
+        if self.first < self.together:
+            return 0
+        return next((s.start for s in self.spans if s.splits(self.first)), self.first)
 
     @property
     def entering(self) -> range:
         """Places of the tokens that reach the first cut and do not wait there.
 
-        Those that waited before are among them if their image is complete now.
+        Those that waited before are among them if their image, or their prompt, is complete now.
         """
-        begin = next((s.start for s in self.spans if s.splits(self.first)), self.first)
-        return range(begin, next((s.start for s in self.spans if s.splits(self.end)), self.end))
+        if self.end < self.together:
+            return range(0)
+        end = next((s.start for s in self.spans if s.splits(self.end)), self.end)
+        return range(self.begin, end)
 
     @property
     def waiting(self) -> range:
@@ -138,8 +156,8 @@ class StageFields:
             stage: Number of the stage.
             chunks: What runs in the step.
         """
-        before = [n_held(plan, stage, chunk.spans, chunk.first) for chunk in chunks]
-        after = [n_held(plan, stage, chunk.spans, chunk.end) for chunk in chunks]
+        before = [n_held(plan, stage, c.spans, c.first, c.together) for c in chunks]
+        after = [n_held(plan, stage, c.spans, c.end, c.together) for c in chunks]
         held = np.array(before, dtype=np.int64)
         return cls(np.array(after, dtype=np.int64) - held, held)
 

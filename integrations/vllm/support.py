@@ -7,6 +7,21 @@ from __future__ import annotations
 
 from tpcal.plans.engines import kv_share, n_block_tables, stage_advice, stage_lengths
 from tpcal.plans.plan_records import Plan
+from tpcal.plans.selectors import needs
+
+QUESTION = frozenset({"scores", "text_scores", "text"})
+"""Information that depends on the question, which arrives after the images."""
+
+
+def reads_question(plan: Plan) -> bool:
+    """Whether a selector of the plan looks at the question.
+
+    Example:
+        >>> from tpcal import Cut, Plan
+        >>> reads_question(Plan(cuts=(Cut(layer=2, keep=0.5, selector="attention"),)))
+        True
+    """
+    return any(needs(cut.selector, cut.params) & QUESTION for cut in plan.cuts if cut.selector)
 
 
 def notes(plan: Plan, n_layers: int) -> list[str]:
@@ -43,5 +58,11 @@ def summary(plan: Plan, n_layers: int, n_tokens: int, n_text: int) -> str:
         f"{n_tokens} tokens {', '.join(map(str, counts)) or n_tokens} are left. A prompt of "
         f"{n_tokens} visual and {n_text} text tokens takes "
         f"{kv_share(plan, n_layers, n_tokens, n_text):.0%} of the unpruned KV bytes, in "
-        f"{tables} block tables. Prefix caching ends at a request's first image."
+        f"{tables} block tables. {_caching(plan)}"
     )
+
+
+def _caching(plan: Plan) -> str:
+    if reads_question(plan):
+        return "Requests with images use no prefix cache, because selectors read their question."
+    return "Prefix caching ends at a request's first image."

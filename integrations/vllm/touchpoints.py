@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cached_property, wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tpcal.integrations.vllm.question import AttentionShape
 from tpcal.integrations.vllm.stages import StageFields
 
 TRIED = ("0.32",)
@@ -50,7 +51,7 @@ class Touchpoint:
                 found = getattr(found, part)
         except (ImportError, AttributeError):
             return f"{self.module}.{self.name} is gone."
-        if isinstance(found, property):
+        if isinstance(found, property | cached_property):
             return None
         known = getattr(found, "__dataclass_fields__", None) or signature(found).parameters
         missing = [name for name in self.parameters if name not in known]
@@ -65,6 +66,7 @@ TOUCHPOINTS = (
     ),
     Touchpoint("vllm.v1.engine", "EngineCoreRequest", ("mm_features", "sampling_params")),
     Touchpoint("vllm.multimodal.inputs", "PlaceholderRange.get_num_embeds"),
+    Touchpoint("vllm.multimodal.inputs", "PlaceholderRange.embeds_cumsum"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker.init_device"),
     Touchpoint(
         "vllm.v1.worker.gpu_model_runner",
@@ -124,7 +126,13 @@ TOUCHPOINTS = (
         ("kv_cache_spec",),
     ),
     Touchpoint("vllm.v1.kv_cache_spec_registry", "KVCacheSpecRegistry._ensure_registered"),
-    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler"),
+    Touchpoint("vllm.v1.request", "Request.get_skip_reading_prefix_cache"),
+    Touchpoint("vllm.v1.core.sched.scheduler", "Scheduler.add_request", ("request",)),
+    Touchpoint(
+        "vllm.model_executor.layers.attention.attention",
+        "Attention.forward",
+        ("query", "key", "value"),
+    ),
     Touchpoint("vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
 )
 
@@ -183,8 +191,39 @@ def block_managers(scheduler: Any) -> Sequence[Any]:
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
     """The decoder layers of a model of vLLM, in order."""
+    return list(_decoder(model).layers)
+
+
+def final_norm(model: Any) -> torch.nn.Module:
+    """The norm behind the last decoder layer of a model of vLLM."""
+    found: torch.nn.Module = _decoder(model).norm
+    return found
+
+
+def _decoder(model: Any) -> Any:
     language = model.get_language_model()
-    return list(getattr(language, "model", language).layers)
+    return getattr(language, "model", language)
+
+
+def attention_module(runner: Any, layer: int) -> torch.nn.Module:
+    """The module of a decoder layer that is called with queries and keys after rotary embedding.
+
+    Args:
+        runner: The model runner.
+        layer: Number of the decoder layer.
+    """
+    names = [name for _, group in _attention_groups(runner) for name in group.layer_names]
+    (name,) = (name for name, number in layer_numbers(names).items() if number == layer)
+    found: torch.nn.Module = runner.compilation_config.static_forward_context[name]
+    return found
+
+
+def attention_shape(module: Any) -> AttentionShape:
+    """How an attention module of vLLM computes its scores."""
+    softcap = getattr(module.impl, "logits_soft_cap", None)
+    return AttentionShape(
+        module.num_heads, module.num_kv_heads, float(module.impl.scale), softcap or None
+    )
 
 
 def layer_numbers(names: Sequence[str]) -> dict[str, int]:

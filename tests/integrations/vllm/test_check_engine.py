@@ -30,6 +30,12 @@ def test_a_plan_that_runs_is_described_for_the_model(tmp_path: Path) -> None:
     assert "in 4 block tables" in output  # stages of 2, 4 and 2 layers
 
 
+def test_a_plan_that_reads_the_question_runs_without_the_prefix_cache(tmp_path: Path) -> None:
+    code, output = _check(Plan(cuts=(Cut(2, 0.5, "attention"),)), tmp_path, "--model", "embedded")
+    assert code == 0, output
+    assert "Requests with images use no prefix cache, because selectors read their" in output
+
+
 def test_stages_that_need_many_block_tables_are_named(tmp_path: Path) -> None:
     code, output = _check(UNEVEN, tmp_path, "--model", "embedded")
     assert code == 0, output
@@ -38,9 +44,9 @@ def test_stages_that_need_many_block_tables_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("--model", "embedded")])
 def test_a_plan_that_does_not_run_is_refused(options: tuple[str, ...], tmp_path: Path) -> None:
-    code, output = _check(Plan(cuts=(Cut(2, 0.5, "attention"),)), tmp_path, *options)
+    code, output = _check(Plan(cuts=(Cut(2, 0.5, "visionzip"),)), tmp_path, *options)
     assert code == 5
-    assert "plan.yaml in vLLM: cuts[0].selector: attention needs attention scores" in output
+    assert "plan.yaml in vLLM: cuts[0].selector: visionzip needs the vision tower" in output
 
 
 def test_without_a_model_the_plan_alone_is_checked(tmp_path: Path) -> None:

@@ -30,13 +30,15 @@ def _counted(name: str, model: str, **labels: str) -> float | None:
 
 
 def _image(modality: str, n: int) -> Any:
-    place = SimpleNamespace(offset=5, length=n, is_embed=None, get_num_embeds=lambda: n)
+    place = SimpleNamespace(offset=5, length=n, embeds_cumsum=None, get_num_embeds=lambda: n)
     return SimpleNamespace(modality=modality, mm_position=place)
 
 
 def _request(*features: Any, **extra: str) -> Any:
     params = SimpleNamespace(extra_args=extra, prompt_logprobs=None)
-    return SimpleNamespace(mm_features=list(features), sampling_params=params)
+    return SimpleNamespace(
+        mm_features=list(features), sampling_params=params, prompt_token_ids=[0] * 200
+    )
 
 
 def test_what_a_plan_keeps_and_why_requests_are_skipped() -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from tpcal import Cut, Plan
 from tpcal.integrations.vllm.pruning_step import PruningStep, States
+from tpcal.integrations.vllm.question import AttentionShape, QuestionReader
 from tpcal.integrations.vllm.stages import Chunk, Span, n_held
+from tpcal.integrations.vllm.support import reads_question
 from tpcal.plans.executor.cutting import prepare
 
 N_LAYERS, HIDDEN, LENGTH = 6, 8, 40
@@ -28,7 +30,16 @@ PLANS = {
     ),
     "before the decoder": Plan(cuts=(Cut(layer=0, keep=0.3, selector="random"),)),
     "merging": Plan(cuts=(Cut(layer=2, keep=0.25, selector="pooling"),)),
+    "the question": Plan(
+        cuts=(
+            Cut(layer=2, keep=0.5, selector="attention"),
+            Cut(layer=4, keep=0.2, selector="sparsevlm"),
+        )
+    ),
+    "text": Plan(cuts=(Cut(layer=0, keep=0.3, selector="cdpruner"),)),
 }
+SHAPE = AttentionShape(n_heads=2, n_kv_heads=1, scaling=0.5)
+READER = QuestionReader({1: SHAPE, 3: SHAPE})
 
 
 def _embedded(seed: int) -> Tensor:
@@ -44,9 +55,8 @@ class Decoder:
         self.seen: dict[str, list[list[Tensor]]] = {}
 
     def run(self, chunks: Sequence[Chunk], prompts: Sequence[Tensor]) -> Tensor:
-        step = PruningStep(
-            self.plan, prepare(self.plan.cuts, self.plan.round_to), chunks, self.waiting
-        )
+        prepared = prepare(self.plan.cuts, self.plan.round_to)
+        step = PruningStep(self.plan, prepared, chunks, self.waiting, READER)
         parts = [p[c.first : c.end] for c, p in zip(chunks, prompts, strict=True)]
         positions = torch.cat([torch.arange(c.first, c.end) for c in chunks])
         filler = torch.zeros(2, HIDDEN)  # as engines pad a step
@@ -56,6 +66,8 @@ class Decoder:
             at, hidden, residual = step.before_layer(layer, positions, hidden, residual)
             self._see(chunks, layer, at)
             state = hidden if residual is None else hidden + residual
+            if reads_question(self.plan):
+                step.saw(state, state[:, :4])
             hidden, residual = torch.tanh(state) * 0.5, state
         assert residual is not None
         return step.full_length(hidden + residual)
@@ -65,9 +77,11 @@ class Decoder:
         begin = 0
         for chunk in chunks:
             seen = self.seen.setdefault(chunk.request, [[] for _ in range(N_LAYERS)])
-            n_new = n_held(self.plan, stage, chunk.spans, chunk.end) - n_held(
-                self.plan, stage, chunk.spans, chunk.first
+            after, before = (
+                n_held(self.plan, stage, chunk.spans, n, chunk.together)
+                for n in (chunk.end, chunk.first)
             )
+            n_new = after - before
             seen[layer].append(positions[begin : begin + n_new])
             begin += n_new
 
@@ -76,9 +90,14 @@ class Decoder:
         return [torch.cat(parts).tolist() for parts in self.seen[request]]
 
 
+def _chunk(plan: Plan, request: str, first: int, end: int) -> Chunk:
+    together = LENGTH - 2 if reads_question(plan) else 0  # the last two are answered
+    return Chunk(request, SPANS, first, end - first, together)
+
+
 def _whole(plan: Plan, request: str, prompt: Tensor) -> tuple[list[list[int]], Tensor]:
     decoder = Decoder(plan)
-    output = decoder.run([Chunk(request, SPANS, 0, LENGTH)], [prompt])
+    output = decoder.run([_chunk(plan, request, 0, LENGTH)], [prompt])
     return decoder.places(request), output
 
 
@@ -90,7 +109,7 @@ def test_chunks_of_any_size_make_the_same_cuts(name: str, ends: list[int]) -> No
     places, output = _whole(plan, "a", prompt)
     decoder = Decoder(plan)
     for first, end in pairwise([0, *ends, LENGTH]):
-        result = decoder.run([Chunk("a", SPANS, first, end - first)], [prompt])
+        result = decoder.run([_chunk(plan, "a", first, end)], [prompt])
     assert decoder.places("a") == places
     assert decoder.waiting == {}
     torch.testing.assert_close(result[-1], output[-1])
@@ -101,7 +120,7 @@ def test_requests_do_not_see_each_other(name: str) -> None:
     plan, prompts = PLANS[name], [_embedded(1), _embedded(2), _embedded(3)]
     decoder = Decoder(plan)
     for first, end in pairwise([0, 7, 25, LENGTH]):
-        chunks = [Chunk(r, SPANS, first, end - first) for r in "ab"]
+        chunks = [_chunk(plan, r, first, end) for r in "ab"]
         decoder.run([*chunks, Chunk("text", (), first, end - first)], prompts)
     for request, prompt in zip("ab", prompts, strict=False):
         assert decoder.places(request) == _whole(plan, request, prompt)[0]
@@ -141,3 +160,13 @@ def test_dropped_places_are_zero_in_the_output() -> None:
     assert len(gone) == 16 - 5 + 9 - 3
     assert output[gone].abs().sum() == 0
     assert (output[places[-1]].abs().sum(dim=1) > 0).all()
+
+
+def test_the_question_decides_what_stays_and_nothing_behind_it() -> None:
+    plan, prompt = PLANS["the question"], _embedded(8)
+    places, _ = _whole(plan, "a", prompt)
+    other, later = prompt.clone(), prompt.clone()
+    other[LENGTH - 3] = -prompt[LENGTH - 3]  # the question's last token
+    later[LENGTH - 2] = -prompt[LENGTH - 2]
+    assert _whole(plan, "a", other)[0] != places
+    assert _whole(plan, "a", later)[0] == places

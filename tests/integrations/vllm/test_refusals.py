@@ -71,8 +71,6 @@ def test_options_that_do_not_go_together_with_a_plan(
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        (Cut(2, 0.5, "attention"), "needs attention scores"),
-        (Cut(2, 0.5, "cdpruner"), "needs the question"),
         (Cut(2, 0.5, "visionzip"), "needs the vision tower's attention"),
         (Cut(2, 0.5, "diversity", condition=Condition(0.1)), "Remove the condition"),
         (Cut(9, 0.5, "diversity"), "layer must be"),

@@ -11,12 +11,13 @@ from tpcal.integrations.vllm.requests import n_visual, pruned_images, unpruned_b
 from tpcal.integrations.vllm.stages import Span
 
 
-def _feature(modality: str, start: int, length: int, n_embeds: int | None = None) -> Any:
+def _feature(modality: str, start: int, length: int, visual: str = "") -> Any:
+    counts = [visual[: at + 1].count("v") for at in range(length)] if visual else None
     place = SimpleNamespace(
         offset=start,
         length=length,
-        is_embed=None if n_embeds is None else "a mask",
-        get_num_embeds=lambda: length if n_embeds is None else n_embeds,
+        embeds_cumsum=counts,
+        get_num_embeds=lambda: counts[-1] if counts else length,
     )
     return SimpleNamespace(modality=modality, mm_position=place)
 
@@ -24,11 +25,13 @@ def _feature(modality: str, start: int, length: int, n_embeds: int | None = None
 def request(*features: Any, off: bool = False, prompt_logprobs: int | None = None) -> Any:
     extra = {"tpcal": "off"} if off else None
     params = SimpleNamespace(extra_args=extra, prompt_logprobs=prompt_logprobs)
-    return SimpleNamespace(mm_features=list(features) or None, sampling_params=params)
+    return SimpleNamespace(
+        mm_features=list(features) or None, sampling_params=params, prompt_token_ids=[0] * 40
+    )
 
 
 IMAGE, VIDEO = _feature("image", 3, 16), _feature("video", 30, 8)
-ROWS = _feature("image", 20, 9, n_embeds=6)
+ROWS = _feature("image", 20, 9, "vvvtvvvtt")
 
 
 def test_an_image_is_pruned_whatever_stands_beside_it() -> None:
@@ -36,6 +39,10 @@ def test_an_image_is_pruned_whatever_stands_beside_it() -> None:
     assert pruned_images(asked) == (Span(3, 16),)
     assert unpruned_because(asked) is None
     assert n_visual(asked) == 16 + 8 + 6
+
+
+def test_marks_around_an_image_are_text() -> None:
+    assert pruned_images(request(_feature("image", 20, 9, "tvvvvvvtt"))) == (Span(21, 6),)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,7 @@ def test_an_image_is_pruned_whatever_stands_beside_it() -> None:
         (request(VIDEO, off=True), "opted_out"),
         (request(IMAGE, prompt_logprobs=1), "prompt_logprobs"),
         (request(off=True), "no_image"),
+        (request(IMAGE, _feature("image", 30, 10)), "ends_with_image"),
     ],
 )
 def test_the_reason_why_nothing_is_pruned(asked: Any, reason: str) -> None:

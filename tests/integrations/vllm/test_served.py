@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 N = 200
 MAX_TIES = 3
 """Of the questions."""
-CHUNKS = dict(zip(PLANS, (140, 128, 1024, 100, 120), strict=True))
+CHUNKS = dict(zip(PLANS, (140, 128, 1024, 100, 120, 60, 100), strict=True))
 """Tokens of a step: few, so that images are split between chunks."""
 
 

@@ -144,6 +144,18 @@ def test_a_request_can_be_served_unpruned_beside_others(
     assert len(engine.kept) == 6
 
 
+def test_a_prompt_that_ends_with_an_image_is_served_unpruned(
+    engine: Engine, executor: Executor
+) -> None:
+    sample = samples("eval", 1, seed=5)[0]
+    text = f"USER: {sample.question}<image>"
+    (found,) = _tokens(engine.generate([(text, [sample.image])]))
+    inputs = executor.processor(images=[sample.image], text=[text], return_tensors="pt")
+    output = executor.model.generate(**inputs, do_sample=False, max_new_tokens=served.N_TOKENS)
+    assert found == until_end(output[0, inputs["input_ids"].shape[1] :].tolist())
+    assert not engine.kept
+
+
 def test_several_answers_to_a_prompt_are_those_of_one(engine: Engine) -> None:
     sample = samples("eval", 1, seed=6)[0]
     (one,) = _tokens(engine.generate([(served.prompt(sample.question), [sample.image])]))

@@ -38,6 +38,16 @@ def test_a_request_without_images_is_held_whole() -> None:
     assert [n_held(PLAN, stage, (), 22) for stage in range(4)] == [22] * 4
 
 
+def test_a_prompt_that_a_selector_reads_waits_for_its_last_token() -> None:
+    held = [n_held(PLAN, 1, TWO, n, together=20) for n in (0, 3, 13, 19, 20, 22)]
+    assert held == [0, 0, 0, 0, 13, 15]
+    assert n_held(PLAN, 0, TWO, 13, together=20) == 13
+    first, last = Chunk("a", TWO, 0, 15, together=20), Chunk("a", TWO, 15, 7, together=20)
+    assert (first.entering, first.waiting, first.complete) == (range(0), range(15), ())
+    assert (last.begin, last.entering, last.complete) == (0, range(22), TWO)
+    assert not Chunk("a", TWO, 20, 1, together=20).has_visual
+
+
 def test_counts_are_rounded_as_the_plan_says() -> None:
     plan = Plan(cuts=PLAN.cuts[:1], round_to=4)
     assert n_held(plan, 1, (Span(0, 10),), 10) == 8
@@ -65,9 +75,9 @@ def test_a_chunk_knows_what_enters_and_what_waits() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 21), unique=True).map(sorted))
-def test_chunks_of_any_size_hold_the_same_in_the_end(ends: list[int]) -> None:
-    chunks = [Chunk("a", TWO, a, b - a) for a, b in pairwise([0, *ends, 22])]
+@given(st.lists(st.integers(1, 21), unique=True).map(sorted), st.sampled_from((0, 20, 22)))
+def test_chunks_of_any_size_hold_the_same_in_the_end(ends: list[int], together: int) -> None:
+    chunks = [Chunk("a", TWO, a, b - a, together) for a, b in pairwise([0, *ends, 22])]
     for stage in range(4):
         fields = [StageFields.of(PLAN, stage, [chunk]) for chunk in chunks]
         slots = np.concatenate([f.index for f in fields])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from models import tiny_llava
@@ -25,15 +26,18 @@ def _plan(selector: str, **more: object) -> Plan:
     return Plan(cuts=(Cut(layer=2, keep=0.5, selector=selector, **more),))  # type: ignore[arg-type]
 
 
-def test_selectors_that_read_the_image_alone_run() -> None:
-    running = [name for name in selectors.names() if not VLLM.plan_problems(_plan(name))]
-    assert running == ["diversity", "grid", "pooling", "random"]
-
-
-def test_every_other_selector_is_refused_with_its_reason() -> None:
-    for name in set(selectors.names()) - {"diversity", "grid", "pooling", "random"}:
+def test_selectors_run_that_do_not_read_the_vision_tower() -> None:
+    refused = [name for name in selectors.names() if VLLM.plan_problems(_plan(name))]
+    assert refused == ["visionzip", "vispruner"]
+    for name in refused:
         (problem,) = VLLM.plan_problems(_plan(name))
-        assert re.match(rf"cuts\[0\].selector: {name} needs .*Use diversity", problem)
+        assert re.match(rf"cuts\[0\].selector: {name} needs the vision .*Use diversity", problem)
+
+
+def test_some_selectors_look_at_the_question() -> None:
+    reading = [name for name in selectors.names() if support.reads_question(_plan(name))]
+    assert reading == ["attention", "balanced", "cdpruner", "dart", "sparsevlm"]
+    assert not support.reads_question(_plan("balanced", params={"attention_share": 0.0}))
 
 
 def test_conditions_are_refused() -> None:
@@ -47,6 +51,14 @@ def test_architectures_that_no_test_runs_are_refused() -> None:
     (problem,) = VLLM.plan_problems(_plan("grid"), "Qwen2_5_VLForConditionalGeneration")
     assert "needs square images" in problem
     assert VLLM.plan_problems(_plan("grid"), "LlavaForConditionalGeneration") == []
+    (problem,) = VLLM.plan_problems(_plan("grid"), "Gemma3ForConditionalGeneration", untried=True)
+    assert "needs square images" in problem  # what is untried may run, what is wrong may not
+
+
+def test_the_documentation_names_the_architectures_that_run() -> None:
+    page = (Path(tpcal.__file__).parent / "docs" / "vllm.md").read_text()
+    said = [row for row in page.splitlines() if "| runs" in row and "ForConditional" in row]
+    assert {row.split("`")[1] for row in said} == set(VLLM.squares)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +98,9 @@ def test_the_log_line_says_what_the_plan_does() -> None:
     assert line.startswith(f"Plan half ({plan.digest[:19]}) cuts [2:0.5 diversity, 6:0 drop all].")
     assert "Of an image of 144 tokens 72, 0 are left." in line
     assert "takes 53% of the unpruned KV bytes, in 4 block tables" in line
+    assert line.endswith("Prefix caching ends at a request's first image.")
+    asking = support.summary(_plan("attention"), 8, 144, 10)
+    assert asking.endswith("no prefix cache, because selectors read their question.")
 
 
 def test_a_scope_that_vllm_does_not_follow_is_named() -> None:

@@ -29,7 +29,7 @@ def _environment() -> dict[str, str]:
 
 
 def _wait(server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
+    for _ in range(600):  # it starts three processes, which takes minutes on a busy machine
         assert server.poll() is None, log.read_text()[-3000:]
         try:
             urlopen("http://127.0.0.1:8000/health", timeout=5).close()
@@ -40,7 +40,15 @@ def _wait(server: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(log.read_text()[-3000:])
 
 
-@pytest.mark.timeout(400)
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(60)
+    except subprocess.TimeoutExpired:  # vLLM does not always hear this while it starts
+        server.kill()
+
+
+@pytest.mark.timeout(1200)
 def test_the_example_serves_the_executors_answers(tmp_path: Path) -> None:
     log, plan = tmp_path / "log", tmp_path / "plan.yaml"
     model = str(tpcal.calibrate.embedded.FOLDER)
@@ -61,7 +69,7 @@ def test_the_example_serves_the_executors_answers(tmp_path: Path) -> None:
             with urlopen("http://127.0.0.1:8000/metrics", timeout=30) as page:
                 metrics = page.read().decode().splitlines()
         finally:
-            server.terminate()
+            _end(server)
     questions = samples("eval", 8)
     executor = Executor()
     tokens = executor.answers(tpcal.load_plan(plan), questions).tokens
@@ -81,14 +89,14 @@ def test_the_example_serves_the_executors_answers(tmp_path: Path) -> None:
 
 def test_a_server_does_not_start_with_a_plan_that_does_not_run(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
-    tpcal.save_plan(tpcal.Plan(cuts=(tpcal.Cut(2, 0.5, "attention"),)), plan)
+    tpcal.save_plan(tpcal.Plan(cuts=(tpcal.Cut(2, 0.5, "visionzip"),)), plan)
     model = str(tpcal.calibrate.embedded.FOLDER)
     ended = subprocess.run(
         ["sh", str(EXAMPLE / "serve.sh"), model, str(plan), *SMALL],
         capture_output=True,
         text=True,
         env=_environment(),
-        timeout=200,
+        timeout=600,
     )
     assert ended.returncode != 0
-    assert "cuts[0].selector: attention needs attention scores" in ended.stderr.splitlines()[-1]
+    assert "cuts[0].selector: visionzip needs the vision tower" in ended.stderr.splitlines()[-1]

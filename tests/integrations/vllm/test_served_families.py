@@ -1,4 +1,4 @@
-"""M-RoPE, grouped queries and images of any size: a tiny random Qwen2.5-VL in vLLM."""
+"""Every family that runs in vLLM gives the answers of tpcal's executor: tiny random models."""
 
 from __future__ import annotations
 
@@ -6,43 +6,46 @@ from pathlib import Path
 
 import pytest
 import served
-import served_qwen
 import torch
 from PIL import Image
+from served_families import FAMILIES
 
 import tpcal
 from tpcal import Cut, Plan
+from tpcal.plans.engines import VLLM
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
-PLAN = Plan(
-    cuts=(
-        Cut(layer=2, keep=0.5, selector="diversity"),
-        Cut(layer=4, keep=0.2, selector="random"),
-        Cut(layer=6, keep=0.0),
-    )
-)
 SIZES = ((84, 84), (224, 112), (56, 168), (140, 196), (196, 196), (28, 84))
 N_TOKENS = 12
 
 
-def _asked() -> list[tuple[str, Image.Image]]:
+def _plan(architecture: str) -> Plan:
+    first, second = Cut(3, 0.5, "diversity"), Cut(4, 0.2, "attention")
+    if architecture == "Qwen2_5_VLForConditionalGeneration":
+        first, second = Cut(2, 0.5, "diversity"), Cut(4, 0.2, "random")
+    return Plan(cuts=(first, second, Cut(6, 0.0)))
+
+
+def _asked(prompt: str) -> list[tuple[str, Image.Image]]:
     generator = torch.Generator().manual_seed(0)
     found = []
     for number, (width, height) in enumerate(SIZES * 4):
         noise = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
-        found.append((served_qwen.PROMPT.format(8 + number), Image.fromarray(noise.numpy())))
+        found.append((prompt.format(8 + number), Image.fromarray(noise.numpy())))
     return found
 
 
-def _executor(folder: Path) -> list[tuple[list[int], list[int]]]:
+def _executor(
+    folder: Path, plan: Plan, asked: list[tuple[str, Image.Image]]
+) -> list[tuple[list[int], list[int]]]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
     found = []
-    with tpcal.apply(model, PLAN), torch.inference_mode():
-        for text, image in _asked():
+    with tpcal.apply(model, plan), torch.inference_mode():
+        for text, image in asked:
             inputs = processor(images=[image], text=[text], return_tensors="pt")
             output = model.generate(
                 **inputs, do_sample=False, max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS
@@ -52,15 +55,23 @@ def _executor(folder: Path) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def test_answers_are_those_of_the_executor(tmp_path: Path) -> None:
-    model = tmp_path / "model"
+def test_every_architecture_that_is_said_to_run_is_tried() -> None:
+    assert set(VLLM.squares) == {"LlavaForConditionalGeneration", *FAMILIES}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_answers_are_those_of_the_executor(architecture: str, tmp_path: Path) -> None:
+    save, prompt = FAMILIES[architecture]
+    model, plan, asked = tmp_path / "model", _plan(architecture), _asked(prompt)
     model.mkdir()
-    served_qwen.save(model)
-    wanted = _executor(model)
-    prompts = [(text, [image]) for text, image in _asked()]
+    save(model)
+    wanted = _executor(model, plan, asked)
     options = {"max_num_batched_tokens": 64, "limit_mm_per_prompt": {"image": 1, "video": 0}}
-    with served.engine(PLAN, tmp_path, model=model, **options) as engine:
-        outputs = engine.generate(prompts, N_TOKENS, min_tokens=N_TOKENS)
+    with served.engine(plan, tmp_path, model=model, **options) as engine:
+        outputs = engine.generate(
+            [(t, [image]) for t, image in asked], N_TOKENS, min_tokens=N_TOKENS
+        )
         waited = engine.n_waited
     found = [(list(o.prompt_token_ids), list(o.outputs[0].token_ids)) for o in outputs]
     assert [prompt for prompt, _ in found] == [prompt for prompt, _ in wanted]

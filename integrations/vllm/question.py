@@ -1,0 +1,161 @@
+"""What selectors learn from the question: its states, and the attention of the layer before a cut.
+
+A prompt whose selectors look at the question enters its first cut as a whole, so that its tokens
+stand side by side in the row when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tpcal.integrations.vllm.stages import Span
+from tpcal.plans.executor.attention_reader import Capture, Request, read
+from tpcal.plans.selectors.base import Tokens
+
+
+@dataclass(frozen=True)
+class PromptColumns:
+    """A prompt that is wholly in the row, except for what earlier cuts dropped."""
+
+    first: int
+    """Column of its first token; the others follow."""
+    places: np.ndarray
+    """[n] int64 places of its tokens that are still there, up to the prompt's last token."""
+    spans: tuple[Span, ...]
+    """Its images."""
+
+    @property
+    def text(self) -> np.ndarray:
+        """[T] int64 which of the n tokens are text after the first visual token."""
+        visual = np.zeros(len(self.places), dtype=bool)
+        for span in self.spans:
+            visual |= (span.start <= self.places) & (self.places < span.end)
+        return np.flatnonzero(~visual & (self.places > self.spans[0].start))
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """How an attention module computes its scores."""
+
+    n_heads: int
+    n_kv_heads: int
+    scaling: float
+    softcap: float | None = None
+
+    def keys(self, rows: Tensor) -> Tensor:
+        """[m, Hkv d] the keys in what was read of m tokens."""
+        return rows[:, rows.shape[1] * self.n_heads // (self.n_heads + self.n_kv_heads) :]
+
+    def capture(self, rows: Tensor, request: Request) -> Capture:
+        """The scores of a prompt.
+
+        Args:
+            rows: [n, (H + Hkv) d] queries and keys of each token, side by side.
+            request: What to read.
+        """
+        heads = rows.unflatten(1, (self.n_heads + self.n_kv_heads, -1)).transpose(0, 1)[None]
+        query, key = heads.split((self.n_heads, self.n_kv_heads), dim=1)
+        return read(query, key, None, self.scaling, request, self.softcap)
+
+
+class QuestionReader:
+    """Completes what a selector gets.
+
+    Args:
+        shapes: The attention of the layers before cuts that read it, by layer.
+        final_norm: The decoder's final norm.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[int, AttentionShape],
+        final_norm: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._shapes = shapes
+        self._final_norm = final_norm
+
+    def completed(
+        self,
+        tokens: Tokens,
+        needs: frozenset[str],
+        prompts: Sequence[PromptColumns],
+        columns: Tensor,
+        states: Tensor,
+        rows: Tensor | None,
+    ) -> Tokens:
+        """The tokens with what else the selector needs.
+
+        Args:
+            tokens: The B images of a cut.
+            needs: The selector's ``needs``.
+            prompts: The prompt of each image; empty if no selector looks at the question.
+            columns: [B, N] int64 column of each token.
+            states: [m, D] states of all tokens that enter the layer.
+            rows: [m, E] their queries and keys at the layer before; None if nothing reads them.
+        """
+        said = _text_columns(prompts, columns) if "text" in needs else None
+        if said is not None:
+            tokens = replace(tokens, text_hidden=states[said], text_valid=said >= 0)
+        if "norm" in needs:
+            tokens = replace(tokens, final_norm=self._final_norm)
+        if rows is None:
+            return tokens
+        shape = self._shapes[tokens.layer - 1]
+        if "keys" in needs:
+            keys = shape.keys(rows)
+            text_keys = None if said is None else keys[said]
+            tokens = replace(tokens, keys=keys[columns], text_keys=text_keys)
+        if needs & {"scores", "text_scores"}:
+            captures = [
+                _capture(shape, rows, prompt, at[valid], "text_scores" in needs)
+                for prompt, at, valid in zip(prompts, columns, tokens.valid, strict=True)
+            ]
+            tokens = _with_scores(tokens, captures)
+        return tokens
+
+
+def _text_columns(prompts: Sequence[PromptColumns], like: Tensor) -> Tensor:
+    """[B, T] int64 column of each text token of the prompts; -1 is filler."""
+    found = [torch.from_numpy(prompt.first + prompt.text) for prompt in prompts]
+    return pad_sequence(found, batch_first=True, padding_value=-1).to(like.device)
+
+
+def _capture(
+    shape: AttentionShape, rows: Tensor, prompt: PromptColumns, columns: Tensor, text: bool
+) -> tuple[Capture, Tensor]:
+    """The scores of the last token, and [n] int64 where the image stands in its prompt."""
+    n, at = len(prompt.places), columns - prompt.first
+    request = Request(torch.tensor([n - 1], device=at.device))
+    if text:
+        said = torch.from_numpy(prompt.text).to(at.device)
+        request = replace(request, text=_all_of(said), visual=_all_of(at))
+    return shape.capture(rows[prompt.first : prompt.first + n], request), at
+
+
+def _all_of(places: Tensor) -> tuple[Tensor, Tensor]:
+    return places[None], torch.ones_like(places[None], dtype=torch.bool)
+
+
+def _with_scores(tokens: Tokens, captures: Sequence[tuple[Capture, Tensor]]) -> Tokens:
+    logits = [capture.logits[0, :, at].T for capture, at in captures]
+    looks = [c.text_attention[0] for c, _ in captures if c.text_attention is not None]
+    return replace(
+        tokens,
+        logits=pad_sequence(logits, batch_first=True).transpose(1, 2),
+        lse=torch.cat([capture.lse for capture, _ in captures]),
+        text_attention=_side_by_side(looks, tokens.valid.shape[1]) if looks else None,
+    )
+
+
+def _side_by_side(looks: Sequence[Tensor], n_tokens: int) -> Tensor:
+    """[B, T, N] the weights [T_b, N_b] of text tokens on visual ones, with zeros on filler."""
+    result = looks[0].new_zeros(len(looks), max(map(len, looks)), n_tokens)
+    for row, found in enumerate(looks):
+        result[row, : found.shape[0], : found.shape[1]] = found
+    return result
