@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 from packaging.version import Version
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, GenerationMixin, PreTrainedModel, cache_utils
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -249,9 +249,9 @@ def check_offloaded(model: PreTrainedModel) -> None:
 # returned the thinker itself. Then decoder.get_decoder().
 
 
-def decoder_of(model: nn.Module) -> Any:
+def decoder_of(model: Any) -> Any:
     """The decoder that a model names; the model itself if there is none."""
-    decoder: Any = model.get_decoder()
+    decoder = model.get_decoder()
     if decoder is model and type(model).__name__.endswith("ThinkerForConditionalGeneration"):
         return model.model
     return decoder
