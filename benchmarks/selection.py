@@ -277,8 +277,8 @@ def main(
         console.print(drawn)
     for r in results:
         if r.to_reference is not None:
-            case = f"N = {r.n_tokens}, batch {r.batch}, keep {r.keep:.0%}"
-            console.print(f"{case}, {r.selector}: {r.to_reference:.2f} times its reference")
+            where = f"N = {r.n_tokens}, batch {r.batch}, keep {r.keep:.0%}"
+            console.print(f"{where}, {r.selector}: {r.to_reference:.2f} times its reference")
     setting = f"{dtype}, hidden size {hidden}, {clock} time, median of {repeats}"
     console.print(
         f"Prefill: {N_LAYERS} times one decoder layer over N + {N_TEXT} tokens, timed in turns "
