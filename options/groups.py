@@ -115,7 +115,9 @@ def data_options(command: Command) -> Command:
         click.option(
             "--metric",
             type=click.Choice(list(METRICS)),
-            help="Metric that scores answers.  [default: that of data sets by name, or match]",
+            metavar="NAME",
+            help=f"Metric that scores answers: {', '.join(METRICS)}.  [default: that of data sets by "
+            "name, or match]",
         )
     )
     return _gather(DataChoice, "data", options, command)

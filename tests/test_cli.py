@@ -57,6 +57,7 @@ COMMANDS = (
     "pull",
     "presets",
     "selectors",
+    "datasets",
     "doctor",
 )
 HEAVY = ["torch", "transformers", "optuna", "datasets", "rich", "numpy", "scipy", "PIL"]
