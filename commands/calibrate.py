@@ -97,7 +97,7 @@ def calibrate(
       tpcal calibrate --samples 32 --layers 0-3,6 --keeps 0.5,0.25,0
       tpcal calibrate --model llava-1.5-7b --dry-run
       tpcal calibrate --model llava-1.5-7b --device cuda --dtype bfloat16
-      tpcal calibrate --model llava-1.5-7b --data textvqa:64,chartqa:64,gqa:64,pope:64
+      tpcal calibrate --model llava-1.5-7b --data textvqa:64,chartqa:64
       tpcal calibrate --model llava-1.5-7b --data questions.jsonl --samples 64
     """
     from tpcal.views.profile_view import profile_summary

@@ -62,7 +62,7 @@ def datasets(names: tuple[str, ...], verify: bool) -> None:
     Examples:
       tpcal datasets
       tpcal datasets textvqa chartqa --verify
-      tpcal calibrate --model llava-1.5-7b --data textvqa:64,chartqa:64,gqa:64,pope:64
+      tpcal calibrate --model llava-1.5-7b --data textvqa:64,chartqa:64
     """
     from tpcal.calibrate.inputs.datasets.catalog import catalog
     from tpcal.calibrate.inputs.datasets.mixture import parse_mixture

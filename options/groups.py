@@ -116,8 +116,8 @@ def data_options(command: Command) -> Command:
             "--metric",
             type=click.Choice(list(METRICS)),
             metavar="NAME",
-            help=f"Metric that scores answers: {', '.join(METRICS)}.  [default: that of data sets by "
-            "name, or match]",
+            help=f"Metric that scores answers: {', '.join(METRICS)}.  [default: that of data sets "
+            "by name, or match]",
         )
     )
     return _gather(DataChoice, "data", options, command)

@@ -66,8 +66,8 @@ def lower(
         >>> predicted = tpcal.PlanningSettings(measure=False)  # n_trials=50 would run the model
         >>> deep = tpcal.Plan(cuts=(tpcal.Cut(layer=4, keep=0.0),))
         >>> lowered = tpcal.lower(deep, "embeddings", profile="tpcal-out", settings=predicted)
-        >>> [cut.layer for cut in lowered.plan.cuts]
-        [0]
+        >>> lowered.plan.cuts[0].layer
+        0
 
     Args:
         plan: The plan to lower, or its name as `load_plan` takes it.
