@@ -31,7 +31,7 @@ def model_options(command: Command) -> Command:
             "name",
             metavar="NAME",
             help="Model to run: an alias (llava-1.5-7b), a Hub id (org/name@revision), a local "
-            "folder, or 'embedded' for the built-in model.",
+            "folder, or 'embedded' or 'smol' for a built-in model.",
         ),
         click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub."),
         click.option(

@@ -16,7 +16,6 @@ from tpcal.calibrate.smol.language_model import (
     save_language_model,
 )
 from tpcal.plans import temporary_files
-from tpcal.plans.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,15 +55,9 @@ def assembled_folder(adapters: Path = ADAPTERS) -> Path:
         adapters: The trained weights; other ones than the shipped are for tests of a training.
 
     Raises:
-        UsageError: The trained weights are not part of this installation, or the language model's
-            package is missing or another than the one that the weights belong to.
+        UsageError: The language model's package is missing, or another than the one that the
+            weights belong to.
     """
-    if not adapters.is_file():
-        raise UsageError(
-            "The model smol cannot be assembled: its trained weights are not part of this version "
-            "of tpcal. Way out: use the model embedded, or train the weights from a checkout "
-            "(tools/smol)."
-        )
     cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/tpcal").expanduser()
     folder = cache / f"smol-{_digest(adapters)}"
     if not folder.is_dir():
