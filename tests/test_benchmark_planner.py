@@ -161,7 +161,7 @@ def test_the_whole_benchmark_fills_its_page(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = written.read_text()
     parts = re.findall(r"<!-- ([\w-]+): [^>]*-->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
-    assert len(parts) == 15
+    assert len(parts) == 16
     assert all(made for _, made in parts)
     pictures = re.findall(r"\(planner/(\w+)\.svg\)", text)
     assert {f"{name}.svg" for name in pictures} == {

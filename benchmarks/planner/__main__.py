@@ -20,6 +20,7 @@ from benchmarks.planner import (
     show_comparison,
     show_economy,
     show_fidelity,
+    show_other_planners,
     world,
 )
 from benchmarks.planner.found import Folders
@@ -28,7 +29,7 @@ from benchmarks.planner.work import ROOT, Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
 
 PAGE = ROOT / "docs" / "planner-results.md"
-STAGES = ("fidelity", "ablations", "samples", "comparison")
+STAGES = ("fidelity", "ablations", "samples", "comparison", "planners")
 VERSIONS = ("torch", "transformers", "optuna", "scipy", "numpy")
 Parts = dict[str, str]
 
@@ -63,7 +64,7 @@ def main(
     folder = folder or ROOT / "tpcal-out" / "benchmark" / code("plans", "calibrate")
     work = Work(folder.resolve(), processes, Console())
     made = stages(work, sizes, path.parent / "planner")
-    if set(chosen or STAGES) != {"ablations"}:  # which has smaller profiles of its own
+    if set(chosen or STAGES) - {"ablations", "planners"}:  # which have smaller profiles
         work.timed("calibration", lambda: calibrated(work, sizes))
     for name in chosen or STAGES:
         page.write(path, work.timed(name, made[name]))
@@ -96,6 +97,7 @@ def stages(work: Work, sizes: Sizes, pictures: Path) -> dict[str, Callable[[], P
         "ablations": lambda: show_ablations.run(work, sizes, where.profiles),
         "samples": lambda: show_economy.run(work, sizes, where, pictures),
         "comparison": lambda: show_comparison.run(work, sizes, where, pictures),
+        "planners": lambda: show_other_planners.run(work, sizes, where),
     }
 
 

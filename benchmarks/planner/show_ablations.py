@@ -6,16 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.planner import page, world
+from benchmarks.planner import page, plan_figures
 from benchmarks.planner.ablations import BUDGETS, WHOLE, WITHOUT, Ablated, Judged, judged
-from benchmarks.planner.sizes import ELSEWHERE, Sizes
+from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work
-from tpcal.calibrate.evaluation.metrics import is_right
-from tpcal.planner.prediction.objective import Objective
-
-Floats = NDArray[np.float64]
 
 
 def run(work: Work, sizes: Sizes, profiles: Path) -> dict[str, str]:
@@ -50,14 +45,8 @@ def _cell(values: Sequence[float], base: Sequence[float], form: str, whole: bool
 
 
 def _objective(plan: Judged, run: Ablated, sizes: Sizes) -> float:
-    """What a search minimises, on samples that it has not seen."""
-    where = world.CALIBRATION, sizes.judged, run.seed + ELSEWHERE
-    groups = world.samples(*where).groups
-    return float(Objective().values(world.by_group(plan.losses, *where), groups))
+    return plan_figures.objective(plan.losses, run.seed, sizes)
 
 
 def _accuracy(plan: Judged, run: Ablated, sizes: Sizes) -> float:
-    """Share of right answers to the questions of the test split."""
-    drawn = world.samples(world.TEST, sizes.held_out, 0)
-    asked = zip(plan.texts, drawn, strict=True)
-    return float(np.mean([is_right(text, str(sample.answer)) for text, sample in asked]))
+    return plan_figures.accuracy(plan.texts, sizes)
