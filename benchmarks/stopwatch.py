@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from tpcal.calibrate.bench.generation_times import applied
 from tpcal.calibrate.bench.peak_memory import peak_bytes
 from tpcal.calibrate.bench.token_times import now
-from tpcal.plans.executor import attention_reader, handle
+from tpcal.plans.executor import attention_reader, executor
 from tpcal.plans.executor.compat import CACHE_NAME
 from tpcal.plans.executor.passes import ForwardPass
 from tpcal.plans.plan_records import Plan
@@ -119,7 +119,7 @@ def stopwatch(now: Callable[[], float]) -> Iterator[dict[str, float]]:
 
 def _timed() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
     own = ("_before_decoder", "_after_decoder")
-    yield from ((handle.Handle, name, ("executor",)) for name in own)
+    yield from ((executor.Executor, name, ("executor",)) for name in own)
     yield ForwardPass, "before_layer", ("executor",)
     yield ForwardPass, "leaves_alone", ("executor",)
     yield attention_reader, "read", ("executor", "selection")

@@ -26,11 +26,11 @@ from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.calibrate.probing_settings import ProbingSettings
 loaded = models.load(sys.argv[1], device="cpu")
 def progress(done, total, what):
-    print(done, total, what, flush=True)
+    print(f"{done} {total} {what}\\n", end="", flush=True)  # one write, as processes share a pipe
 settings = ProbingSettings(selectors=["attention", "grid"], keeps=[0.5, 0], batch_size=2)
 calibrate.calibrate(loaded, load_samples(n=6), sys.argv[2], settings=settings,
                 progress=progress)
-print("done", os.environ["RANK"], flush=True)
+print(f"done {os.environ['RANK']}\\n", end="", flush=True)
 """
 
 
@@ -60,7 +60,7 @@ def test_two_processes_make_the_profile_of_one_also_after_one_has_died(
     calibrate(loaded, scenes, alone, **wish)
     script, out = tmp_path / "script.py", tmp_path / "shared"
     start = 'if done == 4 and os.environ["RANK"] == "0":\n        os.kill(os.getpid(), 9)\n    '
-    script.write_text(SCRIPT.replace("print(done", f"{start}print(done"))
+    script.write_text(SCRIPT.replace('print(f"{done}', start + 'print(f"{done}'))
     code, lines = launched(script, [model_folder, out])
     assert code != 0
     assert lines[0] == "0 6 Calibrating"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import lru_cache
 
 import flash
@@ -44,9 +45,11 @@ VARIED = {
     "qwen2_5_vl": "positions in three dimensions",
     "qwen3_vl": "states of the tower added to layers",
 }
-"""Architectures that differ in structure, and in what: the usual run tries every law on them."""
+"""Architectures that differ in structure, and in what: the usual run tries every law on them with
+sdpa, and the main ones with eager attention."""
 MAIN = {"reference", "rows alone", "kv cache"}
-"""Laws that the usual run tries on every architecture; `make test-all` tries all on all."""
+"""Laws that the usual run tries on every architecture with sdpa; `make test-all` tries all on all
+with both kernels."""
 FAST = {("llava", "sdpa"), ("qwen2_5_vl", "sdpa")}
 """Cases of which `make test-fast` tries every law."""
 RELEASES = {
@@ -82,10 +85,10 @@ INAPPLICABLE: dict[tuple[str, str], str] = {
 
 def tried(name: str, attn: str, law: str) -> ParameterSet:
     """The law on a model, marked by how often it is tried there."""
-    varied = name in VARIED
+    varied, main = name in VARIED, law in MAIN or (name, law) in INAPPLICABLE
     if (name, attn) in FAST or (varied and (attn, law) == ("sdpa", "reference")):
         scope = pytest.mark.fast
-    elif varied or law in MAIN or (name, law) in INAPPLICABLE:
+    elif (varied or main) if attn == "sdpa" else (varied and main):
         scope = pytest.mark.usual
     else:
         scope = pytest.mark.nightly
@@ -258,17 +261,23 @@ def _images_that_share_a_count(patch):
 
 def _ranks_that_go_on_in_the_next_image(patch):
     numbered = choice_sets.Apart._numbered
-    patch.setattr(choice_sets.Apart, "_numbered", lambda self, of, first=0: numbered(self, of))
+
+    def going_on(self, values, first=0):
+        return numbered(self, values, 0 if first is self._rank else first)
+
+    patch.setattr(choice_sets.Apart, "_numbered", going_on)
 
 
 def _tokens_of_the_next_image(patch):
-    made = choice_sets.Apart.__init__
+    tokens = choice_sets.Apart.tokens
 
-    def shifted(self, *given):
-        made(self, *given)
-        self._column = (self._column + 1).clamp(max=self._shape[1] - 1)
+    def shifted(self, of_prompts):
+        right, own = tokens(self, of_prompts), self._column
+        self._column = (own + 1).clamp(max=self._shape[1] - 1)
+        hidden, self._column = tokens(self, of_prompts).hidden, own
+        return replace(right, hidden=hidden)
 
-    patch.setattr(choice_sets.Apart, "__init__", shifted)
+    patch.setattr(choice_sets.Apart, "tokens", shifted)
 
 
 def _choice_put_back_into_another_image(patch):
