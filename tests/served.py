@@ -72,6 +72,12 @@ PLANS = {
 }
 
 
+BLOCK = 32
+"""Tokens of a KV block."""
+SMALL_POOL = {"max_num_batched_tokens": 120, "num_gpu_blocks_override": 100, "max_model_len": 512}
+"""Options with which requests are preempted, and chunks split images or prompts."""
+
+
 def prompt(question: str, *, n_images: int = 1, before: str = "") -> str:
     """The built-in model's chat format."""
     return f"USER: {before}{'<image>' * n_images}\n{question} ASSISTANT:"
@@ -157,7 +163,7 @@ class Engine:
             "enforce_eager": True,
             "max_model_len": 1024,
             "max_num_seqs": 16,
-            "block_size": 32,
+            "block_size": BLOCK,
             "distributed_executor_backend": "uni",
             "disable_log_stats": False,
             "limit_mm_per_prompt": {"image": 3},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import served
 import torch
-from served import PLANS, Engine, Executor, until_end
+from served import BLOCK, PLANS, SMALL_POOL, Engine, Executor, until_end
 
 from tpcal import Plan
 from tpcal.calibrate.embedded import EmbeddedSample, samples
@@ -21,7 +21,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
 PLAN = PLANS["three cuts"]
 TEXT = "Say which of these words is a colour: stone, red, seven, left. "
-BLOCK = 32  # as served.py sets it
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +30,7 @@ def executor() -> Executor:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """A pool so small that requests are preempted, and chunks that split images."""
-    options = {"max_num_batched_tokens": 120, "num_gpu_blocks_override": 100, "max_model_len": 512}
-    with served.engine(PLAN, tmp_path_factory.mktemp("plan"), **options) as made:
+    with served.engine(PLAN, tmp_path_factory.mktemp("plan"), **SMALL_POOL) as made:
         yield made
 
 
