@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.emulated_gpu import EmulatedGpu
-from tpcal.plans.selectors import create, names
+from tpcal.plans.selectors import _fused, create, names
 from tpcal.plans.selectors.base import Counts, Tokens, read_counts
 
 VARIANTS = [
@@ -26,6 +26,12 @@ VARIANTS = [
 NAMED = pytest.mark.parametrize(
     ("name", "params"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)]
 )
+
+
+@pytest.fixture(autouse=True)
+def _plain_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton, where it is installed, has no driver for an emulated GPU."""
+    monkeypatch.setattr(_fused, "ENABLED", False)
 
 
 def counted(tokens: Tokens, n_keep: Tensor) -> Tokens:
