@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -20,12 +20,11 @@ from transformers import PreTrainedModel
 from tpcal.plans.engines import EMBEDDINGS
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.executor import compat
-from tpcal.plans.executor.architecture import with_grids
 from tpcal.plans.executor.cutting import prepare
+from tpcal.plans.executor.decoder_inputs import prompt_of
 from tpcal.plans.executor.fit import check
 from tpcal.plans.executor.handle import is_applied
 from tpcal.plans.executor.passes import DecoderParts, ForwardPass
-from tpcal.plans.executor.prompt import PromptTokens, read_prompt
 from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.images import vision_reader
@@ -91,13 +90,9 @@ def pruned_prompt(
         family = find(model)
         seen = undo.enter_context(vision_reader.reading(family, model)) if looks else None
         reached = _first_layer(model, inputs)
-        prompt = _prompt(model, inputs)
-        has_images = max(prompt.n_visual) > 0
-        if seen is not None and has_images:
-            prompt = replace(prompt, vision=seen.of(prompt, inputs))
         run = ForwardPass(
             prepared,
-            prompt if has_images else None,
+            prompt_of(family, model, inputs, seen),
             reached.states.shape[1],
             DecoderParts(family.final_norm(model), shared={}, probes={}, flash={}),
         )
@@ -186,9 +181,3 @@ def _refuse_more(model: PreTrainedModel, given: Mapping[str, Any], states: Tenso
             f"The decoder of {type(model).__name__}",
             [f"It must read embeddings and positions alone; it reads {', '.join(more)}."],
         )
-
-
-def _prompt(model: PreTrainedModel, inputs: Mapping[str, Any]) -> PromptTokens:
-    family = find(model)
-    visual = family.visual_mask(model, inputs["input_ids"], None)
-    return with_grids(family, model, read_prompt(visual, None), inputs)
