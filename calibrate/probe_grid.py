@@ -91,6 +91,21 @@ def coarse(grid: Sequence[Probe]) -> tuple[Probe, ...]:
     return tuple(p for p in grid if p.keep == 0 or p.layer in chosen or p in firsts)
 
 
+def work(probe: Probe, n_layers: int, n_kept: float, n_tokens: float, n_text: float) -> float:
+    """Work of a probe, in decoder layers of the whole prompt: (L - l) * (k + T) / (N + T).
+
+    A probe before layer l runs the L - l layers behind it on k visual tokens and T text tokens.
+
+    Args:
+        probe: The probe.
+        n_layers: Depth of the decoder, L.
+        n_kept: Visual tokens that the probe keeps, k.
+        n_tokens: Visual tokens of a prompt, N.
+        n_text: Text tokens of a prompt, T.
+    """
+    return (n_layers - probe.layer) * (n_kept + n_text) / (n_tokens + n_text)
+
+
 def default_layers(allowed: range) -> list[int]:
     """All layers of a shallow decoder; of a deep one, evenly spaced layers from the first on."""
     n = min(len(allowed), MAX_DEFAULT_LAYERS)

@@ -28,7 +28,7 @@ class RunEstimate:
     least_s: float
     """The first round alone, which measures a coarse grid if the run refines it."""
     most_s: float
-    """Every probe of the grid; a run that refines a coarse grid usually takes about half."""
+    """Every probe of the grid; a run that refines a coarse grid takes about half at most."""
 
 
 def estimate(
@@ -92,9 +92,9 @@ def _seconds(loaded: Loaded, batch: Recorded, probes: Sequence[Probe], scope: st
 
 
 def _work(probe: Probe, n_layers: int, batch: Recorded) -> float:
-    """Runs of one layer over the unpruned prompt, in tokens."""
+    """Work of a probe on the mean prompt of the batch."""
     n_visual, n_text = (float(n) for n in batch.counts.float().mean(dim=0))
-    return (n_layers - probe.layer) * (probe.keep * n_visual + n_text) / (n_visual + n_text)
+    return probe_grid.work(probe, n_layers, probe.keep * n_visual, n_visual, n_text)
 
 
 def _wait() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tpcal.calibrate import probe_grid
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.curves import key
@@ -82,12 +83,9 @@ def next_probes(profile: Profile, untried: Sequence[Probe]) -> tuple[Probe, ...]
 
 
 def work(profile: Profile, probes: Sequence[Probe]) -> list[float]:
-    """Work of each probe: (L - l) * (k + T) / (N + T), in decoder layers of the whole prompt.
-
-    A probe before layer l runs the L - l layers behind it on k visual tokens and T text tokens.
-    """
+    """Work of each probe on the profile's prompt, as `probe_grid.work` counts it."""
     n, text, n_layers = profile.n_tokens, profile.n_text, profile.shape.n_layers
-    return [(n_layers - p.layer) * (n_keep(p.keep, n) + text) / (n + text) for p in probes]
+    return [probe_grid.work(p, n_layers, n_keep(p.keep, n), n, text) for p in probes]
 
 
 def _votes(predictor: Predictor, untried: Sequence[Probe]) -> dict[Probe, float]:
