@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tpcal.benchmarks.planner.page import table
 from tpcal.calibrate.bench.bench_results import BenchResults, RunResult
 from tpcal.calibrate.bench.ratios import MEASURES
 from tpcal.calibrate.evaluation.evaluation_results import (
@@ -72,7 +73,7 @@ def section(evidence: Evidence) -> str:
         "Times with each plan, as a ratio to the unpruned model (median of the repeats):",
         times_table(evidence.times),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(part.rstrip("\n") for part in parts)
 
 
 def answers_table(answers: Mapping[float, EvaluationResults]) -> str:
@@ -132,7 +133,7 @@ def times_table(times: BenchResults) -> str:
         for cell in times.cells
         for run in cell.plans
     ]
-    return table(head, body)
+    return table(head, body, n_left=2)
 
 
 def _plan(run: RunResult) -> str:
@@ -152,9 +153,3 @@ def _cell(share: Share | None, worst: float | None) -> str:
     if share is None:
         return "–"
     return f"{100 * share.value:.1f}" + ("" if worst is None else f" / {100 * worst:.0f}")
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; all columns but the first are aligned to the right."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

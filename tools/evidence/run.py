@@ -62,12 +62,14 @@ def run(settings: Settings) -> None:
     for folder in (settings.results, settings.work):
         folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(settings.work / "steps.json")
-    carry_out(calibration(settings), journal)
+    first = calibration(settings)
+    carry_out(first, journal)
     folder, profile = load_profile(settings.work / "profiles")
-    steps = [calibration(settings), *further(settings, folder, profile)]
-    for step in steps[1:]:
+    steps = list(further(settings, folder, profile))
+    for step in steps:
         carry_out(step, journal)
-    write_json(settings.results / SUMMARY, summary(settings, profile, steps, journal))
+    found = summary(settings, profile, [first, *steps], journal)
+    write_json(settings.results / SUMMARY, found)
 
 
 def estimate(settings: Settings) -> None:

@@ -91,15 +91,14 @@ def further(settings: Settings, folder: Path, profile: Profile) -> Iterator[Step
         options = ("--budget", f"{budget:g}", "--output", str(plan), *settings.machine)
         yield Step(f"plan at {budget:g}", ("plan", str(folder), *options), plan)
     for budget in settings.budgets:
-        yield _answers(settings, budget, _presets(budget, profile))
+        yield _answers(settings, budget, _published(budget, profile))
     timed = TIMED if TIMED in settings.budgets else min(settings.budgets)
-    yield _times(settings, timed, _presets(timed, profile))
+    yield _times(settings, timed, _published(timed, profile))
     yield _report(settings, timed, folder)
 
 
-def _answers(settings: Settings, budget: float, presets: list[str]) -> Step:
+def _answers(settings: Settings, budget: float, beside: list[str]) -> Step:
     plan, made = settings.plan(budget), settings.answers(budget)
-    beside = [part for preset in presets for part in ("--plan", preset)]
     controls = ("--control", CONTROLS, "--control-of", str(plan))
     options = (*settings.machine, *_number("--samples", settings.questions))
     files = ("--out", str(settings.work), "--output", str(made))
@@ -107,9 +106,8 @@ def _answers(settings: Settings, budget: float, presets: list[str]) -> Step:
     return Step(f"answers at {budget:g}", command, made)
 
 
-def _times(settings: Settings, budget: float, presets: list[str]) -> Step:
+def _times(settings: Settings, budget: float, beside: list[str]) -> Step:
     plan, made = settings.plan(budget), settings.results / "bench.json"
-    beside = [part for preset in presets for part in ("--plan", preset)]
     sizes = ("--batch-sizes", settings.batch_sizes)
     command = ("bench", "--plan", str(plan), *beside, *sizes, *settings.machine)
     return Step("times", (*command, "--output", str(made)), made, accepted=(0, SLOWER))
@@ -124,16 +122,16 @@ def _report(settings: Settings, budget: float, folder: Path) -> Step:
     return Step("report", ("report", str(folder), *plans, *options), made)
 
 
-def _presets(budget: float, profile: Profile) -> list[str]:
-    """Every preset that can be as cheap as the budget."""
-    possible = []
+def _published(budget: float, profile: Profile) -> list[str]:
+    """The options of every preset that can be as cheap as the budget."""
+    options = []
     for name in PUBLISHED:
         try:
             at_budget(name, budget, profile.shape.n_layers, profile.n_tokens)
         except BudgetError:
             continue
-        possible.append(f"preset:{name}@{budget:g}")
-    return possible
+        options += ["--plan", f"preset:{name}@{budget:g}"]
+    return options
 
 
 def _number(option: str, value: int | None) -> tuple[str, ...]:
