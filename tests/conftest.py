@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -47,3 +47,14 @@ def _expected(items: Iterable[pytest.Item], slow: Mapping[str, float]) -> dict[P
 def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test remembers, in the user's own folder, what another has judged."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_repeats() -> Iterator[None]:
+    """No test reads the milliseconds of a profile, whose repeats take longer than its probes."""
+    # Imports torch, which the process that distributes the tests does not need.
+    from tpcal.calibrate import timing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "N_REPEATS", 2)
+        yield

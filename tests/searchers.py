@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from children import Child
 
 SCRIPT = Path(__file__).parent / "planner" / "searching.py"
 N_TRIALS = 12
 
 
-@contextmanager
-def searching(storage: Path | str, pause_s: float = 0.05) -> Iterator[subprocess.Popen[str]]:
-    """A process that searches; it is killed if it still runs at the end."""
-    command = [sys.executable, str(SCRIPT), str(storage), str(N_TRIALS), str(pause_s)]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
+def searching(storage: Path | str, pause_s: float = 0.05) -> Child:
+    """A process that searches."""
+    code = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    return Child(code, storage, N_TRIALS, pause_s)
 
 
-def result(child: subprocess.Popen[str]) -> dict[str, Any]:
+def result(child: Child) -> dict[str, Any]:
     """What a process found, once it ends."""
-    output, _ = child.communicate(timeout=200)
-    assert child.returncode == 0
+    output = child.lines.read()
+    assert child.wait() == 0
     return json.loads(output.splitlines()[-1])
 
 
@@ -53,9 +43,8 @@ def check_what_a_killed_one_leaves(storage: Path | str) -> None:
     """Of two processes on one storage one is killed; the other does all trials, also its."""
     with searching(storage) as other:
         with searching(storage, pause_s=60) as victim:  # for ever in its first plan
-            assert victim.stdout is not None
-            assert victim.stdout.readline().startswith("measuring")
-            victim.send_signal(signal.SIGKILL)
+            assert victim.lines.readline().startswith("measuring")
+            victim.send(signal.SIGKILL)
             assert victim.wait() == -signal.SIGKILL
         found = result(other)
     assert found["trials"] == N_TRIALS

@@ -71,6 +71,7 @@ def test_the_selection_benchmark_times_every_selector(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.nightly
 def test_the_memory_benchmark_finds_that_what_is_kept_is_less() -> None:
     command = [sys.executable, "-m", "benchmarks.memory", "--samples", "64", "--sides", "20"]
     done = subprocess.run(

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import tpcal
-from tpcal.calibrate import timing
 
 ROOT = Path(tpcal.__file__).parent
 PACKAGES = ("plans", "calibrate", "planner", "workflow", "integrations")
@@ -25,13 +24,11 @@ FILES = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a user has it: a small profile in ``tpcal-out`` and a plan in ``plan.yaml``."""
     made = tmp_path_factory.mktemp("examples")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "N_REPEATS", 2)  # no example shows milliseconds
-        stored = tpcal.make_profile(
-            data=tpcal.DataChoice(samples=14),
-            out=made / "tpcal-out",
-            settings=tpcal.CalibrationSettings(("grid",), keeps=(0.5, 0.0), layers=(0, 4)),
-        )
+    stored = tpcal.make_profile(
+        data=tpcal.DataChoice(samples=14),
+        out=made / "tpcal-out",
+        settings=tpcal.CalibrationSettings(("grid",), keeps=(0.5, 0.0), layers=(0, 4)),
+    )
     predicted = tpcal.PlanningSettings(measure=False)
     tpcal.find_plan(stored, 0.5, settings=predicted).save(made / "plan.yaml")
     return made

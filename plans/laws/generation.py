@@ -11,7 +11,7 @@ from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.reference import hidden_tokens, hiding
-from tpcal.plans.laws.trial import N_STEPS, Trial, special_ids
+from tpcal.plans.laws.trial import N_TOKENS, Trial, special_ids
 from tpcal.plans.plan_records import Plan
 
 _N_ROWS = 3
@@ -29,13 +29,13 @@ def greedy(trial: Trial) -> str:
         raise Inapplicable("the unpruned model's own tokens are not its most likely ones")
     with apply(trial.model, plan, check=False) as handle:
         tokens, report = trial.generate(trial.left), handle.last
-        alone = [trial.generate(row)[0, -N_STEPS:].tolist() for row in trial.case.rows]
+        alone = [trial.generate(row)[0, -N_TOKENS:].tolist() for row in trial.case.rows]
     wanted = _most_likely(trial, tokens, report)
     if not torch.equal(tokens, wanted):
         raise Broken(f"got {_new(tokens)}, the reference {_new(wanted)}")
     if alone != _new(tokens):
         raise Broken(f"got {_new(tokens)} in the batch, {alone} alone")
-    return f"{tokens.shape[0]} sequences of {N_STEPS} tokens equal the reference, and alone"
+    return f"{tokens.shape[0]} sequences of {N_TOKENS} tokens equal the reference, and alone"
 
 
 def beams(trial: Trial) -> str:
@@ -137,18 +137,18 @@ def _tokens(trial: Trial, inputs: Inputs, **options: Any) -> Tensor:
 
 
 def _most_likely(trial: Trial, tokens: Tensor, report: Report | None) -> Tensor:
-    """The sequences [B, S], with the last `N_STEPS` tokens chosen by the reference."""
-    new = tokens[:, -N_STEPS:]
+    """The sequences [B, S], with the last `N_TOKENS` tokens chosen by the reference."""
+    new = tokens[:, -N_TOKENS:]
     whole = trial.case.extended(trial.left, new)
     cuts = report.cuts if report else ()
     hidden = hidden_tokens(trial.visual(whole), cuts, trial.n_layers)
-    logits = trial.masked(whole, hidden)[:, -N_STEPS - 1 : -1].clone()
+    logits = trial.masked(whole, hidden)[:, -N_TOKENS - 1 : -1].clone()
     logits[..., special_ids(trial.model)] = -torch.inf
-    return torch.cat([tokens[:, :-N_STEPS], logits.argmax(-1)], dim=1)
+    return torch.cat([tokens[:, :-N_TOKENS], logits.argmax(-1)], dim=1)
 
 
 def _new(tokens: Tensor) -> list[list[int]]:
-    return tokens[:, -N_STEPS:].tolist()
+    return tokens[:, -N_TOKENS:].tolist()
 
 
 def _some(trial: Trial) -> dict[str, Tensor]:

@@ -25,8 +25,11 @@ from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.plan_records import Cut, Plan
 
-N_STEPS = 4
-"""Number of decode steps after a prefill."""
+N_STEPS = 2
+"""Number of decode steps after a prefill: one that reads what the prefill left, and one that reads
+what a step left."""
+N_TOKENS = 4
+"""Number of tokens that `generate` makes."""
 _FINE = 1e-3  # share of the logits' spread; smaller rounding changes no choice
 _COARSE = 0.5  # share of the logits' spread; larger rounding hides every difference
 _LARGE = 2**31  # bytes of weights that are copied without a check of the free memory
@@ -293,7 +296,7 @@ class Trial:
             raise Inapplicable(f"a second copy of the model would take {n_bytes / 2**30:.0f} GiB")
         return copy.deepcopy(self.model)
 
-    def generate(self, inputs: Inputs, n_tokens: int = N_STEPS, **options: Any) -> Any:
+    def generate(self, inputs: Inputs, n_tokens: int = N_TOKENS, **options: Any) -> Any:
         """What `generate` gives, greedily unless told otherwise, without special tokens."""
         fixed: Mapping[str, Any] = {
             "max_new_tokens": n_tokens,

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from calibrations import calibrate
+from children import Child
 
 from tpcal.calibrate import probe, probe_grid, profile
 from tpcal.calibrate.inputs import models
@@ -125,12 +124,12 @@ def test_stopping_after_any_batch_changes_nothing(
 
 
 SCRIPT = """
-import sys, torch
-torch.set_num_threads(1)
-from tpcal.calibrate import calibrate
+import sys
+from tpcal.calibrate import calibrate, timing
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.calibrate.probing_settings import ProbingSettings
+timing.N_REPEATS = 2
 loaded = models.load(sys.argv[1], device="cpu")
 settings = ProbingSettings(selectors=["attention", "grid", "random"], keeps=[0.5, 0.25, 0], batch_size=2)
 calibrate.calibrate(loaded, load_samples(n=6), sys.argv[2], settings=settings,
@@ -138,21 +137,19 @@ calibrate.calibrate(loaded, load_samples(n=6), sys.argv[2], settings=settings,
 """
 
 
-@pytest.mark.timeout(900)  # two processes that load everything
 def test_killing_it_and_starting_again_gives_the_same_bytes(
     model_folder: Path, made: tuple[profile.Profile, Path], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(model_folder), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
+    with Child(SCRIPT, model_folder, tmp_path) as child:
+        for line in child.lines:
             if line.startswith("2 6"):
                 time.sleep(0.02)  # into the next batch
-                child.send_signal(signal.SIGKILL)
+                child.send(signal.SIGKILL)
                 break
         assert child.wait() == -signal.SIGKILL
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert not done.stdout.startswith("0 6"), "it began anew"
+    with Child(SCRIPT, model_folder, tmp_path) as child:
+        assert not child.lines.read().startswith("0 6"), "it began anew"
+        assert child.wait() == 0
     assert same_bytes(profile.newest(tmp_path), made[1])
 
 

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from calibrations import calibrate
+from children import Child
 
 from tpcal.calibrate import profile
 from tpcal.calibrate.checkpoints import Parts
@@ -17,13 +20,14 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.workers import Team, team
 from tpcal.plans.errors import RunFailed
 
+Launch = Callable[[str, Sequence[object], Path], tuple[bool, list[str]]]
 SCRIPT = """
-import os, sys, torch
-torch.set_num_threads(1)
-from tpcal.calibrate import calibrate
+import os, sys
+from tpcal.calibrate import calibrate, timing
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.samples import load_samples
 from tpcal.calibrate.probing_settings import ProbingSettings
+timing.N_REPEATS = 2
 loaded = models.load(sys.argv[1], device="cpu")
 def progress(done, total, what):
     print(f"{done} {total} {what}\\n", end="", flush=True)  # one write, as processes share a pipe
@@ -34,10 +38,12 @@ print(f"done {os.environ['RANK']}\\n", end="", flush=True)
 """
 
 
-def launched(script: Path, arguments: Sequence[object], *options: str) -> tuple[int, list[str]]:
-    """Exit code and lines of two processes that torchrun starts, as `accelerate launch` does."""
+def by_torchrun(code: str, arguments: Sequence[object], folder: Path) -> tuple[bool, list[str]]:
+    """Whether two processes that torchrun starts, as `accelerate launch` does, end well; their lines."""
+    script = folder / "script.py"
+    script.write_text(code)
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    place = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *options]
+    place = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     command = [*program, *place, str(script), *map(str, arguments)]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -48,26 +54,45 @@ def launched(script: Path, arguments: Sequence[object], *options: str) -> tuple[
         except BaseException:
             child.send_signal(signal.SIGTERM)
             raise
-    return child.returncode, output.splitlines()
+    return child.returncode == 0, output.splitlines()
 
 
+def by_hand(code: str, arguments: Sequence[object], folder: Path) -> tuple[bool, list[str]]:
+    """The same of two processes with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    alike = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    with ExitStack() as stack:
+        team = [
+            stack.enter_context(
+                Child(code, *arguments, environ={**alike, "RANK": at, "LOCAL_RANK": at})
+            )
+            for at in "01"
+        ]
+        lines = [line for child in team for line in child.lines.read().splitlines()]
+        return not any(child.wait() for child in team), lines
+
+
+@pytest.mark.parametrize(
+    "launched", [by_hand, pytest.param(by_torchrun, marks=pytest.mark.nightly)]
+)
 @pytest.mark.timeout(900)  # processes that load everything
 def test_two_processes_make_the_profile_of_one_also_after_one_has_died(
-    model_folder: Path, loaded: Loaded, scenes: Samples, tmp_path: Path
+    launched: Launch, model_folder: Path, loaded: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
     alone = tmp_path / "alone"
     wish = {"selectors": ["attention", "grid"], "keeps": [0.5, 0], "batch_size": 2}
     calibrate(loaded, scenes, alone, **wish)
-    script, out = tmp_path / "script.py", tmp_path / "shared"
+    out = tmp_path / "shared"
     start = 'if done == 4 and os.environ["RANK"] == "0":\n        os.kill(os.getpid(), 9)\n    '
-    script.write_text(SCRIPT.replace('print(f"{done}', start + 'print(f"{done}'))
-    code, lines = launched(script, [model_folder, out])
-    assert code != 0
+    dying = SCRIPT.replace('print(f"{done}', start + 'print(f"{done}')
+    well, lines = launched(dying, [model_folder, out], tmp_path)
+    assert not well
     assert lines[0] == "0 6 Calibrating"
     assert list(out.glob("*/parts*/*"))  # what was done is kept
-    script.write_text(SCRIPT)
-    code, lines = launched(script, [model_folder, out])
-    assert code == 0
+    well, lines = launched(SCRIPT, [model_folder, out], tmp_path)
+    assert well
     assert int(lines[0].split()[0]) >= 2, "it began anew"
     assert {"done 0", "done 1"} < set(lines)
     assert lines.count("0 0 Timing layers") == 1  # only the main process reports

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from children import Child
 from click.testing import CliRunner, Result
 
 from tools.embedded.export import export
@@ -161,20 +159,12 @@ def test_answers_go_to_the_folder_asked_for_or_nowhere(
     assert sorted(path for path in made.rglob("*")) == before
 
 
-def _started(made: Path, *args: str) -> subprocess.Popen[str]:
-    code = (
-        "import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it\n"
-        "from tpcal.cli import main\n"
-        "main()"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "eval", *args],
-        cwd=made,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+from tpcal.cli import main
+main()
+"""
 
 
 def test_an_interrupted_evaluation_continues(
@@ -183,18 +173,15 @@ def test_an_interrupted_evaluation_continues(
     args = ("--plan", "half.yaml", "--data=embedded", "--samples", "80")
     args += ("--batch-size", "2", "--max-new-tokens=4")
     before = set((made / "tpcal-out").glob("eval-*/*"))
-    process = _started(made, *args)
-    try:
+    with Child(COMMAND, "eval", *args, stream=2, cwd=made) as child:
         n_kept: list[int] = []
-        while process.poll() is None and sum(n > 4 for n in n_kept) < 2:
+        while child.is_running and sum(n > 4 for n in n_kept) < 2:
             time.sleep(0.02)
             files = set((made / "tpcal-out").glob("eval-*/*.jsonl")) - before
             n_kept = [file.read_text().count("\n") - 1 for file in files]
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+        child.send(signal.SIGINT)
+        said = child.lines.read()
+        assert child.wait() == 130
     assert said.endswith("tpcal: Interrupted; run the same command again to continue.\n")
     n_kept = [file.read_text().count("\n") - 1 for file in files]
     asked = 0

@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 import tpcal
-from tpcal.calibrate import timing
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.measure import Measurer
@@ -34,7 +33,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, loaded: Loaded) -> Path:
     """A folder with a small profile and the plan `DEEP` in ``deep.yaml``."""
     folder = tmp_path_factory.mktemp("lowered")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "N_REPEATS", 2)
         patch.setenv("XDG_STATE_HOME", str(folder / "state"))
         tpcal.make_profile(
             model=loaded,

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
+from children import Child
 from searches import search
 
 from tpcal.planner.prediction.budget import Budget
@@ -177,8 +175,8 @@ search(world.profile(), 0.3, measurer=Dying(world), n_trials=25, storage=sys.arg
 def test_a_killed_search_goes_on_to_the_same_plan(make_world, make_measurer, tmp_path) -> None:
     storage = tmp_path / "search.log"
     tests = map(str, Path(__file__).parents[1:3])
-    command = [sys.executable, "-c", KILLED, str(storage), *tests]
-    assert subprocess.run(command, env=os.environ, check=False).returncode == -signal.SIGKILL
+    with Child(KILLED, storage, *tests) as child:
+        assert child.wait() == -signal.SIGKILL
     with storage.open("ab") as file:
         file.write(b'{"op_code":8,"half a li')
     world = make_world()
