@@ -13,12 +13,14 @@ import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from packaging.version import Version
 from rich.console import Console, RenderableType
 
 from tpcal import __version__
@@ -38,6 +40,12 @@ from tpcal.terminal import Commands, keep_secrets, short_command
 from tpcal.views.evaluation_groups import group_view
 
 ROOT = Path(__file__).parents[1]
+MEANT = (
+    "Did you mean one of: '--budget'"
+    if Version(version("click")) >= Version("8.4")
+    else "Possible options: --budget"
+)
+"""What click says about a misspelled option."""
 COMMANDS = (
     "calibrate",
     "plan",
@@ -176,7 +184,7 @@ def test_no_command_shows_the_help(tpcal: Tpcal) -> None:
         (["plan", "--max-flips", "1.1"], "1.1 is not in the range"),
         (["plan", "--max-loss", "1", "--weight", "reading"], "must be GROUP=WEIGHT"),
         (["plan", "--max-loss", "1", "--weight", "reading=0"], "a weight above 0; got reading=0"),
-        (["plan", "--budgte", "1"], "Did you mean one of: '--budget'"),
+        (["plan", "--budgte", "1"], MEANT),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["plan", "--budget", "0"], "above 0 and at most 1: 0.22, 22%"),
         (["plan", "--budget", "1.5"], "got 1.5"),

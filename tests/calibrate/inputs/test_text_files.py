@@ -103,6 +103,9 @@ def test_folders_with_csv_files_are_read_as_text(folder: Path) -> None:
     assert in_order(load_samples(str(folder), split="eval")) == ["02", None]
 
 
+# pandas leaves the file open under datasets 4
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_csv_files_that_datasets_finds_are_read_as_text(folder: Path) -> None:
     (folder / "data").mkdir()
     (folder / "a.png").unlink()
