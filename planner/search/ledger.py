@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,7 +38,7 @@ MEASURED, STOPPED, REPEAT = "measured", "stopped", "repeat"
 """Outcomes of a trial: measured on all samples, stopped early, or a repeat of an earlier plan."""
 
 # User attributes of a trial, and of a study.
-_CUTS, _OUTCOME, _LOSSES, _FLIPS = "cuts", "outcome", "measured", "flips"
+_CUTS, _OUTCOME, _LOSSES, _FLIPS, _SIZES = "cuts", "outcome", "measured", "flips", "sizes"
 _OWNER, _BEAT, _SEED_PLACE = "owner", "beat", "seed_place"
 _ELSEWHERE, _WHOLE_FRONT, _FINAL = "elsewhere", "whole front", "final-"
 
@@ -63,6 +63,8 @@ class GroupMeans:
     """Nats per group."""
     flips: Mapping[str, float]
     """Share of changed answers per group."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Number of samples of each group; empty for a trial, whose samples the measurer has."""
 
 
 @dataclass(frozen=True)
@@ -250,15 +252,15 @@ def is_of_whole_front(study: Study, engine: str | None = None) -> bool:
     return bool(study.user_attrs.get(_WHOLE_FRONT) == (engine or True))
 
 
-def final(study: Study, trial: FrozenTrial) -> GroupMeans | None:
-    """What a finalist lost on the further samples; None before it was measured on them."""
-    kept = study.user_attrs.get(f"{_FINAL}{trial.number}")
-    return None if kept is None else GroupMeans(kept[_LOSSES], kept[_FLIPS])
+def final(study: Study, trial: FrozenTrial, n: int) -> GroupMeans | None:
+    """What a finalist lost on ``n`` further samples; None before it was measured on them."""
+    kept = study.user_attrs.get(f"{_FINAL}{trial.number}-{n}")
+    return None if kept is None else GroupMeans(kept[_LOSSES], kept[_FLIPS], kept[_SIZES])
 
 
-def write_final(study: Study, trial: FrozenTrial, means: GroupMeans) -> None:
-    """Keeps what a finalist lost on the further samples."""
-    study.set_user_attr(f"{_FINAL}{trial.number}", asdict(means))
+def write_final(study: Study, trial: FrozenTrial, n: int, means: GroupMeans) -> None:
+    """Keeps what a finalist lost on ``n`` further samples."""
+    study.set_user_attr(f"{_FINAL}{trial.number}-{n}", asdict(means))
 
 
 # What a trial holds.
@@ -358,8 +360,11 @@ def check(study: Study, groups: Iterable[str] | None = None, n_samples: int | No
     reader = Reader()
     wanted = None if groups is None else set(groups)
     for name, value in study.user_attrs.items():
-        if re.fullmatch(rf"{_FINAL}\d+", name):
+        if re.fullmatch(rf"{_FINAL}\d+-\d+", name):
             rules.means(reader, value, (_LOSSES, _FLIPS), None, name)
+            rules.counts(
+                reader, isinstance(value, dict) and value.get(_SIZES), f"{name}: {_SIZES}"
+            )
         elif name == _ELSEWHERE:
             rules.counts(reader, value, name)
     for trial in study.get_trials(deepcopy=False):

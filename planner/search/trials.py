@@ -52,18 +52,41 @@ def measure(
     return objective.of(means.measured)
 
 
+class Measurement:
+    """Measures one plan on ever more samples, each of them once."""
+
+    def __init__(self, measurer: Measures, cuts: Sequence[Cut]) -> None:
+        self._measurer = measurer
+        self._kl, self._flips = np.full((2, len(measurer.sample_group)), np.nan)
+        self._batches = _fill(measurer, cuts, self._kl, self._flips)
+
+    def means(self, n: int) -> GroupMeans:
+        """What the plan loses on the first ``n`` samples, whose last batch counts as a whole.
+
+        A sample counts with `MOST` nats at most, and groups without samples are left out.
+        """
+        while np.isfinite(self._kl).sum() < n:
+            next(self._batches)
+        own = np.asarray(self._measurer.sample_group)[np.isfinite(self._kl)].tolist()
+        sizes = {g: own.count(i) for i, g in enumerate(self._measurer.groups) if i in own}
+        losses, flips = (_group_means(self._measurer, v) for v in (self._kl, self._flips))
+        return GroupMeans(losses, flips, sizes)
+
+
 def measure_all(measurer: Measures, cuts: Sequence[Cut]) -> GroupMeans:
     """What a plan loses on all samples, each counted with `MOST` nats at most."""
-    kl, flips = np.full((2, len(measurer.sample_group)), np.nan)
-    for _ in _fill(measurer, cuts, kl, flips):
-        pass
-    return GroupMeans(_group_means(measurer, kl), _group_means(measurer, flips))
+    return Measurement(measurer, cuts).means(len(measurer.sample_group))
 
 
 def _group_means(measurer: Measures, values: Floats) -> dict[str, float]:
-    """Mean of [n] values for each group."""
-    own = np.asarray(measurer.sample_group)
-    return {g: float(values[own == i].mean()) for i, g in enumerate(measurer.groups)}
+    """Mean of [n] values for each group, without those that are nan."""
+    own, known = np.asarray(measurer.sample_group), np.isfinite(values)
+    means = {}
+    for i, group in enumerate(measurer.groups):
+        mine = values[known & (own == i)]
+        if len(mine):
+            means[group] = float(mine.mean())
+    return means
 
 
 def _fill(
