@@ -6,6 +6,8 @@ from searches import search
 
 from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.planner.search.finals import ROUNDS
+from tpcal.planner.search.trials import measure_all
+from tpcal.plans.plan_records import Cut
 
 
 def means(world, cuts) -> dict[str, float]:
@@ -32,6 +34,7 @@ def test_finalists_are_measured_on_further_samples_and_the_plan_says_what_they_l
     assert set(further.seen) == {t.cuts for t in full[: ROUNDS[0]]}
     for group, loss in means(further.world, found.plan.cuts).items():
         assert found.plan.loss.measured[group] == pytest.approx(loss, abs=1e-6)
+        assert 0 < found.plan.loss.margin[group] < 0.2
 
 
 def test_the_winner_is_best_over_all_samples(make_world, make_measurer) -> None:
@@ -65,6 +68,24 @@ def test_finals_are_not_run_twice(make_world, make_measurer, tmp_path) -> None:
     idle = make_measurer(more_of(world, make_world, 5))
     assert run(idle).cuts == first.cuts
     assert idle.n_plans == 0
+
+
+def test_the_stated_loss_carries_an_interval_that_shrinks_with_the_samples(
+    make_world, make_measurer
+) -> None:
+    few, many = make_world(n_samples=30), make_world(n_samples=300)
+    cuts = [Cut(2, 0.3, "grid")]
+    losses, own = np.minimum(many.loss(cuts), MOST), many.sample_group
+    held, margins = 0, []
+    for world in (few, many):
+        found = measure_all(make_measurer(world), cuts)
+        margins.append(found.margins)
+        for i, group in enumerate(world.groups):
+            held += abs(found.measured[group] - losses[own == i].mean()) <= found.margins[group]
+    assert held == 6
+    assert all(0 < margins[1][g] < margins[0][g] / 2 for g in few.groups)
+    nothing = measure_all(make_measurer(few), [])
+    assert min(nothing.margins.values()) > 0  # ten samples do not prove that nothing is lost
 
 
 def test_ever_fewer_finalists_are_measured_on_ever_more_samples_each_of_them_once(
