@@ -258,12 +258,18 @@ def _fit_counts(counts: list[int], widths: list[int], budget: int, limits: Limit
     # Otherwise find by bisection the largest factor that keeps the scaled counts within the
     # budget, and correct the rounding by single tokens.
     low, high = 0.0, most / min(counts)
+    within: list[int] = [least] * len(counts)
+    beyond: list[int] = []
     for _ in range(50):
         middle = (low + high) / 2
         scaled = [min(most, max(least, math.floor(c * middle))) for c in counts]
-        low, high = (middle, high) if _cost(scaled, widths) <= budget else (low, middle)
-    scaled = [min(most, max(least, math.floor(c * low))) for c in counts]
-    return _nudge(scaled, widths, best, least, most)
+        if _cost(scaled, widths) <= budget:
+            low, within = middle, scaled
+        else:
+            high, beyond = middle, scaled
+        if beyond and sum(beyond) - sum(within) == 1:
+            break  # they differ by one token, so nothing lies between
+    return _nudge(within, widths, best, least, most)
 
 
 def _cost(counts: Sequence[int], widths: Sequence[int]) -> int:

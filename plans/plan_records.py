@@ -133,6 +133,9 @@ class Loss:
     """Loss of each group in nats, predicted from measurements of single cuts."""
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Loss of each group in nats, measured with this plan on samples the search did not use."""
+    margin: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Half the width of an approximate 95 % confidence interval of each measured loss, in nats.
+    Plans of older versions have none."""
     changed: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Share of each group's answers that change, on the samples of ``measured``."""
     flips: Mapping[str, float] = field(default_factory=dict, hash=False)

@@ -319,6 +319,15 @@ def test_show_marks_the_worst_measured_group(tpcal: Tpcal, tmp_path: Path, plan:
     assert worst == ["colour"]  # predicted best, measured worst
 
 
+def test_show_says_how_sure_a_measured_loss_is(tpcal: Tpcal, tmp_path: Path, plan: Plan) -> None:
+    assert plan.loss is not None
+    save_plan(plan, tmp_path / "old.yaml")
+    sure = replace(plan.loss, margin={"colour": 0.0125})
+    save_plan(replace(plan, loss=sure), tmp_path / "new.yaml")
+    assert f"{plan.loss.measured['colour']:.4f} ± 0.0125" in tpcal("show", "new.yaml").stdout
+    assert "±" not in tpcal("show", "old.yaml").stdout
+
+
 def test_show_says_whether_answers_or_tokens_changed(
     tpcal: Tpcal, tmp_path: Path, plan: Plan
 ) -> None:

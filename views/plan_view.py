@@ -160,6 +160,8 @@ def loss_table(loss: Loss) -> Table:
     table = table_of("loss in nats", *(Right(titles[name]) for name in shown), "")
     for group in dict.fromkeys([*loss.predicted, *loss.measured, *loss.changed, *loss.flips]):
         cells = [_cell(getattr(loss, name).get(group), name) for name in shown]
+        if group in loss.margin and "measured" in shown:
+            cells[shown.index("measured")] += f" ± {nats(loss.margin[group])}"
         marked = group == worst
         table.add_row(group, *cells, "◂ worst" if marked else "", style=WORST if marked else "")
     return table

@@ -167,7 +167,12 @@ def _losses(
         decisive = measurers.get("finals", measurers["measurer"])
         means = [measure_all(decisive.of(plan), plan.cuts) for plan in both]
         losses = [
-            replace(loss, measured=_rounded(lost.measured), changed=_rounded(lost.flips))
+            replace(
+                loss,
+                measured=_rounded(lost.measured),
+                margin=_rounded(lost.margins),
+                changed=_rounded(lost.flips),
+            )
             for loss, lost in zip(losses, means, strict=True)
         ]
     before, after = losses

@@ -109,7 +109,7 @@ def setting(sizes: Sizes, n_processes: int) -> str:
         ("model", "the embedded VLM: 8 layers, 144 visual tokens, 14 groups of questions"),
         ("samples of a profile", f"{sizes.profile}, seeds {seeds}; probes chosen by default"),
         ("search", f"{sizes.trials} plans on the profile's samples, seeds {seeds}"),
-        ("finals", "the best 8 on twice as many others"),
+        ("finals", "the best 12, ever fewer of them, on up to twice as many others"),
         ("judged plans", f"{sizes.plans} per budget on {sizes.plan_samples} other samples"),
         ("questions answered", f"{sizes.held_out} of the test split"),
         ("machine", f"{platform.machine()}, CPU, processes of one thread: {n_processes}"),

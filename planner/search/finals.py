@@ -1,11 +1,19 @@
-"""The last round of a search, which measures the best plans again on further samples.
+"""The last rounds of a search, which measure the best plans again on further samples.
 
 The best of many measured plans looks better than it is, because the samples that it is measured
-on are those that it was chosen by. Further samples give an unbiased figure.
+on are those that it was chosen by. Further samples tell more.
+
+Every round measures a further part of these samples, for ever fewer plans (successive halving).
+So most of the work is spent on the few plans that are hard to tell apart.
+
+Source:
+    Karnin, Koren, Somekh, Almost optimal exploration in multi-armed bandits (ICML 2013). Here
+    the rounds have a fixed number of plans, and what was measured before counts as well.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +30,12 @@ from tpcal.planner.search.ledger import (
     means_of,
     rank,
 )
-from tpcal.planner.search.trials import Measures, measure_all
+from tpcal.planner.search.trials import Measurement, Measures
 from tpcal.plans.progress import Progress
 
-N_FINALISTS = 8
+ROUNDS = (12, 6, 3)
+"""Number of plans in each round. All rounds measure equal parts of the further samples, so the
+model runs as often as for 7 plans on all of them. docs/planner.md has the measurement."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Final:
 
     trial: FrozenTrial
     means: GroupMeans
-    """On the further samples."""
+    """On the further samples so far."""
     value: float
     """Objective over both sets of samples."""
 
@@ -47,35 +57,55 @@ def best_finalist(
     progress: Progress | None = None,
 ) -> Final | None:
     """The winner; None if no plan was measured. What was measured before is not run again."""
-    chosen = sorted(fully_measured(study), key=rank)[:N_FINALISTS]
-    found = []
-    for place, trial in enumerate(chosen):
-        if progress is not None:
-            progress(place, len(chosen), "finalists")
-        found.append(_final(study, trial, measurer, finals, objective))
-    return min(found, key=lambda f: (f.value, *rank(f.trial)), default=None)
+    alive = sorted(fully_measured(study), key=rank)
+    rounds = _Rounds(study, finals)
+    total = sum(min(n, len(alive)) for n in ROUNDS)
+    done, found = 0, list[Final]()
+    for place, n_plans in enumerate(ROUNDS, start=1):
+        n, found = math.ceil(len(finals.sample_group) * place / len(ROUNDS)), []
+        for trial in alive[:n_plans]:
+            if progress is not None:
+                progress(done, total, "finalists")
+            means, done = rounds.means(trial, n), done + 1
+            found.append(Final(trial, means, _pooled(trial, means, measurer, objective)))
+        found.sort(key=lambda final: (final.value, *rank(final.trial)))
+        alive = [final.trial for final in found]
+    return found[0] if found else None
 
 
-def _final(
-    study: Study, trial: FrozenTrial, measurer: Measures, finals: Measures, objective: Objective
-) -> Final:
-    means = measured_again(study, trial, finals)
-    first, more = group_sizes(measurer), group_sizes(finals)
-    before, after = means_of(trial).measured, means.measured
+def _pooled(
+    trial: FrozenTrial, means: GroupMeans, measurer: Measures, objective: Objective
+) -> float:
+    """Objective over the samples of the search and the further ones."""
+    before, after, more = means_of(trial).measured, means.measured, means.sizes
     pooled = {
         g: (before[g] * n + after.get(g, 0.0) * more.get(g, 0)) / (n + more.get(g, 0))
-        for g, n in first.items()
+        for g, n in group_sizes(measurer).items()
     }
-    return Final(trial, means, objective.of(pooled))
+    return objective.of(pooled)
+
+
+class _Rounds:
+    """Measures plans on ever more of the further samples; the study keeps what was measured."""
+
+    def __init__(self, study: Study, finals: Measures) -> None:
+        self._study, self._finals = study, finals
+        self._running: dict[int, Measurement] = {}
+
+    def means(self, trial: FrozenTrial, n: int) -> GroupMeans:
+        """What the plan of a trial loses on the first ``n`` samples."""
+        means = ledger.final(self._study, trial, n)
+        if means is None:
+            if trial.number not in self._running:
+                self._running[trial.number] = Measurement(self._finals, cuts_of(trial))
+            means = self._running[trial.number].means(n)
+            ledger.write_final(self._study, trial, n, means)
+        return means
 
 
 def measured_again(study: Study, trial: FrozenTrial, finals: Measures) -> GroupMeans:
-    """What a trial's plan loses on further samples, which is measured once for each study."""
-    means = ledger.final(study, trial)
-    if means is None:
-        means = measure_all(finals, cuts_of(trial))
-        ledger.write_final(study, trial, means)
-    return means
+    """What a trial's plan loses on all further samples, measured once for each study."""
+    return _Rounds(study, finals).means(trial, len(finals.sample_group))
 
 
 def group_sizes(samples: SampleGroups) -> dict[str, int]:

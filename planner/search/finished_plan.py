@@ -43,7 +43,12 @@ def finished_plan(
         scope=profile.scope,
         model=profile.model,
         budget=ReachedBudget(budget.target, reached, kind),
-        loss=Loss(_rounded(predictor.loss(cuts)), _rounded(lost.measured), _rounded(lost.flips)),
+        loss=Loss(
+            predicted=_rounded(predictor.loss(cuts)),
+            measured=_rounded(lost.measured),
+            margin=_rounded(lost.margins),
+            changed=_rounded(lost.flips),
+        ),
         provenance=_provenance(predictor, facts),
     )
     cost = plan_cost(

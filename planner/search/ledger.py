@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,6 +39,7 @@ MEASURED, STOPPED, REPEAT = "measured", "stopped", "repeat"
 
 # User attributes of a trial, and of a study.
 _CUTS, _OUTCOME, _LOSSES, _FLIPS = "cuts", "outcome", "measured", "flips"
+_MARGINS, _SIZES = "margins", "sizes"
 _OWNER, _BEAT, _SEED_PLACE = "owner", "beat", "seed_place"
 _ELSEWHERE, _WHOLE_FRONT, _FINAL = "elsewhere", "whole front", "final-"
 
@@ -63,6 +64,11 @@ class GroupMeans:
     """Nats per group."""
     flips: Mapping[str, float]
     """Share of changed answers per group."""
+    margins: Mapping[str, float] = field(default_factory=dict)
+    """Half the width of the 95 % interval of the nats per group; empty if an earlier version of
+    tpcal measured the plan."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Number of samples of each group; empty for a trial, whose samples the measurer has."""
 
 
 @dataclass(frozen=True)
@@ -250,15 +256,15 @@ def is_of_whole_front(study: Study, engine: str | None = None) -> bool:
     return bool(study.user_attrs.get(_WHOLE_FRONT) == (engine or True))
 
 
-def final(study: Study, trial: FrozenTrial) -> GroupMeans | None:
-    """What a finalist lost on the further samples; None before it was measured on them."""
-    kept = study.user_attrs.get(f"{_FINAL}{trial.number}")
-    return None if kept is None else GroupMeans(kept[_LOSSES], kept[_FLIPS])
+def final(study: Study, trial: FrozenTrial, n: int) -> GroupMeans | None:
+    """What a finalist lost on ``n`` further samples; None before it was measured on them."""
+    kept = study.user_attrs.get(f"{_FINAL}{trial.number}-{n}")
+    return None if kept is None else GroupMeans(**kept)
 
 
-def write_final(study: Study, trial: FrozenTrial, means: GroupMeans) -> None:
-    """Keeps what a finalist lost on the further samples."""
-    study.set_user_attr(f"{_FINAL}{trial.number}", asdict(means))
+def write_final(study: Study, trial: FrozenTrial, n: int, means: GroupMeans) -> None:
+    """Keeps what a finalist lost on ``n`` further samples."""
+    study.set_user_attr(f"{_FINAL}{trial.number}-{n}", asdict(means))
 
 
 # What a trial holds.
@@ -278,6 +284,7 @@ def write_means(trial: Trial, means: GroupMeans) -> None:
     """Keeps what a trial lost on all samples."""
     trial.set_user_attr(_LOSSES, means.measured)
     trial.set_user_attr(_FLIPS, means.flips)
+    trial.set_user_attr(_MARGINS, means.margins)
     write_outcome(trial, MEASURED)
 
 
@@ -298,7 +305,8 @@ def _cut(plain: dict[str, Any]) -> Cut:
 
 def means_of(trial: FrozenTrial) -> GroupMeans:
     """What a trial lost that was measured on all samples."""
-    return GroupMeans(trial.user_attrs[_LOSSES], trial.user_attrs[_FLIPS])
+    attrs = trial.user_attrs
+    return GroupMeans(attrs[_LOSSES], attrs[_FLIPS], attrs.get(_MARGINS, {}))
 
 
 def rank(trial: FrozenTrial) -> tuple[float, int, int]:
@@ -358,8 +366,11 @@ def check(study: Study, groups: Iterable[str] | None = None, n_samples: int | No
     reader = Reader()
     wanted = None if groups is None else set(groups)
     for name, value in study.user_attrs.items():
-        if re.fullmatch(rf"{_FINAL}\d+", name):
+        if re.fullmatch(rf"{_FINAL}\d+-\d+", name):
             rules.means(reader, value, (_LOSSES, _FLIPS), None, name)
+            rules.counts(
+                reader, isinstance(value, dict) and value.get(_SIZES), f"{name}: {_SIZES}"
+            )
         elif name == _ELSEWHERE:
             rules.counts(reader, value, name)
     for trial in study.get_trials(deepcopy=False):
@@ -391,3 +402,4 @@ def _check_trial(
     rules.value(reader, trial.value, f"{at}: its value")
     if attrs.get(_OUTCOME) == MEASURED:
         rules.means(reader, attrs, (_LOSSES, _FLIPS), groups, at)
+        rules.margins(reader, attrs.get(_MARGINS, {}), f"{at}: {_MARGINS}")

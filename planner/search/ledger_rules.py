@@ -41,6 +41,27 @@ def counts(reader: Reader, given: Any, at: str) -> None:
         reader.wrong(at, "be a mapping to counts", given)
 
 
+def margins(reader: Reader, given: Any, at: str) -> None:
+    """Nats, 0 or more, by name."""
+    if not isinstance(given, Mapping):
+        reader.wrong(at, "be a mapping to numbers", given)
+        return
+    for group, number in given.items():
+        reader.number(number, f"{at} of {group}", "loss")
+
+
+def final(
+    reader: Reader, given: Any, names: tuple[str, str], more: tuple[str, str], at: str
+) -> None:
+    """What a finalist lost: `means` under ``names``; margins and sizes under ``more``."""
+    means(reader, given, names, None, at)
+    if not isinstance(given, Mapping) or set(given) != {*names, *more}:
+        reader.wrong(at, f"have {', '.join((*names, *more))}", given)
+        return
+    margins(reader, given[more[0]], f"{at}: {more[0]}")
+    counts(reader, given[more[1]], f"{at}: {more[1]}")
+
+
 def cuts(reader: Reader, given: Any, at: str) -> None:
     """Cuts of a plan with all their fields, on rising layers, each of which keeps fewer tokens."""
     mine = Reader()

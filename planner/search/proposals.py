@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.problem import Problem
@@ -30,20 +29,23 @@ def proposals(
         measured: Objective of plans measured on this budget.
         known: Plans that were tried on this budget.
     """
-    predictor, budget, max_cuts = problem.predictor, problem.budget, problem.max_cuts
     # Step 1: the parents are the best plans measured on this budget.
     parents = sorted(measured, key=lambda cuts: measured[cuts])[:N_PARENTS]
     # Step 2: candidates, in a dict because it keeps their order and drops repeats.
-    found: dict[Cuts, None] = {}
+    found: dict[Cuts, float] = {}
     for parent in parents:
-        found |= dict.fromkeys(neighbours(predictor, parent, budget, max_cuts))
-        found |= dict.fromkeys(_tuned(problem, parent))
-    # Step 3: candidates are written as trials write them, so that known ones are recognised.
-    plain = dict.fromkeys(tuple(map(canonical, cuts)) for cuts in found)
-    fresh = [cuts for cuts in plain if cuts not in known]
-    # Step 4: the smallest prediction comes first; a stable sort repeats itself.
-    order = np.argsort([predictor.score(cuts) for cuts in fresh], kind="stable")
-    return [fresh[i] for i in order]
+        found |= _steps_from(problem, parent)
+    fresh = [cuts for cuts in found if cuts not in known]
+    # Step 3: the smallest prediction comes first; a stable sort repeats itself.
+    return sorted(fresh, key=lambda cuts: found[cuts])
+
+
+@lru_cache(maxsize=2 * N_PARENTS)  # parents stay the same for many proposals
+def _steps_from(problem: Problem, parent: Cuts) -> dict[Cuts, float]:
+    """Predicted objective of every plan that is a step away, as trials write plans."""
+    near = neighbours(problem.predictor, parent, problem.budget, problem.max_cuts)
+    plans = [tuple(map(canonical, cuts)) for cuts in (*near, *_tuned(problem, parent))]
+    return {cuts: problem.predictor.score(cuts) for cuts in plans}
 
 
 def _tuned(problem: Problem, parent: Cuts) -> list[Cuts]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, WilcoxonPruner
+from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.search.ledger import best_trial
 
+ERROR_RATE = 0.05
+"""Largest share of the plans as good as the best one that are stopped by chance. It holds for each
+plan, and so for the best plan of a search: at most this often it is stopped."""
 N_FIRST = 14
 """Fewest samples of a trial that is compared; below, the test permutes, which takes 0.1 s."""
+
+Losses = Mapping[int, float]
+"""Nats by the number of the sample."""
 
 
 class BestPruner(BasePruner):
@@ -24,10 +28,14 @@ class BestPruner(BasePruner):
 
     Certain: losses are never negative, so the sum of a group's losses so far, divided by the
     number of all its samples, is a lower bound of its mean loss. Likely: on the samples seen so
-    far the trial's objective is worse than the best one's, and it loses more sample by sample
-    (one-sided Wilcoxon signed-rank test, p < 0.05). Both must agree, because the test compares
-    ranks and losses have long tails. The test is repeated as samples come in, so the chance of
-    stopping a good trial is above 5 %.
+    far, which must be of all groups, the trial's objective is worse than the best one's, and it
+    loses more sample by sample (one-sided Wilcoxon signed-rank test). Both must agree, because the
+    test compares ranks and losses have long tails.
+
+    The test is repeated as samples come in. Every test may err with a part of `ERROR_RATE`, the
+    share that the samples since the last test are of all samples. The parts add up to
+    `ERROR_RATE`, so whatever the size of the batches, a plan whose losses differ from those of the
+    best plan by chance alone is stopped with at most that probability.
     """
 
     def __init__(
@@ -35,13 +43,12 @@ class BestPruner(BasePruner):
         sample_group: NDArray[np.int64],
         groups: Sequence[str],
         objective: Objective,
-        p_threshold: float = 0.05,
+        error_rate: float = ERROR_RATE,
     ) -> None:
         self._sample_group, self._groups, self._objective = sample_group, groups, objective
         self._size = np.bincount(sample_group, minlength=len(groups))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self._wilcoxon = WilcoxonPruner(p_threshold=p_threshold, n_startup_steps=N_FIRST)
+        self._error_rate = error_rate
+        self._tested: dict[int, int] = {}  # samples at the last test, by the number of the trial
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         best = best_trial(study)
@@ -51,30 +58,53 @@ class BestPruner(BasePruner):
         # Rule 1, certain: objective(sum of a group's losses so far / its size) > best objective.
         if self._of(seen, seen, self._size) > best.value:
             return True
-        if study.best_trial.number != best.number:
-            return False  # another process has just found a better one
         # Rule 2, likely: worse on the shared samples by the objective and by the signed-rank test.
-        return self._behind(seen, best) > 0 and self._wilcoxon.prune(study, trial)
+        if len(seen) < N_FIRST or not self._has_all_groups(seen):
+            return False
+        before = self._tested.get(trial.number, 0)
+        self._tested[trial.number] = len(seen)
+        return self.is_likely_worse(seen, best.intermediate_values, len(seen) - before)
 
-    def estimate(self, study: Study, seen: Mapping[int, float]) -> float:
+    def is_likely_worse(self, seen: Losses, best: Losses, n_new: int) -> bool:
+        """Whether a plan very likely loses more than the best one, by a test of one row of tests.
+
+        Args:
+            seen: Its losses so far.
+            best: Losses of the best plan on all samples.
+            n_new: Number of samples that no earlier test of the row had.
+        """
+        if self._behind(seen, best) <= 0:
+            return False
+        from scipy.stats import wilcoxon  # takes a second to load
+
+        more = [loss - best[s] for s, loss in seen.items() if s in best]
+        # Equal losses count half for either side: the many samples that no plan loses are evidence
+        # that the plans are alike.
+        p = wilcoxon(more, zero_method="zsplit", alternative="greater").pvalue
+        return bool(p < self._error_rate * n_new / self._size.sum())
+
+    def _has_all_groups(self, seen: Losses) -> bool:
+        own = np.bincount(self._sample_group[list(seen)], minlength=len(self._size))
+        return bool((own[self._size > 0] > 0).all())
+
+    def estimate(self, study: Study, seen: Losses) -> float:
         """The objective a stopped trial is given: an estimate that is above the best trial's."""
         best = best_trial(study)
         running = self._of(seen, seen)
         if best is None or best.value is None:
             return running
         # Best objective + difference on the shared samples, but always above the best objective.
-        more = best.value + self._behind(seen, best)
+        more = best.value + self._behind(seen, best.intermediate_values)
         return max(running, more, float(np.nextafter(best.value, np.inf)))
 
-    def _behind(self, seen: Mapping[int, float], best: FrozenTrial) -> float:
-        """Objective of a trial minus that of the best one, on the samples that both have."""
-        known = best.intermediate_values
+    def _behind(self, seen: Losses, known: Losses) -> float:
+        """Objective of a trial minus that of another one, on the samples that both have."""
         shared = [s for s in seen if s in known]
         return self._of(seen, shared) - self._of(known, shared)
 
     def _of(
         self,
-        losses: Mapping[int, float],
+        losses: Losses,
         samples: Iterable[int],
         size: NDArray[np.int64] | None = None,
     ) -> float:

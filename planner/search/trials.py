@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -47,23 +48,59 @@ def measure(
             write_outcome(trial, STOPPED)
             seen = np.flatnonzero(~np.isnan(kl))
             return pruner.estimate(trial.study, {int(s): float(kl[s]) for s in seen})
-    means = GroupMeans(_group_means(measurer, kl), _group_means(measurer, flips))
+    means = _group_means(measurer, kl, flips)
     write_means(trial, means)
     return objective.of(means.measured)
 
 
+class Measurement:
+    """Measures one plan on ever more samples, each of them once."""
+
+    def __init__(self, measurer: Measures, cuts: Sequence[Cut]) -> None:
+        self._measurer = measurer
+        self._kl, self._flips = np.full((2, len(measurer.sample_group)), np.nan)
+        self._batches = _fill(measurer, cuts, self._kl, self._flips)
+
+    def means(self, n: int) -> GroupMeans:
+        """What the plan loses on the first ``n`` samples, whose last batch counts as a whole.
+
+        A sample counts with `MOST` nats at most, and groups without samples are left out.
+        """
+        while np.isfinite(self._kl).sum() < n:
+            next(self._batches)
+        own = np.asarray(self._measurer.sample_group)[np.isfinite(self._kl)].tolist()
+        sizes = {g: own.count(i) for i, g in enumerate(self._measurer.groups) if i in own}
+        return replace(_group_means(self._measurer, self._kl, self._flips), sizes=sizes)
+
+
 def measure_all(measurer: Measures, cuts: Sequence[Cut]) -> GroupMeans:
     """What a plan loses on all samples, each counted with `MOST` nats at most."""
-    kl, flips = np.full((2, len(measurer.sample_group)), np.nan)
-    for _ in _fill(measurer, cuts, kl, flips):
-        pass
-    return GroupMeans(_group_means(measurer, kl), _group_means(measurer, flips))
+    return Measurement(measurer, cuts).means(len(measurer.sample_group))
 
 
-def _group_means(measurer: Measures, values: Floats) -> dict[str, float]:
-    """Mean of [n] values for each group."""
-    own = np.asarray(measurer.sample_group)
-    return {g: float(values[own == i].mean()) for i, g in enumerate(measurer.groups)}
+def _group_means(measurer: Measures, kl: Floats, flips: Floats) -> GroupMeans:
+    """Means and margins of [n] values for each group, without samples that are nan."""
+    losses, changed, margins = dict[str, float](), dict[str, float](), dict[str, float]()
+    own = np.where(np.isfinite(kl), measurer.sample_group, -1)
+    for i, group in enumerate(measurer.groups):
+        mine = kl[own == i]
+        if len(mine):
+            losses[group] = float(mine.mean())
+            changed[group] = float(flips[own == i].mean())
+            margins[group] = _margin(mine)
+    return GroupMeans(losses, changed, margins)
+
+
+def _margin(values: Floats) -> float:
+    """Half the width of an approximate 95 % interval of the mean of [n] losses."""
+    from scipy.special import stdtrit
+
+    # Student's interval, with one more sample that is lost entirely. Most groups lose little but
+    # for single samples, which few samples do not show, and without this one the interval of a
+    # group held its mean in 57 % of all cases instead of 99 %.
+    known = np.append(values, MOST)
+    n = len(known)
+    return float(stdtrit(n - 1, 0.975) * known.std(ddof=1) / np.sqrt(n))
 
 
 def _fill(

@@ -5,7 +5,9 @@ import pytest
 from searches import search
 
 from tpcal.planner.prediction.objective import MOST, Objective
-from tpcal.planner.search.finals import N_FINALISTS
+from tpcal.planner.search.finals import ROUNDS
+from tpcal.planner.search.trials import measure_all
+from tpcal.plans.plan_records import Cut
 
 
 def means(world, cuts) -> dict[str, float]:
@@ -29,9 +31,10 @@ def test_finalists_are_measured_on_further_samples_and_the_plan_says_what_they_l
         world.profile(), 0.3, measurer=make_measurer(world), finals=further, n_trials=20
     )
     full = sorted((t for t in found.trials if t.outcome == "measured"), key=lambda t: t.loss)
-    assert set(further.seen) == {t.cuts for t in full[:N_FINALISTS]}
+    assert set(further.seen) == {t.cuts for t in full[: ROUNDS[0]]}
     for group, loss in means(further.world, found.plan.cuts).items():
         assert found.plan.loss.measured[group] == pytest.approx(loss, abs=1e-6)
+        assert 0 < found.plan.loss.margin[group] < 0.2
 
 
 def test_the_winner_is_best_over_all_samples(make_world, make_measurer) -> None:
@@ -65,3 +68,56 @@ def test_finals_are_not_run_twice(make_world, make_measurer, tmp_path) -> None:
     idle = make_measurer(more_of(world, make_world, 5))
     assert run(idle).cuts == first.cuts
     assert idle.n_plans == 0
+
+
+def test_the_stated_loss_carries_an_interval_that_shrinks_with_the_samples(
+    make_world, make_measurer
+) -> None:
+    few, many = make_world(n_samples=30), make_world(n_samples=300)
+    cuts = [Cut(2, 0.3, "grid")]
+    losses, own = np.minimum(many.loss(cuts), MOST), many.sample_group
+    held, margins = 0, []
+    for world in (few, many):
+        found = measure_all(make_measurer(world), cuts)
+        margins.append(found.margins)
+        for i, group in enumerate(world.groups):
+            held += abs(found.measured[group] - losses[own == i].mean()) <= found.margins[group]
+    assert held == 6
+    assert all(0 < margins[1][g] < margins[0][g] / 2 for g in few.groups)
+    nothing = measure_all(make_measurer(few), [])
+    assert min(nothing.margins.values()) > 0  # ten samples do not prove that nothing is lost
+
+
+def test_ever_fewer_finalists_are_measured_on_ever_more_samples_each_of_them_once(
+    make_world, make_measurer
+) -> None:
+    world = make_world()
+    further = make_measurer(more_of(world, make_world, 5))
+    search(world.profile(), 0.3, measurer=make_measurer(world), finals=further, n_trials=30)
+    n_plans, part = len(further.seen), 96 // len(ROUNDS)
+    assert n_plans > ROUNDS[1]
+    assert further.n_plans == len(set(further.seen)) <= ROUNDS[0]
+    assert further.n_measured == part * (n_plans + ROUNDS[1] + ROUNDS[2])
+
+
+def test_finals_that_were_interrupted_go_on_to_the_same_plan(
+    make_world, make_measurer, tmp_path
+) -> None:
+    world = make_world()
+
+    def run(storage, **how):
+        further = make_measurer(more_of(world, make_world, 5), **how)
+        measurer = make_measurer(world)
+        found = search(
+            world.profile(), 0.3, measurer=measurer, finals=further, n_trials=15, storage=storage
+        )
+        return found.plan, further
+
+    once, whole = run(None)
+    for dies_after in (40, 200):
+        assert dies_after < whole.n_measured
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "study.journal", dies_after=dies_after)
+    again, rest = run(tmp_path / "study.journal")
+    assert (again.cuts, again.loss) == (once.cuts, once.loss)
+    assert rest.n_measured <= whole.n_measured

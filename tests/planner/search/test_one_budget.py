@@ -16,7 +16,7 @@ from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.ledger import open_study
-from tpcal.planner.search.pruning import BestPruner
+from tpcal.planner.search.pruning import ERROR_RATE, BestPruner
 from tpcal.planner.search.sampler import RepeatableTPE
 from tpcal.planner.search.storage import open_storage
 from tpcal.planner.search.trials import measure
@@ -375,6 +375,30 @@ def test_a_trial_worse_by_ranks_and_by_the_objective_is_stopped() -> None:
     trial = study.ask()
     for sample in range(16):
         trial.report(0.1 + 1.1 * (sample % 2), sample)
+    assert trial.should_prune()
+
+
+def test_at_most_the_stated_share_of_plans_like_the_best_one_is_stopped() -> None:
+    rng, n, batch, n_plans = np.random.default_rng(0), 126, 16, 60
+    stopped = 0
+    for _ in range(n_plans):
+        ours, best = rng.lognormal(-2.0, 1.5, (2, n)).clip(0.0, MOST).tolist()
+        pruner = BestPruner(np.arange(n) % 2, ("a", "b"), Objective())
+        stopped += any(
+            pruner.is_likely_worse(dict(enumerate(ours[:end])), dict(enumerate(best)), batch)
+            for end in range(batch, n, batch)
+        )
+    assert stopped <= ERROR_RATE * n_plans  # 3; with p < 0.05 after every batch it was 8
+
+
+def test_no_trial_is_stopped_before_every_group_was_seen() -> None:
+    groups = np.repeat([0, 1], 30)
+    study = study_with_best(dict.fromkeys(range(60), 0.5), groups)
+    trial = study.ask()
+    for sample in range(30):  # at least (0.6 + 0.6 / 2) / 2, so it may still become the best one
+        trial.report(0.6, sample)
+    assert not trial.should_prune()
+    trial.report(0.6, 30)
     assert trial.should_prune()
 
 
