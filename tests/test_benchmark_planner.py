@@ -98,6 +98,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     work = Work(tmp_path / "kept", 1, Console(quiet=True))
     assert work.each(_doubled, [(1, log), (2, log)], "numbers") == [2, 4]
     assert work.each(_doubled, [(2, log), (3, log)], "numbers") == [4, 6]
+    assert [work.knows(_doubled, (x, log)) for x in (3, 4)] == [True, False]
     assert log.read_text().split() == ["1", "2", "3"]
 
 

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from benchmarks.planner import (
+    other_planners,
     page,
     show_ablations,
     show_comparison,
@@ -24,6 +25,7 @@ from benchmarks.planner import (
     world,
 )
 from benchmarks.planner.found import Folders
+from benchmarks.planner.other_planners import Pieces
 from benchmarks.planner.sizes import LARGE, QUICK, Sizes
 from benchmarks.planner.work import ROOT, Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
@@ -43,6 +45,14 @@ Parts = dict[str, str]
     multiple=True,
     help="Only these; may be given several times.  [default: all]",
 )
+@click.option(
+    "--budget",
+    "budgets",
+    type=float,
+    multiple=True,
+    help="Of the stage planners, only these layer averages; the page shows what was measured.",
+)
+@click.option("--seed", "seeds", type=int, multiple=True, help="Likewise, only these seeds.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option(
     "--folder",
@@ -57,13 +67,21 @@ Parts = dict[str, str]
     help="The page to fill; plots go into a folder beside it.  [default: docs/planner-results.md]",
 )
 def main(
-    quick: bool, chosen: tuple[str, ...], processes: int, folder: Path | None, path: Path
+    quick: bool,
+    chosen: tuple[str, ...],
+    budgets: tuple[float, ...],
+    seeds: tuple[int, ...],
+    processes: int,
+    folder: Path | None,
+    path: Path,
 ) -> None:
     """Measure predictions, parts of a search, profiles and plans on the embedded model."""
     sizes = QUICK if quick else LARGE
     folder = folder or ROOT / "tpcal-out" / "benchmark" / code("plans", "calibrate")
     work = Work(folder.resolve(), processes, Console())
-    made = stages(work, sizes, path.parent / "planner")
+    pieces = Pieces(budgets, seeds)
+    check_pieces(pieces, sizes)
+    made = stages(work, sizes, path.parent / "planner", pieces)
     if set(chosen or STAGES) - {"ablations", "planners"}:  # which have smaller profiles
         work.timed("calibration", lambda: calibrated(work, sizes))
     for name in chosen or STAGES:
@@ -71,6 +89,17 @@ def main(
     page.write(path, {"setting": setting(sizes, processes)})
     total = sum(work.seconds.values())
     work.console.print(f"{path} is up to date ({total / 60:.1f} min).", highlight=False)
+
+
+def check_pieces(pieces: Pieces, sizes: Sizes) -> None:
+    """Refuses budgets and seeds that the stage planners does not have."""
+    for given, known, option in (
+        (pieces.budgets, other_planners.BUDGETS, "--budget"),
+        (pieces.seeds, sizes.seeds, "--seed"),
+    ):
+        if unknown := set(given) - set(known):
+            shown = ", ".join(f"{value:g}" for value in known)
+            raise click.UsageError(f"{option} must be one of {shown}; got {min(unknown):g}.")
 
 
 def folders(work: Work, sizes: Sizes) -> Folders:
@@ -89,7 +118,9 @@ def calibrated(work: Work, sizes: Sizes) -> list[None]:
     return work.each(world.calibrate, calls, "calibrations")
 
 
-def stages(work: Work, sizes: Sizes, pictures: Path) -> dict[str, Callable[[], Parts]]:
+def stages(
+    work: Work, sizes: Sizes, pictures: Path, pieces: Pieces
+) -> dict[str, Callable[[], Parts]]:
     """Every stage by name; each returns its parts of the page."""
     where = folders(work, sizes)
     return {
@@ -97,7 +128,7 @@ def stages(work: Work, sizes: Sizes, pictures: Path) -> dict[str, Callable[[], P
         "ablations": lambda: show_ablations.run(work, sizes, where.profiles),
         "samples": lambda: show_economy.run(work, sizes, where, pictures),
         "comparison": lambda: show_comparison.run(work, sizes, where, pictures),
-        "planners": lambda: show_other_planners.run(work, sizes, where),
+        "planners": lambda: show_other_planners.run(work, sizes, where, pieces),
     }
 
 

@@ -3,40 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 
 from benchmarks.planner import page
 from benchmarks.planner.comparison import OURS
 from benchmarks.planner.found import Folders
-from benchmarks.planner.other_planners import BUDGETS, PLANNERS, Judged, Run, judged
+from benchmarks.planner.other_planners import BUDGETS, PLANNERS, Judged, Pieces, Run, judged
 from benchmarks.planner.plan_figures import accuracy, objective
 from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work
 
+NONE = "–"
+"""Stands in a cell without a measurement."""
 
-def run(work: Work, sizes: Sizes, folders: Folders) -> dict[str, str]:
+
+def run(work: Work, sizes: Sizes, folders: Folders, pieces: Pieces) -> dict[str, str]:
     """Measures, and returns the part of the page."""
-    return {"other-planners": _table(judged(work, sizes, folders), sizes)}
+    return {"other-planners": table(judged(work, sizes, folders, pieces), sizes)}
 
 
-def _table(results: Mapping[Run, Judged], sizes: Sizes) -> str:
+def table(results: Mapping[Run, Judged], sizes: Sizes) -> str:
+    """A row for each planner, and which budgets and seeds have been measured."""
     headings = ["planner", *(f"{b:.2f}: {what}" for b in BUDGETS for what in ("nats", "right"))]
     rows = []
     for name in (OURS, *PLANNERS):
+        own = {run: found for run, found in results.items() if run.planner == name}
         cells = [name]
         for target in BUDGETS:
-            runs = [Run(name, target, seed) for seed in sizes.seeds]
-            cells.append(
-                _spread([objective(results[r].losses, r.seed, sizes) for r in runs], ".3f")
-            )
-            cells.append(_spread([accuracy(results[r].texts, sizes) for r in runs], ".1%"))
-        passes = np.mean([found.passes for r, found in results.items() if r.planner == name])
-        rows.append([*cells, f"{passes:,.0f}"])
-    return page.table([*headings, "passes"], rows)
+            runs = [run for run in own if run.target == target]
+            cells.append(_spread([objective(own[r].losses, r.seed, sizes) for r in runs], ".3f"))
+            cells.append(_spread([accuracy(own[r].texts, sizes) for r in runs], ".1%"))
+        passes = f"{np.mean([found.passes for found in own.values()]):,.0f}" if own else NONE
+        rows.append([*cells, passes])
+    return f"{page.table([*headings, 'passes'], rows)}\n{_measured(results, sizes)}\n"
+
+
+def _measured(results: Mapping[Run, Judged], sizes: Sizes) -> str:
+    """Which pieces the table holds, and which nobody has measured yet."""
+    every: dict[str, set[tuple[float, int]]] = {planner: set() for planner in (OURS, *PLANNERS)}
+    for run in results:
+        every[run.planner].add((run.target, run.seed))
+    whole = set.intersection(*every.values())
+    lacking = sorted(set(product(BUDGETS, sizes.seeds)) - whole)
+    found = f"Measured with all planners: {_pieces(sorted(whole))}."
+    return found if not lacking else f"{found} Not measured with all: {_pieces(lacking)}."
+
+
+def _pieces(pieces: Sequence[tuple[float, int]]) -> str:
+    """`0.22 with seeds 0, 1; 0.35 with seed 0`."""
+    if not pieces:
+        return "nothing yet"
+    seeds = {target: [str(s) for t, s in pieces if t == target] for target, _ in pieces}
+    return "; ".join(
+        f"{target:.2f} with seed{'s' if len(own) > 1 else ''} {', '.join(own)}"
+        for target, own in seeds.items()
+    )
 
 
 def _spread(values: Sequence[float], form: str) -> str:
     """Mean and range over seeds."""
+    if not values:
+        return NONE
     mean, low, high = (f"{v:{form}}" for v in (np.mean(values), min(values), max(values)))
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"

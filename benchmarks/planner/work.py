@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from joblib import Memory, Parallel, delayed
+from joblib.memory import MemorizedFunc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -48,10 +49,13 @@ class Work:
         self._log(f"{title}: {len(arguments)}", started)
         return results
 
-    def kept(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def kept(self, function: Callable[..., Any]) -> MemorizedFunc:
         """The function, remembering on disk what it returned."""
-        kept: Callable[..., Any] = Memory(self.folder, verbose=0).cache(function)
-        return kept
+        return Memory(self.folder, verbose=0).cache(function)
+
+    def knows(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+        """Whether an earlier call has kept the function's result."""
+        return bool(self.kept(function).check_call_in_cache(*arguments))
 
     def timed(self, name: str, stage: Callable[[], Any]) -> Any:
         """The stage's result."""
