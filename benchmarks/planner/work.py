@@ -15,6 +15,9 @@ from joblib.memory import MemorizedFunc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.planner import world
+from tpcal.plans.local_paths import EMBEDDED
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,12 +27,14 @@ class Work:
 
     Attributes:
         folder: Keeps every result, so that a run which was stopped goes on where it was.
+        model: What the processes measure.
         seconds: Of every stage of this run.
     """
 
     folder: Path
     n_processes: int
     console: Console
+    model: str = EMBEDDED
     seconds: dict[str, float] = field(default_factory=dict)
 
     def each(
@@ -38,7 +43,7 @@ class Work:
         """The function's results in order; those known from an earlier run are read."""
         kept = self.kept(function)
         runs = Parallel(n_jobs=self.n_processes, return_as="generator")(
-            delayed(kept)(*given) for given in arguments
+            delayed(_of_model)(self.model, kept, given) for given in arguments
         )
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         started = time.perf_counter()
@@ -67,6 +72,11 @@ class Work:
 
     def _log(self, what: str, started: float) -> None:
         self.console.print(f"{what} ({time.perf_counter() - started:.0f} s)", highlight=False)
+
+
+def _of_model(model: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    world.use(model)
+    return function(*arguments)
 
 
 def code(*folders: str) -> str:

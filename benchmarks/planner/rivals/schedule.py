@@ -47,7 +47,7 @@ class Calibration:
     @property
     def n_layers(self) -> int:
         """Number of decoder layers, L."""
-        return world.model().shape.n_layers
+        return world.n_layers()
 
     @property
     def n_tokens(self) -> int:
