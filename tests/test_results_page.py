@@ -92,7 +92,7 @@ def _write(results: Path, model: str, n_layers: int, found: Mapping[float, tuple
     write_json(settings.results / "bench.json", _times().to_json())
     journal, step = Journal(results / "steps.json"), Step("calibrate", ("calibrate",), None)
     if not journal.steps():
-        journal.add(step, 120)
+        journal.add(step, 120, ended=True)
     about = summary(settings, profile, [step], journal)
     write_json(settings.results / "summary.json", about)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tools.evidence.run import StepFailed, estimate, run
+from tools.evidence.run import INTERRUPTED, StepFailed, StepStopped, estimate, run
 from tools.evidence.steps import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,9 @@ def main(
         else:
             run(settings)
             click.echo(f"{settings.results} is complete.")
+    except StepStopped as stopped:
+        click.echo(f"Stopped in the step {stopped}. The same command continues.", err=True)
+        raise SystemExit(INTERRUPTED) from None
     except StepFailed as failed:
         raise click.ClickException(
             f"The step {failed} has ended with an error; see above. The same command continues."
