@@ -93,6 +93,8 @@ def test_pieces_are_the_runs_of_these_budgets_and_seeds() -> None:
     assert len(some) == len({run.planner for run in runs}) == 5
     assert {(run.target, run.seed) for run in some} == {(0.22, 1)}
     assert all(map(Pieces().has, runs))
+    (only,) = (run for run in runs if Pieces((0.35,), (0,), ("GSOP",)).has(run))
+    assert only.planner == "GSOP"
 
 
 def test_the_table_says_which_pieces_are_measured_and_which_are_not() -> None:
@@ -103,10 +105,14 @@ def test_the_table_says_which_pieces_are_measured_and_which_are_not() -> None:
     made = table(results, sizes)
     assert made.count("| 0.250 | 0.0% | – | – | 1,200 |") == 5
     assert made.endswith(
-        "Measured with all planners: 0.22 with seed 1. "
-        "Not measured with all: 0.22 with seed 0; 0.35 with seeds 0, 1.\n"
+        "Measured: 0.22 with seed 1. "
+        "Not measured: 0.22 with seed 0; 0.35 with seed 0; 0.35 with seed 1.\n"
     )
-    assert "Measured with all planners: nothing yet." in table({}, sizes)
+    some = {run: found for run in results if run.planner in ("tpcal", "FitPrune")}
+    partly = table(some, sizes)
+    assert partly.count("| 0.250 | 0.0% | – | – | 1,200 |") == 2
+    assert "Measured: 0.22 with seed 1 (without P-Sigmoid, VFlowOpt, GSOP). Not" in partly
+    assert "Measured: nothing yet." in table({}, sizes)
 
 
 def test_losses_that_are_remembered_cost_the_same_passes() -> None:

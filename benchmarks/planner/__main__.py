@@ -26,6 +26,7 @@ from benchmarks.planner import (
     show_other_planners,
     world,
 )
+from benchmarks.planner.comparison import OURS
 from benchmarks.planner.duration import forecast, measured_speed
 from benchmarks.planner.found import Folders
 from benchmarks.planner.other_planners import Pieces
@@ -75,6 +76,13 @@ Parts = dict[str, str]
     help="Of the stage planners, only these layer averages; the page shows what was measured.",
 )
 @click.option("--seed", "seeds", type=int, multiple=True, help="Likewise, only these seeds.")
+@click.option(
+    "--planner",
+    "planners",
+    type=click.Choice([OURS, *other_planners.PLANNERS], case_sensitive=False),
+    multiple=True,
+    help="Likewise, only these planners.",
+)
 @click.option("--dry-run", is_flag=True, help="Say how long it takes, and measure nothing.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option(
@@ -96,6 +104,7 @@ def main(
     chosen: tuple[str, ...],
     budgets: tuple[float, ...],
     seeds: tuple[int, ...],
+    planners: tuple[str, ...],
     dry_run: bool,
     processes: int,
     folder: Path | None,
@@ -105,7 +114,7 @@ def main(
 
     The questions are the built-in scenes. The run says first how long it takes.
     """
-    sizes, pieces = sizes_of(model, quick=quick), Pieces(budgets, seeds)
+    sizes, pieces = sizes_of(model, quick=quick), Pieces(budgets, seeds, planners)
     check_pieces(pieces, sizes)
     chosen = chosen or (STAGES if model == EMBEDDED else ON_OTHERS)
     kept = folder or ROOT / "tpcal-out" / "benchmark" / slug(model) / code("plans", "calibrate")

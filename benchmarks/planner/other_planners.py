@@ -61,12 +61,12 @@ class Pieces:
 
     budgets: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
+    planners: tuple[str, ...] = ()
 
     def has(self, run: Run) -> bool:
         """Whether the call measures this run."""
-        return (not self.budgets or run.target in self.budgets) and (
-            not self.seeds or run.seed in self.seeds
-        )
+        asked = ((self.budgets, run.target), (self.seeds, run.seed), (self.planners, run.planner))
+        return all(not some or value in some for some, value in asked)
 
 
 def judge(run: Run, sizes: Sizes, folders: Folders, memory: Path, planner: str) -> Judged:

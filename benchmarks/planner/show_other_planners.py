@@ -42,24 +42,17 @@ def table(results: Mapping[Run, Judged], sizes: Sizes) -> str:
 
 def _measured(results: Mapping[Run, Judged], sizes: Sizes) -> str:
     """Which pieces the table holds, and which nobody has measured yet."""
-    every: dict[str, set[tuple[float, int]]] = {planner: set() for planner in (OURS, *PLANNERS)}
-    for run in results:
-        every[run.planner].add((run.target, run.seed))
-    whole = set.intersection(*every.values())
-    lacking = sorted(set(product(BUDGETS, sizes.seeds)) - whole)
-    found = f"Measured with all planners: {_pieces(sorted(whole))}."
-    return found if not lacking else f"{found} Not measured with all: {_pieces(lacking)}."
-
-
-def _pieces(pieces: Sequence[tuple[float, int]]) -> str:
-    """`0.22 with seeds 0, 1; 0.35 with seed 0`."""
-    if not pieces:
-        return "nothing yet"
-    seeds = {target: [str(s) for t, s in pieces if t == target] for target, _ in pieces}
-    return "; ".join(
-        f"{target:.2f} with seed{'s' if len(own) > 1 else ''} {', '.join(own)}"
-        for target, own in seeds.items()
-    )
+    found, lacking = [], []
+    for target, seed in product(BUDGETS, sizes.seeds):
+        piece = f"{target:.2f} with seed {seed}"
+        without = [name for name in (OURS, *PLANNERS) if Run(name, target, seed) not in results]
+        if len(without) > len(PLANNERS):
+            lacking.append(piece)
+        else:
+            found.append(f"{piece} (without {', '.join(without)})" if without else piece)
+    parts = [f"Measured: {'; '.join(found) or 'nothing yet'}."]
+    parts += [f"Not measured: {'; '.join(lacking)}."] if lacking else []
+    return " ".join(parts)
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -71,6 +71,10 @@ def run(settings: Settings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(settings.work / "steps.json")
     first, n_steps = calibration(settings), 3 + 2 * len(settings.budgets)
+    click.echo(
+        f"{n_steps} steps follow. What a step suggests as next comes by itself. After a stop the "
+        "same command continues."
+    )
     carry_out(first, journal, f"[1/{n_steps}]")
     folder, profile = load_profile(settings.work / "profiles")
     steps = list(further(settings, folder, profile))
