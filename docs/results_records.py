@@ -95,7 +95,7 @@ def ours(results: EvaluationResults) -> EntryResult:
 def lead(results: EvaluationResults) -> Test | None:
     """tpcal's plan beside the best of all others; None if there is no other."""
     other = best(results, PUBLISHED, CONTROL)
-    return other and _test(results.tests, ours(results).name, other.name)
+    return None if other is None else _test(results.tests, ours(results).name, other.name)
 
 
 def _test(tests: Iterable[Test], one: str, other: str) -> Test | None:
@@ -112,7 +112,8 @@ def unpruned(results: EvaluationResults) -> str:
 
 def cell_of(entry: EntryResult) -> str:
     """The cell of a plan, published schedule or control."""
-    return cell(entry.value, entry.worst_group and entry.worst_group.value)
+    worst = entry.worst_group
+    return cell(entry.value, None if worst is None else worst.value)
 
 
 def cell(share: Share | None, worst: float | None) -> str:

@@ -55,7 +55,7 @@ def main(
     name = re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.")
     settings = Settings(
         model,
-        results or ROOT / "results" / name,
+        from_here(results or ROOT / "results" / name),
         Path("tpcal-out") / "evidence" / name,
         tuple(float(budget) for budget in budgets.split(",")),
         data=_options(data=data),
@@ -77,6 +77,15 @@ def main(
         raise click.ClickException(
             f"The step {failed} has ended with an error; see above. The same command continues."
         ) from None
+
+
+def from_here(folder: Path) -> Path:
+    """The folder relative to the working folder, if it is in it.
+
+    The files name each other, and are sent: they are not to name folders of this machine.
+    """
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _options(**values: str | None) -> tuple[str, ...]:

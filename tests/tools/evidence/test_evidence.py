@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pages import small_profile
 
 from tools.evidence import run as runs
-from tools.evidence.__main__ import main
+from tools.evidence.__main__ import from_here, main
 from tools.evidence.run import INTERRUPTED, Journal, StepFailed, StepStopped, run
 from tools.evidence.steps import Settings, Step, further
 from tpcal.calibrate import profile as profiles
@@ -163,3 +163,15 @@ def test_a_step_has_the_seconds_of_all_its_parts_and_counts_only_when_it_ended(
     journal.add(step, 2, ended=True)
     assert journal.holds(step)
     assert journal.steps()["plan"] == {"command": "tpcal plan", "seconds": 42}
+
+
+def test_files_that_are_sent_name_no_folder_of_this_machine(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.evidence.__main__.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(main, ["tiny"], catch_exceptions=False)
+    assert ended.exit_code == 0
+    assert ended.output.endswith("results/tiny is complete.\n")
+    assert str(tmp_path) not in (tmp_path / "results" / "tiny" / "summary.json").read_text()
+    assert from_here(Path("/elsewhere")) == Path("/elsewhere")
