@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-floors | test-versions | test-vllm | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner | evidence MODEL=NAME. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-fast | test-all | test-floors | test-versions | test-vllm | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner MODEL=NAME | evidence MODEL=NAME. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -103,8 +103,9 @@ docs-serve: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
 
 # What docs/planner-results.md says, measured on the built-in model: 40 minutes on two cores. It continues where it was stopped.
+# make benchmark-planner MODEL=smol writes docs/planner-results-smol.md; OPTIONS=--dry-run says how long it takes.
 benchmark-planner: $(READY)
-	$(BIN)/python -m benchmarks.planner
+	$(BIN)/python -m benchmarks.planner --model $(or $(MODEL),embedded) $(OPTIONS)
 
 # Measures a model as a whole into results/: make evidence MODEL=llava-1.5-7b OPTIONS="--device cuda --dtype bfloat16"
 evidence: $(READY)

@@ -15,7 +15,11 @@ from typing import Any
 import click
 import plan_schema
 import results_page as measured
+import results_summary
+from results_records import RESULTS as FOLDERS
+from results_records import load_all
 
+from tpcal.benchmarks.planner.page import filled
 from tpcal.cli import cli
 from tpcal.plans import selectors
 from tpcal.plans.executor.compat import tried
@@ -28,6 +32,7 @@ CERTIFICATES = DOCS / "certificates.md"
 PLAN_FORMAT = DOCS / "plan-format.md"
 SELECTORS = DOCS / "selectors.md"
 RESULTS = DOCS / "results.md"
+README = DOCS.parent / "README.md"
 PARTS = {
     "plan": "The plan",
     "Cut": "A cut",
@@ -74,9 +79,21 @@ def selectors_page() -> str:
     return _with_table(SELECTORS, "\n".join(map(_selector, selectors.names())))
 
 
-def results_page() -> str:
+def results_page(folders: Path = FOLDERS) -> str:
     """docs/results.md with a section for every measured model made anew."""
-    return _with_table(RESULTS, measured.text())
+    found = load_all(folders)
+    parts = {"status": results_summary.status(found), "models": measured.text(found)}
+    return filled(RESULTS.read_text(encoding="utf-8"), parts)
+
+
+def readme(folders: Path = FOLDERS) -> str:
+    """README.md with its table made anew of the built-in models' folders.
+
+    Without any folder the table stays as it is.
+    """
+    page = README.read_text(encoding="utf-8")
+    built_in = [evidence for evidence in load_all(folders) if evidence.is_built_in]
+    return filled(page, {"results": results_summary.readme(built_in)}) if built_in else page
 
 
 def _keys(part: dict[str, Any]) -> str:
@@ -234,6 +251,7 @@ PAGES = {
     PLAN_FORMAT: plan_format_page,
     SELECTORS: selectors_page,
     RESULTS: results_page,
+    README: readme,
     plan_schema.PATH: plan_schema.text,
 }
 """Files and what they are made by."""

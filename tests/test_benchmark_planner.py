@@ -6,24 +6,36 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from transformers import GenerationConfig
 
-from benchmarks.planner import page, plots, quality
+from benchmarks.planner import page, plots, quality, world
+from benchmarks.planner.__main__ import TEMPLATE, main, page_of
 from benchmarks.planner.comparison import Answered, Comparison, patches, single
+from benchmarks.planner.depth import Depth
+from benchmarks.planner.duration import Speed, comparison_s, depth_s
 from benchmarks.planner.intervals import (
     Interval,
     overall_difference,
     p_paired,
     worst_difference,
 )
+from benchmarks.planner.published import SCHEDULES, as_printed, placed
 from benchmarks.planner.show_comparison import METHODS
-from benchmarks.planner.sizes import BUDGETS
+from benchmarks.planner.show_depth import SHOWN, assumptions, draw
+from benchmarks.planner.sizes import BUDGETS, DEEP, LARGE, sizes_of
 from benchmarks.planner.work import Work, code
+from tools.embedded import model as tiny_models
 from tpcal.plans.budget_projection import spent
 from tpcal.plans.errors import BudgetError
+from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.plan_file import load_preset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,6 +110,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     work = Work(tmp_path / "kept", 1, Console(quiet=True))
     assert work.each(_doubled, [(1, log), (2, log)], "numbers") == [2, 4]
     assert work.each(_doubled, [(2, log), (3, log)], "numbers") == [4, 6]
+    assert [work.knows(_doubled, (x, log)) for x in (3, 4)] == [True, False]
     assert log.read_text().split() == ["1", "2", "3"]
 
 
@@ -151,6 +164,133 @@ def test_the_picture_of_readme_names_every_method_and_draws_what_was_answered(
     assert all(f"<!-- {method} -->" in texts for method in (*METHODS, "unpruned"))
 
 
+def test_schedules_stay_at_printed_layers_where_a_decoder_is_as_deep() -> None:
+    assert [as_printed(preset, 30) for preset in SCHEDULES.values()] == [True] * len(SCHEDULES)
+    assert [cut.layer for cut in placed("pyramiddrop", 30).cuts] == [8, 16, 24]
+    assert placed("pyramiddrop", 8) == load_preset("pyramiddrop", 8)
+    assert not as_printed("todre-25", 29)  # it drops all before layer 29
+    assert placed("vtw", 30).model is not None
+    assert placed("vtw", 30).model.n_layers == 30
+
+
+def _falling() -> Depth:
+    """30 layers: half of the groups read the image up to layer 14, the others up to layer 22."""
+    early = {layer: 1.0 if layer < 15 else 0.0 for layer in range(30)}
+    late = {layer: 2.0 if layer < 23 else 0.005 for layer in range(30)}
+    whole = {layer: (early[layer] + late[layer]) / 2 for layer in range(30)}
+    return Depth(whole, {"early": early, "late": late})
+
+
+def test_what_methods_assume_stands_beside_what_dropping_all_there_loses() -> None:
+    found = _falling()
+    assert (found.worst(0), found.worst(29), found.safe) == (2.0, 0.005, 23)
+    made = assumptions(found, 30)
+    rows = dict(line.strip("| ").split(" | ", 1) for line in made.splitlines() if " | " in line)
+    assert rows["VTW"] == "all, none from 16 on | 1.00 | 2.00"
+    assert rows["BTP"] == "8% from layer 14 on, none from 22 on | 1.00 | 2.00"
+    assert rows["FastV"] == "50% from layer 2 on | – | –"
+    assert rows["ToDRE"].startswith("25% from layer 0 on, none from 29 on if the layer hardly")
+    assert "From layer 23 on dropping all loses less than 0.01 nats in every group." in made
+
+
+def test_the_depth_profile_is_drawn_with_a_bar_for_each_method(tmp_path: Path) -> None:
+    draw(_falling(), 30, tmp_path / "depth.svg")
+    text = (tmp_path / "depth.svg").read_text()
+    assert all(f"<!-- {name} -->" in text for name in (*SHOWN, "decoder layer"))
+
+
+def test_time_is_counted_in_passes_and_answers() -> None:
+    one = replace(DEEP, seeds=(0,), profile=14, trials=10, held_out=100)
+    assert depth_s(Speed(2.0, 9.0, 0.0), one, 30) == 2.0 * 14
+    assert depth_s(Speed(2.0, 9.0, 0.1), one, 30) == pytest.approx(2.0 * 14 * (1 + 0.1 * 15.5))
+    # 14 * 21 passes calibrate. Each of four budgets runs 10 plans on 14 samples, 8 on 28, and
+    # records 42; the budgets together are 1.17.
+    passes = 14 * 21 + (10 * 14 + 8 * 28) * 1.17 + 4 * 42
+    assert comparison_s(Speed(1.0, 0.0, 0.1), one) == pytest.approx(passes)
+    assert comparison_s(Speed(0.0, 1.0, 0.1), one) > 4 * 100
+
+
+def test_deep_models_are_measured_on_fewer_samples_and_have_pages_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sizes_of(EMBEDDED) == LARGE
+    assert sizes_of("smol").held_out < LARGE.held_out
+    assert sizes_of("smol", quick=True).held_out < sizes_of("smol").held_out
+    monkeypatch.setattr("benchmarks.planner.__main__.DOCS", tmp_path)
+    assert page_of(EMBEDDED) == tmp_path / "planner-results.md"
+    own = page_of("org/Some_VLM-7B")
+    assert own == tmp_path / "planner-results-org-some-vlm-7b.md"
+    assert own.read_text().startswith("# Measurements of the planner on org/Some_VLM-7B\n")
+    own.write_text("kept")
+    assert page_of("org/Some_VLM-7B").read_text() == "kept"
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Iterator[str]:
+    """A random model of 4 layers and 16 visual tokens as a folder, which is no built-in one."""
+    sizes = tiny_models.Sizes(
+        patch=24, tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=48, heads=2
+    )
+    model, folder = tiny_models.new_model(sizes, seed=0), tmp_path / "tiny"
+    model.save_pretrained(folder)
+    eos = model.config.text_config.eos_token_id
+    GenerationConfig(eos_token_id=eos, pad_token_id=0).save_pretrained(folder)
+    tiny_models.new_processor(sizes).save_pretrained(folder)
+    yield str(folder)
+    world.use(EMBEDDED)
+
+
+def test_any_model_gets_a_depth_profile_and_says_first_how_long_it_takes(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    written = tmp_path / "page.md"
+    shutil.copy(TEMPLATE, written)
+    options = ["--model", tiny_model, "--quick", "--processes", "1", "--page", str(written)]
+    options += ["--folder", str(tmp_path / "kept"), "--stage", "depth"]
+    ended = CliRunner().invoke(main, options, catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    assert ended.output.startswith("At most about")
+    parts = _parts(written.read_text())
+    assert "4 layers, 16 visual tokens" in parts["setting"]
+    assert "before layer | 0 | 1 | 2 | 3 |" in parts["depth"]
+    assert parts["schedules"].count("scaled to 4") == len(SCHEDULES)
+    assert [path.name for path in tmp_path.rglob("*.svg")] == ["depth.svg"]
+    (shown,) = re.findall(r"\((planner/.*/depth\.svg)\)", parts["depth-plot"])
+    assert (tmp_path / shown).exists()
+
+
+def test_a_model_that_is_not_there_ends_the_run_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    options = ["--model", str(tmp_path / "none"), "--folder", str(tmp_path / "kept")]
+    ended = CliRunner().invoke(main, [*options, "--quick"])
+    world.use(EMBEDDED)
+    assert ended.exit_code == 1
+    assert ended.output.startswith("Error: ")
+    assert not (tmp_path / "kept").exists()
+
+
+def _parts(text: str) -> dict[str, str]:
+    """The parts of a page by name."""
+    return dict(re.findall(r"<!-- ([\w-]+): [^>]*-->\n(.*?)<!-- end -->", text, flags=re.DOTALL))
+
+
+@pytest.mark.slow
+def test_any_model_is_compared_with_other_methods(tiny_model: str, tmp_path: Path) -> None:
+    written = tmp_path / "page.md"
+    shutil.copy(TEMPLATE, written)
+    options = ["--model", tiny_model, "--quick", "--processes", "1", "--page", str(written)]
+    ended = CliRunner().invoke(
+        main, [*options, "--folder", str(tmp_path / "kept")], catch_exceptions=False
+    )
+    assert ended.exit_code == 0, ended.output
+    parts = _parts(written.read_text())
+    assert {name for name, made in parts.items() if made} == {
+        *("setting", "depth-plot", "depth", "schedules", "comparison-plot", "summary"),
+        *("verdict", "comparison", "plans"),
+    }
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark_fills_its_page(tmp_path: Path) -> None:
     shutil.copy(ROOT / "docs" / "planner-results.md", tmp_path)
@@ -160,9 +300,9 @@ def test_the_whole_benchmark_fills_its_page(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     text = written.read_text()
-    parts = re.findall(r"<!-- ([\w-]+): [^>]*-->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
-    assert len(parts) == 16
-    assert all(made for _, made in parts)
+    parts = _parts(text)
+    assert len(parts) == 19
+    assert all(parts.values())
     pictures = re.findall(r"\(planner/(\w+)\.svg\)", text)
     assert {f"{name}.svg" for name in pictures} == {
         path.name for path in (tmp_path / "planner").iterdir()

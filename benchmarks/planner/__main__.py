@@ -1,4 +1,4 @@
-"""Measures all that docs/planner-results.md says, and writes that page.
+"""Measures all that docs/planner-results.md says, of any model, and writes its page.
 
 What is measured is kept: a run that was stopped goes on where it was, and one whose code of
 plans/, calibrate/ and planner/ has changed measures anew what depends on it.
@@ -7,7 +7,8 @@ plans/, calibrate/ and planner/ has changed measures anew what depends on it.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,62 +16,158 @@ import click
 from rich.console import Console
 
 from benchmarks.planner import (
+    other_planners,
     page,
     show_ablations,
     show_comparison,
+    show_depth,
     show_economy,
     show_fidelity,
     show_other_planners,
     world,
 )
+from benchmarks.planner.comparison import OURS
+from benchmarks.planner.duration import forecast, measured_speed
 from benchmarks.planner.found import Folders
-from benchmarks.planner.sizes import LARGE, QUICK, Sizes
+from benchmarks.planner.other_planners import Pieces
+from benchmarks.planner.page import Pictures
+from benchmarks.planner.sizes import Sizes, sizes_of
 from benchmarks.planner.work import ROOT, Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
+from tpcal.plans.errors import TpcalError
+from tpcal.plans.local_paths import EMBEDDED
 
-PAGE = ROOT / "docs" / "planner-results.md"
-STAGES = ("fidelity", "ablations", "samples", "comparison", "planners")
+DOCS = ROOT / "docs"
+TEMPLATE = Path(__file__).parent / "page_template.md"
+STAGES = ("depth", "fidelity", "ablations", "samples", "comparison", "planners")
+ON_OTHERS = ("depth", "comparison")
+"""Stages of a model that is not the embedded one, unless others are asked for."""
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "fidelity": (FULL, ADAPTIVE),
+    "samples": (FULL, ADAPTIVE),
+    "comparison": (ADAPTIVE,),
+}
+"""Large profiles that a stage reads, by their probes."""
 VERSIONS = ("torch", "transformers", "optuna", "scipy", "numpy")
 Parts = dict[str, str]
 
 
 @click.command()
+@click.option(
+    "--model",
+    default=EMBEDDED,
+    show_default=True,
+    help="An alias, Hub id, folder, or built-in model, as of 'tpcal calibrate'.",
+)
 @click.option("--quick", is_flag=True, help="Sizes at which figures mean nothing, for tests.")
 @click.option(
     "--stage",
     "chosen",
     type=click.Choice(STAGES),
     multiple=True,
-    help="Only these; may be given several times.  [default: all]",
+    help="Only these; may be given several times.  [default: all of the embedded model, and "
+    "depth and comparison of any other]",
 )
+@click.option(
+    "--budget",
+    "budgets",
+    type=float,
+    multiple=True,
+    help="Of the stage planners, only these layer averages; the page shows what was measured.",
+)
+@click.option("--seed", "seeds", type=int, multiple=True, help="Likewise, only these seeds.")
+@click.option(
+    "--planner",
+    "planners",
+    type=click.Choice([OURS, *other_planners.PLANNERS], case_sensitive=False),
+    multiple=True,
+    help="Likewise, only these planners.",
+)
+@click.option("--dry-run", is_flag=True, help="Say how long it takes, and measure nothing.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keeps what is measured.  [default: one for this code in tpcal-out/benchmark]",
+    help="Keeps what is measured.  [default: one for the model and this code in "
+    "tpcal-out/benchmark]",
 )
 @click.option(
     "--page",
     "path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=PAGE,
-    help="The page to fill; plots go into a folder beside it.  [default: docs/planner-results.md]",
+    help="The page to fill; plots go into a folder beside it.  [default: "
+    "docs/planner-results.md, or docs/planner-results-MODEL.md, made if there is none]",
 )
 def main(
-    quick: bool, chosen: tuple[str, ...], processes: int, folder: Path | None, path: Path
+    model: str,
+    quick: bool,
+    chosen: tuple[str, ...],
+    budgets: tuple[float, ...],
+    seeds: tuple[int, ...],
+    planners: tuple[str, ...],
+    dry_run: bool,
+    processes: int,
+    folder: Path | None,
+    path: Path | None,
 ) -> None:
-    """Measure predictions, parts of a search, profiles and plans on the embedded model."""
-    sizes = QUICK if quick else LARGE
-    folder = folder or ROOT / "tpcal-out" / "benchmark" / code("plans", "calibrate")
-    work = Work(folder.resolve(), processes, Console())
-    made = stages(work, sizes, path.parent / "planner")
-    if set(chosen or STAGES) - {"ablations", "planners"}:  # which have smaller profiles
-        work.timed("calibration", lambda: calibrated(work, sizes))
-    for name in chosen or STAGES:
+    """Measure how good plans are on a model, and on the embedded one also each part of planning.
+
+    The questions are the built-in scenes. The run says first how long it takes.
+    """
+    sizes, pieces = sizes_of(model, quick=quick), Pieces(budgets, seeds, planners)
+    check_pieces(pieces, sizes)
+    chosen = chosen or (STAGES if model == EMBEDDED else ON_OTHERS)
+    kept = folder or ROOT / "tpcal-out" / "benchmark" / slug(model) / code("plans", "calibrate")
+    work = Work(kept.resolve(), processes, Console(), model)
+    world.use(model)
+    try:
+        said = forecast(chosen, measured_speed(), sizes, processes)
+    except TpcalError as error:
+        raise click.ClickException(str(error)) from error
+    work.console.print(said, highlight=False)
+    if not dry_run:
+        measure(work, sizes, chosen, pieces, path or page_of(model))
+
+
+def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, path: Path) -> None:
+    """Runs the stages one after another; each writes its parts of the page."""
+    folder = "planner" if work.model == EMBEDDED else f"planner/{slug(work.model)}"
+    made = stages(work, sizes, Pictures(path.parent, folder), pieces)
+    probes = dict.fromkeys(kind for name in chosen for kind in NEEDS.get(name, ()))
+    if probes:
+        work.timed("calibration", lambda: calibrated(work, sizes, list(probes)))
+    for name in chosen:
         page.write(path, work.timed(name, made[name]))
-    page.write(path, {"setting": setting(sizes, processes)})
+    page.write(path, {"setting": setting(sizes, work.n_processes)})
     total = sum(work.seconds.values())
     work.console.print(f"{path} is up to date ({total / 60:.1f} min).", highlight=False)
+
+
+def page_of(model: str) -> Path:
+    """The page of a model in docs/; of one that has none yet, made from the template."""
+    if model == EMBEDDED:
+        return DOCS / "planner-results.md"
+    path = DOCS / f"planner-results-{slug(model)}.md"
+    if not path.exists():
+        text = TEMPLATE.read_text(encoding="utf-8").replace("{model}", model)
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+def slug(model: str) -> str:
+    """The model's name in names of files."""
+    return re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.")
+
+
+def check_pieces(pieces: Pieces, sizes: Sizes) -> None:
+    """Refuses budgets and seeds that the stage planners does not have."""
+    for given, known, option in (
+        (pieces.budgets, other_planners.BUDGETS, "--budget"),
+        (pieces.seeds, sizes.seeds, "--seed"),
+    ):
+        if unknown := set(given) - set(known):
+            shown = ", ".join(f"{value:g}" for value in known)
+            raise click.UsageError(f"{option} must be one of {shown}; got {min(unknown):g}.")
 
 
 def folders(work: Work, sizes: Sizes) -> Folders:
@@ -78,26 +175,26 @@ def folders(work: Work, sizes: Sizes) -> Folders:
     return Folders(sizes.calibrated, work.folder / "profiles", work.folder / "searches")
 
 
-def calibrated(work: Work, sizes: Sizes) -> list[None]:
-    """The calibrations that all stages use."""
+def calibrated(work: Work, sizes: Sizes, kinds: Sequence[str]) -> list[None]:
+    """The calibrations that several stages use."""
+    n = {FULL: sizes.calibrated, ADAPTIVE: sizes.profile}
     where = folders(work, sizes).profiles
-    calls = [
-        (n, seed, where, probes)
-        for n, probes in ((sizes.calibrated, FULL), (sizes.profile, ADAPTIVE))
-        for seed in sizes.seeds
-    ]
+    calls = [(n[kind], seed, where, kind) for kind in kinds for seed in sizes.seeds]
     return work.each(world.calibrate, calls, "calibrations")
 
 
-def stages(work: Work, sizes: Sizes, pictures: Path) -> dict[str, Callable[[], Parts]]:
+def stages(
+    work: Work, sizes: Sizes, pictures: Pictures, pieces: Pieces
+) -> dict[str, Callable[[], Parts]]:
     """Every stage by name; each returns its parts of the page."""
     where = folders(work, sizes)
     return {
+        "depth": lambda: show_depth.run(work, sizes, where, pictures),
         "fidelity": lambda: show_fidelity.run(work, sizes, where.profiles, pictures),
         "ablations": lambda: show_ablations.run(work, sizes, where.profiles),
         "samples": lambda: show_economy.run(work, sizes, where, pictures),
         "comparison": lambda: show_comparison.run(work, sizes, where, pictures),
-        "planners": lambda: show_other_planners.run(work, sizes, where),
+        "planners": lambda: show_other_planners.run(work, sizes, where, pieces),
     }
 
 
@@ -105,14 +202,16 @@ def setting(sizes: Sizes, n_processes: int) -> str:
     """What the figures were made with."""
     libraries = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     seeds = ", ".join(map(str, sizes.seeds))
+    shape = f"{world.n_layers()} layers, {world.n_tokens()} visual tokens"
+    device = str(world.model().model.device).upper()
     rows = [
-        ("model", "the embedded VLM: 8 layers, 144 visual tokens, 14 groups of questions"),
+        ("model", f"{world.measured.name}: {shape}, 14 groups of questions"),
         ("samples of a profile", f"{sizes.profile}, seeds {seeds}; probes chosen by default"),
         ("search", f"{sizes.trials} plans on the profile's samples, seeds {seeds}"),
         ("finals", "the best 12, ever fewer of them, on up to twice as many others"),
         ("judged plans", f"{sizes.plans} per budget on {sizes.plan_samples} other samples"),
         ("questions answered", f"{sizes.held_out} of the test split"),
-        ("machine", f"{platform.machine()}, CPU, processes of one thread: {n_processes}"),
+        ("machine", f"{platform.machine()}, {device}, processes of one thread: {n_processes}"),
         ("versions", f"Python {platform.python_version()}, {libraries}"),
     ]
     return page.table(["what", "which"], rows, n_left=2)

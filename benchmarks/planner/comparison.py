@@ -11,30 +11,19 @@ from numpy.typing import NDArray
 
 from benchmarks.planner import found, world
 from benchmarks.planner.found import Asked, Folders
+from benchmarks.planner.published import SCHEDULES, at_budget
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.calibrate.evaluation.accuracy import compare
+from tpcal.calibrate.evaluation.variants import Impossible
 from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.cost import layer_average_keep
 from tpcal.plans.errors import BudgetError
 from tpcal.plans.plan_records import Cut, Plan
-from tpcal.plans.published.at_budget import at_budget
 from tpcal.plans.selectors import min_layer
 
 Floats = NDArray[np.float64]
 OURS = "tpcal"
-SCHEDULES = {
-    "BTP": "btp-llava-released",
-    "BTP, paper's keeps": "btp-llava-paper",
-    "DART": "dart-128",
-    "DART before the decoder": "dart-embedding",
-    "ToDRE": "todre-25",
-    "FastV": "fastv",
-    "PyramidDrop": "pyramiddrop",
-    "DivPrune": "divprune",
-    "VTW": "vtw",
-}
-"""Published schedules, put on the budget by `tpcal.plans.published.at_budget.at_budget`."""
 SINGLE = {
     "CDPruner": "cdpruner",
     "VisionZip": "visionzip",
@@ -136,18 +125,19 @@ def _others() -> tuple[list[Entry], dict[tuple[str, float], str]]:
             entries += _made(method, budget)
         except BudgetError as error:
             impossible[method, budget] = f"not below {error.reachable:.3f}"
+        except Impossible as error:
+            impossible[method, budget] = str(error)
     return entries, impossible
 
 
 def _made(method: str, budget: float) -> list[Entry]:
     """One method on a budget; several draws of one that draws by chance."""
-    n_tokens, n_layers = world.n_tokens(), world.model().shape.n_layers
+    n_tokens, n_layers = world.n_tokens(), world.n_layers()
     if method == DOWNSIZED:
+        world.patch_pixels()  # raises Impossible if other sizes cannot be had
         return [Entry(method, budget, 0, None, patches(budget, n_tokens))]
     if method in SCHEDULES:
-        return [
-            Entry(method, budget, 0, at_budget(SCHEDULES[method], budget, n_layers, n_tokens).cuts)
-        ]
+        return [Entry(method, budget, 0, at_budget(method, budget).cuts)]
     seeds = RANDOM_SEEDS if method == "random" else (0,)
     cuts = [single(SINGLE[method], budget, seed, n_tokens, n_layers) for seed in seeds]
     return [Entry(method, budget, seed, c) for seed, c in zip(seeds, cuts, strict=True)]
@@ -190,7 +180,7 @@ def _answers(cuts: tuple[Cut, ...], size: tuple[int, int], n: int) -> tuple[str,
 
 def _reached(entry: Entry) -> float:
     """Layer average of keep."""
-    n_tokens, n_layers = world.n_tokens(), world.model().shape.n_layers
+    n_tokens, n_layers = world.n_tokens(), world.n_layers()
     if entry.cuts is None:
         return entry.size[0] * entry.size[1] / n_tokens
     return layer_average_keep(Plan(entry.cuts).schedule(n_tokens, n_layers), n_tokens)

@@ -73,9 +73,9 @@ def measurers(n: int, seed: int, own: bool) -> tuple[Measurer, Measurer | None]:
     total = n + n_of_finals(n, None)
     drawn = world.samples(world.CALIBRATION, total, seed, own)
     first, further = drawn.part(0, n), drawn.part(n, total)
-    finals = Measurer(world.model(), further, batch_size=world.BATCH)
+    finals = Measurer(world.model(), further, batch_size=world.batch_size())
     same = first.groups == further.groups
-    return Measurer(world.model(), first, batch_size=world.BATCH), finals if same else None
+    return Measurer(world.model(), first, batch_size=world.batch_size()), finals if same else None
 
 
 def profile_of(asked: Asked, folders: Folders) -> Profile:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
+from joblib import Memory
 from numpy.typing import NDArray
 
 from benchmarks.planner import found, world
@@ -53,13 +55,28 @@ class Judged:
     """Answers to the questions of the test split."""
 
 
-def judge(run: Run, sizes: Sizes, folders: Folders, planner: str) -> Judged:
+@dataclass(frozen=True)
+class Pieces:
+    """The runs of one call, so that all can be measured in several calls; empty means all."""
+
+    budgets: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
+    planners: tuple[str, ...] = ()
+
+    def has(self, run: Run) -> bool:
+        """Whether the call measures this run."""
+        asked = ((self.budgets, run.target), (self.seeds, run.seed), (self.planners, run.planner))
+        return all(not some or value in some for some, value in asked)
+
+
+def judge(run: Run, sizes: Sizes, folders: Folders, memory: Path, planner: str) -> Judged:
     """The plan that a planner finds, and what it loses.
 
     Args:
         run: The planner, budget and seed.
         sizes: Numbers of samples.
         folders: Where profiles and searches are kept.
+        memory: Folder that keeps the losses of plans, with which a stopped planner continues.
         planner: Hash of the planners' code; another one searches anew.
     """
     if run.planner == OURS:
@@ -67,11 +84,12 @@ def judge(run: Run, sizes: Sizes, folders: Folders, planner: str) -> Judged:
         cuts = found.plan(asked, folders, planner)
         passes = _passes(asked, folders)
     else:
-        given = Calibration(sizes.variants, run.seed, run.target)
+        losses = Memory(memory, verbose=0).cache(world.losses)
+        given = Calibration(sizes.variants, run.seed, run.target, losses=losses)
         cuts = cuts_of(PLANNERS[run.planner](given), given.n_tokens)
         passes = given.passes
-    losses, _ = world.losses(cuts, world.CALIBRATION, sizes.judged, run.seed + ELSEWHERE)
-    return Judged(cuts, passes, losses, world.answers(cuts, sizes.held_out))
+    nats, _ = world.losses(cuts, world.CALIBRATION, sizes.judged, run.seed + ELSEWHERE)
+    return Judged(cuts, passes, nats, world.answers(cuts, sizes.held_out))
 
 
 def _passes(asked: Asked, folders: Folders) -> float:
@@ -82,11 +100,19 @@ def _passes(asked: Asked, folders: Folders) -> float:
     return asked.n * probes + (asked.n_trials * asked.n + n_final) * asked.target
 
 
-def judged(work: Work, sizes: Sizes, folders: Folders) -> dict[Run, Judged]:
+def all_runs(sizes: Sizes) -> list[Run]:
     """Every planner at every budget with every seed."""
-    calls = [(sizes.variants, seed, folders.profiles, world.ADAPTIVE) for seed in sizes.seeds]
-    work.each(world.calibrate, calls, "calibrations")
-    runs = [Run(*given) for given in product((OURS, *PLANNERS), BUDGETS, sizes.seeds)]
-    rest = sizes, folders, code("planner", "benchmarks/planner/rivals")
-    results = work.each(judge, [(run, *rest) for run in runs], "other planners")
-    return dict(zip(runs, results, strict=True))
+    return [Run(*given) for given in product((OURS, *PLANNERS), BUDGETS, sizes.seeds)]
+
+
+def judged(work: Work, sizes: Sizes, folders: Folders, pieces: Pieces) -> dict[Run, Judged]:
+    """Measures the pieces; returns them and what earlier calls have measured."""
+    rest = sizes, folders, work.folder, code("planner", "benchmarks/planner/rivals")
+    calls = {run: (run, *rest) for run in all_runs(sizes)}
+    asked = [run for run in calls if pieces.has(run)]
+    seeds = dict.fromkeys(run.seed for run in asked)
+    calibrations = [(sizes.variants, s, folders.profiles, world.ADAPTIVE) for s in seeds]
+    work.each(world.calibrate, calibrations, "calibrations")
+    work.each(judge, [calls[run] for run in asked], "other planners")
+    known = {run: call for run, call in calls.items() if work.knows(judge, call)}
+    return {run: work.kept(judge)(*call) for run, call in known.items()}

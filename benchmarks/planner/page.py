@@ -1,9 +1,10 @@
-"""docs/planner-results.md: every run writes what it measured between the markers."""
+"""docs/planner-results.md and its like: every run writes what it measured between the markers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 Row = Sequence[str]
@@ -37,6 +38,24 @@ def table(headings: Row, rows: Sequence[Row], n_left: int = 1) -> str:
     return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]]) + "\n"
 
 
-def picture(name: str, says: str) -> str:
-    """A line that shows docs/planner/NAME.svg."""
-    return f"![{says}](planner/{name}.svg)\n"
+@dataclass(frozen=True)
+class Pictures:
+    """The folder of a page's pictures."""
+
+    docs: Path
+    """Folder of the page."""
+    folder: str
+    """Where the pictures are, from there: ``planner`` or ``planner/smol``."""
+
+    @property
+    def beside_the_page(self) -> Pictures:
+        """Pictures that other pages show, too."""
+        return Pictures(self.docs, ".")
+
+    def path(self, name: str) -> Path:
+        """The file of a picture."""
+        return self.docs / self.folder / f"{name}.svg"
+
+    def line(self, name: str, says: str) -> str:
+        """A line of the page that shows the picture."""
+        return f"![{says}]({self.path(name).relative_to(self.docs).as_posix()})\n"

@@ -45,11 +45,15 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def figure(path: Path, n_panels: int, width: float = 9.0, height: float = 3.2) -> Iterator[Any]:
-    """The panels of a plot, side by side; written to ``path`` at the end."""
+def figure(
+    path: Path, n_panels: int, width: float = 9.0, height: float = 3.2, *, stacked: bool = False
+) -> Iterator[Any]:
+    """The panels of a plot, side by side or stacked over one x axis; written at the end."""
+    rows, columns = (n_panels, 1) if stacked else (1, n_panels)
+    size = (width, height)
     with plt.rc_context(STYLE):
-        drawn, axes = plt.subplots(1, n_panels, figsize=(width, height), squeeze=False)
-        yield axes[0]
+        drawn, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=stacked)
+        yield axes.ravel()
         drawn.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path, transparent=True, metadata={"Date": None})

@@ -11,7 +11,8 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from benchmarks.planner import plots
-from benchmarks.planner.comparison import BASELINES, OURS, SCHEDULES, SINGLE, Answered, Comparison
+from benchmarks.planner.comparison import BASELINES, OURS, SINGLE, Answered, Comparison
+from benchmarks.planner.published import SCHEDULES
 from benchmarks.planner.sizes import BUDGETS
 
 Judge = Callable[[NDArray[np.bool_]], float]
@@ -40,6 +41,8 @@ def _draw(panel: Any, found: Comparison, judge: Judge) -> None:
     lowest = unpruned
     for method in (*BASELINES, *PUBLISHED, OURS):
         own = [a for a in found.answered if a.method == method]
+        if not own:  # the model cannot answer in this way
+            continue
         values = [judge(a.right) for a in own]
         look = _look(method)
         panel.plot([a.target for a in own], values, clip_on=False, **look)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from benchmarks.planner.comparison import (
     BASELINES,
     DOWNSIZED,
     OURS,
-    SCHEDULES,
     SINGLE,
     Answered,
     Comparison,
@@ -27,11 +25,14 @@ from benchmarks.planner.intervals import (
     p_paired,
     worst_difference,
 )
+from benchmarks.planner.page import Pictures
+from benchmarks.planner.published import SCHEDULES
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work
 from tpcal.calibrate.evaluation.intervals import share
 from tpcal.calibrate.evaluation.paired_tests import holm
 from tpcal.calibrate.evaluation.shares import Share
+from tpcal.plans.local_paths import EMBEDDED
 from tpcal.plans.plan_records import Cut
 
 METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)
@@ -47,13 +48,15 @@ class Beside:
     """p-value of no difference in all answers, adjusted for all comparisons."""
 
 
-def run(work: Work, sizes: Sizes, folders: Folders, pictures: Path) -> dict[str, str]:
+def run(work: Work, sizes: Sizes, folders: Folders, pictures: Pictures) -> dict[str, str]:
     """Measures, draws, and returns the parts of the page."""
     found = comparison(work, sizes, folders)
     beside = _beside(found, sizes)
-    quality.draw(found, pictures.parent / "quality.svg")  # README's too
+    # The embedded model's picture is also that of docs/results.md.
+    drawn = pictures.beside_the_page if work.model == EMBEDDED else pictures
+    quality.draw(found, drawn.path("quality"))
     return {
-        "comparison-plot": "![Right answers by layer average of keep](quality.svg)\n",
+        "comparison-plot": drawn.line("quality", "Right answers by layer average of keep"),
         "summary": _summary(found),
         "verdict": _verdicts(found, beside),
         "comparison": "\n".join(_of_budget(found, beside, b, sizes) for b in BUDGETS),

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.planner import page, plots
 from benchmarks.planner.economy import TARGET, VARIANTS, Quality, by_size, by_variant
 from benchmarks.planner.found import LABELLED, PREDICTED, Asked, Folders, profile_of
+from benchmarks.planner.page import Pictures
 from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work
 from benchmarks.planner.world import FULL
@@ -26,10 +27,10 @@ TITLES = {
 Found = Mapping[Asked, Quality]
 
 
-def run(work: Work, sizes: Sizes, folders: Folders, pictures: Path) -> dict[str, str]:
+def run(work: Work, sizes: Sizes, folders: Folders, pictures: Pictures) -> dict[str, str]:
     """Measures, draws, and returns the parts of the page."""
     found = by_size(work, sizes, folders)
-    _plot(found, sizes, pictures / "samples.svg")
+    _plot(found, sizes, pictures.path("samples"))
     variants = by_variant(work, sizes, folders)
     named = {
         f"{probes} ({_work(sizes, folders, probes, answers):.0%} of the work), {answers}": _of(
@@ -39,7 +40,7 @@ def run(work: Work, sizes: Sizes, folders: Folders, pictures: Path) -> dict[str,
     }
     return {
         "samples": _by_size(found, sizes),
-        "samples-plot": page.picture("samples", "Loss of the plan by calibration samples"),
+        "samples-plot": pictures.line("samples", "Loss of the plan by calibration samples"),
         "variants": _table("probes, answers", named),
     }
 

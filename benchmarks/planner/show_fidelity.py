@@ -19,6 +19,7 @@ from benchmarks.planner.fidelity import (
     predicted,
 )
 from benchmarks.planner.intervals import interval, resampled
+from benchmarks.planner.page import Pictures
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work
 
@@ -27,15 +28,15 @@ N_BINS = 5
 RULES = ("mean", "worst group", "half of both")
 
 
-def run(work: Work, sizes: Sizes, profiles: Path, pictures: Path) -> dict[str, str]:
+def run(work: Work, sizes: Sizes, profiles: Path, pictures: Pictures) -> dict[str, str]:
     """Measures, draws, and returns the parts of the page."""
     plans = measured(work, sizes, profiles)
     predictions = predicted(work, sizes, profiles, plans)
     shown = predictions[PLAIN]
-    _plot(plans, shown, pictures / "fidelity.svg")
+    _plot(plans, shown, pictures.path("fidelity"))
     return {
         "fidelity": _verdicts(plans, predictions, sizes),
-        "fidelity-plot": page.picture("fidelity", "Measured against predicted loss"),
+        "fidelity-plot": pictures.line("fidelity", "Measured against predicted loss"),
         "calibration": _bins(plans, shown, sizes),
         "objective": _rules(plans, sizes),
     }

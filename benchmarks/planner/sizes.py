@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpcal.planner.search.settings import N_TRIALS
+from tpcal.plans.local_paths import EMBEDDED
 
 BUDGETS = (0.10, 0.22, 0.35, 0.50)
 MAX_CUTS = 4
@@ -56,6 +57,19 @@ LARGE = Sizes(
     held_out=1400,
     resamples=2000,
 )
+DEEP = replace(
+    LARGE,
+    calibrated=84,
+    profile=84,
+    trials=60,
+    plans=60,
+    plan_samples=84,
+    economy=(8, 28, 84),
+    judged=210,
+    variants=84,
+    held_out=420,
+)
+"""For models of which a question costs a second or less on a CPU, and not milliseconds."""
 QUICK = Sizes(
     seeds=(0,),
     calibrated=28,
@@ -70,3 +84,11 @@ QUICK = Sizes(
     held_out=28,
     resamples=50,
 )
+QUICK_DEEP = replace(QUICK, calibrated=14, profile=14, trials=2, economy=(8, 14), held_out=14)
+
+
+def sizes_of(model: str, *, quick: bool = False) -> Sizes:
+    """The sizes for a model; quick ones are for tests."""
+    if model == EMBEDDED:
+        return QUICK if quick else LARGE
+    return QUICK_DEEP if quick else DEEP

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from joblib import Memory, Parallel, delayed
+from joblib.memory import MemorizedFunc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.planner import world
+from tpcal.plans.local_paths import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,12 +27,14 @@ class Work:
 
     Attributes:
         folder: Keeps every result, so that a run which was stopped goes on where it was.
+        model: What the processes measure.
         seconds: Of every stage of this run.
     """
 
     folder: Path
     n_processes: int
     console: Console
+    model: str = EMBEDDED
     seconds: dict[str, float] = field(default_factory=dict)
 
     def each(
@@ -37,7 +43,7 @@ class Work:
         """The function's results in order; those known from an earlier run are read."""
         kept = self.kept(function)
         runs = Parallel(n_jobs=self.n_processes, return_as="generator")(
-            delayed(kept)(*given) for given in arguments
+            delayed(_of_model)(self.model, kept, given) for given in arguments
         )
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         started = time.perf_counter()
@@ -48,10 +54,13 @@ class Work:
         self._log(f"{title}: {len(arguments)}", started)
         return results
 
-    def kept(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def kept(self, function: Callable[..., Any]) -> MemorizedFunc:
         """The function, remembering on disk what it returned."""
-        kept: Callable[..., Any] = Memory(self.folder, verbose=0).cache(function)
-        return kept
+        return Memory(self.folder, verbose=0).cache(function)
+
+    def knows(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+        """Whether an earlier call has kept the function's result."""
+        return bool(self.kept(function).check_call_in_cache(*arguments))
 
     def timed(self, name: str, stage: Callable[[], Any]) -> Any:
         """The stage's result."""
@@ -63,6 +72,11 @@ class Work:
 
     def _log(self, what: str, started: float) -> None:
         self.console.print(f"{what} ({time.perf_counter() - started:.0f} s)", highlight=False)
+
+
+def _of_model(model: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    world.use(model)
+    return function(*arguments)
 
 
 def code(*folders: str) -> str:

@@ -1,13 +1,16 @@
-"""The embedded model, its samples and profiles, and what plans lose and answer on them.
+"""The measured model, its samples and profiles, and what plans lose and answer on them.
 
 Everything is made at most once per process; losses and answers are what the stages keep on disk.
+The questions are the built-in scenes for every model, because the benchmark needs thousands that
+nothing has seen, drawn anew by seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +22,81 @@ from tpcal.calibrate import calibrate as calibration
 from tpcal.calibrate.evaluation import accuracy
 from tpcal.calibrate.evaluation.downsized import Resized
 from tpcal.calibrate.evaluation.generate import InMemory, answer_all
+from tpcal.calibrate.evaluation.variants import Impossible
 from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.calibrate.measure import Measurer
-from tpcal.calibrate.probing_settings import ProbingSettings
+from tpcal.calibrate.probing_settings import DEFAULT_BATCH_SIZE, ProbingSettings
 from tpcal.calibrate.profile import MASSES, MEASURES, Profile
 from tpcal.planner.prediction.next_probes import next_probes
 from tpcal.planner.prediction.objective import MOST
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.families import find
+from tpcal.plans.local_paths import BUILT_IN, EMBEDDED
 from tpcal.plans.plan_records import Cut, Plan
 
 Floats = NDArray[np.float64]
-BATCH = 49
 CALIBRATION, TEST = "calibration", "eval"
-FULL, ADAPTIVE = "full grid", "chosen probes"
-PATCH = 8  # pixels
+FULL, ADAPTIVE, DROP_ALL = "full grid", "chosen probes", "drop all"
+
+
+@dataclass
+class Measured:
+    """Which model this process measures; one model in all its life."""
+
+    name: str = EMBEDDED
+
+
+measured = Measured()
+
+
+def use(name: str) -> None:
+    """Measures this model from now on: an alias, a Hub id, a folder or a built-in one."""
+    if name != measured.name:
+        measured.name = name
+        for kept in (model, n_tokens, measurer, calibrated, predictor):
+            kept.cache_clear()
 
 
 @cache
 def model() -> Loaded:
-    """The embedded model on one thread: processes share the cores."""
+    """The model on one thread: processes share the cores."""
     torch.set_num_threads(1)
-    return models.load(EMBEDDED, device="cpu")
+    return models.load(measured.name, device="cpu" if measured.name in BUILT_IN else "auto")
 
 
+def batch_size() -> int:
+    """Samples per run of the model when plans are measured."""
+    return 49 if measured.name == EMBEDDED else DEFAULT_BATCH_SIZE
+
+
+def n_layers() -> int:
+    """Decoder layers, L."""
+    return model().shape.n_layers
+
+
+@cache
 def n_tokens() -> int:
-    """Visual tokens of an image."""
-    return int(model().model.config.image_seq_length)
+    """Visual tokens of an image of the scenes, N."""
+    loaded, (sample, *_) = model(), samples(TEST, 1, 0)
+    inputs = prompt_inputs(loaded.processor, [sample], loaded.model)
+    return int(find(loaded.model).visual_mask(loaded.model, inputs["input_ids"], None).sum())
+
+
+def patch_pixels() -> int:
+    """Pixels of a visual token's side, of a processor that brings all images to one square size.
+
+    Raises:
+        Impossible: The processor does not, so that no smaller size has a known number of tokens.
+    """
+    images: Any = model().processor.image_processor
+    size, rows = dict(getattr(images, "size", None) or {}), isqrt(n_tokens())
+    side = size.get("shortest_edge", size.get("height"))
+    if side is None or rows * rows != n_tokens():
+        raise Impossible("not with this processor")
+    return int(side) // rows
 
 
 @lru_cache(maxsize=4)
@@ -68,7 +117,7 @@ def samples(split: str, n: int, seed: int, own: bool = False) -> Samples:
 def measurer(split: str, n: int, seed: int, start: int = 0) -> Measurer:
     """Runs plans on ``n`` samples, those from ``start`` on."""
     drawn = samples(split, start + n, seed).part(start, start + n)
-    return Measurer(model(), drawn, batch_size=BATCH)
+    return Measurer(model(), drawn, batch_size=batch_size())
 
 
 def losses(
@@ -97,10 +146,11 @@ def answers(cuts: Sequence[Cut], n: int) -> tuple[str, ...]:
 def answers_downsized(height: int, width: int, n: int) -> tuple[str, ...]:
     """The same of the unpruned model on images of that many patches.
 
-    The tower interpolates its position embeddings, as transformers does for CLIP; it was trained
-    at one size only.
+    The tower interpolates its position embeddings, as transformers does for CLIP; the built-in
+    ones were trained at one size only.
     """
-    variant = Resized(height * PATCH, width * PATCH)
+    pixels = patch_pixels()
+    variant = Resized(height * pixels, width * pixels)
     (given,) = answer_all(model(), samples(TEST, n, 0), [(variant, InMemory())])
     return tuple(answer.text for answer in given)
 
@@ -113,10 +163,14 @@ def calibrated(n: int, seed: int, folder: Path, probes: str = FULL, own: bool = 
         n: How many.
         seed: Of the samples.
         folder: Collects profiles.
-        probes: `FULL`, or `ADAPTIVE` as `tpcal calibrate` does it by default.
+        probes: `FULL`, `ADAPTIVE` as `tpcal calibrate` does it by default, or `DROP_ALL` before
+            every layer and nothing else.
         own: With the model's own answers.
     """
     settings = ProbingSettings(refine=next_probes if probes == ADAPTIVE else None, seed=seed)
+    if probes == DROP_ALL:
+        layers = tuple(find(model().model).cut_layers(model().model))
+        settings = ProbingSettings(keeps=(0.0,), layers=layers, seed=seed)
     return calibration.calibrate(
         model(), samples(CALIBRATION, n, seed, own), folder, settings=settings
     )

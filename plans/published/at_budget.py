@@ -47,13 +47,37 @@ def at_budget(name: str, target: float, n_layers: int, n_tokens: int = N_TOKENS)
         UsageError: If there is no such preset, or ``target`` is not in (0, 1].
         BudgetError: If the schedule costs more than that; it carries the smallest possible cost.
     """
+    return on_budget(replace(load_preset(name, n_layers), name=name), target, n_layers, n_tokens)
+
+
+def on_budget(plan: Plan, target: float, n_layers: int, n_tokens: int = N_TOKENS) -> Plan:
+    """A published schedule on the layers it names, with its keeps scaled as in `at_budget`.
+
+    `at_budget` first moves the layers to the same relative depths; this function does not.
+
+    Args:
+        plan: The schedule; its layers exist in the decoder.
+        target: As in `at_budget`.
+        n_layers: As in `at_budget`.
+        n_tokens: As in `at_budget`.
+
+    Raises:
+        UsageError: If ``target`` is not in (0, 1].
+        BudgetError: As in `at_budget`.
+
+    Example:
+        >>> from tpcal import load_preset
+        >>> from tpcal.plans.published.at_budget import on_budget
+        >>> [cut.layer for cut in on_budget(load_preset("pyramiddrop"), 0.4, n_layers=30).cuts]
+        [8, 16, 24]
+    """
     if not 0 < target <= 1:  # also catches nan
         raise UsageError(f"budget must be in (0, 1]; got {target}.")
-    plan = load_preset(name, n_layers)
-    cuts = _met(f"preset {name}", plan.cuts, target, n_layers, n_tokens)
+    cuts = _met(f"preset {plan.name}", plan.cuts, target, n_layers, n_tokens)
     # Record the reached budget and what moved, so that the plan states how it differs from the
     # published schedule.
-    made = replace(plan, name=f"{name}@{target:g}", cuts=cuts, model=ModelIdentity(n_layers))
+    name = f"{plan.name}@{target:g}"
+    made = replace(plan, name=name, cuts=cuts, model=ModelIdentity(n_layers))
     reached = layer_average_keep(made.schedule(n_tokens, n_layers), n_tokens)
     moved = f"{_listed(plan.cuts)} became {_listed(cuts)}"
     note = f"Put on a layer average of {target:g} of {n_tokens} tokens: layer:keep {moved}."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tools.evidence.run import StepFailed, estimate, run
+from tools.evidence.run import INTERRUPTED, StepFailed, StepStopped, estimate, run
 from tools.evidence.steps import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def main(
     name = re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.")
     settings = Settings(
         model,
-        results or ROOT / "results" / name,
+        from_here(results or ROOT / "results" / name),
         Path("tpcal-out") / "evidence" / name,
         tuple(float(budget) for budget in budgets.split(",")),
         data=_options(data=data),
@@ -70,10 +70,22 @@ def main(
         else:
             run(settings)
             click.echo(f"{settings.results} is complete.")
+    except StepStopped as stopped:
+        click.echo(f"Stopped in the step {stopped}. The same command continues.", err=True)
+        raise SystemExit(INTERRUPTED) from None
     except StepFailed as failed:
         raise click.ClickException(
             f"The step {failed} has ended with an error; see above. The same command continues."
         ) from None
+
+
+def from_here(folder: Path) -> Path:
+    """The folder relative to the working folder, if it is in it.
+
+    The files name each other, and are sent: they are not to name folders of this machine.
+    """
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _options(**values: str | None) -> tuple[str, ...]:

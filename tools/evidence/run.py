@@ -18,18 +18,24 @@ from tpcal import __version__
 from tpcal.calibrate.drop_all_depth import drop_all_curve, safe_depths
 from tpcal.calibrate.profile import Profile
 from tpcal.plans.yaml_files import write_atomic
+from tpcal.terminal import Interrupted
 from tpcal.workflow.profiles import load_profile
 
 SUMMARY = "summary.json"
+INTERRUPTED = Interrupted.exit_code
 
 
 class StepFailed(Exception):
     """A command ended with an error, which it has printed itself."""
 
 
+class StepStopped(Exception):
+    """A command was interrupted."""
+
+
 @dataclass(frozen=True)
 class Journal:
-    """The steps that have ended, with their commands and seconds, in a file."""
+    """The steps that have run, with their commands and seconds, in a file."""
 
     path: Path
 
@@ -39,18 +45,19 @@ class Journal:
 
     def holds(self, step: Step) -> bool:
         """Whether the file of the step is there and was made by the same command."""
-        ended = self.steps().get(step.title)
-        if ended is None or step.makes is None or not step.makes.exists():
+        ran = self.steps().get(step.title)
+        if ran is None or step.makes is None or not step.makes.exists():
             return False
-        return bool(ended["command"] == shown(step))
+        return bool(ran["command"] == shown(step) and ran.get("ended", True))
 
-    def add(self, step: Step, seconds: float) -> None:
+    def add(self, step: Step, seconds: float, *, ended: bool) -> None:
         """Writes a step down. A step that was continued has the seconds of all its parts."""
         steps = self.steps()
         before = steps.get(step.title, {})
         if before.get("command") == shown(step):
             seconds += before["seconds"]
-        write_json(self.path, {**steps, step.title: {"command": shown(step), "seconds": seconds}})
+        ran = {"command": shown(step), "seconds": seconds} | ({} if ended else {"ended": False})
+        write_json(self.path, {**steps, step.title: ran})
 
 
 def run(settings: Settings) -> None:
@@ -58,16 +65,21 @@ def run(settings: Settings) -> None:
 
     Raises:
         StepFailed: A command ended with an error. The same call continues after it.
+        StepStopped: A command was interrupted. The same call continues it.
     """
     for folder in (settings.results, settings.work):
         folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(settings.work / "steps.json")
-    first = calibration(settings)
-    carry_out(first, journal)
+    first, n_steps = calibration(settings), 3 + 2 * len(settings.budgets)
+    click.echo(
+        f"{n_steps} steps follow. What a step suggests as next comes by itself. After a stop the "
+        "same command continues."
+    )
+    carry_out(first, journal, f"[1/{n_steps}]")
     folder, profile = load_profile(settings.work / "profiles")
     steps = list(further(settings, folder, profile))
-    for step in steps:
-        carry_out(step, journal)
+    for number, step in enumerate(steps, 2):
+        carry_out(step, journal, f"[{number}/{n_steps}]")
     found = summary(settings, profile, [first, *steps], journal)
     write_json(settings.results / SUMMARY, found)
 
@@ -91,18 +103,33 @@ def estimate(settings: Settings) -> None:
     )
 
 
-def carry_out(step: Step, journal: Journal) -> None:
-    """Runs the command of a step, unless it has ended before."""
+def carry_out(step: Step, journal: Journal, place: str) -> None:
+    """Runs the command of a step, unless it has ended before.
+
+    Args:
+        step: The step.
+        journal: Where it is written down, also if it does not end.
+        place: Its number among all steps.
+    """
     if journal.holds(step):
+        click.echo(f"{place} {step.title}: measured before, {step.makes}")
         return
-    started = time.monotonic()
-    _call(step)
-    journal.add(step, round(time.monotonic() - started))
+    click.echo(f"\n{place} {step.title}")
+    started, ended = time.monotonic(), False
+    try:
+        _call(step)
+        ended = True
+    except KeyboardInterrupt:
+        raise StepStopped(step.title) from None
+    finally:
+        journal.add(step, round(time.monotonic() - started), ended=ended)
 
 
 def _call(step: Step) -> None:
     click.echo(f"$ {shown(step)}")
     ended = subprocess.run([sys.executable, "-m", "tpcal", *step.command], check=False)
+    if ended.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
     if ended.returncode not in step.accepted:
         raise StepFailed(step.title)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,18 +33,21 @@ class Calibration:
         seed: Seed of the samples.
         target: Layer average of keep that the plan may have.
         passes: Work so far.
+        losses: Measures a plan, as `world.losses`; a benchmark passes one that remembers plans,
+            so that a planner which was stopped need not run the model again.
     """
 
     n: int
     seed: int
     target: float
     passes: float = 0.0
+    losses: Callable[..., Any] = world.losses
     _known: dict[tuple[Cut, ...], float] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
         """Number of decoder layers, L."""
-        return world.model().shape.n_layers
+        return world.n_layers()
 
     @property
     def n_tokens(self) -> int:
@@ -59,7 +63,7 @@ class Calibration:
         """Mean KL divergence of the answers in nats, each limited as in a search of tpcal."""
         cuts = cuts_of(counts, self.n_tokens)
         if cuts not in self._known:
-            nats, _ = world.losses(cuts, world.CALIBRATION, self.n, self.seed)
+            nats, _ = self.losses(cuts, world.CALIBRATION, self.n, self.seed)
             self._known[cuts] = float(nats.mean())
             self.passes += self.n * sum(counts) / (self.n_tokens * self.n_layers)
         return self._known[cuts]

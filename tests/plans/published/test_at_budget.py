@@ -8,7 +8,7 @@ import pytest
 
 from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.plan_file import dump_plan, load_preset, parse_plan, presets
-from tpcal.plans.published.at_budget import at_budget
+from tpcal.plans.published.at_budget import at_budget, on_budget
 from tpcal.plans.selectors import min_layer
 
 SIZES = [(8, 36), (28, 1000), (32, 576)]
@@ -91,3 +91,13 @@ def test_a_budget_is_a_share(target):
 def test_an_unknown_preset_is_named():
     with pytest.raises(UsageError, match="No preset is called 'fastw'. Known: btp"):
         at_budget("fastw", 0.2, 32)
+
+
+@pytest.mark.parametrize("name", ["btp-llava-released", "fastv", "vtw", "divprune"])
+def test_layers_that_are_not_moved_first_give_the_printed_ones(name):
+    scaled = load_preset(name, 8)
+    assert on_budget(scaled, 0.5, 8, 36) == at_budget(name, 0.5, 8, 36)
+    printed = on_budget(load_preset(name), 0.25, 30, 576)
+    if name != "vtw":  # which meets a budget by its layer alone
+        assert [c.layer for c in printed.cuts] == [c.layer for c in load_preset(name).cuts]
+    assert printed.model.n_layers == 30

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from pages import small_profile
 
 from tools.evidence import run as runs
-from tools.evidence.__main__ import main
-from tools.evidence.run import StepFailed, run
-from tools.evidence.steps import Settings, further
+from tools.evidence.__main__ import from_here, main
+from tools.evidence.run import INTERRUPTED, Journal, StepFailed, StepStopped, run
+from tools.evidence.steps import Settings, Step, further
 from tpcal.calibrate import profile as profiles
 
 
@@ -25,13 +25,17 @@ class Commands:
     def __init__(self) -> None:
         self.given: list[tuple[str, ...]] = []
         self.fails: str | None = None
+        self.code = 1
+        self.interrupted: str | None = None
         self.slower = False
 
     def __call__(self, command: Sequence[str], check: bool) -> subprocess.CompletedProcess[bytes]:
         name, *options = command[3:]
         self.given.append((name, *options))
         if name == self.fails:
-            return subprocess.CompletedProcess(command, 1)
+            return subprocess.CompletedProcess(command, self.code)
+        if name == self.interrupted:
+            raise KeyboardInterrupt
         if name == "calibrate":
             _save_profile(Path(options[options.index("--out") + 1]))
         else:
@@ -110,3 +114,64 @@ def test_a_failed_step_is_named_with_the_way_on(
     ended = CliRunner().invoke(main, ["tiny", "--results", str(tmp_path / "results")])
     assert ended.exit_code == 1
     assert "The same command continues." in ended.output
+
+
+@pytest.mark.parametrize("signalled", ["the whole run", "the command alone"])
+def test_a_run_that_was_interrupted_says_so_and_continues(
+    signalled: str,
+    settings: Settings,
+    commands: Commands,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if signalled == "the whole run":
+        commands.interrupted = "plan"
+    else:
+        commands.fails, commands.code = "plan", INTERRUPTED
+    with pytest.raises(StepStopped, match=r"plan at 0\.22"):
+        run(settings)
+    ended = CliRunner().invoke(main, ["tiny", "--results", "r"])
+    assert ended.exit_code == INTERRUPTED
+    assert ended.output.endswith("Stopped in the step plan at 0.1. The same command continues.\n")
+    commands.interrupted, commands.fails, commands.given = None, None, []
+    run(settings)
+    assert commands.names()[:3] == ["calibrate", "plan", "plan"]
+
+
+def test_steps_are_numbered_and_those_measured_before_are_named(
+    settings: Settings, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings)
+    first = capsys.readouterr().out
+    assert "[1/7] calibrate\n" in first
+    assert "[7/7] report\n" in first
+    run(settings)
+    again = capsys.readouterr().out
+    plan = settings.results / "plan-0.22.yaml"
+    assert f"[2/7] plan at 0.22: measured before, {plan}\n" in again
+
+
+def test_a_step_has_the_seconds_of_all_its_parts_and_counts_only_when_it_ended(
+    tmp_path: Path,
+) -> None:
+    journal, made = Journal(tmp_path / "steps.json"), tmp_path / "plan.yaml"
+    step = Step("plan", ("plan",), made)
+    made.write_text("of an earlier run")
+    journal.add(step, 40, ended=False)
+    assert not journal.holds(step)
+    journal.add(step, 2, ended=True)
+    assert journal.holds(step)
+    assert journal.steps()["plan"] == {"command": "tpcal plan", "seconds": 42}
+
+
+def test_files_that_are_sent_name_no_folder_of_this_machine(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.evidence.__main__.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(main, ["tiny"], catch_exceptions=False)
+    assert ended.exit_code == 0
+    assert ended.output.endswith("results/tiny is complete.\n")
+    assert str(tmp_path) not in (tmp_path / "results" / "tiny" / "summary.json").read_text()
+    assert from_here(Path("/elsewhere")) == Path("/elsewhere")
