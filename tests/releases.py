@@ -21,6 +21,12 @@ def require_joint_beams() -> None:
         skip_elsewhere("generate mixes the images of a prompt in its beams")
 
 
+def require_encoded_images() -> None:
+    """Skips the test if models do not take images that were encoded before (transformers 5.19)."""
+    if not hasattr(GenerationMixin, "_supports_mm_encoder_outputs"):
+        skip_elsewhere("models ignore mm_encoder_outputs, and so the image in it")
+
+
 def require_unpruned(run: Callable[[], object]) -> None:
     """Skips the test if the model cannot run without a plan."""
     try:

@@ -216,8 +216,8 @@ def _model(
 def _offloaded(device: torch.device) -> dict[str, Any]:
     """Keywords of ``from_pretrained`` that fill the device, then the CPU's memory, then the disk.
 
-    A fifth of each memory stays free for computation. Other GPUs stay empty, because a plan runs
-    on one device (`tpcal.plans.executor.handle.apply`).
+    A fifth of each memory stays free for computation. Other GPUs stay empty, because probes repeat
+    layers with the states that the device holds.
 
     Raises:
         UsageError: The device is neither a CPU nor a CUDA device.

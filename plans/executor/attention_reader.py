@@ -42,6 +42,13 @@ class Request:
     """Whether the mass from visual tokens to text is measured too; this costs one score row per
     visual token."""
 
+    def to(self, device: torch.device) -> Request:
+        """The request on a device; the same object if it is there already."""
+        if self.last.device == device:
+            return self
+        text, visual = (_moved(pair, device) for pair in (self.text, self.visual))
+        return Request(self.last.to(device), text, visual, self.visual_queries)
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -222,7 +229,7 @@ def read(
     # A selector needs the scores of one query, so one row of the m x K matrix is computed. The
     # logsumexp over all keys turns these logits into the softmax weights of the real kernel:
     # weight = exp(logit - lse).
-    n_new = query.shape[2]
+    n_new, request = query.shape[2], request.to(query.device)
     rows = partial(score_rows, query, key, mask, scaling, softcap=softcap)
     logits = rows(request.last[:, None])[:, :, 0]  # [B, H, K]
     read_last = logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:]
@@ -268,6 +275,12 @@ def score_rows(
     if bias.dtype == torch.bool:
         return scores.masked_fill(~bias, -torch.inf)
     return scores.masked_fill(bias <= torch.finfo(bias.dtype).min, -torch.inf) + bias.to(dtype)
+
+
+def _moved(
+    pair: tuple[Tensor, Tensor] | None, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    return None if pair is None else (pair[0].to(device), pair[1].to(device))
 
 
 def _weights(

@@ -196,7 +196,7 @@ class Executor:
         """The text model's attention kernel; `set_attn_implementation` may have changed it."""
         kernel = str(self._text._attn_implementation)
         if kernel != self._kernel:
-            kernels.require(kernel)
+            kernels.require(kernel, kernels.devices(self._model))
             self._kernel = kernel
         return kernel
 

@@ -89,15 +89,6 @@ def run_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
 
 def _model_problems(model: PreTrainedModel) -> list[str]:
     """The reasons why the executor can run no plan on the model as it was loaded."""
-    problems = []
     text = model.config.get_text_config(decoder=True)
-    unknown = kernels.problem(text._attn_implementation)
-    if unknown is not None:
-        problems.append(unknown)
-    places = set(map(str, getattr(model, "hf_device_map", {}).values()))
-    if len(places - {"cpu", "disk"}) > 1:  # what is kept on those is brought to the device
-        problems.append(
-            f"The model must compute on one device; got a device_map over {sorted(places)}. Name "
-            'one device, or let max_memory={0: …, "cpu": …} keep the rest in CPU memory.'
-        )
-    return problems
+    problem = kernels.problem(text._attn_implementation, kernels.devices(model))
+    return [] if problem is None else [problem]

@@ -30,7 +30,8 @@ _SPECIAL = ("attention_mask", *compat.CACHE_NAMES, "hidden_states")
 
 
 def take_columns(states: Tensor, columns: Tensor) -> Tensor:
-    """[B, m, ...] from [1 or B, S, ...] by [B, m] columns."""
+    """[B, m, ...] from [1 or B, S, ...] by [B, m] columns, on the device of the states."""
+    columns = columns.to(states.device)
     # One row needs no row index: index_select is the faster kernel.
     if columns.shape[0] == 1:
         return states.index_select(1, columns[0])
@@ -161,6 +162,8 @@ def _mask(
     mask: Any, survivors: Survivors, held: Held, length: int, flash: FlashLayer | None
 ) -> Any:
     """The mask of a layer call, for the kernel that the model's own mask was made for."""
+    if isinstance(mask, Tensor):
+        survivors, held = survivors.to(mask.device), held.to(mask.device)
     if flash is not None:
         return flash_mask(mask, survivors, held, length, flash)
     if isinstance(mask, BlockMask):

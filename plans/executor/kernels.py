@@ -14,12 +14,12 @@ the mask of a layer is:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -52,13 +52,30 @@ def has_whole_masks(kernel: str | None) -> bool:
     return _masks(kernel) in _KNOWN
 
 
-def problem(kernel: str | None) -> str | None:
-    """Why a plan cannot run with the attention kernel of this name; None if it can."""
+def devices(model: PreTrainedModel) -> set[str]:
+    """The devices that a model's `device_map` names for computing; empty without one."""
+    places = set(map(str, getattr(model, "hf_device_map", {}).values()))
+    return places - {"cpu", "disk"}  # weights kept there are brought to a device
+
+
+def problem(kernel: str | None, devices: Collection[str] = ()) -> str | None:
+    """Why a plan cannot run with the attention kernel of this name; None if it can.
+
+    Args:
+        kernel: Name of the kernel.
+        devices: The devices that the model computes on.
+    """
     if str(kernel).startswith("paged|"):
         return (
             f"The attention implementation must not be paged to run a plan; got {kernel}, which "
             "belongs to continuous batching: its prompts are token ids without images. Load the "
             f'model with attn_implementation="{str(kernel).removeprefix("paged|")}".'
+        )
+    if _masks(kernel) is _FLEX and len(devices) > 1:
+        return (
+            f"The attention implementation {kernel} must compute on one device, as the function "
+            f"in its masks reads tensors of one device; got {sorted(devices)}. Load the model "
+            'with attn_implementation="sdpa".'
         )
     if _masks(kernel) in (*_KNOWN, _FLASH, _FLEX):
         return None
@@ -70,9 +87,9 @@ def problem(kernel: str | None) -> str | None:
     )
 
 
-def require(kernel: str | None) -> None:
+def require(kernel: str | None, devices: Collection[str] = ()) -> None:
     """Raises UsageError if a plan cannot run with the attention kernel of this name."""
-    found = problem(kernel)
+    found = problem(kernel, devices)
     if found is not None:
         raise UsageError(found)
 

@@ -49,6 +49,16 @@ class Held:
         """Columns of K and V, filler included."""
         return self.index.shape[1] + self.n_tail
 
+    def to(self, device: torch.device) -> Held:
+        """The columns on a device; the same object if they are there already."""
+        if self.index.device == device:
+            return self
+        if ("to", device) not in self._memo:
+            valid = None if self.valid is None else self.valid.to(device)
+            moved = Held(self.index.to(device), valid, self.n_seen, self.n_tail)
+            self._memo["to", device] = None, moved
+        return self._memo["to", device][1]
+
     def positions(self) -> Tensor:
         """[B, n_held] int64 position of each column."""
         if "positions" not in self._memo:

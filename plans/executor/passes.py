@@ -6,6 +6,10 @@ Before every decoder layer a pass does three things. It makes the layer's cut, i
 the selector chooses, and the states are gathered to the survivors. It works out which keys the
 layer will see, by position, and tells the layer's cache. And it gathers the layer's arguments to
 match.
+
+Layers may compute on several devices (`device_map`). Masks and rotary tables are made where the
+decoder begins, and so are the prompt, the survivors and the positions held. A cut is made where
+the states are, and every gather where the tensor is that it takes from.
 """
 
 from __future__ import annotations
@@ -128,7 +132,7 @@ class ForwardPass:
         """
         self._follow(hidden.shape[1])
         if layer in self.cuts:
-            hidden = self._cut(self.cuts[layer], hidden)
+            hidden = self._cut_there(self.cuts[layer], hidden)
         if self.prompt is not None:
             self.lengths.append(hidden.shape[1])
             self._ask(layer)
@@ -145,7 +149,7 @@ class ForwardPass:
 
     def full_length(self, states: Tensor) -> Tensor:
         """[B, S, D] the states at their places, with zeros where tokens left."""
-        return gather.scattered(states, self.survivors, self.length)
+        return gather.scattered(states, self.survivors.to(states.device), self.length)
 
     def forget(self) -> None:
         """Drops what was asked of the probes or read by them, as a failed pass may leave it."""
@@ -217,7 +221,9 @@ class ForwardPass:
         n_seen = 0 if kv is None else kv.get_seq_length()
         key = n_seen, n_physical(kv)
         if key not in self._plain:
-            self._plain[key] = Held.recent(hidden.shape[0], *key, hidden.device)
+            places = self.survivors.places
+            device = hidden.device if places is None else places.device
+            self._plain[key] = Held.recent(hidden.shape[0], *key, device)
         return self._plain[key]
 
     def _ask(self, layer: int) -> None:
@@ -232,6 +238,14 @@ class ForwardPass:
         text = condition is not None or "text_scores" in after.needs
         wanted = attention_request(self._prompt, self.survivors, text=text, visual_queries=both)
         self._probes[layer].ask(wanted)
+
+    def _cut_there(self, prepared: PreparedCut, hidden: Tensor) -> Tensor:
+        """As `_cut`, on the device of the states; the survivors come back to the masks."""
+        here = self._prompt
+        self.prompt, self.survivors = here.to(hidden.device), self.survivors.to(hidden.device)
+        hidden = self._cut(prepared, hidden)
+        self.prompt, self.survivors = here, self.survivors.to(here.visual.device)
+        return hidden
 
     def _cut(self, prepared: PreparedCut, hidden: Tensor) -> Tensor:
         """The states of the survivors of a cut; notes the survivors and what the cut did."""
@@ -317,7 +331,7 @@ class ForwardPass:
     ) -> Tokens:
         """What the selector gets: of the visual tokens alive, and only what it needs."""
         prompt, needs = self._prompt, prepared.needs
-        if self._grid_table is None:
+        if self._grid_table is None or self._grid_table.device != hidden.device:
             self._grid_table = on_device(grid_table(prompt), hidden.device)
         place = gather.by_rank(self._grid_table, index)
         vision: Tensor | None = None
@@ -347,11 +361,14 @@ class ForwardPass:
             text_valid=None if text is None else text[1],
             text_attention=looks,
             text_keys=None if text is None or keys is None else gather.take_columns(keys, text[0]),
-            final_norm=self._final_norm if "norm" in needs else None,
+            final_norm=self._normed if "norm" in needs else None,
             vision_scores=None if vision is None else vision[..., 0],
             vision_keys=None if vision is None else vision[..., 1:],
             covers=place[..., 5] > 0,
         )
+
+    def _normed(self, states: Tensor) -> Tensor:
+        return self._final_norm(states).to(states.device)
 
     def _capture(self, layer: int) -> Capture:
         capture = self._captures.get(layer)

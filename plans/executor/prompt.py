@@ -12,7 +12,7 @@ padding included, 0..S-1. A *rank* counts the visual tokens of a row, 0..N-1. Fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -58,6 +58,9 @@ def by_image(views: Sequence[ViewGrid]) -> list[list[ViewGrid]]:
     return [list(views) for _, views in groupby(views, key=lambda view: view.image)]
 
 
+_BY_PLACE = ("visual", "real", "last", "text", "rank")
+
+
 @dataclass(frozen=True)
 class PromptTokens:
     """The tokens of one forward pass; all tensors are by place."""
@@ -83,6 +86,14 @@ class PromptTokens:
     vision: Tensor | None = None
     """[B, N, 1 + E] score and keys of each visual token in the vision tower, by rank; see
     tpcal.plans.images.vision_reader. None if no selector needs them."""
+
+    def to(self, device: torch.device) -> PromptTokens:
+        """The tokens on a device; the same object if they are there already."""
+        if self.visual.device == device:
+            return self
+        tensors = {"vision": self.vision} if self.vision is not None else {}
+        tensors |= {name: getattr(self, name) for name in _BY_PLACE}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
 
     @property
     def n_query_text(self) -> int:

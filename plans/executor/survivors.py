@@ -39,6 +39,14 @@ class Survivors:
     n_visual: tuple[int, ...]
     """Visual tokens alive in each row."""
 
+    def to(self, device: torch.device) -> Survivors:
+        """The survivors on a device; the same object if they are there already."""
+        places, valid = self.places, self.valid
+        if places is None or places.device == device:
+            return self
+        moved = None if valid is None else valid.to(device)
+        return Survivors(places.to(device), moved, self.n_visual)
+
     def take(self, by_place: Tensor) -> Tensor:
         """[B, m] bool: a mask by place becomes one by column, False on filler."""
         if self.places is None:

@@ -107,7 +107,7 @@ def _rescaling(
     def rescale(module: nn.Module, args: Any, query: Tensor) -> Tensor | None:
         run = current()
         ratio = None if run is None else ratios.pop(run, None)
-        return None if ratio is None else (query * ratio).to(query.dtype)
+        return None if ratio is None else (query * ratio.to(query.device)).to(query.dtype)
 
     return (
         attention.register_forward_pre_hook(before, with_kwargs=True),

@@ -94,11 +94,12 @@ def deepstack(hidden: Tensor, visual: Tensor, features: Tensor, survivors: Survi
         features: [n, D] features of all visual tokens, row after row of the batch.
         survivors: The tokens that the columns of ``hidden`` hold.
     """
+    visual, survivors = visual.to(hidden.device), survivors.to(hidden.device)
     # number[row, place]: which of the visual tokens of the batch stands there
     number = visual.flatten().cumsum(0).view_as(visual) - 1
     if survivors.places is not None:
         number = number.gather(1, survivors.places)
-    at = survivors.take(visual).to(hidden.device)
+    at = survivors.take(visual)
     hidden = hidden.clone()
     hidden[at] = hidden[at] + features[number[at].to(features.device)].to(hidden)
     return hidden

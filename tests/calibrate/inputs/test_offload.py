@@ -16,8 +16,8 @@ from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
-from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.executor.handle import apply, check
+from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.handle import apply
 from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors import min_layer, names
 
@@ -93,13 +93,3 @@ def test_only_devices_with_room_beside_them_can_offload(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(UsageError, match=r"^offload must go with a CPU or a CUDA device; got mps"):
         models.load(str(model_folder), device="mps", offload=True)
-
-
-def test_a_model_that_computes_on_several_devices_is_refused(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loaded.model, "hf_device_map", {"a": 0, "b": "cpu"}, raising=False)
-    assert check(Plan(cuts=CUTS), loaded.model) == []
-    monkeypatch.setattr(loaded.model, "hf_device_map", {"a": 0, "b": 1}, raising=False)
-    with pytest.raises(FitError, match=r"must compute on one device; got .*\['0', '1'\]"):
-        apply(loaded.model, Plan(cuts=CUTS))

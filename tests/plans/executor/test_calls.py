@@ -15,6 +15,7 @@ from time import sleep
 import pytest
 import torch
 from models import batch, prompt, tiny_llava
+from releases import require_encoded_images
 from tiny import case
 
 from tpcal.plans.errors import UsageError
@@ -139,6 +140,7 @@ def test_images_encoded_in_many_threads_keep_what_was_read_of_them(name):
 
 
 def test_features_of_one_thread_are_pruned_alike_in_another(model):
+    require_encoded_images()
     inputs = batch([prompt(2, 0, 3, 0, 5)])
     with apply(model, VISION), ThreadPoolExecutor(1) as pool, torch.no_grad():
         wanted = model(**inputs).logits

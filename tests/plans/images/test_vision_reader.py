@@ -8,7 +8,7 @@ import pytest
 import torch
 from models import N_IMAGE, batch, prompt, tiny_llava
 from reference import class_attention
-from releases import require_joint_beams, skip_elsewhere
+from releases import require_encoded_images, require_joint_beams
 from tiny import case
 
 from tpcal.plans.errors import FitError, UsageError
@@ -203,11 +203,7 @@ def test_generation_chooses_what_a_forward_chooses(model, n_beams):
 
 
 def test_features_carry_what_was_read_when_they_were_made(model):
-    try:
-        compat.require_encoded_images()
-    except UsageError:
-        skip_elsewhere("models take no encoded images")
-        raise
+    require_encoded_images()
     first, second = batch(PROMPTS, seed=1), batch(PROMPTS, seed=5)
     with apply(model, PLAN) as handle:
         model(**first)
