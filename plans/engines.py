@@ -184,9 +184,15 @@ VLLM = Engine(
     instead="Use diversity, attention or another selector.",
     squares=MappingProxyType(
         {
+            "Idefics3ForConditionalGeneration": False,
+            "InternVLForConditionalGeneration": False,
             "LlavaForConditionalGeneration": True,
+            "LlavaNextForConditionalGeneration": False,
+            "Mistral3ForConditionalGeneration": False,
             "Qwen2VLForConditionalGeneration": False,
             "Qwen2_5_VLForConditionalGeneration": False,
+            "Qwen3VLForConditionalGeneration": False,
+            "SmolVLMForConditionalGeneration": False,
         }
     ),
 )

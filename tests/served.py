@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -192,14 +193,21 @@ class Engine:
         **how: Any,
     ) -> Answers:
         """Greedy answers; all requests are given at once."""
-        self.kept.clear()
-        outputs = self.generate(
+        found = self.recorded(
             [(prompt(s.question, before=before), [s.image]) for s in samples], n_tokens, **how
         )
+        found.tokens = [until_end(tokens) for tokens in found.tokens]
+        return found
+
+    def recorded(
+        self, prompts: Sequence[tuple[str, list[Any]]], n_tokens: int = N_TOKENS, **how: Any
+    ) -> Answers:
+        """Answers to texts with images, and what was kept of them."""
+        self.kept.clear()
         found = Answers()
-        for output in outputs:
+        for output in self.generate(prompts, n_tokens, **how):
             found.prompts.append(list(output.prompt_token_ids))
-            found.tokens.append(until_end(list(output.outputs[0].token_ids)))
+            found.tokens.append(list(output.outputs[0].token_ids))
             # Request ids end with a part that is made in the engine.
             kept = [k for name, k in self.kept.items() if name.split("-")[0] == output.request_id]
             found.kept.append(kept[0] if kept else [])
@@ -257,8 +265,8 @@ def _recording(kind: type[Any]) -> type[Any]:
             left = super()._cut(prepared, states)
             for chunk, places in zip(self.chunks, self._places, strict=True):
                 for span in chunk.complete:
-                    here = places[(places >= span.start) & (places < span.end)] - span.start
-                    recorder.kept[chunk.request].append(tuple(here.tolist()))
+                    ranks = np.flatnonzero(np.isin(span.places, places))
+                    recorder.kept[chunk.request].append(tuple(ranks.tolist()))
             if prepared.cut.layer == min(self._cuts):
                 recorder.n_waited += sum(len(chunk.waiting) for chunk in self.chunks)
             return left

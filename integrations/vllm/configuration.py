@@ -96,17 +96,19 @@ def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[st
     problems = check(plan, model)
     if problems:
         return problems
-    has_class_token = getattr(model.config, "vision_feature_select_strategy", None) == "full"
     problems = VLLM.plan_problems(
-        plan,
-        type(model).__name__,
-        untried=untried,
-        no_squares="these have a class token." if has_class_token else None,
+        plan, type(model).__name__, untried=untried, no_squares=_no_squares(model.config)
     )
-    vision = getattr(model.config, "vision_config", None)
-    if getattr(vision, "model_type", None) == "pixtral":
-        problems.append("Pixtral's images have other tokens in between, and are not cut in vLLM.")
     return problems + VLLM.decoder_problems(decoder_shape(model), plan)
+
+
+def _no_squares(config: Any) -> str | None:
+    """Why a LLaVA's images are no square grids; None if they are."""
+    if getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral":
+        return "Pixtral takes images of any shape. Use diversity or random."
+    if getattr(config, "vision_feature_select_strategy", None) == "full":
+        return "these have a class token."
+    return None
 
 
 def counted_prompt(plan: Plan, model: PreTrainedModel) -> tuple[int, int]:

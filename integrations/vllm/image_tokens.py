@@ -22,8 +22,8 @@ from tpcal.plans.selectors.base import Counts, Tokens
 class ImageColumns:
     """An image at a cut."""
 
-    first: int
-    """Column of its first token that is still there; the others follow."""
+    columns: np.ndarray
+    """[n] int64 columns of its tokens that are still there, ascending."""
     ranks: np.ndarray
     """[n] int64 rank of each of them among the image's original tokens, ascending."""
     n_original: int
@@ -52,7 +52,7 @@ def tokens_of(images: Sequence[ImageColumns], layer: int, states: Tensor) -> tup
     columns = np.zeros_like(index)
     for row, image in enumerate(images):
         index[row, : image.n_alive] = image.ranks
-        columns[row, : image.n_alive] = image.first + np.arange(image.n_alive)
+        columns[row, : image.n_alive] = image.columns
     ranks, at = (torch.from_numpy(array).to(states.device) for array in (index, columns))
     valid = ranks >= 0
     side = torch.tensor([math.isqrt(image.n_original) for image in images], device=states.device)

@@ -2,13 +2,13 @@
 
 The tokens of all requests stand side by side in one row, without padding. A *column* counts them
 as a layer gets them, and a *place* counts the tokens of one request's prompt. Tokens of a request
-are in order, so the tokens of an image that are still there are neighbours in the row.
+are in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,26 +34,36 @@ class States:
     """[n, D]; None before the first layer."""
     read: Tensor | None = None
     """[n, E] queries and keys at the layer before; None if the cut does not read them."""
+    deepstack: Tensor | None = None
+    """[n, F, D] what is added after the first F layers; None if the model adds nothing."""
 
     def take(self, columns: Tensor) -> States:
         """The states of some tokens; always a copy."""
+        others = (self.residual, self.read, self.deepstack)
         return States(
             self.positions[..., columns],
             self.hidden[columns],
-            None if self.residual is None else self.residual[columns],
-            None if self.read is None else self.read[columns],
+            *(None if other is None else other[columns] for other in others),
+        )
+
+    def first(self, n: int) -> States:
+        """The states of the first ``n`` tokens."""
+        others = (self.residual, self.read, self.deepstack)
+        return States(
+            self.positions[..., :n],
+            self.hidden[:n],
+            *(None if other is None else other[:n] for other in others),
         )
 
     def followed_by(self, others: Sequence[States]) -> States:
         """These states and then those of others."""
         every = (self, *others)
-        residuals = [s.residual for s in every if s.residual is not None]
-        reads = [s.read for s in every if s.read is not None]
         return States(
             torch.cat([s.positions for s in every], dim=-1),
             torch.cat([s.hidden for s in every]),
-            torch.cat(residuals) if residuals else None,
-            torch.cat(reads) if reads else None,
+            _joined([s.residual for s in every]),
+            _joined([s.read for s in every]),
+            _joined([s.deepstack for s in every]),
         )
 
     def full(self) -> Tensor:
@@ -63,10 +73,8 @@ class States:
     def replaced(self, columns: Tensor, states: Tensor) -> States:
         """The same with other states [k, D] at ``columns`` [k]."""
         hidden = self.hidden.index_put((columns,), states)
-        if self.residual is None:
-            return States(self.positions, hidden, None)
-        residual = self.residual.index_fill(0, columns, 0)
-        return States(self.positions, hidden, residual)
+        residual = None if self.residual is None else self.residual.index_fill(0, columns, 0)
+        return replace(self, hidden=hidden, residual=residual)
 
 
 class PruningStep:
@@ -101,6 +109,7 @@ class PruningStep:
         self._waiting = waiting
         self._reader = reader
         self._read: Tensor | None = None
+        self._deepstack: Tensor | None = None
         self._places: list[np.ndarray] | None = None
         self._positions: Tensor | None = None
 
@@ -114,6 +123,19 @@ class PruningStep:
         n = self.n_rows if self._places is None else sum(map(len, self._places))
         self._read = torch.cat((query[:n].flatten(1), key[:n].flatten(1)), dim=1)
 
+    def adds(self, features: Sequence[Tensor]) -> None:
+        """Notes what the model adds to all tokens of the step after its first layers.
+
+        Args:
+            features: [n, D] for each of these layers.
+        """
+        self._deepstack = torch.stack(list(features), dim=1)
+
+    def added_after(self, layer: int) -> Tensor:
+        """[m, D] what the model adds to the tokens still there after ``layer``."""
+        assert self._deepstack is not None
+        return self._deepstack[:, layer]
+
     def before_layer(
         self, layer: int, positions: Tensor, hidden: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -126,9 +148,10 @@ class PruningStep:
             residual: [m, D] what is added to them; None before the first layer.
         """
         if layer in self._cuts:
-            given = States(positions, hidden, residual, self._read)
+            given = States(positions, hidden, residual, self._read, self._deepstack)
             states, self._read = self._entering(given), None
             states = self._cut(self._cuts[layer], states)
+            self._deepstack = states.deepstack
             self._positions, hidden, residual = states.positions, states.hidden, states.residual
         return positions if self._positions is None else self._positions, hidden, residual
 
@@ -152,13 +175,11 @@ class PruningStep:
 
     def _entering(self, given: States) -> States:
         """The states at a cut; at the first one, those that wait are taken out and put in."""
-        hidden, residual = given.hidden, given.residual
         if self._places is not None:
             assert self._positions is not None
-            return States(self._positions, hidden, residual, given.read)
+            return replace(given, positions=self._positions)
         n = self.n_rows  # an engine may put filler behind them
-        residual = None if residual is None else residual[:n]
-        states = States(given.positions[..., :n], hidden[:n], residual, given.read)
+        states, hidden = given.first(n), given.hidden
         came, columns, stays = [], [], []
         start, behind = 0, n
         for chunk in self.chunks:
@@ -202,7 +223,7 @@ class PruningStep:
             return states
         stays = np.ones(len(states.hidden), dtype=bool)
         for image in images:
-            stays[image.first : image.first + image.n_alive] = False
+            stays[image.columns] = False
         if prepared.selector is not None:
             states = self._choose(prepared, states, [i for i in images if i.n_keep], stays)
         ends = np.cumsum([len(places) for places in self._places])[:-1]
@@ -245,12 +266,19 @@ class PruningStep:
             for span in chunk.complete:
                 counts = (span.length, *self.plan.counts(span.length))
                 alive, kept = counts[number], counts[number + 1]
-                first = int(np.searchsorted(places, span.start))
                 if kept < alive:
-                    ranks = places[first : first + alive] - span.start
-                    found.append(ImageColumns(begin + first, ranks, span.length, kept, prompt))
+                    visual = span.places
+                    here = np.flatnonzero(np.isin(places, visual))
+                    ranks = np.searchsorted(visual, places[here])
+                    found.append(ImageColumns(begin + here, ranks, span.length, kept, prompt))
             begin += len(places)
         return found
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The rows of all parts; None if there are none."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def _index(parts: Sequence[np.ndarray], like: Tensor) -> Tensor:

@@ -33,9 +33,7 @@ class PromptColumns:
     @property
     def text(self) -> np.ndarray:
         """[T] int64 which of the n tokens are text after the first visual token."""
-        visual = np.zeros(len(self.places), dtype=bool)
-        for span in self.spans:
-            visual |= (span.start <= self.places) & (self.places < span.end)
+        visual = np.isin(self.places, np.concatenate([span.places for span in self.spans]))
         return np.flatnonzero(~visual & (self.places > self.spans[0].start))
 
 

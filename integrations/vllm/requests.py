@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from tpcal.integrations.vllm.server_settings import KEY
 from tpcal.integrations.vllm.stages import Span
@@ -13,8 +16,6 @@ OPTED_OUT = "opted_out"
 PROMPT_LOGPROBS = "prompt_logprobs"
 """They need the states of all prompt tokens."""
 VIDEO = "video"
-TOKENS_BETWEEN = "tokens_between"
-"""Other tokens stand between the tokens of every image."""
 ENDS_WITH_IMAGE = "ends_with_image"
 """Its last token is visual, and must stay because the answer follows from its state."""
 KILL_SWITCH = "kill_switch"
@@ -22,9 +23,7 @@ KILL_SWITCH = "kill_switch"
 
 
 def images(request: Any) -> tuple[Span, ...]:
-    """All images of a request whose tokens are neighbours, pruned or not, in order.
-
-    Videos, audio, and images with other tokens in between are left as they are.
+    """All images of a request, pruned or not, in order; videos and audio are left as they are.
 
     Args:
         request: A request as the server, the scheduler or the runner holds it.
@@ -37,15 +36,19 @@ def images(request: Any) -> tuple[Span, ...]:
     return tuple(sorted((span for span in spans if span), key=lambda span: span.start))
 
 
+@lru_cache(maxsize=4096)  # asked in every step of a request, for every group of layers
 def _span(position: Any) -> Span | None:
-    """The visual tokens of an image, without marks around them; None if they are no neighbours."""
+    """The visual tokens of an image, without marks around them; None if there are none."""
     counts = position.embeds_cumsum  # [n] visual tokens up to each place; None if all are visual
     if counts is None:
         return Span(position.offset, position.length)
-    n = position.get_num_embeds()
-    if not n or counts.index(n) - counts.index(1) != n - 1:
+    is_visual = np.diff(counts, prepend=0) > 0
+    visual = np.flatnonzero(is_visual)
+    if not len(visual):
         return None
-    return Span(position.offset + counts.index(1), n)
+    first, last = int(visual[0]), int(visual[-1])
+    marks = np.flatnonzero(~is_visual[first:last])
+    return Span(position.offset + first, len(visual), tuple(marks.tolist()))
 
 
 def opted_out(request: Any) -> str | None:
@@ -102,7 +105,7 @@ def unpruned_because(request: Any) -> str | None:
         return reason
     if ends_with_image(request):
         return ENDS_WITH_IMAGE
-    return TOKENS_BETWEEN if "image" in kinds else VIDEO
+    return VIDEO if "video" in kinds else NO_IMAGE
 
 
 def n_visual(request: Any) -> int:

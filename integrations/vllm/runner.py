@@ -123,7 +123,8 @@ class PlanForward:
         ]
         hooks += [m.register_forward_pre_hook(_reading(step)) for m in self._read.values()]
         try:
-            yield
+            with touchpoints.deepstack(self._runner.model, step.adds, step.added_after):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()

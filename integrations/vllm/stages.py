@@ -33,17 +33,29 @@ from tpcal.plans.plan_records import Plan
 
 @dataclass(frozen=True)
 class Span:
-    """The visual tokens of one image in the prompt of a request."""
+    """The visual tokens of one image in the prompt of a request.
+
+    Marks may stand between them, at the ends of rows or before tiles. Marks are text that no cut
+    drops, and they wait with the image.
+    """
 
     start: int
     """Place of the first one in the prompt, counted from 0."""
     length: int
     """Number of them."""
+    marks: tuple[int, ...] = ()
+    """Where marks stand between them, counted from ``start``, ascending."""
 
     @property
     def end(self) -> int:
         """Place behind the last one."""
-        return self.start + self.length
+        return self.start + self.length + len(self.marks)
+
+    @property
+    def places(self) -> np.ndarray:
+        """[length] int64 places of the visual tokens in the prompt, ascending."""
+        every = np.arange(self.start, self.end)
+        return np.delete(every, list(self.marks)) if self.marks else every
 
     def splits(self, place: int) -> bool:
         """Whether a chunk that ends before ``place`` has a part of this image only."""

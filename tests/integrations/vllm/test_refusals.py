@@ -19,14 +19,20 @@ from tpcal.plans.plan_records import Condition, ModelIdentity
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
 
-def _config(plan: Plan, folder: Path, own: dict[str, Any] | None = None, **options: Any) -> Any:
+def _config(
+    plan: Plan,
+    folder: Path,
+    own: dict[str, Any] | None = None,
+    model: Path = FOLDER,
+    **options: Any,
+) -> Any:
     os.environ.update(ENVIRONMENT)
     from vllm.engine.arg_utils import EngineArgs
 
     tpcal.save_plan(plan, folder / "plan.yaml")
     given = {"plan": str(folder / "plan.yaml"), **(own or {})}
     chosen = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, **options}
-    args = EngineArgs(str(FOLDER), additional_config={"tpcal": given}, **chosen)
+    args = EngineArgs(str(model), additional_config={"tpcal": given}, **chosen)
     return args.create_engine_config()
 
 
@@ -87,6 +93,18 @@ def test_a_plan_for_another_model(tmp_path: Path) -> None:
         _config(plan, tmp_path)
 
 
+def test_a_family_whose_images_are_attended_in_both_directions(tmp_path: Path) -> None:
+    from transformers import Gemma3Config
+
+    config = Gemma3Config(
+        architectures=["Gemma3ForConditionalGeneration"],
+        text_config={"num_hidden_layers": 8, "sliding_window": 64},
+    )
+    config.save_pretrained(tmp_path)
+    with pytest.raises(FitError, match=r"(?s)attended in both directions.*have a sliding window"):
+        _config(PLANS["before the decoder"], tmp_path, model=tmp_path)
+
+
 def test_a_plan_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No plan at"):
         _config(PLANS["three cuts"], tmp_path, {"plan": str(tmp_path / "other.yaml")})
@@ -112,6 +130,7 @@ def test_an_unknown_version_unless_told_otherwise(
 
 def test_the_touchpoints_are_as_they_were_read() -> None:
     assert touchpoints.problems() == []
+    assert [point.problem() for point in touchpoints.IN_MODELS] == [None]
 
 
 @pytest.mark.parametrize(

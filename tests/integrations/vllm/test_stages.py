@@ -34,6 +34,13 @@ def test_tokens_of_an_image_wait_until_it_is_complete(n_tokens: int, held: int) 
     assert n_held(PLAN, 1, TWO, n_tokens) == held
 
 
+def test_marks_between_visual_tokens_wait_with_them_and_stay() -> None:
+    marked = (Span(3, 10, marks=(4, 7)),)  # places 3..14 of 22
+    assert marked[0].places.tolist() == [3, 4, 5, 6, 8, 9, 11, 12, 13, 14]
+    assert [n_held(PLAN, 1, marked, n) for n in (3, 4, 14, 15, 22)] == [3, 3, 3, 10, 17]
+    assert [n_held(PLAN, stage, marked, 22) for stage in range(4)] == [22, 17, 14, 12]
+
+
 def test_a_request_without_images_is_held_whole() -> None:
     assert [n_held(PLAN, stage, (), 22) for stage in range(4)] == [22] * 4
 

@@ -117,3 +117,6 @@ def test_a_class_token_makes_no_square() -> None:
     (problem,) = configuration.model_problems(_plan("grid"), model, untried=False)
     assert problem.endswith("grid needs square images; these have a class token.")
     assert configuration.model_problems(_plan("diversity"), model, untried=False) == []
+    model.config.vision_config.model_type = "pixtral"
+    (problem,) = configuration.model_problems(_plan("grid"), model, untried=False)
+    assert problem.endswith("Pixtral takes images of any shape. Use diversity or random.")
