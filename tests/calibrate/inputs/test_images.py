@@ -256,7 +256,9 @@ def test_a_pipe_is_no_image_and_nobody_waits_for_it(folder: Path) -> None:
         read_images("pipe.png", folder, "row 2")
 
 
-@pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="this Pillow reads no AVIF")
+@pytest.mark.skipif(
+    ".avif" not in Image.registered_extensions(), reason="this Pillow reads no AVIF"
+)
 def test_whatever_a_decoder_raises_names_the_row() -> None:
     """AVIF's raises RuntimeError."""
     data = bytearray(opened.saved(opened.colours(), "avif"))
