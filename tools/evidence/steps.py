@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ PUBLISHED = (
 CONTROLS = "random,grid"
 TIMED = 0.22
 """Layer average of the plan that is timed, or else the smallest one of the run."""
+TIMED_BESIDE = ("fastv", "divprune")
+"""Presets that are timed beside it: a cut in the decoder, and one before it. Timing all presets
+would take twice as long and say little more, as times follow from the numbers of tokens."""
 SLOWER = 6
 """Exit code of `tpcal bench` if a plan is slower; its files are written all the same."""
 
@@ -93,7 +96,7 @@ def further(settings: Settings, folder: Path, profile: Profile) -> Iterator[Step
     for budget in settings.budgets:
         yield _answers(settings, budget, _published(budget, profile))
     timed = TIMED if TIMED in settings.budgets else min(settings.budgets)
-    yield _times(settings, timed, _published(timed, profile))
+    yield _times(settings, timed, _published(timed, profile, TIMED_BESIDE))
     yield _report(settings, timed, folder)
 
 
@@ -122,10 +125,10 @@ def _report(settings: Settings, budget: float, folder: Path) -> Step:
     return Step("report", ("report", str(folder), *plans, *options), made)
 
 
-def _published(budget: float, profile: Profile) -> list[str]:
-    """The options of every preset that can be as cheap as the budget."""
+def _published(budget: float, profile: Profile, names: Sequence[str] = PUBLISHED) -> list[str]:
+    """The options of every one of these presets that can be as cheap as the budget."""
     options = []
-    for name in PUBLISHED:
+    for name in names:
         try:
             at_budget(name, budget, profile.shape.n_layers, profile.n_tokens)
         except BudgetError:

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,9 @@ def test_files_that_are_sent_name_no_folder_of_this_machine(
     assert ended.output.endswith("results/tiny is complete.\n")
     assert str(tmp_path) not in (tmp_path / "results" / "tiny" / "summary.json").read_text()
     assert from_here(Path("/elsewhere")) == Path("/elsewhere")
+
+
+def test_times_are_of_the_plan_and_two_published_schedules(settings: Settings) -> None:
+    (times,) = (s for s in further(settings, Path("p"), small_profile()) if s.title == "times")
+    plans = [after for word, after in pairwise(times.command) if word == "--plan"]
+    assert plans == [str(settings.plan(0.22)), "preset:fastv@0.22", "preset:divprune@0.22"]
