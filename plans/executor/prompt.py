@@ -58,9 +58,6 @@ def by_image(views: Sequence[ViewGrid]) -> list[list[ViewGrid]]:
     return [list(views) for _, views in groupby(views, key=lambda view: view.image)]
 
 
-_BY_PLACE = ("visual", "real", "last", "text", "rank")
-
-
 @dataclass(frozen=True)
 class PromptTokens:
     """The tokens of one forward pass; all tensors are by place."""
@@ -91,9 +88,15 @@ class PromptTokens:
         """The tokens on a device; the same object if they are there already."""
         if self.visual.device == device:
             return self
-        tensors = {"vision": self.vision} if self.vision is not None else {}
-        tensors |= {name: getattr(self, name) for name in _BY_PLACE}
-        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
+        return replace(
+            self,
+            visual=self.visual.to(device),
+            real=self.real.to(device),
+            last=self.last.to(device),
+            text=self.text.to(device),
+            rank=self.rank.to(device),
+            vision=None if self.vision is None else self.vision.to(device),
+        )
 
     @property
     def n_query_text(self) -> int:

@@ -35,6 +35,7 @@ def reference(trial: Trial) -> str:
 
 def recompute(trial: Trial) -> str:
     """Decoding on the pruned cache equals running the whole text again under the same plan."""
+    trial.repeatable()
     run = trial.pruned("content", "left")  # chosen by place, so the longer text keeps the same
     whole = trial.case.extended(trial.left, trial.words(len(trial.left["input_ids"])))
     with apply(trial.model, trial.plans["content"], check=False):

@@ -217,8 +217,13 @@ class Trial:
                 f"no mask can hide a token from {' and '.join(odd)} layers, which read the "
                 "sequence itself"
             )
+        self.repeatable()
+
+    def repeatable(self) -> None:
+        """Raises Inapplicable if a prompt and its answer in one pass differ from one by one."""
         layers = flash_layers(self.family, self.model).values()
-        if is_flash(config._attn_implementation) and not all(layer.causal for layer in layers):
+        kernel = self.model.config.get_text_config(decoder=True)._attn_implementation
+        if is_flash(kernel) and not all(layer.causal for layer in layers):
             raise Inapplicable(
                 "a flash kernel lets the prompt see the answer if both run at once, with or "
                 "without a plan"
