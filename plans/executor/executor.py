@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import compat, compiled, kernels, labels, rope_deltas
+from tpcal.plans.executor import compat, compiled, drafts, kernels, labels, rope_deltas
 from tpcal.plans.executor.applied_models import register
 from tpcal.plans.executor.architecture import (
     flash_layers,
@@ -125,6 +125,7 @@ class Executor:
         family.attach(model, self._run, undo)
         compiled.bound((model, base, decoder, *layers), len(layers), undo)
         refuse_chunks(model, undo)
+        drafts.note_prompts(model, undo)
         labels.check_labels(model, self, undo)
 
     @compiled.around

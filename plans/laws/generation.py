@@ -57,7 +57,8 @@ def samples(trial: Trial) -> str:
 
 def drafts(trial: Trial) -> str:
     """Prompt lookup, which crops the cache after wrong drafts, gives greedy search's tokens."""
-    plan = trial.plans["content"]
+    # Selection by attention shows whether a draft is asked instead of the prompt's last token.
+    plan = trial.plans.get("attention", trial.plans["content"])
     _exact(trial)
     words = trial.words(1, 6)
     prompt = trial.case.rows[trial.with_images[0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, rows_alone
+from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, rows_alone, tiny_llava
 from reference import close, positions_of
 from transformers import DynamicCache
 
@@ -194,6 +194,16 @@ def test_chunked_prefill_is_refused(model):
     with apply(model, PLAN), pytest.raises(UsageError, match="prefill_chunk_size must be None"):
         model.generate(**inputs, **STEPS, prefill_chunk_size=10)
     assert "_prefill" not in vars(model)
+
+
+def test_drafts_of_an_assistant_model_change_no_token(model):
+    inputs = batch([prompt(3, 0, 4)])
+    assistant = tiny_llava(n_layers=2)
+    drafted = model.generate(**inputs, **STEPS, assistant_model=assistant)
+    assert torch.equal(drafted, model.generate(**inputs, **STEPS))
+    with apply(model, PLAN):
+        wanted = model.generate(**inputs, **STEPS)
+        assert torch.equal(model.generate(**inputs, **STEPS, assistant_model=assistant), wanted)
 
 
 def test_a_prompt_that_ends_with_an_image_is_refused(model):

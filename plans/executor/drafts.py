@@ -1,0 +1,59 @@
+"""Where the prompt ends before the tokens that assisted decoding drafts.
+
+The first pass of `generate` with an assistant model, or with `prompt_lookup_num_tokens`, brings
+the prompt and drafted tokens after it. Drafts may turn out to be wrong, so selectors must not read
+them: the query of their attention is the last token of the prompt. `generate` knows the prompt's
+length only when it makes its drafting object. It is noted then in the cache of the sequence.
+
+For example, a prompt of 40 tokens and 5 drafts reach the model as one pass of 45 tokens in an empty
+cache, of which the first 40 are the prompt. In a later turn on a cache of 60 tokens, a prompt that
+ends at token 75 and 5 drafts are a pass of 20 tokens, of which 15 are the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any
+
+from torch import Tensor, nn
+
+from tpcal.plans.executor import compat
+from tpcal.plans.images import encoded
+
+_MAKE = "_get_candidate_generator"
+_MARK = "_tpcal_prompt_end"
+
+
+def note_prompts(model: nn.Module, undo: ExitStack) -> None:
+    """Notes the prompts of assisted decoding in their caches until ``undo`` is closed."""
+    method = getattr(model, _MAKE, None)
+    if method is None or _MAKE in vars(model):
+        return
+
+    @wraps(method)
+    def made(*args: Any, input_ids: Tensor, model_kwargs: Mapping[str, Any], **kwargs: Any) -> Any:
+        embeds = model_kwargs.get("inputs_embeds")
+        end = input_ids.shape[1] + (0 if embeds is None else embeds.shape[1])
+        cache = compat.given_cache(model_kwargs)
+        if cache is not None:
+            setattr(cache, _MARK, end)
+        return method(*args, input_ids=input_ids, model_kwargs=model_kwargs, **kwargs)
+
+    encoded.exchange(model, _MAKE, made, undo)
+
+
+def n_prompt(inputs: Mapping[str, Any], n_tokens: int) -> int:
+    """Number of a pass's tokens that belong to the prompt; the others after them are drafts.
+
+    Args:
+        inputs: What the base model was called with.
+        n_tokens: Number of tokens of the pass, padding included.
+    """
+    cache = compat.given_cache(inputs)
+    end = getattr(cache, _MARK, None)
+    if cache is None or end is None:
+        return n_tokens
+    own = end - cache.get_seq_length()
+    return own if 0 < own < n_tokens else n_tokens  # otherwise the mark is of an earlier turn
