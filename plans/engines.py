@@ -188,6 +188,7 @@ VLLM = Engine(
             "InternVLForConditionalGeneration": False,
             "LlavaForConditionalGeneration": True,
             "LlavaNextForConditionalGeneration": False,
+            "LlavaOnevisionForConditionalGeneration": False,
             "Mistral3ForConditionalGeneration": False,
             "Qwen2VLForConditionalGeneration": False,
             "Qwen2_5_VLForConditionalGeneration": False,

@@ -131,6 +131,41 @@ def llava_next(folder: Path) -> None:
     _publish(folder)
 
 
+def llava_onevision(folder: Path) -> None:
+    """LLaVA-OneVision: SigLIP's tower, an overview and tiles. vLLM knows anyres_max_9 only."""
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**TOWER, vision_use_head=False),
+        text_config=Qwen2Config(**TEXT, **_ids()),
+        image_token_index=_id("<image>"),
+        video_token_index=_id("<video>"),
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_9",
+        tie_word_embeddings=False,
+    )
+    size = {"height": SIDE, "width": SIDE}
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=PINPOINTS),
+        _tokenizer(),
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=(SIDE // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+        chat_template="{{ messages }}",
+    )
+    _save(folder, LlavaOnevisionForConditionalGeneration, config, processor)
+    _publish(folder)
+
+
 def internvl(folder: Path) -> None:
     """InternVL: tiles and an overview behind them, between two marks; four patches to a token."""
     from transformers import (
@@ -240,6 +275,7 @@ FAMILIES: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "Qwen3VLForConditionalGeneration": (qwen3_vl, QWEN),
     "InternVLForConditionalGeneration": (internvl, LLAVA),
     "LlavaNextForConditionalGeneration": (llava_next, LLAVA),
+    "LlavaOnevisionForConditionalGeneration": (llava_onevision, LLAVA),
     "Idefics3ForConditionalGeneration": (idefics3, LLAVA),
     "SmolVLMForConditionalGeneration": (smolvlm, LLAVA),
     "Mistral3ForConditionalGeneration": (mistral3, PIXTRAL),
