@@ -5,9 +5,9 @@ the prompt and drafted tokens after it. Drafts may turn out to be wrong, so sele
 them: the query of their attention is the last token of the prompt. `generate` knows the prompt's
 length only when it makes its drafting object. It is noted then in the cache of the sequence.
 
-For example, a prompt of 40 tokens and 5 drafts reach the model as one pass of 45 tokens in an empty
-cache, of which the first 40 are the prompt. In a later turn on a cache of 60 tokens, a prompt that
-ends at token 75 and 5 drafts are a pass of 20 tokens, of which 15 are the prompt.
+For example, a prompt of 40 tokens and 5 drafts reach the model as one pass of 45 tokens in an
+empty cache, of which the first 40 are the prompt. In a later turn on a cache of 60 tokens, a prompt
+that ends at token 75 and 5 drafts are a pass of 20 tokens, of which 15 are the prompt.
 """
 
 from __future__ import annotations

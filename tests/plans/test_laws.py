@@ -18,6 +18,7 @@ from tpcal.plans.executor import (
     cache,
     calls,
     choice_sets,
+    decoder_inputs,
     executor,
     gather,
     handle,
@@ -388,6 +389,10 @@ def _threads_that_share_a_pass(patch):
     patch.setattr(executor, "INNERMOST", shared)
 
 
+def _drafts_that_ask(patch):
+    patch.setattr(decoder_inputs, "n_prompt", lambda inputs, n_tokens: n_tokens)
+
+
 MUTANTS = {
     _tables_of_the_first_tokens: ["reference", "positions", "drop all"],
     _states_of_the_wrong_tokens: ["reference"],
@@ -408,6 +413,7 @@ MUTANTS = {
     _a_hook_left_behind: ["removed", "failed"],
     _state_kept_after_an_error: ["failed"],
     _threads_that_share_a_pass: ["threads"],
+    _drafts_that_ask: ["drafts"],
 }
 
 CRASHES = {_crop_that_keeps_the_count, _state_kept_after_an_error, _threads_that_share_a_pass}
