@@ -367,10 +367,7 @@ def check(study: Study, groups: Iterable[str] | None = None, n_samples: int | No
     wanted = None if groups is None else set(groups)
     for name, value in study.user_attrs.items():
         if re.fullmatch(rf"{_FINAL}\d+-\d+", name):
-            rules.means(reader, value, (_LOSSES, _FLIPS), None, name)
-            rules.counts(
-                reader, isinstance(value, dict) and value.get(_SIZES), f"{name}: {_SIZES}"
-            )
+            rules.final(reader, value, (_LOSSES, _FLIPS), (_MARGINS, _SIZES), name)
         elif name == _ELSEWHERE:
             rules.counts(reader, value, name)
     for trial in study.get_trials(deepcopy=False):

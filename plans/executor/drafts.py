@@ -6,8 +6,8 @@ them: the query of their attention is the last token of the prompt. `generate` k
 length only when it makes its drafting object. It is noted then in the cache of the sequence.
 
 For example, a prompt of 40 tokens and 5 drafts reach the model as one pass of 45 tokens in an
-empty cache, of which the first 40 are the prompt. In a later turn on a cache of 60 tokens, a prompt
-that ends at token 75 and 5 drafts are a pass of 20 tokens, of which 15 are the prompt.
+empty cache, of which the first 40 are the prompt. In a later turn on a cache of 60 tokens, a
+prompt that ends at token 75 and 5 drafts are a pass of 20 tokens, of which 15 are the prompt.
 """
 
 from __future__ import annotations
