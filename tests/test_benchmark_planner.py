@@ -204,8 +204,7 @@ def test_time_is_counted_in_passes_and_answers() -> None:
     assert depth_s(Speed(2.0, 9.0, 0.0), one, 30) == 2.0 * 14
     assert depth_s(Speed(2.0, 9.0, 0.1), one, 30) == pytest.approx(2.0 * 14 * (1 + 0.1 * 15.5))
     # 14 * 21 passes calibrate. Each of four budgets runs 10 plans on 14 samples, 12, 6 and 3 on
-    # thirds of 28, and
-    # records 42; the budgets together are 1.17.
+    # thirds of 28, and records 42; the budgets together are 1.17.
     passes = 14 * 21 + (10 * 14 + 7 * 28) * 1.17 + 4 * 42
     assert comparison_s(Speed(1.0, 0.0, 0.1), one) == pytest.approx(passes)
     assert comparison_s(Speed(0.0, 1.0, 0.1), one) > 4 * 100
