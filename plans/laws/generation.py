@@ -57,8 +57,6 @@ def samples(trial: Trial) -> str:
 
 def drafts(trial: Trial) -> str:
     """Prompt lookup, which crops the cache after wrong drafts, gives greedy search's tokens."""
-    # Selection by attention shows whether a draft is asked instead of the prompt's last token.
-    plan = trial.plans.get("attention", trial.plans["content"])
     _exact(trial)
     words = trial.words(1, 6)
     prompt = trial.case.rows[trial.with_images[0]]
@@ -68,12 +66,16 @@ def drafts(trial: Trial) -> str:
     stock = _stock(trial, inputs, {"n_tokens": n, "prompt_lookup_num_tokens": 2})
     if not torch.equal(wanted, stock):
         raise Inapplicable("the unpruned model's own drafts give other tokens")
-    with apply(trial.model, plan, check=False):
-        greedy = trial.generate(inputs, n)
-        drafted = trial.generate(inputs, n, prompt_lookup_num_tokens=2)
-    if not torch.equal(greedy, drafted):
-        raise Broken(f"greedy {greedy[0, -n:].tolist()}, with drafts {drafted[0, -n:].tolist()}")
-    return f"{n} tokens equal"
+    # Selection by attention shows whether a draft is asked instead of the prompt's last token.
+    names = [name for name in ("content", "attention") if name in trial.plans]
+    for name in names:
+        with apply(trial.model, trial.plans[name], check=False):
+            greedy = trial.generate(inputs, n)
+            drafted = trial.generate(inputs, n, prompt_lookup_num_tokens=2)
+        if not torch.equal(greedy, drafted):
+            got, wanted = drafted[0, -n:].tolist(), greedy[0, -n:].tolist()
+            raise Broken(f"plan {name}: greedy {wanted}, with drafts {got}")
+    return f"{n} tokens equal under {' and '.join(names)}"
 
 
 def _equal_to_reference(trial: Trial, plan: Plan, inputs: Inputs, options: dict[str, Any]) -> str:
