@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from tpcal.calibrate.bench.token_times import now
 from tpcal.calibrate.inputs.models import device_of
@@ -200,6 +199,8 @@ def executor_ms(
     """
     if not prefills:
         return {}
+    from scipy.optimize import nnls  # takes a second to load
+
     # One equation per plan p, with the unknown times x:
     #     x_plan * [p has cuts] + sum over selectors s of (x_s * cuts of s + y_s * tokens s keeps)
     #     = time of p - sum over layers of layer(tokens entering)
