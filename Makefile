@@ -62,7 +62,7 @@ vllm-env:
 	rm -rf $(VLLM) && mkdir -p $(VENV)
 	tests/vllm_environment.sh $(PYTHON) $(VLLM)
 
-# Plans in vLLM, on its CPU backend: 10 minutes on one core, after make vllm-env.
+# Plans in vLLM, on its CPU backend: 20 minutes or more on one core, after make vllm-env.
 test-vllm:
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm -W ignore -o filterwarnings=default tests/integrations/vllm
 
