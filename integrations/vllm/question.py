@@ -100,6 +100,9 @@ class QuestionReader:
         said = _text_columns(prompts, columns) if "text" in needs else None
         if said is not None:
             tokens = replace(tokens, text_hidden=states[said], text_valid=said >= 0)
+            assert tokens.counts is not None
+            n_text = tuple(len(prompt.text) for prompt in prompts)
+            tokens = replace(tokens, counts=replace(tokens.counts, n_text=n_text))
         if "norm" in needs:
             tokens = replace(tokens, final_norm=self._final_norm)
         if rows is None:

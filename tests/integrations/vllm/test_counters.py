@@ -30,7 +30,9 @@ def _counted(name: str, model: str, **labels: str) -> float | None:
 
 
 def _image(modality: str, n: int) -> Any:
-    place = SimpleNamespace(offset=5, length=n, embeds_cumsum=None, get_num_embeds=lambda: n)
+    from vllm.multimodal.inputs import PlaceholderRange
+
+    place = PlaceholderRange(offset=5, length=n)
     return SimpleNamespace(modality=modality, mm_position=place)
 
 
