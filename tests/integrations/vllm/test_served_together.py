@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import served
 import torch
@@ -118,7 +119,8 @@ def test_every_image_of_a_prompt_keeps_its_own_share(engine: Engine, executor: E
     places = (inputs["input_ids"][0] == executor.model.config.image_token_id).nonzero()[:, 0]
     assert len(places) == 288
     for number, start in enumerate((int(places[0]), int(places[144]))):
-        image = ImageColumns(start, torch.arange(144).numpy(), 144, 72)
+        ranks = np.arange(144)
+        image = ImageColumns(start + ranks, ranks, 144, 72)
         tokens, _ = tokens_of([image], 2, states)
         chosen = create("diversity").select(tokens, torch.tensor([72]))[0]
         assert kept[3 * number] == tuple(chosen.nonzero()[:, 0].tolist())
