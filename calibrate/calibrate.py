@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +29,7 @@ from tpcal.calibrate.rounds import Rounds
 from tpcal.calibrate.workers import team
 from tpcal.plans import families
 from tpcal.plans.errors import UsageError
+from tpcal.plans.local_paths import file_name
 from tpcal.plans.plan_records import SCOPES, Cut
 from tpcal.plans.progress import Progress, silent
 
@@ -203,6 +203,6 @@ def _version(package: str) -> str:
 
 def _folder_name(name: str, depends_on: Mapping[str, Any]) -> str:
     last = Path(name).name or name
-    slug = re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-.") or "model"
+    slug = file_name(last) or "model"
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     return f"{slug}-{digest[:10]}"

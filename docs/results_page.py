@@ -13,6 +13,7 @@ from results_records import (
     lead,
     method,
     unpruned,
+    worst_group,
 )
 from results_summary import claims, depth_table, side_by_side
 
@@ -100,11 +101,9 @@ def verdict(item: tuple[float, EvaluationResults]) -> str:
 
 def drop_all_table(curves: Mapping[str, Mapping[int, float]]) -> str:
     """All samples, and at each layer the group that loses most."""
-    layers = list(curves["all"])
-    groups = {g: c for g, c in curves.items() if g != "all"}
-    worst = ["worst group", *(f"{max(c[at] for c in groups.values()):.2f}" for at in layers)]
-    whole = ["all", *(f"{curves['all'][at]:.2f}" for at in layers)]
-    return table(["before layer", *map(str, layers)], [whole, worst] if groups else [whole])
+    rows = {"all": curves["all"], "worst group": worst_group(curves)}
+    body = [[name, *(f"{v:.2f}" for v in row.values())] for name, row in rows.items() if row]
+    return table(["before layer", *map(str, curves["all"])], body)
 
 
 def times_table(times: BenchResults) -> str:

@@ -70,6 +70,12 @@ class Evidence:
         return {group: {int(at): v for at, v in curve.items()} for group, curve in curves}
 
 
+def worst_group(curves: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
+    """At every layer the loss of the group that loses most; empty without groups."""
+    groups = [curve for group, curve in curves.items() if group != "all"]
+    return {at: max(curve[at] for curve in groups) for at in curves["all"]} if groups else {}
+
+
 def load_all(folder: Path) -> list[Evidence]:
     """Every folder with a whole run, the shallowest model first."""
     found = [Evidence.load(path.parent) for path in folder.glob("*/summary.json")]

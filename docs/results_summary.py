@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from results_records import NOISE, OURS, Evidence, best, cell_of, lead, method, ours, unpruned
+from results_records import (
+    NOISE,
+    OURS,
+    Evidence,
+    best,
+    cell_of,
+    lead,
+    method,
+    ours,
+    unpruned,
+    worst_group,
+)
 
 from tpcal.benchmarks.planner.page import table
 from tpcal.calibrate.evaluation.evaluation_results import CONTROL, PUBLISHED, EntryResult
@@ -102,10 +113,8 @@ def depth_table(found: Sequence[Evidence]) -> str:
     rows = []
     for evidence in found:
         curves = evidence.drop_all()
-        groups = {name: curve for name, curve in curves.items() if name != "all"}
         rows.append([evidence.title, *_at_depths(evidence, curves["all"])])
-        if groups:
-            worst = {at: max(c[at] for c in groups.values()) for at in curves["all"]}
+        if worst := worst_group(curves):
             rows.append(["· its worst group", *_at_depths(evidence, worst)])
     return table(["before", *(f"{depth:.0%}" for depth in DEPTHS)], rows)
 

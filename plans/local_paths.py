@@ -8,6 +8,7 @@ path of the home folder.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,17 @@ SMOL = "smol"
 """Name of the second built-in model; it is never a path."""
 BUILT_IN = (EMBEDDED, SMOL)
 """Names of the models that the built-in questions are for."""
+
+
+def file_name(name: str) -> str:
+    """A model's name as a part of names of files; empty if it has no letter or digit.
+
+    Example:
+        >>> from tpcal.plans.local_paths import file_name
+        >>> file_name("llava-hf/LLaVA 1.5")
+        'llava-hf-llava-1.5'
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
 
 
 def kept(place: str, folder: Path) -> str:

@@ -7,7 +7,6 @@ plans/, calibrate/ and planner/ has changed measures anew what depends on it.
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +34,7 @@ from benchmarks.planner.sizes import Sizes, sizes_of
 from benchmarks.planner.work import ROOT, Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.plans.errors import TpcalError
-from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.local_paths import EMBEDDED, file_name
 
 DOCS = ROOT / "docs"
 TEMPLATE = Path(__file__).parent / "page_template.md"
@@ -117,7 +116,7 @@ def main(
     sizes, pieces = sizes_of(model, quick=quick), Pieces(budgets, seeds, planners)
     check_pieces(pieces, sizes)
     chosen = chosen or (STAGES if model == EMBEDDED else ON_OTHERS)
-    kept = folder or ROOT / "tpcal-out" / "benchmark" / slug(model) / code("plans", "calibrate")
+    kept = folder or ROOT / "tpcal-out/benchmark" / file_name(model) / code("plans", "calibrate")
     work = Work(kept.resolve(), processes, Console(), model)
     world.use(model)
     try:
@@ -131,7 +130,7 @@ def main(
 
 def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, path: Path) -> None:
     """Runs the stages one after another; each writes its parts of the page."""
-    folder = "planner" if work.model == EMBEDDED else f"planner/{slug(work.model)}"
+    folder = "planner" if work.model == EMBEDDED else f"planner/{file_name(work.model)}"
     made = stages(work, sizes, Pictures(path.parent, folder), pieces)
     probes = dict.fromkeys(kind for name in chosen for kind in NEEDS.get(name, ()))
     if probes:
@@ -147,16 +146,11 @@ def page_of(model: str) -> Path:
     """The page of a model in docs/; of one that has none yet, made from the template."""
     if model == EMBEDDED:
         return DOCS / "planner-results.md"
-    path = DOCS / f"planner-results-{slug(model)}.md"
+    path = DOCS / f"planner-results-{file_name(model)}.md"
     if not path.exists():
         text = TEMPLATE.read_text(encoding="utf-8").replace("{model}", model)
         path.write_text(text, encoding="utf-8")
     return path
-
-
-def slug(model: str) -> str:
-    """The model's name in names of files."""
-    return re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.")
 
 
 def check_pieces(pieces: Pieces, sizes: Sizes) -> None:

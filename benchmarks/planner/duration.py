@@ -15,7 +15,7 @@ from benchmarks.planner.sizes import BUDGETS, Sizes
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.measure import n_of_finals
 from tpcal.planner.prediction.next_probes import MOST_PASSES
-from tpcal.planner.search.finals import ROUNDS
+from tpcal.planner.search.finals import N_WHOLE
 
 N_TIMED = 4
 """Questions that are timed."""
@@ -69,8 +69,7 @@ def comparison_s(speed: Speed, sizes: Sizes) -> float:
     """At most the seconds of one process for calibrations, searches and answers."""
     n, finals = sizes.profile, n_of_finals(sizes.profile, None)
     calibration = n * (1 + MOST_PASSES)
-    in_finals = finals * sum(ROUNDS) / len(ROUNDS)
-    searches = sum((sizes.trials * n + in_finals) * b + n + finals for b in BUDGETS)
+    searches = sum((sizes.trials * n + N_WHOLE * finals) * b + n + finals for b in BUDGETS)
     passes = len(sizes.seeds) * (calibration + searches)
     one_budget = len(sizes.seeds) + len(SCHEDULES) + len(SINGLE) + len(RANDOM_SEEDS)
     answers = sizes.held_out * (1 + PRUNED * one_budget * len(BUDGETS))

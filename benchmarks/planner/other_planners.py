@@ -20,7 +20,7 @@ from benchmarks.planner.sizes import ELSEWHERE, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.calibrate.measure import n_of_finals
 from tpcal.planner.prediction.next_probes import work as probe_work
-from tpcal.planner.search.finals import ROUNDS
+from tpcal.planner.search.finals import N_WHOLE
 from tpcal.plans.plan_records import Cut
 
 BUDGETS = (0.22, 0.35)
@@ -96,7 +96,7 @@ def _passes(asked: Asked, folders: Folders) -> float:
     """At most the work of calibration and search: no plan is stopped early, finals included."""
     profile = found.profile_of(asked, folders)
     probes = 1 + sum(probe_work(profile, profile.probes)) / profile.shape.n_layers
-    n_final = sum(ROUNDS) / len(ROUNDS) * n_of_finals(asked.n, None)
+    n_final = N_WHOLE * n_of_finals(asked.n, None)
     return asked.n * probes + (asked.n_trials * asked.n + n_final) * asked.target
 
 

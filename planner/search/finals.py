@@ -35,7 +35,9 @@ from tpcal.plans.progress import Progress
 
 ROUNDS = (12, 6, 3)
 """Number of plans in each round. All rounds measure equal parts of the further samples, so the
-model runs as often as for 7 plans on all of them. docs/planner.md has the measurement."""
+model runs as often as for `N_WHOLE` plans on all of them. docs/planner.md has the measurement."""
+N_WHOLE = sum(ROUNDS) / len(ROUNDS)
+"""Number of plans that are as much work on all further samples."""
 
 
 @dataclass(frozen=True)

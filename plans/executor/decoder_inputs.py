@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.architecture import with_grids
-from tpcal.plans.executor.drafts import n_prompt
+from tpcal.plans.executor.drafts import n_drafts
 from tpcal.plans.executor.prompt import PromptTokens, read_prompt
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.vision_reader import Vision
@@ -54,23 +53,15 @@ def prompt_of(
     if ids is None and embeds is None:
         return None  # the decoder was called without the base model
     visual = family.visual_mask(model, ids, embeds)
-    given = inputs.get("attention_mask")
-    mask = given if _is_flat(given) else None
-    prompt = read_prompt(visual, mask, _lengths(visual, mask, n_prompt(inputs, visual.shape[1])))
+    mask = inputs.get("attention_mask")
+    drafted = n_drafts(inputs, visual.shape[1])
+    prompt = read_prompt(visual, mask if _is_flat(mask) else None, n_drafts=drafted)
     if max(prompt.n_visual) == 0:
         if ids is None:
             _LOG.warning("No visual token was found in inputs_embeds, so nothing is pruned.")
         return None
     prompt = with_grids(family, model, prompt, inputs)
     return prompt if vision is None else replace(prompt, vision=vision.of(prompt, inputs))
-
-
-def _lengths(visual: Tensor, mask: Tensor | None, n: int) -> Tensor | None:
-    """[B] real tokens among the first ``n`` of a pass [B, S]; None if it has no others."""
-    if n == visual.shape[1]:
-        return None
-    real = torch.ones_like(visual) if mask is None else mask[:, -visual.shape[1] :].bool()
-    return real[:, :n].sum(dim=1)
 
 
 def _is_flat(mask: Any) -> bool:

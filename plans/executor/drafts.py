@@ -29,7 +29,7 @@ _MARK = "_tpcal_prompt_end"
 def note_prompts(model: nn.Module, undo: ExitStack) -> None:
     """Notes the prompts of assisted decoding in their caches until ``undo`` is closed."""
     method = getattr(model, _MAKE, None)
-    if method is None or _MAKE in vars(model):
+    if method is None:
         return
 
     @wraps(method)
@@ -44,8 +44,8 @@ def note_prompts(model: nn.Module, undo: ExitStack) -> None:
     encoded.exchange(model, _MAKE, made, undo)
 
 
-def n_prompt(inputs: Mapping[str, Any], n_tokens: int) -> int:
-    """Number of a pass's tokens that belong to the prompt; the others after them are drafts.
+def n_drafts(inputs: Mapping[str, Any], n_tokens: int) -> int:
+    """Number of a pass's last tokens that are drafts and no part of the prompt.
 
     Args:
         inputs: What the base model was called with.
@@ -54,6 +54,6 @@ def n_prompt(inputs: Mapping[str, Any], n_tokens: int) -> int:
     cache = compat.given_cache(inputs)
     end = getattr(cache, _MARK, None)
     if cache is None or end is None:
-        return n_tokens
+        return 0
     own = end - cache.get_seq_length()
-    return own if 0 < own < n_tokens else n_tokens  # otherwise the mark is of an earlier turn
+    return n_tokens - own if 0 < own < n_tokens else 0  # otherwise the mark is of an earlier turn

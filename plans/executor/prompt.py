@@ -113,7 +113,10 @@ class PromptTokens:
 
 
 def read_prompt(
-    visual: Tensor, mask: Tensor | None, prompt_length: Tensor | None = None
+    visual: Tensor,
+    mask: Tensor | None,
+    prompt_length: Tensor | None = None,
+    n_drafts: int = 0,
 ) -> PromptTokens:
     """The prompt without its grids. Waits for the device once.
 
@@ -122,7 +125,8 @@ def read_prompt(
         mask: [B, >= S] attention mask with two dimensions, 0 on padding, for all tokens seen so
             far; None without padding.
         prompt_length: [B] number of real tokens up to the end of the prompt; None if every token
-            belongs to the prompt.
+            but drafts belongs to the prompt.
+        n_drafts: Number of real tokens at the end of every row that are drafts.
 
     Raises:
         UsageError: The prompt of a row with visual tokens is empty or ends with a visual token,
@@ -132,7 +136,7 @@ def read_prompt(
     real = torch.ones_like(visual) if mask is None else mask[:, -visual.shape[1] :].bool()
     visual = visual & real
     if prompt_length is None:
-        prompt_length = real.sum(dim=1)
+        prompt_length = real.sum(dim=1) - n_drafts
     # The last prompt token is the real token whose ordinal, counted from 1, is the prompt's
     # length.
     place = torch.arange(visual.shape[1], device=visual.device)

@@ -390,7 +390,7 @@ def _threads_that_share_a_pass(patch):
 
 
 def _drafts_that_ask(patch):
-    patch.setattr(decoder_inputs, "n_prompt", lambda inputs, n_tokens: n_tokens)
+    patch.setattr(decoder_inputs, "n_drafts", lambda inputs, n_tokens: 0)
 
 
 MUTANTS = {

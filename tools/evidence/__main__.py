@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
 from tools.evidence.run import INTERRUPTED, StepFailed, StepStopped, estimate, run
 from tools.evidence.steps import Settings
+from tpcal.plans.local_paths import file_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def main(
     hundred kB of text, and no picture or question; send it with the issue form "Results of a
     model".
     """
-    name = re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.")
+    name = file_name(model)
     settings = Settings(
         model,
         from_here(results or ROOT / "results" / name),
