@@ -28,6 +28,13 @@ ROOT = Path(__file__).parents[2]
 @click.option("--device", help="Device of the model, such as cuda.")
 @click.option("--dtype", help="Precision of the weights, such as bfloat16.")
 @click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Searches that run at once, and evaluations; each loads the model.",
+)
+@click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the files to send.  [default: results/MODEL]",
@@ -42,6 +49,7 @@ def main(
     batch_sizes: str,
     device: str | None,
     dtype: str | None,
+    jobs: int,
     results: Path | None,
     dry_run: bool,
 ) -> None:
@@ -63,6 +71,7 @@ def main(
         samples=samples,
         questions=questions,
         batch_sizes=batch_sizes,
+        jobs=jobs,
     )
     try:
         if dry_run:

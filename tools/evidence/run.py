@@ -7,8 +7,12 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import click
@@ -38,6 +42,7 @@ class Journal:
     """The steps that have run, with their commands and seconds, in a file."""
 
     path: Path
+    _writes: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def steps(self) -> dict[str, Any]:
         """The command and seconds of every step, by its title."""
@@ -52,12 +57,13 @@ class Journal:
 
     def add(self, step: Step, seconds: float, *, ended: bool) -> None:
         """Writes a step down. A step that was continued has the seconds of all its parts."""
-        steps = self.steps()
-        before = steps.get(step.title, {})
-        if before.get("command") == shown(step):
-            seconds += before["seconds"]
-        ran = {"command": shown(step), "seconds": seconds} | ({} if ended else {"ended": False})
-        write_json(self.path, {**steps, step.title: ran})
+        with self._writes:
+            steps = self.steps()
+            before = steps.get(step.title, {})
+            if before.get("command") == shown(step):
+                seconds += before["seconds"]
+            ran = {"command": shown(step), "seconds": seconds}
+            write_json(self.path, {**steps, step.title: ran | ({} if ended else {"ended": False})})
 
 
 def run(settings: Settings) -> None:
@@ -78,8 +84,10 @@ def run(settings: Settings) -> None:
     carry_out(first, journal, f"[1/{n_steps}]")
     folder, profile = load_profile(settings.work / "profiles")
     steps = list(further(settings, folder, profile))
-    for number, step in enumerate(steps, 2):
-        carry_out(step, journal, f"[{number}/{n_steps}]")
+    places = ((step, f"[{number}/{n_steps}]") for number, step in enumerate(steps, 2))
+    # Steps of one command do not read each other's files; every other command reads those of all.
+    for _, alike in groupby(places, lambda placed: placed[0].command[0]):
+        together(list(alike), journal, settings.jobs)
     found = summary(settings, profile, [first, *steps], journal)
     write_json(settings.results / SUMMARY, found)
 
@@ -101,6 +109,34 @@ def estimate(settings: Settings) -> None:
         f"{len(PUBLISHED)} published schedules and the controls {CONTROLS}. Times and a report "
         "come last."
     )
+
+
+def together(steps: Sequence[tuple[Step, str]], journal: Journal, n_jobs: int) -> None:
+    """Runs steps that do not depend on each other, ``n_jobs`` of them at a time, in their order.
+
+    Raises:
+        StepFailed: A command ended with an error; no further one was begun after it.
+        StepStopped: A command was interrupted; likewise.
+    """
+    ended_badly = Event()
+
+    def unless_one_has_failed(step: Step, place: str) -> None:
+        if ended_badly.is_set():
+            return
+        try:
+            carry_out(step, journal, place)
+        except BaseException:
+            ended_badly.set()
+            raise
+
+    with ThreadPoolExecutor(n_jobs) as threads:
+        running = [threads.submit(unless_one_has_failed, *placed) for placed in steps]
+        try:
+            for one in running:
+                one.result()
+        except KeyboardInterrupt:
+            ended_badly.set()
+            raise StepStopped(" or ".join(step.title for step, _ in steps)) from None
 
 
 def carry_out(step: Step, journal: Journal, place: str) -> None:

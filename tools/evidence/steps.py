@@ -50,6 +50,8 @@ class Settings:
     """Questions that every plan answers."""
     batch_sizes: str = "1,8"
     """Batches that are timed."""
+    jobs: int = 1
+    """Searches that run at once, and evaluations."""
 
     def plan(self, budget: float) -> Path:
         """The plan of a budget."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from click.testing import CliRunner
@@ -29,10 +30,12 @@ class Commands:
         self.code = 1
         self.interrupted: str | None = None
         self.slower = False
+        self.before: Callable[[str], object] = lambda name: None
 
     def __call__(self, command: Sequence[str], check: bool) -> subprocess.CompletedProcess[bytes]:
         name, *options = command[3:]
         self.given.append((name, *options))
+        self.before(name)
         if name == self.fails:
             return subprocess.CompletedProcess(command, self.code)
         if name == self.interrupted:
@@ -85,6 +88,26 @@ def test_a_run_goes_on_after_the_step_that_failed(settings: Settings, commands: 
     commands.fails, commands.given = None, []
     run(settings)
     assert commands.names() == ["calibrate", "bench", "report"]
+
+
+def test_searches_run_at_once_and_evaluations_wait_for_all_of_them(
+    settings: Settings, commands: Commands
+) -> None:
+    both = Barrier(2, timeout=60)  # breaks unless two commands are under way at the same time
+    commands.before = lambda name: name in ("plan", "eval") and both.wait()
+    run(replace(settings, jobs=2))
+    assert commands.names() == ["calibrate", "plan", "plan", "eval", "eval", "bench", "report"]
+    steps = json.loads((settings.results / "summary.json").read_text())["steps"]
+    assert [step["title"] for step in steps[1:3]] == ["plan at 0.22", "plan at 0.5"]
+
+
+def test_a_failed_step_keeps_those_that_wait_from_beginning(
+    settings: Settings, commands: Commands
+) -> None:
+    commands.fails = "plan"
+    with pytest.raises(StepFailed, match=r"plan at 0\.1"):
+        run(replace(settings, budgets=(0.1, 0.22, 0.35, 0.5)))
+    assert commands.names() == ["calibrate", "plan"]
 
 
 def test_another_command_is_run_again(settings: Settings, commands: Commands) -> None:
