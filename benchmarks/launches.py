@@ -19,11 +19,11 @@ from emulated_gpu import EmulatedGpu
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from selection import N_TEXT, VARIANTS, Case, Machine, tokens
+from selection import VARIANTS, Case, Machine, tokens
 from torch import Tensor
 
 from tpcal.plans.selectors import _fused, create
-from tpcal.plans.selectors.base import Counts, Tokens
+from tpcal.plans.selectors.base import Tokens
 
 N_TOKENS, N_KEEP, HIDDEN = 576, 127, 256
 
@@ -46,10 +46,9 @@ def main(triton: bool) -> None:
     _fused.ENABLED = triton
     machine = Machine(HIDDEN, torch.float32, torch.device("cpu"), lambda: 0.0)
     seen = tokens(Case(1, N_TOKENS, N_KEEP / N_TOKENS), machine, torch.nn.Identity())
-    counts = Counts((N_TOKENS,), (N_KEEP,), n_images=(1,), n_text=(N_TEXT,))
     drawn = Table("selector", "launches", "waits", box=SIMPLE)
     for name in VARIANTS:
-        drawn.add_row(name, *map(str, count(name, replace(seen, counts=counts), N_KEEP)))
+        drawn.add_row(name, *map(str, count(name, seen, N_KEEP)))
     Console().print(drawn)
 
 

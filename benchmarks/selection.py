@@ -2,7 +2,7 @@
 
 Selectors and one decoder layer take turns in one run. The time of a prefill is estimated as
 `N_LAYERS` times that of the layer, over N visual and `N_TEXT` text tokens of one row, times the
-rows of the batch. Reading the scores that a selector asks for is the executor's work;
+rows of the batch; on a GPU the layer takes all rows at once. Reading the scores that a selector asks for is the executor's work;
 `executor.py` times both together. Straightforward implementations of some selectors
 (`references.py`) take turns with them too, row after row.
 """
@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from tpcal.calibrate.bench.token_times import now
 from tpcal.plans.selectors import create, names
-from tpcal.plans.selectors.base import Selector, Tokens
+from tpcal.plans.selectors.base import Counts, Selector, Tokens
 
 N_LAYERS, N_TEXT = 32, 64
 BTP_STAGE_1 = {
@@ -116,7 +116,7 @@ def decoder_layer(machine: Machine) -> LlamaModel:
 def tokens(case: Case, machine: Machine, norm: nn.Module) -> Tokens:
     """Random tokens of one square image in each row, with everything that any selector reads."""
     generator = torch.Generator().manual_seed(0)
-    batch, n = case.batch, case.n_tokens
+    batch, n, n_keep = case.batch, case.n_tokens, round(case.keep * case.n_tokens)
     side = math.isqrt(max(n, 1) - 1) + 1
     place = torch.arange(n, device=machine.device).expand(batch, n)
 
@@ -144,6 +144,9 @@ def tokens(case: Case, machine: Machine, norm: nn.Module) -> Tokens:
         final_norm=norm,
         vision_scores=noise(batch, n).float(),
         vision_keys=noise(batch, n, 64),
+        counts=Counts(  # the executor knows these numbers, so that no selector waits for the device
+            (n,) * batch, (n_keep,) * batch, n_images=(1,) * batch, n_text=(N_TEXT,) * batch
+        ),
     )
 
 
@@ -165,12 +168,14 @@ def measure(
     seen = tokens(case, machine, layer.norm)
     made = {name: create(*VARIANTS[name]) for name in chosen}
     n_keep = torch.full((case.batch,), round(case.keep * case.n_tokens), device=machine.device)
-    states = torch.randn(1, case.n_tokens + N_TEXT, machine.hidden).to(seen.hidden)
+    # A GPU has room to work on rows at once; on a CPU they take as long as one after another.
+    together = case.batch if machine.device.type == "cuda" else 1
+    states = torch.randn(together, case.n_tokens + N_TEXT, machine.hidden).to(seen.hidden)
     prefill: list[float] = []
     taken: dict[str, list[float]] = {name: [] for name in chosen}
     beside: dict[str, list[float]] = {name: [] for name in chosen if name in REFERENCES}
     for repeat in range(n_repeats + 1):  # the first round warms up
-        one = machine.seconds(lambda: layer(inputs_embeds=states)) * N_LAYERS * case.batch
+        one = machine.seconds(lambda: layer(inputs_embeds=states)) * N_LAYERS * case.batch / together
         rounds = {
             name: machine.seconds(partial(cut, selector, seen, n_keep))
             for name, selector in made.items()
@@ -282,7 +287,7 @@ def main(
     setting = f"{dtype}, hidden size {hidden}, {clock} time, median of {repeats}"
     console.print(
         f"Prefill: {N_LAYERS} times one decoder layer over N + {N_TEXT} tokens, timed in turns "
-        f"with the selectors, times the batch. {setting}. {hardware(device)}"
+        f"with the selectors, of the whole batch. {setting}. {hardware(device)}"
     )
     if json_path is not None:
         data = {"setting": setting, "hardware": hardware(device)}
