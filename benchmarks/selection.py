@@ -2,9 +2,9 @@
 
 Selectors and one decoder layer take turns in one run. The time of a prefill is estimated as
 `N_LAYERS` times that of the layer, over N visual and `N_TEXT` text tokens of one row, times the
-rows of the batch; on a GPU the layer takes all rows at once. Reading the scores that a selector asks for is the executor's work;
-`executor.py` times both together. Straightforward implementations of some selectors
-(`references.py`) take turns with them too, row after row.
+rows of the batch; on a GPU the layer takes all rows at once. Reading the scores that a selector
+asks for is the executor's work; `executor.py` times both together. Straightforward
+implementations of some selectors (`references.py`) take turns with them too, row after row.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def tokens(case: Case, machine: Machine, norm: nn.Module) -> Tokens:
         final_norm=norm,
         vision_scores=noise(batch, n).float(),
         vision_keys=noise(batch, n, 64),
-        counts=Counts(  # the executor knows these numbers, so that no selector waits for the device
+        counts=Counts(  # as the executor knows them, so that no selector waits for the device
             (n,) * batch, (n_keep,) * batch, n_images=(1,) * batch, n_text=(N_TEXT,) * batch
         ),
     )
@@ -171,11 +171,12 @@ def measure(
     # A GPU has room to work on rows at once; on a CPU they take as long as one after another.
     together = case.batch if machine.device.type == "cuda" else 1
     states = torch.randn(together, case.n_tokens + N_TEXT, machine.hidden).to(seen.hidden)
+    n_layers = N_LAYERS * case.batch / together
     prefill: list[float] = []
     taken: dict[str, list[float]] = {name: [] for name in chosen}
     beside: dict[str, list[float]] = {name: [] for name in chosen if name in REFERENCES}
     for repeat in range(n_repeats + 1):  # the first round warms up
-        one = machine.seconds(lambda: layer(inputs_embeds=states)) * N_LAYERS * case.batch / together
+        one = machine.seconds(lambda: layer(inputs_embeds=states)) * n_layers
         rounds = {
             name: machine.seconds(partial(cut, selector, seen, n_keep))
             for name, selector in made.items()

@@ -9,7 +9,7 @@ from tpcal.plans import selectors as registry
 from tpcal.plans.errors import UsageError
 
 DEFAULT_KEEPS = (0.5, 0.25, 0.1, 0.05, 0.0)
-DEFAULT_SELECTORS = ("attention", "balanced", "dart", "diversity", "grid", "random")
+DEFAULT_SELECTORS = ("attention", "balanced", "coverage", "dart", "diversity", "grid", "random")
 """One selector of each kind, and two that look at nothing. The work grows with their number."""
 MAX_DEFAULT_LAYERS = 16
 """A deeper decoder is probed at this many evenly spaced layers unless layers are named."""

@@ -58,6 +58,12 @@ def _placed(predictor: Predictor, cut: Cut) -> Cut:
         predictor.runs(cut) and cut.layer >= first_layer(predictor, cut.selector, cut.params)
     ):
         return cut
+    # The same selector may have been probed there with other parameters, which need no attention.
+    s = predictor.index(cut.selector, cut.params)
+    if s < len(predictor.options) and cut.layer >= predictor.options[s].first_layer:
+        alike = replace(cut, params=predictor.options[s].params)
+        if predictor.runs(alike):
+            return alike
     default = predictor.limits.default
     return replace(cut, selector=default.selector, params=default.params)
 
@@ -66,11 +72,14 @@ def first_layer(predictor: Predictor, selector: str, params: Mapping[str, Any]) 
     """The earliest layer at which a selector may cut.
 
     It is the first layer where the selector was probed, or for a selector that was not probed the
-    first layer at which it works.
+    first layer at which it works. A selector that was probed with other parameters may need
+    attention with these, which layer 0 does not have.
     """
     s = predictor.index(selector, params)
     if s < len(predictor.options):
-        return predictor.options[s].first_layer
+        probed = predictor.options[s]
+        if probed.first_layer > 0 or probed.params == params:
+            return probed.first_layer
     from tpcal.plans.selectors import min_layer  # loads torch, which prediction alone never needs
 
     return max(predictor.limits.first_layer, min_layer(selector, params))

@@ -137,6 +137,25 @@ class Distances:
                 result[b, at] = row[0]
         return result
 
+    def to_all(self, row: int, picks: Tensor) -> Tensor:
+        """[c, N] distances of the tokens with the indices ``picks`` [c] to all tokens of a row."""
+        if self._table is not None:
+            return self._table[row][picks]
+        at, known = self._places[row], self._rows[row]
+        result = self._like.new_zeros(len(picks), self._valid.shape[-1])
+        local = (self._valid[row].cumsum(-1) - 1)[picks]
+        if isinstance(known, Directions):
+            result[:, at] = distances(known.at(local), known)
+        else:
+            result[:, at] = known[local]
+        return result
+
+    def blocks_of(self, row: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields indices [c] of tokens of a row and their distances [c, N] to all its tokens."""
+        picks = self._valid[row].nonzero()[:, 0]
+        for some in picks.split(max(1, self.CHUNK // self._valid.shape[-1])):
+            yield some, self.to_all(row, some)
+
     def nearest(self, among: Tensor) -> Tensor:
         """[B, N] distance to the nearest other token of ``among`` [B, N] bool; inf if none."""
         result = self._like.new_full(self._valid.shape, torch.inf)

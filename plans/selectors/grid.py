@@ -17,7 +17,6 @@ from tpcal.plans.selectors.base import (
     ranks,
 )
 
-
 _BITS = 6
 _SIDE = 1 << _BITS
 
@@ -93,7 +92,8 @@ def _curves(device: torch.device) -> tuple[Tensor, Tensor]:
             mirrored = turn // 2
             down, right = (row >> bit & 1) ^ mirrored, (col >> bit & 1) ^ mirrored
             transposed = turn % 2 == 1
-            down, right = torch.where(transposed, right, down), torch.where(transposed, down, right)
+            swapped = torch.where(transposed, down, right)
+            down, right = torch.where(transposed, right, down), swapped
             place = 4 * place + (3 * right ^ down)
             turn = turn ^ (1 - down) ^ 2 * ((1 - down) & right)
         return place, turn[: _SIDE**2] * _SIDE**2

@@ -26,6 +26,8 @@ VARIANTS = [
     ("visionzip", {"contextual_share": 0.6}),
     ("vispruner", {"important_share": 0.0, "step": 3}),
     ("cdpruner", {"relevance": "negative"}),
+    ("coverage", {"attention_power": 0.7}),
+    ("coverage", {"attention_power": 0.5, "attended": "picks"}),
     ("dart", {"image_pivots": 1, "text_pivots": 0}),
 ]
 NAMED = pytest.mark.parametrize(

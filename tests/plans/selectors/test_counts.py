@@ -22,6 +22,8 @@ VARIANTS = [
     ("balanced", {"attention_share": 0.0, "spatial_share": 0.5, "distance": "euclidean"}),
     ("vispruner", {"important_share": 0.0, "step": 3}),
     ("dart", {"image_pivots": 9, "text_pivots": 0}),
+    ("coverage", {"attention_power": 0.7}),
+    ("coverage", {"attention_power": 0.5, "attended": "picks"}),
 ]
 NAMED = pytest.mark.parametrize(
     ("name", "params"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)]

@@ -11,8 +11,8 @@ from tpcal.plans.selectors import create, min_layer, names, needs, parameters
 
 def test_the_directory_is_the_registry():
     assert names() == (
-        *("attention", "balanced", "cdpruner", "dart", "diversity", "grid", "pooling", "random"),
-        *("sparsevlm", "visionzip", "vispruner"),
+        *("attention", "balanced", "cdpruner", "coverage", "dart", "diversity", "grid", "pooling"),
+        *("random", "sparsevlm", "visionzip", "vispruner"),
     )
 
 
