@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tpcal.calibrate.profile import Probe
 from tpcal.plans import selectors as registry
@@ -11,6 +12,9 @@ from tpcal.plans.errors import UsageError
 DEFAULT_KEEPS = (0.5, 0.25, 0.1, 0.05, 0.0)
 DEFAULT_SELECTORS = ("attention", "balanced", "coverage", "dart", "diversity", "grid", "random")
 """One selector of each kind, and two that look at nothing. The work grows with their number."""
+DEFAULT_PARAMS: Mapping[str, Mapping[str, Any]] = {"coverage": {"attention_power": 1.0}}
+"""Parameters with which a selector is probed too, unless selectors are named: with attention it
+chooses other tokens, and the plans that need it would be predicted from those without."""
 MAX_DEFAULT_LAYERS = 16
 """A deeper decoder is probed at this many evenly spaced layers unless layers are named."""
 _COARSE = 6
@@ -27,7 +31,7 @@ def probes(
 ) -> tuple[Probe, ...]:
     """The grid, in a fixed order: layers rising, keeps falling, selectors by name.
 
-    Keep 0 occurs once per layer, without a selector. Selectors that read attention start at
+    The selectors of `DEFAULT_PARAMS` come last, unless ``selectors`` names some. Keep 0 occurs once per layer, without a selector. Selectors that read attention start at
     layer 1, because they read that of the layer before.
 
     Args:
@@ -47,7 +51,10 @@ def probes(
         [(0, 0.5, 'grid'), (0, 0.0, None), (1, 0.5, 'grid'), (1, 0.0, None)]
     """
     names = sorted(set(DEFAULT_SELECTORS if selectors is None else selectors))
-    first_layer = {name: registry.min_layer(name) for name in names}
+    kinds: list[tuple[str, Mapping[str, Any]]] = [(name, {}) for name in names]
+    if selectors is None:
+        kinds += DEFAULT_PARAMS.items()
+    first_layer = [registry.min_layer(*kind) for kind in kinds]
     falling = sorted(set(DEFAULT_KEEPS if keeps is None else keeps), reverse=True)
     allowed = range(n_layers) if allowed is None else allowed
     rising = sorted(set(default_layers(allowed) if layers is None else layers))
@@ -58,7 +65,11 @@ def probes(
             if keep == 0:
                 grid.append(Probe(layer, 0.0))
                 continue
-            grid += [Probe(layer, keep, n) for n in names if layer >= first_layer[n]]
+            grid += [
+                Probe(layer, keep, *kind)
+                for kind, first in zip(kinds, first_layer, strict=True)
+                if layer >= first
+            ]
     if not grid:
         raise UsageError(
             "The grid of probes must hold a cut; got none for these layers, keeps and selectors. "

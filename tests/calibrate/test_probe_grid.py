@@ -6,6 +6,7 @@ import pytest
 
 from tpcal.calibrate.probe_grid import (
     DEFAULT_KEEPS,
+    DEFAULT_PARAMS,
     DEFAULT_SELECTORS,
     MAX_DEFAULT_LAYERS,
     coarse,
@@ -21,13 +22,16 @@ def test_the_default_grid_tries_everything_that_can_be_tried() -> None:
     drops = [p for p in grid if p.keep == 0]
     assert [p.layer for p in drops] == list(range(8))
     assert all(p.selector is None for p in drops)
-    tried = {(p.layer, p.keep, p.selector) for p in grid if p.keep > 0}
+    tried = {(p.layer, p.keep, p.selector) for p in grid if p.keep > 0 and not p.params}
     assert set(DEFAULT_SELECTORS) <= set(selectors.names())
     for name in DEFAULT_SELECTORS:
         for layer in range(8):
             for keep in DEFAULT_KEEPS[:-1]:
                 assert ((layer, keep, name) in tried) == (layer >= selectors.min_layer(name))
-    assert len(tried) + len(drops) == len(grid)
+    ((other, params),) = DEFAULT_PARAMS.items()
+    special = [(p.layer, p.keep) for p in grid if (p.selector, p.params) == (other, params)]
+    assert special == [(layer, keep) for layer in range(1, 8) for keep in DEFAULT_KEEPS[:-1]]
+    assert len(tried) + len(drops) + len(special) == len(grid)
 
 
 def test_layers_where_no_cut_may_stand_are_left_out() -> None:
@@ -62,10 +66,13 @@ def test_a_coarse_grid_has_every_drop_all_and_every_selector_at_every_keep_somew
     assert list(some) == [p for p in whole if p in set(some)]
     assert {p for p in whole if p.keep == 0} <= set(some)
     assert {p for p in whole if p.layer == 3} <= set(some)
-    others = [(p.layer, p.keep, p.selector) for p in some if p.keep > 0 and p.layer != 3]
+    others = [
+        (p.layer, p.keep, p.selector, dict(p.params)) for p in some if p.keep and p.layer != 3
+    ]
     assert others == [
-        *[(0, 0.05, name) for name in ("dart", "diversity", "grid", "random")],
-        *[(1, 0.05, name) for name in ("attention", "balanced")],
+        *[(0, 0.05, name, {}) for name in ("coverage", "dart", "diversity", "grid", "random")],
+        *[(1, 0.05, name, {}) for name in ("attention", "balanced")],
+        (1, 0.05, "coverage", {"attention_power": 1.0}),
     ]
 
 
