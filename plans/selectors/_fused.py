@@ -74,6 +74,25 @@ def greedy_map(
     return _triton.greedy_map(table, weight, n_picks, n_steps, least)
 
 
+@torch.library.custom_op("tpcal::covering", mutates_args=())
+def covering(
+    table: Tensor, covered: Tensor, picked: Tensor, gain: Tensor, n_picks: Tensor, n_steps: int
+) -> Tensor:
+    """[B, n_steps] picks of `coverage.covering`; -1 after the last pick of a row.
+
+    Args:
+        table: [B, N, N] distances.
+        covered: [B, N] float64 weights of what is covered.
+        picked: [B, N] float64 weights of candidates; 0 at tokens that must not be picked.
+        gain: [B, N] float64 gains before the first pick.
+        n_picks: [B] int64, number of picks, at most ``n_steps``.
+        n_steps: Largest number of picks.
+    """
+    from tpcal.plans.selectors import _triton
+
+    return _triton.covering(table, covered, picked, gain, n_picks, n_steps)
+
+
 @farthest_first.register_fake
 @max_sum.register_fake
 def _(table: Tensor, a: Tensor, b: Tensor, n_picks: Tensor, n_steps: int) -> Tensor:
@@ -82,4 +101,11 @@ def _(table: Tensor, a: Tensor, b: Tensor, n_picks: Tensor, n_steps: int) -> Ten
 
 @greedy_map.register_fake
 def _(table: Tensor, weight: Tensor, n_picks: Tensor, n_steps: int, least: float) -> Tensor:
+    return n_picks.new_empty(len(table), n_steps)
+
+
+@covering.register_fake
+def _(
+    table: Tensor, covered: Tensor, picked: Tensor, gain: Tensor, n_picks: Tensor, n_steps: int
+) -> Tensor:
     return n_picks.new_empty(len(table), n_steps)

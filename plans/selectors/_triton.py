@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -72,6 +73,59 @@ def _greedy_map(
         new -= part * part
 
 
+@triton.jit
+def _covering(
+    table,
+    covered,
+    picked,
+    gains,
+    nearest,
+    better,
+    n_picks,
+    picks,
+    n_tokens,
+    n_steps,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    inside = at < n_tokens
+    start = row * n_tokens
+    own = tl.load(picked + start + at, mask=inside, other=0.0)
+    gain = tl.load(gains + start + at, mask=inside, other=0.0)
+    near, closed = tl.full((WIDTH,), 1.0, tl.float64), own == 0.0
+    for step in range(tl.load(n_picks + row)):
+        score = tl.where(closed, -float("inf"), gain * own)
+        pick = tl.argmax(score, axis=0, tie_break_left=True).to(tl.int64)
+        tl.store(picks + row * n_steps + step, pick)
+        closed = closed | (at == pick)
+        # The tokens that the pick covers better are listed, and `nearest` holds their distances
+        # to the picks before it. Only their parts of the gains change.
+        of_pick = table + (start + pick) * n_tokens
+        far = tl.load(of_pick + at, mask=inside, other=2.0).to(tl.float64)
+        nearer = far < near
+        n_better = tl.sum(nearer.to(tl.int32), axis=0)
+        place = tl.cumsum(nearer.to(tl.int32), axis=0) - 1
+        tl.store(better + start + place, at, mask=nearer)
+        tl.store(nearest + start + at, near, mask=inside)
+        tl.debug_barrier()  # what follows reads what other threads have written
+        lost = tl.zeros((WIDTH,), tl.float64)
+        for first in range(0, n_better, TILE):
+            turn = first + tl.arange(0, TILE)
+            some = turn < n_better
+            token = tl.load(better + start + turn, mask=some, other=0).to(tl.int64)
+            weight = tl.load(covered + start + token, mask=some, other=0.0)
+            before = tl.load(nearest + start + token, mask=some, other=0.0)
+            now = tl.load(of_pick + token, mask=some, other=0.0).to(tl.float64)
+            rows = table + (start + token[:, None]) * n_tokens + at[None, :]
+            each = tl.load(rows, mask=some[:, None] & inside[None, :], other=2.0).to(tl.float64)
+            part = tl.maximum(before[:, None] - each, 0.0) - tl.maximum(now[:, None] - each, 0.0)
+            lost += tl.sum(weight[:, None] * part, axis=0)
+        gain -= lost
+        near = tl.minimum(near, far)
+        tl.debug_barrier()  # the next step writes what this one has read
+
+
 def farthest_first(
     table: Tensor, score: Tensor, nearest: Tensor, n_picks: Tensor, n_steps: int
 ) -> Tensor:
@@ -110,6 +164,25 @@ def greedy_map(
         n_steps,
         LEAST=least,
         WIDTH=_width(n_tokens),
+    )
+    return picks
+
+
+def covering(
+    table: Tensor, covered: Tensor, picked: Tensor, gain: Tensor, n_picks: Tensor, n_steps: int
+) -> Tensor:
+    """See `_fused.covering`."""
+    picks, n_tokens = n_picks.new_full((len(table), n_steps), -1), table.shape[-1]
+    nearest, better = torch.empty_like(gain), torch.empty_like(gain, dtype=torch.int32)
+    given = (table, covered, picked, gain, nearest, better, n_picks)
+    _covering[(len(table),)](
+        *map(Tensor.contiguous, given),
+        picks,
+        n_tokens,
+        n_steps,
+        WIDTH=_width(n_tokens),
+        TILE=8 if n_tokens <= 1024 else 4,
+        num_warps=8 if n_tokens <= 1024 else 16,
     )
     return picks
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tpcal.plans.selectors import _fused
 from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors._greedy import ordered
 from tpcal.plans.selectors.attention import attention_scores
@@ -25,8 +26,8 @@ from tpcal.plans.selectors.base import (
 )
 
 _LEVELS = 2.0**20
-"""Weights are multiples of 1 / _LEVELS, as distances are of 2^-18. So float64 holds their products
-and sums exactly, and neither the order of additions nor filler decides between equal tokens."""
+"""Weights are multiples of 1 / _LEVELS, as distances of float32 are of 2^-18. So float64 holds their
+products and sums exactly, and neither the order of additions nor filler decides between equals."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,10 @@ def covering(
         most: At least the largest number of picks of a row.
     """
     n_picks = within(n_picks, picked > 0)
+    if _fused.available(pairs.table):
+        assert pairs.table is not None
+        gain = (covered[:, None] @ (1 - pairs.table).clamp(min=0).double())[:, 0]
+        return _fused.covering(pairs.table, covered, picked, gain, n_picks, most)
     if picked.device.type == "cpu" or pairs.table is None:
         picks = n_picks.new_full((len(picked), most), -1)
         for b, n in enumerate(n_picks.tolist()):

@@ -10,6 +10,7 @@ from tpcal.plans.selectors import _fused
 from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors.base import order_mask
 from tpcal.plans.selectors.cdpruner import greedy_map
+from tpcal.plans.selectors.coverage import covering
 from tpcal.plans.selectors.diversity import max_min, max_sum
 
 triton = pytest.importorskip("triton")
@@ -67,3 +68,18 @@ def test_the_greedy_map_of_a_determinantal_process(batch, fused):
     found, n_fused = fused(greedy_map, pairs, relevance, valid, n_picks)
     assert n_fused == 1
     assert torch.equal(found, greedy_map(pairs, relevance, valid, n_picks))
+
+
+@pytest.mark.parametrize("attended", ["covered", "picks"])
+def test_the_best_coverage(attended, batch, fused):
+    pairs, valid, n_picks = batch
+    noise = torch.rand(valid.shape, generator=torch.Generator().manual_seed(1))
+    weight = ((noise * 2**20).ceil().double() / 2**20).masked_fill(~valid, 0)
+    weight[3] = 1.0
+    if pairs.table.dtype == torch.float64:  # whose distances leave no room for exact weights
+        weight = valid.double()
+    weights = (weight, valid.double()) if attended == "covered" else (valid.double(), weight)
+    given = (pairs, *weights, n_picks, 30)
+    found, n_fused = fused(covering, *given)
+    assert n_fused == 1
+    assert torch.equal(found, covering(*given))
