@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import served
-from served import BLOCK, PLANS, SMALL_POOL, Engine, Executor, until_end
+from served import BLOCK, DEVICE, PLANS, SMALL_POOL, Engine, Executor, until_end
 
 from tpcal import Plan
 from tpcal.calibrate.embedded import EmbeddedSample, samples
@@ -106,7 +106,7 @@ def test_one_image_of_two_is_chosen_from_as_in_the_executor(
     text, images = served.prompt(first.question, n_images=2), [first.image, second.image]
     engine.generate([(text, images)])
     (kept,) = engine.kept.values()  # both images at the first cut, then both at the second
-    inputs = executor.processor(images=images, text=text, return_tensors="pt")
+    inputs = executor.processor(images=images, text=text, return_tensors="pt").to(DEVICE)
     with tpcal.apply(executor.model, plan) as handle, torch.inference_mode():
         executor.model.generate(**inputs, do_sample=False, max_new_tokens=2)
         assert handle.last is not None
