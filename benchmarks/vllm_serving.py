@@ -28,7 +28,6 @@ from tpcal import Cut, Plan, save_plan
 from tpcal.calibrate.embedded import FOLDER
 
 SLOWER = 6  # exit code
-N_TEXT = 60
 ON_GPU = torch.cuda.is_available()
 _IMAGES = count()
 
@@ -40,6 +39,7 @@ class Geometry:
     side: int
     """Pixels of an image's side."""
     patch: int
+    question: str
     n_answer: int
     """Tokens of an answer."""
     memory: int
@@ -58,6 +58,7 @@ GEOMETRIES = {
     "8-layers": Geometry(
         side=192,
         patch=8,
+        question="a" * 60,
         n_answer=16,
         memory=64,
         requests=16,
@@ -74,6 +75,7 @@ GEOMETRIES = {
     "llava-1.5-7b": Geometry(
         side=336,
         patch=14,
+        question=" ".join(["left"] * 60),
         n_answer=64,
         memory=8192,
         requests=96,
@@ -296,7 +298,7 @@ def _give(llm: Any, geometry: Geometry, n: int, n_answer: int) -> None:
     for _ in range(n):
         number = next(_IMAGES)
         image = Image.new("RGB", (geometry.side,) * 2, (number % 256, number // 256, n_answer))
-        text = f"USER: <image>\n{'a' * N_TEXT} ASSISTANT:"
+        text = f"USER: <image>\n{geometry.question} ASSISTANT:"
         given = {"prompt": text, "multi_modal_data": {"image": image}}
         llm.llm_engine.add_request(str(number), given, params)
 
