@@ -1,21 +1,22 @@
 """What plans save in vLLM: requests at once, KV bytes and time, as ratios to the unpruned model.
 
 Every engine gets a KV cache of the same bytes. Weights are random, because neither memory nor time
-depends on them. On a CPU, times are processor times of this process, in which the whole engine
-runs, so that other programs on the machine matter little; on a GPU they are times by the clock.
+depends on them. On a CPU, times are processor times of the process in which the whole engine runs,
+so that other programs on the machine matter little; on a GPU they are times by the clock.
 Needs the environment of `make vllm-env`, or a GPU and vLLM's own build.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -76,7 +77,7 @@ GEOMETRIES = {
         side=336,
         patch=14,
         question=" ".join(["left"] * 60),
-        n_answer=64,
+        n_answer=32,
         memory=8192,
         requests=96,
         plans={
@@ -132,6 +133,7 @@ class Figures:
     "--concurrency", default="1,8,32", show_default=True, help="Requests that are timed together."
 )
 @click.option("--plan", "names", multiple=True, help="Only this one and the unpruned model.")
+@click.option("--attention-backend", "backend", help="vLLM's name of it; its own choice if none.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="File for all figures.")
 def main(
     geometry: str,
@@ -140,6 +142,7 @@ def main(
     requests: int | None,
     concurrency: str,
     names: tuple[str, ...],
+    backend: str | None,
     out: Path | None,
 ) -> None:
     """Compares plans at a layer average of 0.22 with the unpruned model in vLLM.
@@ -151,6 +154,8 @@ def main(
     )
     chosen = GEOMETRIES[geometry]
     chosen = replace(chosen, memory=memory or chosen.memory, requests=requests or chosen.requests)
+    if backend is not None:
+        chosen = replace(chosen, options={**chosen.options, "attention_backend": backend})
     plans = {n: p for n, p in chosen.plans.items() if p is None or not names or n in names}
     sizes = [int(n) for n in concurrency.split(",")]
     found = []
@@ -162,11 +167,11 @@ def main(
             if plan is not None:
                 save_plan(plan, path)
             own = {} if plan is None else {"tpcal": {"plan": str(path), "untried": ON_GPU}}
-            found.append(_measure(name, _engine(model, own, chosen, sizes), chosen, sizes))
+            # A process of its own, because engines keep memory of a GPU after their end.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                measured = pool.submit(_measure, name, model, own, chosen, sizes)
+                found.append(measured.result())
             click.echo(_line(found[-1], found[0]))
-            gc.collect()  # before the next engine starts
-            if ON_GPU:
-                torch.cuda.empty_cache()
     for line in _totals(found[0], chosen):
         click.echo(line)
     if out is not None:
@@ -234,7 +239,11 @@ def _engine(model: Path, own: dict[str, Any], geometry: Geometry, sizes: list[in
     )
 
 
-def _measure(name: str, llm: Any, geometry: Geometry, sizes: list[int]) -> Figures:
+def _measure(
+    name: str, model: Path, own: dict[str, Any], geometry: Geometry, sizes: list[int]
+) -> Figures:
+    llm = _engine(model, own, geometry, sizes)
+
     def seconds(n: int, n_answer: int) -> float:
         return min(_seconds(llm, geometry, n, n_answer) for _ in range(geometry.repeats))
 

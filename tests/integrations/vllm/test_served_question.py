@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import served
@@ -11,6 +12,7 @@ from served import BLOCK, DEVICE, PLANS, SMALL_POOL, Engine, Executor, until_end
 
 from tpcal import Plan
 from tpcal.calibrate.embedded import EmbeddedSample, samples
+from tpcal.integrations.vllm import touchpoints
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
@@ -45,6 +47,23 @@ def test_preempted_and_long_answers_are_those_of_the_executor(
     assert engine.counter("num_preemptions") > before[0]
     assert engine.n_waited > before[1]
     assert found.tokens == wanted.tokens
+
+
+def test_no_layer_runs_without_tokens(engine: Engine) -> None:
+    seen: list[int] = []
+
+    def note(layer: Any, args: Any, output: Any) -> None:
+        seen.append(len(output[0]))
+
+    layers = touchpoints.decoder_layers(engine.runner.model)
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    waited = engine.n_waited
+    engine.answers(samples("eval", 1))  # longer than a step, and its question comes last
+    for hook in hooks:
+        hook.remove()
+    assert engine.n_waited > waited
+    assert seen
+    assert 0 not in seen  # of which kernels for GPUs make an error
 
 
 def test_questions_about_the_same_image_do_not_share_what_they_keep(engine: Engine) -> None:
