@@ -30,6 +30,7 @@ from tpcal.calibrate.embedded import FOLDER
 
 SLOWER = 6  # exit code
 ON_GPU = torch.cuda.is_available()
+WITH_GRAPHS = "unpruned, with CUDA graphs"
 _IMAGES = count()
 
 
@@ -133,6 +134,7 @@ class Figures:
     "--concurrency", default="1,8,32", show_default=True, help="Requests that are timed together."
 )
 @click.option("--plan", "names", multiple=True, help="Only this one and the unpruned model.")
+@click.option("--with-graphs", is_flag=True, help="Also the unpruned model with CUDA graphs.")
 @click.option("--attention-backend", "backend", help="vLLM's name of it; its own choice if none.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="File for all figures.")
 def main(
@@ -142,6 +144,7 @@ def main(
     requests: int | None,
     concurrency: str,
     names: tuple[str, ...],
+    with_graphs: bool,
     backend: str | None,
     out: Path | None,
 ) -> None:
@@ -157,6 +160,8 @@ def main(
     if backend is not None:
         chosen = replace(chosen, options={**chosen.options, "attention_backend": backend})
     plans = {n: p for n, p in chosen.plans.items() if p is None or not names or n in names}
+    if with_graphs:
+        plans[WITH_GRAPHS] = None
     sizes = [int(n) for n in concurrency.split(",")]
     found = []
     with TemporaryDirectory() as folder:
@@ -218,15 +223,15 @@ def _save(folder: Path, geometry: Geometry, hidden: int | None) -> None:
     processor.save_pretrained(folder)
 
 
-def _engine(model: Path, own: dict[str, Any], geometry: Geometry, sizes: list[int]) -> Any:
+def _engine(model: Path, own: dict[str, Any], geometry: Geometry, graphs: bool) -> Any:
     from vllm import LLM
 
     return LLM(
         str(model),
         load_format="dummy",
-        enforce_eager=True,
+        enforce_eager=not graphs,
         max_model_len=1024,
-        max_num_seqs=max(geometry.requests, *sizes),
+        max_num_seqs=geometry.requests,
         block_size=32,
         kv_cache_memory_bytes=geometry.memory << 20,
         enable_prefix_caching=False,
@@ -242,7 +247,9 @@ def _engine(model: Path, own: dict[str, Any], geometry: Geometry, sizes: list[in
 def _measure(
     name: str, model: Path, own: dict[str, Any], geometry: Geometry, sizes: list[int]
 ) -> Figures:
-    llm = _engine(model, own, geometry, sizes)
+    graphs = name == WITH_GRAPHS
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(graphs))  # plans take the other one
+    llm = _engine(model, own, replace(geometry, requests=max(geometry.requests, *sizes)), graphs)
 
     def seconds(n: int, n_answer: int) -> float:
         return min(_seconds(llm, geometry, n, n_answer) for _ in range(geometry.repeats))
