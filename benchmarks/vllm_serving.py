@@ -1,37 +1,108 @@
 """What plans save in vLLM: requests at once, KV bytes and time, as ratios to the unpruned model.
 
 Every engine gets a KV cache of the same bytes. Weights are random, because neither memory nor time
-depends on them. Times are processor times of this process, in which the whole engine runs, so that
-other programs on the machine matter little. Needs the environment of `make vllm-env`.
+depends on them. On a CPU, times are processor times of the process in which the whole engine runs,
+so that other programs on the machine matter little; on a GPU they are times by the clock.
+Needs the environment of `make vllm-env`, or a GPU and vLLM's own build.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+import torch
 from PIL import Image
 
 from tpcal import Cut, Plan, save_plan
 from tpcal.calibrate.embedded import FOLDER
 
 SLOWER = 6  # exit code
-N_TEXT, N_ANSWER = 60, 16
-SIDE, PATCH = 192, 8  # 576 visual tokens
-PLANS = {
-    "unpruned": None,
-    "before the decoder": Plan(cuts=(Cut(0, 0.22, "diversity"),)),
-    "inside the decoder": Plan(cuts=(Cut(1, 0.18, "diversity"), Cut(4, 0.055, "diversity"))),
+ON_GPU = torch.cuda.is_available()
+WITH_GRAPHS = "unpruned, with CUDA graphs"
+_IMAGES = count()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A LLaVA of 576 visual tokens, and how it is measured."""
+
+    side: int
+    """Pixels of an image's side."""
+    patch: int
+    question: str
+    n_answer: int
+    """Tokens of an answer."""
+    memory: int
+    """MiB of the KV cache."""
+    requests: int
+    """Requests that are given at once."""
+    plans: Mapping[str, Plan | None]
+    """Those with cuts have a layer average of 0.22."""
+    repeats: int
+    """How often a time is taken; the least counts."""
+    options: Mapping[str, Any]
+    """Options of vLLM."""
+
+
+GEOMETRIES = {
+    "8-layers": Geometry(
+        side=192,
+        patch=8,
+        question="a" * 60,
+        n_answer=16,
+        memory=64,
+        requests=16,
+        plans={
+            "unpruned": None,
+            "before the decoder": Plan(cuts=(Cut(0, 0.22, "diversity"),)),
+            "inside the decoder": Plan(
+                cuts=(Cut(1, 0.18, "diversity"), Cut(4, 0.055, "diversity"))
+            ),
+        },
+        repeats=1,
+        options={"dtype": "float32", "max_num_batched_tokens": 1024},
+    ),
+    "llava-1.5-7b": Geometry(
+        side=336,
+        patch=14,
+        question=" ".join(["left"] * 60),
+        n_answer=32,
+        memory=8192,
+        requests=96,
+        plans={
+            "unpruned": None,
+            "before the decoder": Plan(cuts=(Cut(0, 0.22, "diversity"),)),
+            "inside the decoder": Plan(
+                cuts=(
+                    Cut(4, 0.3, "diversity"),
+                    Cut(8, 0.12, "diversity"),
+                    Cut(16, 0.055, "diversity"),
+                )
+            ),
+            "inside, by attention": Plan(
+                cuts=(
+                    Cut(4, 0.3, "attention"),
+                    Cut(8, 0.12, "attention"),
+                    Cut(16, 0.055, "attention"),
+                )
+            ),
+        },
+        repeats=2,
+        options={"dtype": "bfloat16", "max_num_batched_tokens": 8192},
+    ),
 }
-"""Both plans have a layer average of 0.22 at 8 layers."""
 
 
 @dataclass
@@ -44,21 +115,39 @@ class Figures:
     kv_bytes: int
     """Bytes of the KV blocks of one request after its prefill."""
     preemptions: int
+    requests_per_s: float
+    """Of the requests that were given at once."""
     prefill_s: dict[int, float]
-    """Processor seconds until the first token of all requests, by their number."""
+    """Seconds until the first token of all requests, by their number."""
     answer_s: dict[int, float]
-    """Processor seconds until the last token of all requests, by their number."""
+    """Seconds until the last token of all requests, by their number."""
 
 
 @click.command()
-@click.option("--hidden", default=512, show_default=True, help="Width of the decoder.")
-@click.option("--memory", default=64, show_default=True, help="MiB of the KV cache.")
-@click.option("--requests", default=16, show_default=True, help="Requests that are given at once.")
+@click.option(
+    "--geometry", type=click.Choice(list(GEOMETRIES)), default="8-layers", show_default=True
+)
+@click.option("--hidden", default=512, show_default=True, help="Width of the decoder of 8 layers.")
+@click.option("--memory", type=int, help="MiB of the KV cache.")
+@click.option("--requests", type=int, help="Requests that are given at once.")
 @click.option(
     "--concurrency", default="1,8,32", show_default=True, help="Requests that are timed together."
 )
+@click.option("--plan", "names", multiple=True, help="Only this one and the unpruned model.")
+@click.option("--with-graphs", is_flag=True, help="Also the unpruned model with CUDA graphs.")
+@click.option("--attention-backend", "backend", help="vLLM's name of it; its own choice if none.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="File for all figures.")
-def main(hidden: int, memory: int, requests: int, concurrency: str, out: Path | None) -> None:
+def main(
+    geometry: str,
+    hidden: int,
+    memory: int | None,
+    requests: int | None,
+    concurrency: str,
+    names: tuple[str, ...],
+    with_graphs: bool,
+    backend: str | None,
+    out: Path | None,
+) -> None:
     """Compares plans at a layer average of 0.22 with the unpruned model in vLLM.
 
     Exits with 6 if a plan is slower than the unpruned model at any concurrency.
@@ -66,17 +155,29 @@ def main(hidden: int, memory: int, requests: int, concurrency: str, out: Path | 
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind", HF_HUB_OFFLINE="1"
     )
+    chosen = GEOMETRIES[geometry]
+    chosen = replace(chosen, memory=memory or chosen.memory, requests=requests or chosen.requests)
+    if backend is not None:
+        chosen = replace(chosen, options={**chosen.options, "attention_backend": backend})
+    plans = {n: p for n, p in chosen.plans.items() if p is None or not names or n in names}
+    if with_graphs:
+        plans[WITH_GRAPHS] = None
+    sizes = [int(n) for n in concurrency.split(",")]
     found = []
     with TemporaryDirectory() as folder:
-        model = _model(Path(folder) / "model", hidden)
-        for name, plan in PLANS.items():
+        model = Path(folder) / "model"
+        _save(model, chosen, hidden if geometry == "8-layers" else None)
+        for name, plan in plans.items():
             path = Path(folder) / "plan.yaml"
             if plan is not None:
                 save_plan(plan, path)
-            own = {} if plan is None else {"tpcal": {"plan": str(path)}}
-            sizes = [int(n) for n in concurrency.split(",")]
-            found.append(_measure(name, model, own, memory << 20, requests, sizes))
-    for line in _lines(found):
+            own = {} if plan is None else {"tpcal": {"plan": str(path), "untried": ON_GPU}}
+            # A process of its own, because engines keep memory of a GPU after their end.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                measured = pool.submit(_measure, name, model, own, chosen, sizes)
+                found.append(measured.result())
+            click.echo(_line(found[-1], found[0]))
+    for line in _totals(found[0], chosen):
         click.echo(line)
     if out is not None:
         out.write_text(json.dumps([asdict(figures) for figures in found], indent=1))
@@ -87,72 +188,104 @@ def main(hidden: int, memory: int, requests: int, concurrency: str, out: Path | 
         sys.exit(SLOWER)
 
 
-def _model(folder: Path, hidden: int) -> Path:
-    """A folder with a LLaVA of 8 layers, without weights."""
-    from transformers import AutoConfig, AutoProcessor
+def _save(folder: Path, geometry: Geometry, hidden: int | None) -> None:
+    """Saves a LLaVA without weights: of 8 layers and this width, or of LLaVA-1.5-7B's size."""
+    from transformers import AutoConfig, AutoProcessor, CLIPVisionConfig, LlamaConfig
 
     config = AutoConfig.from_pretrained(FOLDER)
-    config.image_seq_length = (SIDE // PATCH) ** 2
-    config.vision_config.image_size = SIDE
+    config.image_seq_length = (geometry.side // geometry.patch) ** 2
     text = config.text_config
-    text.hidden_size, text.intermediate_size, text.head_dim = hidden, hidden * 11 // 4, 64
-    text.num_attention_heads = text.num_key_value_heads = hidden // 64
+    if hidden is None:
+        config.text_config = LlamaConfig(
+            vocab_size=32064,
+            rms_norm_eps=text.rms_norm_eps,
+            max_position_embeddings=4096,
+            **{name: getattr(text, name) for name in ("bos_token_id", "eos_token_id")},
+        )
+        config.vision_config = CLIPVisionConfig(  # the large tower
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            projection_dim=768,
+        )
+        config.vision_feature_layer = -2
+    else:
+        text.hidden_size, text.intermediate_size, text.head_dim = hidden, hidden * 11 // 4, 64
+        text.num_attention_heads = text.num_key_value_heads = hidden // 64
+    config.vision_config.image_size = geometry.side
+    config.vision_config.patch_size = geometry.patch
     config.save_pretrained(folder)
     processor = AutoProcessor.from_pretrained(FOLDER)
-    size = {"height": SIDE, "width": SIDE}
+    size = {"height": geometry.side, "width": geometry.side}
     processor.image_processor.size = processor.image_processor.crop_size = size
+    processor.patch_size = geometry.patch
     processor.save_pretrained(folder)
-    return folder
 
 
-def _measure(
-    name: str, model: Path, own: dict[str, Any], memory: int, requests: int, sizes: list[int]
-) -> Figures:
+def _engine(model: Path, own: dict[str, Any], geometry: Geometry, graphs: bool) -> Any:
     from vllm import LLM
 
-    llm: Any = LLM(
+    return LLM(
         str(model),
         load_format="dummy",
-        dtype="float32",
-        enforce_eager=True,
+        enforce_eager=not graphs,
         max_model_len=1024,
-        max_num_seqs=max(requests, *sizes),
-        max_num_batched_tokens=1024,
+        max_num_seqs=geometry.requests,
         block_size=32,
-        kv_cache_memory_bytes=memory,
+        kv_cache_memory_bytes=geometry.memory << 20,
         enable_prefix_caching=False,
+        limit_mm_per_prompt={"image": 1},
+        gpu_memory_utilization=0.3,  # what must be free; the cache has the bytes above
         distributed_executor_backend="uni",
         disable_log_stats=False,
         additional_config=own,
+        **geometry.options,
     )
-    _seconds(llm, 1, 1)  # warms up
-    prefill = {n: _seconds(llm, n, 1) for n in sizes}
-    answer = {n: _seconds(llm, n, N_ANSWER) for n in sizes}
+
+
+def _measure(
+    name: str, model: Path, own: dict[str, Any], geometry: Geometry, sizes: list[int]
+) -> Figures:
+    graphs = name == WITH_GRAPHS
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(graphs))  # plans take the other one
+    llm = _engine(model, own, replace(geometry, requests=max(geometry.requests, *sizes)), graphs)
+
+    def seconds(n: int, n_answer: int) -> float:
+        return min(_seconds(llm, geometry, n, n_answer) for _ in range(geometry.repeats))
+
+    _seconds(llm, geometry, 1, 2)  # warms up
+    prefill = {n: seconds(n, 1) for n in sizes}
+    answer = {n: seconds(n, geometry.n_answer) for n in sizes}
     before = _n_preemptions(llm)
-    most, held = _together(llm, requests)
-    preemptions = _n_preemptions(llm)
-    del llm
-    gc.collect()
-    return Figures(name, most, held, int(preemptions - before), prefill, answer)
+    start = _clock()
+    most, held = _together(llm, geometry)
+    rate = geometry.requests / (_clock() - start)
+    preemptions = _n_preemptions(llm) - before
+    return Figures(name, most, held, int(preemptions), rate, prefill, answer)
+
+
+def _clock() -> float:
+    return time.perf_counter() if ON_GPU else time.process_time()
 
 
 def _n_preemptions(llm: Any) -> float:
     return float(next(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions"))
 
 
-def _seconds(llm: Any, n: int, n_answer: int) -> float:
-    """Processor seconds until ``n`` requests have ``n_answer`` tokens each."""
-    _give(llm, n, n_answer)
-    start = time.process_time()
+def _seconds(llm: Any, geometry: Geometry, n: int, n_answer: int) -> float:
+    """Seconds until ``n`` requests have ``n_answer`` tokens each."""
+    _give(llm, geometry, n, n_answer)
+    start = _clock()
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
-    return time.process_time() - start
+    return _clock() - start
 
 
-def _together(llm: Any, n: int) -> tuple[int, int]:
+def _together(llm: Any, geometry: Geometry) -> tuple[int, int]:
     """Largest number of requests that answer together, and the KV bytes of one of them."""
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    _give(llm, n, n_answer=N_ANSWER)
+    _give(llm, geometry, geometry.requests, geometry.n_answer)
     most = held = 0
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
@@ -171,18 +304,19 @@ def _bytes(manager: Any, request: str) -> int:
     return int(n_blocks * n_layers * groups[0].kv_cache_spec.page_size_bytes)
 
 
-def _give(llm: Any, n: int, n_answer: int) -> None:
-    """Gives ``n`` requests with different images."""
+def _give(llm: Any, geometry: Geometry, n: int, n_answer: int) -> None:
+    """Gives ``n`` requests, each with an image that was never given before."""
     from vllm import SamplingParams
 
     params = SamplingParams(
         temperature=0, max_tokens=n_answer, min_tokens=n_answer, ignore_eos=True
     )
-    for number in range(n):
-        image = Image.new("RGB", (SIDE, SIDE), (number % 256, n % 256, n_answer))
-        text = f"USER: <image>\n{'a' * N_TEXT} ASSISTANT:"
+    for _ in range(n):
+        number = next(_IMAGES)
+        image = Image.new("RGB", (geometry.side,) * 2, (number % 256, number // 256, n_answer))
+        text = f"USER: <image>\n{geometry.question} ASSISTANT:"
         given = {"prompt": text, "multi_modal_data": {"image": image}}
-        llm.llm_engine.add_request(f"{n}-{n_answer}-{number}", given, params)
+        llm.llm_engine.add_request(str(number), given, params)
 
 
 def _slower(figures: Figures, full: Figures) -> list[str]:
@@ -197,21 +331,24 @@ def _slower(figures: Figures, full: Figures) -> list[str]:
     ]
 
 
-def _lines(found: list[Figures]) -> list[str]:
-    full = found[0]
-    lines = ["plan | requests at once | KV bytes of a request | preemptions | prefill | tokens/s"]
-    for f in found:
-        times = ", ".join(f"{f.prefill_s[n] / s:.2f} at {n}" for n, s in full.prefill_s.items())
-        rates = ", ".join(f"{s / f.answer_s[n]:.2f} at {n}" for n, s in full.answer_s.items())
-        lines.append(
-            f"{f.plan} | {f.requests_at_once} | {f.kv_bytes:,} "
-            f"({f.kv_bytes / full.kv_bytes:.2f}) | {f.preemptions} | {times} | {rates}"
-        )
-    seconds = ", ".join(f"{s:.2f} s at {n}" for n, s in full.prefill_s.items())
-    per_s = ", ".join(f"{n * N_ANSWER / s:.1f} at {n}" for n, s in full.answer_s.items())
+def _line(f: Figures, full: Figures) -> str:
+    times = ", ".join(f"{f.prefill_s[n] / s:.2f} at {n}" for n, s in full.prefill_s.items())
+    rates = ", ".join(f"{s / f.answer_s[n]:.2f} at {n}" for n, s in full.answer_s.items())
+    return (
+        f"{f.plan} | {f.requests_at_once} at once | {f.kv_bytes:,} KV bytes of a request "
+        f"({f.kv_bytes / full.kv_bytes:.2f}) | {f.preemptions} preemptions | "
+        f"{f.requests_per_s:.2f} requests/s ({f.requests_per_s / full.requests_per_s:.2f}) | "
+        f"prefill {times} | tokens/s {rates}"
+    )
+
+
+def _totals(full: Figures, geometry: Geometry) -> list[str]:
+    seconds = ", ".join(f"{s:.3f} s at {n}" for n, s in full.prefill_s.items())
+    n_answer = geometry.n_answer
+    per_s = ", ".join(f"{n * n_answer / s:.1f} at {n}" for n, s in full.answer_s.items())
+    kind = "times by the clock" if ON_GPU else "processor times"
     return [
-        *lines,
-        f"Prefill and tokens/s are ratios, of processor times. Unpruned prefill: {seconds}.",
+        f"Prefill and tokens/s are ratios, of {kind}. Unpruned prefill: {seconds}.",
         f"Unpruned tokens per second of the whole request: {per_s}.",
     ]
 

@@ -28,6 +28,14 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 """What vLLM reads when it is imported."""
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+"""Where both vLLM and the executor run."""
+OF_GPUS = {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.4}
+"""Options with which an engine leaves room for the executor, and holds what it does on a CPU."""
+if ON_GPU:  # Float32 is to mean the same in both, so that their choices can be compared.
+    ENVIRONMENT["TRITON_F32_DEFAULT"] = "ieee"
+    torch.backends.cudnn.allow_tf32 = False
 N_TOKENS = 8
 """Longest answer that is compared."""
 PLANS = {
@@ -103,7 +111,8 @@ class Executor:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=dtype).eval()
+        model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=dtype)
+        self.model = model.eval().to(DEVICE)
         self.processor = AutoProcessor.from_pretrained(FOLDER)
         self.processor.tokenizer.padding_side = "left"
 
@@ -120,7 +129,7 @@ class Executor:
                     text=[prompt(s.question) for s in part],
                     return_tensors="pt",
                     padding=True,
-                )
+                ).to(DEVICE)
                 inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
                 output = self.model.generate(
                     **inputs, do_sample=False, max_new_tokens=n_tokens, **how
@@ -168,9 +177,11 @@ class Engine:
             "distributed_executor_backend": "uni",
             "disable_log_stats": False,
             "limit_mm_per_prompt": {"image": 3},
+            **(OF_GPUS if ON_GPU else {}),
             **options,
         }
-        own = {} if plan is None else {"additional_config": {"tpcal": {"plan": str(plan)}}}
+        settings = {"plan": str(plan), "untried": ON_GPU}
+        own = {} if plan is None else {"additional_config": {"tpcal": settings}}
         self.llm: Any = LLM(str(model), **chosen, **own)
 
     @property

@@ -36,6 +36,8 @@ def register() -> None:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Read first: a plan that cannot be read should not wait for the model's config.
         found = server_settings.read(self.additional_config or {})
+        if found is not None:
+            touchpoints.prefer_v1_runner()
         config = plain(self, *args, **kwargs)
         if found is not None:
             prepare(config, found)

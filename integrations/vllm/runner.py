@@ -7,6 +7,7 @@ decoder layers also gather the tokens that are left.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,7 +68,9 @@ class PlanForward:
         self._runner = runner
         self._layers = touchpoints.decoder_layers(runner.model)
         self._cuts = prepare(plan.cuts, plan.round_to)
-        self._groups = touchpoints.layer_groups(runner, stages_of(plan, len(self._layers)))
+        self._groups: dict[int, list[touchpoints.LayerGroup]] = defaultdict(list)
+        for group in touchpoints.layer_groups(runner, stages_of(plan, len(self._layers))):
+            self._groups[group.stage].append(group)
         self._waiting: dict[str, States] = {}
         self._reads_question = reads_question(plan)
         self._read = {
@@ -87,12 +90,9 @@ class PlanForward:
             forward: Runs the model.
         """
         chunks = self._chunks()
-        by_stage = {
-            stage: StageFields.of(self.plan, stage, chunks)
-            for stage in {group.stage for group in self._groups}
-        }
-        for group in self._groups:
-            touchpoints.set_fields(self._runner, context, group, by_stage[group.stage])
+        for stage, groups in self._groups.items():
+            fields = StageFields.of(self.plan, stage, chunks)
+            touchpoints.set_fields(self._runner, context, groups, fields)
         for gone in set(self._waiting) - set(self._runner.requests):
             del self._waiting[gone]
         if not any(chunk.has_visual for chunk in chunks):
@@ -100,7 +100,11 @@ class PlanForward:
         step = PruningStep(self.plan, self._cuts, chunks, self._waiting, self._reader)
         context.skip_compiled = True  # a compiled model has no layers to hook
         with self._hooked(step):
-            return step.full_length(forward())
+            try:
+                states = forward()
+            except _NoTokensLeft as left:
+                states = left.states
+        return step.full_length(states)
 
     def _chunks(self) -> list[Chunk]:
         return [
@@ -130,6 +134,15 @@ class PlanForward:
                 hook.remove()
 
 
+class _NoTokensLeft(Exception):
+    """All tokens of a step wait or were dropped. Kernels for GPUs do not take 0 tokens."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+        """[0, D]."""
+
+
 _NAMES = ("positions", "hidden_states", "residual")
 
 
@@ -141,6 +154,8 @@ def _before(layer: int, step: PruningStep) -> Callable[..., Any]:
         found = step.before_layer(
             layer, named["positions"], named["hidden_states"], named.get("residual")
         )
+        if not len(found[1]):
+            raise _NoTokensLeft(found[1])
         others = {name: value for name, value in given.items() if name not in _NAMES}
         return (*found, *args[len(_NAMES) :]), others
 

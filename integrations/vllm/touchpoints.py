@@ -7,6 +7,7 @@ moved. The modules that subclass vLLM's classes override methods that are listed
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -196,6 +197,14 @@ def after_each_request(call: Callable[[Any, Any], None]) -> None:
     InputProcessor.process_inputs = process_inputs
 
 
+def prefer_v1_runner() -> None:
+    """Makes servers of this process use the V1 model runner, unless their user chose another.
+
+    GPUs use the V2 runner by default, and all processes of a server decide by this variable.
+    """
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+
 def block_managers(scheduler: Any) -> Sequence[Any]:
     """What gives out the blocks of each KV cache group."""
     found: Sequence[Any] = scheduler.kv_cache_manager.coordinator.single_type_managers
@@ -356,40 +365,62 @@ def _attention_groups(runner: Any) -> Iterator[tuple[int, Any]]:
             yield number, group
 
 
-def set_fields(runner: Any, context: Any, group: LayerGroup, fields: StageFields) -> None:
-    """Gives the layers of a group the metadata for the tokens that their stage runs and holds.
+def set_fields(
+    runner: Any, context: Any, groups: Sequence[LayerGroup], fields: StageFields
+) -> None:
+    """Gives the layers of a stage the metadata for the tokens that the stage runs and holds.
+
+    A stage that runs no token is left alone, because its layers do not run (`PlanForward`).
 
     Args:
         runner: The model runner.
         context: The forward context of the step.
-        group: The layers.
-        fields: What their stage runs and holds.
+        groups: The layers of the stage.
+        fields: What the stage runs and holds.
     """
+    if not len(fields.index):
+        return
+    owner, index, starts, lengths = (
+        _sent(array, runner.device)
+        for array in (fields.owner, fields.index, fields.query_starts, fields.lengths)
+    )
+    for group in groups:
+        table = runner.input_batch.block_table[group.number]
+        rows = table.get_device_tensor(len(fields.n_new))
+        block = rows[owner, index // table.block_size].long()
+        slots = block * table.block_size + index % table.block_size
+        _set_metadata(context, group, _common(fields, rows, slots, starts, lengths))
+
+
+def _common(
+    fields: StageFields, rows: Tensor, slots: Tensor, starts: Tensor, lengths: Tensor
+) -> Any:
     from vllm.v1.attention.backend import CommonAttentionMetadata
 
-    table = runner.input_batch.block_table[group.number]
-    rows = table.get_device_tensor(len(fields.n_new))
-
-    def moved(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(rows.device)
-
-    owner, index = moved(fields.owner), moved(fields.index)
-    block = rows[owner, index // table.block_size].long()
-    slots = block * table.block_size + index % table.block_size
-    starts = torch.from_numpy(fields.query_starts)
-    common = CommonAttentionMetadata(
-        query_start_loc=starts.to(rows.device),
-        query_start_loc_cpu=starts,
-        seq_lens=moved(fields.lengths),
+    return CommonAttentionMetadata(
+        query_start_loc=starts,
+        query_start_loc_cpu=torch.from_numpy(fields.query_starts),
+        seq_lens=lengths,
         num_reqs=len(fields.n_new),
-        num_actual_tokens=len(fields.index),
+        num_actual_tokens=len(slots),
         max_query_len=int(fields.n_new.max()),
         max_seq_len=int(fields.lengths.max()),
         block_table_tensor=rows,
         slot_mapping=slots,
         causal=True,
     )
+
+
+def _set_metadata(context: Any, group: LayerGroup, common: Any) -> None:
     metadata = group.builder().build(0, common)
     for name in group.names:
         context.attn_metadata[name] = metadata
-        context.slot_mapping[name] = slots
+        context.slot_mapping[name] = common.slot_mapping
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on the device; a GPU need not have finished its earlier work."""
+    host = torch.from_numpy(array)
+    if device.type == "cpu":
+        return host
+    return host.pin_memory().to(device, non_blocking=True)

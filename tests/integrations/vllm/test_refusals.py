@@ -42,6 +42,17 @@ def test_a_plan_brings_its_worker_and_scheduler(tmp_path: Path) -> None:
     assert config.scheduler_config.scheduler_cls.startswith("tpcal.integrations.vllm.scheduler.")
 
 
+def test_a_plan_takes_the_v1_runner_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER")
+    _config(PLANS["three cuts"], tmp_path, {"off": True})
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in os.environ
+    _config(PLANS["three cuts"], tmp_path)
+    assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+
+
 @pytest.mark.parametrize("own", [{"off": True}, None])
 def test_without_a_plan_vllm_is_left_alone(
     own: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import served
-from served import BLOCK, PLANS, SMALL_POOL, Engine, Executor, until_end
+from served import BLOCK, DEVICE, PLANS, SMALL_POOL, Engine, Executor, until_end
 
 from tpcal import Plan
 from tpcal.calibrate.embedded import EmbeddedSample, samples
+from tpcal.integrations.vllm import touchpoints
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
@@ -45,6 +47,23 @@ def test_preempted_and_long_answers_are_those_of_the_executor(
     assert engine.counter("num_preemptions") > before[0]
     assert engine.n_waited > before[1]
     assert found.tokens == wanted.tokens
+
+
+def test_no_layer_runs_without_tokens(engine: Engine) -> None:
+    seen: list[int] = []
+
+    def note(layer: Any, args: Any, output: Any) -> None:
+        seen.append(len(output[0]))
+
+    layers = touchpoints.decoder_layers(engine.runner.model)
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    waited = engine.n_waited
+    engine.answers(samples("eval", 1))  # longer than a step, and its question comes last
+    for hook in hooks:
+        hook.remove()
+    assert engine.n_waited > waited
+    assert seen
+    assert 0 not in seen  # of which kernels for GPUs make an error
 
 
 def test_questions_about_the_same_image_do_not_share_what_they_keep(engine: Engine) -> None:
@@ -106,7 +125,7 @@ def test_one_image_of_two_is_chosen_from_as_in_the_executor(
     text, images = served.prompt(first.question, n_images=2), [first.image, second.image]
     engine.generate([(text, images)])
     (kept,) = engine.kept.values()  # both images at the first cut, then both at the second
-    inputs = executor.processor(images=images, text=text, return_tensors="pt")
+    inputs = executor.processor(images=images, text=text, return_tensors="pt").to(DEVICE)
     with tpcal.apply(executor.model, plan) as handle, torch.inference_mode():
         executor.model.generate(**inputs, do_sample=False, max_new_tokens=2)
         assert handle.last is not None

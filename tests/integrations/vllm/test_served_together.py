@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import served
 import torch
-from served import BLOCK, PLANS, SMALL_POOL, Engine, Executor, until_end
+from served import BLOCK, DEVICE, PLANS, SMALL_POOL, Engine, Executor, until_end
 
 from tpcal import Plan
 from tpcal.calibrate.embedded import EmbeddedSample, samples
@@ -113,7 +113,8 @@ def test_every_image_of_a_prompt_keeps_its_own_share(engine: Engine, executor: E
     text = served.prompt(first.question, n_images=2)
     engine.generate([(text, [first.image, second.image])])
     (kept,) = engine.kept.values()  # three cuts of the first image, then of the second
-    inputs = executor.processor(images=[first.image, second.image], text=text, return_tensors="pt")
+    pair = [first.image, second.image]
+    inputs = executor.processor(images=pair, text=text, return_tensors="pt").to(DEVICE)
     with torch.inference_mode():
         states = executor.model(**inputs, output_hidden_states=True).hidden_states[2][0]
     places = (inputs["input_ids"][0] == executor.model.config.image_token_id).nonzero()[:, 0]
@@ -122,7 +123,7 @@ def test_every_image_of_a_prompt_keeps_its_own_share(engine: Engine, executor: E
         ranks = np.arange(144)
         image = ImageColumns(start + ranks, ranks, 144, 72)
         tokens, _ = tokens_of([image], 2, states)
-        chosen = create("diversity").select(tokens, torch.tensor([72]))[0]
+        chosen = create("diversity").select(tokens, torch.tensor([72], device=DEVICE))[0]
         assert kept[3 * number] == tuple(chosen.nonzero()[:, 0].tolist())
 
 
@@ -149,7 +150,7 @@ def test_a_prompt_that_ends_with_an_image_is_served_unpruned(
     sample = samples("eval", 1, seed=5)[0]
     text = f"USER: {sample.question}<image>"
     (found,) = _tokens(engine.generate([(text, [sample.image])]))
-    inputs = executor.processor(images=[sample.image], text=[text], return_tensors="pt")
+    inputs = executor.processor(images=[sample.image], text=[text], return_tensors="pt").to(DEVICE)
     output = executor.model.generate(**inputs, do_sample=False, max_new_tokens=served.N_TOKENS)
     assert found == until_end(output[0, inputs["input_ids"].shape[1] :].tolist())
     assert not engine.kept
