@@ -57,6 +57,14 @@ def allowed(
     return max(_TIMES * moved, eps * float(logits.abs().max()))
 
 
+def is_coarse(device: torch.device) -> bool:
+    """Whether a device may multiply float32 in a format of fewer bits, as a GPU does in TF32."""
+    if device.type == "cpu":
+        return False
+    precise = torch.get_float32_matmul_precision() == "highest"
+    return device.type != "cuda" or not precise or torch.backends.cudnn.allow_tf32
+
+
 def distance(one: Tensor, two: Tensor) -> float:
     """Largest absolute difference; nan if either contains nan, 0 between empty tensors.
 
