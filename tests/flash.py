@@ -48,7 +48,9 @@ def kernel(
     """FlashAttention-2 on a GPU, for heads of any width."""
     width, value_width = q.shape[-1], v.shape[-1]
     wide = -(-max(width, value_width) // 8) * 8  # the kernel takes multiples of 8
-    padded = (nn.functional.pad(part, (0, wide - part.shape[-1])).contiguous() for part in (q, k, v))
+    padded = (
+        nn.functional.pad(part, (0, wide - part.shape[-1])).contiguous() for part in (q, k, v)
+    )
     ops: Any = torch.ops.aten
     return ops._flash_attention_forward(
         *padded,
@@ -79,7 +81,9 @@ def flash_attn_func(
     """
     n_queries, n_keys = q.shape[1], k.shape[1]
     if has_kernel(q) and not softcap:
-        return kernel(q, k, v, Lengths(None, None, n_queries, n_keys), softmax_scale, causal, window_size)
+        return kernel(
+            q, k, v, Lengths(None, None, n_queries, n_keys), softmax_scale, causal, window_size
+        )
     k, v = (part.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for part in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float())
     scores = scores * (q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale)

@@ -15,9 +15,7 @@ from torch import Tensor
 from tpcal.plans.laws import Case
 
 
-def case(
-    name: str, attn: str, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Case:
+def case(name: str, attn: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Case:
     """The tiny model of an architecture with its prompts, made anew, on a device."""
     try:
         made: Case = import_module(f"tiny.{name}").build(attn)
@@ -58,6 +56,4 @@ def waits(device: torch.device) -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found += [
-        f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA" in str(w.message)
-    ]
+    found += [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA" in str(w.message)]

@@ -12,7 +12,7 @@ import torch
 from tpcal.plans.laws import LAWS
 from tpcal.plans.laws.trial import Trial
 
-pytestmark = [pytest.mark.gpu, pytest.mark.fast]
+pytestmark = pytest.mark.gpu
 
 LAW = {law.name: law for law in LAWS}
 WHOLE = ("llava", "qwen2_5_vl")

@@ -18,7 +18,7 @@ from tpcal.plans.executor.handle import apply
 from tpcal.plans.plan_records import Condition, Cut, Plan
 from tpcal.plans.selectors import min_layer, names
 
-pytestmark = [pytest.mark.gpu, pytest.mark.fast]
+pytestmark = pytest.mark.gpu
 
 PROMPTS = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
@@ -151,9 +151,7 @@ def test_layers_whose_weights_wait_on_the_cpu_give_the_same_tokens(
     parts = ("vision_tower", "multi_modal_projector", "language_model.embed_tokens")
     places: dict[str, Any] = {f"model.{part}": here for part in parts}
     places |= {f"model.language_model.{part}": here for part in ("norm", "rotary_emb")}
-    places |= {
-        f"model.language_model.layers.{at}": here if at < 5 else "cpu" for at in range(8)
-    }
+    places |= {f"model.language_model.layers.{at}": here if at < 5 else "cpu" for at in range(8)}
     other = accelerate.dispatch_model(other, {**places, "lm_head": here}, force_hooks=True)
     with apply(model, PLAN):
         wanted = model.generate(**inputs, **STEPS)

@@ -17,7 +17,7 @@ from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.plan_records import Cut, Plan
 
-pytestmark = [pytest.mark.gpu, pytest.mark.fast]
+pytestmark = pytest.mark.gpu
 
 LAW = {law.name: law for law in LAWS}
 TRIED = (

@@ -18,7 +18,7 @@ from tpcal.plans.selectors.base import Tokens, read_counts
 from tpcal.plans.selectors.cdpruner import greedy_map
 from tpcal.plans.selectors.diversity import max_min, max_sum
 
-pytestmark = [pytest.mark.gpu, pytest.mark.fast]
+pytestmark = pytest.mark.gpu
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in names()),
@@ -181,7 +181,9 @@ def test_launches_are_those_that_the_emulated_gpu_counts(
     selector.select(seen, asked)
     fused = launched(lambda: selector.select(seen, asked))
     loops = [kernel for kernel in fused if any(kernel.startswith(k) for k in FUSED.values())]
-    print(f"launches of {name} {params}: {len(plain)} plain, {len(fused)} fused, {expected} emulated")
+    print(
+        f"launches of {name} {params}: {len(plain)} plain, {len(fused)} fused, {expected} emulated"
+    )
     record_property("launches", (len(plain), len(fused), expected))
     # One operation may launch several kernels, a sort for instance.
     assert 0.7 * expected <= len(plain) <= 4 * expected
