@@ -59,10 +59,11 @@ def allowed(
 
 def is_coarse(device: torch.device) -> bool:
     """Whether a device may multiply float32 in a format of fewer bits, as a GPU does in TF32."""
-    if device.type == "cpu":
-        return False
-    precise = torch.get_float32_matmul_precision() == "highest"
-    return device.type != "cuda" or not precise or torch.backends.cudnn.allow_tf32
+    if device.type != "cuda":
+        return device.type != "cpu"
+    # Both kinds of settings that torch has for it, by number and by name, are read here.
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    return any(setting.fp32_precision == "tf32" for setting in settings)
 
 
 def distance(one: Tensor, two: Tensor) -> float:

@@ -48,4 +48,6 @@ def test_the_law_holds_with_eager_attention(gpu: torch.device, name: str, law: s
 @pytest.mark.parametrize(("name", "law"), pairs(WHOLE, HALF) + pairs(OTHERS, MAIN))
 def test_the_law_holds_in_bfloat16(gpu: torch.device, name: str, law: str) -> None:
     verdict = LAW[law].judge(trial(name, "sdpa", gpu, torch.bfloat16))
+    if verdict.holds is None and law not in MAIN:
+        pytest.skip(verdict.detail)  # the unpruned model itself rounds too coarsely
     assert verdict.holds, verdict.detail

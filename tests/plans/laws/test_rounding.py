@@ -108,9 +108,10 @@ def test_float32_is_exact_on_a_gpu_that_does_not_multiply_it_as_tf32(monkeypatch
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert not is_coarse(gpu)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-        assert is_coarse(gpu)
+    torch.set_float32_matmul_precision("high")
+    assert is_coarse(gpu)
+    torch.set_float32_matmul_precision("highest")
+    assert not is_coarse(gpu)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert is_coarse(gpu)
     assert is_coarse(torch.device("mps"))
