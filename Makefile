@@ -69,7 +69,7 @@ test-vllm:
 # On a machine with a CUDA device, in an environment that holds torch for it: make test-gpu PYTHON=python3.
 # Warnings of the device's own releases of packages are no errors. OPTIONS="--gpu-device cpu" tries the tests without a GPU.
 test-gpu:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m gpu --numprocesses 4 --dist loadfile -o filterwarnings=default $(OPTIONS) $(wildcard tests/*_gpu.py tests/*/*_gpu.py tests/*/*/*_gpu.py)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m gpu --numprocesses logical --maxprocesses 6 --dist loadfile -o filterwarnings=default $(OPTIONS) $(wildcard tests/*_gpu.py tests/*/*_gpu.py tests/*/*/*_gpu.py)
 
 # Measures anew which tests are slow; the file decides what make test-fast runs.
 test-times: $(READY)

@@ -67,8 +67,10 @@ def there(tokens: Tokens, device: torch.device) -> Tokens:
     return replace(tokens, **{n: x.to(device) for n, x in given.items() if isinstance(x, Tensor)})
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "fused"),
+    [(torch.float64, True), (torch.float32, True), (torch.bfloat16, True), (torch.float32, False)],
+)
 @NAMED
 def test_choices_are_those_of_the_cpu(
     gpu: torch.device,
@@ -76,8 +78,8 @@ def test_choices_are_those_of_the_cpu(
     batch: Callable[[torch.dtype], tuple[Tokens, Tensor]],
     name: str,
     params: dict[str, Any],
-    fused: bool,
     dtype: torch.dtype,
+    fused: bool,
 ) -> None:
     monkeypatch.setattr(_fused, "ENABLED", fused and _fused.ENABLED)
     (tokens, wanted), selector = batch(dtype), create(name, params)
@@ -95,8 +97,10 @@ def test_choices_are_those_of_the_cpu(
         torch.testing.assert_close(merged.cpu()[plain], exact[plain], rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n_tokens", [36, 144, 576, 2880])
+@pytest.mark.parametrize(
+    ("n_tokens", "dtype"),
+    [(36, torch.float64), *((n, torch.float32) for n in (36, 144, 576, 2880))],
+)
 def test_kernels_pick_what_the_loops_pick(
     gpu: torch.device, monkeypatch: pytest.MonkeyPatch, n_tokens: int, dtype: torch.dtype
 ) -> None:
