@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-floors | test-versions | test-vllm | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner MODEL=NAME | evidence MODEL=NAME. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-fast | test-all | test-floors | test-versions | test-vllm | test-gpu | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner MODEL=NAME | evidence MODEL=NAME. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -14,7 +14,7 @@ VLLM = $(VENV)/vllm
 # Minor releases of transformers that make test-versions tries: the floor, one in the middle, the newest that plans/executor/compat.py names.
 VERSIONS = 5.10 5.20 5.24
 
-.PHONY: demo test test-fast test-all test-floors test-versions vllm-env test-vllm test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner evidence
+.PHONY: demo test test-fast test-all test-floors test-versions vllm-env test-vllm test-gpu test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner evidence
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,11 @@ vllm-env:
 # Plans in vLLM, on its CPU backend: 20 minutes or more on one core, after make vllm-env.
 test-vllm:
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm -W ignore -o filterwarnings=default tests/integrations/vllm
+
+# On a machine with a CUDA device, in an environment that holds torch for it: make test-gpu PYTHON=python3.
+# Warnings of the device's own releases of packages are no errors. OPTIONS="--gpu-device cpu" tries the tests without a GPU.
+test-gpu:
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m gpu --numprocesses logical --maxprocesses 6 --dist loadfile -o filterwarnings=default $(OPTIONS) $(wildcard tests/*_gpu.py tests/*/*_gpu.py tests/*/*/*_gpu.py)
 
 # Measures anew which tests are slow; the file decides what make test-fast runs.
 test-times: $(READY)

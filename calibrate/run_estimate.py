@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tpcal.calibrate import probe_grid
+from tpcal.calibrate.bench.token_times import now
 from tpcal.calibrate.inputs.memory_guard import memory_guard
-from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.models import Loaded, device_of
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.probe import Recorded, measure, record
 from tpcal.calibrate.profile import Probe
@@ -64,13 +64,12 @@ def estimate(
     numbers = range(min(batch_size, len(samples)))
     n_batches = -(-len(samples) // batch_size)
     timed = [grid[i * len(grid) // N_TIMED] for i in range(min(N_TIMED, len(grid)))]
-    advice = "Run the same command with a smaller --batch-size."
+    advice, device = "Run the same command with a smaller --batch-size.", device_of(loaded.model)
     with memory_guard("The estimate", advice), torch.inference_mode():
         record(loaded, samples, numbers)  # the first run also sets up kernels
-        started = time.perf_counter()
+        started = now(device)
         batch = record(loaded, samples, numbers)
-        _wait()
-        recorded_s = time.perf_counter() - started
+        recorded_s = now(device) - started
         probed_s = _seconds(loaded, batch, timed, scope)
     n_layers = loaded.identity.n_layers
     rate = probed_s / sum(_work(probe, n_layers, batch) for probe in timed)
@@ -85,18 +84,13 @@ def estimate(
 
 
 def _seconds(loaded: Loaded, batch: Recorded, probes: Sequence[Probe], scope: str) -> float:
-    started = time.perf_counter()
+    device = device_of(loaded.model)
+    started = now(device)
     measure(loaded, batch, probes, scope)
-    _wait()
-    return time.perf_counter() - started
+    return now(device) - started
 
 
 def _work(probe: Probe, n_layers: int, batch: Recorded) -> float:
     """Work of a probe on the mean prompt of the batch."""
     n_visual, n_text = (float(n) for n in batch.counts.float().mean(dim=0))
     return probe_grid.work(probe, n_layers, probe.keep * n_visual, n_visual, n_text)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

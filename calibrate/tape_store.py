@@ -59,7 +59,7 @@ class Store:
         sizes: dict[int, int] = {}
 
         def measured(tensor: Tensor) -> Tensor:
-            sizes[id(tensor)] = _core(tensor).nbytes
+            sizes[id(tensor)] = _host_bytes(_core(tensor))
             return tensor
 
         _mapped(record, measured, {})
@@ -72,10 +72,10 @@ class Store:
         return _Slot(self._placed(changes), tensor.shape, tensor.device, runs)
 
     def _placed(self, tensor: Tensor) -> Tensor | _OnDisk:
-        if self.host_bytes + tensor.nbytes > self._most:
+        if self.host_bytes + _host_bytes(tensor) > self._most:
             self._disk = self._disk or _Disk()
             return self._disk.written(tensor)
-        self.host_bytes += tensor.nbytes
+        self.host_bytes += _host_bytes(tensor)
         if tensor.device.type == "cpu":
             return tensor
         pinned = tensor.device.type == "cuda"
@@ -194,6 +194,12 @@ class _Slot:
         found = self.kept.tensor() if isinstance(self.kept, _OnDisk) else self.kept
         found = found.to(self.device, non_blocking=True)
         return (found if self.runs is None else self.runs.mask(found)).expand(self.shape)
+
+
+def _host_bytes(tensor: Tensor) -> int:
+    """Bytes of host memory that keep the tensor; torch gives out pinned memory in powers of 2."""
+    n_bytes: int = tensor.nbytes
+    return n_bytes if tensor.device.type != "cuda" else 1 << max(n_bytes - 1, 0).bit_length()
 
 
 def _core(tensor: Tensor) -> Tensor:

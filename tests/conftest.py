@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from measured_times import SCOPES, Recorder, function_of, scope_of, slow_functions
+
+if TYPE_CHECKING:
+    import torch
 
 UNKNOWN_S = 0.02
 """Seconds that a case is expected to take where nothing was measured."""
@@ -16,6 +20,12 @@ UNKNOWN_S = 0.02
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--scope", choices=SCOPES, default="usual", help="which tests to run")
     parser.addoption("--record-times", metavar="FILE", help="write down which tests are slow")
+    parser.addoption(
+        "--gpu-device",
+        default="cuda",
+        metavar="DEVICE",
+        help="where the tests marked gpu run; with cpu they try their own logic",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,3 +68,17 @@ def _few_repeats() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "N_REPEATS", 2)
         yield
+
+
+@pytest.fixture(scope="session")
+def gpu(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The device of the tests marked gpu, which multiplies float32 as float32, not as TF32."""
+    import torch
+
+    device = torch.device(request.config.getoption("--gpu-device"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device; --gpu-device cpu tries the logic of the test")
+    before = torch.backends.cudnn.allow_tf32  # for products of matrices it is off anyway
+    torch.backends.cudnn.allow_tf32 = False
+    yield device
+    torch.backends.cudnn.allow_tf32 = before

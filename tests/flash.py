@@ -2,15 +2,17 @@
 
 `transformers.modeling_flash_attention_utils` unpads rows, looks for packed sequences and calls two
 functions of the package flash-attn. Here these two are written with float32 softmax, so that every
-line of transformers above them runs on a CPU as it runs on a GPU.
+line of transformers above them runs on a CPU as it runs on a GPU. On a GPU, in half precision, the
+two are FlashAttention-2 itself, of which torch has a copy.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers import modeling_flash_attention_utils as flash_utils
 from transformers.integrations.flash_attention import flash_attention_forward
@@ -18,6 +20,48 @@ from transformers.masking_utils import flash_attention_mask
 
 NAME = "flash_reference"
 """transformers takes a name with the word flash for a flash kernel."""
+
+
+class Lengths(NamedTuple):
+    """The lengths of several sequences, or None and None where they are the rows of a batch."""
+
+    cu_q: Tensor | None
+    cu_k: Tensor | None
+    max_q: int
+    max_k: int
+
+
+def has_kernel(q: Tensor) -> bool:
+    """Whether torch's own FlashAttention-2 can run these queries."""
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+
+
+def kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Lengths,
+    scale: float | None,
+    causal: bool,
+    window: tuple[int, int],
+) -> Tensor:
+    """FlashAttention-2 on a GPU, for heads of any width."""
+    width, value_width = q.shape[-1], v.shape[-1]
+    wide = -(-max(width, value_width) // 8) * 8  # the kernel takes multiples of 8
+    padded = (
+        nn.functional.pad(part, (0, wide - part.shape[-1])).contiguous() for part in (q, k, v)
+    )
+    ops: Any = torch.ops.aten
+    return ops._flash_attention_forward(
+        *padded,
+        *lengths,
+        0.0,
+        causal,
+        False,
+        scale=width**-0.5 if scale is None else scale,
+        window_size_left=window[0],
+        window_size_right=window[1],
+    )[0][..., :value_width]
 
 
 def flash_attn_func(
@@ -36,12 +80,17 @@ def flash_attn_func(
     The last query stands beside the last key. A query that sees no key gets zeros.
     """
     n_queries, n_keys = q.shape[1], k.shape[1]
+    if has_kernel(q) and not softcap:
+        return kernel(
+            q, k, v, Lengths(None, None, n_queries, n_keys), softmax_scale, causal, window_size
+        )
     k, v = (part.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for part in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float())
     scores = scores * (q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale)
     if softcap:
         scores = softcap * (scores / softcap).tanh()
-    ahead = torch.arange(n_keys) - (torch.arange(n_queries)[:, None] + n_keys - n_queries)
+    places = torch.arange(max(n_keys, n_queries), device=q.device)
+    ahead = places[:n_keys] - (places[:n_queries, None] + n_keys - n_queries)
     hidden = torch.zeros_like(ahead, dtype=torch.bool)
     if causal:
         hidden |= ahead > 0
@@ -70,6 +119,9 @@ def flash_attn_varlen_func(
     ends = [cu.tolist() for cu in (cu_seqlens_q, cu_seqlens_k)]
     # A real kernel reads what its table of lengths says, and nothing checks that it is all.
     assert (ends[0][-1], ends[1][-1]) == (len(q), len(k)), "keys or queries are left over"
+    if has_kernel(q) and not softcap:
+        lengths = Lengths(cu_seqlens_q, cu_seqlens_k, int(max_seqlen_q), int(max_seqlen_k))
+        return kernel(q, k, v, lengths, softmax_scale, causal, window_size)
     out = torch.zeros_like(q[..., : v.shape[-1]])
     for (q0, q1), (k0, k1) in zip(*map(pairwise, ends), strict=True):
         assert (q1 - q0, k1 - k0) <= (int(max_seqlen_q), int(max_seqlen_k))

@@ -57,6 +57,15 @@ def allowed(
     return max(_TIMES * moved, eps * float(logits.abs().max()))
 
 
+def is_coarse(device: torch.device) -> bool:
+    """Whether a device may multiply float32 in a format of fewer bits, as a GPU does in TF32."""
+    if device.type != "cuda":
+        return device.type != "cpu"
+    # Both kinds of settings that torch has for it, by number and by name, are read here.
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    return any(setting.fp32_precision == "tf32" for setting in settings)
+
+
 def distance(one: Tensor, two: Tensor) -> float:
     """Largest absolute difference; nan if either contains nan, 0 between empty tensors.
 

@@ -12,6 +12,7 @@ from models import batch, prompt, tiny_llava
 from tiny import case, names
 from torch import Tensor
 
+from benchmarks.emulated_gpu import EmulatedGpu
 from tpcal.calibrate.inputs.batches import _teacher_forced
 from tpcal.calibrate.tape import Tape
 from tpcal.calibrate.tape_store import Store
@@ -119,3 +120,12 @@ def test_host_memory_is_used_up_to_its_limit() -> None:
     assert store.has_room([small, small])  # 600 bytes are left for 400
     assert not store.has_room(large)
     assert torch.equal(store.keep(large).load(), large)  # on disk
+
+
+def test_pinned_memory_counts_in_powers_of_two_as_torch_gives_it_out() -> None:
+    with EmulatedGpu() as gpu:
+        tensors = [gpu.put(torch.zeros(n)) for n in (1000, 1024, 1025)]
+        store = Store(1.5 * 2**13)
+        assert store.has_room(tensors[:2])
+        assert not store.has_room(tensors)
+    assert store.has_room(torch.zeros(3000))

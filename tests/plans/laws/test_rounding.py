@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import flash
 import pytest
 import tiny
 import torch
@@ -15,7 +16,7 @@ from reference import close
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS
 from tpcal.plans.laws.identity import snapshot
-from tpcal.plans.laws.rounding import allowed, distance, nudging
+from tpcal.plans.laws.rounding import allowed, distance, is_coarse, nudging
 from tpcal.plans.laws.trial import Trial
 
 NAMES = ["llava", "qwen2_vl", "gemma3"]
@@ -93,6 +94,28 @@ def test_half_precision_is_allowed_its_own_steps():
     assert half.allowed > 100 * exact.allowed
     assert half.unpruned_noise("left") <= half.allowed
     assert not half.is_exact
+
+
+def test_the_kernel_that_stands_in_for_a_flash_kernel_rounds_at_other_places():
+    case = in_precision(tiny.case("llava", flash.NAME), torch.float16)
+    trial = Trial(replace(case, rows=case.rows[:3]))
+    assert trial.allowed > 4 * trial.unpruned_noise("left")
+    verdict = LAW["reference"].judge(trial)
+    assert verdict.holds, verdict.detail
+
+
+def test_float32_is_exact_on_a_gpu_that_does_not_multiply_it_as_tf32(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert not is_coarse(gpu)
+    torch.set_float32_matmul_precision("high")
+    assert is_coarse(gpu)
+    torch.set_float32_matmul_precision("highest")
+    assert not is_coarse(gpu)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert is_coarse(gpu)
+    assert is_coarse(torch.device("mps"))
+    assert not is_coarse(torch.device("cpu"))
 
 
 def test_rounding_as_large_as_the_logits_shows_nothing():
