@@ -31,9 +31,9 @@ def probes(
 ) -> tuple[Probe, ...]:
     """The grid, in a fixed order: layers rising, keeps falling, selectors by name.
 
-    The selectors of `DEFAULT_PARAMS` come last, unless ``selectors`` names some. Keep 0 occurs once
-    per layer, without a selector. Selectors that read attention start at layer 1, because they
-    read that of the layer before.
+    The selectors of `DEFAULT_PARAMS` come last, unless ``selectors`` names some. Keep 0 occurs
+    once per layer, without a selector. Selectors that read attention start at layer 1, because
+    they read that of the layer before.
 
     Args:
         n_layers: Depth of the decoder.

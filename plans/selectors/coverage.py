@@ -27,8 +27,8 @@ from tpcal.plans.selectors.base import (
 
 _LEVELS = 2.0**20
 """Weights are multiples of 1 / _LEVELS, as distances of float32 are of 2^-18. So float64 holds
-their products and sums exactly, and neither the order of additions nor filler decides between equal
-tokens."""
+their products and sums exactly, and neither the order of additions nor filler decides between
+equal tokens."""
 
 
 @dataclass(frozen=True)
