@@ -92,17 +92,22 @@ class Distances:
         x: [B, N, D] states.
         valid: [B, N] bool, False on filler.
         places: Indices of the tokens of each row; None if they must be read from ``valid``.
+        power: Exponent to which every distance is raised, before it is rounded again.
     """
 
     WHOLE: ClassVar[int] = 4096
     CHUNK: ClassVar[int] = 1 << 22  # number of pairs computed in one step for longer rows
 
     def __init__(
-        self, x: Tensor, valid: Tensor, places: list[slice | Tensor] | None = None
+        self,
+        x: Tensor,
+        valid: Tensor,
+        places: list[slice | Tensor] | None = None,
+        power: float = 1.0,
     ) -> None:
         n_tokens = valid.shape[-1]
         self._like = torch.zeros((), dtype=_wide(x), device=x.device)
-        self._valid = valid
+        self._valid, self._power = valid, power
         self._places = real_places(valid) if places is None else places
         self._start = torch.arange(len(valid), device=x.device) * n_tokens
         self._rows: list[Tensor | Directions] = []
@@ -112,10 +117,10 @@ class Distances:
         for b, at in enumerate(self._places):
             row = directions(x[b].detach()[at])
             if self._table is not None:
-                self._table[b][_pairs(at)] = all_distances(row)
+                self._table[b][_pairs(at)] = _raised(all_distances(row), power)
             else:
                 whole = len(row.lengths) <= self.WHOLE
-                self._rows.append(all_distances(row) if whole else row)
+                self._rows.append(_raised(all_distances(row), power) if whole else row)
 
     @property
     def table(self) -> Tensor | None:
@@ -131,7 +136,7 @@ class Distances:
         for b, (at, row) in enumerate(zip(self._places, self._rows, strict=True)):
             if self._valid[b].any():
                 if isinstance(row, Directions):
-                    row = distances(row.at(local[b]), row)
+                    row = self._between(row.at(local[b]), row)
                 else:
                     row = row[local[b]]
                 result[b, at] = row[0]
@@ -145,7 +150,7 @@ class Distances:
         result = self._like.new_zeros(len(picks), self._valid.shape[-1])
         local = (self._valid[row].cumsum(-1) - 1)[picks]
         if isinstance(known, Directions):
-            result[:, at] = distances(known.at(local), known)
+            result[:, at] = self._between(known.at(local), known)
         else:
             result[:, at] = known[local]
         return result
@@ -183,11 +188,21 @@ class Distances:
                 continue
             step = max(1, self.CHUNK // len(row.lengths))
             for start in range(0, len(row.lengths), step):
-                yield b, at, start, distances(row.at(slice(start, start + step)), row)
+                yield b, at, start, self._between(row.at(slice(start, start + step)), row)
+
+    def _between(self, a: Directions, b: Directions) -> Tensor:
+        return _raised(distances(a, b), self._power)
 
     def _rows_of(self, columns: slice | Tensor, start: int, block: Tensor) -> Tensor:
         places = torch.arange(self._valid.shape[-1], device=block.device)[columns]
         return places[start : start + len(block)]
+
+
+def _raised(result: Tensor, power: float) -> Tensor:
+    if power == 1:
+        return result
+    steps = 2.0 ** _GRID[torch.float32]
+    return result.clamp_(min=0).pow_(power).mul_(steps).round_().mul_(1 / steps)
 
 
 def _pairs(at: slice | Tensor) -> tuple[slice | Tensor, slice | Tensor]:

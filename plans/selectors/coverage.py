@@ -35,12 +35,15 @@ equal tokens."""
 class Coverage(Selector):
     """Picks tokens one by one, each the one by which the picks stand better for all tokens.
 
-    A set S of picks covers token i to the degree max over j in S of cos(i, j), or 0 if that is
-    negative. A candidate u gains the sum over i of max(0, cos(i, u) - covered_i), and the next
-    pick is the one that gains the most. Attention enters as a weight: w_i is the attention that
-    the last prompt token pays to token i, divided by the largest of the row, to the power
-    ``attention_power``. It multiplies the part that token i contributes to a gain, or the whole
-    gain of candidate i (``attended``).
+    With the cosine distance d(i, j) = 1 - cos(i, j), a set S of picks leaves token i uncovered by
+    min over j in S of d(i, j)^p, or by 1 if no pick has anything in common with it. A candidate
+    gains what it takes from the sum of this over all tokens, and the next pick is the one that
+    gains the most. The exponent p is ``distance_power``: with a larger one, tokens that are far
+    from all picks count more, and the rule comes closer to max-min diversity.
+
+    Attention enters as a weight: w_i is the attention that the last prompt token pays to token i,
+    divided by the largest of the row, to the power ``attention_power``. It multiplies the part
+    that token i contributes to a gain, or the whole gain of candidate i (``attended``).
 
     Needs:   hidden states; scores if attention_power is above 0
     Cost:    O(B N^2 D) for all pairs, then O(B N^2 log K) for the picks on a CPU, where a pick
@@ -52,10 +55,14 @@ class Coverage(Selector):
     """
 
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "distance_power": (1.0, 3.0),
         "attention_power": (0.0, 2.0),
         "attended": ("covered", "picks"),
     }
 
+    distance_power: float = number(1.5, low=1)
+    """Exponent p of distances: 1 minimises their sum as k-medians does, 2 that of their squares as
+    k-means does."""
     attention_power: float = number(0.0, low=0)
     """Exponent of the attention in the weights. With 0 all tokens count alike, and no attention is
     computed; with 1 a token that gets half the attention of another counts half as much."""
@@ -75,7 +82,7 @@ class Coverage(Selector):
         valid, counts = tokens.valid, counts_of(tokens, n_keep)
         if not any(counts.n_tokens):
             return torch.zeros_like(valid)
-        pairs = Distances(tokens.hidden, valid, counts.places(valid))
+        pairs = Distances(tokens.hidden, valid, counts.places(valid), self.distance_power)
         weight = self._weights(tokens)
         alike = valid.double()
         weights = (weight, alike) if self.attended == "covered" else (alike, weight)
@@ -123,8 +130,8 @@ def covering(
 
 def _of_row(pairs: Distances, row: int, covered: Tensor, picked: Tensor, n_picks: int) -> Tensor:
     """[n_picks] picks of one row, by bookkeeping."""
-    # near[i] is the distance of token i to the nearest pick, at first 1, the distance of what has
-    # nothing in common, so that 1 - near[i] is how well i is covered. A candidate u gains
+    # near[i] is the distance of token i to the nearest pick, to the power p, and at first 1, the
+    # distance of what has nothing in common. A candidate u gains
     #     gain[u] = sum over i of w_i max(0, near[i] - d(i, u)).
     # A new pick changes near only at the tokens that it covers better, about N / k of them at the
     # k-th pick, and the gains change by what these tokens contributed before and contribute now.

@@ -26,7 +26,7 @@ VARIANTS = [
     ("visionzip", {"contextual_share": 0.6}),
     ("vispruner", {"important_share": 0.0, "step": 3}),
     ("cdpruner", {"relevance": "negative"}),
-    ("coverage", {"attention_power": 0.7}),
+    ("coverage", {"attention_power": 0.7, "distance_power": 1}),
     ("coverage", {"attention_power": 0.5, "attended": "picks"}),
     ("dart", {"image_pivots": 1, "text_pivots": 0}),
 ]

@@ -22,7 +22,7 @@ VARIANTS = [
     ("balanced", {"attention_share": 0.0, "spatial_share": 0.5, "distance": "euclidean"}),
     ("vispruner", {"important_share": 0.0, "step": 3}),
     ("dart", {"image_pivots": 9, "text_pivots": 0}),
-    ("coverage", {"attention_power": 0.7}),
+    ("coverage", {"attention_power": 0.7, "distance_power": 1}),
     ("coverage", {"attention_power": 0.5, "attended": "picks"}),
 ]
 NAMED = pytest.mark.parametrize(

@@ -12,14 +12,13 @@ from tpcal.plans.selectors.coverage import _of_rows, covering
 
 def textbook(distance, covered_weight, picked_weight, n_picks):
     """The greedy rule as it is written down, with all sums anew at every pick."""
-    picks, covered = [], torch.zeros(len(distance), dtype=torch.float64)
-    cosine = (1 - distance.double()).clamp(min=0)
+    picks, left = [], torch.ones(len(distance), dtype=torch.float64)
     for _ in range(n_picks):
-        gain = (covered_weight[:, None] * (cosine - covered[:, None]).clamp(min=0)).sum(0)
+        gain = (covered_weight[:, None] * (left[:, None] - distance.double()).clamp(min=0)).sum(0)
         gain *= picked_weight
         gain[picks] = -1
         picks.append(int(gain.argmax()))
-        covered = torch.maximum(covered, cosine[:, picks[-1]])
+        left = torch.minimum(left, distance[:, picks[-1]].double())
     return picks
 
 
@@ -55,6 +54,17 @@ def test_a_gpu_and_long_rows_pick_the_same(case, monkeypatch):
         long = Distances(tokens.hidden, tokens.valid)
         assert long.table is None
         assert torch.equal(covering(long, *weights, n_picks, 29), order)
+
+
+@pytest.mark.parametrize("whole", [4096, 35, 8])
+def test_distances_are_raised_to_a_power(whole, make_row, monkeypatch):
+    monkeypatch.setattr(Distances, "WHOLE", whole)
+    row = make_row([(5, 7)])
+    plain = torch.stack([Distances(row.hidden, row.valid).to_all(0, torch.arange(35))])
+    raised = Distances(row.hidden, row.valid, power=2.0)
+    found = raised.to_all(0, torch.arange(35))
+    torch.testing.assert_close(found, plain[0] ** 2, rtol=0, atol=2**-18)
+    assert torch.equal(raised.to(torch.tensor([3]))[0], found[3])
 
 
 def test_few_tokens_stand_for_all_clusters_and_the_largest_one_comes_first(make_row):
