@@ -32,6 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tpcal(gpu: torch.device, folder: Path) -> Tpcal:
     """Runs a command line on the device, in a folder with a profile that was made there."""
+    for package in ("datasets", "optuna", "scipy"):  # the commands ask for all of tpcal[plan]
+        pytest.importorskip(package)
 
     def run(*args: str, device: str = str(gpu)) -> str:
         with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +78,6 @@ def test_a_recording_that_was_put_aside_gives_the_same_numbers(
 
 
 def test_a_plan_is_searched_evaluated_and_timed(tpcal: Tpcal, folder: Path) -> None:
-    pytest.importorskip("optuna")
     tpcal("plan", "--budget", "0.5", "--trials", "3")
     plan = load_plan(folder / "plan.yaml")
     assert plan.budget is not None

@@ -61,9 +61,10 @@ def is_coarse(device: torch.device) -> bool:
     """Whether a device may multiply float32 in a format of fewer bits, as a GPU does in TF32."""
     if device.type != "cuda":
         return device.type != "cpu"
-    # Both kinds of settings that torch has for it, by number and by name, are read here.
-    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    return any(setting.fp32_precision == "tf32" for setting in settings)
+    # Torch's older settings for TF32 change these too.
+    backends: Any = torch.backends
+    precisions = backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
+    return "tf32" in precisions
 
 
 def distance(one: Tensor, two: Tensor) -> float:

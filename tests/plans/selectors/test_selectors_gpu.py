@@ -105,7 +105,8 @@ def test_kernels_pick_what_the_loops_pick(
     gpu: torch.device, monkeypatch: pytest.MonkeyPatch, n_tokens: int, dtype: torch.dtype
 ) -> None:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(3, n_tokens, 16, generator=g, dtype=torch.float64).to(gpu, dtype)
+    # Wider than the number of picks, as in a model: so no pick is left to rounding.
+    x = torch.randn(3, n_tokens, 640, generator=g, dtype=torch.float64).to(gpu, dtype)
     x[1, n_tokens // 2 :] = x[1, : n_tokens - n_tokens // 2].clone()  # every token twice
     lengths = torch.tensor([n_tokens, n_tokens, n_tokens // 3], device=gpu)
     valid = torch.arange(n_tokens, device=gpu) < lengths[:, None]
