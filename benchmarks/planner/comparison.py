@@ -13,7 +13,7 @@ from benchmarks.planner import found, world
 from benchmarks.planner.found import Asked, Folders
 from benchmarks.planner.published import SCHEDULES, at_budget
 from benchmarks.planner.sizes import BUDGETS, Sizes
-from benchmarks.planner.work import Work, code
+from benchmarks.planner.work import Call, Work, code
 from tpcal.calibrate.evaluation.accuracy import compare
 from tpcal.calibrate.evaluation.variants import Impossible
 from tpcal.plans.budget_projection import exact_keep
@@ -23,6 +23,7 @@ from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors import min_layer
 
 Floats = NDArray[np.float64]
+_Given = tuple[tuple[Cut, ...], tuple[int, int], int]
 OURS = "tpcal"
 SINGLE = {
     "CDPruner": "cdpruner",
@@ -85,14 +86,17 @@ class Comparison:
 
 def comparison(work: Work, sizes: Sizes, folders: Folders) -> Comparison:
     """Finds tpcal's plans, puts the others on the budgets, and lets all answer."""
-    asked = [Asked(sizes.profile, s, b, sizes.trials) for b in BUDGETS for s in sizes.seeds]
+    # The dearest plans first, so that no process begins with one when the others are done.
+    budgets = sorted(BUDGETS, reverse=True)
+    asked = [Asked(sizes.profile, s, b, sizes.trials) for b in budgets for s in sizes.seeds]
     planner = code("planner")
     plans = work.each(found.plan, [(a, folders, planner) for a in asked], "plans by budget")
     ours = [Entry(OURS, a.target, a.seed, cuts) for a, cuts in zip(asked, plans, strict=True)]
+    ours.sort(key=lambda entry: (entry.target, entry.seed))
     others, impossible = _others()
     entries = [*ours, *others]
     calls = [_call(entry, sizes.held_out) for entry in entries]
-    given = work.each(_answers, [((), (0, 0), sizes.held_out), *calls], "answers")
+    given = work.each(_answers, [_of_unpruned(sizes), *calls], "answers")
     samples = world.samples(world.TEST, sizes.held_out, 0)
     judged = [compare(samples, given[0], one) for one in given[1:]]
     keys = dict.fromkeys((entry.method, entry.target) for entry in entries)
@@ -110,6 +114,17 @@ def comparison(work: Work, sizes: Sizes, folders: Folders) -> Comparison:
         impossible=impossible,
         plans={(e.target, e.seed): e.cuts for e in ours if e.cuts is not None},
     )
+
+
+def without_plans(sizes: Sizes) -> list[Call]:
+    """The answers that need none of tpcal's plans, so that they can be had before these."""
+    entries, _ = _others()
+    given = [_of_unpruned(sizes), *(_call(entry, sizes.held_out) for entry in entries)]
+    return [(_answers, one) for one in given]
+
+
+def _of_unpruned(sizes: Sizes) -> _Given:
+    return (), (0, 0), sizes.held_out
 
 
 def _known(values: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
@@ -170,7 +185,7 @@ def patches(target: float, n_tokens: int) -> tuple[int, int]:
     return max(fitting, key=lambda size: size[0] * size[1])
 
 
-def _call(entry: Entry, n: int) -> tuple[tuple[Cut, ...], tuple[int, int], int]:
+def _call(entry: Entry, n: int) -> _Given:
     return entry.cuts or (), entry.size, n
 
 

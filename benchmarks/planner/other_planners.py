@@ -105,14 +105,21 @@ def all_runs(sizes: Sizes) -> list[Run]:
     return [Run(*given) for given in product((OURS, *PLANNERS), BUDGETS, sizes.seeds)]
 
 
+def calibrations(
+    sizes: Sizes, folders: Folders, pieces: Pieces
+) -> list[tuple[int, int, Path, str]]:
+    """The profiles that the pieces need."""
+    seeds = dict.fromkeys(run.seed for run in all_runs(sizes) if pieces.has(run))
+    return [(sizes.variants, seed, folders.profiles, world.ADAPTIVE) for seed in seeds]
+
+
 def judged(work: Work, sizes: Sizes, folders: Folders, pieces: Pieces) -> dict[Run, Judged]:
     """Measures the pieces; returns them and what earlier calls have measured."""
     rest = sizes, folders, work.folder, code("planner", "benchmarks/planner/rivals")
     calls = {run: (run, *rest) for run in all_runs(sizes)}
     asked = [run for run in calls if pieces.has(run)]
-    seeds = dict.fromkeys(run.seed for run in asked)
-    calibrations = [(sizes.variants, s, folders.profiles, world.ADAPTIVE) for s in seeds]
-    work.each(world.calibrate, calibrations, "calibrations")
-    work.each(judge, [calls[run] for run in asked], "other planners")
+    if not work.only_kept:
+        work.each(world.calibrate, calibrations(sizes, folders, pieces), "calibrations")
+        work.each(judge, [calls[run] for run in asked], "other planners")
     known = {run: call for run, call in calls.items() if work.knows(judge, call)}
     return {run: work.kept(judge)(*call) for run, call in known.items()}
