@@ -235,6 +235,7 @@ def test_deep_models_are_measured_on_fewer_samples_and_have_pages_of_their_own(
 ) -> None:
     assert sizes_of(EMBEDDED) == LARGE
     assert sizes_of("smol").held_out < LARGE.held_out
+    assert sizes_of("smol", large=True) == LARGE
     assert sizes_of("smol", quick=True).held_out < sizes_of("smol").held_out
     monkeypatch.setattr("benchmarks.planner.__main__.DOCS", tmp_path)
     assert page_of(EMBEDDED) == tmp_path / "planner-results.md"

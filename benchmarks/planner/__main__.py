@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -84,6 +85,7 @@ Parts = dict[str, str]
     multiple=True,
     help="Likewise, only these planners.",
 )
+@click.option("--large", is_flag=True, help="The sizes of the embedded model, as fit for a GPU.")
 @click.option("--n-seeds", type=click.IntRange(min=1), help="Seeds of every stage.  [default: 3]")
 @click.option(
     "--held-out",
@@ -122,6 +124,7 @@ def main(
     budgets: tuple[float, ...],
     seeds: tuple[int, ...],
     planners: tuple[str, ...],
+    large: bool,
     n_seeds: int | None,
     held_out: int | None,
     device: str | None,
@@ -135,7 +138,7 @@ def main(
 
     The questions are the built-in scenes. The run says first how long it takes.
     """
-    sizes, pieces = sizes_of(model, quick=quick), Pieces(budgets, seeds, planners)
+    sizes, pieces = sizes_of(model, quick=quick, large=large), Pieces(budgets, seeds, planners)
     sizes = replace(sizes, held_out=held_out or sizes.held_out)
     sizes = replace(sizes, seeds=tuple(range(n_seeds)) if n_seeds else sizes.seeds)
     check_pieces(pieces, sizes)
@@ -159,14 +162,16 @@ def main(
 def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, path: Path) -> None:
     """Runs the stages one after another; each writes its parts of the page.
 
-    What the stages need is measured first, all at the same time, to keep every process busy.
+    What they need is measured first, and then the searches of all stages, each at the same time,
+    to keep every process busy.
     """
     folder = "planner" if work.model == EMBEDDED else f"planner/{file_name(work.model)}"
     made = stages(work, sizes, Pictures(path.parent, folder), pieces)
     setting = kept_setting(work, sizes)
-    first = needed(work, sizes, chosen, pieces)
-    if first and not work.only_kept:
-        work.timed("calibration", lambda: work.together(first, "calibrations"))
+    for title, shared in (("calibrations", needed), ("searches", searches)):
+        calls = [] if work.only_kept else shared(work, sizes, chosen, pieces)
+        if calls:
+            work.timed(title, partial(work.together, calls, title))
     for name in chosen:
         try:
             page.write(path, work.timed(name, made[name]))
@@ -228,6 +233,15 @@ def stages(
         "comparison": lambda: show_comparison.run(work, sizes, where, pictures),
         "planners": lambda: show_other_planners.run(work, sizes, where, pieces),
     }
+
+
+def searches(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces) -> list[Call]:
+    """The searches of the stages comparison and planners, the most valuable first."""
+    where = folders(work, sizes)
+    found = comparison.searches(sizes, where) if "comparison" in chosen else []
+    if "planners" in chosen:
+        found += other_planners.searches(work, sizes, where, pieces)
+    return found
 
 
 def kept_setting(work: Work, sizes: Sizes) -> str:

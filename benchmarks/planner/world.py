@@ -72,7 +72,8 @@ def model() -> Loaded:
 
 def batch_size() -> int:
     """Samples per run of the model when plans are measured."""
-    return 49 if measured.name == EMBEDDED else DEFAULT_BATCH_SIZE
+    small = measured.name == EMBEDDED or model().model.device.type != "cpu"
+    return 49 if small else DEFAULT_BATCH_SIZE
 
 
 def n_layers() -> int:
