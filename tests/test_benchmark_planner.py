@@ -30,7 +30,7 @@ from benchmarks.planner.published import SCHEDULES, as_printed, placed
 from benchmarks.planner.show_comparison import METHODS
 from benchmarks.planner.show_depth import SHOWN, assumptions, draw
 from benchmarks.planner.sizes import BUDGETS, DEEP, LARGE, sizes_of
-from benchmarks.planner.work import Work, code
+from benchmarks.planner.work import NotMeasured, Work, code
 from tools.embedded import model as tiny_models
 from tpcal.plans.budget_projection import spent
 from tpcal.plans.errors import BudgetError
@@ -112,6 +112,26 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert work.each(_doubled, [(2, log), (3, log)], "numbers") == [4, 6]
     assert [work.knows(_doubled, (x, log)) for x in (3, 4)] == [True, False]
     assert log.read_text().split() == ["1", "2", "3"]
+
+
+def _noted(x: int, folder: Path) -> int:
+    with (folder / "log").open("a") as file:
+        file.write(f"{x}\n")
+    return x + 1
+
+
+def test_what_was_measured_is_read_where_its_folder_was_copied_to(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    made = Work(first, 1, Console(quiet=True)).together([(_noted, (1, first))], "numbers")
+    shutil.copytree(first, second)
+    read = Work(second, 1, Console(quiet=True), only_kept=True)
+    assert read.each(_noted, [(1, second)], "numbers") == made == [2]
+    with pytest.raises(NotMeasured, match="numbers: 1 of 2 are not measured"):
+        read.each(_noted, [(1, second), (2, second)], "numbers")
+    assert (second / "log").read_text().split() == ["1"]
 
 
 def test_comments_do_not_change_what_code_is_measured(
@@ -215,6 +235,7 @@ def test_deep_models_are_measured_on_fewer_samples_and_have_pages_of_their_own(
 ) -> None:
     assert sizes_of(EMBEDDED) == LARGE
     assert sizes_of("smol").held_out < LARGE.held_out
+    assert sizes_of("smol", large=True) == LARGE
     assert sizes_of("smol", quick=True).held_out < sizes_of("smol").held_out
     monkeypatch.setattr("benchmarks.planner.__main__.DOCS", tmp_path)
     assert page_of(EMBEDDED) == tmp_path / "planner-results.md"
@@ -257,6 +278,15 @@ def test_any_model_gets_a_depth_profile_and_says_first_how_long_it_takes(
     assert [path.name for path in tmp_path.rglob("*.svg")] == ["depth.svg"]
     (shown,) = re.findall(r"\((planner/.*/depth\.svg)\)", parts["depth-plot"])
     assert (tmp_path / shown).exists()
+    elsewhere, again = tmp_path / "elsewhere", tmp_path / "again.md"
+    shutil.move(tmp_path / "kept", elsewhere)
+    shutil.rmtree(elsewhere / "profiles")  # only what was found in them is needed
+    shutil.copy(TEMPLATE, again)
+    options = ["--model", tiny_model, "--quick", "--only-kept", "--folder", str(elsewhere)]
+    ended = CliRunner().invoke(main, [*options, "--page", str(again)], catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    assert "comparison is left as it is: " in ended.output
+    assert _parts(again.read_text()) == parts
 
 
 def test_a_model_that_is_not_there_ends_the_run_before_anything_is_written(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import click
 from rich.console import Console
 
 from benchmarks.planner import (
+    comparison,
     other_planners,
     page,
     show_ablations,
@@ -31,7 +34,7 @@ from benchmarks.planner.found import Folders
 from benchmarks.planner.other_planners import Pieces
 from benchmarks.planner.page import Pictures
 from benchmarks.planner.sizes import Sizes, sizes_of
-from benchmarks.planner.work import ROOT, Work, code
+from benchmarks.planner.work import ROOT, Call, NotMeasured, Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.plans.errors import TpcalError
 from tpcal.plans.local_paths import EMBEDDED, file_name
@@ -82,6 +85,23 @@ Parts = dict[str, str]
     multiple=True,
     help="Likewise, only these planners.",
 )
+@click.option("--large", is_flag=True, help="The sizes of the embedded model, as fit for a GPU.")
+@click.option("--n-seeds", type=click.IntRange(min=1), help="Seeds of every stage.  [default: 3]")
+@click.option(
+    "--held-out",
+    type=click.IntRange(min=14),
+    help="Questions that plans answer.  [default: 1400, of other models 420]",
+)
+@click.option(
+    "--device",
+    help="Where the model runs, as of 'tpcal calibrate'.  [default: built-in models on the CPU]",
+)
+@click.option(
+    "--only-kept",
+    is_flag=True,
+    help="Write the page from what the folder has, and measure nothing. Stages that were not "
+    "finished are left as they are on the page.",
+)
 @click.option("--dry-run", is_flag=True, help="Say how long it takes, and measure nothing.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option(
@@ -104,6 +124,11 @@ def main(
     budgets: tuple[float, ...],
     seeds: tuple[int, ...],
     planners: tuple[str, ...],
+    large: bool,
+    n_seeds: int | None,
+    held_out: int | None,
+    device: str | None,
+    only_kept: bool,
     dry_run: bool,
     processes: int,
     folder: Path | None,
@@ -113,12 +138,18 @@ def main(
 
     The questions are the built-in scenes. The run says first how long it takes.
     """
-    sizes, pieces = sizes_of(model, quick=quick), Pieces(budgets, seeds, planners)
+    sizes, pieces = sizes_of(model, quick=quick, large=large), Pieces(budgets, seeds, planners)
+    sizes = replace(sizes, held_out=held_out or sizes.held_out)
+    sizes = replace(sizes, seeds=tuple(range(n_seeds)) if n_seeds else sizes.seeds)
     check_pieces(pieces, sizes)
     chosen = chosen or (STAGES if model == EMBEDDED else ON_OTHERS)
-    kept = folder or ROOT / "tpcal-out/benchmark" / file_name(model) / code("plans", "calibrate")
-    work = Work(kept.resolve(), processes, Console(), model)
-    world.use(model)
+    name = file_name(f"{model}-{device}" if device else model)
+    kept = folder or ROOT / "tpcal-out/benchmark" / name / code("plans", "calibrate")
+    work = Work(kept.resolve(), processes, Console(), model, device, only_kept)
+    world.use(model, device)
+    if only_kept:
+        measure(work, sizes, chosen, pieces, path or page_of(model))
+        return
     try:
         said = forecast(chosen, measured_speed(), sizes, processes)
     except TpcalError as error:
@@ -129,15 +160,24 @@ def main(
 
 
 def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, path: Path) -> None:
-    """Runs the stages one after another; each writes its parts of the page."""
+    """Runs the stages one after another; each writes its parts of the page.
+
+    What they need is measured first, and then the searches of all stages, each at the same time,
+    to keep every process busy.
+    """
     folder = "planner" if work.model == EMBEDDED else f"planner/{file_name(work.model)}"
     made = stages(work, sizes, Pictures(path.parent, folder), pieces)
-    probes = dict.fromkeys(kind for name in chosen for kind in NEEDS.get(name, ()))
-    if probes:
-        work.timed("calibration", lambda: calibrated(work, sizes, list(probes)))
+    setting = kept_setting(work, sizes)
+    for title, shared in (("calibrations", needed), ("searches", searches)):
+        calls = [] if work.only_kept else shared(work, sizes, chosen, pieces)
+        if calls:
+            work.timed(title, partial(work.together, calls, title))
     for name in chosen:
-        page.write(path, work.timed(name, made[name]))
-    page.write(path, {"setting": setting(sizes, work.n_processes)})
+        try:
+            page.write(path, work.timed(name, made[name]))
+        except NotMeasured as error:
+            work.console.print(f"{name} is left as it is: {error}.", highlight=False)
+    page.write(path, {"setting": setting})
     total = sum(work.seconds.values())
     work.console.print(f"{path} is up to date ({total / 60:.1f} min).", highlight=False)
 
@@ -169,12 +209,15 @@ def folders(work: Work, sizes: Sizes) -> Folders:
     return Folders(sizes.calibrated, work.folder / "profiles", work.folder / "searches")
 
 
-def calibrated(work: Work, sizes: Sizes, kinds: Sequence[str]) -> list[None]:
-    """The calibrations that several stages use."""
-    n = {FULL: sizes.calibrated, ADAPTIVE: sizes.profile}
-    where = folders(work, sizes).profiles
-    calls = [(n[kind], seed, where, kind) for kind in kinds for seed in sizes.seeds]
-    return work.each(world.calibrate, calls, "calibrations")
+def needed(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces) -> list[Call]:
+    """Calibrations that stages use, and answers for which no plan has to be found."""
+    where, n = folders(work, sizes), {FULL: sizes.calibrated, ADAPTIVE: sizes.profile}
+    kinds = dict.fromkeys(kind for name in chosen for kind in NEEDS.get(name, ()))
+    calls = [(n[kind], seed, where.profiles, kind) for kind in kinds for seed in sizes.seeds]
+    if "planners" in chosen:
+        calls += other_planners.calibrations(sizes, where, pieces)
+    found: list[Call] = [(world.calibrate, call) for call in calls]
+    return found + (comparison.without_plans(sizes) if "comparison" in chosen else [])
 
 
 def stages(
@@ -190,6 +233,26 @@ def stages(
         "comparison": lambda: show_comparison.run(work, sizes, where, pictures),
         "planners": lambda: show_other_planners.run(work, sizes, where, pieces),
     }
+
+
+def searches(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces) -> list[Call]:
+    """The searches of the stages comparison and planners, the most valuable first."""
+    where = folders(work, sizes)
+    found = comparison.searches(sizes, where) if "comparison" in chosen else []
+    if "planners" in chosen:
+        found += other_planners.searches(work, sizes, where, pieces)
+    return found
+
+
+def kept_setting(work: Work, sizes: Sizes) -> str:
+    """What the figures were made with; kept beside them, because a page may be made elsewhere."""
+    file = work.folder / "setting.md"
+    if not work.only_kept:
+        work.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(setting(sizes, work.n_processes), encoding="utf-8")
+    if not file.exists():
+        raise click.ClickException(f"{work.folder} must be the folder of a run; got none.")
+    return file.read_text(encoding="utf-8")
 
 
 def setting(sizes: Sizes, n_processes: int) -> str:

@@ -13,7 +13,7 @@ from benchmarks.planner import found, world
 from benchmarks.planner.found import Asked, Folders
 from benchmarks.planner.published import SCHEDULES, at_budget
 from benchmarks.planner.sizes import BUDGETS, Sizes
-from benchmarks.planner.work import Work, code
+from benchmarks.planner.work import Call, Work, code
 from tpcal.calibrate.evaluation.accuracy import compare
 from tpcal.calibrate.evaluation.variants import Impossible
 from tpcal.plans.budget_projection import exact_keep
@@ -85,16 +85,15 @@ class Comparison:
 
 def comparison(work: Work, sizes: Sizes, folders: Folders) -> Comparison:
     """Finds tpcal's plans, puts the others on the budgets, and lets all answer."""
-    asked = [Asked(sizes.profile, s, b, sizes.trials) for b in BUDGETS for s in sizes.seeds]
-    planner = code("planner")
-    plans = work.each(found.plan, [(a, folders, planner) for a in asked], "plans by budget")
-    ours = [Entry(OURS, a.target, a.seed, cuts) for a, cuts in zip(asked, plans, strict=True)]
+    plans = work.together(searches(sizes, folders), "plans by budget")
+    ours = [Entry(OURS, asked.target, asked.seed, cuts) for asked, cuts, _ in plans]
     others, impossible = _others()
     entries = [*ours, *others]
-    calls = [_call(entry, sizes.held_out) for entry in entries]
-    given = work.each(_answers, [((), (0, 0), sizes.held_out), *calls], "answers")
+    unpruned, *given = work.together(without_plans(sizes), "answers")
     samples = world.samples(world.TEST, sizes.held_out, 0)
-    judged = [compare(samples, given[0], one) for one in given[1:]]
+    judged = [
+        compare(samples, unpruned, one) for one in (*(texts for _, _, texts in plans), *given)
+    ]
     keys = dict.fromkeys((entry.method, entry.target) for entry in entries)
     answered = []
     for method, target in keys:
@@ -110,6 +109,20 @@ def comparison(work: Work, sizes: Sizes, folders: Folders) -> Comparison:
         impossible=impossible,
         plans={(e.target, e.seed): e.cuts for e in ours if e.cuts is not None},
     )
+
+
+def searches(sizes: Sizes, folders: Folders) -> list[Call]:
+    """tpcal's plans and their answers, which need its profiles."""
+    asked = [Asked(sizes.profile, s, b, sizes.trials) for b in BUDGETS for s in sizes.seeds]
+    planner = code("planner")
+    return [(_ours, (one, folders, planner, sizes.held_out)) for one in asked]
+
+
+def without_plans(sizes: Sizes) -> list[Call]:
+    """The answers of the unpruned model and of the other methods, which need no profile."""
+    entries, _ = _others()
+    given = [(entry.cuts or (), entry.size) for entry in entries]
+    return [(_answers, (*one, sizes.held_out)) for one in [((), (0, 0)), *given]]
 
 
 def _known(values: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
@@ -170,8 +183,11 @@ def patches(target: float, n_tokens: int) -> tuple[int, int]:
     return max(fitting, key=lambda size: size[0] * size[1])
 
 
-def _call(entry: Entry, n: int) -> tuple[tuple[Cut, ...], tuple[int, int], int]:
-    return entry.cuts or (), entry.size, n
+def _ours(
+    asked: Asked, folders: Folders, planner: str, n: int
+) -> tuple[Asked, tuple[Cut, ...], tuple[str, ...]]:
+    cuts = found.plan(asked, folders, planner)
+    return asked, cuts, world.answers(cuts, n)
 
 
 def _answers(cuts: tuple[Cut, ...], size: tuple[int, int], n: int) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from benchmarks.planner.found import Folders
 from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work
 from tpcal.calibrate.drop_all_depth import drop_all_curve, safe_depth
-from tpcal.calibrate.profile import Profile
 
 Curve = Mapping[int, float]
 
@@ -37,12 +37,16 @@ class Depth:
 def depth(work: Work, sizes: Sizes, folders: Folders) -> Depth:
     """Measures what dropping all before each layer loses."""
     calls = [(sizes.profile, seed, folders.profiles, world.DROP_ALL) for seed in sizes.seeds]
-    work.each(world.calibrate, calls, "drop-all curves")
-    profiles = [world.calibrated(*call) for call in calls]
-    groups = {group: _mean(profiles, group) for group in profiles[0].groups}
-    return Depth(_mean(profiles, None), groups)
+    found = work.each(_curves, calls, "drop-all curves")
+    means = {group: _mean([curves[group] for curves in found]) for group in found[0]}
+    return Depth(means.pop(None), means)
 
 
-def _mean(profiles: list[Profile], group: str | None) -> Curve:
-    curves = [drop_all_curve(profile, group) for profile in profiles]
+def _curves(n: int, seed: int, folder: Path, probes: str) -> dict[str | None, Curve]:
+    """The curve of all samples, whose key is None, and that of every group."""
+    profile = world.calibrated(n, seed, folder, probes)
+    return {group: drop_all_curve(profile, group) for group in (None, *profile.groups)}
+
+
+def _mean(curves: Sequence[Curve]) -> Curve:
     return {layer: float(np.mean([curve[layer] for curve in curves])) for layer in curves[0]}

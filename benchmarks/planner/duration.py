@@ -53,9 +53,12 @@ def measured_speed() -> Speed:
 
 def _seconds(run: Callable[[], object]) -> float:
     """On a CPU those that its cores worked, so that other programs do not count."""
-    clock = time.process_time if world.model().model.device.type == "cpu" else time.perf_counter
+    device = world.model().model.device
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     started = clock()
     run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return clock() - started
 
 

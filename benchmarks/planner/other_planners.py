@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from joblib import Memory
@@ -17,7 +18,7 @@ from benchmarks.planner.found import Asked, Folders
 from benchmarks.planner.rivals import fitprune, greedy, sigmoid, stages
 from benchmarks.planner.rivals.schedule import Calibration, Planner, cuts_of
 from benchmarks.planner.sizes import ELSEWHERE, Sizes
-from benchmarks.planner.work import Work, code
+from benchmarks.planner.work import Call, Work, code
 from tpcal.calibrate.measure import n_of_finals
 from tpcal.planner.prediction.next_probes import work as probe_work
 from tpcal.planner.search.finals import N_WHOLE
@@ -31,6 +32,7 @@ PLANNERS: Mapping[str, Planner] = {
     "VFlowOpt": stages.plan,
     "GSOP": greedy.plan,
 }
+LONGEST_FIRST = ("GSOP", OURS, "VFlowOpt", "P-Sigmoid", "FitPrune")
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,33 @@ def all_runs(sizes: Sizes) -> list[Run]:
     return [Run(*given) for given in product((OURS, *PLANNERS), BUDGETS, sizes.seeds)]
 
 
+def calibrations(
+    sizes: Sizes, folders: Folders, pieces: Pieces
+) -> list[tuple[int, int, Path, str]]:
+    """The profiles that the pieces need."""
+    seeds = dict.fromkeys(run.seed for run in all_runs(sizes) if pieces.has(run))
+    return [(sizes.variants, seed, folders.profiles, world.ADAPTIVE) for seed in seeds]
+
+
 def judged(work: Work, sizes: Sizes, folders: Folders, pieces: Pieces) -> dict[Run, Judged]:
     """Measures the pieces; returns them and what earlier calls have measured."""
-    rest = sizes, folders, work.folder, code("planner", "benchmarks/planner/rivals")
-    calls = {run: (run, *rest) for run in all_runs(sizes)}
-    asked = [run for run in calls if pieces.has(run)]
-    seeds = dict.fromkeys(run.seed for run in asked)
-    calibrations = [(sizes.variants, s, folders.profiles, world.ADAPTIVE) for s in seeds]
-    work.each(world.calibrate, calibrations, "calibrations")
-    work.each(judge, [calls[run] for run in asked], "other planners")
+    if not work.only_kept:
+        work.each(world.calibrate, calibrations(sizes, folders, pieces), "calibrations")
+        work.together(searches(work, sizes, folders, pieces), "other planners")
+    calls = _calls(work, sizes, folders)
     known = {run: call for run, call in calls.items() if work.knows(judge, call)}
     return {run: work.kept(judge)(*call) for run, call in known.items()}
+
+
+def searches(work: Work, sizes: Sizes, folders: Folders, pieces: Pieces) -> list[Call]:
+    """The runs of the pieces, the longest first so that no process waits for one at the end."""
+    calls = _calls(work, sizes, folders)
+    asked = [run for run in calls if pieces.has(run)]
+    asked.sort(key=lambda run: LONGEST_FIRST.index(run.planner))
+    return [(judge, calls[run]) for run in asked]
+
+
+def _calls(work: Work, sizes: Sizes, folders: Folders) -> dict[Run, tuple[Any, ...]]:
+    """The arguments of `judge` for every run."""
+    rest = sizes, folders, work.folder, code("planner", "benchmarks/planner/rivals")
+    return {run: (run, *rest) for run in all_runs(sizes)}

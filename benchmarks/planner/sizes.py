@@ -87,8 +87,8 @@ QUICK = Sizes(
 QUICK_DEEP = replace(QUICK, calibrated=14, profile=14, trials=2, economy=(8, 14), held_out=14)
 
 
-def sizes_of(model: str, *, quick: bool = False) -> Sizes:
-    """The sizes for a model; quick ones are for tests."""
-    if model == EMBEDDED:
+def sizes_of(model: str, *, quick: bool = False, large: bool = False) -> Sizes:
+    """The sizes for a model; quick ones are for tests, large ones for any model on a GPU."""
+    if model == EMBEDDED or large:
         return QUICK if quick else LARGE
     return QUICK_DEEP if quick else DEEP

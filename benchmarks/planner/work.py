@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
+import inspect
+import io
 import time
+import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,15 @@ from benchmarks.planner import world
 from tpcal.plans.local_paths import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
+PLACES = ("folder", "folders", "memory", "profiles")
+"""Arguments that say where something is kept; results do not depend on them, so that the folder of
+a run can be copied elsewhere."""
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function and its arguments."""
+
+
+class NotMeasured(Exception):
+    """Something is asked for that no run has measured, by a run that only reads."""
 
 
 @dataclass
@@ -28,6 +39,8 @@ class Work:
     Attributes:
         folder: Keeps every result, so that a run which was stopped goes on where it was.
         model: What the processes measure.
+        device: Where the model runs; None: where `world.use` puts it.
+        only_kept: Whether nothing is measured, only read.
         seconds: Of every stage of this run.
     """
 
@@ -35,28 +48,42 @@ class Work:
     n_processes: int
     console: Console
     model: str = EMBEDDED
+    device: str | None = None
+    only_kept: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def each(
         self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], title: str
     ) -> list[Any]:
         """The function's results in order; those known from an earlier run are read."""
-        kept = self.kept(function)
-        runs = Parallel(n_jobs=self.n_processes, return_as="generator")(
-            delayed(_of_model)(self.model, kept, given) for given in arguments
+        return self.together([(function, given) for given in arguments], title)
+
+    def together(self, calls: Sequence[Call], title: str) -> list[Any]:
+        """The results of calls of several functions, made at the same time.
+
+        Raises:
+            NotMeasured: Only what is kept may be read, and not all results are.
+        """
+        lacking = sum(not self.knows(*call) for call in calls) if self.only_kept else 0
+        if lacking:
+            raise NotMeasured(f"{title}: {lacking} of {len(calls)} are not measured")
+        runs = Parallel(n_jobs=1 if self.only_kept else self.n_processes, return_as="generator")(
+            delayed(_of_model)(self.model, self.device, self.kept(function), given)
+            for function, given in calls
         )
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         started = time.perf_counter()
         with Progress(
             *columns, TimeElapsedColumn(), console=self.console, transient=True
         ) as progress:
-            results = list(progress.track(runs, total=len(arguments), description=title))
-        self._log(f"{title}: {len(arguments)}", started)
+            results = list(progress.track(runs, total=len(calls), description=title))
+        self._log(f"{title}: {len(calls)}", started)
         return results
 
     def kept(self, function: Callable[..., Any]) -> MemorizedFunc:
         """The function, remembering on disk what it returned."""
-        return Memory(self.folder, verbose=0).cache(function)
+        places = [name for name in inspect.signature(function).parameters if name in PLACES]
+        return Memory(self.folder, verbose=0).cache(function, ignore=places)
 
     def knows(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
         """Whether an earlier call has kept the function's result."""
@@ -74,15 +101,30 @@ class Work:
         self.console.print(f"{what} ({time.perf_counter() - started:.0f} s)", highlight=False)
 
 
-def _of_model(model: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    world.use(model)
+def _of_model(
+    model: str, device: str | None, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
+    world.use(model, device)
     return function(*arguments)
 
 
 def code(*folders: str) -> str:
-    """A short hash of the project's own code in these folders; comments do not count."""
+    """A short hash of the project's own code in these folders; comments do not count.
+
+    It is the same with every version of Python, whose syntax trees differ.
+    """
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
+            digest.update(_without_comments(path.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()[:12]
+
+
+def _without_comments(text: str) -> str:
+    """The lines of a program that have more than a comment."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(line.rstrip() for line in lines if line.strip())

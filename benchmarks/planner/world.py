@@ -47,15 +47,17 @@ class Measured:
     """Which model this process measures; one model in all its life."""
 
     name: str = EMBEDDED
+    device: str | None = None
+    """Where it runs; None: built-in models on the CPU, others on a GPU if there is one."""
 
 
 measured = Measured()
 
 
-def use(name: str) -> None:
+def use(name: str, device: str | None = None) -> None:
     """Measures this model from now on: an alias, a Hub id, a folder or a built-in one."""
-    if name != measured.name:
-        measured.name = name
+    if (name, device) != (measured.name, measured.device):
+        measured.name, measured.device = name, device
         for kept in (model, n_tokens, measurer, calibrated, predictor):
             kept.cache_clear()
 
@@ -64,12 +66,14 @@ def use(name: str) -> None:
 def model() -> Loaded:
     """The model on one thread: processes share the cores."""
     torch.set_num_threads(1)
-    return models.load(measured.name, device="cpu" if measured.name in BUILT_IN else "auto")
+    usual = "cpu" if measured.name in BUILT_IN else "auto"
+    return models.load(measured.name, device=measured.device or usual)
 
 
 def batch_size() -> int:
     """Samples per run of the model when plans are measured."""
-    return 49 if measured.name == EMBEDDED else DEFAULT_BATCH_SIZE
+    small = measured.name == EMBEDDED or model().model.device.type != "cpu"
+    return 49 if small else DEFAULT_BATCH_SIZE
 
 
 def n_layers() -> int:
