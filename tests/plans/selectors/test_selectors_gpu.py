@@ -16,6 +16,7 @@ from tpcal.plans.selectors import _fused, create, names
 from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors.base import Tokens, read_counts
 from tpcal.plans.selectors.cdpruner import greedy_map
+from tpcal.plans.selectors.coverage import covering
 from tpcal.plans.selectors.diversity import max_min, max_sum
 
 pytestmark = pytest.mark.gpu
@@ -30,6 +31,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("balanced", {"attention_share": 0.0, "spatial_share": 0.5, "distance": "euclidean"}),
     ("vispruner", {"important_share": 0.0, "step": 3}),
     ("dart", {"image_pivots": 9, "text_pivots": 0}),
+    ("coverage", {"attention_power": 0.7, "distance_power": 1}),
+    ("coverage", {"attention_power": 0.5, "attended": "picks"}),
 ]
 NAMED = pytest.mark.parametrize(
     ("name", "params"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)]
@@ -39,7 +42,12 @@ BATCHES: Mapping[str, tuple[Sequence[Sequence[tuple[int, int]]], Sequence[int]]]
     "ragged": ([[(6, 6)], [(12, 12)], [(1, 1)]], [7, 33, 0]),
     "images": ([[(5, 7), (6, 6)], [], [(9, 5)]], [20, 0, 25]),
 }
-FUSED = {"max_min": "_farthest_first", "max_sum": "_max_sum", "greedy_map": "_greedy_map"}
+FUSED = {
+    "max_min": "_farthest_first",
+    "max_sum": "_max_sum",
+    "greedy_map": "_greedy_map",
+    "covering": "_covering",
+}
 """The kernel of each greedy loop."""
 
 
@@ -114,10 +122,14 @@ def test_kernels_pick_what_the_loops_pick(
     pairs = Distances(x, valid)
     relevance = torch.rand(valid.shape, generator=g, dtype=torch.float64).to(gpu)
     pivot = torch.tensor([4, 0, 8], device=gpu)
+    weight = ((relevance * 2**20).ceil() / 2**20).masked_fill(~valid, 0)
+    if dtype == torch.float64:  # whose distances leave no room for exact weights
+        weight = valid.double()
     for function, given in (
         (max_min, (pairs, valid, n_picks)),
         (max_sum, (pairs, pivot, valid, n_picks)),
         (greedy_map, (pairs, relevance, valid, n_picks)),
+        (covering, (pairs, weight, valid.double(), n_picks, n_tokens // 5)),
     ):
         fused = function(*given)
         with monkeypatch.context() as patch:
