@@ -319,6 +319,15 @@ def test_any_model_is_compared_with_other_methods(tiny_model: str, tmp_path: Pat
         *("setting", "depth-plot", "depth", "schedules", "comparison-plot", "summary"),
         *("verdict", "comparison", "plans"),
     }
+    shutil.move(tmp_path / "kept", tmp_path / "elsewhere")
+    again = tmp_path / "again.md"
+    shutil.copy(TEMPLATE, again)
+    options = ["--model", tiny_model, "--quick", "--only-kept", "--page", str(again)]
+    ended = CliRunner().invoke(
+        main, [*options, "--folder", str(tmp_path / "elsewhere")], catch_exceptions=False
+    )
+    assert ended.exit_code == 0, ended.output
+    assert _parts(again.read_text()) == parts
 
 
 @pytest.mark.slow

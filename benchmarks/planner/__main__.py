@@ -89,7 +89,7 @@ Parts = dict[str, str]
 @click.option("--n-seeds", type=click.IntRange(min=1), help="Seeds of every stage.  [default: 3]")
 @click.option(
     "--held-out",
-    type=click.IntRange(min=14),
+    type=click.IntRange(min=28),
     help="Questions that plans answer.  [default: 1400, of other models 420]",
 )
 @click.option(

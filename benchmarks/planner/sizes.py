@@ -84,7 +84,7 @@ QUICK = Sizes(
     held_out=28,
     resamples=50,
 )
-QUICK_DEEP = replace(QUICK, calibrated=14, profile=14, trials=2, economy=(8, 14), held_out=14)
+QUICK_DEEP = replace(QUICK, calibrated=14, profile=14, trials=2, economy=(8, 14))
 
 
 def sizes_of(model: str, *, quick: bool = False, large: bool = False) -> Sizes:
