@@ -297,7 +297,8 @@ def seeds(
     """The plans to measure first, the most promising first, fitted to the budget, each once.
 
     They are the worst-group optimum, the best optima of other group weights, the given presets,
-    the optimum of each selector alone, and the best neighbours of the worst-group optimum.
+    for each selector the best plan of one cut and its optimum, and the best neighbours of the
+    worst-group optimum.
     """
     best = worst_group_optimum(predictor, budget, max_cuts)
     near = neighbours(predictor, best, budget, max_cuts)
@@ -307,5 +308,28 @@ def seeds(
     if len(predictor.allowed) > 1:
         for s in predictor.allowed:
             plans.append(Solver(predictor, budget, max_cuts, (s,)).optimum())
+    plans.extend(one_cut_plans(predictor, budget, max_cuts))
     plans.extend(near[:6])
     return list(dict.fromkeys(fill(predictor, plan, budget) for plan in plans))
+
+
+def one_cut_plans(predictor: Predictor, budget: Budget, max_cuts: int) -> list[tuple[Cut, ...]]:
+    """For each selector the plan of one cut with the smallest predicted objective.
+
+    A drop-all may follow the cut. The prediction adds the losses of cuts up and cannot know what
+    one cut does to the choices of the next, so that it favours plans of several cuts; these plans
+    are what it is surest of.
+    """
+    limits = predictor.limits
+    layers = range(limits.first_layer, limits.last_layer + 1, limits.layer_step)
+    can_drop = limits.first_drop is not None and max_cuts > 1
+    found = []
+    for option in (predictor.options[s] for s in predictor.allowed):
+        plans = dict[tuple[Cut, ...], None]()
+        for layer in (layer for layer in layers if layer >= option.first_layer):
+            cut = Cut(layer, 1.0, option.selector, option.params)
+            drops = [d for d in layers if d > layer and d >= (limits.first_drop or 0)]
+            ends = [(), *((Cut(d, 0.0),) for d in drops if can_drop)]
+            plans |= dict.fromkeys(fill(predictor, (cut, *end), budget) for end in ends)
+        found += sorted(plans, key=predictor.score)[:1]
+    return sorted(found, key=predictor.score)

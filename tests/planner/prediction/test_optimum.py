@@ -10,7 +10,12 @@ import pytest
 
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
-from tpcal.planner.prediction.optimum import Solver, seeds, worst_group_optimum
+from tpcal.planner.prediction.optimum import (
+    Solver,
+    one_cut_plans,
+    seeds,
+    worst_group_optimum,
+)
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.budget_projection import exact_keep, spent
 from tpcal.plans.plan_records import Cut, n_keep
@@ -126,6 +131,29 @@ def test_a_decoder_of_32_layers_is_solved_within_a_second(make_world) -> None:
     start = time.process_time()
     Solver(predictor, Budget(0.22)).optimum()
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("max_cuts", [1, 3])
+def test_plans_of_one_cut_are_the_best_of_their_selectors(make_world, max_cuts) -> None:
+    predictor = Predictor(make_world(n_layers=6, n_tokens=40, n_groups=3).profile(noise=0.4))
+    limits, budget = predictor.limits, Budget(0.4)
+    found = one_cut_plans(predictor, budget, max_cuts)
+    assert len({cut.selector for cut, *_ in found}) == len(found) == len(predictor.allowed)
+    for s in predictor.allowed:
+        option = predictor.options[s]
+        scores = []
+        for layer, drop in itertools.product(range(option.first_layer, 6), range(1, 7)):
+            if drop <= layer or (drop < 6 and (drop < limits.first_drop or max_cuts == 1)):
+                continue
+            # As many tokens as fit: the layers before the cut see all 40 tokens.
+            count = (limits.budget(0.4) - 40 * layer) // (drop - layer)
+            if limits.min_count <= count < 40:
+                cut = Cut(layer, exact_keep(count, 40), option.selector, option.params)
+                end = [Cut(drop, 0.0)] if drop < 6 else []
+                scores.append(predictor.score((cut, *end)))
+        (plan,) = (p for p in found if p[0].selector == option.selector)
+        assert len(plan) <= max_cuts
+        assert predictor.score(plan) == pytest.approx(min(scores))
 
 
 def test_neighbours_and_seeds_meet_the_budget_and_differ(make_world) -> None:
