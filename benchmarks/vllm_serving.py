@@ -2,7 +2,10 @@
 
 Every engine gets a KV cache of the same bytes. Weights are random, because neither memory nor time
 depends on them. On a CPU, times are processor times of the process in which the whole engine runs,
-so that other programs on the machine matter little; on a GPU they are times by the clock.
+so that other programs on the machine matter little; on a GPU they are times by the clock. On a GPU
+the unpruned model has the attention backend that vLLM chooses, and plans have theirs, unless
+--attention-backend names one for all. Every figure is printed as soon as it is measured, and the
+file of --json is written after each engine, so that a time limit loses little.
 Needs the environment of `make vllm-env`, or a GPU and vLLM's own build.
 """
 
@@ -12,9 +15,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -163,29 +167,48 @@ def main(
     if with_graphs:
         plans[WITH_GRAPHS] = None
     sizes = [int(n) for n in concurrency.split(",")]
-    found = []
+    found: list[Figures] = []
     with TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         _save(model, chosen, hidden if geometry == "8-layers" else None)
-        for name, plan in plans.items():
-            path = Path(folder) / "plan.yaml"
-            if plan is not None:
-                save_plan(plan, path)
-            own = {} if plan is None else {"tpcal": {"plan": str(path), "untried": ON_GPU}}
-            # A process of its own, because engines keep memory of a GPU after their end.
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                measured = pool.submit(_measure, name, model, own, chosen, sizes)
-                found.append(measured.result())
-            click.echo(_line(found[-1], found[0]))
-    for line in _totals(found[0], chosen):
-        click.echo(line)
-    if out is not None:
-        out.write_text(json.dumps([asdict(figures) for figures in found], indent=1))
+        for figures in _each(plans, model, chosen, sizes):
+            found.append(figures)
+            click.echo(_line(figures, found[0]))
+            if len(found) == 1:
+                click.echo("\n".join(_totals(figures, chosen)))
+            if out is not None:
+                out.write_text(json.dumps([asdict(one) for one in found], indent=1))
     slower = [line for figures in found[1:] for line in _slower(figures, found[0])]
     for line in slower:
         click.echo(line, err=True)
     if slower:
         sys.exit(SLOWER)
+
+
+def _each(
+    plans: Mapping[str, Plan | None], model: Path, geometry: Geometry, sizes: list[int]
+) -> Iterator[Figures]:
+    """Measures one engine after the other.
+
+    Each has a process of its own, because engines keep memory of a GPU after their end. All
+    processes load vLLM's code at the same time, before the first one measures.
+    """
+    spawn = get_context("spawn")
+    pools = {name: ProcessPoolExecutor(1, mp_context=spawn) for name in plans}
+    wait([pool.submit(_load) for pool in pools.values()])
+    for name, plan in plans.items():
+        path = model.parent / "plan.yaml"
+        if plan is not None:
+            save_plan(plan, path)
+        own = {} if plan is None else {"tpcal": {"plan": str(path)}}
+        with pools[name] as pool:
+            yield pool.submit(_measure, name, model, own, geometry, sizes).result()
+
+
+def _load() -> None:
+    """Loads vLLM's code, which takes about as long as an engine's start."""
+    for module in ("entrypoints.llm", "v1.worker.gpu_model_runner", "model_executor.models.llava"):
+        import_module(f"vllm.{module}")
 
 
 def _save(folder: Path, geometry: Geometry, hidden: int | None) -> None:
@@ -236,6 +259,7 @@ def _engine(model: Path, own: dict[str, Any], geometry: Geometry, graphs: bool) 
         kv_cache_memory_bytes=geometry.memory << 20,
         enable_prefix_caching=False,
         limit_mm_per_prompt={"image": 1},
+        skip_mm_profiling=True,  # the cache is not made as large as the memory allows
         gpu_memory_utilization=0.3,  # what must be free; the cache has the bytes above
         distributed_executor_backend="uni",
         disable_log_stats=False,
@@ -252,7 +276,9 @@ def _measure(
     llm = _engine(model, own, replace(geometry, requests=max(geometry.requests, *sizes)), graphs)
 
     def seconds(n: int, n_answer: int) -> float:
-        return min(_seconds(llm, geometry, n, n_answer) for _ in range(geometry.repeats))
+        least = min(_seconds(llm, geometry, n, n_answer) for _ in range(geometry.repeats))
+        click.echo(f"{name}: {n} requests of {n_answer} answer tokens took {least:.3f} s")
+        return least
 
     _seconds(llm, geometry, 1, 2)  # warms up
     prefill = {n: seconds(n, 1) for n in sizes}

@@ -180,8 +180,7 @@ class Engine:
             **(OF_GPUS if ON_GPU else {}),
             **options,
         }
-        settings = {"plan": str(plan), "untried": ON_GPU}
-        own = {} if plan is None else {"additional_config": {"tpcal": settings}}
+        own = {} if plan is None else {"additional_config": {"tpcal": {"plan": str(plan)}}}
         self.llm: Any = LLM(str(model), **chosen, **own)
 
     @property

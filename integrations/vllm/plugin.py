@@ -77,8 +77,9 @@ def prepare(config: Any, found: Settings) -> None:
     asynchronous = config.scheduler_config.async_scheduling
     kind = "AsyncPlanScheduler" if asynchronous else "PlanScheduler"
     config.scheduler_config.scheduler_cls = f"{_FOLDER}.scheduler.{kind}"
+    notes = support.notes(plan, n_layers) + touchpoints.prefer_tried_attention(config)
     config.parallel_config.worker_cls = _WORKERS[config.parallel_config.worker_cls]
     config.additional_config = {**config.additional_config, KEY: found.passed_on()}
     _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt))
-    for note in support.notes(plan, n_layers):
+    for note in notes:
         _LOG.warning("tpcal: %s", note)

@@ -72,6 +72,8 @@ TOUCHPOINTS = (
     Touchpoint("vllm.multimodal.inputs", "PlaceholderRange.get_num_embeds"),
     Touchpoint("vllm.multimodal.inputs", "PlaceholderRange.embeds_cumsum"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker.init_device"),
+    Touchpoint("vllm.config", "AttentionConfig", ("backend",)),
+    Touchpoint("vllm.v1.attention.backends.registry", "AttentionBackendEnum"),
     Touchpoint(
         "vllm.v1.worker.gpu_model_runner",
         "GPUModelRunner._model_forward",
@@ -203,6 +205,32 @@ def prefer_v1_runner() -> None:
     GPUs use the V2 runner by default, and all processes of a server decide by this variable.
     """
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+
+def prefer_tried_attention(config: Any) -> list[str]:
+    """Makes a GPU use the attention backend that plans ran over, unless the user named one.
+
+    Args:
+        config: vLLM's config, whose worker is still vLLM's own.
+
+    Returns:
+        What the user should know of it, one or two sentences each.
+    """
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    attention, tried = config.attention_config, AttentionBackendEnum.TRITON_ATTN
+    if config.parallel_config.worker_cls != GPU_WORKER or attention.backend is tried:
+        return []
+    if attention.backend is not None:
+        return [
+            f"No plan has run over the attention backend {attention.backend.name}. Compare some "
+            f"answers with those of transformers, or leave the backend out to get {tried.name}."
+        ]
+    attention.backend = tried
+    return [
+        f"The server takes the attention backend {tried.name}, which plans were tried over. "
+        "--attention-backend names another one, which may be faster."
+    ]
 
 
 def block_managers(scheduler: Any) -> Sequence[Any]:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import ENVIRONMENT, PLANS
+import torch
+from served import ENVIRONMENT, ON_GPU, PLANS
 
 import tpcal
 from tpcal import Cut, Plan
 from tpcal.calibrate.embedded import FOLDER
 from tpcal.integrations.vllm import configuration, touchpoints
+from tpcal.integrations.vllm.server_settings import Settings
 from tpcal.plans.errors import FitError, TpcalError, UsageError
 from tpcal.plans.plan_records import Condition, ModelIdentity
 
@@ -38,7 +40,8 @@ def _config(
 
 def test_a_plan_brings_its_worker_and_scheduler(tmp_path: Path) -> None:
     config = _config(PLANS["three cuts"], tmp_path)
-    assert config.parallel_config.worker_cls == "tpcal.integrations.vllm.cpu_worker.PlanCpuWorker"
+    kind = "gpu_worker.PlanGpuWorker" if ON_GPU else "cpu_worker.PlanCpuWorker"
+    assert config.parallel_config.worker_cls == f"tpcal.integrations.vllm.{kind}"
     assert config.scheduler_config.scheduler_cls.startswith("tpcal.integrations.vllm.scheduler.")
 
 
@@ -60,7 +63,8 @@ def test_without_a_plan_vllm_is_left_alone(
     if own is None:
         monkeypatch.setenv("TPCAL_OFF", "1")
     config = _config(PLANS["three cuts"], tmp_path, own)
-    assert config.parallel_config.worker_cls == touchpoints.CPU_WORKER
+    plain = touchpoints.GPU_WORKER if ON_GPU else touchpoints.CPU_WORKER
+    assert config.parallel_config.worker_cls == plain
     assert config.scheduler_config.scheduler_cls is None
 
 
@@ -121,13 +125,63 @@ def test_a_plan_that_is_missing(tmp_path: Path) -> None:
         _config(PLANS["three cuts"], tmp_path, {"plan": str(tmp_path / "other.yaml")})
 
 
-@pytest.mark.parametrize("untried", [False, True])
-def test_a_gpu_is_untried_and_never_gets_cuda_graphs(untried: bool, tmp_path: Path) -> None:
-    config = _config(PLANS["three cuts"], tmp_path, {"off": True}, enforce_eager=False)
+def _gpu_config(folder: Path, **options: Any) -> Any:
+    touchpoints.prefer_v1_runner()
+    config = _config(PLANS["three cuts"], folder, {"off": True}, **options)
     config.parallel_config.worker_cls = touchpoints.GPU_WORKER
-    problems = " ".join(configuration.config_problems(config, untried))
-    assert "--enforce-eager must be given on a GPU" in problems
-    assert ("tried on vLLM's CPU backend only" in problems) is not untried
+    return config
+
+
+def test_a_plan_runs_on_a_gpu_and_never_gets_cuda_graphs(tmp_path: Path) -> None:
+    assert configuration.config_problems(_gpu_config(tmp_path), untried=False) == []
+    with_graphs = _gpu_config(tmp_path, enforce_eager=False)
+    (problem,) = configuration.config_problems(with_graphs, untried=True)
+    assert "--enforce-eager must be given on a GPU" in problem
+
+
+def test_the_v2_runner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _gpu_config(tmp_path)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    (problem,) = configuration.config_problems(config, untried=True)
+    assert problem.endswith("Set VLLM_USE_V2_MODEL_RUNNER=0.")
+
+
+def test_gpus_of_amd_are_untried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _gpu_config(tmp_path)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    (problem,) = configuration.config_problems(config, untried=False)
+    assert "not on those of AMD" in problem
+    assert configuration.config_problems(config, untried=True) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "used", "said"),
+    [
+        (None, "TRITON_ATTN", "takes the attention backend TRITON_ATTN"),
+        ("TRITON_ATTN", "TRITON_ATTN", None),
+        ("FLASH_ATTN", "FLASH_ATTN", "No plan has run over the attention backend FLASH_ATTN"),
+    ],
+)
+def test_a_gpu_takes_the_attention_that_plans_ran_over_unless_told_otherwise(
+    named: str | None,
+    used: str,
+    said: str | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from tpcal.integrations.vllm import plugin
+
+    config = _gpu_config(tmp_path, **({} if named is None else {"attention_backend": named}))
+    plugin.prepare(config, Settings(PLANS["three cuts"]))
+    assert config.attention_config.backend.name == used
+    assert config.parallel_config.worker_cls.endswith(".PlanGpuWorker")
+    lines = [line for line in caplog.messages if "attention backend" in line]
+    assert [said in line for line in lines] == ([True] if said else [])
+
+
+def test_a_cpu_keeps_its_attention(tmp_path: Path) -> None:
+    if not ON_GPU:
+        assert _config(PLANS["three cuts"], tmp_path).attention_config.backend is None
 
 
 def test_an_unknown_version_unless_told_otherwise(

@@ -9,7 +9,8 @@ import served
 import torch
 from served import PLANS, Executor
 
-from tpcal.calibrate.embedded import samples
+from tpcal import Cut, Plan
+from tpcal.calibrate.embedded import EmbeddedSample, samples
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
@@ -30,24 +31,38 @@ def executor() -> Executor:
 def test_answers_and_kept_tokens_are_those_of_the_executor(
     name: str, executor: Executor, tmp_path: Path
 ) -> None:
-    questions = samples("eval", N)
-    wanted = executor.answers(PLANS[name], questions)
-    with served.engine(PLANS[name], tmp_path, max_num_batched_tokens=CHUNKS[name]) as engine:
+    waited = _compare(PLANS[name], samples("eval", N), executor, tmp_path, CHUNKS[name])
+    assert waited > 0 or CHUNKS[name] == 1024
+
+
+@pytest.mark.timeout(600)
+def test_coverage_alone_and_weighted_by_attention(executor: Executor, tmp_path: Path) -> None:
+    weighted = Cut(layer=4, keep=0.2, selector="coverage", params={"attention_power": 1.0})
+    plan = Plan(cuts=(Cut(layer=2, keep=0.5, selector="coverage"), weighted))
+    assert _compare(plan, samples("eval", 60, seed=9), executor, tmp_path, 120) > 0
+
+
+def _compare(
+    plan: Plan, questions: list[EmbeddedSample], executor: Executor, folder: Path, chunk: int
+) -> int:
+    """Number of tokens that waited in the engine, whose answers are those of the executor."""
+    wanted = executor.answers(plan, questions)
+    with served.engine(plan, folder, max_num_batched_tokens=chunk) as engine:
         found = engine.answers(questions)
         waited = engine.n_waited
     assert found.prompts == wanted.prompts
-    assert waited > 0 or CHUNKS[name] == 1024
     other = [
         i
-        for i in range(N)
+        for i in range(len(questions))
         if (found.tokens[i], found.kept[i]) != (wanted.tokens[i], wanted.kept[i])
     ]
     # Two tokens may differ from the others by equal distances up to float32's rounding, so that
     # the executor itself keeps another one in another batch. Float64 decides between them.
     assert len(other) <= MAX_TIES
-    exact = Executor(torch.float64).answers(PLANS[name], [questions[i] for i in other])
+    exact = Executor(torch.float64).answers(plan, [questions[i] for i in other])
     assert [found.tokens[i] for i in other] == exact.tokens
     assert [found.kept[i] for i in other] == exact.kept
+    return waited
 
 
 @pytest.mark.skipif(served.ON_GPU, reason="plans on GPUs run eagerly")

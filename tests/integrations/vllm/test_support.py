@@ -38,6 +38,7 @@ def test_some_selectors_look_at_the_question() -> None:
     reading = [name for name in selectors.names() if support.reads_question(_plan(name))]
     assert reading == ["attention", "balanced", "cdpruner", "dart", "sparsevlm"]
     assert not support.reads_question(_plan("balanced", params={"attention_share": 0.0}))
+    assert support.reads_question(_plan("coverage", params={"attention_power": 1.0}))
 
 
 def test_conditions_are_refused() -> None:
