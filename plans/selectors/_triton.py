@@ -224,12 +224,11 @@ def greedy_map(
     table: Tensor, weight: Tensor, n_picks: Tensor, n_steps: int, least: float
 ) -> Tensor:
     """See `_fused.greedy_map`."""
+    if table.shape[-1] > _ALONE:
+        return _greedy_map_by_column(table, weight, n_picks, n_steps, least)
     picks, n_tokens = n_picks.new_full((len(table), n_steps), -1), table.shape[-1]
     spanned = weight.new_empty(len(table), n_steps, n_tokens)
     given = (table, weight, spanned, n_picks)
-    if n_tokens > _ALONE:
-        _greedy_map_by_column(*map(Tensor.contiguous, given), picks, least)
-        return picks
     _greedy_map[(len(table),)](
         *map(Tensor.contiguous, given),
         picks,
@@ -242,19 +241,27 @@ def greedy_map(
 
 
 def _greedy_map_by_column(
-    table: Tensor, weight: Tensor, spanned: Tensor, n_picks: Tensor, picks: Tensor, least: float
-) -> None:
-    (n_rows, n_steps, n_tokens), columns = spanned.shape, 32
+    table: Tensor, weight: Tensor, n_picks: Tensor, n_steps: int, least: float
+) -> Tensor:
+    picks, (n_rows, n_tokens) = n_picks.new_full((len(table), n_steps), -1), weight.shape
+    spanned = weight.new_empty(n_rows, n_steps, n_tokens)
+    # Two buffers each, which the steps read and write in turns.
     gains, residuals = weight.float().repeat(2, 1, 1), weight.new_ones(2, n_rows, n_tokens)
+    given = [x.contiguous() for x in (table, weight, spanned, gains, residuals, n_picks)]
+    columns = 32  # of one program
     for step in range(n_steps):
         _next_of_map[(n_rows, triton.cdiv(n_tokens, columns))](
-            *(table, weight, spanned, gains, residuals, n_picks, picks),
-            *(n_tokens, n_steps, step),
+            *given,
+            picks,
+            n_tokens,
+            n_steps,
+            step,
             LEAST=least,
             WIDTH=_width(n_tokens),
             COLUMNS=columns,
             TILE=64,
         )
+    return picks
 
 
 def covering(
