@@ -30,3 +30,11 @@ def test_a_mask_as_index_makes_the_host_wait() -> None:
         found = x[gpu.put(torch.tensor([True, False, True]))].tolist()
     assert found == [0, 2]
     assert gpu.syncs.total() == 2
+
+
+def test_no_machine_has_its_device() -> None:
+    # What code keeps for each device, as grid keeps its curves, must not be that of a real GPU.
+    with EmulatedGpu() as gpu:
+        made = (gpu.put(torch.arange(3)), torch.ones(3, device="cuda"))
+    real = {torch.device("cuda", n) for n in range(16)}
+    assert not real & {x.device for x in made}

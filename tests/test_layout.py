@@ -286,7 +286,7 @@ def _is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 def _is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether Triton compiles the function, whose parameters can only be numbers and tensors."""
-    return any(ast.unparse(d) == "triton.jit" for d in function.decorator_list)
+    return any(ast.unparse(d).startswith("triton.jit") for d in function.decorator_list)
 
 
 def test_a_function_has_few_parameters() -> None:

@@ -92,8 +92,12 @@ class Vision:
         some = next(iter(read.values()))
         table = some.new_zeros(*real.shape, some.shape[1], device=real.device)
         for kind, values in read.items():
-            here = real & self._are(kind, inputs, columns) if len(read) > 1 else real
-            table[here] = by_row(values, here.sum(dim=1).tolist()).to(table.device)
+            here, counts = real, prompt.n_visual
+            if len(read) > 1:  # then the host must wait to learn how many tokens are of each kind
+                here = real & self._are(kind, inputs, columns)
+                counts = tuple(here.sum(dim=1).tolist())
+            rows = by_row(values, counts).to(table.device)
+            table = table.masked_scatter(here[..., None], rows)
         return table
 
     @torch.compiler.disable

@@ -1,7 +1,8 @@
-"""Greedy loops as one kernel each, on a GPU with Triton.
+"""Greedy loops as kernels of their own, on a GPU with Triton.
 
 One program works on one row of the batch, and one launch on a whole loop: the host would take
-longer to launch the kernels of every pick than the GPU takes for the picks. The kernels do what
+longer to launch the kernels of every pick than the GPU takes for the picks. The greedy map of long
+rows is the exception: it reads so much for a pick that many programs share it. The kernels do what
 the loops in `_greedy` and `cdpruner` do, in the same precision; of equal tokens they too pick the
 one with the lowest index.
 """

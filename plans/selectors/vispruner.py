@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tpcal.plans.selectors._cosine import all_distances, directions
 from tpcal.plans.selectors._counts import Counts
@@ -27,6 +28,7 @@ from tpcal.plans.selectors.base import (
 )
 
 _N_PAPER = 576  # number of tokens of an image in the paper
+_FAR = 4.0  # more than any distance
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Vispruner(Selector):
         slot = torch.where(rest, image * most + place, 0)
         states = _by_image(tokens.hidden, slot, rest, (*n_rest.shape, most))  # [B M, R, D]
         stays = distinct(_distances(states, [n for n, _, _ in sizes]), groups, widths(sizes))
-        return important | (rest & stays.view(len(valid), -1).gather(-1, slot))
+        return important | (rest & stays.reshape(len(valid), -1).gather(-1, slot))
 
     def _sizes(self, counts: Counts) -> list[tuple[int, int, int]]:
         """The numbers of `Groups` for rows of one image, if all its tokens have patches."""
@@ -146,29 +148,40 @@ def distinct(far: Tensor, groups: Groups, widths: Sequence[int]) -> Tensor:
         groups: Numbers of tokens of each group; later columns are filler.
         widths: At least the largest number of tokens of a group after each round.
     """
-    # `left` lists the remaining tokens of each group, the most important first; the first
-    # n_tokens entries of a row count.
-    n_tokens, place = groups.n_tokens, torch.arange(far.shape[-1], device=far.device)
-    group = torch.arange(len(far), device=far.device)[:, None, None]
-    left = place.expand(far.shape[:2])
-    for width in widths:
+    # `left` lists the remaining tokens of each group, the most important first, and after them a
+    # token that only fills: it is farther from all others than any of them, and never removed.
+    n_most = far.shape[-1]
+    far = pad(pad(far + 0.0, (0, 1), value=_FAR), (0, 0, 0, 1), value=torch.inf)  # no -0.0
+    place = torch.arange(n_most, device=far.device)
+    group = torch.arange(len(far), device=far.device)
+    from_end, n_tokens = n_most - 1 - place, remaining(groups, len(widths))
+    left = torch.where(place < n_tokens[0, :, None], place, n_most)
+    for n_out, width in zip(n_tokens[:-1] - n_tokens[1:], widths, strict=True):
         # Step 1: split by parity, a = places 0, 2, ... and b = places 1, 3, ..., and compute for
         # every a its distance to the most similar b: near(a) = min over b of d(a, b).
-        alive = place[: left.shape[-1]] < n_tokens[:, None]
         first, second = left[:, ::2], left[:, 1::2]
-        between = far[group, first[:, :, None], second[:, None, :]]
-        between = between.masked_fill(~alive[:, None, 1::2], torch.inf)
+        between = far[group[:, None, None], first[:, :, None], second[:, None, :]]
         nearest = between.amin(-1) if second.shape[-1] else between.new_zeros(first.shape)
-        # Step 2: remove the n_out tokens with the smallest near(a). Ranks break ties in favour of
-        # the lowest index, so that flipping removes the least important of equal tokens.
-        n_out = (n_tokens - groups.n_keep).minimum((n_tokens + 1) // 2).minimum(groups.step)
-        turn = ranks(-nearest.flip(-1), alive[:, ::2].flip(-1)).flip(-1)
-        alive[:, ::2] &= turn >= n_out[:, None]
+        # Step 2: remove the n_out tokens with the smallest near(a). They are the last of this
+        # order, in which the least important of equal tokens comes last.
+        order = nearest.argsort(dim=-1, descending=True, stable=True)
+        stays = from_end[-order.shape[-1] :] >= n_out[:, None]
+        first = torch.where(stays, first.gather(-1, order), n_most)
         # Step 3: close the gaps and keep the order by importance; many tokens change parity.
-        n_tokens = n_tokens - n_out
-        left = left.gather(-1, (~alive).to(torch.uint8).argsort(dim=-1, stable=True)[:, :width])
-    stays = place[: left.shape[-1]] < n_tokens[:, None]
-    return torch.zeros_like(far[..., 0], dtype=torch.bool).scatter(-1, left, stays)
+        left = torch.cat((first, second), dim=-1).sort(dim=-1).values[:, :width]
+    kept = torch.zeros(*far.shape[:2], dtype=torch.bool, device=far.device)
+    return kept.scatter_(-1, left, True)[:, :-1]
+
+
+def remaining(groups: Groups, n_rounds: int) -> Tensor:
+    """[n_rounds + 1, G] int64: tokens of each group before the first round and after each."""
+    # A round leaves max(k, n - step, floor(n / 2)) of n tokens. The second is the larger of the
+    # last two while n >= 2 step - 1, in the first `n_whole` rounds; later ones halve.
+    n, step = groups.n_tokens, groups.step
+    n_whole = ((n - 2 * step + 1) // step + 1).clamp(min=0)
+    turn = torch.arange(n_rounds + 1, device=n.device)[:, None]
+    whole = torch.minimum(turn, n_whole)
+    return torch.maximum((n - whole * step) >> (turn - whole).clamp(max=62), groups.n_keep)
 
 
 def _distances(states: Tensor, n_tokens: Sequence[int]) -> Tensor:

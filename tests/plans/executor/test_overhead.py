@@ -33,7 +33,7 @@ class Waits(TorchFunctionMode):
     ) -> Any:
         if function in _WAITS and not (function is torch.where and len(args) == 3):
             self.calls[function.__name__] += 1
-        if function is Tensor.__getitem__:
+        if function in (Tensor.__getitem__, Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             by_mask = [i for i in index if isinstance(i, Tensor) and i.dtype == torch.bool]
             self.calls["by mask"] += len(by_mask)
@@ -46,7 +46,7 @@ def _waits(model: Any, inputs: dict[str, Tensor]) -> int:
     return waits.calls.total()
 
 
-@pytest.mark.parametrize("selector", ["attention", "random"])
+@pytest.mark.parametrize("selector", ["attention", "random", "visionzip"])
 def test_a_prefill_waits_for_the_device_once(selector: str) -> None:
     # Selectors that pick token after token, or compare images, wait a few times more.
     model, inputs = tiny_llava(), batch([prompt(5, 0, 9), prompt(2, 0, 3, 0, 4)])

@@ -18,7 +18,7 @@ from models import batch, prompt, tiny_llava
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from benchmarks.emulated_gpu import EmulatedGpu, GpuTensor
+from benchmarks.emulated_gpu import DEVICE, EmulatedGpu, GpuTensor
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import apply, check
@@ -29,7 +29,7 @@ from tpcal.plans.selectors import _fused, min_layer, names
 
 pytestmark = pytest.mark.usual
 
-ONE, TWO = torch.device("cuda", 0), torch.device("cuda", 1)
+ONE, TWO = DEVICE, torch.device("cuda", DEVICE.index + 1)
 PLANS = "content", "attention", "early"
 """Plans of the laws, with cuts before layers 2, 4 and 6 of 8; the last four layers are on `TWO`."""
 ARCHITECTURES = (

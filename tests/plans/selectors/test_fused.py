@@ -61,7 +61,11 @@ def test_the_largest_sum(batch, fused):
     assert torch.equal(found, max_sum(*given))
 
 
-def test_the_greedy_map_of_a_determinantal_process(batch, fused):
+@pytest.mark.parametrize("alone", [64, 32])
+def test_the_greedy_map_of_a_determinantal_process(alone, batch, fused, monkeypatch):
+    from tpcal.plans.selectors import _triton
+
+    monkeypatch.setattr(_triton, "_ALONE", alone)  # one program a row, or several a pick
     pairs, valid, n_picks = batch
     relevance = torch.rand(valid.shape, generator=torch.Generator().manual_seed(1)).double()
     relevance[3] = 1.0
@@ -70,8 +74,11 @@ def test_the_greedy_map_of_a_determinantal_process(batch, fused):
     assert torch.equal(found, greedy_map(pairs, relevance, valid, n_picks))
 
 
-@pytest.mark.parametrize("attended", ["covered", "picks"])
-def test_the_best_coverage(attended, batch, fused):
+@pytest.mark.parametrize(("attended", "columns"), [("covered", 1024), ("picks", 16)])
+def test_the_best_coverage(attended, columns, batch, fused, monkeypatch):
+    from tpcal.plans.selectors import _triton
+
+    monkeypatch.setattr(_triton, "_COLUMNS", columns)  # one tile wide, or three
     pairs, valid, n_picks = batch
     noise = torch.rand(valid.shape, generator=torch.Generator().manual_seed(1))
     weight = ((noise * 2**20).ceil().double() / 2**20).masked_fill(~valid, 0)

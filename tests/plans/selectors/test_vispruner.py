@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.emulated_gpu import EmulatedGpu
 from tpcal.plans.selectors import create
+from tpcal.plans.selectors.vispruner import Groups, distinct, widths
 
 
 @pytest.fixture
@@ -71,3 +73,35 @@ def test_repeats_leave_before_anything_else(make_row):
     states[0, 9:] = states[0, :9]  # nine tokens, each twice, on different sides of the first split
     row = replace(row, hidden=states, vision_scores=-torch.arange(18)[None].double())
     assert sorted(place % 9 for place in kept(row, 9, important_share=0, step=1)) == list(range(9))
+
+
+def rounds(far, n_keep, step):
+    """The tokens that remain of one group, by the rule as it is written."""
+    left = list(range(len(far)))
+    while len(left) > n_keep:
+        first, second = left[::2], left[1::2]
+        near = {a: min((float(far[a, b]) for b in second), default=9.0) for a in first}
+        n_out = min(len(left) - n_keep, len(first), step)
+        gone = sorted(first, key=lambda a: (near[a], -a))[:n_out]
+        left = [token for token in left if token not in gone]
+    return left
+
+
+def test_groups_of_any_size_are_thinned_together():
+    sizes = [(37, 5, 3), (1, 0, 4), (22, 22, 1), (0, 0, 2), (30, 0, 9), (36, 1, 50)]
+    g = torch.Generator().manual_seed(0)
+    far = torch.randint(-3, 4, (len(sizes), 37, 37), generator=g) / 3.0  # many are equal
+    far[far == 0] *= -1  # both zeros are equal too
+    stays = distinct(far, Groups(*torch.tensor(sizes).T), widths(sizes))
+    for row, table, (n, k, step) in zip(stays, far, sizes, strict=True):
+        assert row.nonzero()[:, 0].tolist() == rounds(table[:n, :n], k, step)
+
+
+def test_a_round_is_few_kernels():
+    sizes, n_launches = [(60, 20, 4)], []
+    for n_rounds in (4, 8):
+        with EmulatedGpu() as gpu:
+            groups = Groups(*map(gpu.put, torch.tensor(sizes).T))
+            distinct(gpu.put(torch.rand(1, 60, 60)), groups, widths(sizes)[:n_rounds])
+        n_launches.append(gpu.launches.total())
+    assert n_launches[1] - n_launches[0] <= 4 * 10
