@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -75,8 +76,12 @@ class Coverage(Selector):
         return frozenset({"scores"} if self.attention_power > 0 else ())
 
     def flops(self, work: Work) -> float:
-        """FLOPs of the distances between all pairs, and of the sums of every pick on a GPU."""
-        return pair_flops(work.n_tokens, work) + 2.0 * work.n_tokens**2 * work.n_keep
+        """FLOPs of the distances between all pairs, and of the sums over what each pick changes.
+
+        The k-th pick covers about N / k tokens better, so that K picks change N ln K sums of N.
+        """
+        sums = 2.0 * work.n_tokens**2 * (2 + math.log(max(1, work.n_keep)))
+        return pair_flops(work.n_tokens, work) + sums
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         valid, counts = tokens.valid, counts_of(tokens, n_keep)
