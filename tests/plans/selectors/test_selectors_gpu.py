@@ -9,10 +9,11 @@ from typing import Any
 import gpu_cases
 import pytest
 import torch
+from selector_variants import NAMED
 from torch import Tensor
 
 from benchmarks.emulated_gpu import EmulatedGpu
-from tpcal.plans.selectors import _fused, create, names
+from tpcal.plans.selectors import _fused, create
 from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors.base import Tokens, read_counts
 from tpcal.plans.selectors.cdpruner import greedy_map
@@ -21,22 +22,6 @@ from tpcal.plans.selectors.diversity import max_min, max_sum
 
 pytestmark = pytest.mark.gpu
 
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in names()),
-    ("attention", {"score": "raw"}),
-    ("diversity", {"rule": "max_sum"}),
-    ("diversity", {"rule": "max_sum", "pivot": "norm"}),
-    ("balanced", {"attention_share": 0.3, "diversity_share": 0.3, "spatial_share": 0.5}),
-    ("balanced", {"attention_share": 0.6, "boundary": "none", "over_selection": 1.2}),
-    ("balanced", {"attention_share": 0.0, "spatial_share": 0.5, "distance": "euclidean"}),
-    ("vispruner", {"important_share": 0.0, "step": 3}),
-    ("dart", {"image_pivots": 9, "text_pivots": 0}),
-    ("coverage", {"attention_power": 0.7, "distance_power": 1}),
-    ("coverage", {"attention_power": 0.5, "attended": "picks"}),
-]
-NAMED = pytest.mark.parametrize(
-    ("name", "params"), VARIANTS, ids=[f"{n}{i}" for i, (n, _) in enumerate(VARIANTS)]
-)
 BATCHES: Mapping[str, tuple[Sequence[Sequence[tuple[int, int]]], Sequence[int]]] = {
     "one": ([[(24, 24)]], [127]),
     "ragged": ([[(6, 6)], [(12, 12)], [(1, 1)]], [7, 33, 0]),
