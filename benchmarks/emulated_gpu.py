@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -111,6 +112,12 @@ class EmulatedGpu(TorchDispatchMode):
     def put(self, value: Tensor, device: torch.device = DEVICE) -> GpuTensor:
         """The tensor on the device; putting it there is not counted."""
         return value if isinstance(value, GpuTensor) else GpuTensor(value.detach(), device)
+
+    def put_fields(self, record: Any, device: torch.device = DEVICE) -> Any:
+        """The instance of a dataclass with all tensors that are fields of it on the device."""
+        given = {f.name: getattr(record, f.name) for f in fields(record)}
+        there = {name: self.put(x, device) for name, x in given.items() if isinstance(x, Tensor)}
+        return replace(record, **there)
 
     def put_module(self, module: nn.Module, device: torch.device = DEVICE) -> None:
         """Moves the weights and buffers of a module to the device; not counted either.

@@ -11,8 +11,6 @@ The second command needs Triton, which interprets its kernels on the CPU.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-
 import click
 import torch
 from emulated_gpu import EmulatedGpu
@@ -20,7 +18,6 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from selection import VARIANTS, Case, Machine, tokens
-from torch import Tensor
 
 from tpcal.plans.selectors import _fused, create
 from tpcal.plans.selectors.base import Tokens
@@ -33,9 +30,7 @@ def count(name: str, seen: Tokens, keep: int) -> tuple[int, int]:
     selector = create(*VARIANTS[name])
     for _ in range(2):  # the first cut of a process also makes the tables that all cuts read
         with EmulatedGpu() as gpu:
-            given = {f.name: getattr(seen, f.name) for f in fields(seen)}
-            there = {key: gpu.put(x) for key, x in given.items() if isinstance(x, Tensor)}
-            here = replace(seen, **there)
+            here = gpu.put_fields(seen)
             selector.merged(here, selector.select(here, gpu.put(torch.tensor([keep]))))
     return gpu.launches.total(), gpu.syncs.total()
 

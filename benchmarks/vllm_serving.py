@@ -60,6 +60,11 @@ class Geometry:
     """Options of vLLM."""
 
 
+def _three_cuts(selector: str) -> Plan:
+    stages = ((4, 0.3), (8, 0.12), (16, 0.055))
+    return Plan(cuts=tuple(Cut(layer, keep, selector) for layer, keep in stages))
+
+
 GEOMETRIES = {
     "8-layers": Geometry(
         side=192,
@@ -88,20 +93,8 @@ GEOMETRIES = {
         plans={
             "unpruned": None,
             "before the decoder": Plan(cuts=(Cut(0, 0.22, "diversity"),)),
-            "inside the decoder": Plan(
-                cuts=(
-                    Cut(4, 0.3, "diversity"),
-                    Cut(8, 0.12, "diversity"),
-                    Cut(16, 0.055, "diversity"),
-                )
-            ),
-            "inside, by attention": Plan(
-                cuts=(
-                    Cut(4, 0.3, "attention"),
-                    Cut(8, 0.12, "attention"),
-                    Cut(16, 0.055, "attention"),
-                )
-            ),
+            "inside the decoder": _three_cuts("diversity"),
+            "inside, by attention": _three_cuts("attention"),
         },
         repeats=2,
         options={"dtype": "bfloat16", "max_num_batched_tokens": 8192},

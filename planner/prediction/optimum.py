@@ -321,15 +321,17 @@ def one_cut_plans(predictor: Predictor, budget: Budget, max_cuts: int) -> list[t
     are what it is surest of.
     """
     limits = predictor.limits
-    layers = range(limits.first_layer, limits.last_layer + 1, limits.layer_step)
+    end, step = limits.last_layer + 1, limits.layer_step
     can_drop = limits.first_drop is not None and max_cuts > 1
+    drops = range(limits.first_drop or end, end, step) if can_drop else ()
     found = []
     for option in (predictor.options[s] for s in predictor.allowed):
         plans = dict[tuple[Cut, ...], None]()
-        for layer in (layer for layer in layers if layer >= option.first_layer):
+        for layer in range(limits.first_layer, end, step):
+            if layer < option.first_layer:
+                continue
             cut = Cut(layer, 1.0, option.selector, option.params)
-            drops = [d for d in layers if d > layer and d >= (limits.first_drop or 0)]
-            ends = [(), *((Cut(d, 0.0),) for d in drops if can_drop)]
-            plans |= dict.fromkeys(fill(predictor, (cut, *end), budget) for end in ends)
+            after = [(), *((Cut(drop, 0.0),) for drop in drops if drop > layer)]
+            plans |= dict.fromkeys(fill(predictor, (cut, *rest), budget) for rest in after)
         found += sorted(plans, key=predictor.score)[:1]
     return sorted(found, key=predictor.score)

@@ -132,14 +132,9 @@ class Distances:
         if self._table is not None:
             return self._table.view(-1, self._valid.shape[-1]).index_select(0, pick + self._start)
         result = self._like.new_zeros(self._valid.shape)
-        local = (self._valid.cumsum(-1) - 1).gather(-1, pick[:, None]).clamp(min=0)
-        for b, (at, row) in enumerate(zip(self._places, self._rows, strict=True)):
-            if self._valid[b].any():
-                if isinstance(row, Directions):
-                    row = self._between(row.at(local[b]), row)
-                else:
-                    row = row[local[b]]
-                result[b, at] = row[0]
+        for b, real in enumerate(self._valid):
+            if real.any():
+                result[b] = self.to_all(b, pick[b : b + 1])[0]
         return result
 
     def to_all(self, row: int, picks: Tensor) -> Tensor:
@@ -148,18 +143,12 @@ class Distances:
             return self._table[row][picks]
         at, known = self._places[row], self._rows[row]
         result = self._like.new_zeros(len(picks), self._valid.shape[-1])
-        local = (self._valid[row].cumsum(-1) - 1)[picks]
+        local = (self._valid[row].cumsum(-1) - 1)[picks].clamp(min=0)
         if isinstance(known, Directions):
             result[:, at] = self._between(known.at(local), known)
         else:
             result[:, at] = known[local]
         return result
-
-    def blocks_of(self, row: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields indices [c] of tokens of a row and their distances [c, N] to all its tokens."""
-        picks = self._valid[row].nonzero()[:, 0]
-        for some in picks.split(max(1, self.CHUNK // self._valid.shape[-1])):
-            yield some, self.to_all(row, some)
 
     def nearest(self, among: Tensor) -> Tensor:
         """[B, N] distance to the nearest other token of ``among`` [B, N] bool; inf if none."""
@@ -176,6 +165,18 @@ class Distances:
         for b, columns, start, block in self._blocks():
             sums = block.sum(-1, dtype=torch.float64)
             result[b, self._rows_of(columns, start, block)] = sums
+        return result
+
+    def closeness(self, weight: Tensor) -> Tensor:
+        """[B, N] float64: for each token u the sum over i of w_i max(0, 1 - d(i, u)).
+
+        Args:
+            weight: [B, N] float64 weights w; 0 on filler.
+        """
+        result = torch.zeros_like(weight)
+        for b, columns, start, block in self._blocks():
+            rows = self._rows_of(columns, start, block)
+            result[b, columns] += weight[b, rows] @ (1 - block).clamp(min=0).double()
         return result
 
     def _blocks(self) -> Iterator[tuple[int, slice | Tensor, int, Tensor]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -47,8 +48,8 @@ class Coverage(Selector):
     that token i contributes to a gain, or the whole gain of candidate i (``attended``).
 
     Needs:   hidden states; scores if attention_power is above 0
-    Cost:    O(B N^2 D) for all pairs, then O(B N^2 log K) for the picks on a CPU, where a pick
-             costs N for each token that it covers better; on a GPU O(B N^2 K)
+    Cost:    O(B N^2 D) for all pairs, then O(B N^2 log K) for the picks, each of which costs N
+             for each token that it covers better; on a GPU without Triton O(B N^2 K)
     Source:  the facility location function, maximised greedily: Nemhauser, Wolsey and Fisher 1978.
              Deng et al. 2025, arXiv 2510.24214 (SCOPE) multiply the gain of a candidate by its own
              saliency, which is ``picks``; the saliency is attention inside the vision tower there,
@@ -123,33 +124,36 @@ def covering(
     n_picks = within(n_picks, picked > 0)
     if _fused.available(pairs.table):
         assert pairs.table is not None
-        gain = (covered[:, None] @ (1 - pairs.table).clamp(min=0).double())[:, 0]
+        gain = pairs.closeness(covered)
         return _fused.covering(pairs.table, covered, picked, gain, n_picks, most)
     if picked.device.type == "cpu" or pairs.table is None:
-        picks = n_picks.new_full((len(picked), most), -1)
+        picks, gain = n_picks.new_full((len(picked), most), -1), pairs.closeness(covered)
         for b, n in enumerate(n_picks.tolist()):
-            picks[b, :n] = _of_row(pairs, b, covered[b], picked[b], n)
+            picks[b, :n] = _of_row(partial(pairs.to_all, b), covered[b], picked[b], gain[b], n)
         return picks
     return _of_rows(pairs, pairs.table, covered, picked, n_picks, most)
 
 
-def _of_row(pairs: Distances, row: int, covered: Tensor, picked: Tensor, n_picks: int) -> Tensor:
-    """[n_picks] picks of one row, by bookkeeping."""
+def _of_row(
+    to_all: Callable[[Tensor], Tensor],
+    covered: Tensor,
+    picked: Tensor,
+    gain: Tensor,
+    n_picks: int,
+) -> Tensor:
+    """[n_picks] picks of one row, by bookkeeping; ``gain`` [N] is changed in place."""
     # near[i] is the distance of token i to the nearest pick, to the power p, and at first 1, the
     # distance of what has nothing in common. A candidate u gains
     #     gain[u] = sum over i of w_i max(0, near[i] - d(i, u)).
     # A new pick changes near only at the tokens that it covers better, about N / k of them at the
     # k-th pick, and the gains change by what these tokens contributed before and contribute now.
-    near, gain = torch.ones_like(covered), torch.zeros_like(covered)
-    for at, block in pairs.blocks_of(row):
-        gain += covered[at] @ (1 - block.double()).clamp(min=0)
-    closed = picked == 0
+    near, closed = torch.ones_like(covered), picked == 0
     picks = []
     for _ in range(n_picks):
         picks.append((gain * picked).masked_fill(closed, -torch.inf).argmax())
-        now = torch.minimum(near, pairs.to_all(row, picks[-1][None])[0].double())
+        now = torch.minimum(near, to_all(picks[-1][None])[0].double())
         better = (now < near).nonzero()[:, 0]
-        block = pairs.to_all(row, better).double()
+        block = to_all(better).double()
         lost = (near[better, None] - block).clamp(min=0) - (now[better, None] - block).clamp(min=0)
         gain -= covered[better] @ lost
         closed[picks[-1]] = True

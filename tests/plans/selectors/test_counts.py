@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,13 +26,6 @@ def counted(tokens: Tokens, n_keep: Tensor) -> Tokens:
     return replace(tokens, counts=replace(read, filler_right=True))
 
 
-def on_gpu(tokens: Tokens, gpu: EmulatedGpu) -> Tokens:
-    given = {f.name: getattr(tokens, f.name) for f in fields(tokens)}
-    return replace(
-        tokens, **{key: gpu.put(x) for key, x in given.items() if isinstance(x, Tensor)}
-    )
-
-
 @NAMED
 @pytest.mark.parametrize(
     ("images", "n_keep"),
@@ -47,7 +40,7 @@ def test_no_selector_waits_for_the_device(name, params, images, n_keep, make_row
     assert torch.equal(selector.select(tokens, wanted), plain)
     merged = selector.merged(tokens, plain)
     with EmulatedGpu() as gpu:
-        seen = on_gpu(tokens, gpu)
+        seen = gpu.put_fields(tokens)
         stays = selector.select(seen, gpu.put(wanted))
         made = selector.merged(seen, stays)
     assert torch.equal(stays.held, plain)
@@ -63,7 +56,7 @@ def test_without_them_a_selector_reads_them_and_chooses_the_same(name, params, m
     tokens, wanted = stack([make_row([(4, 4)]), make_row([(3, 3)], 1)]), torch.tensor([5, 9])
     selector = create(name, params)
     with EmulatedGpu() as gpu:
-        stays = selector.select(on_gpu(tokens, gpu), gpu.put(wanted))
+        stays = selector.select(gpu.put_fields(tokens), gpu.put(wanted))
     assert torch.equal(stays.held, selector.select(tokens, wanted))
 
 

@@ -142,9 +142,7 @@ def test_no_selector_waits_for_the_device(
 def emulated(selector: Any, tokens: Tokens, wanted: Tensor) -> int:
     """Launches on the emulated GPU, with plain loops."""
     with EmulatedGpu() as device:
-        given = {f.name: getattr(tokens, f.name) for f in fields(tokens)}
-        put = {n: device.put(x) for n, x in given.items() if isinstance(x, Tensor)}
-        selector.select(replace(tokens, **put), device.put(wanted))
+        selector.select(device.put_fields(tokens), device.put(wanted))
     return device.launches.total()
 
 
