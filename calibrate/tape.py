@@ -381,4 +381,4 @@ def _read_prompt(
     family = find(model)
     visual = family.visual_mask(model, inputs["input_ids"], None)
     prompt = read_prompt(visual, inputs.get("attention_mask"), prompt_length)
-    return with_grids(family, model, prompt, inputs)
+    return with_grids(family, model, prompt, inputs).to(visual.device)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from tpcal.plans.executor.kernels import is_flash, kernel_of
-from tpcal.plans.executor.masks import FlashOrder, Mask, mask_rows
+from tpcal.plans.executor.masks import FlashOrder, Mask, last_row, mask_rows
 
 NAME = "tpcal_probe"
 ATTENDED = "tpcal_attended"
@@ -32,8 +32,9 @@ CHUNK = 2**23  # score entries that exist at one time
 class Request:
     """What to read at one attention module in one pass; `survivors` explains columns."""
 
-    last: Tensor
-    """[B] int64 column of the query whose scores are wanted: the last prompt token."""
+    last: Tensor | None
+    """[B] int64 column of the query whose scores are wanted, that of the last prompt token; None
+    if this is the last column of every row."""
     text: tuple[Tensor, Tensor] | None = None
     """[B, T] columns and validity of the text queries; None if their weights are not wanted."""
     visual: tuple[Tensor, Tensor] | None = None
@@ -43,11 +44,10 @@ class Request:
     visual token."""
 
     def to(self, device: torch.device) -> Request:
-        """The request on a device; the same object if it is there already."""
-        if self.last.device == device:
-            return self
+        """The request on a device."""
+        last = None if self.last is None else self.last.to(device)
         text, visual = (_moved(pair, device) for pair in (self.text, self.visual))
-        return Request(self.last.to(device), text, visual, self.visual_queries)
+        return Request(last, text, visual, self.visual_queries)
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,8 @@ def read(
     # weight = exp(logit - lse).
     n_new, request = query.shape[2], request.to(query.device)
     rows = partial(score_rows, query, key, mask, scaling, softcap=softcap)
-    logits = rows(request.last[:, None])[:, :, 0]  # [B, H, K]
+    last = None if request.last is None else request.last[:, None]
+    logits = rows(last)[:, :, 0]  # [B, H, K]
     read_last = logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:]
     if request.text is None or request.visual is None:
         return Capture(*read_last)
@@ -250,26 +251,36 @@ def score_rows(
     key: Tensor,
     mask: Mask,
     scaling: float,
-    columns: Tensor,
+    columns: Tensor | None,
     softcap: float | None = None,
 ) -> Tensor:
     """[B, H, R, K] masked scores of the query columns [B, R], in float32 or wider.
 
-    A score is softcap(scaling * q k) + mask, the formula of the eager kernel.
+    A score is softcap(scaling * q k) + mask, the formula of the eager kernel. Without columns, the
+    only query is the last one (R = 1).
     """
     n_rows, n_heads, n_new, width = query.shape
     n_kv, n_keys = key.shape[1:3]
     dtype = torch.promote_types(query.dtype, torch.float32)
-    at = columns[:, None, :, None].expand(-1, n_heads, -1, width)
-    rows = query.gather(2, at).to(dtype) * scaling
+    if columns is None:
+        rows = query[:, :, -1:]
+    else:
+        rows = query.gather(2, columns[:, None, :, None].expand(-1, n_heads, -1, width))
+    rows = rows.to(dtype) * scaling
     # With grouped heads, H / Hkv query heads share a key head and stand beside each other. Their
     # rows become more rows of that key head, so keys need no repetition.
-    rows = rows.view(n_rows, n_kv, -1, width)
+    rows = rows.reshape(n_rows, n_kv, -1, width)
     scores = rows @ key.to(dtype).transpose(2, 3)
     scores = scores.view(n_rows, n_heads, -1, n_keys)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    bias = mask_rows(mask, columns, n_new, n_keys)[:, None]  # [1 or B, 1, R, K]
+    if columns is None:
+        bias = last_row(mask, query, n_keys)
+    else:
+        bias = mask_rows(mask, columns, n_new, n_keys)
+    if bias is None:
+        return scores
+    bias = bias[:, None]  # [1 or B, 1, R, K]
     # An additive mask hides a key by the smallest number of its dtype, which in a wider dtype is a
     # number like others. It becomes -inf here, as with a mask of bools.
     if bias.dtype == torch.bool:

@@ -69,9 +69,10 @@ def attention_request(
         visual_queries: Measure the mass from visual tokens to text too. It is zero, and not
             computed, if no text stands before a visual token.
     """
-    # The last prompt token is text and never leaves, so its place is found among the survivors.
-    last = prompt.last
-    if survivors.places is not None:
+    # The last prompt token is text and never leaves. It keeps the last column if it has the last
+    # place; otherwise its place is found among the survivors.
+    last = None if prompt.ends_last else prompt.last
+    if last is not None and survivors.places is not None:
         last = (survivors.places == last[:, None]).to(torch.uint8).argmax(dim=1)
     if not text:
         return Request(last)

@@ -60,7 +60,7 @@ def prompt_of(
         if ids is None:
             _LOG.warning("No visual token was found in inputs_embeds, so nothing is pruned.")
         return None
-    prompt = with_grids(family, model, prompt, inputs)
+    prompt = with_grids(family, model, prompt, inputs).to(visual.device)
     return prompt if vision is None else replace(prompt, vision=vision.of(prompt, inputs))
 
 

@@ -25,6 +25,7 @@ from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.masks import block_mask, flash_mask, layer_mask
 from tpcal.plans.executor.survivors import Survivors, columns_of
+from tpcal.plans.executor.transfers import row_numbers
 
 _SPECIAL = ("attention_mask", *compat.CACHE_NAMES, "hidden_states")
 
@@ -36,13 +37,21 @@ def take_columns(states: Tensor, columns: Tensor) -> Tensor:
     if columns.shape[0] == 1:
         return states.index_select(1, columns[0])
     states = states.expand(columns.shape[0], *states.shape[1:])
-    return states[torch.arange(columns.shape[0], device=columns.device)[:, None], columns]
+    return states[row_numbers(columns.shape[0], columns.device), columns]
 
 
-def by_rank(table: Tensor, index: Tensor, filler: float = -1) -> Tensor:
-    """[B, N, C] rows of a table [B, N0, C] at the ranks [B, N]; ``filler`` at rank -1."""
-    rows = torch.arange(index.shape[0], device=index.device)[:, None]
-    return table[rows, index.clamp(min=0)].masked_fill((index < 0)[..., None], filler)
+def by_rank(table: Tensor, index: Tensor, valid: Tensor | None, filler: float = -1) -> Tensor:
+    """[B, N, C] rows of a table [B, N0, C] at the ranks [B, N].
+
+    Args:
+        table: [B, N0, C].
+        index: [B, N] ranks; -1 on filler.
+        valid: [B, N] bool, False on filler; None if there is no filler.
+        filler: The value on filler.
+    """
+    if valid is None:
+        return take_columns(table, index)
+    return take_columns(table, index.clamp(min=0)).masked_fill(~valid[..., None], filler)
 
 
 def flat_keys(keys: Tensor) -> Tensor:
@@ -80,7 +89,7 @@ def scattered(states: Tensor, survivors: Survivors, length: int) -> Tensor:
     if survivors.valid is not None:
         places, width = torch.where(survivors.valid, places, length), length + 1
     full = states.new_zeros(states.shape[0], width, states.shape[2])
-    rows = torch.arange(places.shape[0], device=places.device)[:, None]
+    rows = row_numbers(places.shape[0], places.device)
     return full.index_put_((rows, places), states)[:, :length]
 
 

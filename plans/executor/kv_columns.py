@@ -61,6 +61,8 @@ class Held:
 
     def positions(self) -> Tensor:
         """[B, n_held] int64 position of each column."""
+        if not self.n_tail:
+            return self.index
         if "positions" not in self._memo:
             first = self.n_seen - self.n_tail
             tail = torch.arange(first, self.n_seen, device=self.index.device)
@@ -70,8 +72,8 @@ class Held:
 
     def mask(self) -> Tensor | None:
         """[B, n_held] bool, False on filler; None if there is no filler."""
-        if self.valid is None:
-            return None
+        if self.valid is None or not self.n_tail:
+            return self.valid
         if "mask" not in self._memo:
             tail = self.valid.new_ones(self.valid.shape[0], self.n_tail)
             self._memo["mask"] = None, torch.cat([self.valid, tail], dim=1)
@@ -96,8 +98,11 @@ class Held:
         # stands between the columns of two turns: `valid` hides it there too.
         key = "joined", id(columns)
         if key not in self._memo:
-            index = torch.cat([self.positions(), columns + self.n_seen], dim=1)
-            after = Held(index, _cat_masks(self, columns, valid), self.n_seen + n_new, 0)
+            if self.n_seen:
+                index = torch.cat([self.positions(), columns + self.n_seen], dim=1)
+                after = Held(index, _cat_masks(self, columns, valid), self.n_seen + n_new, 0)
+            else:
+                after = Held(columns, valid, n_new, 0)
             self._memo[key] = columns, after
         return self._memo[key][1]
 
@@ -182,7 +187,7 @@ class Held:
 def right_aligned(stays: Tensor, n_columns: int) -> Tensor:
     """[B, n_columns] indices where ``stays`` [B, N] is True, ascending, filler on the left."""
     # A stable sort of 0 (False) and 1 (True) puts the True ones last and keeps their order.
-    order = stays.to(torch.uint8).argsort(dim=1, stable=True)
+    order = stays.view(torch.uint8).argsort(dim=1, stable=True)
     return order[:, order.shape[1] - n_columns :]
 
 

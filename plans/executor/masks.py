@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.kv_columns import Held
 from tpcal.plans.executor.survivors import Survivors
+from tpcal.plans.executor.transfers import row_numbers
 
 
 def layer_mask(
@@ -54,16 +55,18 @@ def layer_mask(
         # for positions not seen yet. Keys before it get a negative column: it is clamped for the
         # gather, and the key is hidden below.
         gathered = mask.expand(n_rows, *mask.shape[1:])[:, 0]
-        columns = positions - max(held.n_seen - mask.shape[-1], 0)
-        wanted = columns.clamp(min=0)[:, None, :]  # [B, 1, K]
+        first, columns = held.n_seen - mask.shape[-1], positions
+        if first > 0:
+            columns = positions - first
+            in_sight = columns >= 0
+            key_valid = in_sight if key_valid is None else key_valid & in_sight
+            columns = columns.clamp(min=0)
+        wanted = columns[:, None, :]  # [B, 1, K]
         if places is None:  # one kernel instead of four: each step of decoding comes here
             gathered = gathered.gather(2, wanted.expand(-1, length, -1))
         else:
-            rows = torch.arange(n_rows, device=positions.device)[:, None, None]
+            rows = row_numbers(n_rows, positions.device)[:, None]
             gathered = gathered[rows, places[:, :, None], wanted]  # [B, m, K]
-        if held.n_seen > mask.shape[-1]:
-            in_sight = columns >= 0
-            key_valid = in_sight if key_valid is None else key_valid & in_sight
     # No query may see filler, whatever the position it carries.
     if key_valid is not None:
         hidden = 0 if gathered.dtype == torch.bool else torch.finfo(gathered.dtype).min
@@ -162,7 +165,7 @@ def mask_rows(mask: Mask, columns: Tensor, n_new: int, n_keys: int) -> Tensor:
         n_new: Number of new tokens, m.
         n_keys: Number of keys, K.
     """
-    index = torch.arange(columns.shape[0], device=columns.device)[:, None]
+    index = row_numbers(columns.shape[0], columns.device)
     if isinstance(mask, Tensor):
         return mask.expand(columns.shape[0], *mask.shape[1:])[:, 0][index, columns]
     keys = torch.arange(n_keys, device=columns.device)
@@ -178,6 +181,24 @@ def mask_rows(mask: Mask, columns: Tensor, n_new: int, n_keys: int) -> Tensor:
     ordinal = order.real.long().cumsum(dim=1)
     ahead = ordinal.gather(1, own)[..., None] - ordinal[:, None]
     return _in_order(ahead, order.window, order.causal) & order.real[:, None]
+
+
+def last_row(mask: Mask, query: Tensor, n_keys: int) -> Tensor | None:
+    """[1 or B, 1, K] row of a layer's mask for the last query; None if it sees all keys.
+
+    Args:
+        mask: As in `mask_rows`.
+        query: [B, H, m, d].
+        n_keys: Number of keys, K.
+    """
+    if isinstance(mask, Tensor):
+        return mask[:, 0, -1:]
+    if mask is None or (
+        isinstance(mask, FlashOrder) and mask.real is None and mask.window is None
+    ):
+        return None
+    last = torch.full((query.shape[0], 1), query.shape[2] - 1, device=query.device)
+    return mask_rows(mask, last, query.shape[2], n_keys)
 
 
 def _in_order(ahead: Tensor, window: int | None, causal: bool) -> Tensor:

@@ -333,11 +333,12 @@ class ForwardPass:
         prompt, needs = self._prompt, prepared.needs
         if self._grid_table is None or self._grid_table.device != hidden.device:
             self._grid_table = on_device(grid_table(prompt), hidden.device)
-        place = gather.by_rank(self._grid_table, index)
+        filler = None if min(self.survivors.n_visual) == columns.shape[1] else valid
+        place = gather.by_rank(self._grid_table, index, filler)
         vision: Tensor | None = None
         if "vision" in needs:
             assert prompt.vision is not None, "the vision tower was not read"
-            vision = gather.by_rank(prompt.vision, index, 0)
+            vision = gather.by_rank(prompt.vision, index, filler, 0)
         text: tuple[Tensor, Tensor] | None = None
         if "text" in needs:
             text = columns_of(self.survivors.take(prompt.text), prompt.n_query_text)

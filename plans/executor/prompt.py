@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.transfers import all_on_device
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class PromptTokens:
     """[B, S] bool."""
     real: Tensor
     """[B, S] bool, False on padding."""
+    fixed: Tensor
+    """[B, S] bool, real tokens that are not visual: no cut drops them."""
     last: Tensor
     """[B] int64 place of the last prompt token: the query of attention scores."""
     text: Tensor
@@ -78,6 +82,8 @@ class PromptTokens:
     n_real: tuple[int, ...]
     n_text: tuple[int, ...]
     """Number of ``text`` tokens of each row."""
+    ends_last: bool
+    """The last token of every row is the last one of its prompt: no draft, answer or padding."""
     text_before_visual: bool
     """A ``text`` token stands before a visual one, so that visual tokens can attend to text."""
     vision: Tensor | None = None
@@ -88,15 +94,10 @@ class PromptTokens:
         """The tokens on a device; the same object if they are there already."""
         if self.visual.device == device:
             return self
-        return replace(
-            self,
-            visual=self.visual.to(device),
-            real=self.real.to(device),
-            last=self.last.to(device),
-            text=self.text.to(device),
-            rank=self.rank.to(device),
-            vision=None if self.vision is None else self.vision.to(device),
-        )
+        names = ("last", "rank", "visual", "real", "fixed", "text")
+        moved = all_on_device([getattr(self, name) for name in names], device)
+        vision = None if self.vision is None else self.vision.to(device)
+        return replace(self, **dict(zip(names, moved, strict=True)), vision=vision)
 
     @property
     def n_query_text(self) -> int:
@@ -118,7 +119,7 @@ def read_prompt(
     prompt_length: Tensor | None = None,
     n_drafts: int = 0,
 ) -> PromptTokens:
-    """The prompt without its grids. Waits for the device once.
+    """The prompt without its grids, on the CPU. Waits for the device once.
 
     Args:
         visual: [B, S] bool.
@@ -132,41 +133,46 @@ def read_prompt(
         UsageError: The prompt of a row with visual tokens is empty or ends with a visual token,
             so that no text can decide which of them stay.
     """
-    # The mask covers the cache too. The last S entries belong to the tokens of this pass.
-    real = torch.ones_like(visual) if mask is None else mask[:, -visual.shape[1] :].bool()
-    visual = visual & real
-    if prompt_length is None:
-        prompt_length = real.sum(dim=1) - n_drafts
+    # The two masks come to the host, because a GPU takes longer to start each step of the
+    # arithmetic on them than the host takes to carry it out.
+    seen, real = _on_host(visual, mask)
+    seen = seen & real
+    n_prompt = real.sum(1) - n_drafts
+    if prompt_length is not None:
+        n_prompt = prompt_length.to("cpu").numpy()
     # The last prompt token is the real token whose ordinal, counted from 1, is the prompt's
     # length.
-    place = torch.arange(visual.shape[1], device=visual.device)
-    ordinal = real.cumsum(dim=1)
-    is_last = real & (ordinal == prompt_length.to(real.device)[:, None])
-    last = is_last.to(torch.uint8).argmax(dim=1)
-    rank = torch.where(visual, visual.cumsum(dim=1) - 1, -1)
+    is_last = real & (real.cumsum(1) == n_prompt[:, None])
+    last = is_last.argmax(1)
+    ordinal = seen.cumsum(1)
+    rank = np.where(seen, ordinal - 1, -1)
     # Text before the first visual token cannot see the image, so only later text is asked about
     # it.
-    text = real & ~visual & (visual.cumsum(dim=1) > 0) & (place <= last[:, None])
-    after_text = visual & (text.cumsum(dim=1) > 0)
-    ends_visual = (visual & (place == last[:, None])).any(dim=1)
-    # Six results per row travel from the device together, because each transfer waits for it.
-    counts = [
-        visual.sum(1),
-        real.sum(1),
-        text.sum(1),
-        after_text.any(1),
-        ends_visual,
-        is_last.any(1),
-    ]
-    n_visual, n_real, n_text, mixed, ends, found = torch.stack([c.long() for c in counts]).tolist()
-    if any(n > 0 and (end or not has) for n, end, has in zip(n_visual, ends, found, strict=True)):
+    fixed = real & ~seen
+    text = fixed & (ordinal > 0) & (np.arange(seen.shape[1]) <= last[:, None])
+    after_text = seen & (text.cumsum(1) > 0)
+    ends_visual = np.take_along_axis(seen, last[:, None], 1)[:, 0]
+    if (seen.any(1) & (ends_visual | ~is_last.any(1))).any():
         raise UsageError(
             "A prompt with images must end with a text token, as text decides which visual tokens "
             "stay; got one that ends with a visual token (chunked prefill does this: set "
             "prefill_chunk_size=None)."
         )
-    counted = tuple(n_visual), tuple(n_real), tuple(n_text)
-    return PromptTokens(visual, real, last, text, rank, (), *counted, any(mixed))
+    by_place = (torch.from_numpy(made) for made in (seen, real, fixed, last, text, rank))
+    counts = (tuple(mask.sum(1).tolist()) for mask in (seen, real, text))
+    ends_last = bool(is_last[:, -1:].all())
+    return PromptTokens(*by_place, (), *counts, ends_last, bool(after_text.any()))
+
+
+def _on_host(visual: Tensor, mask: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """The visual and the real tokens, [B, S] bool each, in one transfer."""
+    if mask is None:
+        seen = visual.to("cpu").numpy()
+        return seen, np.ones_like(seen)
+    # The mask covers the cache too. The last S entries belong to the tokens of this pass.
+    real = mask[:, -visual.shape[1] :].to(visual.device, torch.bool)
+    seen, real = torch.stack([visual, real]).to("cpu").numpy()
+    return seen, real
 
 
 def grid_table(prompt: PromptTokens) -> Tensor:

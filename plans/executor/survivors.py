@@ -61,17 +61,18 @@ def columns_of(mask: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
     Returns:
         [B, n_columns] int64 columns, and [B, n_columns] bool, False on filler.
     """
-    # A stable sort of 0 (True) and 1 (False) puts the True columns first and keeps their order.
-    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :n_columns]
-    return order, mask.gather(1, order)
+    # A stable sort of 1 (True) and 0 (False) puts the True columns first and keeps their order.
+    valid, order = mask.view(torch.uint8).sort(dim=1, descending=True, stable=True)
+    return order[:, :n_columns], valid[:, :n_columns].view(torch.bool)
 
 
 def ranks(prompt: PromptTokens, survivors: Survivors, columns: Tensor, valid: Tensor) -> Tensor:
     """[B, N] int64 original rank of the visual tokens in ``columns``; -1 on filler."""
-    rank = prompt.rank
+    rank, n_visual = prompt.rank, survivors.n_visual
     if survivors.places is not None:
         rank = rank.gather(1, survivors.places)
-    return rank.gather(1, columns).masked_fill(~valid, -1)
+    rank = rank.gather(1, columns)
+    return rank if min(n_visual) == columns.shape[1] else rank.masked_fill(~valid, -1)
 
 
 def narrowed(
@@ -95,8 +96,8 @@ def narrowed(
     """
     # Text always stays. The scatter writes the selector's choice at the visual columns; filler
     # of `columns` points at columns that are not visual, so `|` leaves text as it is.
-    text = survivors.take(prompt.real & ~prompt.visual)
-    keep = text | torch.zeros_like(text).scatter(1, columns, stays)
+    text = survivors.take(prompt.fixed)
+    keep = text | torch.zeros_like(text).scatter_(1, columns, stays)
     # The lengths of rows are computed from counts on the CPU, so no transfer waits for the device.
     lengths = [
         real - visual + kept

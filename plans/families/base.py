@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -103,7 +105,7 @@ class Family:
             table = model.get_input_embeddings()
             held = torch.tensor(tokens, device=embeds.device)
             found = [(embeds == placeholder).all(dim=-1) for placeholder in table(held)]
-        return torch.stack(found).any(dim=0)
+        return reduce(or_, found)
 
     def numbered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs with the position ids that `generate` gives a padded prompt."""

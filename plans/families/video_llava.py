@@ -38,7 +38,8 @@ class VideoLlava(Family):
         kinds = prompt.visual.long()
         ids = inputs.get("input_ids")
         if ids is not None:
-            kinds = kinds.masked_fill(prompt.visual & (ids == model.config.video_token_id), _VIDEO)
+            video = (ids == model.config.video_token_id).to(kinds.device)
+            kinds = kinds.masked_fill(prompt.visual & video, _VIDEO)
         return tuple(
             tuple(
                 replace(view, image=image)

@@ -178,7 +178,7 @@ def _steps(prompt: PromptTokens, positions: Tensor) -> list[list[int]]:
     # A step starts with a run, or where (h, w) does not increase in reading order. The extent of
     # its positions, last minus first plus one, gives its rows and columns.
     row, place = prompt.visual.nonzero(as_tuple=True)
-    h, w = positions[-2:, row, place].long()
+    h, w = positions[-2:].to(row.device)[:, row, place].long()
     goes_on = (h.diff() > 0) | ((h.diff() == 0) & (w.diff() > 0))  # in reading order
     run = torch.nn.functional.pad((row.diff() != 0) | (place.diff() != 1), (1, 0), value=True)
     first = (run | torch.nn.functional.pad(~goes_on, (1, 0), value=True)).nonzero()[:, 0]

@@ -183,7 +183,10 @@ def checked(choice: Tensor, tokens: Tokens, n_keep: Tensor, name: str) -> Tensor
         raise UsageError(f"{rule}; got {type(choice).__name__}.")
     if choice.dtype != torch.bool or choice.shape != tokens.valid.shape:
         raise UsageError(f"{rule}; got {choice.dtype} {list(choice.shape)}.")
-    right = (choice.sum(dim=1) == n_keep).all() & ~(choice & ~tokens.valid).any()
+    right = choice.sum(dim=1) == n_keep
+    if tokens.counts is None or min(tokens.counts.n_tokens) < choice.shape[1]:
+        right = right > (choice > tokens.valid).any(dim=1)
+    right = right.all()
     message = f"{rule}; it broke this at layer {tokens.layer} (docs/selectors.md)."
     try:
         torch._assert_async(right, message)
