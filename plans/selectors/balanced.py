@@ -22,7 +22,6 @@ from tpcal.plans.selectors.base import (
     counts_of,
     fraction,
     number,
-    order_mask,
     pair_flops,
     ranks,
     within,
@@ -164,13 +163,12 @@ def rebalanced(
     # All of left is picked before any of right.
     rank = ranks(scores, valid)
     place = valid.cumsum(-1) - 1
-    left = (rank < n_over[:, None]) & (place < boundary[:, None])
-    right = (rank < n_over[:, None]) & ~left
+    top, on_left = rank < n_over[:, None], place < boundary[:, None]
     # The order "left by rank, then right by rank" is the descending order of 2N - rank on the left
     # and N - rank on the right, because ranks are below N.
-    score = torch.where(left, 2 * rank.shape[-1], torch.where(right, rank.shape[-1], 0)) - rank
-    turn = ranks(score, left | right)
-    n_picks = torch.minimum(n_picks, (left | right).sum(-1))
+    score = torch.where(on_left, 2 * rank.shape[-1], rank.shape[-1]) - rank
+    turn = ranks(score, top)
+    n_picks = torch.minimum(n_picks, top.sum(-1))
     # order[turn] = place inverts the ranking; tokens that are not picked share a last column,
     # which is cut off.
     n_orders = steps(n_picks, most)
@@ -241,9 +239,11 @@ def admit(chosen: Tensor, order: Tensor, n_keep: Tensor) -> Tensor:
         order: [B, K] int64 picks in order; -1 is no pick.
         n_keep: [B] int64, number of tokens of a full row.
     """
-    n_tokens = chosen.shape[-1]
     if not order.numel():
         return chosen
-    new = (order >= 0) & ~chosen.gather(-1, order.clamp(min=0))
-    fits = chosen.sum(-1, keepdim=True) + new.cumsum(-1) <= n_keep[:, None]
-    return chosen | order_mask(order.masked_fill(~(new & fits), -1), n_tokens)
+    # One more column, which is cut off, stands for no pick, as a token that was chosen before.
+    marks = torch.nn.functional.pad(chosen, (0, 1), value=True)
+    places = order.remainder(marks.shape[-1])
+    known = marks.gather(-1, places)
+    fits = chosen.sum(-1, keepdim=True) + (~known).cumsum(-1) <= n_keep[:, None]
+    return marks.scatter_(-1, places, known | fits)[:, :-1]

@@ -323,25 +323,25 @@ def ranks(scores: Tensor, valid: Tensor, group: Tensor | None = None) -> Tensor:
 def _ranks_in_row(scores: Tensor, valid: Tensor) -> Tensor:
     # A second key would keep filler behind tokens of the lowest integer score; -inf does so for
     # floating scores, because `ranks` leaves none in them.
-    if scores.dtype.is_floating_point:
-        order = scores.masked_fill(~valid, -math.inf)
-    else:
-        order = scores.double().masked_fill(~valid, -math.inf)
-    order = order.argsort(dim=-1, descending=True, stable=True)
+    if not scores.dtype.is_floating_point:
+        scores = scores.double()
+    order = torch.where(valid, scores, -math.inf).argsort(dim=-1, descending=True, stable=True)
     place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(-1, order, place)
-    return rank.masked_fill(~valid, torch.iinfo(torch.int64).max)
+    return torch.where(valid, rank, torch.iinfo(torch.int64).max)
 
 
 def top_mask(scores: Tensor, valid: Tensor, n_keep: Tensor) -> Tensor:
     """[B, N] bool: the ``n_keep`` highest scores of each row; ties go to the lowest index."""
-    return (ranks(scores, valid) < within(n_keep, valid)[:, None]) & valid
+    # Filler ranks behind any number of tokens.
+    return ranks(scores, valid) < n_keep.to(valid.device)[:, None]
 
 
 def order_mask(order: Tensor, n_tokens: int) -> Tensor:
     """[B, N] bool mask of the picks [B, K]; -1 is no pick."""
+    # No pick goes to one more column, which is cut off: -1 modulo N + 1 is N.
     mask = torch.zeros(order.shape[0], n_tokens + 1, dtype=torch.bool, device=order.device)
-    return mask.scatter_(-1, order.masked_fill(order < 0, n_tokens), True)[:, :n_tokens]
+    return mask.scatter_(-1, order.remainder(n_tokens + 1), True)[:, :n_tokens]
 
 
 def within(n_keep: Tensor, valid: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from tpcal.plans.selectors.base import (
     Work,
     counts_of,
     image_quotas,
+    order_mask,
     pair_flops,
     ranks,
     whole,
@@ -104,7 +105,7 @@ def taken_in_turn(
     far = distances_to(tokens, pivots, texts, counts).gather(-1, per_token.clamp(min=0))
     # The image pivots are kept. Then each pivot in turn t of T adds, among the tokens not chosen
     # yet, its part of the image's share: the ones farthest from it.
-    chosen = _marked(pivots, tokens.valid)
+    chosen = order_mask(pivots.flatten(1), tokens.valid.shape[-1])
     n_left, n_turns = quota - (pivots >= 0).sum(-1), (turn >= 0).sum(-1)
     parts = equal_parts(n_left, n_turns, turn.shape[-1])
     if counts.images == 1:
@@ -143,13 +144,6 @@ def _farthest_in_row(far: Tensor, valid: Tensor, chosen: Tensor, parts: Tensor) 
     return valid & (closed[:, :-1] == -torch.inf)
 
 
-def _marked(pivots: Tensor, valid: Tensor) -> Tensor:
-    n_tokens = valid.shape[-1]
-    marks = torch.zeros(len(valid), n_tokens + 1, dtype=torch.bool, device=valid.device)
-    places = pivots.flatten(1).masked_fill(pivots.flatten(1) < 0, n_tokens)
-    return marks.scatter_(-1, places, True)[:, :n_tokens]
-
-
 def l1_norms(states: Tensor, valid: Tensor, places: Sequence[slice | Tensor]) -> Tensor:
     """[B, N] sums of absolute values of ``states`` [B, N, E]; float32, or float64 for float64.
 
@@ -162,7 +156,7 @@ def l1_norms(states: Tensor, valid: Tensor, places: Sequence[slice | Tensor]) ->
     result = torch.zeros_like(valid, dtype=wide)
     for b, at in enumerate(places):
         parts = _blocks(states[b].detach()[at])
-        result[b, at] = torch.cat([part.to(wide, copy=True).abs_().sum(-1) for part in parts])
+        result[b, at] = _joined([part.to(wide, copy=True).abs_().sum(-1) for part in parts])
     return result
 
 
@@ -171,6 +165,10 @@ def _blocks(states: Tensor) -> tuple[Tensor, ...]:
     if states.device.type != "cpu":
         return (states,)
     return states.split(max(1, _BLOCK // max(1, states.shape[-1])))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def image_pivots(
@@ -190,9 +188,10 @@ def image_pivots(
     states = tokens.hidden if tokens.keys is None else tokens.keys
     norms = l1_norms(states, valid, counts.places(valid))
     rank = ranks(norms, valid, None if counts.images == 1 else image)
-    # The pivot of rank r of image m goes to slot m P + r of the row.
-    slot = torch.where(rank < n_pivots.gather(-1, image), image * most + rank, -1)
-    return _placed(slot, n_pivots.shape[-1] * most).view(*n_pivots.shape, most)
+    # The pivot of rank r of image m goes to slot m P + r of the row, all others behind the last.
+    n_slots = n_pivots.shape[-1] * most
+    slot = torch.where(rank < n_pivots.gather(-1, image), image * most + rank, n_slots)
+    return _placed(slot, n_slots).view(*n_pivots.shape, most)
 
 
 def text_pivots(tokens: Tokens, n_pivots: int, counts: Counts | None = None) -> Tensor:
@@ -204,13 +203,13 @@ def text_pivots(tokens: Tokens, n_pivots: int, counts: Counts | None = None) -> 
     counts = counts or counts_of(tokens, tokens.n_original)
     rank = ranks(l1_norms(states, valid, counts.text_places(valid)), valid)
     n_pivots = min(n_pivots, rank.shape[-1])
-    return _placed(torch.where(rank < n_pivots, rank, -1), n_pivots)
+    return _placed(rank.clamp(max=n_pivots), n_pivots)
 
 
 def _placed(slot: Tensor, n_slots: int) -> Tensor:
     table = slot.new_full((len(slot), n_slots + 1), -1)
     places = torch.arange(slot.shape[-1], device=slot.device).expand_as(slot)
-    return table.scatter_(-1, slot.masked_fill(slot < 0, n_slots), places)[:, :n_slots]
+    return table.scatter_(-1, slot, places)[:, :n_slots]
 
 
 def distances_to(tokens: Tokens, pivots: Tensor, texts: Tensor, counts: Counts) -> Tensor:
@@ -228,12 +227,13 @@ def distances_to(tokens: Tokens, pivots: Tensor, texts: Tensor, counts: Counts) 
         own = pivots[b, : max(1, counts.n_images[b]), : counts.n_keep[b]]  # [M_b, P_b]
         said = texts[b, : counts.n_text[b]]
         far = _row_distances(tokens, b, at, own.flatten(), said)
-        by_image = result[b, :, :n_own].unflatten(-1, (-1, n_pivots)) if n_own else None
-        if by_image is not None:
-            by_image[:, : len(own), : own.shape[1]] = far[:, : own.numel()].unflatten(
-                -1, own.shape
-            )
-        result[b, :, n_own : n_own + len(said)] = far[:, own.numel() :]
+        if n_own:
+            by_image = result[b, :, :n_own].unflatten(-1, (-1, n_pivots))
+            of_own = far[:, : own.numel()].unflatten(-1, own.shape)
+            by_image[at, : len(own), : own.shape[1]] = of_own
+        result[b, at, n_own : n_own + len(said)] = far[:, own.numel() :]
+    if counts.images == 1:
+        return result
     image = tokens.image.clamp(min=0)
     own = image[..., None] * n_pivots + torch.arange(n_pivots, device=image.device)
     return torch.cat((result.gather(-1, own), result[..., n_own:]), dim=-1)
@@ -242,7 +242,7 @@ def distances_to(tokens: Tokens, pivots: Tensor, texts: Tensor, counts: Counts) 
 def _row_distances(
     tokens: Tokens, b: int, at: slice | Tensor, pivots: Tensor, texts: Tensor
 ) -> Tensor:
-    """[N, P] distances of one row to its pivots, text pivots last; 0 on filler."""
+    """[n, P] distances of the tokens of one row to its pivots, text pivots last."""
     norm = tokens.final_norm or (lambda x: x)
     row, wide = tokens.hidden[b], torch.promote_types(tokens.hidden.dtype, torch.float32)
     chosen = [norm(row[pivots.clamp(min=0)])]
@@ -250,10 +250,7 @@ def _row_distances(
         assert tokens.text_hidden is not None
         chosen.append(norm(tokens.text_hidden[b][texts]))
     to = directions(torch.cat(chosen).to(wide))
-    parts = [distances(directions(norm(part).to(wide)), to) for part in _blocks(row[at])]
-    result = parts[0].new_zeros(len(row), len(to.lengths))
-    result[at] = torch.cat(parts)
-    return result
+    return _joined([distances(directions(norm(part).to(wide)), to) for part in _blocks(row[at])])
 
 
 def visit_order(pivots: Tensor, texts: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""What the executor keeps away from the hot path: waiting for the device, and hooks in decoding."""
+"""What the executor keeps away from the hot path: waits for the device, launches, and hooks."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -11,6 +12,8 @@ from models import batch, prompt, tiny_llava
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.emulated_gpu import EmulatedGpu
+from benchmarks.stopwatch import stopwatch
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.plan_records import Cut, Plan
 
@@ -79,3 +82,26 @@ def test_a_decode_step_does_not_wait_and_layers_are_hooked_only_for_padded_rows(
     assert hooked == [int(padded)]
     assert padded or not waits.calls.total()  # a mask makes the model itself look at it
     assert not layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("rows", "most"),
+    [
+        ([prompt(5, 0, 9)], 65),
+        ([prompt(5, 0, 9), prompt(3, 0, 11)], 70),
+        ([prompt(5, 0, 9), prompt(2, 0, 3, 0, 4)], 140),
+    ],
+    ids=["one", "equal", "ragged"],
+)
+def test_three_cuts_launch_few_kernels_beside_the_selectors(
+    rows: list[list[int]], most: int
+) -> None:
+    model, inputs = copy.deepcopy(tiny_llava()), batch(rows, mask=len(rows) > 1)
+    plan = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "attention"), Cut(6, 0.1, "attention")))
+    with torch.no_grad(), EmulatedGpu() as gpu, apply(model, plan):
+        gpu.put_module(model)
+        here = {name: gpu.put(value) for name, value in inputs.items()}
+        model(**here)  # the first prefill also makes the tables that all prefills read
+        with stopwatch(gpu.launches.total) as spent:
+            model(**here)
+    assert 0 < spent["executor"] - spent["selection"] <= most
