@@ -81,7 +81,8 @@ def _put(gpu: EmulatedGpu, value: Any) -> Any:
     if isinstance(value, Tensor):
         return gpu.put(value)
     if isinstance(value, Mapping):
-        return type(value)({name: _put(gpu, part) for name, part in value.items()})
+        kind: Any = type(value)
+        return kind({name: _put(gpu, part) for name, part in value.items()})
     return tuple(_put(gpu, part) for part in value)
 
 

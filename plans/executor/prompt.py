@@ -94,10 +94,11 @@ class PromptTokens:
         """The tokens on a device; the same object if they are there already."""
         if self.visual.device == device:
             return self
-        names = ("last", "rank", "visual", "real", "fixed", "text")
-        moved = all_on_device([getattr(self, name) for name in names], device)
+        given = [self.last, self.rank, self.visual, self.real, self.fixed, self.text]
+        last, rank, visual, real, fixed, text = all_on_device(given, device)
         vision = None if self.vision is None else self.vision.to(device)
-        return replace(self, **dict(zip(names, moved, strict=True)), vision=vision)
+        moved = replace(self, visual=visual, real=real, fixed=fixed, last=last, text=text)
+        return replace(moved, rank=rank, vision=vision)
 
     @property
     def n_query_text(self) -> int:
@@ -158,10 +159,21 @@ def read_prompt(
             "stay; got one that ends with a visual token (chunked prefill does this: set "
             "prefill_chunk_size=None)."
         )
-    by_place = (torch.from_numpy(made) for made in (seen, real, fixed, last, text, rank))
-    counts = (tuple(mask.sum(1).tolist()) for mask in (seen, real, text))
-    ends_last = bool(is_last[:, -1:].all())
-    return PromptTokens(*by_place, (), *counts, ends_last, bool(after_text.any()))
+    n_visual, n_real, n_text = (tuple(mask.sum(1).tolist()) for mask in (seen, real, text))
+    return PromptTokens(
+        visual=torch.from_numpy(seen),
+        real=torch.from_numpy(real),
+        fixed=torch.from_numpy(fixed),
+        last=torch.from_numpy(last),
+        text=torch.from_numpy(text),
+        rank=torch.from_numpy(rank),
+        grids=(),
+        n_visual=n_visual,
+        n_real=n_real,
+        n_text=n_text,
+        ends_last=bool(is_last[:, -1:].all()),
+        text_before_visual=bool(after_text.any()),
+    )
 
 
 def _on_host(visual: Tensor, mask: Tensor | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,10 @@
 """Greedy loops as kernels of their own, on a GPU with Triton.
 
 One program works on one row of the batch, and one launch on a whole loop: the host would take
-longer to launch the kernels of every pick than the GPU takes for the picks. The greedy map of long
-rows is the exception: it reads so much for a pick that many programs share it. The kernels do what
-the loops in `_greedy` and `cdpruner` do, in the same precision; of equal tokens they too pick the
-one with the lowest index.
+longer to launch the kernels of every pick than the GPU takes for the picks. The exceptions are the
+greedy map of long rows and the rounds of `vispruner`: they read so much for a pick or a round that
+many programs share it. The kernels do what the loops in `_greedy` and in the selectors do, in the
+same precision; of equal tokens they too take the same one.
 """
 
 from __future__ import annotations
@@ -94,6 +94,19 @@ def covering(
     return _triton.covering(table, covered, picked, gain, n_picks, n_steps)
 
 
+@torch.library.custom_op("tpcal::distinct", mutates_args=())
+def distinct(table: Tensor, n_left: Tensor) -> Tensor:
+    """[G, R] bool: the tokens of each group that remain in `vispruner.distinct`.
+
+    Args:
+        table: [G, R, R] distances between the tokens of a group, the most important token first.
+        n_left: [n_rounds + 1, G] int64 tokens of each group before the first round and after each.
+    """
+    from tpcal.plans.selectors import _triton
+
+    return _triton.distinct(table, n_left)
+
+
 @farthest_first.register_fake
 @max_sum.register_fake
 def _(table: Tensor, a: Tensor, b: Tensor, n_picks: Tensor, n_steps: int) -> Tensor:
@@ -110,3 +123,8 @@ def _(
     table: Tensor, covered: Tensor, picked: Tensor, gain: Tensor, n_picks: Tensor, n_steps: int
 ) -> Tensor:
     return n_picks.new_empty(len(table), n_steps)
+
+
+@distinct.register_fake
+def _(table: Tensor, n_left: Tensor) -> Tensor:
+    return n_left.new_empty(table.shape[:2], dtype=torch.bool)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -196,6 +198,43 @@ H200. Beyond, each pick is a launch of many programs, which the host needs about
 1024 is about where both take equally long is reasoned from this, not measured."""
 
 
+@triton.jit
+def _nearest_odd(table, left, near, n_left, n_tokens, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    group, n = tl.program_id(0).to(tl.int64), tl.load(n_left + tl.program_id(0))
+    even, across = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    listed = left + group * n_tokens
+    row = tl.load(listed + 2 * even, mask=2 * even < n, other=0)
+    best = tl.full((ROWS,), float("inf"), table.dtype.element_ty)
+    if 2 * ROWS * tl.program_id(1) < n:
+        for start in range(0, n // 2, COLUMNS):
+            odd = 2 * (start + across) + 1
+            col = tl.load(listed + odd, mask=odd < n, other=0)
+            at = table + (group * n_tokens + row[:, None]) * n_tokens + col[None, :]
+            far = tl.load(at, mask=(odd < n)[None, :], other=float("inf"))
+            best = tl.minimum(best, tl.min(far, axis=1))
+    # The even token of a group that has no odd one is as far as a number can say.
+    best = tl.minimum(best, 4.0)
+    tl.store(near + group * n_tokens + even, best, mask=2 * even < n)
+
+
+@triton.jit
+def _without_nearest(left, near, after, n_left, n_after, n_tokens, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    n, n_kept = tl.load(n_left + row), tl.load(n_after + row)
+    turn = tl.arange(0, WIDTH)
+    place = WIDTH - 1 - turn  # from the last to the first: of equal tokens the last one leaves
+    token = tl.load(left + row * n_tokens + place, mask=place < n, other=0)
+    even = (place < n) & (place % 2 == 0)
+    score = tl.load(near + row * n_tokens + place // 2, mask=even, other=float("inf"))
+    stays = (place < n).to(tl.int32)
+    for _ in range(n - n_kept):
+        out = tl.argmin(score, axis=0, tie_break_left=True)
+        score = tl.where(turn == out, float("inf"), score)
+        stays = tl.where(turn == out, 0, stays)
+    new = n_kept - tl.cumsum(stays, axis=0)
+    tl.store(after + row * n_tokens + new, token, mask=stays > 0)
+
+
 def farthest_first(
     table: Tensor, score: Tensor, nearest: Tensor, n_picks: Tensor, n_steps: int
 ) -> Tensor:
@@ -282,6 +321,24 @@ def covering(
         num_warps=8 if n_tokens <= 1024 else 16,
     )
     return picks
+
+
+def distinct(table: Tensor, n_left: Tensor) -> Tensor:
+    """See `_fused.distinct`."""
+    n_groups, n_tokens = table.shape[:2]
+    place = torch.arange(n_tokens, dtype=torch.int32, device=table.device)
+    left, after = place.repeat(n_groups, 1), place.new_empty(n_groups, n_tokens)
+    table, near, rows = table.contiguous(), table.new_empty(n_groups, n_tokens), 16
+    for before, then in itertools.pairwise(n_left.contiguous()):
+        grid = n_groups, triton.cdiv(n_tokens, 2 * rows)
+        _nearest_odd[grid](table, left, near, before, n_tokens, ROWS=rows, COLUMNS=32)
+        _without_nearest[(n_groups,)](
+            left, near, after, before, then, n_tokens, WIDTH=_width(n_tokens), num_warps=8
+        )
+        left, after = after, left
+    stays = torch.zeros(n_groups, n_tokens + 1, dtype=torch.bool, device=table.device)
+    kept = torch.where(place < n_left[-1, :, None], left, n_tokens)
+    return stays.scatter_(-1, kept.long(), True)[:, :-1].contiguous()
 
 
 def _width(n_tokens: int) -> int:

@@ -167,7 +167,7 @@ def _blocks(states: Tensor) -> tuple[Tensor, ...]:
     return states.split(max(1, _BLOCK // max(1, states.shape[-1])))
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

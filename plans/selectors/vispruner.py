@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tpcal.plans.selectors import _fused
 from tpcal.plans.selectors._cosine import all_distances, directions
 from tpcal.plans.selectors._counts import Counts
 from tpcal.plans.selectors._merging import take
@@ -148,13 +149,16 @@ def distinct(far: Tensor, groups: Groups, widths: Sequence[int]) -> Tensor:
         groups: Numbers of tokens of each group; later columns are filler.
         widths: At least the largest number of tokens of a group after each round.
     """
+    n_tokens = remaining(groups, len(widths))
+    if _fused.available(far):
+        return _fused.distinct(far, n_tokens)
     # `left` lists the remaining tokens of each group, the most important first, and after them a
     # token that only fills: it is farther from all others than any of them, and never removed.
     n_most = far.shape[-1]
     far = pad(pad(far + 0.0, (0, 1), value=_FAR), (0, 0, 0, 1), value=torch.inf)  # no -0.0
     place = torch.arange(n_most, device=far.device)
     group = torch.arange(len(far), device=far.device)
-    from_end, n_tokens = n_most - 1 - place, remaining(groups, len(widths))
+    from_end = n_most - 1 - place
     left = torch.where(place < n_tokens[0, :, None], place, n_most)
     for n_out, width in zip(n_tokens[:-1] - n_tokens[1:], widths, strict=True):
         # Step 1: split by parity, a = places 0, 2, ... and b = places 1, 3, ..., and compute for

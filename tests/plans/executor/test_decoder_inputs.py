@@ -21,7 +21,8 @@ FIELDS = ("last", "rank", "visual", "real", "fixed", "text")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in USUAL else pytest.mark.nightly) for n in tiny.names()]
+    "name",
+    [pytest.param(n, marks=[] if n in USUAL else pytest.mark.nightly) for n in tiny.names()],
 )
 def test_every_family_reads_a_prompt_on_a_gpu(name: str) -> None:
     case = tiny.case(name, "sdpa")

@@ -12,6 +12,7 @@ from tpcal.plans.selectors.base import order_mask
 from tpcal.plans.selectors.cdpruner import greedy_map
 from tpcal.plans.selectors.coverage import covering
 from tpcal.plans.selectors.diversity import max_min, max_sum
+from tpcal.plans.selectors.vispruner import Groups, distinct, widths
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
@@ -90,3 +91,15 @@ def test_the_best_coverage(attended, columns, batch, fused, monkeypatch):
     found, n_fused = fused(covering, *given)
     assert n_fused == 1
     assert torch.equal(found, covering(*given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_rounds_that_thin_groups(dtype, fused):
+    sizes = [(70, 33, 9), (1, 0, 4), (22, 22, 1), (0, 0, 2), (30, 0, 9), (69, 1, 50)]
+    g = torch.Generator().manual_seed(0)
+    far = torch.randint(-3, 4, (len(sizes), 70, 70), generator=g).to(dtype) / 3  # many are equal
+    far[far == 0] *= -1  # both zeros are equal too
+    given = far, Groups(*torch.tensor(sizes).T), widths(sizes)
+    found, n_fused = fused(distinct, *given)
+    assert n_fused == 1
+    assert torch.equal(found, distinct(*given))

@@ -19,6 +19,7 @@ from tpcal.plans.selectors.base import Tokens, read_counts
 from tpcal.plans.selectors.cdpruner import greedy_map
 from tpcal.plans.selectors.coverage import covering
 from tpcal.plans.selectors.diversity import max_min, max_sum
+from tpcal.plans.selectors.vispruner import Groups, distinct, widths
 
 pytestmark = pytest.mark.gpu
 
@@ -34,6 +35,8 @@ FUSED = {
     "covering": "_covering",
 }
 """The kernel of each greedy loop."""
+ROUNDS = "_nearest_odd", "_without_nearest"
+"""The kernels of a round of `vispruner`."""
 
 
 @pytest.fixture(params=BATCHES)
@@ -110,11 +113,14 @@ def test_kernels_pick_what_the_loops_pick(
     weight = ((relevance * 2**20).ceil() / 2**20).masked_fill(~valid, 0)
     if dtype == torch.float64:  # whose distances leave no room for exact weights
         weight = valid.double()
+    step = torch.full_like(lengths, 1 + n_tokens // 72)
+    sizes = Groups(lengths, n_picks, step).read()
     for function, given in (
         (max_min, (pairs, valid, n_picks)),
         (max_sum, (pairs, pivot, valid, n_picks)),
         (greedy_map, (pairs, relevance, valid, n_picks)),
         (covering, (pairs, weight, valid.double(), n_picks, n_tokens // 5)),
+        (distinct, (pairs.table, Groups(lengths, n_picks, step), widths(sizes))),
     ):
         fused = function(*given)
         with monkeypatch.context() as patch:
@@ -184,7 +190,9 @@ def test_launches_are_those_that_the_emulated_gpu_counts(
     record_property("launches", (len(plain), len(fused), expected))
     # One operation may launch several kernels, a sort for instance.
     assert 0.7 * expected <= len(plain) <= 4 * expected
-    if loops:  # each is one kernel, however many tokens it picks
+    if any(kernel.startswith(ROUNDS) for kernel in fused):
+        assert len(fused) < len(plain)
+    elif loops:  # each is one kernel, however many tokens it picks
         assert len(fused) < len(plain)
         assert len(launched(selector, *known(case, 66), gpu)) == len(fused)
     else:
