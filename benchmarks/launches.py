@@ -114,8 +114,9 @@ def main(triton: bool) -> None:
     """Count the launches and waits of every selector, and of the executor."""
     _fused.ENABLED = triton
     console = Console()
-    for drawn in (selectors(), prefills(1), prefills(2)):
-        console.print(drawn)
+    console.print(selectors())
+    for n_rows in (1, 2):
+        console.print(prefills(n_rows))
 
 
 if __name__ == "__main__":

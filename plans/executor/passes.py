@@ -33,7 +33,7 @@ from tpcal.plans.executor.pruned_layers import PrunedKV, n_physical, pruned
 from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.static_cache import upcoming
 from tpcal.plans.executor.survivors import Survivors, columns_of, narrowed, ranks
-from tpcal.plans.executor.transfers import on_device
+from tpcal.plans.executor.transfers import all_on_device, on_device
 from tpcal.plans.plan_records import n_keep
 from tpcal.plans.selectors.base import Tokens, checked
 
@@ -96,7 +96,7 @@ class ForwardPass:
         self._plain: dict[tuple[int, int], Held] = {}
         self._held: dict[int, Held] = {}
         self._queries: dict[int, Survivors] = {}
-        self._grid_table: Tensor | None = None
+        self._numbers: list[Tensor] | None = None
 
     def leaves_alone(self, layer: int, arguments: Mapping[str, Any]) -> bool:
         """Whether ``layer`` can take its arguments as they are: the fast path of decoding.
@@ -331,10 +331,12 @@ class ForwardPass:
     ) -> Tokens:
         """What the selector gets: of the visual tokens alive, and only what it needs."""
         prompt, needs = self._prompt, prepared.needs
-        if self._grid_table is None or self._grid_table.device != hidden.device:
-            self._grid_table = on_device(grid_table(prompt), hidden.device)
+        if self._numbers is None or self._numbers[0].device != hidden.device:
+            numbers = [grid_table(prompt), torch.tensor(prompt.n_visual)]
+            self._numbers = all_on_device(numbers, hidden.device)
+        table, n_original = self._numbers
         filler = None if min(self.survivors.n_visual) == columns.shape[1] else valid
-        place = gather.by_rank(self._grid_table, index, filler)
+        place = gather.by_rank(table, index, filler)
         vision: Tensor | None = None
         if "vision" in needs:
             assert prompt.vision is not None, "the vision tower was not read"
@@ -351,7 +353,7 @@ class ForwardPass:
             valid=valid,
             index=index,
             image=place[..., 0],
-            n_original=on_device(prompt.n_visual, hidden.device),
+            n_original=n_original,
             grid_row=place[..., 1],
             grid_col=place[..., 2],
             grid_shape=place[..., 3:5],
