@@ -3,15 +3,15 @@
 The predicted loss is a sum over the cuts. The best continuation of a plan therefore depends only
 on four numbers: the layer l, the level j of tokens that are still there, the token-layers r left
 to spend, and the number c of cuts left. Let V(l, c, j, r) be the smallest loss of a continuation,
-n_j the tokens of level j and d_s(l, i) the weighted loss of a cut before layer l to level i by
-selector s. Level 0 drops all tokens. Then
+n_j the tokens of level j and e_s(l, j, i) the weighted loss that a cut before layer l by selector
+s adds, from level j to level i < j. Level 0 drops all tokens. Then
 
     V(L, c, j, r) = 0
-    V(l, c, j, r) = min of  V(l + 1, c, j, r - n_j)                                        no cut
-                            d_s(l, i) - d_s(l, j) + V(l + 1, c - 1, i, r - n_i)   cut, s and i < j
+    V(l, c, j, r) = min of  V(l + 1, c, j, r - n_j)                                         no cut
+                            min_s e_s(l, j, i) + V(l + 1, c - 1, i, r - n_i)      cut, i < j
 
-and V is infinite for r < 0. The first cut is searched separately, because its loss d_s(l, i) is
-read from other curves (`tpcal.planner.prediction.predict.Levels`).
+and V is infinite for r < 0. `tpcal.planner.prediction.predict` says what a cut adds. The first cut
+is searched separately, because its loss is read from other curves (``Levels`` there).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
-from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.prediction.predict import Predictor, same_share
 from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.plan_records import Cut
 
@@ -40,7 +40,7 @@ class Solver:
     """Optimal plans of one budget, for any weights of the groups.
 
     Token counts are restricted to J levels, and token-layers are counted in units. The result is
-    exact for these levels, which are all counts if N <= 24. The cost is O(S C L J R) numpy
+    exact for these levels, which are all counts if N <= 24. The cost is O(L J^2 (S + C R)) numpy
     operations for S selectors, C cuts, J levels and R <= 800 units: 0.1 s at L = 32.
 
     Attributes:
@@ -80,14 +80,13 @@ class Solver:
         levels = _levels(limits.min_count, limits.n_tokens, unit)
         alive = [0, *levels]
         # Weigh the losses of the groups: d_s(l, j) = sum_g w_g * d_(s, g)(l, j).
-        losses = self.predictor.tables("kl").at(alive)
-        first = np.tensordot(losses.first, w, axes=(1, 0))  # [S + 1, L, J]
-        later = np.tensordot(losses.later, w, axes=(1, 0))
+        first = np.tensordot(self.predictor.tables("kl").at(alive).first, w, axes=(1, 0))
+        added = self._added(alive, w)
         # Solve the recurrence for all cuts but the first, choose the first cut, and read the rest
         # of the plan back from the table.
         moves = [self._moves(layer) for layer in range(limits.n_layers)]
         units = np.array(alive) // unit
-        rest = _rest(later, units, budget // unit, moves, self.max_cuts - 1)
+        rest = _rest(added, units, budget // unit, moves, self.max_cuts - 1)
         # Before the first cut, all N tokens pass l layers, which costs N * l token-layers.
         left = [(budget - limits.n_tokens * layer) // unit for layer in range(limits.n_layers)]
         found = _first_cut(first, units, rest, moves, left)
@@ -96,8 +95,24 @@ class Solver:
             cheapest = self._cut(limits.first_layer, self._default, limits.min_count)
             drop = limits.cheapest_drop
             return (cheapest,) if drop is None else (cheapest, Cut(drop, 0.0))
-        steps = _trace(found, later, units, rest, moves)
+        steps = _trace(found, added, units, rest, moves)
         return tuple(self._cut(layer, s, alive[j]) for layer, s, j in steps)
+
+    def _added(self, alive: Sequence[int], weights: Floats) -> Floats:
+        """[S + 1, L, J, J] the weighted loss e_s(l, j, i) of a cut from ``alive[j]`` to fewer
+        tokens ``alive[i]``; infinite for i >= j."""
+        # Read the curves at the counts themselves and at those of the same shares.
+        n, tables = self.predictor.limits.n_tokens, self.predictor.tables("kl")
+        pairs = [(j, i) for j in range(2, len(alive)) for i in range(1, j)]
+        shares = [same_share(alive[i], alive[j], n) for j, i in pairs]
+        later = np.tensordot(tables.at([*alive, *shares]).later, weights, axes=(1, 0))
+        known, alike = later[..., : len(alive)], later[..., len(alive) :]
+        # e_s(l, j, i) = max(d_s(l, i) - d_s(l, j), d_s(l, same share)); a drop-all has no share.
+        found = np.full((*known.shape, len(alive)), np.inf)
+        for (j, i), least in zip(pairs, np.moveaxis(alike, -1, 0), strict=True):
+            found[..., j, i] = np.maximum(known[..., i] - known[..., j], least)
+        found[..., 1:, 0] = np.maximum(known[..., :1] - known[..., 1:], 0.0)
+        return found
 
     @property
     def _default(self) -> int:
@@ -192,12 +207,12 @@ def _levels(least: int, n_tokens: int, unit: int) -> list[int]:
 
 
 def _rest(
-    later: Floats, units: NDArray[np.int64], n_units: int, moves: list[list[int]], n_cuts: int
+    added: Floats, units: NDArray[np.int64], n_units: int, moves: list[list[int]], n_cuts: int
 ) -> Floats:
     """[L + 1, C + 1, J, R + 1] the table V(l, c, j, r) of the recurrence above."""
     # Start with V(L, ...) = 0 and fill the layers backwards. All other entries start as infinite,
     # which also stands for an exceeded budget.
-    n_layers, n_levels = later.shape[1:]
+    n_layers, n_levels = added.shape[1:3]
     rest = np.full((n_layers + 1, n_cuts + 1, n_levels, n_units + 1), np.inf)
     rest[n_layers] = 0.0
     for layer in range(n_layers - 1, 0, -1):
@@ -208,33 +223,21 @@ def _rest(
                 stay[:, j, used:] = rest[layer + 1][:, j, : n_units + 1 - used]
         # A cut to level i leaves n_i tokens in this layer already, so its continuation costs
         # V(l + 1, c - 1, i, r - n_i), which is the value without a cut at level i.
-        after = stay[:-1].copy()
-        for s in moves[layer]:
-            cost = later[s, layer]
-            lower = _cut_losses(after, cost, s == len(later) - 1)
-            stay[1:, 1:] = np.minimum(stay[1:, 1:], lower)
+        after, best = stay[:-1].copy(), _best_added(added, layer, moves[layer])
+        for j in range(1, n_levels if moves[layer] else 0):
+            lower = (after[:, :j] + best[j, :j, None]).min(axis=1)
+            stay[1:, j] = np.minimum(stay[1:, j], lower)
     return rest
 
 
-def _cut_losses(after: Floats, cost: Floats, drop: bool) -> Floats:
-    """[C, J - 1, R + 1] the smallest loss of a cut from level j > 0 to a lower level.
-
-    Args:
-        after: [C, J, R + 1] loss of the continuation from each level.
-        cost: [J] loss d_s(l, j) of a single cut to each level.
-        drop: Whether the cut drops all tokens, so that level 0 is the only target.
-    """
-    # Drop-all has one target: d(l, 0) - d(l, j), at least 0, plus the continuation from level 0.
-    if drop:
-        return np.maximum(cost[0] - cost[1:, None], 0.0) + after[:, :1]
-    # For a selector the minimum over i splits into a part of i and a part of j:
-    #     min over 0 < i < j of (d(i) - d(j) + after(i)) = min over i of (d(i) + after(i)) - d(j)
-    # so a running minimum over i serves every j at once. Shifting it by one level makes i < j
-    # strict; the lowest level has no lower one.
-    total = after[:, 1:] + cost[1:, None]
-    best = np.minimum.accumulate(total, axis=1) - cost[1:, None]
-    best[:, 1:] = best[:, :-1] + (cost[1:-1] - cost[2:])[:, None]
-    best[:, 0] = np.inf
+def _best_added(added: Floats, layer: int, moves: Sequence[int]) -> Floats:
+    """[J, J] the smallest loss that any of ``moves`` adds: selectors, and a drop-all to level 0."""
+    drop = len(added) - 1
+    selectors = [move for move in moves if move != drop]
+    best = np.full(added.shape[2:], np.inf)
+    best[:, 1:] = added[selectors, layer, :, 1:].min(axis=0, initial=np.inf)
+    if drop in moves:
+        best[:, 0] = added[drop, layer, :, 0]
     return best
 
 
@@ -261,7 +264,7 @@ def _first_cut(
 
 def _trace(
     found: tuple[int, int, int, int],
-    later: Floats,
+    added: Floats,
     units: NDArray[np.int64],
     rest: Floats,
     moves: list[list[int]],
@@ -270,17 +273,16 @@ def _trace(
     # Walk through the layers and repeat the minimum of the recurrence for the one state that the
     # optimum passes. A cut must be better than staying by more than rounding.
     layer, s, j, left = found
-    steps, n_cuts = [(layer, s, j)], rest.shape[1] - 1
+    steps, n_cuts, drop = [(layer, s, j)], rest.shape[1] - 1, len(added) - 1
     for at in range(layer + 1, rest.shape[0] - 1):
         best, choice = np.inf, (s, j)
         if units[j] <= left:
             best = rest[at + 1, n_cuts, j, left - units[j]]
         for move in moves[at] if n_cuts and j else ():
-            for low in (0,) if move == len(later) - 1 else range(1, j):
+            for low in (0,) if move == drop else range(1, j):
                 if units[low] > left:
                     break
-                loss = max(later[move, at, low] - later[move, at, j], 0.0)
-                loss += rest[at + 1, n_cuts - 1, low, left - units[low]]
+                loss = added[move, at, j, low] + rest[at + 1, n_cuts - 1, low, left - units[low]]
                 if loss < best - 1e-12:
                     best, choice = loss, (move, low)
         if choice != (s, j) and choice[1] != j:

@@ -1,10 +1,15 @@
 """Prediction of the loss of a plan from measured single cuts.
 
-    D(plan) = sum_i [d(l_i, k_i) - d(l_i, k_{i-1})]
+    D(plan) = sum_i max(d(l_i, k_i) - d(l_i, k_{i-1}), d(l_i, k_i / k_{i-1}))
 
 d(l, k) is the measured deviation of a single cut before layer l to keep k, with k_0 = 1 and
-d(l, 1) = 0. Each term is the loss of the tokens that leave at layer l_i, which are those between
-k_{i-1} and k_i. The prediction is exact for a plan of a single probed cut.
+d(l, 1) = 0. Each term is the loss of the tokens that leave at layer l_i. The first value in it is
+that of the tokens between k_{i-1} and k_i, if the selector had made the earlier cuts as well. The
+second one is that of the share that leaves. Tokens that an earlier cut has kept repeat each other
+less than all tokens do, so dropping a share of them loses at least what dropping that share of
+all tokens loses. Without the second value a selector whose loss is as large at many tokens as at few would seem
+to cost nothing after a good one. A drop-all has the first value alone. The prediction is exact
+for a plan of a single probed cut.
 
 The sum is taken for each sample, limited to `LIMITS`, and then averaged over the samples of a
 group, because an answer can be lost only once. Dynamic programming needs a sum of group means
@@ -218,9 +223,9 @@ class Predictor:
         A conditional cut counts for the samples for which its condition holds in the unpruned
         model.
         """
-        # For every sample, add up d(l_i, k_i) - d(l_i, k_(i-1)) over the cuts. The first cut needs
-        # no difference, as d(l, 1) = 0, and uses the measured curve; later cuts use the curve
-        # that never rises, so that no term is negative.
+        # For every sample, add up the terms of the cuts. The first cut, of which both values are
+        # d(l, k), uses the measured curve; later cuts use the curve that never rises, so that no
+        # term is negative.
         singles, n = self._singles(measure), self.limits.n_tokens
         total = np.zeros(self._mean.shape[1])
         for cut, s, before, count in self._steps(cuts):
@@ -228,6 +233,9 @@ class Predictor:
                 more = singles.first(s, cut.layer, count)
             else:
                 more = singles.later(s, cut.layer, count) - singles.later(s, cut.layer, before)
+                if count:
+                    alike = singles.later(s, cut.layer, same_share(count, before, n))
+                    more = np.maximum(more, alike)
             total = total + np.maximum(more, 0.0) * fires(self.profile, cut)
         # Limit the sum of each sample, then average over the samples of each group.
         return np.asarray(self._mean @ np.minimum(total, LIMITS[measure]))
@@ -287,6 +295,11 @@ def _group_means(profile: Profile, measure: Measure) -> Floats:
         values = np.clip(values, 0.0, MOST)  # below 0 is rounding of a float32 sum
     members = [profile.sample_group == g for g in range(len(profile.groups))]
     return np.stack([values[own].mean(axis=0) for own in members], axis=1)
+
+
+def same_share(count: int, before: int, n_tokens: int) -> int:
+    """The count of all tokens that is the share ``count`` of ``before``, rounded up."""
+    return -(-n_tokens * count // before)
 
 
 def probed_options(profile: Profile) -> tuple[Option, ...]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,11 +73,12 @@ def added(predictor: Predictor, cuts: Sequence[Cut]) -> np.ndarray:
     for cut in cuts:
         count, s = n_keep(cut.keep, predictor.limits.n_tokens), predictor.index(cut.selector, {})
         at = tables.later[s, :, cut.layer]
-        more = (
-            tables.first[s, :, cut.layer, count]
-            if cut is cuts[0]
-            else at[:, count] - at[:, before]
-        )
+        if cut is cuts[0]:
+            more = tables.first[s, :, cut.layer, count]
+        else:
+            more = at[:, count] - at[:, before]
+            if count:
+                more = np.maximum(more, at[:, math.ceil(predictor.limits.n_tokens * count / before)])
         total, before = total + np.maximum(more, 0.0), count
     return total
 

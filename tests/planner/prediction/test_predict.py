@@ -36,6 +36,20 @@ def test_cuts_add_up_by_the_tokens_that_leave_at_each(make_world) -> None:
     )
 
 
+def test_a_selector_that_loses_as_much_at_many_tokens_as_at_few_is_not_free_after_a_good_one(
+    make_world,
+) -> None:
+    profile = make_world().profile()
+    flat = [p.selector == "grid" and 0 < p.keep < 1 for p in profile.probes]
+    profile = replace(profile, kl=np.where(flat, 0.4, profile.kl).astype(np.float32))
+    predictor = Predictor(profile)
+    first, second = Cut(2, 0.5, "diversity"), Cut(5, 0.25, "grid")
+    alone = predictor.losses([first])
+    half = predictor.losses([Cut(5, 0.5, "grid")])  # half of the tokens leave in both
+    assert (half > 0.3).all()
+    assert (predictor.losses([first, second]) > alone + 0.8 * half).all()
+
+
 def test_the_worlds_without_interaction_is_predicted_between_probed_keeps(make_world) -> None:
     world = make_world()
     world.interaction = 0.0
