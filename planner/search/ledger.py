@@ -211,10 +211,11 @@ def fully_measured(study: Study) -> list[FrozenTrial]:
     return [t for t in trials if t.user_attrs.get(_OUTCOME) == MEASURED]
 
 
-def best_trial(study: Study) -> FrozenTrial | None:
-    """The first trial with the smallest value among those measured on every sample."""
-    full = fully_measured(study)
-    return min(full, key=lambda t: (t.value, t.number)) if full else None
+def nth_best(study: Study, n: int) -> FrozenTrial | None:
+    """The trial of rank ``n``, from 1, among those measured on every sample; None if there are
+    fewer. Of equal trials the older one comes first."""
+    full = sorted(fully_measured(study), key=lambda t: (t.value, t.number))
+    return full[n - 1] if len(full) >= n else None
 
 
 def n_measured(study: Study) -> int:

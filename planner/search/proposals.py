@@ -19,25 +19,27 @@ N_PARENTS = 4
 def proposals(
     problem: Problem, measured: Mapping[Cuts, float], known: Collection[Cuts]
 ) -> list[Cuts]:
-    """New plans on the budget, the most promising first.
+    """New plans on the budget, the one to measure next first.
 
     Candidates are neighbours of the best measured plans, and the same plans with one other
-    parameter of one selector. They are ranked by their predicted objective.
+    parameter of one selector. The best plans take turns, so that one whose losses are small by
+    chance does not have all the steps; those from one plan are ranked by their predicted objective.
 
     Args:
         problem: Predicts and knows the limits.
         measured: Objective of plans measured on this budget.
         known: Plans that were tried on this budget.
     """
-    # Step 1: the parents are the best plans measured on this budget.
+    # Step 1: the parents are the best plans measured on this budget; whose turn it is depends on
+    # how many plans were tried, so that a search that continues goes on in the same order.
     parents = sorted(measured, key=lambda cuts: measured[cuts])[:N_PARENTS]
-    # Step 2: candidates, in a dict because it keeps their order and drops repeats.
-    found: dict[Cuts, float] = {}
-    for parent in parents:
-        found |= _steps_from(problem, parent)
-    fresh = [cuts for cuts in found if cuts not in known]
-    # Step 3: the smallest prediction comes first; a stable sort repeats itself.
-    return sorted(fresh, key=lambda cuts: found[cuts])
+    turn = len(known) % max(1, len(parents))
+    # Step 2: of each parent the smallest prediction comes first; a stable sort repeats itself.
+    found: dict[Cuts, None] = {}
+    for parent in (*parents[turn:], *parents[:turn]):
+        steps = _steps_from(problem, parent)
+        found |= dict.fromkeys(sorted(steps, key=lambda cuts: steps[cuts]))
+    return [cuts for cuts in found if cuts not in known]
 
 
 @lru_cache(maxsize=2 * N_PARENTS)  # parents stay the same for many proposals

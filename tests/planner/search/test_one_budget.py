@@ -350,14 +350,18 @@ def test_nothing_is_printed(make_world, make_measurer, capfd) -> None:
 
 def study_with_best(losses: dict[int, float], groups: np.ndarray) -> optuna.Study:
     study = open_study(open_storage(None), "test", RepeatableTPE(0))
-    study.pruner = BestPruner(groups, ("a", "b"), Objective())
+    study.pruner = BestPruner(groups, ("a", "b"), Objective(), n_best=1)
+    tell_measured(study, losses, groups)
+    return study
+
+
+def tell_measured(study: optuna.Study, losses: dict[int, float], groups: np.ndarray) -> None:
     trial = study.ask()
     for sample, loss in losses.items():
         trial.report(loss, sample)
     trial.set_user_attr("outcome", "measured")
     means = [np.mean([losses[s] for s in losses if groups[s] == g]) for g in (0, 1)]
     study.tell(trial, (max(means) + np.mean(means)) / 2)
-    return study
 
 
 def test_a_trial_that_is_better_where_it_counts_goes_on_though_most_samples_are_worse() -> None:
@@ -409,6 +413,24 @@ def test_a_trial_that_lost_more_already_than_the_best_in_all_is_stopped_at_once(
     for sample in (0, 2, 4, 6):  # 4 x 4 over 20 samples of a group: (0.8 + 0.8 / 2) / 2 at least
         trial.report(4.0, sample)
     assert trial.should_prune()
+
+
+def test_a_trial_is_compared_with_the_last_of_the_best_plans_and_not_with_a_lucky_one() -> None:
+    groups = np.arange(40) % 2
+    study = study_with_best(dict.fromkeys(range(40), 0.1), groups)
+    study.pruner = pruner = BestPruner(groups, ("a", "b"), Objective(), n_best=3)
+    usual, trial = dict.fromkeys(range(40), 0.4), study.ask()
+    for sample in range(30):
+        trial.report(0.3, sample)
+    tell_measured(study, usual, groups)
+    assert not trial.should_prune()  # whatever it loses, it may be one of the best three
+    tell_measured(study, usual, groups)
+    assert not trial.should_prune()
+    worse = study.ask()
+    for sample in range(30):
+        worse.report(0.5, sample)
+    assert worse.should_prune()
+    assert pruner.estimate(study, dict.fromkeys(range(30), 0.5)) == pytest.approx(0.5)
 
 
 def test_one_lost_sample_does_not_make_a_group_the_worst(make_world, make_measurer) -> None:

@@ -44,6 +44,18 @@ def test_proposals_are_new_on_the_budget_and_first_the_most_promising(world) -> 
     assert np.mean([measure(world, c) for c in first]) < np.mean([measure(world, c) for c in last])
 
 
+def test_the_best_measured_plans_take_turns_to_be_the_start_of_a_step(world) -> None:
+    predictor, budget = Predictor(world.profile()), Budget(0.3)
+    problem = Problem(predictor, budget)
+    best = tuple(map(canonical, worst_group_optimum(predictor, budget)))
+    other = tuple(map(canonical, fill(predictor, [Cut(2, 0.5, "attention")], budget)))
+    measured = {best: 0.1, other: 0.2}
+    firsts = [proposals(problem, measured, [*measured, *range(n)])[0] for n in range(4)]
+    assert firsts[0] == firsts[2] != firsts[1] == firsts[3]
+    for parent, first in ((best, firsts[0]), (other, firsts[1])):
+        assert first in proposals(problem, {parent: 0.1}, [parent])
+
+
 def test_proposals_change_parameters_too(world) -> None:
     predictor, budget = Predictor(world.profile()), Budget(0.3)
     cuts = fill(predictor, [Cut(2, 0.4, "attention"), Cut(6, 0.2, "diversity")], budget)
