@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -196,11 +196,13 @@ def data_of(record: Any) -> dict[str, Any]:
     return {name: _data(getattr(record, name), hint) for name, hint in hints.items()}
 
 
-@cache
-def _hints(record: type) -> Mapping[str, str]:
-    """The type of every field of a record, as text, in the order of its fields."""
+def _types(record: type) -> Mapping[str, str]:
     types = get_type_hints(record)  # parses every annotation
     return {f.name: str(types[f.name]) for f in fields(record)}
+
+
+_hints: Callable[[type], Mapping[str, str]] = cache(_types)
+"""The type of every field of a record, as text, in the order of its fields."""
 
 
 def _data(value: Any, hint: str) -> Any:
