@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 # A process for each core, one thread each; the tests of a file stay together and share what they set up.
-# tests/conftest.py puts the files that take longest first.
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
+# tests/conftest.py puts the files that take longest first. Bytecode is kept, because many tests start processes of their own.
+TESTS = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 # The oldest releases that pyproject.toml admits, in an environment of their own.
 FLOORS = $(VENV)/floors
 # vLLM's CPU build pins other releases than constraints.txt, so it has an environment of its own.

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from tpcal.plans.errors import BudgetError, UsageError
@@ -174,9 +175,10 @@ def project(
     #    the counts k_i so that the sum is the largest possible one within the rest of the budget.
     end = n_layers if drop is None else drop.layer
     layers = [cut.layer for cut in kept]
-    widths = [b - a for a, b in itertools.pairwise([*layers, end])]
-    counts = [n_keep(cut.keep, n_tokens) for cut in kept]
-    counts = _fit_counts(counts, widths, budget - n_tokens * layers[0], limits)
+    widths = tuple(b - a for a, b in itertools.pairwise([*layers, end]))
+    wanted = tuple(n_keep(cut.keep, n_tokens) for cut in kept)
+    left = budget - n_tokens * layers[0]
+    counts = _fit_counts(wanted, widths, left, limits.min_count, limits.n_tokens)
     # 4. Leave out cuts that drop no token, and write each count as a keep.
     result: list[Cut] = []
     before = n_tokens
@@ -248,10 +250,15 @@ def _filler(kept: list[Cut], end: int, limits: Limits) -> Cut:
     return Cut(layer, 0.5, limits.default.selector, limits.default.params)
 
 
-def _fit_counts(counts: list[int], widths: list[int], budget: int, limits: Limits) -> list[int]:
-    """Non-increasing counts close to ``counts`` whose cost is the largest within ``budget``."""
+@lru_cache(maxsize=2**14)  # a search asks again for plans that differ in selectors only
+def _fit_counts(
+    counts: tuple[int, ...], widths: tuple[int, ...], budget: int, least: int, most: int
+) -> tuple[int, ...]:
+    """Non-increasing counts close to ``counts`` whose cost is the largest within ``budget``.
+
+    They lie between ``least`` and ``most``.
+    """
     # Counts that reach the largest possible cost already are kept.
-    least, most = limits.min_count, limits.n_tokens
     best = _largest(widths, budget, least, most)
     if _cost(counts, widths) == best and least <= counts[-1] and counts[0] <= most:
         return counts
@@ -269,7 +276,7 @@ def _fit_counts(counts: list[int], widths: list[int], budget: int, limits: Limit
             high, beyond = middle, scaled
         if beyond and sum(beyond) - sum(within) == 1:
             break  # they differ by one token, so nothing lies between
-    return _nudge(within, widths, best, least, most)
+    return tuple(_nudge(within, widths, best, least, most))
 
 
 def _cost(counts: Sequence[int], widths: Sequence[int]) -> int:
@@ -316,7 +323,9 @@ def _fewest(steps: Sequence[int], total: int, room: int) -> list[int] | None:
     return None
 
 
-def _nudge(counts: list[int], widths: list[int], wanted: int, least: int, most: int) -> list[int]:
+def _nudge(
+    counts: list[int], widths: Sequence[int], wanted: int, least: int, most: int
+) -> list[int]:
     """Counts of cost ``wanted`` that differ from ``counts`` by few tokens."""
     # Move all counts but the last by up to `reach` tokens. The last count then follows from the
     # cost, if it is a whole number. The closest counts of the smallest sufficient reach win.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeVar, get_type_hints
 
@@ -140,15 +141,15 @@ def read_record(
     if body.get(key) is None:
         return None
     path = f"{at}{key}"
-    hints = get_type_hints(record)
+    hints = _hints(record)
     data = reader.mapping(body[key], path, [f.name for f in fields(record)])  # type: ignore[arg-type]
     if data is None:
         return None
     data = {name: value for name, value in data.items() if value is not None}  # null means absent
     before = len(reader.problems)
-    values = {k: _read(reader, v, str(hints[k]), f"{path}.{k}", k) for k, v in data.items()}
+    values = {k: _read(reader, v, hints[k], f"{path}.{k}", k) for k, v in data.items()}
     for name, hint in hints.items():
-        needed = "None" not in str(hint) and "Mapping" not in str(hint)
+        needed = "None" not in hint and "Mapping" not in hint
         if needed and name not in data:
             reader.problems.append(f"{path}.{name} must be given.")
     return record(**values) if len(reader.problems) == before else None
@@ -191,8 +192,17 @@ def given(value: Any) -> Any:
 
 def data_of(record: Any) -> dict[str, Any]:
     """Plain data of a record; numbers are converted to the types of their fields."""
-    hints = get_type_hints(type(record))
-    return {f.name: _data(getattr(record, f.name), str(hints[f.name])) for f in fields(record)}
+    hints = _hints(type(record))
+    return {name: _data(getattr(record, name), hint) for name, hint in hints.items()}
+
+
+def _types(record: type) -> Mapping[str, str]:
+    types = get_type_hints(record)  # parses every annotation
+    return {f.name: str(types[f.name]) for f in fields(record)}
+
+
+_hints: Callable[[type], Mapping[str, str]] = cache(_types)
+"""The type of every field of a record, as text, in the order of its fields."""
 
 
 def _data(value: Any, hint: str) -> Any:

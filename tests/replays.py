@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,23 @@ def close(model: Any, batch: Encoded) -> float:
         return tape.logits(batch.positions)
 
     return allowed(model, run)
+
+
+@dataclass(frozen=True, eq=False)
+class Unpruned:
+    """What the replays of all plans share, as those of a calibration do."""
+
+    tiny: Case
+    batch: Encoded
+    """Prompts with answers."""
+    tape: Tape
+    most: float
+    """Largest difference of answer logits that counts as none."""
+
+    @classmethod
+    def of(cls, tiny: Case, batch: Encoded) -> Unpruned:
+        """The unpruned pass of a batch."""
+        return cls(tiny, batch, recorded(tiny, batch), close(tiny.model, batch))
 
 
 def decoded(
@@ -64,8 +82,7 @@ def decoded(
 
 
 def gives_what_production_gives(
-    tiny: Case,
-    batch: Encoded,
+    unpruned: Unpruned,
     cuts: tuple[Cut, ...],
     production: tuple[Tensor, tuple[CutRecord, ...]],
     textual: int = 2,
@@ -73,21 +90,20 @@ def gives_what_production_gives(
     """A replay keeps the same tokens and gives the same answer logits; the plan is seen.
 
     Args:
-        tiny: The model.
-        batch: Its prompts with answers.
+        unpruned: The recorded pass.
         cuts: The plan.
         production: Answer logits [B, A + 1, V] and cuts of the executor.
         textual: The prompt without an image.
     """
-    tape = recorded(tiny, batch)
-    replayed = tape.replay(cuts, batch.positions)
+    positions = unpruned.batch.positions
+    replayed = unpruned.tape.replay(cuts, positions)
     logits, records = production
     assert [r.kept for r in replayed.records] == [r.kept for r in records]
-    most = close(tiny.model, batch)
-    assert (replayed.logits - logits).abs().max() <= most
-    changed = (tape.logits(batch.positions) - replayed.logits).abs().amax(dim=(1, 2))
-    assert changed[[row for row in range(len(changed)) if row != textual]].max() > 1000 * most
-    assert changed[textual] <= most
+    assert (replayed.logits - logits).abs().max() <= unpruned.most
+    changed = (unpruned.tape.logits(positions) - replayed.logits).abs().amax(dim=(1, 2))
+    others = [row for row in range(len(changed)) if row != textual]
+    assert changed[others].max() > 1000 * unpruned.most
+    assert changed[textual] <= unpruned.most
 
 
 def keeping_all_changes_nothing(tape: Tape, batch: Encoded, layers: Sequence[int]) -> None:

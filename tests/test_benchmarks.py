@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,29 +20,39 @@ from tpcal.plans.selectors import names
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
+@pytest.fixture
+def run_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs a file of the folder as a program, in this process, and gives what it prints."""
+
+    def run(name: str, *words: object) -> str:
+        monkeypatch.syspath_prepend(BENCHMARKS)  # as Python does for a program
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+        output, errors = capsys.readouterr()
+        assert not done.value.code, errors
+        return output
+
+    return run
+
+
 @pytest.mark.parametrize("geometry", ["tiny", pytest.param("tiny-qwen", marks=pytest.mark.slow)])
-def test_the_executor_benchmark_counts_what_a_plan_saves(geometry: str, tmp_path: Path) -> None:
+def test_the_executor_benchmark_counts_what_a_plan_saves(
+    geometry: str, run_script: Callable[..., str], tmp_path: Path
+) -> None:
     out = tmp_path / "figures.json"
     options = ["--geometry", geometry, "--dtype", "fp32", "--repeats", "1", "--decode", "1"]
     options += ["--tower-layers", "2"]
-    command = [
-        sys.executable,
-        BENCHMARKS / "executor.py",
-        *options,
-        "--json",
-        out,
-        "--threads",
-        "1",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "achieved / ideal at least 0.90" in done.stdout
+    printed = run_script("executor.py", *options, "--json", out, "--threads", "1")
+    assert "achieved / ideal at least 0.90" in printed
     plans = {plan["name"]: plan for plan in json.loads(out.read_text())["plans"]}
     whole = json.loads(out.read_text())["whole_requests"]
     if geometry == "tiny":
         assert whole.keys() == {"unpruned", "by hand @0", *plans}
         assert all(value > 0 for value in whole.values())
-        assert "Whole requests (generate: tower of 2 layers" in done.stdout.replace("\n", " ")
+        assert "Whole requests (generate: tower of 2 layers" in printed.replace("\n", " ")
     nothing = plans.pop("no-op x3")
     assert nothing["kv"] == nothing["ideal"] == nothing["layer_average_keep"] == 1
     assert len(plans) == 5
@@ -52,14 +64,14 @@ def test_the_executor_benchmark_counts_what_a_plan_saves(geometry: str, tmp_path
         assert 0 < plan["selection"] < plan["overhead"]
 
 
-def test_the_selection_benchmark_times_every_selector(tmp_path: Path) -> None:
+def test_the_selection_benchmark_times_every_selector(
+    run_script: Callable[..., str], tmp_path: Path
+) -> None:
     out = tmp_path / "figures.json"
     sizes = ["--tokens", "20", "--tokens", "36", "--batch", "2", "--keep", "0.25"]
     options = ["--hidden", "64", "--repeats", "1", "--threads", "1", "--clock", "cpu"]
-    command = [sys.executable, BENCHMARKS / "selection.py", *sizes, *options, "--json", out]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "batch 2, keep 25%" in done.stdout
+    printed = run_script("selection.py", *sizes, *options, "--json", out)
+    assert "batch 2, keep 25%" in printed
     results = json.loads(out.read_text())["results"]
     assert {r["selector"] for r in results} >= set(names())
     assert {r["n_tokens"] for r in results} == {20, 36}

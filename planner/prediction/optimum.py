@@ -148,9 +148,8 @@ def worst_group_optimum(
     Source:
         Freund and Schapire 1999, "Adaptive game playing using multiplicative weights".
     """
-    best = sorted(weighed_optima(predictor, budget, max_cuts, rounds), key=predictor.score)[:2]
-    near = [_descend(predictor, cuts, budget, max_cuts) for cuts in best]
-    return min(near, key=predictor.score)
+    optima = weighed_optima(predictor, budget, max_cuts, rounds)
+    return _descended(predictor, optima, budget, max_cuts)
 
 
 def weighed_optima(
@@ -178,6 +177,15 @@ def weighed_optima(
         weights = weights * np.exp(2.0 / math.sqrt(turn + 1) * losses / losses.max())
         weights /= weights.sum()
     return list(found)
+
+
+def _descended(
+    predictor: Predictor, optima: list[tuple[Cut, ...]], budget: Budget, max_cuts: int
+) -> tuple[Cut, ...]:
+    """The best plan that the descents from the two best optima reach."""
+    best = sorted(optima, key=predictor.score)[:2]
+    near = [_descend(predictor, cuts, budget, max_cuts) for cuts in best]
+    return min(near, key=predictor.score)
 
 
 def _descend(
@@ -302,11 +310,11 @@ def seeds(
     for each selector the best plan of one cut and its optimum, and the best neighbours of the
     worst-group optimum.
     """
-    best = worst_group_optimum(predictor, budget, max_cuts)
+    optima = weighed_optima(predictor, budget, max_cuts)
+    best = _descended(predictor, optima, budget, max_cuts)
     near = neighbours(predictor, best, budget, max_cuts)
     near.sort(key=predictor.score)
-    optima = sorted(weighed_optima(predictor, budget, max_cuts), key=predictor.score)
-    plans = [best, *optima[:4], *presets]
+    plans = [best, *sorted(optima, key=predictor.score)[:4], *presets]
     if len(predictor.allowed) > 1:
         for s in predictor.allowed:
             plans.append(Solver(predictor, budget, max_cuts, (s,)).optimum())

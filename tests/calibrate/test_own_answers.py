@@ -34,8 +34,8 @@ def embedded() -> Loaded:
 
 @pytest.fixture(scope="module")
 def scenes() -> Samples:
-    """Two built-in scenes of every group."""
-    return load_samples(n=28)
+    """A built-in scene of every group."""
+    return load_samples(n=14)
 
 
 @pytest.fixture(scope="module")

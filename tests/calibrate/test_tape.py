@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pytest
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, tiny_llava
@@ -55,6 +57,20 @@ def teacher_forced(side="left"):
     return inputs, lengths, positions
 
 
+@lru_cache(maxsize=4)  # calibration replays all plans from one tape, too
+def recorded(model, side, every_layer):
+    """The tape of `teacher_forced`."""
+    inputs, lengths, _ = teacher_forced(side)
+    return Tape.record(model, inputs, prompt_length=lengths, every_layer=every_layer)
+
+
+@lru_cache(maxsize=2)
+def most(model, side):
+    """Largest difference of the logits of `teacher_forced` that counts as none."""
+    return close(model, teacher_forced(side)[0])
+
+
+@lru_cache(maxsize=1)  # the tapes of a plan follow each other
 def production(model, cuts, scope="prompt"):
     """Answer logits [B, A, V] of a cached decode under `apply`, kept sets, masses."""
     inputs = batch(PROMPTS)
@@ -80,12 +96,12 @@ def production(model, cuts, scope="prompt"):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("cuts", PLANS.values(), ids=PLANS)
 def test_a_replay_gives_the_answer_logits_of_production(model, cuts, side, every_layer):
-    inputs, lengths, positions = teacher_forced(side)
-    tape = Tape.record(model, inputs, prompt_length=lengths, every_layer=every_layer)
+    *_, positions = teacher_forced(side)
+    tape = recorded(model, side, every_layer)
     replayed = tape.replay(cuts, positions)
     logits, records = production(model, cuts)
     assert [r.kept for r in replayed.records] == [r.kept for r in records]
-    allowed = close(model, inputs)
+    allowed = most(model, side)
     assert (replayed.logits - logits).abs().max() <= allowed
     changed = (tape.logits(positions) - replayed.logits).abs().amax(dim=(1, 2))
     assert changed[[0, 1, 3]].max() > 1000 * allowed  # the plan does something

@@ -170,7 +170,7 @@ main()
 def test_an_interrupted_evaluation_continues(
     tpcal: Tpcal, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = ("--plan", "half.yaml", "--data=embedded", "--samples", "80")
+    args = ("--plan", "half.yaml", "--data=embedded", "--samples", "40")
     args += ("--batch-size", "2", "--max-new-tokens=4")
     before = set((made / "tpcal-out").glob("eval-*/*"))
     with Child(COMMAND, "eval", *args, stream=2, cwd=made) as child:
@@ -194,8 +194,8 @@ def test_an_interrupted_evaluation_continues(
     monkeypatch.setattr("tpcal.calibrate.evaluation.generate.generate_ids", counted)
     result = tpcal(*args)
     assert result.exit_code == 0, result.stderr
-    assert asked == 2 * 40 - sum(n_kept) // 2
-    assert 0 < asked < 2 * 40
+    assert asked == 2 * 20 - sum(n_kept) // 2
+    assert 0 < asked < 2 * 20
 
 
 def test_samples_that_a_plan_was_made_from_are_refused(tpcal: Tpcal, made: Path) -> None:

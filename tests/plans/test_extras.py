@@ -68,6 +68,7 @@ PLAN = [
 FUNCTIONS = ["make_profile", "find_plan", "find_front", "lower", "evaluate", "certify"]
 
 
+# Its tests are marked usual, because whichever is first waits for the process.
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Exit code and output of every command line and function."""
@@ -92,11 +93,13 @@ def test_what_applies_plans_works_without_extras(line: list[str], ended: dict[st
     assert code == 0, output
 
 
+@pytest.mark.usual
 def test_plans_are_applied_from_python_without_extras(ended: dict[str, Any]) -> None:
     assert "keep=0.5" in ended["apply"][1]
     assert "find_plan" in ended["names"][1]
 
 
+@pytest.mark.usual
 @pytest.mark.parametrize("line", PLAN, ids=" ".join)
 def test_what_makes_plans_names_the_line_that_installs_it(
     line: list[str], ended: dict[str, Any]
@@ -108,6 +111,7 @@ def test_what_makes_plans_names_the_line_that_installs_it(
     assert output.count("\n") == 1
 
 
+@pytest.mark.usual
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_name_the_line_that_installs_what_they_need(
     name: str, ended: dict[str, Any]
@@ -117,6 +121,7 @@ def test_functions_name_the_line_that_installs_what_they_need(
     assert said.endswith("Way out: pip install 'tpcal[plan]'.")
 
 
+@pytest.mark.usual
 def test_the_report_names_an_extra_of_its_own(ended: dict[str, Any]) -> None:
     code, output = ended["report"]
     assert code == 2

@@ -65,8 +65,9 @@ transformers refuses it for Llama 4, whose chunks it cannot run."""
 FLASH["llava"] = FLASH["qwen2_5_vl"] = tuple(
     law for law in NAMES if law not in {"threads", "static cache"}
 )
-FLEX = {"llava": ("reference",), "gemma3": ("reference",), "gemma4_shared": ("reference",)}
-"""Laws that the usual run tries with flex attention, not compiled."""
+FLEX = {"gemma3": ("reference",), "gemma4_shared": ("reference",)}
+"""Laws that the usual run tries with flex attention, not compiled: windows, images that see each
+other, full layers and shared keys."""
 FLEX_AT_NIGHT = dict.fromkeys(("gemma3", "gemma4_shared"), tuple(NAMES)) | dict.fromkeys(
     ("idefics3", "llama4", "llava", "paligemma"), ("reference",)
 )

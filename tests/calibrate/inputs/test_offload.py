@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import accelerate.utils
 import numpy as np
@@ -10,12 +13,15 @@ import pytest
 import torch
 from calibrations import calibrate
 from releases import skip_elsewhere
+from torch import Tensor
 
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
+from tpcal.calibrate.profile import Profile
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.plan_records import Cut, Plan
@@ -47,23 +53,37 @@ def test_weights_are_told_apart_wherever_they_are(loaded: Loaded, parted: Loaded
     assert models.weights_digest(parted.model) == models.weights_digest(loaded.model)
 
 
+def of_a_plan(given: Loaded, samples: list[Sample], selector: str) -> tuple[Any, Tensor, Tensor]:
+    """The tokens that a plan keeps, the logits and the answers."""
+    plan = Plan(cuts=(Cut(min_layer(selector), 0.5, selector), Cut(3, 0.0)))
+    prompts = prompt_inputs(given.processor, samples, given.model)
+    with torch.inference_mode(), apply(given.model, plan) as handle:
+        inputs = encode(given.processor, samples, given.model).inputs
+        logits = given.model(**inputs).logits
+        kept = handle.last.cuts[0].kept
+        answers = given.model.generate(**prompts, max_new_tokens=4, do_sample=False)
+    return kept, logits, answers
+
+
+@pytest.fixture(scope="module")
+def of_the_whole(loaded: Loaded, scenes: Samples) -> Callable[[str], tuple[Any, Tensor, Tensor]]:
+    """What a plan by each selector gives with all weights in memory."""
+    samples = [scenes[i] for i in range(3)]
+    return cache(lambda selector: of_a_plan(loaded, samples, selector))
+
+
 @pytest.mark.parametrize("selector", names())
 def test_a_plan_gives_the_same_logits_and_answers(
-    loaded: Loaded, parted: Loaded, scenes: Samples, selector: str
+    of_the_whole: Callable[[str], tuple[Any, Tensor, Tensor]],
+    parted: Loaded,
+    scenes: Samples,
+    selector: str,
 ) -> None:
-    plan = Plan(cuts=(Cut(min_layer(selector), 0.5, selector), Cut(3, 0.0)))
-    logits, answers, kept = [], [], []
-    for whole_or_parted in (loaded, parted):
-        model, samples = whole_or_parted.model, [scenes[i] for i in range(3)]
-        prompts = prompt_inputs(whole_or_parted.processor, samples, model)
-        with torch.inference_mode(), apply(model, plan) as handle:
-            inputs = encode(whole_or_parted.processor, samples, model).inputs
-            logits.append(model(**inputs).logits)
-            kept.append(handle.last.cuts[0].kept)
-            answers.append(model.generate(**prompts, max_new_tokens=4, do_sample=False))
-    assert kept[0] == kept[1]
-    assert torch.equal(*logits)
-    assert torch.equal(*answers)
+    kept, logits, answers = of_a_plan(parted, [scenes[i] for i in range(3)], selector)
+    wanted = of_the_whole(selector)
+    assert kept == wanted[0]
+    assert torch.equal(logits, wanted[1])
+    assert torch.equal(answers, wanted[2])
 
 
 def test_a_measured_plan_loses_the_same(loaded: Loaded, parted: Loaded, scenes: Samples) -> None:
@@ -74,12 +94,19 @@ def test_a_measured_plan_loses_the_same(loaded: Loaded, parted: Loaded, scenes: 
     np.testing.assert_array_equal(np.concatenate(whole), np.concatenate(part))
 
 
+WISH: dict[str, Any] = {"selectors": ["attention", "grid"], "keeps": [0.5, 0], "batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def profile(loaded: Loaded, scenes: Samples, tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """The profile with all weights in memory."""
+    return calibrate(loaded, scenes, tmp_path_factory.mktemp("whole"), **WISH)
+
+
 def test_a_profile_is_the_same(
-    loaded: Loaded, parted: Loaded, scenes: Samples, tmp_path: Path
+    profile: Profile, parted: Loaded, scenes: Samples, tmp_path: Path
 ) -> None:
-    wish = {"selectors": ["attention", "grid"], "keeps": [0.5, 0], "batch_size": 3}
-    whole = calibrate(loaded, scenes, tmp_path / "whole", **wish)
-    assert calibrate(parted, scenes, tmp_path / "part", **wish).digest == whole.digest
+    assert calibrate(parted, scenes, tmp_path, **WISH).digest == profile.digest
 
 
 def test_what_fits_is_not_offloaded(model_folder: Path) -> None:

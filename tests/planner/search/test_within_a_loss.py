@@ -53,17 +53,15 @@ def test_the_plan_names_its_limits_and_no_budget(world, make_measurer) -> None:
 
 
 def test_more_loss_buys_a_cheaper_plan_and_flips_are_a_limit_too(world, make_measurer) -> None:
-    profile = world.profile()
+    profile, given = world.profile(), {"n_trials": 15, "max_cuts": 2}
     costs = [
-        _cost(
-            cheapest(profile, LossLimits(max_loss=x), measurer=make_measurer(world), n_trials=15)
-        )
+        _cost(cheapest(profile, LossLimits(max_loss=x), measurer=make_measurer(world), **given))
         for x in (0.02, 0.1, 0.4)
     ]
     assert costs == sorted(costs, reverse=True)
     assert costs[0] > costs[-1]
     few = LossLimits(max_flips=0.1)
-    plan = cheapest(profile, few, measurer=make_measurer(world), n_trials=15)
+    plan = cheapest(profile, few, measurer=make_measurer(world), **given)
     assert np.minimum(world.loss(plan.cuts), 1).mean() <= 0.1
 
 
@@ -71,17 +69,22 @@ def test_the_same_seed_gives_the_same_plan_interrupted_or_not(
     world, make_measurer, tmp_path
 ) -> None:
     profile, whole = world.profile(), make_measurer(world)
-    once = cheapest(profile, LIMIT, measurer=whole, n_trials=24)
+    once = cheapest(profile, LIMIT, measurer=whole, n_trials=24, max_cuts=2)
     journal = tmp_path / "study.journal"
     for dies_after in (100, 400):
         broken = make_measurer(world, dies_after=dies_after)
         assert whole.n_measured > dies_after
         with pytest.raises(KeyboardInterrupt):
-            cheapest(profile, LIMIT, measurer=broken, n_trials=24, storage=journal)
-    again = cheapest(profile, LIMIT, measurer=make_measurer(world), n_trials=24, storage=journal)
+            cheapest(profile, LIMIT, measurer=broken, n_trials=24, max_cuts=2, storage=journal)
+    again = cheapest(
+        profile, LIMIT, measurer=make_measurer(world), n_trials=24, max_cuts=2, storage=journal
+    )
     assert (again.cuts, again.loss) == (once.cuts, once.loss)
     idle = make_measurer(world)
-    assert cheapest(profile, LIMIT, measurer=idle, n_trials=24, storage=journal).cuts == once.cuts
+    assert (
+        cheapest(profile, LIMIT, measurer=idle, n_trials=24, max_cuts=2, storage=journal).cuts
+        == once.cuts
+    )
     assert idle.n_plans == 0
 
 

@@ -86,10 +86,10 @@ def test_rows_do_not_see_each_other(name, params, dtype, spread, make_row, stack
         for seed, images in enumerate([*IMAGES, [(12, 12)]])
     ]
     n_keep = [7, 11, 1, 2, 17, 13, 61]
+    apart = [chosen(name, params, row, [n])[0] for row, n in zip(rows, n_keep, strict=True)]
     for garbage, extra in ((7.0, 0), (-1e4, 9), (float("inf"), 1)):
         together = chosen(name, params, stack(rows, garbage, extra), n_keep)
-        for row, n, mask in zip(rows, n_keep, together, strict=True):
-            alone = chosen(name, params, row, [n])[0]
+        for mask, alone in zip(together, apart, strict=True):
             assert torch.equal(mask[: len(alone)], alone)
 
 
@@ -111,12 +111,12 @@ def test_many_wide_near_duplicates_are_chosen_as_in_the_row_alone(
         for seed, images in enumerate(shapes)
     ]
     n_keep = [88, 127, 30]
+    apart = [chosen(name, params, row, [n])[0] for row, n in zip(rows, n_keep, strict=True)]
     for extra, of_rows in ((0, (0, 1, 2)), (5, (2, 0)), (64, (1, 1, 0, 2, 2))):
         seen = stack([rows[i] for i in of_rows], 7.0, extra)
         together = chosen(name, params, seen, [n_keep[i] for i in of_rows])
         for i, mask in zip(of_rows, together, strict=True):
-            alone = chosen(name, params, rows[i], [n_keep[i]])[0]
-            assert torch.equal(mask[: len(alone)], alone)
+            assert torch.equal(mask[: len(apart[i])], apart[i])
 
 
 @NAMED
