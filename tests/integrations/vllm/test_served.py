@@ -65,10 +65,13 @@ def _compare(
     return waited
 
 
-@pytest.mark.skipif(served.ON_GPU, reason="plans on GPUs run eagerly")
 @pytest.mark.timeout(600)
 def test_a_compiled_model_gives_the_same_answers(executor: Executor, tmp_path: Path) -> None:
+    from vllm.config import CUDAGraphMode
+
     plan, questions = PLANS["three cuts"], samples("eval", 40, seed=8)
     with served.engine(plan, tmp_path, enforce_eager=False) as engine:
         found = engine.answers(questions)
+        graphs = engine.runner.cudagraph_dispatcher.cudagraph_mode
+    assert graphs == (CUDAGraphMode.PIECEWISE if served.ON_GPU else CUDAGraphMode.NONE)
     assert found.tokens == executor.answers(plan, questions).tokens
