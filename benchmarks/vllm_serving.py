@@ -218,9 +218,10 @@ def _each(
 
     def start(name: str) -> Future[None]:
         path = model.parent / f"{list(plans).index(name)}.yaml"
-        own = {} if plans[name] is None else {"tpcal": {"plan": str(path)}}
+        own: dict[str, Any] = {}
         if (plan := plans[name]) is not None:
             save_plan(plan, path)
+            own = {"tpcal": {"plan": str(path), "untried": name.endswith(WITH_GRAPHS)}}
         return pools[name].submit(_start, name, model, own, geometry, sizes)
 
     started = {name: start(name) for name in plans} if start_together else {}

@@ -180,7 +180,9 @@ class Engine:
             **(OF_GPUS if ON_GPU else {}),
             **options,
         }
-        own = {} if plan is None else {"additional_config": {"tpcal": {"plan": str(plan)}}}
+        graphs = ON_GPU and not chosen["enforce_eager"]
+        named = {"plan": str(plan), "untried": graphs}
+        own = {} if plan is None else {"additional_config": {"tpcal": named}}
         self.llm: Any = LLM(str(model), **chosen, **own)
 
     @property

@@ -27,8 +27,8 @@ def problem(config: Any) -> str | None:
     chosen = config.compilation_config
     if chosen.mode == CompilationMode.STOCK_TORCH_COMPILE:
         return (
-            "--compilation-config must not ask for mode 1, whose compiled model has no layers to "
-            "cut before. Leave the mode out, or give --enforce-eager."
+            "--compilation-config must not ask for mode 1, in which steps with images cannot run "
+            "uncompiled. Leave the mode out, or give --enforce-eager."
         )
     if config.parallel_config.worker_cls != GPU_WORKER or _end_before_attention(chosen):
         return None

@@ -24,7 +24,7 @@ from torch import Tensor
 from tpcal.integrations.vllm.question import AttentionShape
 from tpcal.integrations.vllm.stages import StageFields
 
-TRIED = ("0.32",)
+TRIED = ("0.31", "0.32")
 """Minor versions of vLLM that the tests run with."""
 _DEEPSTACK = "deepstack_input_embeds_"
 """What stands before the number of a layer in the names of features."""

@@ -157,10 +157,16 @@ def test_a_gpu_gets_piecewise_graphs_unless_it_runs_eagerly(
     found = []
     for config in (_with_graphs(tmp_path), _gpu_config(tmp_path)):
         caplog.clear()
-        plugin.prepare(config, Settings(PLANS["three cuts"]))
+        plugin.prepare(config, Settings(PLANS["three cuts"], untried=True))
         said = any("records piecewise CUDA graphs" in line for line in caplog.messages)
         found.append((config.compilation_config.cudagraph_mode, said))
     assert found == [(CUDAGraphMode.PIECEWISE, True), (CUDAGraphMode.NONE, False)]
+
+
+def test_graphs_are_untried_on_gpus(tmp_path: Path) -> None:
+    (problem,) = configuration.config_problems(_with_graphs(tmp_path), untried=False)
+    assert "have run on no GPU. Give --enforce-eager, or the setting untried=true" in problem
+    assert configuration.config_problems(_gpu_config(tmp_path), untried=False) == []
 
 
 def test_graphs_with_attention_in_them_are_refused(
@@ -238,7 +244,9 @@ def test_an_unknown_version_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(touchpoints, "installed_version", lambda: "0.99.1")
-    with pytest.raises(TpcalError, match=r"vLLM must be 0.32.x, .* got 0.99.1. .*untried=true"):
+    with pytest.raises(
+        TpcalError, match=r"vLLM must be 0.31.x or 0.32.x, .* got 0.99.1. .*untried=true"
+    ):
         _config(PLANS["three cuts"], tmp_path)
     assert _config(PLANS["three cuts"], tmp_path, {"untried": True})
 
