@@ -4,8 +4,10 @@ Every engine gets a KV cache of the same bytes. Weights are random, because neit
 depends on them. On a CPU, times are processor times of the process in which the whole engine runs,
 so that other programs on the machine matter little; on a GPU they are times by the clock. On a GPU
 the unpruned model has the attention backend that vLLM chooses, and plans have theirs, unless
---attention-backend names one for all. Every figure is printed as soon as it is measured, and the
-file of --json is written after each engine, so that a time limit loses little.
+--attention-backend names one for all. With --with-graphs every engine is also measured with CUDA
+graphs, the unpruned one as vLLM runs it by default, and compared with the unpruned one that has
+them. Every figure is printed as soon as it is measured, and the file of --json is written after
+each engine, so that a time limit loses little.
 Needs the environment of `make vllm-env`, or a GPU and vLLM's own build.
 """
 
@@ -15,8 +17,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import count
@@ -32,10 +34,11 @@ from PIL import Image
 from tpcal import Cut, Plan, save_plan
 from tpcal.calibrate.embedded import FOLDER
 
-SLOWER = 6  # exit code
+FAILED, SLOWER = 1, 6  # exit codes
 ON_GPU = torch.cuda.is_available()
-WITH_GRAPHS = "unpruned, with CUDA graphs"
+UNPRUNED, WITH_GRAPHS = "unpruned", ", with CUDA graphs"
 _IMAGES = count()
+_ENGINE: list[Any] = []  # the one of this process
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ GEOMETRIES = {
         memory=64,
         requests=16,
         plans={
-            "unpruned": None,
+            UNPRUNED: None,
             "before the decoder": Plan(cuts=(Cut(0, 0.22, "diversity"),)),
             "inside the decoder": Plan(
                 cuts=(Cut(1, 0.18, "diversity"), Cut(4, 0.055, "diversity"))
@@ -91,13 +94,17 @@ GEOMETRIES = {
         memory=8192,
         requests=96,
         plans={
-            "unpruned": None,
+            UNPRUNED: None,
             "before the decoder": Plan(cuts=(Cut(0, 0.22, "diversity"),)),
             "inside the decoder": _three_cuts("diversity"),
             "inside, by attention": _three_cuts("attention"),
         },
         repeats=2,
-        options={"dtype": "bfloat16", "max_num_batched_tokens": 8192},
+        options={
+            "dtype": "bfloat16",
+            "max_num_batched_tokens": 8192,
+            "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 96],
+        },
     ),
 }
 
@@ -107,6 +114,8 @@ class Figures:
     """What was measured of one plan."""
 
     plan: str
+    graphs: bool
+    """Whether the engine had CUDA graphs."""
     requests_at_once: int
     """Largest number of requests that answered together."""
     kv_bytes: int
@@ -131,7 +140,12 @@ class Figures:
     "--concurrency", default="1,8,32", show_default=True, help="Requests that are timed together."
 )
 @click.option("--plan", "names", multiple=True, help="Only this one and the unpruned model.")
-@click.option("--with-graphs", is_flag=True, help="Also the unpruned model with CUDA graphs.")
+@click.option("--with-graphs", is_flag=True, help="Also measure all of them with CUDA graphs.")
+@click.option(
+    "--start-together",
+    is_flag=True,
+    help="Start all engines before the first is measured. The memory must suffice for all.",
+)
 @click.option("--attention-backend", "backend", help="vLLM's name of it; its own choice if none.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="File for all figures.")
 def main(
@@ -142,12 +156,14 @@ def main(
     concurrency: str,
     names: tuple[str, ...],
     with_graphs: bool,
+    start_together: bool,
     backend: str | None,
     out: Path | None,
 ) -> None:
     """Compares plans at a layer average of 0.22 with the unpruned model in vLLM.
 
-    Exits with 6 if a plan is slower than the unpruned model at any concurrency.
+    Exits with 6 if a plan is slower than the unpruned model at any concurrency, and with 1 if an
+    engine fails.
     """
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind", HF_HUB_OFFLINE="1"
@@ -158,44 +174,65 @@ def main(
         chosen = replace(chosen, options={**chosen.options, "attention_backend": backend})
     plans = {n: p for n, p in chosen.plans.items() if p is None or not names or n in names}
     if with_graphs:
-        plans[WITH_GRAPHS] = None
+        plans |= {f"{name}{WITH_GRAPHS}": plan for name, plan in plans.items()}
     sizes = [int(n) for n in concurrency.split(",")]
     found: list[Figures] = []
     with TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         _save(model, chosen, hidden if geometry == "8-layers" else None)
-        for figures in _each(plans, model, chosen, sizes):
+        for figures in _each(plans, model, chosen, sizes, start_together):
             found.append(figures)
-            click.echo(_line(figures, found[0]))
-            if len(found) == 1:
+            click.echo(_line(figures, _full(figures, found)))
+            if figures is _full(figures, found):
                 click.echo("\n".join(_totals(figures, chosen)))
             if out is not None:
                 out.write_text(json.dumps([asdict(one) for one in found], indent=1))
-    slower = [line for figures in found[1:] for line in _slower(figures, found[0])]
+    slower = [line for figures in found for line in _slower(figures, _full(figures, found))]
     for line in slower:
         click.echo(line, err=True)
-    if slower:
-        sys.exit(SLOWER)
+    sys.exit(FAILED if len(found) < len(plans) else SLOWER if slower else 0)
+
+
+def _full(figures: Figures, found: Sequence[Figures]) -> Figures:
+    """Those of the unpruned model with or without CUDA graphs, as these have them if they can."""
+    full = [one for one in found if one.plan.startswith(UNPRUNED)] or found
+    return next((one for one in full if one.graphs is figures.graphs), full[0])
 
 
 def _each(
-    plans: Mapping[str, Plan | None], model: Path, geometry: Geometry, sizes: list[int]
+    plans: Mapping[str, Plan | None],
+    model: Path,
+    geometry: Geometry,
+    sizes: list[int],
+    start_together: bool,
 ) -> Iterator[Figures]:
     """Measures one engine after the other.
 
     Each has a process of its own, because engines keep memory of a GPU after their end. All
-    processes load vLLM's code at the same time, before the first one measures.
+    processes load vLLM's code at the same time, before the first one measures. An engine that
+    fails is left out.
     """
     spawn = get_context("spawn")
     pools = {name: ProcessPoolExecutor(1, mp_context=spawn) for name in plans}
     wait([pool.submit(_load) for pool in pools.values()])
-    for name, plan in plans.items():
-        path = model.parent / "plan.yaml"
-        if plan is not None:
+
+    def start(name: str) -> Future[None]:
+        path = model.parent / f"{list(plans).index(name)}.yaml"
+        own: dict[str, Any] = {}
+        if (plan := plans[name]) is not None:
             save_plan(plan, path)
-        own = {} if plan is None else {"tpcal": {"plan": str(path)}}
-        with pools[name] as pool:
-            yield pool.submit(_measure, name, model, own, geometry, sizes).result()
+            own = {"tpcal": {"plan": str(path), "untried": name.endswith(WITH_GRAPHS)}}
+        return pools[name].submit(_start, name, model, own, geometry, sizes)
+
+    started = {name: start(name) for name in plans} if start_together else {}
+    wait(started.values())
+    for name, pool in pools.items():
+        with pool:
+            try:
+                (started.get(name) or start(name)).result()
+                yield pool.submit(_measure, name, geometry, sizes).result()
+            except Exception as error:
+                click.echo(f"{name} failed: {type(error).__name__}: {error}", err=True)
 
 
 def _load() -> None:
@@ -253,7 +290,7 @@ def _engine(model: Path, own: dict[str, Any], geometry: Geometry, graphs: bool) 
         enable_prefix_caching=False,
         limit_mm_per_prompt={"image": 1},
         skip_mm_profiling=True,  # the cache is not made as large as the memory allows
-        gpu_memory_utilization=0.3,  # what must be free; the cache has the bytes above
+        gpu_memory_utilization=0.1,  # what must be free; the cache has the bytes above
         distributed_executor_backend="uni",
         disable_log_stats=False,
         additional_config=own,
@@ -261,19 +298,26 @@ def _engine(model: Path, own: dict[str, Any], geometry: Geometry, graphs: bool) 
     )
 
 
-def _measure(
+def _start(
     name: str, model: Path, own: dict[str, Any], geometry: Geometry, sizes: list[int]
-) -> Figures:
-    graphs = name == WITH_GRAPHS
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(graphs))  # plans take the other one
-    llm = _engine(model, own, replace(geometry, requests=max(geometry.requests, *sizes)), graphs)
+) -> None:
+    """Starts the engine of this process."""
+    graphs = name.endswith(WITH_GRAPHS)
+    # Plans run in the V1 runner, and the unpruned model is compared in the same one if possible.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(graphs and not own))
+    largest = max(geometry.requests, *sizes)
+    _ENGINE.append(_engine(model, own, replace(geometry, requests=largest), graphs))
+    _seconds(_ENGINE[0], geometry, 1, 2)  # warms up
+
+
+def _measure(name: str, geometry: Geometry, sizes: list[int]) -> Figures:
+    (llm,) = _ENGINE
 
     def seconds(n: int, n_answer: int) -> float:
         least = min(_seconds(llm, geometry, n, n_answer) for _ in range(geometry.repeats))
         click.echo(f"{name}: {n} requests of {n_answer} answer tokens took {least:.3f} s")
         return least
 
-    _seconds(llm, geometry, 1, 2)  # warms up
     prefill = {n: seconds(n, 1) for n in sizes}
     answer = {n: seconds(n, geometry.n_answer) for n in sizes}
     before = _n_preemptions(llm)
@@ -281,7 +325,8 @@ def _measure(
     most, held = _together(llm, geometry)
     rate = geometry.requests / (_clock() - start)
     preemptions = _n_preemptions(llm) - before
-    return Figures(name, most, held, int(preemptions), rate, prefill, answer)
+    graphs = name.endswith(WITH_GRAPHS)
+    return Figures(name, graphs, most, held, int(preemptions), rate, prefill, answer)
 
 
 def _clock() -> float:
@@ -357,7 +402,7 @@ def _line(f: Figures, full: Figures) -> str:
         f"{f.plan} | {f.requests_at_once} at once | {f.kv_bytes:,} KV bytes of a request "
         f"({f.kv_bytes / full.kv_bytes:.2f}) | {f.preemptions} preemptions | "
         f"{f.requests_per_s:.2f} requests/s ({f.requests_per_s / full.requests_per_s:.2f}) | "
-        f"prefill {times} | tokens/s {rates}"
+        f"prefill {times} | tokens/s {rates} | ratios to {full.plan}"
     )
 
 

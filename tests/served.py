@@ -31,7 +31,7 @@ ENVIRONMENT = {
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 """Where both vLLM and the executor run."""
-OF_GPUS = {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.4}
+OF_GPUS = {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.05}
 """Options with which an engine leaves room for the executor, and holds what it does on a CPU."""
 if ON_GPU:  # Float32 is to mean the same in both, so that their choices can be compared.
     ENVIRONMENT["TRITON_F32_DEFAULT"] = "ieee"
@@ -180,7 +180,9 @@ class Engine:
             **(OF_GPUS if ON_GPU else {}),
             **options,
         }
-        own = {} if plan is None else {"additional_config": {"tpcal": {"plan": str(plan)}}}
+        graphs = ON_GPU and not chosen["enforce_eager"]
+        named = {"plan": str(plan), "untried": graphs}
+        own = {} if plan is None else {"additional_config": {"tpcal": named}}
         self.llm: Any = LLM(str(model), **chosen, **own)
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from tpcal.integrations.vllm import touchpoints
+from tpcal.integrations.vllm import graphs, touchpoints
 from tpcal.plans.engines import VLLM
 from tpcal.plans.executor.fit import check
 from tpcal.plans.families import decoder_shape, find
@@ -57,11 +57,8 @@ def _refused(config: Any) -> Iterator[str]:
         yield "--scheduler-cls must be left out, because a plan brings its own scheduler."
     if config.use_v2_model_runner:
         yield "Plans run in vLLM's V1 model runner. Set VLLM_USE_V2_MODEL_RUNNER=0."
-    if parallel.worker_cls == touchpoints.GPU_WORKER and not config.model_config.enforce_eager:
-        yield (
-            "--enforce-eager must be given on a GPU, because CUDA graphs replay the metadata of "
-            "another step."
-        )
+    if problem := graphs.problem(config):
+        yield problem
     if config.model_config.is_mm_prefix_lm:
         yield "Models whose images are attended in both directions are not cut in vLLM."
 
@@ -72,6 +69,11 @@ def _untried(config: Any) -> Iterator[str]:
         yield (
             "Plans are tried on CPUs and on GPUs of NVIDIA, and not on those of AMD. The setting "
             "untried=true tries it all the same."
+        )
+    if on_gpu and config.compilation_config.cudagraph_mode:
+        yield (
+            "Piecewise CUDA graphs beside a plan have run on no GPU. Give --enforce-eager, or the "
+            "setting untried=true, and compare some answers with those of transformers."
         )
 
 

@@ -8,7 +8,7 @@ from tpcal.integrations.vllm.runner import attach
 
 
 class PlanGpuWorker(Worker):
-    """Runs a plan on one GPU, eagerly."""
+    """Runs a plan on one GPU."""
 
     def init_device(self) -> None:
         """Makes the model runner."""

@@ -10,7 +10,7 @@ import logging
 from functools import wraps
 from typing import Any
 
-from tpcal.integrations.vllm import server_settings, support, touchpoints
+from tpcal.integrations.vllm import graphs, server_settings, support, touchpoints
 from tpcal.integrations.vllm.server_settings import KEY, Settings
 from tpcal.plans.errors import FitError
 from tpcal.plans.kill_switch import off_by_variable
@@ -77,7 +77,8 @@ def prepare(config: Any, found: Settings) -> None:
     asynchronous = config.scheduler_config.async_scheduling
     kind = "AsyncPlanScheduler" if asynchronous else "PlanScheduler"
     config.scheduler_config.scheduler_cls = f"{_FOLDER}.scheduler.{kind}"
-    notes = support.notes(plan, n_layers) + touchpoints.prefer_tried_attention(config)
+    notes = support.notes(plan, n_layers)
+    notes += touchpoints.prefer_tried_attention(config) + graphs.leave_attention_out(config)
     config.parallel_config.worker_cls = _WORKERS[config.parallel_config.worker_cls]
     config.additional_config = {**config.additional_config, KEY: found.passed_on()}
     _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt))

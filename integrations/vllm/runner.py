@@ -90,12 +90,13 @@ class PlanForward:
             forward: Runs the model.
         """
         chunks = self._chunks()
+        gathers = any(chunk.has_visual for chunk in chunks)
         for stage, groups in self._groups.items():
             fields = StageFields.of(self.plan, stage, chunks)
-            touchpoints.set_fields(self._runner, context, groups, fields)
+            touchpoints.set_fields(self._runner, context, groups, fields, gathers)
         for gone in set(self._waiting) - set(self._runner.requests):
             del self._waiting[gone]
-        if not any(chunk.has_visual for chunk in chunks):
+        if not gathers:
             return forward()
         step = PruningStep(self.plan, self._cuts, chunks, self._waiting, self._reader)
         context.skip_compiled = True  # a compiled model has no layers to hook

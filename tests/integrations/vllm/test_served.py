@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import served
@@ -11,6 +13,7 @@ from served import PLANS, Executor
 
 from tpcal import Cut, Plan
 from tpcal.calibrate.embedded import EmbeddedSample, samples
+from tpcal.integrations.vllm import plugin
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
@@ -65,10 +68,51 @@ def _compare(
     return waited
 
 
-@pytest.mark.skipif(served.ON_GPU, reason="plans on GPUs run eagerly")
 @pytest.mark.timeout(600)
 def test_a_compiled_model_gives_the_same_answers(executor: Executor, tmp_path: Path) -> None:
+    from vllm.config import CUDAGraphMode
+
     plan, questions = PLANS["three cuts"], samples("eval", 40, seed=8)
     with served.engine(plan, tmp_path, enforce_eager=False) as engine:
         found = engine.answers(questions)
+        graphs = engine.runner.cudagraph_dispatcher.cudagraph_mode
+    assert graphs == (CUDAGraphMode.PIECEWISE if served.ON_GPU else CUDAGraphMode.NONE)
     assert found.tokens == executor.answers(plan, questions).tokens
+
+
+@pytest.mark.skipif(served.ON_GPU, reason="there the model above is split already")
+@pytest.mark.timeout(600)
+def test_a_model_split_at_attention_gives_the_same_answers(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.compilation.piecewise_backend import PiecewiseBackend
+    from vllm.config import CompilationMode
+    from vllm.engine.arg_utils import EngineArgs
+
+    plugin.register()
+    monkeypatch.setenv("VLLM_DISABLE_COMPILE_CACHE", "1")
+    plain, parts = EngineArgs.create_engine_config, []
+
+    @wraps(plain)
+    def split(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = plain(self, *args, **kwargs)
+        chosen = config.compilation_config
+        chosen.mode, chosen.backend = CompilationMode.VLLM_COMPILE, "eager"
+        chosen.splitting_ops, chosen.compile_sizes = None, []
+        chosen.set_splitting_ops_for_v1(all2all_backend="naive")
+        return config
+
+    def part(self: Any, *args: Any) -> Any:
+        parts.append(self)
+        return whole(self, *args)
+
+    whole = PiecewiseBackend.__call__
+    monkeypatch.setattr(PiecewiseBackend, "__call__", part)
+    monkeypatch.setattr(EngineArgs, "create_engine_config", split)
+    plan, questions = PLANS["attention"], samples("eval", 40, seed=8)
+    with served.engine(plan, tmp_path, enforce_eager=False) as engine:
+        parts.clear()
+        found = engine.answers(questions)
+    assert len(set(parts)) > 1
+    wanted = executor.answers(plan, questions)
+    assert (found.tokens, found.kept) == (wanted.tokens, wanted.kept)

@@ -178,6 +178,28 @@ def test_an_aborted_request_leaves_nothing_behind(engine: Engine) -> None:
     assert not waiting
 
 
+def test_filler_of_a_cuda_graph_changes_no_answer(
+    engine: Engine, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.config import CUDAGraphMode
+    from vllm.forward_context import BatchDescriptor
+
+    questions = samples("eval", 6, seed=10)
+    texts = [(served.prompt(s.question, n_images=0), []) for s in questions]
+    alone = _tokens(engine.generate(texts))
+    lengths: set[int] = set()
+
+    def padded(num_tokens: int, **how: Any) -> tuple[Any, Any]:
+        lengths.add(num_tokens)
+        return CUDAGraphMode.NONE, BatchDescriptor(-(-num_tokens // 8) * 8)
+
+    monkeypatch.setattr(engine.runner.cudagraph_dispatcher, "dispatch", padded)
+    prompts = [(served.prompt(s.question), [s.image]) for s in questions]
+    found = _tokens(engine.generate([*prompts, *texts]))
+    assert any(n % 8 for n in lengths)
+    assert found == [*executor.answers(PLAN, questions).tokens, *alone]
+
+
 def _given(sample: EmbeddedSample) -> dict[str, Any]:
     return {
         "prompt": served.prompt(sample.question),

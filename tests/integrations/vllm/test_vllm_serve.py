@@ -11,7 +11,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from served import ENVIRONMENT, Executor
+from served import ENVIRONMENT, OF_GPUS, ON_GPU, Executor
 
 import tpcal.calibrate.embedded
 from tpcal.calibrate.embedded import samples
@@ -19,7 +19,10 @@ from tpcal.calibrate.embedded import samples
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "vllm"
-SMALL = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8")
+SMALL = (
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"),
+    *(f"--{name.replace('_', '-')}={value}" for name, value in OF_GPUS.items() if ON_GPU),
+)
 
 
 def _environment() -> dict[str, str]:
