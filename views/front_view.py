@@ -48,7 +48,7 @@ def front_view(
             *([names.get(point.cuts, "")] if names else []),
         )
     head = heading(f"{title} · {count(len(points), 'plan')} on the front, {kind}")
-    what = Text("Loss in nats: half the worst group's, half the mean", style=QUIET)
+    what = Text("Loss in nats: a quarter the worst group's, the rest the mean", style=QUIET)
     return Group(head, *chart(points), what, table)
 
 

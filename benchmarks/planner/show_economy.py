@@ -19,7 +19,7 @@ from tpcal.planner.prediction.next_probes import work as work_of
 
 HOW = {"searched": False, "predicted": True}
 TITLES = {
-    "both": "half of both, nats",
+    "both": "objective, nats",
     "mean": "mean of groups, nats",
     "worst": "worst group, nats",
     "changed": "answers changed",

@@ -25,7 +25,7 @@ from benchmarks.planner.work import Work
 
 Floats = NDArray[np.float64]
 N_BINS = 5
-RULES = ("mean", "worst group", "half of both")
+RULES = ("mean", "worst group", "objective")
 
 
 def run(work: Work, sizes: Sizes, profiles: Path, pictures: Pictures) -> dict[str, str]:
@@ -80,7 +80,7 @@ def _bins(plans: Measured, predicted: Floats, sizes: Sizes) -> str:
 def _rules(plans: Measured, sizes: Sizes, n_splits: int = 50) -> str:
     """What choosing by different numbers on half of the samples gives on the other half."""
     rng = np.random.default_rng(0)
-    headings = ["layer average", "chosen by", "mean of all groups", "worst group", "half of both"]
+    headings = ["layer average", "chosen by", "mean of all groups", "worst group", "objective"]
     rows = []
     for budget in BUDGETS:
         nats = plans.nats[plans.budget == budget]

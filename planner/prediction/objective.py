@@ -15,20 +15,22 @@ MOST = 1.0
 
 Above it the answer is lost, and the exact value is chance. Without this limit, single samples
 would decide which group is the worst."""
+WORST_SHARE = 0.25
+"""Share of the worst group's loss in the objective; the rest is the mean."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Half the loss of the worst group plus half the mean loss of all groups.
+    """A quarter of the loss of the worst group plus three quarters of the mean loss of all groups.
 
-    With shares a_g of sum 1 and losses D_g of G groups, the objective is
+    With shares a_g of sum 1, losses D_g of G groups and w = `WORST_SHARE`, the objective is
 
-        J = 1/2 * max_g (G * a_g * D_g) + 1/2 * sum_g (a_g * D_g).
+        J = w * max_g (G * a_g * D_g) + (1 - w) * sum_g (a_g * D_g).
 
     The worst group prevents plans that ruin one skill, such as reading, while the mean looks fine.
-    The worst group alone is a poor guide: it is the largest of many means over few samples, and it
-    cannot distinguish two plans that ruin the same group if one of them spares all other groups.
-    docs/planner.md has the measurement.
+    More weight makes the choice worse, even by the worst group's loss on other samples: it is the
+    largest of many means over few samples each. It also cannot distinguish two plans that ruin the
+    same group if one of them spares all other groups. docs/planner.md has the measurement.
 
     Attributes:
         weights: Weight of the loss of each named group; groups that are not named have weight 1.
@@ -55,10 +57,11 @@ class Objective:
     def values(self, losses: ArrayLike, groups: Sequence[str]) -> NDArray[np.float64]:
         """[...] objectives of losses [..., G] in nats, in the order of ``groups``."""
         shares = self.shares(groups)
-        # The factor G gives both halves the same scale: equal losses D in all groups, with equal
+        # The factor G gives both parts the same scale: equal losses D in all groups, with equal
         # weights, result in J = D.
         weighed = np.asarray(losses, dtype=np.float64) * shares
-        return np.asarray((weighed.max(axis=-1) * len(groups) + weighed.sum(axis=-1)) / 2)
+        worst, mean = weighed.max(axis=-1) * len(groups), weighed.sum(axis=-1)
+        return np.asarray(WORST_SHARE * worst + (1 - WORST_SHARE) * mean)
 
     def shares(self, groups: Sequence[str]) -> NDArray[np.float64]:
         """[G] the weights of the groups, scaled to a sum of 1."""

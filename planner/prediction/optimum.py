@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
+from tpcal.planner.prediction.objective import WORST_SHARE
 from tpcal.planner.prediction.predict import Predictor, same_share
 from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.plan_records import Cut
@@ -165,9 +166,10 @@ def weighed_optima(
     even = predictor.objective.shares(predictor.groups)
     weights, found = even, dict[tuple[Cut, ...], None]()
     for turn in range(rounds):
-        # The objective is half the worst group and half the mean, so the plan is optimal for the
-        # average of the moved weights and the even weights of the mean.
-        cuts = solver.optimum(weights if turn == 0 else (weights + even) / 2)
+        # The objective is a share of the worst group and the rest the mean, so the plan is optimal
+        # for as large parts of the moved weights and the even weights of the mean.
+        mixed = WORST_SHARE * weights + (1 - WORST_SHARE) * even
+        cuts = solver.optimum(mixed)
         found[fill(predictor, cuts, budget)] = None
         losses = predictor.losses(cuts) * even
         if len(predictor.groups) == 1 or losses.max() <= 0:
@@ -239,7 +241,7 @@ def _rest(
 
 
 def _best_added(added: Floats, layer: int, moves: Sequence[int]) -> Floats:
-    """[J, J] the smallest loss that any of ``moves`` adds: selectors, and a drop-all to level 0."""
+    """[J, J] the smallest loss that any of ``moves`` adds; only a drop-all leads to level 0."""
     drop = len(added) - 1
     selectors = [move for move in moves if move != drop]
     best = np.full(added.shape[2:], np.inf)

@@ -7,9 +7,9 @@ d(l, 1) = 0. Each term is the loss of the tokens that leave at layer l_i. The fi
 that of the tokens between k_{i-1} and k_i, if the selector had made the earlier cuts as well. The
 second one is that of the share that leaves. Tokens that an earlier cut has kept repeat each other
 less than all tokens do, so dropping a share of them loses at least what dropping that share of
-all tokens loses. Without the second value a selector whose loss is as large at many tokens as at few would seem
-to cost nothing after a good one. A drop-all has the first value alone. The prediction is exact
-for a plan of a single probed cut.
+all tokens loses. Without the second value, a selector that loses as much at many tokens as at few
+would seem to cost nothing after a good one. A drop-all has the first value alone. The prediction
+is exact for a plan of a single probed cut.
 
 The sum is taken for each sample, limited to `LIMITS`, and then averaged over the samples of a
 group, because an answer can be lost only once. Dynamic programming needs a sum of group means

@@ -23,7 +23,7 @@ def proposals(
 
     Candidates are neighbours of the best measured plans, and the same plans with one other
     parameter of one selector. The best plans take turns, so that one whose losses are small by
-    chance does not have all the steps; those from one plan are ranked by their predicted objective.
+    chance does not have all the steps. Those from one plan are ranked by the prediction.
 
     Args:
         problem: Predicts and knows the limits.

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.search.ledger import nth_best
 
-N_BEST = 6
+N_BEST = 3
 """Number of plans that a search must not lose by chance. docs/planner.md has the measurement."""
 ERROR_RATE = 0.05
 """Largest share of the plans as good as the last of the best ones that are stopped by chance."""

@@ -7,13 +7,13 @@ from tpcal.planner.prediction.objective import Objective
 from tpcal.plans.errors import UsageError
 
 
-def test_half_is_the_worst_group_and_half_the_mean() -> None:
-    assert Objective().of({"a": 0.1, "b": 0.5}) == pytest.approx((0.5 + 0.3) / 2)
+def test_a_quarter_is_the_worst_group_and_the_rest_the_mean() -> None:
+    assert Objective().of({"a": 0.1, "b": 0.5}) == pytest.approx((0.5 + 3 * 0.3) / 4)
 
 
-def test_a_weight_counts_in_both_halves() -> None:
+def test_a_weight_counts_in_both_parts() -> None:
     # Weights 3 and 1: a's loss counts 1.5 times, b's half.
-    assert Objective({"a": 3}).of({"a": 0.2, "b": 0.4}) == pytest.approx((0.3 + 0.25) / 2)
+    assert Objective({"a": 3}).of({"a": 0.2, "b": 0.4}) == pytest.approx((0.3 + 3 * 0.25) / 4)
 
 
 def test_the_same_weight_for_all_changes_nothing() -> None:

@@ -78,7 +78,9 @@ def added(predictor: Predictor, cuts: Sequence[Cut]) -> np.ndarray:
         else:
             more = at[:, count] - at[:, before]
             if count:
-                more = np.maximum(more, at[:, math.ceil(predictor.limits.n_tokens * count / before)])
+                more = np.maximum(
+                    more, at[:, math.ceil(predictor.limits.n_tokens * count / before)]
+                )
         total, before = total + np.maximum(more, 0.0), count
     return total
 

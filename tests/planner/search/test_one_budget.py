@@ -366,7 +366,7 @@ def tell_measured(study: optuna.Study, losses: dict[int, float], groups: np.ndar
         trial.report(loss, sample)
     trial.set_user_attr("outcome", "measured")
     means = [np.mean([losses[s] for s in losses if groups[s] == g]) for g in (0, 1)]
-    study.tell(trial, (max(means) + np.mean(means)) / 2)
+    study.tell(trial, float(Objective().values(means, ("a", "b"))))
 
 
 def test_a_trial_that_is_better_where_it_counts_goes_on_though_most_samples_are_worse() -> None:
@@ -404,7 +404,9 @@ def test_no_trial_is_stopped_before_every_group_was_seen() -> None:
     groups = np.repeat([0, 1], 30)
     study = study_with_best(dict.fromkeys(range(60), 0.5), groups)
     trial = study.ask()
-    for sample in range(30):  # at least (0.6 + 0.6 / 2) / 2, so it may still become the best one
+    for sample in range(
+        30
+    ):  # at least (0.6 + 3 * 0.6 / 2) / 4, so it may still become the best one
         trial.report(0.6, sample)
     assert not trial.should_prune()
     trial.report(0.6, 30)
@@ -415,8 +417,13 @@ def test_a_trial_that_lost_more_already_than_the_best_in_all_is_stopped_at_once(
     groups = np.arange(40) % 2
     study = study_with_best(dict.fromkeys(range(40), 0.5), groups)
     trial = study.ask()
-    for sample in (0, 2, 4, 6):  # 4 x 4 over 20 samples of a group: (0.8 + 0.8 / 2) / 2 at least
-        trial.report(4.0, sample)
+    for sample in (
+        0,
+        2,
+        4,
+        6,
+    ):  # 4 x 5 over 20 samples of a group: (1.0 + 3 * 1.0 / 2) / 4 at least
+        trial.report(5.0, sample)
     assert trial.should_prune()
 
 
@@ -449,4 +456,4 @@ def test_one_lost_sample_does_not_make_a_group_the_worst(make_world, make_measur
     trial = study.ask()
     study.pruner = BestPruner(measurer.sample_group, measurer.groups, Objective())
     loss = measure(trial, measurer, [Cut(2, 0.5, "grid")], study.pruner, Objective())
-    assert loss == pytest.approx((MOST / 16 + MOST / 48) / 2)
+    assert loss == pytest.approx((MOST / 16 + 3 * MOST / 48) / 4)
