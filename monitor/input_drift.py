@@ -29,10 +29,10 @@ class InputDrift:
 
     The reference is never taken for the source itself. The first request is ranked among the n
     sizes of the reference and its own, and then joins those that the next one is ranked among. So
-    the ranks are exactly uniform for every n, and the level holds; a small reference only makes
-    drift slower to find. A summary as reference has classes of sizes. They are fixed beforehand
-    (`size_class`) and requests are put into the same ones, so the ranks stay uniform, while drift
-    within a class is not found.
+    the ranks are exactly uniform for every n, and the level holds. What a small reference costs is
+    power: drift in a part of the requests is found late or never. A summary as reference has
+    classes of sizes. They are fixed beforehand (`size_class`) and requests are put into the same
+    ones, so the ranks stay uniform, while drift within a class is not found.
 
     Args:
         reference: Sizes of requests like those that the plan was made for, or their summary; may
