@@ -92,7 +92,7 @@ def read_input_sizes(reader: Reader, value: Any, path: str = KEY) -> InputSizes 
     before = len(reader.problems)
     for name in NAMES:
         if not _are_pairs(data.get(name)):
-            rule = "be pairs of a size and a number of prompts, each size once"
+            rule = "be pairs of a class of sizes and a number of prompts, each class once"
             reader.wrong(f"{path}.{name}", rule, data.get(name))
     if len(reader.problems) > before:
         return None
@@ -105,11 +105,14 @@ def read_input_sizes(reader: Reader, value: Any, path: str = KEY) -> InputSizes 
 
 
 def _are_pairs(value: Any) -> bool:
-    if not isinstance(value, list) or not all(isinstance(p, list) and len(p) == 2 for p in value):
+    """Whether a value is a list of pairs (class, number of prompts), each class once."""
+    if not isinstance(value, list) or not all(map(_is_pair, value)):
         return False
-    whole = all(type(n) is int and 0 <= n <= MAX_WHOLE for pair in value for n in pair)
-    return (
-        whole
-        and all(size == size_class(size) and n > 0 for size, n in value)
-        and (len({size for size, _ in value}) == len(value))
-    )
+    return len({size for size, _ in value}) == len(value)
+
+
+def _is_pair(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    whole = all(type(n) is int and 0 <= n <= MAX_WHOLE for n in value)
+    return whole and value[0] == size_class(value[0]) and value[1] > 0

@@ -43,8 +43,8 @@ def test_plain_data_is_read_as_it_was_written():
     ("change", "problem"),
     [
         ({"n_text": [[40, 2]]}, "input_sizes must count the same prompts for each size"),
-        ({"n_text": [[41, 3]]}, "input_sizes.n_text must be pairs of a size"),
-        ({"n_text": [[40, 2], [40, 1]]}, "each size once"),
+        ({"n_text": [[41, 3]]}, "input_sizes.n_text must be pairs of a class"),
+        ({"n_text": [[40, 2], [40, 1]]}, "each class once"),
         ({"n_text": [[40, 3.0]]}, "input_sizes.n_text must be pairs"),
         ({"n_text": [[40, 0], [9, 3]]}, "input_sizes.n_text must be pairs"),
         ({"n_text": {40: 3}}, "input_sizes.n_text must be pairs"),
