@@ -23,6 +23,8 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.tape import Recording, Tape
 from tpcal.plans.errors import RunFailed, UsageError, excerpt
+from tpcal.plans.executor.prompt import by_image
+from tpcal.plans.input_sizes import NAMES
 from tpcal.plans.plan_records import Cut
 
 TAU = 0.93
@@ -35,7 +37,7 @@ def widths(n_probes: int, n_layers: int) -> dict[str, int]:
     return {
         **dict.fromkeys(MEASURES, n_probes),
         **dict.fromkeys(MASSES, n_layers),
-        "counts": 2,
+        "counts": len(NAMES),
     }
 
 
@@ -46,7 +48,7 @@ class Recorded:
     recording: Recording
     positions: Tensor  # [b, A]
     valid: Tensor  # [b, A]
-    counts: Tensor  # [b, 2] visual and text tokens of the prompt
+    counts: Tensor  # [b, 3] visual tokens, images and text tokens of the prompt
 
 
 def record(loaded: Loaded, samples: Samples, numbers: Sequence[int]) -> Recorded:
@@ -62,7 +64,9 @@ def record(loaded: Loaded, samples: Samples, numbers: Sequence[int]) -> Recorded
     if not bool(n_tokens.all()):
         bad = next(s.id for s, n in zip(batch, n_tokens.tolist(), strict=True) if not n)
         raise UsageError(f"Samples must have images; got none in sample {excerpt(bad)}.")
-    counts = torch.stack((n_tokens, encoded.prompt_length - n_tokens), dim=1)
+    grids = tape.recording.prompt.grids
+    n_images = torch.tensor([len(by_image(views)) for views in grids], device=n_tokens.device)
+    counts = torch.stack((n_tokens, n_images, encoded.prompt_length - n_tokens), dim=1)
     return Recorded(tape.recording, encoded.positions, encoded.valid, counts)
 
 

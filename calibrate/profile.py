@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError, listed
+from tpcal.plans.input_sizes import KEY, InputSizes
 from tpcal.plans.local_paths import kept
 from tpcal.plans.plan_records import ModelIdentity
 from tpcal.plans.record_reader import MAX_WHOLE, is_plain
@@ -82,6 +83,8 @@ class Profile:
     scope: str = "prompt"
     """The scope of the cuts that were tried, which plans made of the profile have too; profiles of
     earlier versions have ``prompt``."""
+    input_sizes: InputSizes | None = None
+    """Sizes of the samples' prompts; None in profiles of earlier versions."""
 
     @property
     def stop_layer(self) -> int | None:
@@ -235,12 +238,17 @@ def _plain(profile: Profile, packed: bytes) -> dict[str, Any]:
         "shape": {**asdict(profile.shape), "kv_limits": list(profile.shape.kv_limits)},
         "n_tokens": profile.n_tokens,
         "n_text": profile.n_text,
+        **_sizes(profile),
         "groups": list(profile.groups),
         "n_samples": len(profile.sample_group),
         "provenance": dict(profile.provenance),
         "probes": probes,
         "arrays": _sha256(packed),
     }
+
+
+def _sizes(profile: Profile) -> dict[str, Any]:
+    return {} if profile.input_sizes is None else {KEY: Line(profile.input_sizes.to_data())}
 
 
 def _restore(data: Mapping[str, Any], packed: bytes) -> Profile:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe, Profile
 from tpcal.plans.cost import DecoderShape
+from tpcal.plans.input_sizes import KEY, read_input_sizes
 from tpcal.plans.plan_records import ModelIdentity
 from tpcal.plans.plan_rules import read_scope
 from tpcal.plans.record_reader import Reader, read_record
@@ -47,6 +48,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
     tokens = {name: _whole(reader, data, name, 0, MAX_TOKENS) for name in ("n_tokens", "n_text")}
     provenance = _provenance(reader, data.get("provenance"))
     scope = read_scope(reader, data)
+    sizes = read_input_sizes(reader, data.get(KEY))
     if model is None or shape is None or model.n_layers != shape.n_layers:
         reader.wrong("model.n_layers", "be given and be that of shape", data.get("model"))
     if reader.problems or model is None or shape is None:
@@ -69,6 +71,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
         probes=probes,
         provenance=provenance,
         scope=scope,
+        input_sizes=sizes,
         **tokens,
         **held,
     )

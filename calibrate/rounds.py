@@ -20,6 +20,7 @@ from tpcal.calibrate.probe import Arrays, Recorded, measure, record, widths
 from tpcal.calibrate.profile import MEASURES, Probe, Profile
 from tpcal.calibrate.tape_store import Store, StoredRecord
 from tpcal.calibrate.workers import Team
+from tpcal.plans.input_sizes import InputSizes, RequestSize
 from tpcal.plans.progress import Progress
 
 Refine = Callable[[Profile, Sequence[Probe]], Sequence[Probe]]
@@ -116,8 +117,9 @@ class Rounds:
                 folders.
         """
         probes, found = self._joined()
-        counts = found.pop("counts").mean(axis=0, dtype=np.float64)
-        n_tokens, n_text = (int(np.floor(count + 0.5)) for count in counts)
+        counts = found.pop("counts")
+        means = counts.mean(axis=0, dtype=np.float64)
+        n_tokens, _, n_text = (int(np.floor(mean + 0.5)) for mean in means)
         groups = self.samples.groups
         return Profile(
             model=self.loaded.identity,
@@ -131,6 +133,7 @@ class Rounds:
             executor_ms={},
             provenance=self.provenance,
             scope=self.scope,
+            input_sizes=InputSizes.of(RequestSize(*map(int, row)) for row in counts),
             **found,
         )
 

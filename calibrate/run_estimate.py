@@ -92,5 +92,5 @@ def _seconds(loaded: Loaded, batch: Recorded, probes: Sequence[Probe], scope: st
 
 def _work(probe: Probe, n_layers: int, batch: Recorded) -> float:
     """Work of a probe on the mean prompt of the batch."""
-    n_visual, n_text = (float(n) for n in batch.counts.float().mean(dim=0))
+    n_visual, _, n_text = (float(n) for n in batch.counts.float().mean(dim=0))
     return probe_grid.work(probe, n_layers, probe.keep * n_visual, n_visual, n_text)

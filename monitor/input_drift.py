@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 from tpcal.monitor.sequential_test import SequentialTest
+from tpcal.plans.input_sizes import NAMES, InputSizes, RequestSize, size_class
 
 N_BINS = 10
 _PRIOR = 0.5
-
-
-@dataclass(frozen=True)
-class RequestSize:
-    """The size of one prompt."""
-
-    n_visual: int
-    """Visual tokens before the first cut."""
-    n_images: int
-    """Images and videos."""
-    n_text: int
-    """Other tokens, without padding."""
-
-
 WORDS = {
     "n_visual": "visual tokens per request",
     "n_images": "images per request",
@@ -41,8 +27,16 @@ class InputDrift:
     come from one source in any order, these ranks are uniform and independent, whatever the sizes
     are. Evidence against that is collected.
 
+    The reference is never taken for the source itself. The first request is ranked among the n
+    sizes of the reference and its own, and then joins those that the next one is ranked among. So
+    the ranks are exactly uniform for every n, and the level holds. What a small reference costs is
+    power: drift in a part of the requests is found late or never. A summary as reference has
+    classes of sizes. They are fixed beforehand (`size_class`) and requests are put into the same
+    ones, so the ranks stay uniform, while drift within a class is not found.
+
     Args:
-        reference: Sizes of requests like those that the plan was made for; may be empty.
+        reference: Sizes of requests like those that the plan was made for, or their summary; may
+            be empty.
         n_reference: The first requests are added to the reference, untested, up to this number.
         level: Largest chance of ever reporting drift, of any size, if there is none.
         seed: Seed of the random order.
@@ -54,16 +48,26 @@ class InputDrift:
     """
 
     def __init__(
-        self, reference: Iterable[RequestSize], n_reference: int, level: float, seed: int
+        self,
+        reference: Iterable[RequestSize] | InputSizes,
+        n_reference: int,
+        level: float,
+        seed: int,
     ) -> None:
-        names = [field.name for field in fields(RequestSize)]
         self._n_reference = n_reference
         self._n_seen = 0
-        self._earlier: dict[str, Counter[int]] = {name: Counter() for name in names}
+        self._earlier: dict[str, Counter[int]] = {name: Counter() for name in NAMES}
         self._tests = {
-            name: SequentialTest(_log_evidence, N_BINS, level / len(names)) for name in names
+            name: SequentialTest(_log_evidence, N_BINS, level / len(NAMES)) for name in NAMES
         }
         self._random = Random(seed)
+        self._ranked_by: Callable[[int], int] = int
+        """The value by which a size is ranked: itself, or its class."""
+        if isinstance(reference, InputSizes):
+            self._ranked_by = size_class
+            self._n_seen = reference.n_prompts
+            self._earlier = {name: Counter(getattr(reference, name)) for name in NAMES}
+            return
         for size in reference:
             self._remember(size)
 
@@ -74,7 +78,7 @@ class InputDrift:
             found = [
                 name
                 for name, test in self._tests.items()
-                if test.add(self._bin(self._earlier[name], getattr(size, name)))
+                if test.add(self._bin(self._earlier[name], self._value(size, name)))
             ]
         self._remember(size)
         return found
@@ -82,7 +86,10 @@ class InputDrift:
     def _remember(self, size: RequestSize) -> None:
         self._n_seen += 1
         for name, counts in self._earlier.items():
-            counts[getattr(size, name)] += 1
+            counts[self._value(size, name)] += 1
+
+    def _value(self, size: RequestSize, name: str) -> int:
+        return self._ranked_by(getattr(size, name))
 
     def _bin(self, earlier: Counter[int], value: int) -> int:
         """The tenth in which the value lies among the earlier values and itself."""

@@ -17,17 +17,23 @@ from transformers import PreTrainedModel
 from tpcal.calibrate.evaluation.metrics import normalise
 from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.monitor.changed_share import CHANGED, SAME, limit_test, share_interval
-from tpcal.monitor.input_drift import WORDS, InputDrift, RequestSize
+from tpcal.monitor.input_drift import WORDS, InputDrift
 from tpcal.monitor.monitor_settings import MonitorSettings
-from tpcal.monitor.request_sizes import sizes_of
+from tpcal.monitor.request_sizes import calibration_sizes, sizes_of
 from tpcal.monitor.shadowing import InIdleTime, Inline
 from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Handle
+from tpcal.plans.input_sizes import InputSizes, RequestSize
 from tpcal.plans.plan_records import Plan
 
 CHANGED_ANSWERS = "changed_answers"
 KINDS = (CHANGED_ANSWERS, *WORDS)
 """The kinds of alarms: changed answers, and drift of each size of a request."""
+_NO_SIZES = (
+    "%s holds no sizes of the inputs that it was calibrated on, so drift is judged against the "
+    "first %d requests. For a plan that holds them, run `tpcal calibrate` and `tpcal plan` again. "
+    "Or pass sizes as Monitor(reference=...); () means the first requests, without this warning."
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -76,12 +82,14 @@ class Monitor:
         processor: Its processor.
         handle: The handle of the plan.
         settings: What is watched; the defaults take the limit from the plan's certificate.
-        reference: Sizes of requests like those that the plan was made for. Drift is judged
-            against them and the first requests.
+        reference: Sizes of requests like those that the plan was made for, or a summary of them.
+            Drift is judged against them and the first requests. None takes the inputs that the
+            plan was calibrated on, against which every request with images is tested; if the
+            plan holds no such sizes, only the first requests are left, and a warning says so.
         on_alarm: Called with every alarm, in the thread that raises it.
 
     Raises:
-        UsageError: No limit of changed answers is known.
+        UsageError: No limit of changed answers is known, or the plan's sizes cannot be read.
 
     Example:
         >>> with tpcal.Monitor(model, processor, handle) as monitor:  # doctest: +SKIP
@@ -96,7 +104,7 @@ class Monitor:
         handle: Handle,
         settings: MonitorSettings | None = None,
         *,
-        reference: Iterable[RequestSize] = (),
+        reference: Iterable[RequestSize] | InputSizes | None = None,
         on_alarm: Callable[[Alarm], None] | None = None,
     ) -> None:
         self.settings = settings = (settings or MonitorSettings()).with_limit_of(handle.plan)
@@ -107,7 +115,15 @@ class Monitor:
         self._random = Random(settings.seed)
         level = 1 - settings.confidence
         self._test = limit_test(self._limit, level)
-        self._drift = InputDrift(reference, settings.n_reference, level, settings.seed)
+        n_first, calibrated = settings.n_reference, None
+        if reference is None:
+            calibrated = calibration_sizes(handle.plan)
+            if calibrated is None:
+                _LOG.warning(_NO_SIZES, handle.plan.name or "The plan", n_first)
+        self._is_against_calibration = calibrated is not None
+        if calibrated is not None:
+            reference, n_first = calibrated, 0  # every request is tested, from the first on
+        self._drift = InputDrift(reference or (), n_first, level, settings.seed)
         idle = settings.shadowing == "idle"
         self._shadows = InIdleTime(settings.max_waiting) if idle else Inline()
         self._lock = RLock()
@@ -196,13 +212,20 @@ class Monitor:
     def _record(self, sizes: list[RequestSize]) -> None:
         with self._lock:
             self._count(requests=len(sizes), visual=sum(size.n_visual for size in sizes))
-            drifted = [name for size in sizes for name in self._drift.record(size)]
+            # Every input of a calibration has images, so requests without any are not compared.
+            watched = [s for s in sizes if s.n_visual or not self._is_against_calibration]
+            drifted = [name for size in watched for name in self._drift.record(size)]
         for name in drifted:
             self._alarm(
                 name,
-                f"The {WORDS[name]} are no longer those of the first requests or the reference "
-                f"(confidence {self.settings.confidence:g}).",
+                f"The {WORDS[name]} are {self._usual} (confidence {self.settings.confidence:g}).",
             )
+
+    @property
+    def _usual(self) -> str:
+        if self._is_against_calibration:
+            return "not those that the plan was calibrated on"
+        return "no longer those of the first requests or the reference"
 
     def _shadow(self, inputs: Mapping[str, Tensor], rows: list[int]) -> None:
         """Answers a request with the plan and without it, and notes whether the answers differ."""

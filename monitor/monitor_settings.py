@@ -40,7 +40,8 @@ class MonitorSettings:
     max_waiting: int = 8
     """Most requests that wait for idle time; further ones are not shadowed."""
     n_reference: int = 200
-    """Requests that drift is judged against: those given, filled up with the first that come."""
+    """Requests that drift is judged against if the plan's own inputs are not: those given, filled
+    up with the first that come."""
     switch_off: bool = False
     """Whether an alarm switches the plan off (`Handle.off`)."""
     seed: int = 0

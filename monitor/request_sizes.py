@@ -1,12 +1,15 @@
-"""Sizes of the requests of a call, from its inputs and the executor's report."""
+"""Sizes of the requests of a call, and of the inputs that a plan was calibrated on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from tpcal.monitor.input_drift import RequestSize
+from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.report import Report
+from tpcal.plans.input_sizes import KEY, InputSizes, RequestSize, read_input_sizes
+from tpcal.plans.plan_records import Plan
+from tpcal.plans.record_reader import Reader
 
 
 def sizes_of(inputs: Mapping[str, Any], report: Report) -> list[RequestSize]:
@@ -28,3 +31,19 @@ def sizes_of(inputs: Mapping[str, Any], report: Report) -> list[RequestSize]:
             report.n_visual[::step], report.image_sizes[::step], lengths, strict=True
         )
     ]
+
+
+def calibration_sizes(plan: Plan) -> InputSizes | None:
+    """Sizes of the prompts that the plan was calibrated on; None if the plan holds none.
+
+    Raises:
+        UsageError: What the plan says of them cannot be read.
+    """
+    reader = Reader()
+    found = read_input_sizes(reader, plan.provenance.get(KEY), f"provenance.{KEY}")
+    if reader.problems:
+        raise UsageError(
+            f"{plan.name or 'The plan'}: {' '.join(reader.problems)} Make the plan again with "
+            "`tpcal plan`, or pass sizes as Monitor(reference=...)."
+        )
+    return found

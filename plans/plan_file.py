@@ -16,6 +16,7 @@ from packaging.version import InvalidVersion, Version
 from tpcal import __version__
 from tpcal.plans import plan_rules, record_reader
 from tpcal.plans.errors import PlanError, UsageError
+from tpcal.plans.input_sizes import KEY
 from tpcal.plans.plan_records import ModelIdentity, Plan
 from tpcal.plans.yaml_files import Line, dump_yaml, parse_yaml, read_yaml, write_atomic
 
@@ -73,6 +74,8 @@ def dump_plan(plan: Plan) -> str:
         data = data if text is None else {**data, key: text}
     data["digest"] = digest(plan)
     data["cuts"] = [Line(cut) for cut in data.get("cuts", [])]
+    if isinstance(sizes := data.get("provenance", {}).get(KEY), Mapping):
+        data["provenance"] = {**data["provenance"], KEY: Line(sizes)}
     return dump_yaml(data)
 
 

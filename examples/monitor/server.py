@@ -3,6 +3,9 @@
     pip install 'tpcal[monitor]' fastapi uvicorn
     python examples/monitor/server.py
 
+The plan is plan.yaml beside this file, or the one that is named as an argument. It holds the sizes
+of the inputs that it was calibrated on, and the monitor compares the requests with them.
+
 POST /answer takes {"images": [base64, ...], "question": "..."}; GET /metrics is for Prometheus.
 """
 
@@ -10,8 +13,10 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import torch
 import uvicorn
@@ -25,7 +30,8 @@ import tpcal
 from tpcal.calibrate.embedded import FOLDER
 from tpcal.monitor.prometheus import export_metrics
 
-SETTINGS = tpcal.MonitorSettings(share=0.2, limit=0.2, n_reference=20, switch_off=True)
+PLAN = Path(__file__).with_name("plan.yaml")
+SETTINGS = tpcal.MonitorSettings(share=0.2, limit=0.2, switch_off=True)
 
 
 class Question(BaseModel):
@@ -35,12 +41,12 @@ class Question(BaseModel):
     question: str
 
 
-def make_app(settings: tpcal.MonitorSettings = SETTINGS) -> FastAPI:
+def make_app(plan: Path | str = PLAN, settings: tpcal.MonitorSettings = SETTINGS) -> FastAPI:
     """The server, on the built-in model."""
     torch.set_num_threads(1)
     model = AutoModelForImageTextToText.from_pretrained(FOLDER)
     processor = AutoProcessor.from_pretrained(FOLDER)
-    handle = tpcal.apply(model, tpcal.load_preset("divprune", n_layers=8))
+    handle = tpcal.apply(model, tpcal.load_plan(plan))
     monitor = tpcal.Monitor(model, processor, handle, settings)
     registry = CollectorRegistry()
     export_metrics(monitor, registry)
@@ -70,4 +76,4 @@ def make_app(settings: tpcal.MonitorSettings = SETTINGS) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(make_app(), host="127.0.0.1", port=8000)
+    uvicorn.run(make_app(sys.argv[1] if sys.argv[1:] else PLAN), host="127.0.0.1", port=8000)

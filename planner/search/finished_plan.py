@@ -14,6 +14,7 @@ from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.ledger import GroupMeans
 from tpcal.plans.cost import plan_cost
+from tpcal.plans.input_sizes import KEY
 from tpcal.plans.plan_records import Cut, Loss, Plan, ReachedBudget
 from tpcal.plans.redaction import redacted_data
 
@@ -63,7 +64,7 @@ def finished_plan(
 
 
 def _provenance(predictor: Predictor, facts: Mapping[str, Any]) -> dict[str, Any]:
-    known = predictor.profile.provenance
+    known, sizes = predictor.profile.provenance, predictor.profile.input_sizes
     data, wish = known.get("data"), known.get("samples")
     if isinstance(data, Mapping) and isinstance(wish, Mapping):
         data = {**wish, **data}  # all that it takes to draw others of the same data
@@ -73,6 +74,7 @@ def _provenance(predictor: Predictor, facts: Mapping[str, Any]) -> dict[str, Any
         "profile": predictor.profile.digest,
         "engine": predictor.engine_name,
         "data": data,
+        KEY: sizes and sizes.to_data(),
         **facts,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -54,6 +54,11 @@ def test_a_profile_has_a_figure_for_everything(made: tuple[profile.Profile, Path
     found, _ = made
     assert found.n_tokens == 16
     assert found.n_text > 5
+    assert found.input_sizes is not None
+    assert (found.input_sizes.n_visual, found.input_sizes.n_images) == ({16: 6}, {1: 6})
+    assert sum(n * times for n, times in found.input_sizes.n_text.items()) / 6 == pytest.approx(
+        found.n_text, abs=0.5
+    )
     assert len(found.probes) == 4 * 2 * 3 - 2 + 4  # attention cannot cut at layer 0
     for name in MEASURES:
         assert getattr(found, name).shape == (6, len(found.probes))
@@ -184,6 +189,10 @@ def test_with_one_image_a_prompt_the_scope_changes_nothing_but_its_name(
     alike = {"scope": "prompt", "provenance": {}}
     assert replace(plan, **alike).counts(9) == replace(old, **alike).counts(9)
     assert (plan.cuts, plan.loss) == (old.cuts, old.loss)
+    assert found.input_sizes is not None
+    assert plan.provenance["input_sizes"] == found.input_sizes.to_data()
+    earlier = finished_plan(Problem.of(replace(found, input_sizes=None), 0.5), cuts, {})
+    assert "input_sizes" not in earlier.provenance
 
 
 def test_several_images_are_measured_in_the_scope_that_plans_will_have(
@@ -199,6 +208,8 @@ def test_several_images_are_measured_in_the_scope_that_plans_will_have(
         measurer = Measurer(loaded, samples, scope=scope)
         ((_, kl, _),) = measurer.losses(cuts)
         np.testing.assert_allclose(found.kl[:, 0], kl, rtol=1e-4, atol=1e-6)
+        assert found.input_sizes is not None
+        assert (found.input_sizes.n_visual, found.input_sizes.n_images) == ({48: 2}, {3: 2})
         kept[scope] = kl
     assert (np.abs(kept["image"] - kept["prompt"]) > 1e-5).all()
 

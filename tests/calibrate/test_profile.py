@@ -11,6 +11,7 @@ from tpcal.calibrate import profile
 from tpcal.calibrate.profile import ARRAYS, PROFILE, TIMING, Probe, Profile
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
+from tpcal.plans.input_sizes import InputSizes, RequestSize
 from tpcal.plans.plan_records import ModelIdentity
 
 
@@ -91,6 +92,23 @@ def test_a_profile_without_a_scope_is_of_whole_prompts(made: Profile, tmp_path: 
     profile.save(by_image, tmp_path)
     assert profile.load(tmp_path).scope == "image"
     assert by_image.digest != made.digest
+
+
+def test_sizes_of_inputs_come_back_and_older_profiles_have_none(
+    made: Profile, tmp_path: Path
+) -> None:
+    sizes = InputSizes.of(RequestSize(16, 1, n) for n in (8, 9, 10))
+    new = replace(made, input_sizes=sizes)
+    profile.save(new, tmp_path / "new")
+    assert profile.load(tmp_path / "new").input_sizes == sizes
+    assert profile.load(tmp_path / "new").digest == new.digest != made.digest
+    profile.save(made, tmp_path / "old")
+    assert "input_sizes" not in (tmp_path / "old" / PROFILE).read_text()
+    assert profile.load(tmp_path / "old").input_sizes is None
+    damaged = InputSizes({16: 3}, {1: 3}, {8: 2})
+    profile.save(replace(made, input_sizes=damaged), tmp_path / "bad")
+    with pytest.raises(UsageError, match="input_sizes must count the same prompts"):
+        profile.load(tmp_path / "bad")
 
 
 def test_the_same_profile_gives_the_same_bytes(made: Profile, tmp_path: Path) -> None:

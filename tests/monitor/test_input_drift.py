@@ -8,9 +8,10 @@ import pytest
 import torch
 from models import batch, prompt, tiny_llava
 
-from tpcal.monitor.input_drift import InputDrift, RequestSize
+from tpcal.monitor.input_drift import InputDrift
 from tpcal.monitor.request_sizes import sizes_of
 from tpcal.plans.executor.handle import apply
+from tpcal.plans.input_sizes import InputSizes, RequestSize
 from tpcal.plans.plan_records import Cut, Plan
 
 
@@ -79,3 +80,28 @@ def test_sizes_are_read_from_a_report_row_by_row(beams):
         ]
     del inputs["attention_mask"]
     assert sizes_of(inputs, handle.last)[1] == RequestSize(32, 2, 11)
+
+
+@pytest.mark.parametrize("n", [1, 14, 64])
+def test_a_summary_of_any_number_of_inputs_rarely_raises_a_false_alarm(n):
+    alarms = []
+    for seed in range(40):
+        draw = random.Random(seed)
+        drift = InputDrift(InputSizes.of(one_or_two(draw) for _ in range(n)), 0, 0.2, seed)
+        alarms.append(any(drift.record(one_or_two(draw)) for _ in range(80)))
+    assert sum(alarms) <= 8
+
+
+@pytest.mark.parametrize(("n", "most"), [(32, 12), (64, 8)])
+def test_drift_from_a_summary_is_found_from_the_first_request_on(n, most):
+    for seed in range(5):
+        draw = random.Random(seed)
+        drift = InputDrift(InputSizes.of(one_image(draw) for _ in range(n)), 0, 0.05, seed)
+        found = {name: i for i in range(20) for name in drift.record(two_images(draw))}
+        assert found.keys() == {"n_visual", "n_images"}
+        assert max(found.values()) < most
+
+
+def test_sizes_within_a_class_of_a_summary_are_no_drift():
+    drift = InputDrift(InputSizes.of([RequestSize(576, 1, 40)] * 64), 0, 0.05, 0)
+    assert not any(drift.record(RequestSize(600, 1, 41)) for _ in range(60))

@@ -12,10 +12,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 
 import tpcal
 from tpcal.calibrate.embedded import FOLDER, samples
-from tpcal.monitor.input_drift import RequestSize
 from tpcal.monitor.monitor import CHANGED_ANSWERS, Monitor
 from tpcal.monitor.monitor_settings import MonitorSettings
 from tpcal.plans.errors import UsageError
+from tpcal.plans.input_sizes import InputSizes, RequestSize
 from tpcal.plans.plan_records import Certificate, Cut, Plan
 
 BLIND = Plan((Cut(0, 0.0),), name="blind")
@@ -90,6 +90,47 @@ def test_two_images_instead_of_one_are_drift(served, requests):
     kinds = {alarm.kind for alarm in monitor.state.alarms}
     assert {"n_visual", "n_images"} <= kinds
     assert not handle.is_off
+
+
+def calibrated_on(*sizes):
+    return replace(MILD, provenance={"input_sizes": InputSizes.of(sizes).to_data()})
+
+
+def test_requests_are_compared_with_what_the_plan_was_calibrated_on(served, requests, caplog):
+    settings = replace(WATCH, share=0.01)
+    with tpcal.apply(served[0], calibrated_on(*[RequestSize(288, 2, 10)] * 40)) as handle:
+        monitor = Monitor(*served, handle, settings)
+        serve(monitor, requests[-1:] * 8)  # without an image, so nothing to compare
+        assert monitor.state.n_requests == 8
+        assert monitor.state.alarms == ()
+        serve(monitor, requests[:8])
+        given = [RequestSize(144, 1, n) for n in (7, 8, 9, 10)] * 10
+        explicit = Monitor(*served, handle, settings, reference=given)
+        serve(explicit, requests[:8])
+    told = {alarm.kind: alarm.message for alarm in monitor.state.alarms}
+    assert {"n_visual", "n_images"} <= told.keys()
+    assert told["n_images"].startswith("The images per request are not those that the plan was ")
+    assert explicit.state.alarms == ()
+    assert "holds no sizes" not in caplog.text
+
+
+def test_a_plan_without_sizes_is_watched_and_the_log_says_what_to_do(served, requests, caplog):
+    with tpcal.apply(served[0], MILD) as handle:
+        Monitor(*served, handle, WATCH, reference=())
+        assert not caplog.records
+        monitor = Monitor(*served, handle, WATCH)
+        serve(monitor, requests[:2])
+    assert monitor.state.n_requests == 2
+    assert "mild holds no sizes of the inputs" in caplog.text
+    assert "the first 4 requests" in caplog.text
+    assert "run `tpcal calibrate` and `tpcal plan` again. Or pass sizes" in caplog.text
+
+
+def test_damaged_sizes_of_a_plan_are_refused(served):
+    plan = replace(MILD, provenance={"input_sizes": {"n_visual": [[144, 1]]}})
+    problem = pytest.raises(UsageError, match=r"mild: .*input_sizes.n_images must.*again with")
+    with tpcal.apply(served[0], plan) as handle, problem:
+        Monitor(*served, handle, WATCH)
 
 
 def test_shadows_in_idle_time_from_several_threads_compare_every_request(served, requests):

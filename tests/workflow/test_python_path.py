@@ -3,11 +3,13 @@ from __future__ import annotations
 import ast
 import runpy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import tpcal
+from tpcal.calibrate.embedded import samples
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.errors import UsageError
 from tpcal.workflow.step_settings import PlanLimits
@@ -50,6 +52,28 @@ def test_programs_are_refused_samples_that_a_plan_was_made_from(
         tpcal.evaluate("plan.yaml", model=model, data=seen, settings=none)
     with pytest.raises(UsageError, match="a proof must be new; got 14 of 14"):
         tpcal.certify("plan.yaml", tpcal.Promise(0.5, 0.9), model=model, data=seen)
+
+
+def test_a_monitor_compares_requests_with_the_inputs_that_the_plan_was_made_from(
+    made: Path,
+) -> None:
+    loaded = tpcal.ModelChoice().load()
+    served, two = [], []
+    for sample in samples("eval", 40):
+        text = f"{sample.question} ASSISTANT:"
+        ask = partial(loaded.processor, return_tensors="pt")
+        served.append(ask(sample.image, f"USER: <image> {text}"))
+        two.append(ask([sample.image] * 2, f"USER: <image> <image> {text}"))
+    settings = tpcal.MonitorSettings(limit=0.5, share=0.01)
+    kinds = []
+    with tpcal.apply(loaded.model, tpcal.load_plan(made / "plan.yaml")) as handle:
+        for requests in (served, two[:16]):
+            with tpcal.Monitor(loaded.model, loaded.processor, handle, settings) as monitor:
+                for inputs in requests:
+                    monitor.generate(inputs, max_new_tokens=1)
+            kinds.append({alarm.kind for alarm in monitor.state.alarms})
+    assert kinds[0] == set()
+    assert {"n_visual", "n_images"} <= kinds[1]
 
 
 def test_a_prediction_needs_neither_model_nor_samples_and_writes_nothing_by_itself(
