@@ -70,11 +70,6 @@ def _untried(config: Any) -> Iterator[str]:
             "Plans are tried on CPUs and on GPUs of NVIDIA, and not on those of AMD. The setting "
             "untried=true tries it all the same."
         )
-    if on_gpu and config.compilation_config.cudagraph_mode:
-        yield (
-            "Piecewise CUDA graphs beside a plan have run on no GPU. Give --enforce-eager, or the "
-            "setting untried=true, and compare some answers with those of transformers."
-        )
 
 
 def empty_model(config: Any) -> PreTrainedModel:

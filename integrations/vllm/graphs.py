@@ -45,7 +45,7 @@ def leave_attention_out(config: Any) -> list[str]:
         config: vLLM's config, in which `problem` finds none.
 
     Returns:
-        What the user should know of it, two sentences.
+        What the user should know of it, three sentences.
     """
     from vllm.config import CUDAGraphMode
 
@@ -55,7 +55,8 @@ def leave_attention_out(config: Any) -> list[str]:
     chosen.cudagraph_mode = CUDAGraphMode.PIECEWISE
     return [
         "The server records piecewise CUDA graphs, with attention outside them. Steps in which "
-        "visual tokens run use no graphs and no compiled code."
+        "visual tokens run use no graphs and no compiled code. One plan's answers were compared "
+        "with these graphs, in float32: compare some of yours, or give --enforce-eager."
     ]
 
 

@@ -157,15 +157,14 @@ def test_a_gpu_gets_piecewise_graphs_unless_it_runs_eagerly(
     found = []
     for config in (_with_graphs(tmp_path), _gpu_config(tmp_path)):
         caplog.clear()
-        plugin.prepare(config, Settings(PLANS["three cuts"], untried=True))
+        plugin.prepare(config, Settings(PLANS["three cuts"]))
         said = any("records piecewise CUDA graphs" in line for line in caplog.messages)
         found.append((config.compilation_config.cudagraph_mode, said))
     assert found == [(CUDAGraphMode.PIECEWISE, True), (CUDAGraphMode.NONE, False)]
 
 
-def test_graphs_are_untried_on_gpus(tmp_path: Path) -> None:
-    (problem,) = configuration.config_problems(_with_graphs(tmp_path), untried=False)
-    assert "have run on no GPU. Give --enforce-eager, or the setting untried=true" in problem
+def test_a_plan_starts_on_a_gpu_with_graphs_and_without(tmp_path: Path) -> None:
+    assert configuration.config_problems(_with_graphs(tmp_path), untried=False) == []
     assert configuration.config_problems(_gpu_config(tmp_path), untried=False) == []
 
 
