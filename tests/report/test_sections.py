@@ -106,7 +106,7 @@ def test_controls_are_what_was_measured_of_single_cuts(material: Material) -> No
     assert set(found) == {(n, k) for n in ("grid", "random") for k in (0.5, 14 / 144)}
     # Losses of a sample count 1 nat at most; keep 0.5 at random: 0.75 * (0.02 … 3.0)
     means = [0.75 * 0.03, 0.75 * 0.45, (0.75 + 1.0) / 2]
-    expected = (max(means) + sum(means) / 3) / 2
+    expected = max(means) / 4 + 3 / 4 * sum(means) / 3
     assert found["random", 0.5].loss == pytest.approx(expected, rel=1e-5)
     assert found["random", 0.5].measured
     other = replace(material, same_samples=False)
