@@ -134,8 +134,10 @@ def _guesses(
 ) -> Iterator[tuple[Probe, float]]:
     """Probes next to the cuts of a plan, and the nats of its loss that depend on each of them.
 
-    The prediction of a cut is d(l, k_i) - d(l, k_(i-1)), so it depends on the probes around the
-    count after the cut and on those around the count before it. The whole image needs no probe.
+    The prediction of most cuts is d(l, k_i) - d(l, k_(i-1)), so it depends on the probes around
+    the count after the cut and on those around the count before it. The whole image needs no
+    probe. The probes around the share that leaves decide for poor selectors alone, and are not
+    refined.
     """
     before = n = predictor.limits.n_tokens
     for cut in plan:
