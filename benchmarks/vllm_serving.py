@@ -221,7 +221,7 @@ def _each(
         own: dict[str, Any] = {}
         if (plan := plans[name]) is not None:
             save_plan(plan, path)
-            own = {"tpcal": {"plan": str(path), "untried": name.endswith(WITH_GRAPHS)}}
+            own = {"tpcal": {"plan": str(path)}}
         return pools[name].submit(_start, name, model, own, geometry, sizes)
 
     started = {name: start(name) for name in plans} if start_together else {}

@@ -180,9 +180,7 @@ class Engine:
             **(OF_GPUS if ON_GPU else {}),
             **options,
         }
-        graphs = ON_GPU and not chosen["enforce_eager"]
-        named = {"plan": str(plan), "untried": graphs}
-        own = {} if plan is None else {"additional_config": {"tpcal": named}}
+        own = {} if plan is None else {"additional_config": {"tpcal": {"plan": str(plan)}}}
         self.llm: Any = LLM(str(model), **chosen, **own)
 
     @property

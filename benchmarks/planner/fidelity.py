@@ -15,7 +15,7 @@ from benchmarks.planner.intervals import Interval, interval, resampled, within_g
 from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.planner.prediction.objective import Objective
-from tpcal.planner.prediction.predict import Predictor, same_share
+from tpcal.planner.prediction.predict import Predictor, added
 from tpcal.plans.plan_records import Cut, n_keep
 
 Floats = NDArray[np.float64]
@@ -79,9 +79,8 @@ def sum_of_means(predictor: Predictor, cuts: Sequence[Cut]) -> float:
         if before == n:
             total += tables.first[s, :, cut.layer, count]
         else:
-            at = tables.later[s, :, cut.layer]
-            more = np.maximum(at[:, count] - at[:, before], 0.0)
-            total += np.maximum(more, at[:, same_share(count, before, n)]) if count else more
+            later = tables.later[s, :, cut.layer].T  # [N + 1, G]
+            total += added(later.__getitem__, before, count, n)
         before = count
     return float(OBJECTIVE.values(total, predictor.groups))
 

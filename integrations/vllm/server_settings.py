@@ -32,7 +32,7 @@ class Settings:
     plan: Plan
     """The plan to run."""
     untried: bool = False
-    """Run on versions, on GPUs of AMD, with CUDA graphs and architectures that no test covers."""
+    """Run on versions, on GPUs of AMD and with architectures that no test covers."""
     name: str = field(default="", compare=False)
     """What the user called the plan, as `tpcal.load_plan` takes it."""
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.prediction.objective import WORST_SHARE
-from tpcal.planner.prediction.predict import Predictor, same_share
+from tpcal.planner.prediction.predict import Predictor, added, same_share
 from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.plan_records import Cut
 
@@ -82,12 +82,12 @@ class Solver:
         alive = [0, *levels]
         # Weigh the losses of the groups: d_s(l, j) = sum_g w_g * d_(s, g)(l, j).
         first = np.tensordot(self.predictor.tables("kl").at(alive).first, w, axes=(1, 0))
-        added = self._added(alive, w)
+        more = self._added(alive, w)
         # Solve the recurrence for all cuts but the first, choose the first cut, and read the rest
         # of the plan back from the table.
         moves = [self._moves(layer) for layer in range(limits.n_layers)]
         units = np.array(alive) // unit
-        rest = _rest(added, units, budget // unit, moves, self.max_cuts - 1)
+        rest = _rest(more, units, budget // unit, moves, self.max_cuts - 1)
         # Before the first cut, all N tokens pass l layers, which costs N * l token-layers.
         left = [(budget - limits.n_tokens * layer) // unit for layer in range(limits.n_layers)]
         found = _first_cut(first, units, rest, moves, left)
@@ -96,7 +96,7 @@ class Solver:
             cheapest = self._cut(limits.first_layer, self._default, limits.min_count)
             drop = limits.cheapest_drop
             return (cheapest,) if drop is None else (cheapest, Cut(drop, 0.0))
-        steps = _trace(found, added, units, rest, moves)
+        steps = _trace(found, more, units, rest, moves)
         return tuple(self._cut(layer, s, alive[j]) for layer, s, j in steps)
 
     def _added(self, alive: Sequence[int], weights: Floats) -> Floats:
@@ -104,15 +104,13 @@ class Solver:
         tokens ``alive[i]``; infinite for i >= j."""
         # Read the curves at the counts themselves and at those of the same shares.
         n, tables = self.predictor.limits.n_tokens, self.predictor.tables("kl")
-        pairs = [(j, i) for j in range(2, len(alive)) for i in range(1, j)]
-        shares = [same_share(alive[i], alive[j], n) for j, i in pairs]
-        later = np.tensordot(tables.at([*alive, *shares]).later, weights, axes=(1, 0))
-        known, alike = later[..., : len(alive)], later[..., len(alive) :]
-        # e_s(l, j, i) = max(d_s(l, i) - d_s(l, j), d_s(l, same share)); a drop-all has no share.
-        found = np.full((*known.shape, len(alive)), np.inf)
-        for (j, i), least in zip(pairs, np.moveaxis(alike, -1, 0), strict=True):
-            found[..., j, i] = np.maximum(known[..., i] - known[..., j], least)
-        found[..., 1:, 0] = np.maximum(known[..., :1] - known[..., 1:], 0.0)
+        pairs = [(j, i) for j in range(1, len(alive)) for i in range(j)]
+        counts = sorted({*alive, *(same_share(alive[i], alive[j], n) for j, i in pairs)})
+        later = np.tensordot(tables.at(counts).later, weights, axes=(1, 0))  # [S + 1, L, counts]
+        curve = dict(zip(counts, np.moveaxis(later, -1, 0), strict=True)).__getitem__
+        found = np.full((*later.shape[:2], len(alive), len(alive)), np.inf)
+        for j, i in pairs:
+            found[..., j, i] = added(curve, alive[j], alive[i], n)
         return found
 
     @property
@@ -217,12 +215,12 @@ def _levels(least: int, n_tokens: int, unit: int) -> list[int]:
 
 
 def _rest(
-    added: Floats, units: NDArray[np.int64], n_units: int, moves: list[list[int]], n_cuts: int
+    more: Floats, units: NDArray[np.int64], n_units: int, moves: list[list[int]], n_cuts: int
 ) -> Floats:
     """[L + 1, C + 1, J, R + 1] the table V(l, c, j, r) of the recurrence above."""
     # Start with V(L, ...) = 0 and fill the layers backwards. All other entries start as infinite,
     # which also stands for an exceeded budget.
-    n_layers, n_levels = added.shape[1:3]
+    n_layers, n_levels = more.shape[1:3]
     rest = np.full((n_layers + 1, n_cuts + 1, n_levels, n_units + 1), np.inf)
     rest[n_layers] = 0.0
     for layer in range(n_layers - 1, 0, -1):
@@ -233,21 +231,21 @@ def _rest(
                 stay[:, j, used:] = rest[layer + 1][:, j, : n_units + 1 - used]
         # A cut to level i leaves n_i tokens in this layer already, so its continuation costs
         # V(l + 1, c - 1, i, r - n_i), which is the value without a cut at level i.
-        after, best = stay[:-1].copy(), _best_added(added, layer, moves[layer])
+        after, best = stay[:-1].copy(), _best_added(more, layer, moves[layer])
         for j in range(1, n_levels if moves[layer] else 0):
             lower = (after[:, :j] + best[j, :j, None]).min(axis=1)
             stay[1:, j] = np.minimum(stay[1:, j], lower)
     return rest
 
 
-def _best_added(added: Floats, layer: int, moves: Sequence[int]) -> Floats:
+def _best_added(more: Floats, layer: int, moves: Sequence[int]) -> Floats:
     """[J, J] the smallest loss that any of ``moves`` adds; only a drop-all leads to level 0."""
-    drop = len(added) - 1
+    drop = len(more) - 1
     selectors = [move for move in moves if move != drop]
-    best = np.full(added.shape[2:], np.inf)
-    best[:, 1:] = added[selectors, layer, :, 1:].min(axis=0, initial=np.inf)
+    best = np.full(more.shape[2:], np.inf)
+    best[:, 1:] = more[selectors, layer, :, 1:].min(axis=0, initial=np.inf)
     if drop in moves:
-        best[:, 0] = added[drop, layer, :, 0]
+        best[:, 0] = more[drop, layer, :, 0]
     return best
 
 
@@ -274,7 +272,7 @@ def _first_cut(
 
 def _trace(
     found: tuple[int, int, int, int],
-    added: Floats,
+    more: Floats,
     units: NDArray[np.int64],
     rest: Floats,
     moves: list[list[int]],
@@ -283,7 +281,7 @@ def _trace(
     # Walk through the layers and repeat the minimum of the recurrence for the one state that the
     # optimum passes. A cut must be better than staying by more than rounding.
     layer, s, j, left = found
-    steps, n_cuts, drop = [(layer, s, j)], rest.shape[1] - 1, len(added) - 1
+    steps, n_cuts, drop = [(layer, s, j)], rest.shape[1] - 1, len(more) - 1
     for at in range(layer + 1, rest.shape[0] - 1):
         best, choice = np.inf, (s, j)
         if units[j] <= left:
@@ -292,7 +290,7 @@ def _trace(
             for low in (0,) if move == drop else range(1, j):
                 if units[low] > left:
                     break
-                loss = added[move, at, j, low] + rest[at + 1, n_cuts - 1, low, left - units[low]]
+                loss = more[move, at, j, low] + rest[at + 1, n_cuts - 1, low, left - units[low]]
                 if loss < best - 1e-12:
                     best, choice = loss, (move, low)
         if choice != (s, j) and choice[1] != j:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -232,10 +232,7 @@ class Predictor:
             if before == n:
                 more = singles.first(s, cut.layer, count)
             else:
-                more = singles.later(s, cut.layer, count) - singles.later(s, cut.layer, before)
-                if count:
-                    alike = singles.later(s, cut.layer, same_share(count, before, n))
-                    more = np.maximum(more, alike)
+                more = added(partial(singles.later, s, cut.layer), before, count, n)
             total = total + np.maximum(more, 0.0) * fires(self.profile, cut)
         # Limit the sum of each sample, then average over the samples of each group.
         return np.asarray(self._mean @ np.minimum(total, LIMITS[measure]))
@@ -295,6 +292,19 @@ def _group_means(profile: Profile, measure: Measure) -> Floats:
         values = np.clip(values, 0.0, MOST)  # below 0 is rounding of a float32 sum
     members = [profile.sample_group == g for g in range(len(profile.groups))]
     return np.stack([values[own].mean(axis=0) for own in members], axis=1)
+
+
+def added(later: Callable[[int], Floats], before: int, count: int, n_tokens: int) -> Floats:
+    """What a cut behind another one adds to the loss.
+
+    Args:
+        later: The losses of a cut there that leaves so many tokens, never rising with the count.
+        before: Tokens before the cut, at least 1.
+        count: Tokens after it, fewer; 0 is a drop-all, of which no share stays.
+        n_tokens: Tokens before the first cut, N.
+    """
+    more = np.maximum(later(count) - later(before), 0.0)
+    return np.maximum(more, later(same_share(count, before, n_tokens))) if count else more
 
 
 def same_share(count: int, before: int, n_tokens: int) -> int:

@@ -34,20 +34,19 @@ def proposals(
     # how many plans were tried, so that a search that continues goes on in the same order.
     parents = sorted(measured, key=lambda cuts: measured[cuts])[:N_PARENTS]
     turn = len(known) % max(1, len(parents))
-    # Step 2: of each parent the smallest prediction comes first; a stable sort repeats itself.
+    # Step 2: the dict keeps the order and drops repeats.
     found: dict[Cuts, None] = {}
     for parent in (*parents[turn:], *parents[:turn]):
-        steps = _steps_from(problem, parent)
-        found |= dict.fromkeys(sorted(steps, key=lambda cuts: steps[cuts]))
+        found |= dict.fromkeys(_steps_from(problem, parent))
     return [cuts for cuts in found if cuts not in known]
 
 
 @lru_cache(maxsize=2 * N_PARENTS)  # parents stay the same for many proposals
-def _steps_from(problem: Problem, parent: Cuts) -> dict[Cuts, float]:
-    """Predicted objective of every plan that is a step away, as trials write plans."""
+def _steps_from(problem: Problem, parent: Cuts) -> list[Cuts]:
+    """Every plan that is a step away, as trials write plans, the smallest prediction first."""
     near = neighbours(problem.predictor, parent, problem.budget, problem.max_cuts)
     plans = [tuple(map(canonical, cuts)) for cuts in (*near, *_tuned(problem, parent))]
-    return {cuts: problem.predictor.score(cuts) for cuts in plans}
+    return sorted(dict.fromkeys(plans), key=problem.predictor.score)
 
 
 def _tuned(problem: Problem, parent: Cuts) -> list[Cuts]:
