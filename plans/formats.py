@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tpcal.plans.input_sizes import InputSizes
 from tpcal.plans.plan_records import Certificate, Condition, Cut
 
 
@@ -103,3 +104,18 @@ def certificate_text(proven: Certificate) -> str:
         f"(confidence {percent(proven.confidence)}; {proven.n_changed} of {proven.n} changed"
         f"{on}; {proven.test} test{row}{place})"
     )
+
+
+def sizes_text(sizes: InputSizes) -> str:
+    """`126 prompts of 576 to 639 visual tokens, 1 image and 24 to 31 text tokens`."""
+    spans = {name: between(*ends) for name, ends in sizes.ranges().items()}
+    images = "image" if spans["n_images"] == "1" else "images"
+    return (
+        f"{count(sizes.n_prompts, 'prompt')} of {spans['n_visual']} visual tokens, "
+        f"{spans['n_images']} {images} and {spans['n_text']} text tokens"
+    )
+
+
+def between(low: int, high: int) -> str:
+    """`3 to 8`, or `3` if both are 3."""
+    return str(low) if low == high else f"{low} to {high}"

@@ -40,7 +40,18 @@ def size_class(value: int) -> int:
         >>> [size_class(n) for n in (9, 144, 159, 160, 576)]
         [9, 144, 144, 160, 576]
     """
-    return value - value % (1 << max(0, value.bit_length() - 4))
+    return value - value % class_width(value)
+
+
+def class_width(value: int) -> int:
+    """How many sizes the class of a size holds.
+
+    Example:
+        >>> from tpcal.plans.input_sizes import class_width
+        >>> [class_width(n) for n in (9, 144, 576)]
+        [1, 16, 64]
+    """
+    return 1 << max(0, value.bit_length() - 4)
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,20 @@ class InputSizes:
     def n_prompts(self) -> int:
         """Number of prompts."""
         return sum(self.n_visual.values())
+
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """The smallest and the largest size that the prompts can have had, by name.
+
+        Example:
+            >>> from tpcal.plans.input_sizes import InputSizes, RequestSize
+            >>> InputSizes.of([RequestSize(576, 1, 40), RequestSize(600, 1, 9)]).ranges()
+            {'n_visual': (576, 639), 'n_images': (1, 1), 'n_text': (9, 43)}
+        """
+        classes = {name: getattr(self, name) for name in NAMES}
+        return {
+            name: (min(each), max(each) + class_width(max(each)) - 1)
+            for name, each in classes.items()
+        }
 
     def to_data(self) -> dict[str, list[list[int]]]:
         """Plain data: pairs (class, number of prompts) of each size, in ascending order."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tpcal.plans.formats import certificate_text, count, milliseconds, percent
+from tpcal.plans.formats import certificate_text, count, milliseconds, percent, sizes_text
 from tpcal.plans.local_paths import last_part
 from tpcal.plans.redaction import redacted, without_machine
 from tpcal.report.attention_section import attention
@@ -184,6 +184,7 @@ def _provenance(
         ("computed in", f"{facts.get('dtype', '–')} on {facts.get('device', '–')}"),
         ("data", str(data.get("description", "–"))),
         ("data digest", str(data.get("fingerprint", "–"))),
+        ("inputs", sizes_text(profile.input_sizes) if profile.input_sizes else "–"),
         ("versions", _listed(facts.get("versions"))),
         ("plans measured", count(len(material.known), "plan")),
     ]

@@ -328,6 +328,18 @@ def test_show_says_how_sure_a_measured_loss_is(tpcal: Tpcal, tmp_path: Path, pla
     assert "±" not in tpcal("show", "old.yaml").stdout
 
 
+def test_show_says_how_large_the_calibrated_prompts_were(
+    tpcal: Tpcal, tmp_path: Path, plan: Plan
+) -> None:
+    sizes = {"n_visual": [[576, 9]], "n_images": [[1, 9]], "n_text": [[12, 9]]}
+    for name, given in (("whole", sizes), ("damaged", {**sizes, "n_text": "few"})):
+        kept = {**plan.provenance, "input_sizes": given}
+        save_plan(replace(plan, provenance=kept), tmp_path / f"{name}.yaml")
+    said = "Calibrated on 9 prompts of 576 to 639 visual tokens, 1 image and 12 text tokens"
+    assert said in " ".join(tpcal("show", "whole.yaml").stdout.split())
+    assert "Calibrated on" not in tpcal("show", "damaged.yaml").stdout
+
+
 def test_show_says_whether_answers_or_tokens_changed(
     tpcal: Tpcal, tmp_path: Path, plan: Plan
 ) -> None:

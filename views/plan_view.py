@@ -21,8 +21,11 @@ from tpcal.plans.formats import (
     nats,
     percent,
     si,
+    sizes_text,
 )
+from tpcal.plans.input_sizes import KEY, read_input_sizes
 from tpcal.plans.plan_records import Cut, Loss, Plan
+from tpcal.plans.record_reader import Reader
 from tpcal.views.tables import CUT, MAX_ROWS, QUIET, WORST, Right, bar, heading, table_of
 
 if TYPE_CHECKING:
@@ -191,13 +194,16 @@ def _cell(value: float | None, name: str) -> str:
 
 
 def footer(plan: Plan) -> list[RenderableType]:
-    """The source of a published schedule, or the command that made the plan."""
+    """The source of a published schedule, or the inputs and the command that made the plan."""
     lines: list[RenderableType] = []
     if plan.source:
         lines.append(Text(f"Source: {plan.source}", style=QUIET))
     for name, point in (plan.provenance.get("front") or {}).items():
         keep, loss = point["layer_average_keep"], point["loss"]
         lines.append(Text(f"Next {name} on the front: keep {keep:.4f}, {loss:.4g} nats"))
+    sizes = read_input_sizes(Reader(), plan.provenance.get(KEY))
+    if sizes:
+        lines.append(Text(f"Calibrated on {sizes_text(sizes)}", style=QUIET))
     if "command" in plan.provenance:
         lines.append(Text(f"Made by: {plan.provenance['command']}", style=QUIET))
     return [Text(), *lines] if lines else []

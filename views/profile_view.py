@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpcal.calibrate.drop_all_depth import drop_all_curve, safe_depths
-from tpcal.plans.formats import count, nats, percent, share
+from tpcal.plans.formats import count, nats, percent, share, sizes_text
 from tpcal.plans.local_paths import last_part
 from tpcal.views.tables import QUIET, WORST, Right, heading, sparkline, spread, table_of
 
@@ -36,6 +36,7 @@ def profile_view(
     return Group(
         heading(f"{title} · {name} · {model.n_layers} layers"),
         Text(_facts(profile), style=QUIET),
+        *_inputs(profile),
         Text(),
         heading(
             f"One cut before a layer, by keep: {names[measure]}, {_best(profile)}, "
@@ -57,6 +58,11 @@ def _facts(profile: Profile) -> str:
         f"{profile.n_tokens} visual and {profile.n_text} text tokens",
     ]
     return ", ".join(facts)
+
+
+def _inputs(profile: Profile) -> list[RenderableType]:
+    sizes = profile.input_sizes
+    return [Text(f"Calibrated on {sizes_text(sizes)}", style=QUIET)] if sizes else []
 
 
 def _best(profile: Profile) -> str:

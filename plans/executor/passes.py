@@ -335,7 +335,7 @@ class ForwardPass:
             numbers = [grid_table(prompt), torch.tensor(prompt.n_visual)]
             self._numbers = all_on_device(numbers, hidden.device)
         table, n_original = self._numbers
-        filler = None if min(self.survivors.n_visual) == columns.shape[1] else valid
+        filler = None if self.survivors.equal_rows else valid
         place = gather.by_rank(table, index, filler)
         vision: Tensor | None = None
         if "vision" in needs:

@@ -39,6 +39,11 @@ class Survivors:
     n_visual: tuple[int, ...]
     """Visual tokens alive in each row."""
 
+    @property
+    def equal_rows(self) -> bool:
+        """Whether all rows have equally many visual tokens, so that none has filler for them."""
+        return min(self.n_visual) == max(self.n_visual)
+
     def to(self, device: torch.device) -> Survivors:
         """The survivors on a device; the same object if they are there already."""
         places, valid = self.places, self.valid
@@ -68,11 +73,11 @@ def columns_of(mask: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
 
 def ranks(prompt: PromptTokens, survivors: Survivors, columns: Tensor, valid: Tensor) -> Tensor:
     """[B, N] int64 original rank of the visual tokens in ``columns``; -1 on filler."""
-    rank, n_visual = prompt.rank, survivors.n_visual
+    rank = prompt.rank
     if survivors.places is not None:
         rank = rank.gather(1, survivors.places)
     rank = rank.gather(1, columns)
-    return rank if min(n_visual) == columns.shape[1] else rank.masked_fill(~valid, -1)
+    return rank if survivors.equal_rows else rank.masked_fill(~valid, -1)
 
 
 def narrowed(

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tpcal.plans.formats import sizes_text
 from tpcal.plans.input_sizes import InputSizes, RequestSize, read_input_sizes, size_class
 from tpcal.plans.plan_file import dump_plan, parse_plan
 from tpcal.plans.plan_records import Plan
@@ -28,6 +29,19 @@ def test_a_summary_of_parts_is_the_sum_of_their_summaries():
     assert both == SIZES + InputSizes.of(more)
     assert both.n_prompts == 5
     assert both.n_text == {40: 3, 9: 1, 7: 1}
+
+
+def test_ranges_hold_every_size_a_class_can_have_had():
+    assert SIZES.ranges() == {"n_visual": (576, 1279), "n_images": (1, 2), "n_text": (9, 43)}
+    classes = [InputSizes.of([RequestSize(n, n, n)]).ranges()["n_text"] for n in range(5_000)]
+    assert all(low <= n <= high for n, (low, high) in enumerate(classes))
+    assert all(size_class(high) == low < size_class(high + 1) for low, high in classes)
+
+
+def test_a_sentence_says_how_large_the_prompts_were():
+    one = InputSizes.of([RequestSize(576, 1, 12)])
+    assert sizes_text(one) == "1 prompt of 576 to 639 visual tokens, 1 image and 12 text tokens"
+    assert sizes_text(SIZES).endswith("visual tokens, 1 to 2 images and 9 to 43 text tokens")
 
 
 def test_plain_data_is_read_as_it_was_written():
