@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def dump_plan(plan: Plan) -> str:
     return dump_yaml(data)
 
 
+@cache
 def presets() -> tuple[str, ...]:
     """Names of the published schedules that ship with tpcal, sorted.
 
@@ -109,9 +111,14 @@ def load_preset(name: str, n_layers: int | None = None) -> Plan:
     name = SHORT_PRESETS.get(name, name)
     if name not in presets():
         raise UsageError(f"No preset is called {name!r}. Known: {', '.join(presets())}.")
-    text = resources.files("tpcal.plans.presets").joinpath(f"{name}.yaml").read_text("utf-8")
-    plan = parse_plan(text, f"preset {name}")
+    plan = _preset(name)
     return plan if n_layers is None else plan.scaled(n_layers)
+
+
+@cache  # every search starts from all of them
+def _preset(name: str) -> Plan:
+    text = resources.files("tpcal.plans.presets").joinpath(f"{name}.yaml").read_text("utf-8")
+    return parse_plan(text, f"preset {name}")
 
 
 def plan_from_data(data: Any, source: str) -> Plan:

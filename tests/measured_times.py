@@ -12,7 +12,7 @@ import pytest
 FILE = Path(__file__).with_suffix(".txt")
 SCOPES = ("fast", "usual", "nightly")
 """Of `--scope`, each a part of the next; CONTRIBUTING.md says what they hold."""
-SLOW_S = 0.2
+SLOW_S = 0.1
 """Seconds that a case of a slow test function takes on average, with what it sets up."""
 
 

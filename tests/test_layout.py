@@ -64,8 +64,14 @@ HOMES = {
 """Dotted name of each module -> its file."""
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    """The code of a module, only to be read."""
+    return ast.parse((ROOT / path).read_text())
+
+
 def _imports(path: Path) -> Iterator[str]:
-    yield from _imported(path, ast.parse((ROOT / path).read_text()))
+    yield from _imported(path, _tree(path))
 
 
 def _imported(path: Path, tree: ast.Module) -> Iterator[str]:
@@ -140,7 +146,7 @@ def test_only_the_command_line_prints() -> None:
         f"{path} calls {call.func.id}"
         for path in _modules()
         if not SHELL & {path.name, *path.parts}
-        for call in ast.walk(ast.parse((ROOT / path).read_text()))
+        for call in ast.walk(_tree(path))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
         if call.func.id in {"print", "exit", "quit"}
     ]
@@ -237,7 +243,7 @@ def test_what_runs_plans_imports_no_extra_before_it_is_asked_to() -> None:
 def test_no_two_public_classes_have_one_name() -> None:
     homes: dict[str, list[str]] = defaultdict(list)
     for path in _modules():
-        for node in ast.parse((ROOT / path).read_text()).body:
+        for node in _tree(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].append(str(path))
     assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
@@ -294,7 +300,7 @@ def test_a_function_has_few_parameters() -> None:
         f"{path}: {node.name} has {_n_parameters(node)}"
         for path in _modules()
         if path != Path("integrations/lmms_eval.py")  # its parameters are lmms-eval's model_args
-        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        for node in ast.walk(_tree(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if _n_parameters(node) > MOST_PARAMETERS
         if not (_is_command(node) or _is_kernel(node))
@@ -304,7 +310,7 @@ def test_a_function_has_few_parameters() -> None:
 
 def test_every_module_says_what_it_holds() -> None:
     for path in _modules():
-        assert ast.get_docstring(ast.parse((ROOT / path).read_text())), path
+        assert ast.get_docstring(_tree(path)), path
 
 
 def test_nothing_is_called_utils() -> None:

@@ -44,7 +44,7 @@ class Question(BaseModel):
 def make_app(plan: Path | str = PLAN, settings: tpcal.MonitorSettings = SETTINGS) -> FastAPI:
     """The server, on the built-in model."""
     torch.set_num_threads(1)
-    model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+    model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(FOLDER)
     handle = tpcal.apply(model, tpcal.load_plan(plan))
     monitor = tpcal.Monitor(model, processor, handle, settings)

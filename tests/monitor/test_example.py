@@ -39,13 +39,13 @@ def test_the_server_switches_its_plan_off_when_requests_bring_two_images(monkeyp
             assert thread.is_alive()
             time.sleep(0.05)
         url = f"http://127.0.0.1:{port}"
-        before = load(url, 60, 1)
-        after = load(url, 30, 2)
+        before = load(url, 24, 1)
+        after = load(url, 16, 2)
     finally:
         server.should_exit = True
         thread.join(60)
     assert not is_off(before)
-    assert "tpcal_requests_total 60.0" in before
+    assert "tpcal_requests_total 24.0" in before
     assert is_off(after)
     assert 'tpcal_alarm{kind="n_images"} 1.0' in after
     unpruned = next(line for line in after.splitlines() if line.startswith("tpcal_unpruned_total"))

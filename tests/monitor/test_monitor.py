@@ -25,7 +25,7 @@ WATCH = MonitorSettings(share=1, limit=0.05, shadowing="inline", n_reference=4)
 
 @pytest.fixture(scope="module")
 def served():
-    model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+    model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32)
     return model, AutoProcessor.from_pretrained(FOLDER)
 
 

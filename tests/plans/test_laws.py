@@ -48,10 +48,10 @@ VARIED = {
     "qwen3_vl": "states of the tower added to layers",
 }
 """Architectures that differ in structure, and in what: the usual run tries every law on them with
-sdpa, and the main ones with eager attention."""
-MAIN = {"reference", "rows alone", "kv cache"}
-"""Laws that the usual run tries on every architecture with sdpa; `make test-all` tries all on all
-with both kernels."""
+sdpa."""
+EVERYWHERE = "reference"
+"""The law that the usual run tries on every architecture with sdpa, and on those of `VARIED` with
+eager attention too; `make test-all` tries all on all with both kernels."""
 FAST = {("llava", "sdpa"), ("qwen2_5_vl", "sdpa")}
 """Cases of which `make test-fast` tries every law."""
 RELEASES = {
@@ -62,18 +62,14 @@ RELEASE_LAWS = {"reference", "rows alone", "kv cache", "text turn", "crop", "bea
 FLASH = {name: ("reference", "rows alone") for name in VARIED if name != "llama4"}
 """Laws that the usual run tries with the reference of flash attention, and the nightly run all;
 transformers refuses it for Llama 4, whose chunks it cannot run."""
-FLASH["llava"] = FLASH["qwen2_5_vl"] = tuple(
-    law for law in NAMES if law not in {"threads", "static cache"}
-)
-FLEX = {"gemma3": ("reference",), "gemma4_shared": ("reference",)}
+FLASH["llava"] = tuple(law for law in NAMES if law not in {"threads", "static cache"})
+FLEX = {"gemma4_shared": ("reference",)}
 """Laws that the usual run tries with flex attention, not compiled: windows, images that see each
 other, full layers and shared keys."""
-FLEX_AT_NIGHT = dict.fromkeys(("gemma3", "gemma4_shared"), tuple(NAMES)) | dict.fromkeys(
-    ("idefics3", "llama4", "llava", "paligemma"), ("reference",)
-)
-"""Laws that the nightly run tries with it: every one takes ten seconds and more."""
 NO_FLEX = ("kimi_k25", "qwen2_5_vl", "qwen3_vl")
 """Architectures for which transformers refuses it."""
+FLEX_AT_NIGHT = {name: tuple(NAMES) for name in VARIED if name not in NO_FLEX}
+"""Laws that the nightly run tries with it: every one takes ten seconds and more."""
 _AT_ONCE = ("reference", "recompute", "drop all", "text turn", "image turn", "crop", "greedy")
 NOT_WITH_FLASH: dict[tuple[str, str], str] = {
     **{(name, "static cache"): "goes with the kernels sdpa and eager" for name in FLASH},
@@ -106,7 +102,7 @@ INAPPLICABLE: dict[tuple[str, str], str] = {
 
 def tried(name: str, attn: str, law: str) -> ParameterSet:
     """The law on a model, marked by how often it is tried there."""
-    varied, main = name in VARIED, law in MAIN or (name, law) in INAPPLICABLE
+    varied, main = name in VARIED, law == EVERYWHERE or (name, law) in INAPPLICABLE
     if (name, attn) in FAST or (varied and (attn, law) == ("sdpa", "reference")):
         scope = pytest.mark.fast
     elif (varied or main) if attn == "sdpa" else (varied and main):
@@ -189,7 +185,7 @@ def test_the_table_of_exceptions_names_what_exists():
     assert {name for name, _ in INAPPLICABLE} <= set(tiny.names())
     assert {law for _, law in INAPPLICABLE} <= set(NAMES)
     assert {*VARIED, *(name for name, _ in FAST)} <= set(tiny.names())
-    assert set(NAMES) >= MAIN
+    assert EVERYWHERE in NAMES
     assert {name for name, _ in RELEASES} <= set(tiny.names())
     assert set(NAMES) >= RELEASE_LAWS
 

@@ -65,20 +65,18 @@ def test_its_names_are_those_of_the_published_llava_checkpoints() -> None:
 def test_generation_answers_held_out_questions(
     examinee: Examinee, asked: list[EmbeddedSample]
 ) -> None:
-    right = 0
-    for first in range(0, len(asked), 70):
-        part = asked[first : first + 70]
-        inputs = examinee.processor(
-            images=[s.image for s in part],
-            text=[examinee.prompt(s.question) for s in part],
-            padding=True,
-            return_tensors="pt",
-        )
-        with torch.no_grad():
-            ids = examinee.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        replies = examinee.processor.batch_decode(ids, skip_special_tokens=True)
-        right += sum(r.strip() == s.answer for r, s in zip(replies, part, strict=True))
-    assert right / len(asked) >= 0.90
+    few = asked[: 5 * len(GROUPS)]
+    inputs = examinee.processor(
+        images=[s.image for s in few],
+        text=[examinee.prompt(s.question) for s in few],
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        ids = examinee.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+    replies = examinee.processor.batch_decode(ids, skip_special_tokens=True)
+    right = sum(r.strip() == s.answer for r, s in zip(replies, few, strict=True))
+    assert right / len(few) >= 0.90
 
 
 @pytest.mark.nightly  # weights change only with a training

@@ -82,7 +82,7 @@ def test_plans_of_other_searches_count_where_they_run(make_world, make_measurer,
 def test_a_searched_front_answers_for_its_own_engine_only(
     make_world, make_measurer, tmp_path
 ) -> None:
-    world, settings = make_world(n_layers=12), SearchSettings(54, storage=tmp_path / "study")
+    world, settings = make_world(n_layers=12), SearchSettings(18, storage=tmp_path / "study")
     problem = Problem.of(world.profile())
     whole_front.whole_front(problem, measurer=make_measurer(world), settings=settings)
     served = Problem.of(world.profile(), 0.25, engine=FEW)

@@ -122,10 +122,11 @@ def require_the_same(model, plan, asked, n_calls, n_threads):
     return alone
 
 
-def test_500_mixed_requests_from_8_threads_are_answered_as_one_after_another(model):
+@pytest.mark.parametrize("n_requests", [100, pytest.param(500, marks=pytest.mark.nightly)])
+def test_mixed_requests_from_8_threads_are_answered_as_one_after_another(model, n_requests):
     asked = [(step_by_step, inputs) for inputs in requests()]
     asked += [(generated, inputs) for inputs in requests()[:7]]
-    alone = require_the_same(model, TEXT, asked, 500, 8)
+    alone = require_the_same(model, TEXT, asked, n_requests, 8)
     assert [given for given, _ in alone if isinstance(given, type)] == [
         *(ValueError, ValueError, UsageError, RuntimeError)
     ]

@@ -48,7 +48,13 @@ def trial(request) -> Trial:
     return whole
 
 
-@pytest.mark.parametrize("law", ["keep all", "reference", "positions", "rows alone", "patches"])
+@pytest.mark.parametrize(
+    "law",
+    [
+        *("keep all", "reference", "positions", "patches"),
+        pytest.param("rows alone", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_law_holds_for_videos(trial, law):
     verdict = LAW[law].judge(trial)
     if verdict.error is not None:

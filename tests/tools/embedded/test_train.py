@@ -54,6 +54,7 @@ def test_packed_logits_equal_those_of_the_ordinary_forward() -> None:
             assert distance(row[: len(wanted)], wanted) <= most
 
 
+@pytest.mark.nightly
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +84,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
         assert torch.equal(value, other[name]), name
 
 
+@pytest.mark.nightly
 def test_the_export_holds_what_was_trained(tmp_path: Path) -> None:
     train.main(["all", "--out", str(tmp_path), "--weights", str(tmp_path / "w"), *OPTIONS])
     state = torch.load(tmp_path / "language.pt", weights_only=True)
