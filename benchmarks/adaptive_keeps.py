@@ -31,6 +31,7 @@ from benchmarks.planner.intervals import Interval, overall_difference, worst_dif
 from benchmarks.planner.sizes import ELSEWHERE
 from tpcal.planner.prediction.objective import MOST
 from tpcal.plans.cost import layer_average_keep
+from tpcal.plans.local_paths import EMBEDDED
 from tpcal.plans.plan_records import Cut, Plan
 
 Floats = NDArray[np.float64]
@@ -92,6 +93,7 @@ class Measured:
 
     nats: Floats  # [n, J]
     changed: Floats  # [n, J] 1 if the answer changes
+    names: tuple[str, ...]  # [G] of the groups
     groups: NDArray[np.int64]  # [n]
     known: Known
 
@@ -120,7 +122,7 @@ def measured(ladder: Ladder, split: str, n: int, seed: int) -> Measured:
         for at, kl, flips in measurer.losses(plan.cuts):
             nats[at, level], changed[at, level] = np.clip(kl, 0.0, MOST), flips > 0
     seen = known(world.model(), world.samples(split, n, seed), ladder.plan.cuts[0])
-    return Measured(nats, changed, measurer.sample_group, seen)
+    return Measured(nats, changed, measurer.groups, measurer.sample_group, seen)
 
 
 def scores(plan: Plan, seen: Measured, test: Measured) -> Iterator[tuple[str, Floats, Floats]]:
@@ -188,7 +190,7 @@ def table(plan: Plan, found: Sequence[Judged]) -> Table:
     """One row for each policy."""
     cuts = ", ".join(f"{cut.keep:.0%} at {cut.layer}" for cut in plan.cuts)
     drawn = Table(title=f"Keeps {cuts}", box=SIMPLE)
-    drawn.add_column("level follows")
+    drawn.add_column("level follows", no_wrap=True)
     for head in ("cost", "loss", "gain", "by chance", "worst group", "gain", "changed", "gain"):
         drawn.add_column(head, justify="right")
     for row in found:
@@ -210,9 +212,9 @@ def table(plan: Plan, found: Sequence[Judged]) -> Table:
 
 @click.command()
 @click.option("--plan", "names", multiple=True, default=PLANS, help="Fixed plan; several may be.")
-@click.option("--model", default=world.EMBEDDED, show_default=True)
+@click.option("--model", default=EMBEDDED, show_default=True)
 @click.option(
-    "--calibration", default=784, show_default=True, help="Samples policies are fitted on."
+    "--calibration", default=1568, show_default=True, help="Samples policies are fitted on."
 )
 @click.option("--samples", default=1400, show_default=True, help="Samples they are judged on.")
 @click.option("--seed", default=0, show_default=True, help="Of all samples.")
@@ -231,13 +233,14 @@ def main(
     sizes = Sizes(calibration, samples, shuffles=20, resamples=2000)
     sizes = QUICK if quick else sizes
     world.use(model)
-    console, written = Console(width=170), []
+    console, written = Console(width=180), []
     for name in names:
         plan = tpcal.load_plan(name, n_layers=world.n_layers(), n_tokens=world.n_tokens())
         ladder = Ladder(plan, sizes.factors)
         seen = measured(ladder, world.CALIBRATION, sizes.calibration, seed + ELSEWHERE)
         test = measured(ladder, world.TEST, sizes.test, seed)
         found = judged(ladder, seen, test, sizes)
+        by_group = [test.nats[test.groups == g].mean(0).tolist() for g in range(len(test.names))]
         console.print(table(plan, found))
         written.append(
             {
@@ -246,6 +249,7 @@ def main(
                 "costs": ladder.costs.tolist(),
                 "calibration_losses": seen.nats.mean(axis=0).tolist(),
                 "test_losses": test.nats.mean(axis=0).tolist(),
+                "test_losses_of_groups": dict(zip(test.names, by_group, strict=True)),
                 "policies": [asdict(row) for row in found],
             }
         )
