@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -53,7 +54,7 @@ class Sizes:
     factors: tuple[float, ...] = FACTORS
 
 
-QUICK = Sizes(calibration=28, test=28, shuffles=1, resamples=50, factors=(0.5, 1.0, 2.0))
+QUICK = Sizes(calibration=14, test=28, shuffles=1, resamples=50, factors=(0.5, 1.0, 2.0))
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,20 @@ def table(plan: Plan, found: Sequence[Judged]) -> Table:
     return drawn
 
 
+def _figures(
+    ladder: Ladder, seen: Measured, test: Measured, found: Sequence[Judged]
+) -> dict[str, Any]:
+    of_groups = [test.nats[test.groups == g].mean(0).tolist() for g in range(len(test.names))]
+    return {
+        "cuts": [[cut.layer, cut.keep, cut.selector] for cut in ladder.plan.cuts],
+        "costs": ladder.costs.tolist(),
+        "calibration_losses": seen.nats.mean(axis=0).tolist(),
+        "test_losses": test.nats.mean(axis=0).tolist(),
+        "test_losses_of_groups": dict(zip(test.names, of_groups, strict=True)),
+        "policies": [asdict(row) for row in found],
+    }
+
+
 @click.command()
 @click.option("--plan", "names", multiple=True, default=PLANS, help="Fixed plan; several may be.")
 @click.option("--model", default=EMBEDDED, show_default=True)
@@ -233,29 +248,18 @@ def main(
     sizes = Sizes(calibration, samples, shuffles=20, resamples=2000)
     sizes = QUICK if quick else sizes
     world.use(model)
-    console, written = Console(width=180), []
+    console, plans = Console(width=180), {}
     for name in names:
         plan = tpcal.load_plan(name, n_layers=world.n_layers(), n_tokens=world.n_tokens())
         ladder = Ladder(plan, sizes.factors)
         seen = measured(ladder, world.CALIBRATION, sizes.calibration, seed + ELSEWHERE)
         test = measured(ladder, world.TEST, sizes.test, seed)
         found = judged(ladder, seen, test, sizes)
-        by_group = [test.nats[test.groups == g].mean(0).tolist() for g in range(len(test.names))]
         console.print(table(plan, found))
-        written.append(
-            {
-                "plan": Path(name).name,
-                "cuts": [[cut.layer, cut.keep, cut.selector] for cut in plan.cuts],
-                "costs": ladder.costs.tolist(),
-                "calibration_losses": seen.nats.mean(axis=0).tolist(),
-                "test_losses": test.nats.mean(axis=0).tolist(),
-                "test_losses_of_groups": dict(zip(test.names, by_group, strict=True)),
-                "policies": [asdict(row) for row in found],
-            }
-        )
-    about = {"model": model, "seed": seed, "sizes": asdict(sizes), "plans": written}
-    if output is not None:
-        output.write_text(json.dumps(about, indent=2) + "\n")
+        plans[Path(name).name] = _figures(ladder, seen, test, found)
+        if output is not None:  # after every plan, as each takes minutes
+            about = {"model": model, "seed": seed, "sizes": asdict(sizes), "plans": plans}
+            output.write_text(json.dumps(about, indent=2) + "\n")
     console.print(
         f"{sizes.calibration} calibration and {sizes.test} test samples. Losses are nats per "
         "answer token. By chance: 95 % of the gains of the same rule, its feature shuffled."

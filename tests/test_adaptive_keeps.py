@@ -89,7 +89,7 @@ def test_the_benchmark_judges_every_policy_beside_the_fixed_plan(tmp_path: Path)
     words = ["--quick", "--plan", adaptive_keeps.PLANS[0], "--output", str(out)]
     done = CliRunner().invoke(adaptive_keeps.main, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    (made,) = json.loads(out.read_text())["plans"]
+    (made,) = json.loads(out.read_text())["plans"].values()
     rows = {row["policy"]: row for row in made["policies"]}
     assert len(rows) == 18
     assert all(name in done.output for name in rows)
