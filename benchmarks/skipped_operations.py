@@ -220,7 +220,7 @@ def main(
 ) -> None:
     """Measure what it loses that visual tokens skip operations, beside dropping tokens."""
     if quick:
-        samples, block, budgets = 14, 4, budgets or ("0.1",)
+        samples, block, budgets = 2, 8, budgets or ("0.1",)
     loaded, console = ModelChoice(model).load(), Console(width=150)
     drawn = load_samples(None, split="eval", n=3 * samples, seed=seed)
     chosen = [RESULTS / model / f"plan-{budget}.yaml" for budget in budgets]
