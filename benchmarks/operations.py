@@ -43,8 +43,6 @@ FFN, QUERIES, READ = "ffn", "queries", "read"
 Skips = frozenset[tuple[int, str]]
 """Pairs of a layer and an operation that visual tokens skip there."""
 NOTHING: Skips = frozenset()
-_KEEP_ALL = (Cut(0, 1.0, "grid"),)
-"""A replay needs a cut; this one leaves every token where it is."""
 
 
 class _Hooks:
@@ -207,7 +205,7 @@ class Questions:
         with torch.inference_mode():
             for tape, answer, positions, valid in self._batches[:n_batches]:
                 with skipping(self._loaded.model, tape.visual_mask, skips):
-                    made = tape.replay(cuts or _KEEP_ALL, positions).logits
+                    made = tape.replay(_from_first_skip(cuts, skips), positions).logits
                 full, pruned = log_probabilities(tape.head(answer)), log_probabilities(made)
                 found.append(answer_deviation(full, pruned, valid))
         nats = torch.cat([kl for kl, _ in found]).clamp(max=MOST)
@@ -224,7 +222,16 @@ class Questions:
         model = self._loaded.model
         with torch.inference_mode():
             encoded = encode(self._loaded.processor, list(samples), model)
-            tape = Tape.record(
-                model, encoded.inputs, prompt_length=encoded.prompt_length, every_layer=False
-            )
+            tape = Tape.record(model, encoded.inputs, prompt_length=encoded.prompt_length)
         return tape, tape.answer_states(encoded.positions), encoded.positions, encoded.valid
+
+
+def _from_first_skip(cuts: Cuts, skips: Skips) -> Cuts:
+    """The cuts, after one that keeps all tokens if operations are skipped before them.
+
+    A replay begins at its first cut.
+    """
+    first = min((layer for layer, _ in skips), default=0)
+    if cuts and cuts[0].layer <= first:
+        return cuts
+    return (Cut(first, 1.0, "grid"), *cuts)

@@ -51,9 +51,9 @@ KINDS = {
     "layer": (FFN, QUERIES, READ),
 }
 """What a move skips; the last is a drop of all tokens that come back."""
-SHORTLIST = 6
+SHORTLIST = 4
 """Moves that are measured again in each step."""
-SCREEN = 0.25
+SCREEN = 0.15
 """Share of the samples on which the first step ranks all moves."""
 LEAST, LOST = 0.03, 0.3
 """An order ends at this share of FLOPs, or at this loss in nats."""
@@ -203,7 +203,7 @@ def compared(bench: Bench, plan: Setting, others: Mapping[str, Setting]) -> dict
 @click.option("--model", type=click.Choice(BUILT_IN), default=EMBEDDED, show_default=True)
 @click.option("--samples", default=196, show_default=True, help="Choose; twice as many judge.")
 @click.option("--seed", default=0, show_default=True, help="Of the samples.")
-@click.option("--block", default=1, show_default=True, help="Layers that skip together.")
+@click.option("--block", default=2, show_default=True, help="Layers that skip together.")
 @click.option("--budget", "budgets", multiple=True, help="Of the plans.  [default: all]")
 @click.option("--pruned-only", is_flag=True, help="Leave out skips with all tokens.")
 @click.option("--quick", is_flag=True, help="Sizes at which figures mean nothing, for tests.")
@@ -224,7 +224,8 @@ def main(
     loaded, console = ModelChoice(model).load(), Console(width=150)
     drawn = load_samples(None, split="eval", n=3 * samples, seed=seed)
     chosen = [RESULTS / model / f"plan-{budget}.yaml" for budget in budgets]
-    plans = [load_plan(file) for file in sorted(chosen or (RESULTS / model).glob("plan-*.yaml"))]
+    files = sorted(chosen or (RESULTS / model).glob("plan-*.yaml"), reverse=True)
+    plans = [load_plan(file) for file in files]
     cost = plans[0].cost
     assert cost is not None
     parts = drawn.part(0, samples), drawn.part(samples, 3 * samples)
@@ -238,22 +239,23 @@ def main(
         alone = [move for move in tried if move.stop - move.first <= block]
         found["single"] = {str(move): bench.choose.mean((), move.skips) for move in alone}
         console.print(_single_table(alone, found["single"]))
-    orders, found["orders"], found["plans"] = {}, {}, {}
-    for start in starts:
-        orders[start.base] = greedy(bench, start, tried)
-        figures = [bench.judged(setting)[0] for setting in orders[start.base]]
-        found["orders"][start.base] = figures
-        rows = {(own["moves"] or ("no skip",))[-1]: own for own in figures}
-        console.print(_table(f"Skips one after another: {start.base}", rows))
-    for plan in starts[1 - pruned_only :]:
+    orders: dict[str, list[Setting]] = {}
+    found["plans"] = {}
+    for start in starts:  # from the dearest to the cheapest, which may begin with the others
+        order = orders[start.base] = greedy(bench, start, tried)
+        if start.base == UNPRUNED:
+            found["alone"] = [bench.judged(setting)[0] for setting in order]
+            rows = {(own["moves"] or ("no skip",))[-1]: own for own in found["alone"]}
+            console.print(_table("Skips one after another, with all tokens", rows))
+            continue
         others = {
-            "equal FLOPs, more tokens": at_equal_flops(bench, plan, orders),
-            "equal tokens, fewer FLOPs": cheapest(bench, orders[plan.base]),
+            "equal FLOPs, more tokens": at_equal_flops(bench, start, orders),
+            "equal tokens, fewer FLOPs": cheapest(bench, order),
         }
-        found["plans"][plan.base] = rows = compared(bench, plan, others)
-        console.print(_table(f"Beside the plan: {plan.base}", rows))
-    if output is not None:
-        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        found["plans"][start.base] = rows = compared(bench, start, others)
+        console.print(_table(f"Beside the plan: {start.base}", rows))
+        if output is not None:
+            output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _single_table(alone: list[Move], losses: Mapping[str, float]) -> Table:

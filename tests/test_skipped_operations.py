@@ -145,6 +145,6 @@ def test_the_benchmark_compares_a_plan_with_skips(tmp_path: Path) -> None:
     plan, more, fewer = found["plans"]["0.1"].values()
     assert 0.9 * plan["flops"] < more["flops"] <= plan["flops"]
     assert fewer["tokens"] == plan["tokens"]
-    flops = [step["flops"] for step in found["orders"]["0.1"]]
+    flops = [step["flops"] for step in found["alone"]]
     assert flops == sorted(flops, reverse=True)
     assert torch.tensor(list(found["single"].values())).min() >= 0
