@@ -188,7 +188,7 @@ class Questions:
         starts = range(0, len(samples), batch_size)
         parts = [samples.part(start, start + batch_size) for start in starts]
         self._batches = [self._record(part) for part in parts]
-        self._means: dict[tuple[Cuts, Skips, float], float] = {}
+        self._means: dict[tuple[Cuts, Skips, int], float] = {}
 
     def losses(
         self, cuts: Cuts, skips: Skips = NOTHING, share: float = 1.0
@@ -201,9 +201,8 @@ class Questions:
             share: Share of the batches that are measured, at least one of them.
         """
         found = []
-        n_batches = max(1, round(share * len(self._batches)))
         with torch.inference_mode():
-            for tape, answer, positions, valid in self._batches[:n_batches]:
+            for tape, answer, positions, valid in self._batches[: self._n_batches(share)]:
                 with skipping(self._loaded.model, tape.visual_mask, skips):
                     made = tape.replay(_from_first_skip(cuts, skips), positions).logits
                 full, pruned = log_probabilities(tape.head(answer)), log_probabilities(made)
@@ -213,10 +212,13 @@ class Questions:
 
     def mean(self, cuts: Cuts, skips: Skips = NOTHING, share: float = 1.0) -> float:
         """Mean loss in nats, of the same samples as in `losses`; measured once."""
-        setting = cuts, skips, share
+        setting = cuts, skips, self._n_batches(share)
         if setting not in self._means:
-            self._means[setting] = float(self.losses(*setting)[0].mean())
+            self._means[setting] = float(self.losses(cuts, skips, share)[0].mean())
         return self._means[setting]
+
+    def _n_batches(self, share: float) -> int:
+        return max(1, round(share * len(self._batches)))
 
     def _record(self, samples: Samples) -> tuple[Tape, Tensor, Tensor, Tensor]:
         model = self._loaded.model
