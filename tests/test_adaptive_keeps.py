@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import adaptive_keeps
-from benchmarks.keep_policies import Levels, by_feature, by_rows, cheapest, score, shuffled
+from benchmarks.adaptive_keeps import __main__ as adaptive_keeps
+from benchmarks.adaptive_keeps.policies import (
+    Levels,
+    by_feature,
+    by_rows,
+    cheapest,
+    score,
+    shuffled,
+)
 from tpcal.plans.plan_records import Cut, Plan
 
 COSTS = np.array([0.1, 0.2, 0.4])

@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from benchmarks.operations import (
+from benchmarks.skipped_operations.__main__ import main, moves
+from benchmarks.skipped_operations.operations import (
     FFN,
     NOTHING,
     QUERIES,
@@ -22,7 +23,6 @@ from benchmarks.operations import (
     saved_flops,
     skipping,
 )
-from benchmarks.skipped_operations import main, moves
 from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.models import Loaded, load
 from tpcal.calibrate.inputs.samples import load_samples

@@ -2,7 +2,7 @@
 
     python -m benchmarks.skipped_operations --output skips.json
 
-Three questions are answered (`benchmarks.operations` says what an operation is):
+Three questions are answered (`operations.py` says what an operation is):
 
 1. What does it lose if all visual tokens skip one kind of operation in one block of layers?
 2. What does it lose to skip one after another, in greedy order, with the tokens of a plan or with
@@ -32,7 +32,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.operations import FFN, NOTHING, QUERIES, READ, Prompt, Questions, Skips
+from benchmarks.skipped_operations.operations import (
+    FFN,
+    NOTHING,
+    QUERIES,
+    READ,
+    Prompt,
+    Questions,
+    Skips,
+)
 from tpcal.calibrate.evaluation.intervals import paired_difference
 from tpcal.calibrate.evaluation.loss_tests import TOLERANCE
 from tpcal.calibrate.inputs.model_choice import ModelChoice
@@ -41,7 +49,7 @@ from tpcal.plans.local_paths import BUILT_IN, EMBEDDED
 from tpcal.plans.plan_names import load_plan
 from tpcal.plans.plan_records import Cuts
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 KINDS = {
     "ffn": (FFN,),
     "queries": (QUERIES,),

@@ -3,9 +3,9 @@
     python -m benchmarks.adaptive_keeps --output adaptive_keeps.json
 
 All cuts of a plan are scaled together, so that each level is the plan itself, cheaper or dearer.
-Policies give every sample a level by what its prompt tells (`input_features.py`). They are fitted
+Policies give every sample a level by what its prompt tells (`features.py`). They are fitted
 on calibration samples, where their mean cost is at most that of the fixed plan, and judged on
-others (`keep_policies.py`). Nothing is executed: what a sample loses at each level is measured,
+others (`policies.py`). Nothing is executed: what a sample loses at each level is measured,
 and a policy is a choice among these losses.
 """
 
@@ -25,8 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 import tpcal
-from benchmarks.input_features import ATTENTION, IMAGE, QUESTION, Known, known
-from benchmarks.keep_policies import Levels, by_feature, by_rows, cheapest, score, shuffled
+from benchmarks.adaptive_keeps.features import ATTENTION, IMAGE, QUESTION, Known, known
+from benchmarks.adaptive_keeps.policies import (
+    Levels,
+    by_feature,
+    by_rows,
+    cheapest,
+    score,
+    shuffled,
+)
 from benchmarks.planner import world
 from benchmarks.planner.intervals import Interval, overall_difference, worst_difference
 from benchmarks.planner.sizes import ELSEWHERE
@@ -36,7 +43,7 @@ from tpcal.plans.local_paths import EMBEDDED
 from tpcal.plans.plan_records import Cut, Plan
 
 Floats = NDArray[np.float64]
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PLANS = tuple(str(ROOT / f"results/embedded/plan-{budget}.yaml") for budget in ("0.1", "0.22"))
 FACTORS = (0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)
 """What the keeps of all cuts are multiplied by; no keep exceeds 1."""
