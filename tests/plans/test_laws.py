@@ -168,7 +168,7 @@ def test_transformers_refuses_flash_attention_for_chunks():
 def test_the_law_holds_with_flex_attention(name, law):
     with torch.compiler.set_stance("force_eager"):  # the C++ compiler takes minutes
         verdict = LAW[law].judge(trial(name, "flex_attention"))
-    if law == "static cache":
+    if law == "static cache" or (name, law) in INAPPLICABLE:
         assert verdict.holds is None, verdict.detail  # the unpruned model's own logits differ
     else:
         assert verdict.holds, verdict.detail
