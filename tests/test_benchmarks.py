@@ -38,6 +38,7 @@ def run_script(
     return run
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("geometry", ["tiny", pytest.param("tiny-qwen", marks=pytest.mark.slow)])
 def test_the_executor_benchmark_counts_what_a_plan_saves(
     geometry: str, run_script: Callable[..., str], tmp_path: Path

@@ -47,11 +47,14 @@ VARIED = {
     "qwen2_5_vl": "positions in three dimensions",
     "qwen3_vl": "states of the tower added to layers",
 }
-"""Architectures that differ in structure, and in what: the usual run tries every law on them with
-sdpa."""
+"""Architectures that differ in structure, and in what: the usual run tries nearly every law on them
+with sdpa."""
+ON_TWO_ONLY = {"failed", "half precision", "image turn", "samples", "static cache", "threads"}
+"""Laws that the usual run tries on the two architectures of `FAST` only: they are about calls and
+caches, which the others share."""
 EVERYWHERE = "reference"
-"""The law that the usual run tries on every architecture with sdpa, and on those of `VARIED` with
-eager attention too; `make test-all` tries all on all with both kernels."""
+"""The law that the usual run tries on every architecture with sdpa, and on those of `FAST` with
+eager attention; `make test-all` tries all laws on all with both kernels."""
 FAST = {("llava", "sdpa"), ("qwen2_5_vl", "sdpa")}
 """Cases of which `make test-fast` tries every law."""
 RELEASES = {
@@ -62,7 +65,7 @@ RELEASE_LAWS = {"reference", "rows alone", "kv cache", "text turn", "crop", "bea
 FLASH = {name: ("reference", "rows alone") for name in VARIED if name != "llama4"}
 """Laws that the usual run tries with the reference of flash attention, and the nightly run all;
 transformers refuses it for Llama 4, whose chunks it cannot run."""
-FLASH["llava"] = tuple(law for law in NAMES if law not in {"threads", "static cache"})
+FLASH["llava"] = ("reference", "rows alone", "kv cache", "text turn", "crop", "beams", "drafts")
 FLEX = {"gemma4_shared": ("reference",)}
 """Laws that the usual run tries with flex attention, not compiled: windows, images that see each
 other, full layers and shared keys."""
@@ -103,9 +106,13 @@ INAPPLICABLE: dict[tuple[str, str], str] = {
 def tried(name: str, attn: str, law: str) -> ParameterSet:
     """The law on a model, marked by how often it is tried there."""
     varied, main = name in VARIED, law == EVERYWHERE or (name, law) in INAPPLICABLE
-    if (name, attn) in FAST or (varied and (attn, law) == ("sdpa", "reference")):
+    if attn == "sdpa":
+        usual = main or (varied and law not in ON_TWO_ONLY)
+    else:
+        usual = main and (name, "sdpa") in FAST
+    if (name, attn) in FAST or (varied and (attn, law) == ("sdpa", EVERYWHERE)):
         scope = pytest.mark.fast
-    elif (varied or main) if attn == "sdpa" else (varied and main):
+    elif usual:
         scope = pytest.mark.usual
     else:
         scope = pytest.mark.nightly
@@ -185,7 +192,7 @@ def test_the_table_of_exceptions_names_what_exists():
     assert {name for name, _ in INAPPLICABLE} <= set(tiny.names())
     assert {law for _, law in INAPPLICABLE} <= set(NAMES)
     assert {*VARIED, *(name for name, _ in FAST)} <= set(tiny.names())
-    assert EVERYWHERE in NAMES
+    assert {EVERYWHERE, *ON_TWO_ONLY} <= set(NAMES)
     assert {name for name, _ in RELEASES} <= set(tiny.names())
     assert set(NAMES) >= RELEASE_LAWS
 

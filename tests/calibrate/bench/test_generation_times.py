@@ -27,7 +27,7 @@ PLAN = Plan((Cut(2, 0.25, "attention"), Cut(5, 0.0)))
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["tiny", "tiny-qwen"])
+@pytest.fixture(params=["tiny", pytest.param("tiny-qwen", marks=pytest.mark.nightly)])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -108,7 +108,7 @@ def test_keeping_every_token_changes_nothing(
     assert examinee.right(few, Drop(layer=0, n_keep=144)) == examinee.right(few)
 
 
-@pytest.mark.parametrize("layer", [0, 3, 5])
+@pytest.mark.parametrize("layer", [0, 3, pytest.param(5, marks=pytest.mark.nightly)])
 def test_the_executor_answers_as_the_mask_does(
     examinee: Examinee, asked: list[EmbeddedSample], layer: int
 ) -> None:

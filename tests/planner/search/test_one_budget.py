@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_other_trials(
     assert runs[0].trials != runs[2].trials
 
 
-@pytest.mark.parametrize("dies_after", [20, 400])
+@pytest.mark.parametrize("dies_after", [20, pytest.param(400, marks=pytest.mark.nightly)])
 def test_an_interrupted_search_goes_on_to_the_same_plan(
     make_world, make_measurer, tmp_path, dies_after
 ) -> None:

@@ -51,7 +51,8 @@ def trial(request) -> Trial:
 @pytest.mark.parametrize(
     "law",
     [
-        *("keep all", "reference", "positions", "patches"),
+        *("reference", "positions", "patches"),
+        pytest.param("keep all", marks=pytest.mark.nightly),
         pytest.param("rows alone", marks=pytest.mark.nightly),
     ],
 )

@@ -78,7 +78,10 @@ def test_places_are_read_only_by_selectors_that_say_so(name, params, rows, stack
 
 
 @NAMED
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.nightly)],
+)
 @pytest.mark.parametrize("spread", [1.0, 0.0])
 def test_rows_do_not_see_each_other(name, params, dtype, spread, make_row, stack):
     rows = [
