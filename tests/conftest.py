@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     # Modules and test items stay to the end. Without this, the garbage collector looks at their
-    # two million objects again and again.
+    # million objects again and again.
     gc.freeze()
     gc.enable()
 
