@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
@@ -31,7 +30,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()  # until everything is imported and collected
     path = config.getoption("--record-times")
     if path is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(path))
@@ -46,13 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         seconds = _expected(taken, slow)
         taken.sort(key=lambda item: -seconds[item.path])
     items[:] = taken
-
-
-def pytest_collection_finish() -> None:
-    # Modules and test items stay to the end. Without this, the garbage collector looks at their
-    # million objects again and again.
-    gc.freeze()
-    gc.enable()
 
 
 def _expected(items: Iterable[pytest.Item], slow: Mapping[str, float]) -> dict[Path, float]:

@@ -30,6 +30,7 @@ from tpcal.plans.executor.prompt import ViewGrid
 from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, run
 from tpcal.plans.laws.trial import Trial
+from tpcal.plans.laws.verdict import Verdict
 from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors.random import Random
 
@@ -101,6 +102,10 @@ INAPPLICABLE: dict[tuple[str, str], str] = {
     ("paligemma2", "image turn"): "without a plan it differs",
 }
 """(architecture, law): why the law says nothing about it; everything else must hold."""
+NOT_WITH_FLEX = INAPPLICABLE | {
+    (name, "static cache"): "the unpruned model's own logits differ" for name in FLEX_AT_NIGHT
+}
+"""The same with flex attention."""
 
 
 def tried(name: str, attn: str, law: str) -> ParameterSet:
@@ -133,6 +138,11 @@ def test_the_law_holds(name, attn, law):
     reason = INAPPLICABLE.get((name, law))
     if verdict.holds is None and "the unpruned model" in verdict.detail:
         skip_elsewhere(verdict.detail)
+    require(verdict, reason)
+
+
+def require(verdict: Verdict, reason: str | None) -> None:
+    """The law holds, or says nothing about the model for this reason."""
     if reason is None:
         assert verdict.holds, verdict.detail
     else:
@@ -155,12 +165,7 @@ def usual_or_nightly(
 @pytest.mark.parametrize(("name", "law"), usual_or_nightly(dict.fromkeys(FLASH, NAMES), FLASH))
 def test_the_law_holds_with_flash_attention(name, law):
     verdict = LAW[law].judge(trial(name, flash.NAME))
-    reason = NOT_WITH_FLASH.get((name, law))
-    if reason is None:
-        assert verdict.holds, verdict.detail
-    else:
-        assert verdict.holds is None, verdict.detail
-        assert reason in verdict.detail
+    require(verdict, NOT_WITH_FLASH.get((name, law)))
 
 
 @pytest.mark.nightly
@@ -175,10 +180,7 @@ def test_transformers_refuses_flash_attention_for_chunks():
 def test_the_law_holds_with_flex_attention(name, law):
     with torch.compiler.set_stance("force_eager"):  # the C++ compiler takes minutes
         verdict = LAW[law].judge(trial(name, "flex_attention"))
-    if law == "static cache" or (name, law) in INAPPLICABLE:
-        assert verdict.holds is None, verdict.detail  # the unpruned model's own logits differ
-    else:
-        assert verdict.holds, verdict.detail
+    require(verdict, NOT_WITH_FLEX.get((name, law)))
 
 
 @pytest.mark.nightly
