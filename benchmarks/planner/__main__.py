@@ -26,6 +26,7 @@ from benchmarks.planner import (
     show_economy,
     show_fidelity,
     show_other_planners,
+    show_regret,
     world,
 )
 from benchmarks.planner.comparison import OURS
@@ -41,13 +42,14 @@ from tpcal.plans.local_paths import EMBEDDED, file_name
 
 DOCS = ROOT / "docs"
 TEMPLATE = Path(__file__).parent / "page_template.md"
-STAGES = ("depth", "fidelity", "ablations", "samples", "comparison", "planners")
-ON_OTHERS = ("depth", "comparison")
+STAGES = ("depth", "fidelity", "ablations", "samples", "comparison", "regret", "planners")
+ON_OTHERS = ("depth", "comparison", "regret")
 """Stages of a model that is not the embedded one, unless others are asked for."""
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "fidelity": (FULL, ADAPTIVE),
     "samples": (FULL, ADAPTIVE),
     "comparison": (ADAPTIVE,),
+    "regret": (ADAPTIVE,),
 }
 """Large profiles that a stage reads, by their probes."""
 VERSIONS = ("torch", "transformers", "optuna", "scipy", "numpy")
@@ -68,7 +70,7 @@ Parts = dict[str, str]
     type=click.Choice(STAGES),
     multiple=True,
     help="Only these; may be given several times.  [default: all of the embedded model, and "
-    "depth and comparison of any other]",
+    "depth, comparison and regret of any other]",
 )
 @click.option(
     "--budget",
@@ -231,6 +233,7 @@ def stages(
         "ablations": lambda: show_ablations.run(work, sizes, where.profiles),
         "samples": lambda: show_economy.run(work, sizes, where, pictures),
         "comparison": lambda: show_comparison.run(work, sizes, where, pictures),
+        "regret": lambda: show_regret.run(work, sizes, where),
         "planners": lambda: show_other_planners.run(work, sizes, where, pieces),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +66,16 @@ class _Draw:
         return around[int(self.rng.integers(len(around)))]
 
 
-def plans(target: float, n: int, n_profile: int, folder: Path) -> list[Drawn]:
-    """``n`` distinct plans of a layer average: published ones, then drawn in turns.
+RANDOM, OPTIMUM, NEIGHBOUR = "random", "optimum", "neighbour"
+TURNS = (RANDOM, OPTIMUM, RANDOM, NEIGHBOUR)
+"""Half of the plans are drawn by chance; a quarter each are optima of the prediction and steps
+away from one, so that good plans, between which a search has to choose, are well represented."""
 
-    Half of them are drawn by chance; a quarter each are optima of the prediction and steps away
-    from one, so that good plans, between which a search has to choose, are well represented.
-    """
+
+def plans(
+    target: float, n: int, n_profile: int, folder: Path, turns: Sequence[str] = TURNS
+) -> list[Drawn]:
+    """``n`` distinct plans of a layer average: published ones, then drawn in turns."""
     predictor = world.predictor(n_profile, 0, folder)
     budget = Budget(target)
     draw = _Draw(predictor, budget, np.random.default_rng(round(target * 1000)))
@@ -80,13 +84,13 @@ def plans(target: float, n: int, n_profile: int, folder: Path) -> list[Drawn]:
         if len(found) < n:
             published = load_preset(name, predictor.limits.n_layers).cuts
             found.setdefault(fill(predictor, published, budget), "published")
-    turns: Iterator[tuple[str, Callable[[], Cuts]]] = itertools.cycle(
-        [
-            *(("random", draw.random), ("optimum", draw.optimal)),
-            *(("random", draw.random), ("neighbour", draw.near)),
-        ]
-    )
+    made: dict[str, Callable[[], Cuts]] = {
+        RANDOM: draw.random,
+        OPTIMUM: draw.optimal,
+        NEIGHBOUR: draw.near,
+    }
+    source = itertools.cycle(turns)
     while len(found) < n:
-        source, made = next(turns)
-        found.setdefault(made(), source)
+        now = next(source)
+        found.setdefault(made[now](), now)
     return [Drawn(cuts, source) for cuts, source in found.items()]

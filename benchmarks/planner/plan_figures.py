@@ -21,7 +21,12 @@ def objective(losses: NDArray[Any], seed: int, sizes: Sizes) -> float:
     return float(Objective().values(world.by_group(losses, *where), groups))
 
 
+def right(texts: Sequence[str], sizes: Sizes) -> list[bool]:
+    """[n] which answers to the questions of the test split are right."""
+    asked = zip(texts, world.samples(world.TEST, sizes.held_out, 0), strict=True)
+    return [is_right(text, str(sample.answer)) for text, sample in asked]
+
+
 def accuracy(texts: Sequence[str], sizes: Sizes) -> float:
     """Share of right answers to the questions of the test split."""
-    asked = zip(texts, world.samples(world.TEST, sizes.held_out, 0), strict=True)
-    return float(np.mean([is_right(text, str(sample.answer)) for text, sample in asked]))
+    return float(np.mean(right(texts, sizes)))

@@ -37,12 +37,12 @@ def proposals(
     # Step 2: the dict keeps the order and drops repeats.
     found: dict[Cuts, None] = {}
     for parent in (*parents[turn:], *parents[:turn]):
-        found |= dict.fromkeys(_steps_from(problem, parent))
+        found |= dict.fromkeys(steps_from(problem, parent))
     return [cuts for cuts in found if cuts not in known]
 
 
 @lru_cache(maxsize=2 * N_PARENTS)  # parents stay the same for many proposals
-def _steps_from(problem: Problem, parent: Cuts) -> list[Cuts]:
+def steps_from(problem: Problem, parent: Cuts) -> list[Cuts]:
     """Every plan that is a step away, as trials write plans, the smallest prediction first."""
     near = neighbours(problem.predictor, parent, problem.budget, problem.max_cuts)
     plans = [tuple(map(canonical, cuts)) for cuts in (*near, *_tuned(problem, parent))]

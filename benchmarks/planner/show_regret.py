@@ -1,0 +1,75 @@
+"""The page's table of what tpcal's plans lose beside the best plans that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.planner import page, world
+from benchmarks.planner.comparison import OURS, Comparison, comparison
+from benchmarks.planner.exhaustive import path_of
+from benchmarks.planner.found import Folders
+from benchmarks.planner.intervals import interval, overall_difference, p_paired, within_groups
+from benchmarks.planner.plan_figures import right
+from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes
+from benchmarks.planner.work import Work
+from tpcal.planner.prediction.objective import Objective
+from tpcal.plans.plan_file import load_plan
+from tpcal.plans.plan_records import Cuts
+
+HEADINGS = ("layer average", "best known: right", "tpcal: right", "regret, points", "p")
+HEADINGS_NATS = ("best known: nats", "tpcal: nats", "regret, nats")
+_SEED = 2 * ELSEWHERE
+"""Of the samples that measure nats here; no search and no effort draws them."""
+
+
+def run(work: Work, sizes: Sizes, folders: Folders) -> dict[str, str]:
+    """Measures, and returns the part of the page."""
+    known = {
+        target: load_plan(path).cuts
+        for target in BUDGETS
+        if (path := path_of(work.model, target)).exists()
+    }
+    if not known:
+        return {"regret": "No best plans of this model are kept.\n"}
+    found = comparison(work, sizes, folders)
+    texts = work.each(world.answers, [(cuts, sizes.held_out) for cuts in known.values()], "best")
+    rows = []
+    for (target, cuts), own in zip(known.items(), texts, strict=True):
+        row = _points(found, target, right(own, sizes), sizes)
+        rows.append([f"{target:.2f}", *row, *_nats(work, sizes, found, target, cuts)])
+    return {"regret": page.table([*HEADINGS, *HEADINGS_NATS], rows)}
+
+
+def _points(found: Comparison, target: float, best: Sequence[bool], sizes: Sizes) -> list[str]:
+    """Right answers of both, and the difference in points of the mean of the seeds."""
+    (ours,) = (a.right for a in found.answered if (a.method, a.target) == (OURS, target))
+    of_best, mean = np.array(best, dtype=float), ours.mean(axis=0)
+    lost = overall_difference(100 * of_best, 100 * mean, found.sample_group, sizes.resamples)
+    seeds = ours.mean(axis=1)
+    spread = f"{mean.mean():.1%} ({seeds.min():.1%} to {seeds.max():.1%})"
+    return [f"{of_best.mean():.1%}", spread, lost.show(".1f"), f"{p_paired(of_best, mean):.2g}"]
+
+
+def _nats(work: Work, sizes: Sizes, found: Comparison, target: float, best: Cuts) -> list[str]:
+    """The objective of both on other samples, and its difference."""
+    ours = [cuts for (at, _), cuts in found.plans.items() if at == target]
+    where = world.CALIBRATION, sizes.held_out, _SEED
+    lost = work.each(world.losses, [(cuts, *where) for cuts in (best, *ours)], "losses")
+    nats = np.stack([one for one, _ in lost])  # [1 + seeds, n]
+    drawn = world.samples(*where)
+    numbers = np.array([drawn.groups.index(name) for name in drawn.sample_groups])
+
+    def scores(members: Sequence[np.ndarray]) -> np.ndarray:
+        means = np.stack([nats[:, at].mean(axis=-1) for at in members], axis=-1)
+        return Objective().values(means, drawn.groups)  # [1 + seeds, ...]
+
+    def regret(members: Sequence[np.ndarray]) -> np.ndarray:
+        of_best, *of_ours = scores(members)
+        return np.asarray(np.mean(of_ours, axis=0) - of_best)
+
+    of_best, *of_ours = scores([np.flatnonzero(numbers == g) for g in range(len(drawn.groups))])
+    more = interval(within_groups(regret, numbers, sizes.resamples))
+    spread = f"{np.mean(of_ours):.3f} ({min(of_ours):.3f} to {max(of_ours):.3f})"
+    return [f"{of_best:.3f}", spread, more.show()]
