@@ -22,18 +22,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.calibrate.deviation import answer_deviation, log_probabilities
-from tpcal.calibrate.inputs.batches import encode
+from benchmarks.replayed_questions import Losses, ReplayedQuestions, seen
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
-from tpcal.calibrate.tape import Tape
-from tpcal.planner.prediction.objective import MOST
 from tpcal.plans.budget_projection import project, spent
 from tpcal.plans.cost import DecoderShape, kv_bytes, layer_flops, plan_cost, prefill_flops
 from tpcal.plans.families import find
@@ -65,11 +59,7 @@ class _Hooks:
 
     def hide(self, module: Any, args: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Hides visual keys from text queries."""
-        mask, visual = named["attention_mask"], self._columns[:, None]
-        if mask is None:  # causal order is the only rule
-            n = visual.shape[-1]
-            mask = torch.ones(n, n, dtype=torch.bool, device=visual.device).tril()
-        assert mask.dtype == torch.bool, "sdpa gets masks of bools"
+        mask, visual = seen(named["attention_mask"], self._columns), self._columns[:, None]
         sees = visual[..., None] | ~visual[:, :, None]  # visual queries see all, text only text
         return args, {**named, "attention_mask": mask & sees}
 
@@ -178,21 +168,14 @@ class Prompt:
         return tried(low)
 
 
-class Questions:
+class Questions(ReplayedQuestions):
     """Samples with a recorded run of the unpruned model, on which cuts and skips are measured."""
 
     def __init__(self, loaded: Loaded, samples: Samples, batch_size: int) -> None:
-        self._loaded = loaded
-        self.groups = np.array(samples.sample_groups)
-        """[n] group of each sample."""
-        starts = range(0, len(samples), batch_size)
-        parts = [samples.part(start, start + batch_size) for start in starts]
-        self._batches = [self._record(part) for part in parts]
+        super().__init__(loaded, samples, batch_size)
         self._means: dict[tuple[Cuts, Skips, int], float] = {}
 
-    def losses(
-        self, cuts: Cuts, skips: Skips = NOTHING, share: float = 1.0
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def losses(self, cuts: Cuts, skips: Skips = NOTHING, share: float = 1.0) -> Losses:
         """[n] nats per answer token, at most `MOST`, and [n] whether the answer changed.
 
         Args:
@@ -200,32 +183,21 @@ class Questions:
             skips: What visual tokens skip.
             share: Share of the batches that are measured, at least one of them.
         """
-        found = []
-        with torch.inference_mode():
-            for tape, answer, positions, valid in self._batches[: self._n_batches(share)]:
-                with skipping(self._loaded.model, tape.visual_mask, skips):
-                    made = tape.replay(_from_first_skip(cuts, skips), positions).logits
-                full, pruned = log_probabilities(tape.head(answer)), log_probabilities(made)
-                found.append(answer_deviation(full, pruned, valid))
-        nats = torch.cat([kl for kl, _ in found]).clamp(max=MOST)
-        return nats.numpy(), torch.cat([flips for _, flips in found]).bool().numpy()
+        return self.replayed(
+            _from_first_skip(cuts, skips),
+            lambda tape: skipping(self.loaded.model, tape.visual_mask, skips),
+            self._number(share),
+        )
 
     def mean(self, cuts: Cuts, skips: Skips = NOTHING, share: float = 1.0) -> float:
         """Mean loss in nats, of the same samples as in `losses`; measured once."""
-        setting = cuts, skips, self._n_batches(share)
+        setting = cuts, skips, self._number(share)
         if setting not in self._means:
             self._means[setting] = float(self.losses(cuts, skips, share)[0].mean())
         return self._means[setting]
 
-    def _n_batches(self, share: float) -> int:
-        return max(1, round(share * len(self._batches)))
-
-    def _record(self, samples: Samples) -> tuple[Tape, Tensor, Tensor, Tensor]:
-        model = self._loaded.model
-        with torch.inference_mode():
-            encoded = encode(self._loaded.processor, list(samples), model)
-            tape = Tape.record(model, encoded.inputs, prompt_length=encoded.prompt_length)
-        return tape, tape.answer_states(encoded.positions), encoded.positions, encoded.valid
+    def _number(self, share: float) -> int:
+        return max(1, round(share * self.n_batches))
 
 
 def _from_first_skip(cuts: Cuts, skips: Skips) -> Cuts:
