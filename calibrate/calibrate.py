@@ -23,14 +23,14 @@ from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.output_head import check_logits
 from tpcal.calibrate.probe import TAU
-from tpcal.calibrate.probing_settings import DEFAULT_SCOPE, ProbingSettings
+from tpcal.calibrate.probing_settings import BY_IMAGE, ProbingSettings
 from tpcal.calibrate.profile import Probe, Profile
 from tpcal.calibrate.rounds import Rounds
 from tpcal.calibrate.workers import team
 from tpcal.plans import families
 from tpcal.plans.errors import UsageError
 from tpcal.plans.local_paths import file_name
-from tpcal.plans.plan_records import SCOPES, Cut
+from tpcal.plans.plan_records import MERGES, SCOPES, Cut, Plan
 from tpcal.plans.progress import Progress, silent
 
 
@@ -77,9 +77,8 @@ def calibrate(
     # Step 1: fix the grid and everything the results depend on. The hash of the latter names the
     # folder, so that another model, grid or set of samples never continues this run.
     settings = settings or ProbingSettings()
-    refine, scope = settings.refine, settings.scope
-    if scope not in SCOPES:
-        raise UsageError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}.")
+    refine, like = settings.refine, settings.like
+    _check(like)
     allowed = families.find(loaded.model).cut_layers(loaded.model)
     tried = probe_grid.probes(
         loaded.identity.n_layers,
@@ -89,7 +88,7 @@ def calibrate(
         allowed=allowed,
     )
     depends_on = _depends_on(
-        loaded, samples, tried, settings.seed, scope=scope, refined=refine is not None
+        loaded, samples, tried, settings.seed, like=like, refined=refine is not None
     )
     folder = Path(out) / _folder_name(loaded.name, depends_on)
     workers = team()
@@ -100,7 +99,7 @@ def calibrate(
         return profiles.load(folder)
     # Step 3: collect what the profile says about its origin; it has fields of its own for the
     # keys left out.
-    fields = ("schema", "scope", "model", "probes")
+    fields = ("schema", "scope", "merge", "model", "probes")
     kept = {k: v for k, v in depends_on.items() if k not in fields}
     kept["data"] = {**samples.recipe, **kept["data"], "seen": pack(samples.identities)}
     kept["data"] |= samples.source.counts()
@@ -118,7 +117,7 @@ def calibrate(
         workers,
         report,
         settings.store if refine else None,
-        scope,
+        like,
     )
     # Step 4: measure. Without ``refine``, one round over the full grid; with it, a coarse round
     # and then rounds of what it asks for. Last, the main process times the layers.
@@ -135,6 +134,13 @@ def calibrate(
             rounds.discard()
     workers.wait()
     return profiles.load(folder)
+
+
+def _check(like: Plan) -> None:
+    if like.scope not in SCOPES:
+        raise UsageError(f"scope must be one of {', '.join(SCOPES)}; got {like.scope!r}.")
+    if like.merge is not None and like.merge not in MERGES:
+        raise UsageError(f"merge must be one of {', '.join(MERGES)}; got {like.merge!r}.")
 
 
 def folder_of(
@@ -158,7 +164,7 @@ def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:
             earliest.setdefault(probe.selector, cut)
     counts = timing.counts_to_time(profile.n_tokens, profile.n_text)
     clock = timing.Clock(loaded.model, prompt)
-    times = timing.measure(clock, counts, list(earliest.values()), profile.scope)
+    times = timing.measure(clock, counts, list(earliest.values()), profile.like)
     return replace(profile, layer_ms=times.layer_ms, executor_ms=times.executor_ms)
 
 
@@ -168,13 +174,13 @@ def _depends_on(
     probes: Sequence[Probe],
     seed: int,
     *,
-    scope: str = DEFAULT_SCOPE,
+    like: Plan = BY_IMAGE,
     refined: bool = False,
 ) -> dict[str, Any]:
     """Everything that the results depend on, as plain data."""
     return {
         **({"refined": True} if refined else {}),
-        **({} if scope == "prompt" else {"scope": scope}),  # runs of earlier versions continue
+        **like.choices,
         "schema": profiles.SCHEMA,
         "model": {k: v for k, v in asdict(loaded.identity).items() if v is not None},
         "weights": weights_digest(loaded.model),

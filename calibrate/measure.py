@@ -21,7 +21,7 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape import Recording, Tape
 from tpcal.calibrate.tape_store import Store, StoredRecord
-from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.plan_records import UNCUT, Cut, Plan
 
 Array = NDArray[Any]
 ADVICE = "Use a smaller --batch-size, or --memory with less than it had."
@@ -47,8 +47,7 @@ class Measurer:
         samples: The samples to measure on.
         batch_size: Samples per run of the model.
         store: Keeps the recorded batches; several measurers may share one.
-        scope: The scope that the plans have.
-        round_to: What the plans round token counts to.
+        like: A plan of the same scope, rounding and merging as those that are measured.
 
     Example:
         >>> measurer = Measurer(loaded, samples)  # doctest: +SKIP
@@ -63,13 +62,12 @@ class Measurer:
         *,
         batch_size: int = 16,
         store: Store | None = None,
-        scope: str = "prompt",
-        round_to: int | None = None,
+        like: Plan = UNCUT,
     ) -> None:
         self._loaded = loaded
         self._samples = samples
         self._batch_size = batch_size
-        self._scope, self._round_to = scope, round_to
+        self._like = like
         self._store = Store() if store is None else store
         self._batches: list[tuple[Array, StoredRecord[_Batch]]] | None = None
         self.groups: tuple[str, ...] = samples.groups
@@ -84,10 +82,10 @@ class Measurer:
         return len(self._samples)
 
     def of(self, plan: Plan) -> Measurer:
-        """A measurer of plans with this plan's scope and rounding, on the same recorded run."""
+        """A measurer of plans with this one's scope, rounding and merging, on the same record."""
         self._recorded()
         twin = copy(self)
-        twin._scope, twin._round_to = plan.scope, plan.round_to
+        twin._like = plan
         return twin
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Array, Array, Array]]:
@@ -115,7 +113,7 @@ class Measurer:
         # Only the last states of the unpruned run are kept: A * D numbers a sample, where the
         # distributions take A * V. The output head makes distributions of them each time.
         tape = Tape(self._loaded.model, batch.recording)
-        replayed = tape.replay(cuts, batch.positions, self._scope, self._round_to)
+        replayed = tape.replay(cuts, batch.positions, self._like)
         pruned = log_probabilities(replayed.logits)
         full = log_probabilities(tape.head(batch.answer))
         return answer_deviation(full, pruned, batch.valid)

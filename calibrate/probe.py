@@ -25,7 +25,7 @@ from tpcal.calibrate.tape import Recording, Tape
 from tpcal.plans.errors import RunFailed, UsageError, excerpt
 from tpcal.plans.executor.prompt import by_image
 from tpcal.plans.input_sizes import NAMES
-from tpcal.plans.plan_records import Cut
+from tpcal.plans.plan_records import UNCUT, Cut, Plan
 
 TAU = 0.93
 """A visual token counts as turned below this cosine (BTP, arXiv 2505.22038, App. 7.6)."""
@@ -71,7 +71,7 @@ def record(loaded: Loaded, samples: Samples, numbers: Sequence[int]) -> Recorded
 
 
 def measure(
-    loaded: Loaded, batch: Recorded, probes: Sequence[Probe], scope: str = "prompt"
+    loaded: Loaded, batch: Recorded, probes: Sequence[Probe], like: Plan = UNCUT
 ) -> Arrays:
     """All measurements of a batch, [b, columns] each, float32, by name.
 
@@ -79,14 +79,14 @@ def measure(
         loaded: The model.
         batch: The batch.
         probes: The cuts to try.
-        scope: The scope of the plans that will have such cuts.
+        like: A plan of the same scope and merging as those that will have such cuts.
 
     Raises:
         RunFailed: The model returned numbers that are not finite.
     """
     tape = Tape(loaded.model, batch.recording)
     columns = _columns_of_layers(tape)
-    columns |= _columns_of_probes(tape, probes, batch, scope)
+    columns |= _columns_of_probes(tape, probes, batch, like)
     columns["counts"] = batch.counts
     arrays = {name: value.float().cpu().numpy() for name, value in columns.items()}
     for name, array in arrays.items():
@@ -109,7 +109,7 @@ def _columns_of_layers(tape: Tape) -> dict[str, Tensor]:
 
 
 def _columns_of_probes(
-    tape: Tape, probes: Sequence[Probe], batch: Recorded, scope: str
+    tape: Tape, probes: Sequence[Probe], batch: Recorded, like: Plan
 ) -> dict[str, Tensor]:
     # A probe is one cut. Its replay gives the two deviations: the answer's, from the logits at
     # the answer's positions, and the local one, from the output of the layer after the cut. The
@@ -119,7 +119,7 @@ def _columns_of_probes(
     found: dict[str, list[Tensor]] = {name: [] for name in MEASURES}
     for probe in probes:
         cut = Cut(probe.layer, probe.keep, probe.selector, probe.params)
-        replayed = tape.replay([cut], batch.positions, scope)
+        replayed = tape.replay([cut], batch.positions, like)
         kl, flips = answer_deviation(full, log_probabilities(replayed.logits), batch.valid)
         output = tape.state(probe.layer + 1)
         found["kl"].append(kl)

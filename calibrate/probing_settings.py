@@ -8,9 +8,11 @@ from typing import Any
 
 from tpcal.calibrate.rounds import Refine
 from tpcal.calibrate.tape_store import Store
+from tpcal.plans.plan_records import Plan
 
 DEFAULT_BATCH_SIZE = 16
-DEFAULT_SCOPE = "image"
+BY_IMAGE = Plan(scope="image")
+"""Has the scope that plans have by default."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,15 @@ class ProbingSettings:
     in each round of ``refine``."""
     seed: int = 0
     """The seed that the samples were drawn with; kept as provenance."""
-    scope: str = DEFAULT_SCOPE
+    scope: str = BY_IMAGE.scope
     """What cuts choose from, as in ``Plan.scope``; plans made of the profile have it too."""
+    merge: str | None = None
+    """What cuts do with tokens that leave, as in ``Plan.merge``; plans made of the profile do the
+    same."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Plain data to keep in the profile, under these keys."""
+
+    @property
+    def like(self) -> Plan:
+        """A plan without cuts of the scope and merging that plans made of the profile have."""
+        return Plan(scope=self.scope, merge=self.merge)

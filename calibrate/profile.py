@@ -17,7 +17,7 @@ from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError, listed
 from tpcal.plans.input_sizes import KEY, InputSizes
 from tpcal.plans.local_paths import kept
-from tpcal.plans.plan_records import ModelIdentity
+from tpcal.plans.plan_records import ModelIdentity, Plan
 from tpcal.plans.record_reader import MAX_WHOLE, is_plain
 from tpcal.plans.yaml_files import Line, dump_yaml, read_bytes, read_yaml, write_atomic
 
@@ -83,8 +83,16 @@ class Profile:
     scope: str = "prompt"
     """The scope of the cuts that were tried, which plans made of the profile have too; profiles of
     earlier versions have ``prompt``."""
+    merge: str | None = None
+    """What the cuts that were tried did with tokens that leave, as in ``Plan.merge``; plans made
+    of the profile do the same."""
     input_sizes: InputSizes | None = None
     """Sizes of the samples' prompts; None in profiles of earlier versions."""
+
+    @property
+    def like(self) -> Plan:
+        """A plan without cuts of the scope and merging that plans made of the profile have."""
+        return Plan(scope=self.scope, merge=self.merge)
 
     @property
     def stop_layer(self) -> int | None:
@@ -233,7 +241,7 @@ def _plain(profile: Profile, packed: bytes) -> dict[str, Any]:
     ]
     return {
         "schema": SCHEMA,
-        **({} if profile.scope == "prompt" else {"scope": profile.scope}),
+        **profile.like.choices,
         "model": {k: v for k, v in asdict(profile.model).items() if v is not None},
         "shape": {**asdict(profile.shape), "kv_limits": list(profile.shape.kv_limits)},
         "n_tokens": profile.n_tokens,

@@ -16,7 +16,7 @@ from tpcal.calibrate.profile import MASSES, MEASURES, Probe, Profile
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.input_sizes import KEY, read_input_sizes
 from tpcal.plans.plan_records import ModelIdentity
-from tpcal.plans.plan_rules import read_scope
+from tpcal.plans.plan_rules import read_merge, read_scope
 from tpcal.plans.record_reader import Reader, read_record
 from tpcal.plans.selectors import names
 
@@ -47,7 +47,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
     groups = _groups(reader, data.get("groups"))
     tokens = {name: _whole(reader, data, name, 0, MAX_TOKENS) for name in ("n_tokens", "n_text")}
     provenance = _provenance(reader, data.get("provenance"))
-    scope = read_scope(reader, data)
+    scope, merge = read_scope(reader, data), read_merge(reader, data)
     sizes = read_input_sizes(reader, data.get(KEY))
     if model is None or shape is None or model.n_layers != shape.n_layers:
         reader.wrong("model.n_layers", "be given and be that of shape", data.get("model"))
@@ -71,6 +71,7 @@ def read_profile(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
         probes=probes,
         provenance=provenance,
         scope=scope,
+        merge=merge,
         input_sizes=sizes,
         **tokens,
         **held,

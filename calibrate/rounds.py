@@ -21,6 +21,7 @@ from tpcal.calibrate.profile import MEASURES, Probe, Profile
 from tpcal.calibrate.tape_store import Store, StoredRecord
 from tpcal.calibrate.workers import Team
 from tpcal.plans.input_sizes import InputSizes, RequestSize
+from tpcal.plans.plan_records import UNCUT, Plan
 from tpcal.plans.progress import Progress
 
 Refine = Callable[[Profile, Sequence[Probe]], Sequence[Probe]]
@@ -42,8 +43,8 @@ class Rounds:
     store: Store | None = None
     """Keeps recorded batches for later rounds, as far as host memory goes; None if there are no
     later rounds."""
-    scope: str = "prompt"
-    """The scope that plans made of the profile have."""
+    like: Plan = UNCUT
+    """A plan of the scope and merging that plans made of the profile have."""
     _recorded: dict[tuple[int, ...], StoredRecord[Recorded]] = field(default_factory=dict)
     _made: list[tuple[tuple[Probe, ...], Parts]] = field(default_factory=list)
 
@@ -66,7 +67,7 @@ class Rounds:
         done = n - len(undone)
         self.report(done, n, doing)
         for numbers in self.workers.share([undone[i : i + self.batch_size] for i in starts]):
-            found = measure(self.loaded, self._batch(numbers), probes, self.scope)
+            found = measure(self.loaded, self._batch(numbers), probes, self.like)
             parts.add(numbers, found)
             done = min(done + len(numbers) * self.workers.size, n)  # estimates the other processes
             self.report(done, n, doing)
@@ -132,7 +133,8 @@ class Rounds:
             layer_ms=(),
             executor_ms={},
             provenance=self.provenance,
-            scope=self.scope,
+            scope=self.like.scope,
+            merge=self.like.merge,
             input_sizes=InputSizes.of(RequestSize(*map(int, row)) for row in counts),
             **found,
         )

@@ -13,7 +13,9 @@ from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded, device_of
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.probe import Recorded, measure, record
+from tpcal.calibrate.probing_settings import BY_IMAGE
 from tpcal.calibrate.profile import Probe
+from tpcal.plans.plan_records import Plan
 
 N_TIMED = 6
 """Number of probes that are timed."""
@@ -38,7 +40,7 @@ def estimate(
     batch_size: int,
     *,
     refines: bool = True,
-    scope: str = "image",
+    like: Plan = BY_IMAGE,
 ) -> RunEstimate:
     """The time of a calibration, from `N_TIMED` probes of the first batch.
 
@@ -48,7 +50,7 @@ def estimate(
         grid: The probes of the full grid.
         batch_size: Samples per run of the model.
         refines: Whether a coarse grid is probed first.
-        scope: What cuts choose from.
+        like: A plan of the scope and merging that plans will have.
 
     Raises:
         RunFailed: Out of memory.
@@ -70,7 +72,7 @@ def estimate(
         started = now(device)
         batch = record(loaded, samples, numbers)
         recorded_s = now(device) - started
-        probed_s = _seconds(loaded, batch, timed, scope)
+        probed_s = _seconds(loaded, batch, timed, like)
     n_layers = loaded.identity.n_layers
     rate = probed_s / sum(_work(probe, n_layers, batch) for probe in timed)
 
@@ -83,10 +85,10 @@ def estimate(
     return RunEstimate(len(grid), whole(first), whole(grid))
 
 
-def _seconds(loaded: Loaded, batch: Recorded, probes: Sequence[Probe], scope: str) -> float:
+def _seconds(loaded: Loaded, batch: Recorded, probes: Sequence[Probe], like: Plan) -> float:
     device = device_of(loaded.model)
     started = now(device)
-    measure(loaded, batch, probes, scope)
+    measure(loaded, batch, probes, like)
     return now(device) - started
 
 

@@ -38,7 +38,7 @@ from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader
-from tpcal.plans.plan_records import Cut
+from tpcal.plans.plan_records import UNCUT, Cut, Plan
 
 _STATES = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", *compat.CACHE_NAMES)
 """Arguments of the decoder that only its own code reads, before its first layer."""
@@ -247,22 +247,20 @@ class Tape:
         self,
         cuts: Sequence[Cut],
         positions: Tensor,
-        scope: str = "prompt",
-        round_to: int | None = None,
+        like: Plan = UNCUT,
     ) -> Replayed:
         """The pass with these cuts, run from the first cut's layer on.
 
         Args:
             cuts: At least one cut, with rising layers.
             positions: [B, A] where logits are wanted; negative ones give any value.
-            scope: The scope of their plan.
-            round_to: What their plan rounds token counts to.
+            like: A plan of the same scope, rounding and merging as theirs.
 
         Raises:
             ValueError: There is no cut, or a cut at a layer that the model does not have.
             UsageError: A selector needs the vision tower's attention, which cannot be read.
         """
-        prepared = prepare(cuts, round_to, scope)
+        prepared = prepare(replace(like, cuts=tuple(cuts)))
         if not prepared or max(prepared) >= self.n_layers:
             raise ValueError(f"cuts must be at layers below {self.n_layers}; got {list(cuts)}.")
         self._check_vision(prepared.values())

@@ -31,7 +31,7 @@ from tpcal.plans.cost import EVERY_PLAN, PER_TOKEN, layers_ms
 from tpcal.plans.executor import handle
 from tpcal.plans.families import find
 from tpcal.plans.kill_switch import refuse_off
-from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.plan_records import UNCUT, Cut, Plan
 
 N_POINTS = 8
 N_REPEATS = 9
@@ -107,19 +107,17 @@ class Clock:
         return now(device_of(self.model), self.now)
 
 
-def measure(
-    clock: Clock, counts: Sequence[int], cuts: Sequence[Cut], scope: str = "prompt"
-) -> Times:
+def measure(clock: Clock, counts: Sequence[int], cuts: Sequence[Cut], like: Plan = UNCUT) -> Times:
     """The times from which `plan_cost` predicts prefills.
 
     Args:
         clock: A clock with the model and a prompt.
         counts: Token counts to time layers at.
         cuts: One cut of each selector to time, before the earliest layer that it may precede.
-        scope: The scope of the plans to time.
+        like: A plan of the same scope and merging as those to time.
     """
     fits = not handle.check(Plan(tuple(cuts[:1])), clock.model)
-    plans = [replace(plan, scope=scope) for plan in examples(cuts, clock)] if fits else []
+    plans = [replace(like, cuts=plan.cuts) for plan in examples(cuts, clock)] if fits else []
     decoders, prefills = run(clock, counts, plans)
     layers = tuple((n, ms / clock.n_layers) for n, ms in decoders.items())
     return Times(layers, executor_ms(layers, prefills, *clock.n_tokens, clock.n_layers))

@@ -12,7 +12,7 @@ from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.commands.hints import after_calibrate
 from tpcal.options import groups, values
-from tpcal.plans.plan_records import SCOPES
+from tpcal.plans.plan_records import MERGES, SCOPES
 from tpcal.workflow.step_settings import OUT, CalibrationSettings
 
 
@@ -55,6 +55,14 @@ from tpcal.workflow.step_settings import OUT, CalibrationSettings
     show_default=True,
     help="What cuts choose from: the tokens of each image, or all images of a prompt together. "
     "Plans made of the profile have the same scope.",
+)
+@click.option(
+    "--merge",
+    type=click.Choice(MERGES),
+    help="Merge each token that leaves into the kept token that is most alike, instead of "
+    "dropping it. mean: the kept token's state becomes the mean. proportional: attention also "
+    "counts it as often as it stands for others, which needs the attention kernel sdpa or eager. "
+    "Plans made of the profile do the same.  [default: tokens are dropped]",
 )
 @groups.batch_size_option(16)
 @groups.memory_option

@@ -44,6 +44,7 @@ def plan() -> Schema:
         "name": optional({"type": "string"}),
         "source": optional({"type": "string"}),
         "round_to": optional({**number("round_to", "integer"), "minimum": 1}),
+        "merge": {"enum": [*plan_records.MERGES, None]},
         "scope": {"enum": [*plan_records.SCOPES, None], "default": "prompt"},
         **{key: ref(kind) for key, kind in records.items()},
         "cuts": {"type": "array", "maxItems": record_reader.MAX_LAYERS, "items": ref("Cut")},

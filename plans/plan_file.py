@@ -182,8 +182,7 @@ def _certified(plan: Plan) -> str:
         plan.model.n_layers, fingerprint=plan.model.fingerprint
     )  # another name is still the same structure
     own = replace(plan.certificate, digest=None)
-    same = Plan(plan.cuts, round_to=plan.round_to, scope=plan.scope, model=model, certificate=own)
-    return digest(same)
+    return digest(replace(plan.acts, model=model, certificate=own))
 
 
 def _newer(plan: Plan) -> str | None:

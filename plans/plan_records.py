@@ -109,6 +109,9 @@ class ModelIdentity:
 
 SCOPES = ("image", "prompt")
 """What a cut may choose from; a plan without the key has ``prompt``."""
+MEAN, PROPORTIONAL = "mean", "proportional"
+MERGES = (MEAN, PROPORTIONAL)
+"""What a plan may do with tokens that leave, beside dropping them."""
 BUDGET_KINDS = ("flops", "kv", "ms")
 """Kinds of budgets; a budget without a kind limits the layer average of keep."""
 
@@ -241,6 +244,12 @@ class Plan:
     among them alone. `prompt`: the visual tokens of a prompt are one set, of which an image may
     keep more and another less. A plan without the key, as earlier versions wrote it, has `prompt`.
     For prompts with one image both are the same."""
+    merge: str | None = field(default=None, kw_only=True)
+    """What happens with a token that a cut does not keep. None: it is dropped. `mean`: it is
+    merged into the kept token that is most alike, whose state becomes the mean of all tokens that
+    it stands for. `proportional`: likewise, and attention counts each kept token as often as it
+    stands for others, in all later layers. Cuts that drop all tokens merge none; selectors that
+    merge tokens in a way of their own (`pooling`, `visionzip`) keep to it."""
     model: ModelIdentity | None = None
     """The model that the plan was made for."""
     budget: ReachedBudget | None = None
@@ -253,6 +262,17 @@ class Plan:
     """The statistical guarantee, if the plan passed a test."""
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Origin of the plan: versions, profile, data, seed, sampler, command, time."""
+
+    @property
+    def acts(self) -> Plan:
+        """What the plan does to a prompt: the plan without name, model, cost, loss and origin."""
+        return Plan(self.cuts, round_to=self.round_to, scope=self.scope, merge=self.merge)
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """``scope`` and ``merge`` where they are not those of the plans of earlier versions."""
+        scope = {} if self.scope == "prompt" else {"scope": self.scope}
+        return scope if self.merge is None else {**scope, "merge": self.merge}
 
     @property
     def proven(self) -> Certificate | None:
@@ -406,3 +426,7 @@ class Plan:
             if layer < n_layers:
                 cuts.append(replace(cut, layer=layer))
         return replace(self, cuts=tuple(cuts), model=ModelIdentity(n_layers=n_layers))
+
+
+UNCUT = Plan()
+"""Prunes nothing."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from tpcal.plans.plan_records import (
     BUDGET_KINDS,
+    MERGES,
     SCOPES,
     Certificate,
     Condition,
@@ -66,6 +67,7 @@ def read_plan(reader: Reader, body: Mapping[str, Any]) -> Plan:
         source=reader.text(body, "source"),
         round_to=read_step(reader, body),
         scope=read_scope(reader, body),
+        merge=read_merge(reader, body),
         model=read_record(reader, body, "model", ModelIdentity),
         budget=read_budget(reader, body),
         loss=read_record(reader, body, "loss", Loss),
@@ -124,6 +126,15 @@ def read_scope(reader: Reader, body: Mapping[str, Any]) -> str:
         reader.wrong("scope", f"be one of {', '.join(SCOPES)}", scope)
         return "prompt"
     return str(scope)
+
+
+def read_merge(reader: Reader, body: Mapping[str, Any]) -> str | None:
+    """``merge`` of a plan; None if it is absent or wrong."""
+    merge = body.get("merge")
+    if merge is None or merge in MERGES:
+        return merge
+    reader.wrong("merge", f"be one of {', '.join(MERGES)}", merge)
+    return None
 
 
 def read_provenance(reader: Reader, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,11 @@ SCOPE_TEXTS = {
     "image": "Every image of a prompt keeps its own share (scope image).",
     "prompt": "All images of a prompt together keep a share (scope prompt).",
 }
+MERGE_TEXTS = {
+    "mean": "Tokens that leave are merged into the kept ones that are most alike (merge mean).",
+    "proportional": "Tokens that leave are merged into the kept ones that are most alike, which "
+    "attention counts as often as they stand for others (merge proportional).",
+}
 
 
 def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> RenderableType:
@@ -53,6 +58,8 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
     parts += [Text(detail, style=QUIET) for cut in plan.cuts if (detail := cut_details(cut))]
     if plan.cuts:
         parts += [Text(SCOPE_TEXTS[plan.scope], style=QUIET)]
+    if plan.cuts and plan.merge:
+        parts += [Text(MERGE_TEXTS[plan.merge], style=QUIET)]
     if plan.cost:
         parts += [Text(), cost_table(plan, plan.cost)]
     elif depth:

@@ -75,6 +75,7 @@ def make_profile(
         store=run.store,
         seed=run.data.seed or 0,
         scope=settings.scope,
+        merge=settings.merge,
         provenance=facts,
     )
     found = calibrate.calibrate(run.loaded, run.samples, out, settings=probing, progress=progress)
@@ -142,7 +143,7 @@ def forecast(
         grid,
         run.batch_size,
         refines=not settings.is_full,
-        scope=settings.scope,
+        like=settings.like,
     )
     return CalibrationForecast(run.loaded.name, run.samples, run.memory, run.batch_size, estimate)
 

@@ -235,7 +235,7 @@ class PlanningSession:
             samples,
             batch_size=run.batch_size,
             store=run.store,
-            scope=self._profile.scope,
+            like=self._profile.like,
         )
 
     @cached_property
@@ -267,7 +267,7 @@ class LazyMeasurer:
         return self._session.measurer(self._part)
 
     def of(self, plan: Plan) -> Measurer:
-        """A measurer of plans with this plan's scope and rounding; see `Measurer.of`."""
+        """A measurer of plans with what else this plan does; see `Measurer.of`."""
         return self._measurer.of(plan)
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.plan_records import Plan
 
 OUT = Path("tpcal-out")
 """Folder that collects profiles and answers."""
@@ -33,12 +34,20 @@ class CalibrationSettings:
     """Whether every layer, keep and selector is probed, for twice the work."""
     scope: str = "image"
     """What cuts choose from, as in ``Plan.scope``; plans made of the profile have it too."""
+    merge: str | None = None
+    """What cuts do with tokens that leave, as in ``Plan.merge``; plans made of the profile do the
+    same."""
     batch_size: int = 16
     """Samples per run of the model."""
     memory: int | None = None
     """Most bytes on the device; None takes what is free."""
     command: str | None = None
     """The command line, kept as provenance."""
+
+    @property
+    def like(self) -> Plan:
+        """A plan without cuts of the scope and merging that plans made of the profile have."""
+        return Plan(scope=self.scope, merge=self.merge)
 
     @property
     def is_full(self) -> bool:

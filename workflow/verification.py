@@ -180,8 +180,7 @@ def _losses(
         samples,
         batch_size=run.batch_size,
         store=run.store,
-        scope=plan.scope,
-        round_to=plan.round_to,
+        like=plan,
     )
     losses, n_done = np.zeros(len(samples)), 0
     for numbers, kl, _ in measurer.losses(plan.cuts):

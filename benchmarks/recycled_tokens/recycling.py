@@ -32,6 +32,7 @@ from benchmarks.replayed_questions import seen
 from tpcal.calibrate.tape import Tape
 from tpcal.plans.executor.cutting import PreparedCut, prepare
 from tpcal.plans.families import find
+from tpcal.plans.plan_records import Plan
 from tpcal.plans.selectors.base import Selector, Tokens
 
 ALIKE, EVENLY = "alike", "evenly"
@@ -116,7 +117,7 @@ class Recycler:
         logits = bias.masked_fill(~mask, float("-inf"))
         # A query of filler sees nothing, which would make its row not a number.
         logits = logits.masked_fill(~mask.any(-1, keepdim=True), 0.0)
-        states = named.get("hidden_states", args[0] if args else None)
+        states: Tensor = named["hidden_states"] if "hidden_states" in named else args[0]
         return args, {**named, "attention_mask": logits.to(states.dtype)}
 
 
@@ -133,10 +134,10 @@ def recycling(tape: Tape, model: Any, layers: Sequence[int], how: Recycling) -> 
     """
     found, family = Recycler(tape, how), find(model)
 
-    def prepared(*given: Any) -> Mapping[int, PreparedCut]:
+    def prepared(plan: Plan) -> Mapping[int, PreparedCut]:
         return {
             at: cut if cut.selector is None else replace(cut, selector=found.wrapped(cut.selector))
-            for at, cut in prepare(*given).items()
+            for at, cut in prepare(plan).items()
         }
 
     with ExitStack() as undo:

@@ -15,11 +15,11 @@ from tpcal.calibrate.evaluation.measured_cost import measured
 from tpcal.calibrate.evaluation.paired_tests import Pair, paired_tests
 from tpcal.calibrate.evaluation.seen_samples import EVALUATION, refuse_seen
 from tpcal.calibrate.evaluation.shares import ACCURACY, AGREEMENT, MeasuredCost, Test
-from tpcal.calibrate.evaluation.variants import UNCUT, Impossible, Pruned, RandomlyPruned, Variant
+from tpcal.calibrate.evaluation.variants import Impossible, Pruned, RandomlyPruned, Variant
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.plan_records import Plan
+from tpcal.plans.plan_records import UNCUT, Plan
 from tpcal.plans.progress import Progress
 
 UNPRUNED = "unpruned"

@@ -16,10 +16,9 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import RunFailed
 from tpcal.plans.executor.handle import Handle, apply
 from tpcal.plans.kill_switch import refuse_off
-from tpcal.plans.plan_records import Plan
+from tpcal.plans.plan_records import UNCUT, Plan
 
 Applied = AbstractContextManager[Handle | None]
-UNCUT = Plan()
 
 
 class Impossible(RunFailed):
@@ -60,8 +59,8 @@ class Pruned(Variant):
     @property
     def key(self) -> Mapping[str, Any]:
         plan = self.plan
-        scope = {} if plan.scope == "prompt" else {"scope": plan.scope}
-        return {"cuts": [asdict(cut) for cut in plan.cuts], "round_to": plan.round_to, **scope}
+        cuts = [asdict(cut) for cut in plan.cuts]
+        return {"cuts": cuts, "round_to": plan.round_to, **plan.choices}
 
     def applied(self, loaded: Loaded, start: int) -> Applied:
         refuse_off()

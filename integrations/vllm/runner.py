@@ -67,7 +67,7 @@ class PlanForward:
         self.plan = plan
         self._runner = runner
         self._layers = touchpoints.decoder_layers(runner.model)
-        self._cuts = prepare(plan.cuts, plan.round_to)
+        self._cuts = prepare(plan)
         self._groups: dict[int, list[touchpoints.LayerGroup]] = defaultdict(list)
         for group in touchpoints.layer_groups(runner, stages_of(plan, len(self._layers))):
             self._groups[group.stage].append(group)

@@ -162,7 +162,7 @@ class JudgementRecord:
 
 
 def name_of(plans: Iterable[Plan], weights: str) -> str:
-    """The sha256 of the cuts, rounding and scope of the plans and of the weights of the model.
+    """The sha256 of what the plans do and of the weights of the model.
 
     Losses, certificates and provenance of the plans are not part of it.
 
@@ -170,9 +170,7 @@ def name_of(plans: Iterable[Plan], weights: str) -> str:
         plans: One plan, or several plans that are tested in a fixed order.
         weights: Digest of the weights from `tpcal.calibrate.inputs.models.weights_digest`.
     """
-    acts = [
-        digest(Plan(cuts=plan.cuts, round_to=plan.round_to, scope=plan.scope)) for plan in plans
-    ]
+    acts = [digest(plan.acts) for plan in plans]
     return f"sha256:{hashlib.sha256(json.dumps([*acts, weights]).encode()).hexdigest()}"
 
 

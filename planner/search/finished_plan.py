@@ -42,6 +42,7 @@ def finished_plan(
     plan = Plan(
         cuts=tuple(cuts),
         scope=profile.scope,
+        merge=profile.merge,
         model=profile.model,
         budget=ReachedBudget(budget.target, reached, kind),
         loss=Loss(

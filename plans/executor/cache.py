@@ -107,7 +107,7 @@ def needs_mask(cache: Cache | None) -> bool:
 def _needs_mask(layer: Any) -> bool:
     if not isinstance(layer, PrunedKV):
         return upcoming(layer) is not None
-    return isinstance(layer, PrunedSlidingKV) or layer.held.valid is not None
+    return isinstance(layer, PrunedSlidingKV) or layer.held.has_mask
 
 
 def kv_bytes(cache: Cache) -> list[int]:

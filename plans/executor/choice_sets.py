@@ -149,13 +149,13 @@ class Apart:
             grid_shape=self._numbered(tokens.grid_shape),
             logits=self._taken_last(tokens.logits),
             lse=self._of_prompt(tokens.lse),
-            keys=self._taken(tokens.keys),
+            keys=self._taken_of(tokens.keys),
             text_hidden=self._of_prompt(tokens.text_hidden),
             text_valid=self._of_prompt(tokens.text_valid),
             text_keys=self._of_prompt(tokens.text_keys),
             text_attention=self._taken_last(tokens.text_attention),
-            vision_scores=self._taken(tokens.vision_scores),
-            vision_keys=self._taken(tokens.vision_keys),
+            vision_scores=self._taken_of(tokens.vision_scores),
+            vision_keys=self._taken_of(tokens.vision_keys),
             covers=self._covers(tokens.covers),
         )
 
@@ -167,8 +167,12 @@ class Apart:
         found = values.new_zeros(n_rows, n_columns + 1, *values.shape[2:])
         return found.index_put_((self._row.expand_as(column), column), values)[:, :n_columns]
 
-    def _taken(self, values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[self._row, self._column]
+    def taken(self, values: Tensor) -> Tensor:
+        """[P, W, ...] values of the images' tokens, from [B, N, ...]."""
+        return values[self._row, self._column]
+
+    def _taken_of(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else self.taken(values)
 
     def _numbered(self, values: Tensor, first: Tensor | int = 0) -> Tensor:
         taken = values[self._row, self._column] - first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from tpcal.plans.executor.attention_reader import Capture, Request
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.executor.survivors import Survivors, columns_of
-from tpcal.plans.plan_records import Condition, Cut
+from tpcal.plans.plan_records import Condition, Cut, Plan
 from tpcal.plans.selectors import create
 from tpcal.plans.selectors.base import Selector
 
@@ -28,6 +27,8 @@ class PreparedCut:
     """The plan's ``round_to``."""
     scope: str = "prompt"
     """The plan's ``scope``."""
+    merge: str | None = None
+    """The plan's ``merge``."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -35,25 +36,21 @@ class PreparedCut:
         return frozenset() if self.selector is None else self.selector.needs
 
 
-def prepare(
-    cuts: Sequence[Cut], round_to: int | None = None, scope: str = "prompt"
-) -> dict[int, PreparedCut]:
-    """The cuts with their selectors, by layer.
-
-    Args:
-        cuts: The cuts of a plan.
-        round_to: The plan's ``round_to``.
-        scope: The plan's ``scope``.
+def prepare(plan: Plan) -> dict[int, PreparedCut]:
+    """The cuts of a plan with their selectors, by layer.
 
     Raises:
         UsageError: A selector or a parameter of one is unknown.
     """
     prepared = {}
-    for cut in cuts:
+    for cut in plan.cuts:
         selector = None if cut.selector is None else create(cut.selector, cut.params)
         # Layer 0 has no layer before it whose attention could be read.
         reads = cut.condition is not None or (selector is not None and selector.reads_attention)
-        prepared[cut.layer] = PreparedCut(cut, selector, reads and cut.layer > 0, round_to, scope)
+        reads &= cut.layer > 0
+        prepared[cut.layer] = PreparedCut(
+            cut, selector, reads, plan.round_to, plan.scope, plan.merge
+        )
     return prepared
 
 

@@ -75,7 +75,7 @@ class Executor:
         self._model = model
         self._on_report = on_report
         self._family: Family = find(model)
-        self._cuts = prepare(plan.cuts, plan.round_to, plan.scope)
+        self._cuts, self._merge = prepare(plan), plan.merge
         self._shared = shared_layers(self._family, model)
         self._flash = flash_layers(self._family, model)
         self.switch = Switch(plan.name or "the plan")
@@ -197,7 +197,7 @@ class Executor:
         """The text model's attention kernel; `set_attn_implementation` may have changed it."""
         kernel = str(self._text._attn_implementation)
         if kernel != self._kernel:
-            kernels.require(kernel, kernels.devices(self._model))
+            kernels.require(kernel, kernels.devices(self._model), self._merge)
             self._kernel = kernel
         return kernel
 

@@ -84,11 +84,13 @@ def run_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
                 f"cuts[{i}].layer must be at least {selector.min_layer} for {cut.selector}, which "
                 f"reads the attention of the layer before; got {cut.layer}."
             )
-    return problems + _model_problems(model)
+    return problems + _model_problems(model, plan)
 
 
-def _model_problems(model: PreTrainedModel) -> list[str]:
-    """The reasons why the executor can run no plan on the model as it was loaded."""
-    text = model.config.get_text_config(decoder=True)
-    problem = kernels.problem(text._attn_implementation, kernels.devices(model))
-    return [] if problem is None else [problem]
+def _model_problems(model: PreTrainedModel, plan: Plan) -> list[str]:
+    """The reasons why the executor cannot run the plan on the model as it was loaded."""
+    kernel = model.config.get_text_config(decoder=True)._attn_implementation
+    found = kernels.problem(kernel, kernels.devices(model)) or kernels.merge_problem(
+        kernel, plan.merge
+    )
+    return [] if found is None else [found]

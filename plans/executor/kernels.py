@@ -24,6 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.plan_records import PROPORTIONAL
 
 _KNOWN = tuple(getattr(masking_utils, f"{kind}_mask") for kind in ("sdpa", "eager"))
 _FLASH, _FLEX = masking_utils.flash_attention_mask, masking_utils.flex_attention_mask
@@ -87,9 +88,20 @@ def problem(kernel: str | None, devices: Collection[str] = ()) -> str | None:
     )
 
 
-def require(kernel: str | None, devices: Collection[str] = ()) -> None:
+def merge_problem(kernel: str | None, merge: str | None) -> str | None:
+    """Why a plan of this ``merge`` cannot run with the attention kernel; None if it can."""
+    if merge != PROPORTIONAL or has_whole_masks(kernel):
+        return None
+    return (
+        "merge must be mean or absent with an attention implementation that takes no additive "
+        f"mask, so that it cannot count a token several times; got {merge} with {kernel}. Load "
+        'the model with attn_implementation="sdpa", or calibrate with --merge mean.'
+    )
+
+
+def require(kernel: str | None, devices: Collection[str] = (), merge: str | None = None) -> None:
     """Raises UsageError if a plan cannot run with the attention kernel of this name."""
-    found = problem(kernel, devices)
+    found = problem(kernel, devices) or merge_problem(kernel, merge)
     if found is not None:
         raise UsageError(found)
 

@@ -29,13 +29,23 @@ class Held:
         valid: [B, K] bool, False on filler, which stands on the left; None if there is no filler.
         n_seen: Number of tokens that the layer has seen, dropped ones included.
         n_tail: Number of consecutive positions after ``index``.
+        log_sizes: [B, K] what attention adds to the logits of these columns; None if nothing. It
+            adds nothing to those of consecutive positions.
     """
 
-    def __init__(self, index: Tensor, valid: Tensor | None, n_seen: int, n_tail: int) -> None:
+    def __init__(
+        self,
+        index: Tensor,
+        valid: Tensor | None,
+        n_seen: int,
+        n_tail: int,
+        log_sizes: Tensor | None = None,
+    ) -> None:
         self.index = index
         self.valid = valid
         self.n_seen = n_seen
         self.n_tail = n_tail
+        self.log_sizes = log_sizes
         self._memo: dict[Any, tuple[Any, Any]] = {}
 
     @classmethod
@@ -49,13 +59,20 @@ class Held:
         """Columns of K and V, filler included."""
         return self.index.shape[1] + self.n_tail
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether a query that comes after all columns needs a mask for them."""
+        return self.valid is not None or self.log_sizes is not None
+
     def to(self, device: torch.device) -> Held:
         """The columns on a device; the same object if they are there already."""
         if self.index.device == device:
             return self
         if ("to", device) not in self._memo:
-            valid = None if self.valid is None else self.valid.to(device)
-            moved = Held(self.index.to(device), valid, self.n_seen, self.n_tail)
+            valid, sizes = (
+                None if one is None else one.to(device) for one in (self.valid, self.log_sizes)
+            )
+            moved = Held(self.index.to(device), valid, self.n_seen, self.n_tail, sizes)
             self._memo["to", device] = None, moved
         return self._memo["to", device][1]
 
@@ -79,20 +96,33 @@ class Held:
             self._memo["mask"] = None, torch.cat([self.valid, tail], dim=1)
         return self._memo["mask"][1]
 
+    def added(self) -> Tensor | None:
+        """[B, n_held] what attention adds to the logits of each column; None if nothing."""
+        if self.log_sizes is None or not self.n_tail:
+            return self.log_sizes
+        if "added" not in self._memo:
+            padded = torch.nn.functional.pad(self.log_sizes, (0, self.n_tail))
+            self._memo["added"] = None, padded
+        return self._memo["added"][1]
+
     def extended(self, n_new: int) -> Held:
         """The columns after ``n_new`` more positions are seen and all of them kept."""
         if ("extended", n_new) not in self._memo:
-            after = Held(self.index, self.valid, self.n_seen + n_new, self.n_tail + n_new)
+            n_seen, n_tail = self.n_seen + n_new, self.n_tail + n_new
+            after = Held(self.index, self.valid, n_seen, n_tail, self.log_sizes)
             self._memo["extended", n_new] = None, after
         return self._memo["extended", n_new][1]
 
-    def joined(self, columns: Tensor, valid: Tensor | None, n_new: int) -> Held:
+    def joined(
+        self, columns: Tensor, valid: Tensor | None, n_new: int, log_sizes: Tensor | None = None
+    ) -> Held:
         """The columns after ``n_new`` more positions are seen and ``columns`` of them kept.
 
         Args:
             columns: [B, m] int64 places within the new positions, ascending.
             valid: [B, m] bool, False on filler; None if there is no filler.
             n_new: Number of new positions, S.
+            log_sizes: [B, m] what attention adds to the logits of these columns; None if nothing.
         """
         # The new tokens' places start at 0, their positions at n_seen. Filler of this prompt now
         # stands between the columns of two turns: `valid` hides it there too.
@@ -100,9 +130,11 @@ class Held:
         if key not in self._memo:
             if self.n_seen:
                 index = torch.cat([self.positions(), columns + self.n_seen], dim=1)
-                after = Held(index, _cat_masks(self, columns, valid), self.n_seen + n_new, 0)
+                masks = _cat_masks(self, columns, valid)
+                sizes = _cat_sizes(self, columns, log_sizes)
+                after = Held(index, masks, self.n_seen + n_new, 0, sizes)
             else:
-                after = Held(columns, valid, n_new, 0)
+                after = Held(columns, valid, n_new, 0, log_sizes)
             self._memo[key] = columns, after
         return self._memo[key][1]
 
@@ -131,7 +163,8 @@ class Held:
             # cumprod counts the leading columns out of sight of a row; the smallest count decides.
             n_gone = int((~sees).long().cumprod(dim=1).sum(dim=1).min())
             valid = None if self.valid is None else self.valid[:, n_gone:]
-            rest = Held(self.index[:, n_gone:], valid, self.n_seen, 0)
+            sizes = None if self.log_sizes is None else self.log_sizes[:, n_gone:]
+            rest = Held(self.index[:, n_gone:], valid, self.n_seen, 0, sizes)
             self._memo["within", window] = None, rest
         return self._memo["within", window][1]
 
@@ -144,7 +177,9 @@ class Held:
             # Padding by a negative number cuts off.
             pad = (n_columns - self.n_held, 0)
             index = torch.nn.functional.pad(self.positions(), pad)
-            held = Held(index, torch.nn.functional.pad(valid, pad), self.n_seen, 0)
+            sizes = self.added()
+            sizes = None if sizes is None else torch.nn.functional.pad(sizes, pad)
+            held = Held(index, torch.nn.functional.pad(valid, pad), self.n_seen, 0, sizes)
             self._memo["filling", n_columns] = None, held
         return self._memo["filling", n_columns][1]
 
@@ -153,8 +188,11 @@ class Held:
         key = "selected", id(rows)
         if key not in self._memo:
             at = rows.to(self.index.device)
-            valid = None if self.valid is None else self.valid[at]
-            self._memo[key] = rows, Held(self.index[at], valid, self.n_seen, self.n_tail)
+            valid, sizes = (
+                None if one is None else one[at] for one in (self.valid, self.log_sizes)
+            )
+            taken = Held(self.index[at], valid, self.n_seen, self.n_tail, sizes)
+            self._memo[key] = rows, taken
         return self._memo[key][1]
 
     def cropped(self, n_gone: int) -> tuple[Held, Tensor | None]:
@@ -169,7 +207,8 @@ class Held:
         # positions.
         n_seen = self.n_seen - n_gone
         if n_gone <= self.n_tail:
-            return Held(self.index, self.valid, n_seen, self.n_tail - n_gone), None
+            n_tail = self.n_tail - n_gone
+            return Held(self.index, self.valid, n_seen, n_tail, self.log_sizes), None
         stays = self.positions() < n_seen
         mask = self.mask()
         if mask is not None:
@@ -181,7 +220,9 @@ class Held:
         valid = None if bool((n_row == n_held).all()) else stays.gather(1, columns)
         # Filler may carry a position that is gone; it must be a seen one, as masks are read there.
         index = self.positions().gather(1, columns).clamp(max=max(n_seen - 1, 0))
-        return Held(index, valid, n_seen, 0), columns
+        sizes = self.added()
+        sizes = None if sizes is None else sizes.gather(1, columns)
+        return Held(index, valid, n_seen, 0, sizes), columns
 
 
 def right_aligned(stays: Tensor, n_columns: int) -> Tensor:
@@ -200,3 +241,16 @@ def _cat_masks(held: Held, columns: Tensor, valid: Tensor | None) -> Tensor | No
     if valid is None:
         valid = torch.ones_like(columns, dtype=torch.bool)
     return torch.cat([before, valid], dim=1)
+
+
+def _cat_sizes(held: Held, columns: Tensor, log_sizes: Tensor | None) -> Tensor | None:
+    before = held.added()
+    if before is None and log_sizes is None:
+        return None
+    known = log_sizes if before is None else before
+    assert known is not None
+    if before is None:
+        before = known.new_zeros(columns.shape[0], held.n_held)
+    if log_sizes is None:
+        log_sizes = known.new_zeros(columns.shape)
+    return torch.cat([before, log_sizes], dim=1)

@@ -26,7 +26,8 @@ def layer_mask(
     """The model's own attention mask, gathered to (surviving queries) x (keys the layer holds).
 
     The entry for query q and key k is mask[place of q, position of k]: the model's own causal
-    order, windows, image blocks and padding hold on for the tokens that are left.
+    order, windows, image blocks and padding hold on for the tokens that are left. Keys that
+    attention counts several times make the mask additive.
 
     Args:
         mask: [1 or B, 1, S, M] bool or additive, for the last M positions seen, or for the first M
@@ -41,8 +42,8 @@ def layer_mask(
     """
     # Without a mask, kernels compare columns. That equals the order of positions in two cases: one
     # query, which sees all keys, and a prompt without earlier keys, whose queries are its keys.
-    key_valid = held.mask()
-    if mask is None and key_valid is None and _n_queries(survivors, length) in (1, held.n_held):
+    key_valid, added = held.mask(), held.added()
+    if mask is None and not held.has_mask and _n_queries(survivors, length) in (1, held.n_held):
         return None
     positions = held.positions()  # [B, K]
     n_rows, places = positions.shape[0], survivors.places
@@ -72,6 +73,12 @@ def layer_mask(
         hidden = 0 if gathered.dtype == torch.bool else torch.finfo(gathered.dtype).min
         gathered = gathered.masked_fill(~key_valid[:, None, :], hidden)
         gathered = _filler_sees_itself(gathered, survivors.valid)
+    if added is not None:
+        added = added[:, None]  # [B, 1, K], in the dtype of the states, as kernels ask for it
+        if gathered.dtype == torch.bool:
+            gathered = torch.where(gathered, added, torch.finfo(added.dtype).min)
+        else:
+            gathered = gathered + added
     return gathered[:, None]
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tpcal.plans.executor import compat, gather
+from tpcal.plans.executor import compat, gather, merging
 from tpcal.plans.executor.attention_reader import AttentionReader, Capture
 from tpcal.plans.executor.cache import cache_layer
 from tpcal.plans.executor.choice_sets import Apart, ChoiceSets
@@ -34,7 +34,7 @@ from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.static_cache import upcoming
 from tpcal.plans.executor.survivors import Survivors, columns_of, narrowed, ranks
 from tpcal.plans.executor.transfers import all_on_device, on_device
-from tpcal.plans.plan_records import n_keep
+from tpcal.plans.plan_records import PROPORTIONAL, n_keep
 from tpcal.plans.selectors.base import Tokens, checked
 
 
@@ -81,6 +81,8 @@ class ForwardPass:
         self.length = length
         self.survivors = Survivors(None, None, prompt.n_visual if prompt else ())
         scope = next((cut.scope for cut in self.cuts.values()), "prompt")
+        merge = next((cut.merge for cut in self.cuts.values()), None)
+        self._proportional = merge == PROPORTIONAL
         self._sets = ChoiceSets.of(prompt, scope) if prompt else ChoiceSets((), 0)
         self._alive = self._sets.n_tokens
         self.records: list[CutRecord] = []
@@ -113,7 +115,7 @@ class ForwardPass:
         if not isinstance(kv, PrunedKV):
             return upcoming(kv) is None
         windowed = layer in self._flash and self._flash[layer].window is not None
-        return arguments.get("attention_mask") is None and kv.held.valid is None and not windowed
+        return arguments.get("attention_mask") is None and not kv.held.has_mask and not windowed
 
     def before_layer(
         self,
@@ -203,11 +205,17 @@ class ForwardPass:
         else:
             if kv is not None and not isinstance(kv, PrunedKV):
                 kv = cache.layers[layer] = pruned(kv, before)
-            held = before.joined(places, self.survivors.valid, self.length)
+            sizes = self._log_sizes(hidden.dtype)
+            held = before.joined(places, self.survivors.valid, self.length, sizes)
         if isinstance(kv, PrunedKV):
             kv.incoming = held
         self._held[layer] = held
         return held
+
+    def _log_sizes(self, dtype: torch.dtype) -> Tensor | None:
+        """[B, m] what attention adds to the logits of the survivors' keys; None if nothing."""
+        sizes = self.survivors.sizes
+        return None if sizes is None or not self._proportional else sizes.log().to(dtype)
 
     def _shared_keys(self, source: int, hidden: Tensor, kv: Any) -> Held | None:
         """The keys of a layer that reads those of layer ``source``."""
@@ -265,7 +273,7 @@ class ForwardPass:
         index = ranks(prompt, before, columns, valid)
         # 3. Which of them stay. A cut without a selector drops all tokens of the rows that it is
         #    about; a merging selector also gives those that stay new states.
-        stays, merged = valid, None
+        stays, merged, sizes = valid, None, None
         if n_left != alive:
             n_visual = self._sets.by_row(n_left)
             if prepared.selector is None:
@@ -273,14 +281,18 @@ class ForwardPass:
                 stays = valid & (wanted > 0)[:, None]
             else:
                 tokens = self._tokens(prepared, hidden, capture, columns, valid, index)
-                stays, merged = self._chosen(prepared, tokens, n_left)
+                if prepared.merge is not None:
+                    sizes = _sizes(before, columns, valid)
+                stays, merged, sizes = self._chosen(prepared, tokens, n_left, sizes)
             # 4. The survivors and their states.
             self.survivors, order = narrowed(prompt, before, columns, stays, n_visual)
             self._alive = n_left
             hidden = gather.take_columns(hidden, order)
+            visual = self.survivors.take(prompt.visual)
             if merged is not None:
-                visual = self.survivors.take(prompt.visual)
                 hidden = gather.with_states(hidden, visual, merged, stays, max(n_visual))
+            if sizes is not None:
+                self.survivors = _with_sizes(self.survivors, visual, sizes, stays)
         t2v = v2t = None
         if cut.condition is not None and capture is not None:
             t2v, v2t = capture.text_to_visual, capture.visual_to_text
@@ -293,14 +305,22 @@ class ForwardPass:
         return tuple(map(min, kept, self._alive))
 
     def _chosen(
-        self, prepared: PreparedCut, tokens: Tokens, n_left: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor | None]:
-        """[B, N] bool what the selector keeps, and [B, N, D] what it makes of the states or None.
+        self,
+        prepared: PreparedCut,
+        tokens: Tokens,
+        n_left: tuple[int, ...],
+        sizes: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What stays, and the states and sizes of that if they change.
 
         Args:
             prepared: The cut.
             tokens: The visual tokens alive.
             n_left: How many of each set stay.
+            sizes: [B, N] the tokens' sizes if those that leave are merged into others, else None.
+
+        Returns:
+            [B, N] bool, True where a token stays; [B, N, D] states or None; [B, N] sizes or None.
         """
         selector = prepared.selector
         assert selector is not None
@@ -310,15 +330,21 @@ class ForwardPass:
             n_columns = tokens.valid.shape[1]
             apart = Apart(self._sets, self._alive, n_columns, tokens.hidden.device)
             tokens = apart.tokens(tokens)
+            sizes = None if sizes is None else apart.taken(sizes)
         counts = self._sets.counts(self._prompt, self._alive, n_left)
         tokens = replace(tokens, counts=counts)
         stays = checked(
             selector.select(tokens, wanted), tokens, wanted, prepared.cut.selector or ""
         )
-        merged = selector.merged(tokens, stays)
+        states = selector.merged(tokens, stays)  # a selector's own way comes first
+        if states is not None:
+            sizes = None
+        elif sizes is not None:
+            states, sizes = merging.merged(tokens, stays, sizes)
         if apart is None:
-            return stays, merged
-        return apart.together(stays), None if merged is None else apart.together(merged)
+            return stays, states, sizes
+        states, sizes = (None if one is None else apart.together(one) for one in (states, sizes))
+        return apart.together(stays), states, sizes
 
     def _tokens(
         self,
@@ -384,6 +410,30 @@ class ForwardPass:
     def _prompt(self) -> PromptTokens:
         assert self.prompt is not None
         return self.prompt
+
+
+def _sizes(survivors: Survivors, columns: Tensor, valid: Tensor) -> Tensor:
+    """[B, N] sizes of the visual tokens in ``columns``; 0 on filler."""
+    if survivors.sizes is None:
+        return valid.float()
+    return survivors.sizes.gather(1, columns) * valid
+
+
+def _with_sizes(survivors: Survivors, visual: Tensor, sizes: Tensor, stays: Tensor) -> Survivors:
+    """The survivors of a cut with new sizes.
+
+    Args:
+        survivors: The survivors.
+        visual: [B, m] bool, their visual columns.
+        sizes: [B, N] sizes of the visual tokens before the cut.
+        stays: [B, N] bool, which of those are the visual columns, in order.
+    """
+    before = survivors.sizes
+    if before is None:
+        before = torch.ones_like(visual, dtype=sizes.dtype)
+    states, most = (before[..., None], sizes[..., None]), max(survivors.n_visual)
+    new = gather.with_states(states[0], visual, states[1], stays, most)
+    return replace(survivors, sizes=new[..., 0])
 
 
 def _by_token(scores: Tensor, columns: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def pruned_prompt(
     plan = plan if isinstance(plan, Plan) else load_plan(plan, len(find(model).layers(model)))
     _refuse(model, plan, inputs)
     with torch.no_grad(), ExitStack() as undo:
-        prepared = prepare(plan.cuts, plan.round_to, plan.scope)
+        prepared = prepare(plan)
         looks = any("vision" in cut.needs for cut in prepared.values())
         family = find(model)
         seen = undo.enter_context(vision_reader.reading(family, model)) if looks else None

@@ -38,6 +38,8 @@ class Survivors:
     """[B, m] bool, False on filler; None if there is no filler."""
     n_visual: tuple[int, ...]
     """Visual tokens alive in each row."""
+    sizes: Tensor | None = None
+    """[B, m] float32, how many tokens each one stands for (`merging`); None if each is itself."""
 
     @property
     def equal_rows(self) -> bool:
@@ -49,8 +51,8 @@ class Survivors:
         places, valid = self.places, self.valid
         if places is None or places.device == device:
             return self
-        moved = None if valid is None else valid.to(device)
-        return Survivors(places.to(device), moved, self.n_visual)
+        moved, sizes = (None if one is None else one.to(device) for one in (valid, self.sizes))
+        return Survivors(places.to(device), moved, self.n_visual, sizes)
 
     def take(self, by_place: Tensor) -> Tensor:
         """[B, m] bool: a mask by place becomes one by column, False on filler."""
@@ -113,4 +115,5 @@ def narrowed(
     valid = None if min(lengths) == max(lengths) else keep.gather(1, order)
     # `order` counts columns before this cut; earlier places turn it into places of the pass.
     places = order if survivors.places is None else survivors.places.gather(1, order)
-    return Survivors(places, valid, tuple(n_visual)), order
+    sizes = None if survivors.sizes is None else survivors.sizes.gather(1, order)
+    return Survivors(places, valid, tuple(n_visual), sizes), order

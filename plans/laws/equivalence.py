@@ -27,7 +27,7 @@ def reference(trial: Trial) -> str:
         if _merges(plan):
             continue  # in the reference, hidden tokens cannot be merged into others
         run = trial.pruned(name, "left")
-        wanted = trial.reference(trial.left, run.report)
+        wanted = trial.reference(trial.left, run.report, plan=plan)
         found.append(_compared(trial, run.logits, wanted, f"plan {name}"))
         _require_effect(trial, run.logits, name)
     return f"{len(found)} plans, prefill and {N_STEPS} steps: {trial.within(found)}"
@@ -85,7 +85,7 @@ def positions(trial: Trial) -> str:
 
 def _merges(plan: Plan) -> bool:
     """Whether a selector changes the states of tokens that stay."""
-    selectors = [cut.selector for cut in prepare(plan.cuts).values()]
+    selectors = [cut.selector for cut in prepare(plan).values()]
     return any(s is not None and type(s).merged is not Selector.merged for s in selectors)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tpcal.plans.executor.handle import Report, apply
 from tpcal.plans.laws.case import Inputs
 from tpcal.plans.laws.outcomes import Broken, Inapplicable
-from tpcal.plans.laws.reference import hidden_tokens, hiding
+from tpcal.plans.laws.reference import hidden_tokens, hiding, mergings
 from tpcal.plans.laws.trial import N_TOKENS, Trial, special_ids
 from tpcal.plans.plan_records import Plan
 
@@ -85,8 +85,9 @@ def _equal_to_reference(trial: Trial, plan: Plan, inputs: Inputs, options: dict[
     assert handle.last is not None
     cuts, visual = handle.last.cuts, trial.visual(inputs)
     n_copies = max(1, len(cuts[0].kept) // len(visual))
-    hidden = hidden_tokens(visual.repeat_interleave(n_copies, 0), cuts, trial.n_layers)
-    with hiding(trial.model, hidden):
+    visual = visual.repeat_interleave(n_copies, 0)
+    hidden = hidden_tokens(visual, cuts, trial.n_layers)
+    with hiding(trial.model, hidden, mergings(visual, handle.last, plan)):
         wanted = _tokens(trial, inputs, use_cache=False, **options)
     if not torch.equal(tokens, wanted):
         raise Broken(f"found {tokens.tolist()}, the reference {wanted.tolist()}")
@@ -144,8 +145,10 @@ def _most_likely(trial: Trial, tokens: Tensor, report: Report | None) -> Tensor:
     new = tokens[:, -N_TOKENS:]
     whole = trial.case.extended(trial.left, new)
     cuts = report.cuts if report else ()
-    hidden = hidden_tokens(trial.visual(whole), cuts, trial.n_layers)
-    logits = trial.masked(whole, hidden)[:, -N_TOKENS - 1 : -1].clone()
+    visual = trial.visual(whole)
+    hidden = hidden_tokens(visual, cuts, trial.n_layers)
+    merging = mergings(visual, report, trial.plans["content"])
+    logits = trial.masked(whole, hidden, merging)[:, -N_TOKENS - 1 : -1].clone()
     logits[..., special_ids(trial.model)] = -torch.inf
     return torch.cat([tokens[:, :-N_TOKENS], logits.argmax(-1)], dim=1)
 

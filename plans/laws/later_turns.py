@@ -12,7 +12,7 @@ from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Handle, apply
 from tpcal.plans.laws.case import Inputs, token_like
 from tpcal.plans.laws.outcomes import Inapplicable
-from tpcal.plans.laws.reference import hidden_tokens
+from tpcal.plans.laws.reference import Merging, hidden_tokens, mergings
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import Trial
 
@@ -35,6 +35,7 @@ class CachedConversation:
         self._whole_types = whole_types
         self._rows: list[Inputs] = []
         self._hidden: Tensor | None = None
+        self._mergings: list[Merging] = []
         self.cache: Any = None
 
     def say(self, rows: Sequence[Inputs]) -> Tensor:
@@ -71,7 +72,8 @@ class CachedConversation:
     def wanted(self) -> Tensor:
         """[B, S, V] logits of the conversation, with dropped tokens hidden and without a cache."""
         assert self._hidden is not None
-        return self._trial.masked(self._trial.case.batch(self._rows), self._hidden)
+        whole = self._trial.case.batch(self._rows)
+        return self._trial.masked(whole, self._hidden, self._mergings)
 
     def difference(self, logits: Tensor) -> float:
         """Largest difference between the logits of the last tokens and the reference, at text."""
@@ -100,6 +102,10 @@ class CachedConversation:
         hidden = hidden_tokens(visual, cuts, self._trial.n_layers)
         before = self._hidden
         self._hidden = hidden if before is None else torch.cat([before, hidden], dim=2)
+        if self._handle is not None:
+            n_before = 0 if before is None else before.shape[2]
+            placed = torch.nn.functional.pad(visual, (n_before, 0))
+            self._mergings += mergings(placed, last, self._handle.plan)
 
 
 def text_turn(trial: Trial) -> str:

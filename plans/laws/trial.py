@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,9 +22,9 @@ from tpcal.plans.families import find
 from tpcal.plans.laws import rounding
 from tpcal.plans.laws.case import Case, Inputs
 from tpcal.plans.laws.outcomes import Broken, Inapplicable
-from tpcal.plans.laws.reference import hidden_tokens, hiding
+from tpcal.plans.laws.reference import Merging, hidden_tokens, hiding, mergings
 from tpcal.plans.laws.rounding import distance
-from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.plan_records import UNCUT, Cut, Plan
 
 N_STEPS = 2
 """Number of decode steps after a prefill: one that reads what the prefill left, and one that reads
@@ -59,10 +59,12 @@ class Trial:
     Args:
         case: The model and its prompts.
         plan: A plan to test in addition to the suite's own plans.
+        merge: The ``merge`` of the suite's own plans.
     """
 
-    def __init__(self, case: Case, plan: Plan | None = None) -> None:
+    def __init__(self, case: Case, plan: Plan | None = None, merge: str | None = None) -> None:
         self.case = case
+        self.merge = merge
         self.model = case.model
         self.family = find(case.model)
         self.n_layers = len(self.family.layers(case.model))
@@ -90,6 +92,7 @@ class Trial:
         if 0 in free:
             second = (Cut(scored[0], 0.2, "attention"),) if scored else ()
             plans["early"] = Plan((Cut(0, 0.4, "random"), *second), scope="image")
+        plans = {name: replace(plan, merge=self.merge) for name, plan in plans.items()}
         if self.given is not None:
             plans["given"] = self.given
         return plans
@@ -194,17 +197,30 @@ class Trial:
             use_cache=True,
         ).logits
 
-    def reference(self, inputs: Inputs, report: Report | None, n_steps: int = N_STEPS) -> Tensor:
-        """[B, S + n_steps, V] of the model with the dropped tokens hidden, words appended."""
+    def reference(
+        self,
+        inputs: Inputs,
+        report: Report | None,
+        n_steps: int = N_STEPS,
+        plan: Plan = UNCUT,
+    ) -> Tensor:
+        """[B, S + n_steps, V] of the model with the dropped tokens hidden, words appended.
+
+        Args:
+            inputs: The prompts.
+            report: What the plan kept of them; None: everything.
+            n_steps: Number of words.
+            plan: The plan, which may merge the dropped tokens into others.
+        """
         self.maskable()
         whole = self.case.extended(inputs, self.words(len(inputs["input_ids"]), n_steps))
         cuts = report.cuts if report else ()
         hidden = hidden_tokens(self.visual(whole), cuts, self.n_layers)
-        return self.masked(whole, hidden)
+        return self.masked(whole, hidden, mergings(self.visual(whole), report, plan))
 
-    def masked(self, inputs: Inputs, hidden: Tensor) -> Tensor:
+    def masked(self, inputs: Inputs, hidden: Tensor, merging: Sequence[Merging] = ()) -> Tensor:
         """[B, S, V] of the model with tokens [L, B, S] hidden, without a cache."""
-        with hiding(self.model, hidden):
+        with hiding(self.model, hidden, merging):
             position_ids = self.case.numbered(inputs)
             return self.model(**inputs, position_ids=position_ids, use_cache=False).logits
 

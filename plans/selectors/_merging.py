@@ -8,7 +8,9 @@ from torch import Tensor
 _STRIP = 512  # columns of the hidden size that are converted to full precision at a time
 
 
-def mean_states(states: Tensor, into: Tensor, most: int | None = None) -> Tensor:
+def mean_states(
+    states: Tensor, into: Tensor, most: int | None = None, sizes: Tensor | None = None
+) -> Tensor:
     """[B, N, D] states in which each kept token is the mean of the tokens merged into it.
 
     A kept token that no other token is merged into is unchanged. Sums are float32 (float64 for
@@ -20,6 +22,7 @@ def mean_states(states: Tensor, into: Tensor, most: int | None = None) -> Tensor
         into: [B, N] int64 index of the token that each token is merged into: its own index if it
             is kept, -1 if it is dropped without merging.
         most: At least the largest number of tokens that a row keeps; None if it must be read.
+        sizes: [B, N] weight of each token in the mean; None: all have the same.
     """
     # Step 1: give every kept token a slot of its own, by ascending index, and every other token
     # the slot of the token it is merged into. The last slot of a row collects dropped tokens.
@@ -37,11 +40,16 @@ def mean_states(states: Tensor, into: Tensor, most: int | None = None) -> Tensor
     # A strip of columns at a time bounds the memory for full precision.
     count = slot.new_zeros(len(into) * n_slots).scatter_add_(0, slot, torch.ones_like(slot))
     order, wide = slot.argsort(stable=True), torch.promote_types(states.dtype, torch.float32)
+    weight, divisor = None, count[:, None]
+    if sizes is not None:
+        weight = sizes.flatten().index_select(0, order)[:, None].to(wide)
+        divisor = torch.segment_reduce(weight, "sum", lengths=count, axis=0, unsafe=True)
     means = []
     for part in states.flatten(0, 1).split(_STRIP, dim=1):
         part = part.index_select(0, order).to(wide)
+        part = part if weight is None else part * weight
         total = torch.segment_reduce(part, "sum", lengths=count, axis=0, unsafe=True)
-        means.append((total / count[:, None]).to(states.dtype))
+        means.append((total / divisor).to(states.dtype))
     mean = torch.cat(means, dim=1).view(len(into), n_slots, width)[:, :-1]
     # Step 3: write the means back to the kept tokens' indices, `held`. Slots of one token keep
     # its state bit by bit, and rows with fewer slots than others write their own states back.

@@ -205,7 +205,7 @@ def test_several_images_are_measured_in_the_scope_that_plans_will_have(
     for scope in SCOPES:
         grid: dict[str, Any] = {"selectors": ["diversity"], "keeps": [0.3], "layers": [1]}
         found = calibrate(loaded, samples, tmp_path, **grid, scope=scope)
-        measurer = Measurer(loaded, samples, scope=scope)
+        measurer = Measurer(loaded, samples, like=Plan(scope=scope))
         ((_, kl, _),) = measurer.losses(cuts)
         np.testing.assert_allclose(found.kl[:, 0], kl, rtol=1e-4, atol=1e-6)
         assert found.input_sizes is not None

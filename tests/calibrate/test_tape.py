@@ -115,7 +115,7 @@ def test_a_replay_gives_the_answer_logits_of_production(model, cuts, side, every
 def test_a_replay_keeps_of_every_image_what_production_keeps(model, name):
     inputs, lengths, positions = teacher_forced()
     tape = Tape.record(model, inputs, prompt_length=lengths)
-    replayed = tape.replay(PLANS[name], positions, "image")
+    replayed = tape.replay(PLANS[name], positions, Plan(scope="image"))
     logits, records = production(model, PLANS[name], "image")
     assert [r.kept for r in replayed.records] == [r.kept for r in records]
     assert (replayed.logits - logits).abs().max() <= close(model, inputs)

@@ -31,7 +31,7 @@ from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, Case, run
 from tpcal.plans.laws.trial import Trial
 from tpcal.plans.laws.verdict import Verdict
-from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.plan_records import MEAN, PROPORTIONAL, Cut, Plan
 from tpcal.plans.selectors.random import Random
 
 NAMES = [law.name for law in LAWS]
@@ -70,6 +70,12 @@ FLASH["llava"] = ("reference", "rows alone", "kv cache", "text turn", "crop", "b
 FLEX = {"gemma4_shared": ("reference",)}
 """Laws that the usual run tries with flex attention, not compiled: windows, images that see each
 other, full layers and shared keys."""
+MERGED = dict.fromkeys(VARIED, ("reference", "text turn"))
+"""Laws that the usual run tries while tokens are merged and counted; the nightly run tries all."""
+MERGED["llava"] = (
+    *("reference", "recompute", "rows alone", "kv cache", "same choice", "text turn"),
+    *("image turn", "crop", "static cache", "greedy", "beams", "drafts"),
+)
 NO_FLEX = ("kimi_k25", "qwen2_5_vl", "qwen3_vl")
 """Architectures for which transformers refuses it."""
 FLEX_AT_NIGHT = {name: tuple(NAMES) for name in VARIED if name not in NO_FLEX}
@@ -130,6 +136,11 @@ def trial(name: str, attn: str) -> Trial:
     return Trial(tiny.case(name, attn))
 
 
+@lru_cache(maxsize=1)
+def merged_trial(name: str, merge: str) -> Trial:
+    return Trial(tiny.case(name, "sdpa"), merge=merge)
+
+
 @pytest.mark.parametrize(("name", "attn", "law"), [tried(*c, law) for c in CASES for law in NAMES])
 def test_the_law_holds(name, attn, law):
     verdict = LAW[law].judge(trial(name, attn))
@@ -166,6 +177,17 @@ def usual_or_nightly(
 def test_the_law_holds_with_flash_attention(name, law):
     verdict = LAW[law].judge(trial(name, flash.NAME))
     require(verdict, NOT_WITH_FLASH.get((name, law)))
+
+
+@pytest.mark.parametrize(("name", "law"), usual_or_nightly(dict.fromkeys(VARIED, NAMES), MERGED))
+def test_the_law_holds_while_tokens_are_merged(name, law):
+    verdict = LAW[law].judge(merged_trial(name, PROPORTIONAL))
+    require(verdict, INAPPLICABLE.get((name, law)))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_kept_tokens_become_means(name):
+    require(LAW[EVERYWHERE].judge(merged_trial(name, MEAN)), None)
 
 
 @pytest.mark.nightly

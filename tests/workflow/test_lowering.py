@@ -60,7 +60,7 @@ def test_both_plans_are_measured_at_one_cost_on_the_same_samples(
     assert found.original.cost.counts == (72, 0)
     samples = found.found.session.samples[1]
     for plan in (found.original, found.plan):
-        own = Measurer(loaded, samples, scope=plan.scope, round_to=plan.round_to)
+        own = Measurer(loaded, samples, like=plan)
         assert plan.loss.measured == pytest.approx(measure_all(own, plan.cuts).measured, abs=1e-5)
         assert plan.loss.changed
     saved = found.save(made / "lowered.yaml")

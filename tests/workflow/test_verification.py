@@ -86,7 +86,7 @@ def test_several_images_are_measured_in_the_scope_of_the_plan(loaded: Loaded, sc
     samples = Samples.of([Sample("0", images[:3], "Which?", "left")])
     plan = Plan(cuts=(Cut(1, 0.3, "diversity"),), scope=scope)
     own, other = (
-        next(iter(Measurer(loaded, samples, scope=each).losses(plan.cuts)))[1]
+        next(iter(Measurer(loaded, samples, like=Plan(scope=each)).losses(plan.cuts)))[1]
         for each in (scope, "prompt" if scope == "image" else "image")
     )
     found = verification._losses(plan, loaded, samples, 1, silent)
