@@ -58,11 +58,14 @@ from tpcal.workflow.step_settings import OUT, CalibrationSettings
 )
 @click.option(
     "--merge",
-    type=click.Choice(MERGES),
+    type=click.Choice(["none", *MERGES]),
+    default="none",
+    show_default=True,
+    callback=values.unless_none,
     help="Merge each token that leaves into the kept token that is most alike, instead of "
     "dropping it. mean: the kept token's state becomes the mean. proportional: attention also "
-    "counts it as often as it stands for others, which needs the attention kernel sdpa or eager. "
-    "Plans made of the profile do the same.  [default: tokens are dropped]",
+    "counts it as often as it stands for others; it loses least, and needs transformers with the "
+    "attention kernel sdpa or eager. Plans made of the profile do the same.",
 )
 @groups.batch_size_option(16)
 @groups.memory_option

@@ -35,7 +35,7 @@ def text(found: Sequence[Evidence]) -> str:
         "Where a model needs the image decides which schedules can work on it. The next table "
         "gives the loss of dropping all visual tokens at a share of the depth, in nats per answer "
         "token; between probed layers it is interpolated.",
-        depth_table(found),
+        depth_table([one for one in found if not one.merges] or found),
         *map(section, found),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -55,7 +55,7 @@ def section(evidence: Evidence) -> str:
         f"{machine.device}."
     )
     parts = [
-        f"## Results of {kind}{evidence.model}",
+        f"## Results of {kind}{evidence.name}",
         intro,
         f"{measure.capitalize()} in % of all questions / of the worst group:",
         answers_table(evidence.answers),

@@ -50,6 +50,16 @@ class Evidence:
         return str(self.summary["model"])
 
     @property
+    def merges(self) -> bool:
+        """Whether the plans merge tokens that leave into others."""
+        return "merge" in self.summary
+
+    @property
+    def name(self) -> str:
+        """`smol` or `smol, tokens merged`."""
+        return self.model + (", tokens merged" if self.merges else "")
+
+    @property
     def is_built_in(self) -> bool:
         """Whether no published checkpoint was measured."""
         return self.model in BUILT_IN
@@ -57,7 +67,7 @@ class Evidence:
     @property
     def title(self) -> str:
         """`smol (30 layers)`."""
-        return f"{self.model} ({self.summary['n_layers']} layers)"
+        return f"{self.name} ({self.summary['n_layers']} layers)"
 
     @property
     def asked(self) -> EvaluationResults:
@@ -79,7 +89,7 @@ def worst_group(curves: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
 def load_all(folder: Path) -> list[Evidence]:
     """Every folder with a whole run, the shallowest model first."""
     found = [Evidence.load(path.parent) for path in folder.glob("*/summary.json")]
-    return sorted(found, key=lambda e: (not e.is_built_in, e.summary["n_layers"], e.model))
+    return sorted(found, key=lambda e: (not e.is_built_in, e.summary["n_layers"], e.name))
 
 
 def method(entry: EntryResult) -> str:

@@ -54,9 +54,13 @@ def readme(found: Sequence[Evidence]) -> str:
 def side_by_side(found: Sequence[Evidence]) -> str:
     """Of every model: the unpruned model, tpcal, and the best of the others of both kinds."""
     budgets = sorted({budget for evidence in found for budget in evidence.answers})
-    rows = []
+    rows, seen = [], set()
     for evidence in found:
         at = evidence.answers
+        if evidence.merges and evidence.model in seen:  # the others are those of the rows above
+            rows.append([f"**{OURS}, tokens merged**", *(_shown(at, b, _bold) for b in budgets)])
+            continue
+        seen.add(evidence.model)
         rows.append(
             [f"**{evidence.title}**, unpruned", *(_shown(at, b, unpruned) for b in budgets)]
         )
@@ -101,11 +105,11 @@ def _claim(evidence: Evidence) -> str:
     rest = len(tests) - len(ahead) - len(behind)
     if not parts:
         return (
-            f"On {evidence.model} the difference from the best other method is within noise at "
+            f"On {evidence.name} the difference from the best other method is within noise at "
             "every budget."
         )
     tail = "; elsewhere the difference is within noise" if rest else ""
-    return f"On {evidence.model} tpcal is, beyond noise, {' and '.join(parts)}{tail}."
+    return f"On {evidence.name} tpcal is, beyond noise, {' and '.join(parts)}{tail}."
 
 
 def depth_table(found: Sequence[Evidence]) -> str:

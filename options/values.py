@@ -120,6 +120,11 @@ def result_files(
     return tuple(paths)
 
 
+def unless_none(_ctx: click.Context, _option: click.Parameter, value: str) -> str | None:
+    """The word; None if it is ``none``."""
+    return None if value == "none" else value
+
+
 def n_bytes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
     """Callback that reads a size such as 8GB as bytes."""
     if value is None:

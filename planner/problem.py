@@ -47,7 +47,8 @@ class Problem:
         if self.engine is None:
             return
         earliest = Plan(cuts=(Cut(self.predictor.limits.first_layer, 0.0),))
-        for problem in self.engine.decoder_problems(self.profile.shape, earliest):
+        problems = self.engine.merge_problems(self.profile.merge)
+        for problem in problems + self.engine.decoder_problems(self.profile.shape, earliest):
             raise UsageError(f"No plan for this model runs in {self.engine.title}. {problem}")
 
     @classmethod

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.plan_records import MEAN, Cut, Plan
 
 if TYPE_CHECKING:
     from tpcal.plans.cost import DecoderShape
@@ -46,6 +46,8 @@ class Engine:
     squares: Mapping[str, bool] | None = field(hash=False)
     """The architectures that its tests run, and whether every image of them is a square grid.
     None: the architecture does not matter."""
+    merges: tuple[str, ...] = ()
+    """What a plan may do with tokens that leave, beside dropping them."""
 
     def runs(self, cut: Cut, architecture: str | None = None) -> bool:
         """Whether a cut runs; without an architecture, whether it runs for square images.
@@ -76,11 +78,9 @@ class Engine:
         known_to = self.squares
         tried = untried or architecture is None or known_to is None or architecture in known_to
         known = architecture if tried else None
-        problems = [
-            problem
-            for i, cut in enumerate(plan.cuts)
-            for problem in self.cut_problems(i, cut, known, no_squares)
-        ]
+        problems = self.merge_problems(plan.merge)
+        for i, cut in enumerate(plan.cuts):
+            problems += self.cut_problems(i, cut, known, no_squares)
         if not tried:
             problems.append(
                 f"The architecture must be one of {', '.join(known_to or ())}, which are tried in "
@@ -88,6 +88,16 @@ class Engine:
                 "same."
             )
         return problems
+
+    def merge_problems(self, merge: str | None) -> list[str]:
+        """The reason why the engine cannot do this with tokens that leave; empty if it can."""
+        if merge is None or merge in self.merges:
+            return []
+        allowed = " or ".join(("absent", *self.merges))
+        return [
+            f"merge must be {allowed} in {self.title}; got {merge}. Calibrate with --merge "
+            f"{self.merges[0] if self.merges else 'none'}."
+        ]
 
     def cut_problems(
         self, i: int, cut: Cut, architecture: str | None = None, no_squares: str | None = None
@@ -207,6 +217,7 @@ EMBEDDINGS = Engine(
     lacks=MappingProxyType({"scores": _NO_LAYER, "text_scores": _NO_LAYER}),
     instead="Use diversity, grid, pooling, random or another selector that cuts before layer 0.",
     squares=None,
+    merges=(MEAN,),
 )
 """Any engine that cannot cut inside the decoder. It gets the embeddings of the tokens that are
 left, so that a plan may choose them by anything that is known before layer 0."""

@@ -9,6 +9,7 @@ import click
 from tools.evidence.run import INTERRUPTED, StepFailed, StepStopped, estimate, run
 from tools.evidence.steps import Settings
 from tpcal.plans.local_paths import file_name
+from tpcal.plans.plan_records import MERGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +22,11 @@ ROOT = Path(__file__).parents[2]
     default="0.1,0.22,0.35,0.5",
     show_default=True,
     help="Layer averages of the plans.",
+)
+@click.option(
+    "--merge",
+    type=click.Choice(MERGES),
+    help="Merge tokens that leave, as of 'tpcal calibrate'; results go into results/MODEL-MERGE.",
 )
 @click.option("--samples", type=click.IntRange(min=1), help="Samples of the calibration.")
 @click.option("--questions", type=click.IntRange(min=1), help="Questions that every plan answers.")
@@ -43,6 +49,7 @@ ROOT = Path(__file__).parents[2]
 def main(
     model: str,
     data: str | None,
+    merge: str | None,
     budgets: str,
     samples: int | None,
     questions: int | None,
@@ -60,7 +67,7 @@ def main(
     hundred kB of text, and no picture or question; send it with the issue form "Results of a
     model".
     """
-    name = file_name(model)
+    name = file_name(f"{model}-{merge}" if merge else model)
     settings = Settings(
         model,
         from_here(results or ROOT / "results" / name),
@@ -71,6 +78,7 @@ def main(
         samples=samples,
         questions=questions,
         batch_sizes=batch_sizes,
+        merge=merge,
         jobs=jobs,
     )
     try:

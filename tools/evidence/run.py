@@ -182,6 +182,7 @@ def summary(
     ended = journal.steps()
     return {
         "model": settings.model,
+        **({"merge": settings.merge} if settings.merge else {}),
         "tpcal": __version__,
         "budgets": list(settings.budgets),
         "n_layers": profile.shape.n_layers,

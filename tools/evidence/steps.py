@@ -50,6 +50,8 @@ class Settings:
     """Questions that every plan answers."""
     batch_sizes: str = "1,8"
     """Batches that are timed."""
+    merge: str | None = None
+    """What plans do with tokens that leave, as of `tpcal calibrate`; None: they are dropped."""
     jobs: int = 1
     """Searches that run at once, and evaluations."""
 
@@ -78,6 +80,7 @@ class Step:
 def calibration(settings: Settings) -> Step:
     """The first step; all others need its profile."""
     options = [*settings.data, *settings.machine, *_number("--samples", settings.samples)]
+    options += ["--merge", settings.merge] if settings.merge else []
     out = str(settings.work / "profiles")
     command = ("calibrate", "--model", settings.model, "--out", out, *options)
     return Step("calibrate", command, None)
