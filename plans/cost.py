@@ -145,8 +145,11 @@ def selection_flops(
         if cut.layer > 0:
             flops += row * _n_score_rows(cut, selector, total, n_text) * (total + n_text)
         if selector is not None:
-            works = (Work(*pair, n_text, shape.hidden) for pair in zip(alive, counts, strict=True))
-            flops += sum(map(selector.flops, works))
+            pairs = list(zip(alive, counts, strict=True))
+            flops += sum(selector.flops(Work(*pair, n_text, shape.hidden)) for pair in pairs)
+            if plan.merge is not None and not selector.merges:
+                # The cosine of every token that leaves with every one that stays.
+                flops += sum(2.0 * (n - kept) * kept * shape.hidden for n, kept in pairs)
         alive = tuple(counts)
     return flops
 

@@ -72,7 +72,7 @@ class Recycler:
 
     def wrapped(self, selector: Selector) -> Selector:
         """The selector, which also merges the tokens that it drops."""
-        if selector.merged.__func__ is not Selector.merged:  # type: ignore[attr-defined]
+        if selector.merges:
             return selector  # it has a way of its own
         found = copy.copy(selector)
         object.__setattr__(found, "merged", self.merged)

@@ -15,7 +15,6 @@ from tpcal.plans.laws.outcomes import Broken, Inapplicable
 from tpcal.plans.laws.rounding import distance
 from tpcal.plans.laws.trial import N_STEPS, Trial
 from tpcal.plans.plan_records import Cut, Plan
-from tpcal.plans.selectors.base import Selector
 
 _SEEN, _SEEN_IN_NOISE = 1000.0, 2.0  # times the allowed difference: no effect of rounding
 
@@ -86,7 +85,7 @@ def positions(trial: Trial) -> str:
 def _merges(plan: Plan) -> bool:
     """Whether a selector changes the states of tokens that stay."""
     selectors = [cut.selector for cut in prepare(plan).values()]
-    return any(s is not None and type(s).merged is not Selector.merged for s in selectors)
+    return any(s is not None and s.merges for s in selectors)
 
 
 def _compared(trial: Trial, logits: Tensor, wanted: Tensor, what: str) -> float:

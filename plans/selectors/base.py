@@ -130,6 +130,11 @@ class Selector(ABC):
         """Whether it reads the places of tokens in their image: row, column and grid shape."""
         return False
 
+    @property
+    def merges(self) -> bool:
+        """Whether it gives tokens that stay new states by itself."""
+        return type(self).merged is not Selector.merged
+
     def flops(self, work: Work) -> float:
         """Upper bound on the FLOPs of the matrix products of ``select`` and ``merged``; default 0.
 
