@@ -32,14 +32,17 @@ def merged(tokens: Tokens, stays: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor
 
     Args:
         tokens: The tokens at a cut.
-        stays: [B, N] bool, those that stay; at least one of each row that has tokens.
+        stays: [B, N] bool, those that stay.
         sizes: [B, N] number of original tokens that each token stands for.
 
     Returns:
         [B, N, D] states and [B, N] sizes; other values than those of kept tokens mean nothing.
     """
+    most = n_kept(tokens, stays)
+    if not most:
+        return tokens.hidden, sizes
     into = _most_alike(tokens, stays)
-    states = mean_states(tokens.hidden, into, n_kept(tokens, stays), sizes)
+    states = mean_states(tokens.hidden, into, most, sizes)
     gone = into < 0
     total = torch.zeros_like(sizes)
     total.scatter_add_(1, into.clamp(min=0), sizes.masked_fill(gone, 0))
