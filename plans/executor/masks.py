@@ -43,8 +43,12 @@ def layer_mask(
     # Without a mask, kernels compare columns. That equals the order of positions in two cases: one
     # query, which sees all keys, and a prompt without earlier keys, whose queries are its keys.
     key_valid, added = held.mask(), held.added()
-    if mask is None and not held.has_mask and _n_queries(survivors, length) in (1, held.n_held):
-        return None
+    if mask is None and key_valid is None:
+        n_queries = _n_queries(survivors, length)
+        if n_queries == 1:
+            return None if added is None else added[:, None, None]
+        if n_queries == held.n_held and added is None:
+            return None
     positions = held.positions()  # [B, K]
     n_rows, places = positions.shape[0], survivors.places
     if mask is None:
