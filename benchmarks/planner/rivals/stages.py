@@ -37,12 +37,12 @@ def _loss(given: Calibration, trial: optuna.Trial) -> float:
 
 def _counts(given: Calibration, ratios: dict[str, float]) -> Counts:
     """The largest first keep, of which later stages keep the given ratios one after another."""
-    starts = [max(1, round(stage * given.n_layers)) for stage in STAGES]
+    starts = [max(given.first, round(stage * given.n_layers)) for stage in STAGES]
     shares = np.ones(given.n_layers)
     shares[starts[1] :] *= ratios["ratio1"]
     shares[starts[2] :] *= ratios["ratio2"]
 
     def at(first: float) -> Counts:
-        return within(np.where(np.arange(given.n_layers) < 1, 1.0, first * shares), given)
+        return within(first * shares, given)
 
     return largest(at, given, 1.0)
