@@ -3,9 +3,12 @@
 Source:
     Liu et al. 2025, Greedily Sorted Operation Pruning (arXiv 2507.02909v1).
 
-It differs from the published method in two points. An operation is a whole decoder layer on a
+It differs from the published method in four points. An operation is a whole decoder layer on a
 group of tokens, because a plan of tpcal does not skip attention and feed-forward apart; a group
-that has left a layer does not come back. The loss is tpcal's KL divergence of the answers.
+that has left a layer does not come back. The groups follow from the selector when the plan runs,
+in 8 equal parts; theirs are 12 parts by the attention of the vision tower, which is known before
+the decoder. No operation is left out beforehand as free or dangerous to prune. The loss is tpcal's
+KL divergence of the answers.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from benchmarks.planner.rivals.attention import readable
 from tpcal.calibrate.deviation import answer_deviation, log_probabilities
 from tpcal.calibrate.inputs.batches import Encoded, encode
 from tpcal.calibrate.inputs.samples import Samples
+from tpcal.planner.prediction.objective import MOST
 from tpcal.plans.families import find
 
 SOFTNESS = 0.05
@@ -30,7 +31,8 @@ class Relaxed:
     many tokens as its share says, those with the most attention from the last prompt token in the
     layer before it, and none that the layer before it does not see. Going backward, a token's part
     is a sigmoid of its rank (a straight-through estimator), so that the loss has a gradient in the
-    share.
+    share. Few samples have very long gradients: a hidden token can have more attention than all
+    that are seen.
 
     Args:
         samples: The samples.
@@ -49,14 +51,16 @@ class Relaxed:
         return len(self._batches)
 
     def loss(self, batch: int, shares: Tensor) -> Tensor:
-        """Mean KL divergence of a batch's answers in nats, of shares [L] of the tokens.
+        """Mean KL divergence of a batch's answers, each limited as in a search of tpcal.
 
-        The share of layer 0 is 1, because attention ranks the tokens.
+        Args:
+            batch: Number of the batch.
+            shares: [L] shares of the tokens. That of layer 0 has no effect: it gets all tokens.
         """
         encoded, full = self._batches[batch]
         with readable(), _fading(encoded, shares):
             kl, _ = answer_deviation(full, _answers(encoded), encoded.valid)
-        return kl.mean()
+        return kl.clamp(max=MOST).mean()
 
 
 def _encoded(samples: Samples) -> Encoded:
@@ -99,23 +103,29 @@ class _Seen:
     def read(self, module: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
         """Takes the attention of the last prompt token out of a layer's map [B, H, S, S]."""
         rows = outputs[1].detach().mean(1)[torch.arange(len(self._last)), self._last]  # [B, S]
-        self._scores = rows[self._visual].view_as(self._seen)
+        # A hidden token is ranked by what it would get, to tell what it would do further down.
+        self._scores = rows[self._visual].view_as(self._seen) / _weight(self._seen).detach()
 
     def hide(
         self, share: Tensor, module: nn.Module, inputs: tuple[Any, ...], given: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The layer's arguments with a mask [B, 1, S, S] that hides the tokens it lacks."""
         n_tokens = self._seen.shape[1]
-        alive = torch.where(self._seen > 0, self._scores, -1.0)
-        rank = alive.argsort(descending=True, stable=True).argsort()  # [B, N]
+        ahead = self._scores[:, None, :] > self._scores[:, :, None]
+        rank = (ahead & (self._seen > 0)[:, None, :]).sum(-1)  # [B, N] among the tokens seen
         soft = torch.sigmoid((share - (rank + 0.5) / n_tokens) / SOFTNESS)
         hard = (rank < share.detach() * n_tokens - 0.5).float()
         self._seen = self._seen * (soft + (hard - soft).detach())
         # Log weights are added to the logits of the visual keys. The product of a token's weight
         # with the derivative of its logarithm does not depend on the weight, so that a token that
         # is hidden has its gradient, too.
-        weight = self._seen * (1 - _NEARLY_NONE) + _NEARLY_NONE
+        weight = _weight(self._seen)
         mask = given["attention_mask"]
         bias = torch.zeros(self._visual.shape, dtype=mask.dtype)
         bias = bias.masked_scatter(self._visual, weight.log().to(mask.dtype))
         return inputs, {**given, "attention_mask": mask + bias[:, None, None]}
+
+
+def _weight(seen: Tensor) -> Tensor:
+    """What attention gives a token, as a share of what it would get; nearly 0 if it is hidden."""
+    return seen * (1 - _NEARLY_NONE) + _NEARLY_NONE

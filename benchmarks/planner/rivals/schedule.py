@@ -58,7 +58,7 @@ class Calibration:
     selector: str = ATTENTION
     passes: float = 0.0
     losses: Callable[..., Any] = world.losses
-    _known: dict[tuple[Cut, ...], NDArray[np.float32]] = field(default_factory=dict)
+    _known: dict[tuple[Cut, ...], NDArray[np.floating]] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -84,7 +84,7 @@ class Calibration:
         """The cuts that leave these counts."""
         return cuts_of(counts, self.n_tokens, self.selector)
 
-    def each(self, counts: Counts) -> NDArray[np.float32]:
+    def each(self, counts: Counts) -> NDArray[np.floating]:
         """[n] KL divergences of the answers in nats, each limited as in a search of tpcal."""
         cuts = self.cuts(counts)
         if cuts not in self._known:
