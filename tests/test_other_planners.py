@@ -19,6 +19,7 @@ from benchmarks.planner.other_planners import (
     Pieces,
     all_runs,
     of_chosen,
+    place,
 )
 from benchmarks.planner.rivals import (
     attention,
@@ -276,6 +277,14 @@ def test_losses_that_are_remembered_cost_the_same_passes() -> None:
         assert given.loss((144,) * 4 + (0,) * 4) == 0.5
     assert [(n, seed) for _, n, seed in asked] == [(4, 7)]
     assert given.passes == 4 * 0.5
+
+
+def test_the_longest_searches_begin_first_with_any_selector() -> None:
+    runs = [run for run in all_runs(QUICK) if run.target == 0.22]
+    ordered = sorted(runs, key=lambda run: place(run.planner))
+    names = [run.planner for run in ordered]
+    assert names[:2] == ["GSOP", "GSOP with coverage"]
+    assert names[-2:] == ["FitPrune", "FitPrune with coverage"]
 
 
 def test_a_budget_that_no_planner_has_is_refused() -> None:

@@ -49,7 +49,7 @@ WITH_CONTENT = tuple(name for name in METHODS if name != "VisPCO")
 what a selector is worth. The gradient of VisPCO needs ranks by attention."""
 PLANNERS: Mapping[str, tuple[Planner | AdaptivePlanner, str]] = {
     **{name: (method, ATTENTION) for name, method in METHODS.items()},
-    **{f"{name}, {CONTENT}": (METHODS[name], CONTENT) for name in WITH_CONTENT},
+    **{f"{name} with {CONTENT}": (METHODS[name], CONTENT) for name in WITH_CONTENT},
 }
 """By their names in the table, with the selector of their cuts."""
 LONGEST_FIRST = ("GSOP", OURS, "VisPCO", "VFlowOpt", "AutoPrune", "P-Sigmoid", "FitPrune")
@@ -179,8 +179,13 @@ def searches(work: Work, sizes: Sizes, folders: Folders, pieces: Pieces) -> list
     """The runs of the pieces, the longest first so that no process waits for one at the end."""
     calls = _calls(work, sizes, folders)
     asked = [run for run in calls if pieces.has(run)]
-    asked.sort(key=lambda run: LONGEST_FIRST.index(run.planner.partition(",")[0]))
+    asked.sort(key=lambda run: place(run.planner))
     return [(judge, calls[run]) for run in asked]
+
+
+def place(planner: str) -> int:
+    """Place of a planner among all, the one that takes longest first, whatever its selector."""
+    return LONGEST_FIRST.index(planner.partition(" with ")[0])
 
 
 def _calls(work: Work, sizes: Sizes, folders: Folders) -> dict[Run, tuple[Any, ...]]:
