@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,24 +15,45 @@ from numpy.typing import NDArray
 from benchmarks.planner import found, world
 from benchmarks.planner.comparison import OURS
 from benchmarks.planner.found import Asked, Folders
-from benchmarks.planner.rivals import fitprune, greedy, sigmoid, stages
-from benchmarks.planner.rivals.schedule import Calibration, Planner, cuts_of
+from benchmarks.planner.rivals import autoprune, fitprune, greedy, sigmoid, stages, vispco
+from benchmarks.planner.rivals.schedule import (
+    ATTENTION,
+    CONTENT,
+    Adaptive,
+    AdaptivePlanner,
+    Calibration,
+    Chooser,
+    Planner,
+)
 from benchmarks.planner.sizes import ELSEWHERE, Sizes
 from benchmarks.planner.work import Call, Work, code
+from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import n_of_finals
 from tpcal.planner.prediction.next_probes import work as probe_work
 from tpcal.planner.search.finals import N_WHOLE
-from tpcal.plans.plan_records import Cut
+from tpcal.plans.plan_records import Cuts
 
 BUDGETS = (0.22, 0.35)
 """At 0.10, one layer with all tokens is more than the budget of the 8 layers allows."""
-PLANNERS: Mapping[str, Planner] = {
+METHODS: Mapping[str, Planner | AdaptivePlanner] = {
     "FitPrune": fitprune.plan,
     "P-Sigmoid": sigmoid.plan,
     "VFlowOpt": stages.plan,
     "GSOP": greedy.plan,
+    "AutoPrune": autoprune.plan,
+    "VisPCO": vispco.plan,
 }
-LONGEST_FIRST = ("GSOP", OURS, "VFlowOpt", "P-Sigmoid", "FitPrune")
+"""Published methods, with the attention that they rank tokens by."""
+WITH_CONTENT = tuple(name for name in METHODS if name != "VisPCO")
+"""Methods that are tried with a selector of tpcal, too, which tells what a planner is worth from
+what a selector is worth. The gradient of VisPCO needs ranks by attention."""
+PLANNERS: Mapping[str, tuple[Planner | AdaptivePlanner, str]] = {
+    **{name: (method, ATTENTION) for name, method in METHODS.items()},
+    **{f"{name} with {CONTENT}": (METHODS[name], CONTENT) for name in WITH_CONTENT},
+}
+"""By their names in the table, with the selector of their cuts."""
+LONGEST_FIRST = ("GSOP", OURS, "VisPCO", "VFlowOpt", "AutoPrune", "P-Sigmoid", "FitPrune")
+"""With any selector."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +69,8 @@ class Run:
 class Judged:
     """The plan of a run."""
 
-    cuts: tuple[Cut, ...]
+    plans: tuple[Cuts, ...]
+    """The cuts of the plan, or of all plans of a planner that chooses one for each sample."""
     passes: float
     """Work of finding it, in passes (`rivals.schedule`)."""
     losses: NDArray[np.float32]
@@ -83,15 +105,43 @@ def judge(run: Run, sizes: Sizes, folders: Folders, memory: Path, planner: str) 
     """
     if run.planner == OURS:
         asked = Asked(sizes.variants, run.seed, run.target, sizes.trials)
-        cuts = found.plan(asked, folders, planner)
+        plans: tuple[Cuts, ...] = (found.plan(asked, folders, planner),)
+        choose: Chooser = same_for_all
         passes = _passes(asked, folders)
     else:
+        find, selector = PLANNERS[run.planner]
         losses = Memory(memory, verbose=0).cache(world.losses)
-        given = Calibration(sizes.variants, run.seed, run.target, losses=losses)
-        cuts = cuts_of(PLANNERS[run.planner](given), given.n_tokens)
+        given = Calibration(sizes.variants, run.seed, run.target, selector, losses=losses)
+        made = find(given)
+        made = made if isinstance(made, Adaptive) else Adaptive((made,), same_for_all)
+        plans, choose = tuple(map(given.cuts, made.schedules)), made.choose
         passes = given.passes
-    nats, _ = world.losses(cuts, world.CALIBRATION, sizes.judged, run.seed + ELSEWHERE)
-    return Judged(cuts, passes, nats, world.answers(cuts, sizes.held_out))
+    split, seed = world.CALIBRATION, run.seed + ELSEWHERE
+    chosen = choose(world.samples(split, sizes.judged, seed))
+    nats = of_chosen(lambda cuts: world.losses(cuts, split, sizes.judged, seed)[0], plans, chosen)
+    chosen = choose(world.samples(world.TEST, sizes.held_out, 0))
+    texts = of_chosen(lambda cuts: world.answers(cuts, sizes.held_out), plans, chosen)
+    return Judged(plans, passes, np.array(nats, np.float32), tuple(texts))
+
+
+def same_for_all(samples: Samples) -> NDArray[np.intp]:
+    """[n] the first plan for every sample."""
+    return np.zeros(len(samples), np.intp)
+
+
+def of_chosen(
+    measure: Callable[[Cuts], Any], plans: Sequence[Cuts], chosen: NDArray[np.intp]
+) -> list[Any]:
+    """[n] what every sample has under its own plan; a plan that no sample has is not measured.
+
+    Args:
+        measure: Returns the [n] values of all samples under a plan.
+        plans: The plans.
+        chosen: [n] index of each sample's plan.
+    """
+    own = chosen.tolist()
+    values = {i: measure(plans[i]) for i in sorted(set(own))}
+    return [values[i][at] for at, i in enumerate(own)]
 
 
 def _passes(asked: Asked, folders: Folders) -> float:
@@ -129,8 +179,13 @@ def searches(work: Work, sizes: Sizes, folders: Folders, pieces: Pieces) -> list
     """The runs of the pieces, the longest first so that no process waits for one at the end."""
     calls = _calls(work, sizes, folders)
     asked = [run for run in calls if pieces.has(run)]
-    asked.sort(key=lambda run: LONGEST_FIRST.index(run.planner))
+    asked.sort(key=lambda run: place(run.planner))
     return [(judge, calls[run]) for run in asked]
+
+
+def place(planner: str) -> int:
+    """Place of a planner among all, the one that takes longest first, whatever its selector."""
+    return LONGEST_FIRST.index(planner.partition(" with ")[0])
 
 
 def _calls(work: Work, sizes: Sizes, folders: Folders) -> dict[Run, tuple[Any, ...]]:

@@ -3,10 +3,11 @@
 Source:
     Ye et al. 2024, Fit and Prune (arXiv 2409.10197), section "Fit pruning", and their code.
 
-It differs from the published method in three points. Attention is that of the unpruned model in
-every layer, averaged over heads; theirs is recomputed after the layers above were pruned, and is
-the maximum over heads. Tokens are ranked by the attention of the last prompt token when the plan
-runs. The budget is a layer average of keep instead of FLOPs.
+It differs from the published method in four points. Attention is that of the unpruned model in
+every layer; theirs is recomputed after the layers before were pruned. Tokens are ranked by the
+attention of the last prompt token when the plan runs; theirs by the product of what all text
+tokens and what all visual tokens give. With another selector the counts are the same. The budget
+is a layer average of keep instead of FLOPs.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ Source:
     Zhao et al. 2024, Accelerating Multimodal Large Language Models by Searching Optimal Vision
     Token Reduction (arXiv 2412.00556), scenario II.
 
-It differs from the published method in two points. The position of the sigmoid follows from the
-budget, so that only its slope is searched; theirs searches both under a constraint. The loss is
-tpcal's KL divergence of the answers.
+It differs from the published method in three points. The position of the sigmoid follows from the
+budget, so that only its slope is searched; theirs searches both under a constraint. The search
+does not begin with what a greedy search found for scenario I. The loss is tpcal's KL divergence of
+the answers.
 """
 
 from __future__ import annotations

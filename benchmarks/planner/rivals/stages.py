@@ -3,10 +3,12 @@
 Source:
     Yang et al. 2025, VFlowOpt (arXiv 2508.05211v2), section on visual information flow.
 
-It differs from the published method in three points. Tokens are ranked by the attention of the
-last prompt token, without the entropy of patches, and are not recycled. The discrepancy is the KL
-divergence of the answers instead of a distance of the last token's states. The last keep follows
-from the budget.
+It differs from the published method in five points. Tokens are ranked by the attention of the last
+prompt token; theirs by that of the vision tower and the entropy of patches, with weights that are
+searched, too. Their first stage is therefore before the decoder, which only another selector makes
+possible here. Dropped tokens are not recycled. The discrepancy is the KL divergence of the answers
+instead of a distance of the last token's states. The first keep follows from the budget instead of
+the last, which spends it exactly.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from benchmarks.planner.rivals.schedule import Calibration, Counts, largest, wit
 
 N_TRIALS = 48
 STAGES = (0.0, 1 / 3, 2 / 3)
-"""Relative depths of the stages; the first one is the earliest at which attention is known."""
+"""Relative depths of the stages; the first one is the earliest at which tokens can be dropped."""
 
 
 def plan(given: Calibration) -> Counts:
@@ -37,12 +39,12 @@ def _loss(given: Calibration, trial: optuna.Trial) -> float:
 
 def _counts(given: Calibration, ratios: dict[str, float]) -> Counts:
     """The largest first keep, of which later stages keep the given ratios one after another."""
-    starts = [max(1, round(stage * given.n_layers)) for stage in STAGES]
+    starts = [max(given.first, round(stage * given.n_layers)) for stage in STAGES]
     shares = np.ones(given.n_layers)
     shares[starts[1] :] *= ratios["ratio1"]
     shares[starts[2] :] *= ratios["ratio2"]
 
     def at(first: float) -> Counts:
-        return within(np.where(np.arange(given.n_layers) < 1, 1.0, first * shares), given)
+        return within(first * shares, given)
 
     return largest(at, given, 1.0)
