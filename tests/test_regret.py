@@ -89,14 +89,14 @@ def regret_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         plans = {(0.22, 0): bad, (0.22, 1): good}
         found = Comparison(tuple("abcdefghijklmn"), numbers, right[1], answered, {}, plans)
         monkeypatch.setattr(show_regret, "comparison", lambda *_: found)
-        monkeypatch.setattr(world, "answers", lambda cuts, n: tuple(map(str, names)))
+        monkeypatch.setattr(world, "answers", lambda cuts, n, merge: tuple(map(str, names)))
 
         def losses(cuts: Cuts, split: str, n: int, seed: int) -> Any:
             return np.full(n, 0.1 if cuts == good else 0.1 + nats), np.zeros(n, dtype=bool)
 
         monkeypatch.setattr(world, "losses", losses)
         work = Work(tmp_path / f"{wrong}-{nats}", 1, Console(quiet=True))
-        save_plan(Plan(good), path_of(EMBEDDED, 0.22))
+        save_plan(Plan(good), path_of(EMBEDDED, None, 0.22))
         sizes = replace(QUICK, seeds=(0, 1))
         folders = Folders(0, tmp_path, tmp_path)
         return show_regret.run(work, sizes, folders)["regret"].splitlines()[2]

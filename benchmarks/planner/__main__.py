@@ -35,10 +35,11 @@ from benchmarks.planner.found import Folders
 from benchmarks.planner.other_planners import Pieces
 from benchmarks.planner.page import Pictures
 from benchmarks.planner.sizes import Sizes, sizes_of
-from benchmarks.planner.work import ROOT, Call, NotMeasured, Work, code
+from benchmarks.planner.work import ROOT, Call, NotMeasured, Work, code, folder_name
 from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.plans.errors import TpcalError
-from tpcal.plans.local_paths import EMBEDDED, file_name
+from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.plan_records import MERGES
 
 DOCS = ROOT / "docs"
 TEMPLATE = Path(__file__).parent / "page_template.md"
@@ -99,6 +100,12 @@ Parts = dict[str, str]
     help="Where the model runs, as of 'tpcal calibrate'.  [default: built-in models on the CPU]",
 )
 @click.option(
+    "--merge",
+    type=click.Choice(MERGES),
+    help="What tpcal's plans do with tokens that leave, as of 'tpcal calibrate'. Published "
+    "schedules drop them; other planners do as tpcal does.",
+)
+@click.option(
     "--only-kept",
     is_flag=True,
     help="Write the page from what the folder has, and measure nothing. Stages that were not "
@@ -130,6 +137,7 @@ def main(
     n_seeds: int | None,
     held_out: int | None,
     device: str | None,
+    merge: str | None,
     only_kept: bool,
     dry_run: bool,
     processes: int,
@@ -145,12 +153,12 @@ def main(
     sizes = replace(sizes, seeds=tuple(range(n_seeds)) if n_seeds else sizes.seeds)
     check_pieces(pieces, sizes)
     chosen = chosen or (STAGES if model == EMBEDDED else ON_OTHERS)
-    name = file_name(f"{model}-{device}" if device else model)
+    name = folder_name(model, device, merge)
     kept = folder or ROOT / "tpcal-out/benchmark" / name / code("plans", "calibrate")
-    work = Work(kept.resolve(), processes, Console(), model, device, only_kept)
-    world.use(model, device)
+    work = Work(kept.resolve(), processes, Console(), model, device, only_kept, merge)
+    world.use(model, device, merge)
     if only_kept:
-        measure(work, sizes, chosen, pieces, path or page_of(model))
+        measure(work, sizes, chosen, pieces, path or page_of(model, merge))
         return
     try:
         said = forecast(chosen, measured_speed(), sizes, processes)
@@ -158,7 +166,7 @@ def main(
         raise click.ClickException(str(error)) from error
     work.console.print(said, highlight=False)
     if not dry_run:
-        measure(work, sizes, chosen, pieces, path or page_of(model))
+        measure(work, sizes, chosen, pieces, path or page_of(model, merge))
 
 
 def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, path: Path) -> None:
@@ -167,7 +175,8 @@ def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, pat
     What they need is measured first, and then the searches of all stages, each at the same time,
     to keep every process busy.
     """
-    folder = "planner" if work.model == EMBEDDED else f"planner/{file_name(work.model)}"
+    name = folder_name(work.model, merge=work.merge)
+    folder = "planner" if name == EMBEDDED else f"planner/{name}"
     made = stages(work, sizes, Pictures(path.parent, folder), pieces)
     setting = kept_setting(work, sizes)
     for title, shared in (("calibrations", needed), ("searches", searches)):
@@ -184,13 +193,16 @@ def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, pat
     work.console.print(f"{path} is up to date ({total / 60:.1f} min).", highlight=False)
 
 
-def page_of(model: str) -> Path:
+def page_of(model: str, merge: str | None = None) -> Path:
     """The page of a model in docs/; of one that has none yet, made from the template."""
-    if model == EMBEDDED:
+    if (model, merge) == (EMBEDDED, None):
         return DOCS / "planner-results.md"
-    path = DOCS / f"planner-results-{file_name(model)}.md"
+    path = DOCS / f"planner-results-{folder_name(model, merge=merge)}.md"
     if not path.exists():
-        text = TEMPLATE.read_text(encoding="utf-8").replace("{model}", model)
+        text = TEMPLATE.read_text(encoding="utf-8")
+        text = text.replace("{model}", model + (", tokens merged" if merge else ""))
+        options = f"--model {model}" + (f" --merge {merge}" if merge else "")
+        text = text.replace("{options}", options)
         path.write_text(text, encoding="utf-8")
     return path
 
@@ -266,6 +278,7 @@ def setting(sizes: Sizes, n_processes: int) -> str:
     device = str(world.model().model.device).upper()
     rows = [
         ("model", f"{world.measured.name}: {shape}, 14 groups of questions"),
+        ("tokens that leave", "dropped" if world.measured.merge is None else "merged, by tpcal"),
         ("samples of a profile", f"{sizes.profile}, seeds {seeds}; probes chosen by default"),
         ("search", f"{sizes.trials} plans on the profile's samples, seeds {seeds}"),
         ("finals", "the best 12, ever fewer of them, on up to twice as many others"),

@@ -187,7 +187,7 @@ def _ours(
     asked: Asked, folders: Folders, planner: str, n: int
 ) -> tuple[Asked, tuple[Cut, ...], tuple[str, ...]]:
     cuts = found.plan(asked, folders, planner)
-    return asked, cuts, world.answers(cuts, n)
+    return asked, cuts, world.answers(cuts, n, world.measured.merge)
 
 
 def _answers(cuts: tuple[Cut, ...], size: tuple[int, int], n: int) -> tuple[str, ...]:

@@ -23,14 +23,14 @@ from benchmarks.planner.comparison import searches
 from benchmarks.planner.draws import NEIGHBOUR, OPTIMUM, RANDOM
 from benchmarks.planner.found import Folders
 from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, MAX_CUTS, Sizes, sizes_of
-from benchmarks.planner.work import ROOT, Work, code
+from benchmarks.planner.work import ROOT, Work, code, folder_name
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.proposals import steps_from
 from tpcal.plans.cost import layer_average_keep
-from tpcal.plans.local_paths import EMBEDDED, file_name
+from tpcal.plans.local_paths import EMBEDDED
 from tpcal.plans.plan_file import save_plan
-from tpcal.plans.plan_records import Cuts, Plan, ReachedBudget
+from tpcal.plans.plan_records import MERGES, Cuts, Plan, ReachedBudget
 
 BEST = Path(__file__).parent / "best_plans"
 TURNS = (OPTIMUM, NEIGHBOUR, OPTIMUM, NEIGHBOUR, RANDOM)
@@ -153,27 +153,30 @@ def best(
     return Best(chosen, scores[chosen], len(measuring.seen))
 
 
-def path_of(model: str, target: float) -> Path:
+def path_of(model: str, merge: str | None, target: float) -> Path:
     """Where the best plan of a budget is kept."""
-    return BEST / f"{file_name(model)}-{target:.2f}.yaml"
+    return BEST / f"{folder_name(model, merge=merge)}-{target:.2f}.yaml"
 
 
-def save(model: str, target: float, found: Best, effort: Effort) -> None:
-    """Writes the plan with how it was found."""
+def save(work: Work, target: float, found: Best, effort: Effort) -> Path:
+    """Writes the plan with how it was found, and returns its file."""
     n_tokens, n_layers = world.n_tokens(), world.n_layers()
-    plan = Plan(found.cuts, scope="image")
+    plan = Plan(found.cuts, scope="image", merge=work.merge)
+    merge = f" --merge {work.merge}" if work.merge else ""
     reached = layer_average_keep(plan.schedule(n_tokens, n_layers), n_tokens)
     provenance = {
         "tpcal": tpcal.__version__,
-        "command": f"python -m benchmarks.planner.exhaustive --model {model} --budget {target:g}",
+        "command": f"python -m benchmarks.planner.exhaustive --model {work.model}{merge} "
+        f"--budget {target:g}",
         "plans": found.n_plans,
         "samples": effort.final_samples,
         "objective": round(found.objective, 6),
     }
     plan = replace(plan, budget=ReachedBudget(target, round(reached, 6)), provenance=provenance)
-    path = path_of(model, target)
+    path = path_of(work.model, work.merge, target)
     path.parent.mkdir(exist_ok=True)
     save_plan(plan, path)
+    return path
 
 
 @click.command()
@@ -183,6 +186,7 @@ def save(model: str, target: float, found: Best, effort: Effort) -> None:
 @click.option("--quick", is_flag=True, help="Sizes at which plans mean nothing, for tests.")
 @click.option("--large", is_flag=True, help="The sizes of the embedded model, as fit for a GPU.")
 @click.option("--device", help="Where the model runs, as of 'tpcal calibrate'.")
+@click.option("--merge", type=click.Choice(MERGES), help="As of 'tpcal calibrate'.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option(
     "--folder",
@@ -197,16 +201,17 @@ def main(
     quick: bool,
     large: bool,
     device: str | None,
+    merge: str | None,
     processes: int,
     folder: Path | None,
 ) -> None:
     """Find the best plan of each budget with a large effort, and keep it in best_plans/."""
     sizes = replace(sizes_of(model, quick=quick, large=large), seeds=tuple(range(n_seeds)))
     effort = QUICK if quick else LARGE if large or model == EMBEDDED else DEEP
-    name = file_name(f"{model}-{device}" if device else model)
+    name = folder_name(model, device, merge)
     kept = folder or ROOT / "tpcal-out/benchmark" / name / code("plans", "calibrate")
-    work = Work(kept.resolve(), processes, Console(), model, device)
-    world.use(model, device)
+    work = Work(kept.resolve(), processes, Console(), model, device, merge=merge)
+    world.use(model, device, merge)
     where = Folders(sizes.calibrated, work.folder / "profiles", work.folder / "searches")
     targets = budgets or BUDGETS
     calls = [call for call in searches(sizes, where) if call[1][0].target in targets]
@@ -214,10 +219,10 @@ def main(
     given = [tuple(cuts for at, cuts in plans if at == target) for target in targets]
     asked = [(t, effort, sizes, own, where) for t, own in zip(targets, given, strict=True)]
     for target, found in zip(targets, work.each(best, asked, "best plans"), strict=True):
-        save(model, target, found, effort)
+        path = save(work, target, found, effort)
         work.console.print(
             f"{target:.2f}: {found.objective:.4f} nats, of {found.n_plans} plans: "
-            f"{path_of(model, target).relative_to(ROOT)}",
+            f"{path.relative_to(ROOT)}",
             highlight=False,
         )
 

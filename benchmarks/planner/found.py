@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import optuna
@@ -73,9 +73,10 @@ def measurers(n: int, seed: int, own: bool) -> tuple[Measurer, Measurer | None]:
     total = n + n_of_finals(n, None)
     drawn = world.samples(world.CALIBRATION, total, seed, own)
     first, further = drawn.part(0, n), drawn.part(n, total)
-    finals = Measurer(world.model(), further, batch_size=world.batch_size())
-    same = first.groups == further.groups
-    return Measurer(world.model(), first, batch_size=world.batch_size()), finals if same else None
+    made = partial(
+        Measurer, world.model(), batch_size=world.batch_size(), like=world.measured.like
+    )
+    return made(first), made(further) if first.groups == further.groups else None
 
 
 def profile_of(asked: Asked, folders: Folders) -> Profile:

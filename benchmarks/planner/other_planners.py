@@ -116,11 +116,12 @@ def judge(run: Run, sizes: Sizes, folders: Folders, memory: Path, planner: str) 
         made = made if isinstance(made, Adaptive) else Adaptive((made,), same_for_all)
         plans, choose = tuple(map(given.cuts, made.schedules)), made.choose
         passes = given.passes
+    merge = world.measured.merge
     split, seed = world.CALIBRATION, run.seed + ELSEWHERE
     chosen = choose(world.samples(split, sizes.judged, seed))
     nats = of_chosen(lambda cuts: world.losses(cuts, split, sizes.judged, seed)[0], plans, chosen)
     chosen = choose(world.samples(world.TEST, sizes.held_out, 0))
-    texts = of_chosen(lambda cuts: world.answers(cuts, sizes.held_out), plans, chosen)
+    texts = of_chosen(lambda cuts: world.answers(cuts, sizes.held_out, merge), plans, chosen)
     return Judged(plans, passes, np.array(nats, np.float32), tuple(texts))
 
 

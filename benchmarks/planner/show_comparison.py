@@ -53,7 +53,7 @@ def run(work: Work, sizes: Sizes, folders: Folders, pictures: Pictures) -> dict[
     found = comparison(work, sizes, folders)
     beside = _beside(found, sizes)
     # The embedded model's picture is also that of docs/results.md.
-    drawn = pictures.beside_the_page if work.model == EMBEDDED else pictures
+    drawn = pictures.beside_the_page if (work.model, work.merge) == (EMBEDDED, None) else pictures
     quality.draw(found, drawn.path("quality"))
     return {
         "comparison-plot": drawn.line("quality", "Right answers by layer average of keep"),

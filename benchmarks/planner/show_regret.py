@@ -13,7 +13,7 @@ from benchmarks.planner.found import Folders
 from benchmarks.planner.intervals import interval, overall_difference, p_paired, within_groups
 from benchmarks.planner.plan_figures import right
 from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes
-from benchmarks.planner.work import Work
+from benchmarks.planner.work import NotMeasured, Work
 from tpcal.planner.prediction.objective import Objective
 from tpcal.plans.plan_file import load_plan
 from tpcal.plans.plan_records import Cuts
@@ -29,12 +29,13 @@ def run(work: Work, sizes: Sizes, folders: Folders) -> dict[str, str]:
     known = {
         target: load_plan(path).cuts
         for target in BUDGETS
-        if (path := path_of(work.model, target)).exists()
+        if (path := path_of(work.model, work.merge, target)).exists()
     }
     if not known:
-        return {"regret": "No best plans of this model are kept.\n"}
+        raise NotMeasured("no best plans of the model are kept; see benchmarks.planner.exhaustive")
     found = comparison(work, sizes, folders)
-    texts = work.each(world.answers, [(cuts, sizes.held_out) for cuts in known.values()], "best")
+    asked = [(cuts, sizes.held_out, work.merge) for cuts in known.values()]
+    texts = work.each(world.answers, asked, "best")
     rows = []
     for (target, cuts), own in zip(known.items(), texts, strict=True):
         row = _points(found, target, right(own, sizes), sizes)

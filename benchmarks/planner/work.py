@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.planner import world
-from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.local_paths import EMBEDDED, file_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("folder", "folders", "memory", "profiles")
@@ -41,6 +41,7 @@ class Work:
         model: What the processes measure.
         device: Where the model runs; None: where `world.use` puts it.
         only_kept: Whether nothing is measured, only read.
+        merge: The ``merge`` of the plans.
         seconds: Of every stage of this run.
     """
 
@@ -50,6 +51,7 @@ class Work:
     model: str = EMBEDDED
     device: str | None = None
     only_kept: bool = False
+    merge: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def each(
@@ -68,7 +70,7 @@ class Work:
         if lacking:
             raise NotMeasured(f"{title}: {lacking} of {len(calls)} are not measured")
         runs = Parallel(n_jobs=1 if self.only_kept else self.n_processes, return_as="generator")(
-            delayed(_of_model)(self.model, self.device, self.kept(function), given)
+            delayed(_of_model)((self.model, self.device, self.merge), self.kept(function), given)
             for function, given in calls
         )
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -102,10 +104,17 @@ class Work:
 
 
 def _of_model(
-    model: str, device: str | None, function: Callable[..., Any], arguments: tuple[Any, ...]
+    measured: tuple[str, str | None, str | None],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> Any:
-    world.use(model, device)
+    world.use(*measured)
     return function(*arguments)
+
+
+def folder_name(model: str, device: str | None = None, merge: str | None = None) -> str:
+    """What a folder or a file is called that belongs to a model, a device and a ``merge``."""
+    return file_name("-".join(part for part in (model, device, merge) if part))
 
 
 def code(*folders: str) -> str:

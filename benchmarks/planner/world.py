@@ -49,15 +49,23 @@ class Measured:
     name: str = EMBEDDED
     device: str | None = None
     """Where it runs; None: built-in models on the CPU, others on a GPU if there is one."""
+    merge: str | None = None
+    """What plans do with tokens that leave, as in ``Plan.merge``; published schedules that tpcal
+    is compared with drop them."""
+
+    @property
+    def like(self) -> Plan:
+        """A plan without cuts that does so."""
+        return Plan(merge=self.merge)
 
 
 measured = Measured()
 
 
-def use(name: str, device: str | None = None) -> None:
+def use(name: str, device: str | None = None, merge: str | None = None) -> None:
     """Measures this model from now on: an alias, a Hub id, a folder or a built-in one."""
-    if (name, device) != (measured.name, measured.device):
-        measured.name, measured.device = name, device
+    if (name, device, merge) != (measured.name, measured.device, measured.merge):
+        measured.name, measured.device, measured.merge = name, device, merge
         for kept in (model, n_tokens, measurer, calibrated, predictor):
             kept.cache_clear()
 
@@ -121,7 +129,7 @@ def samples(split: str, n: int, seed: int, own: bool = False) -> Samples:
 def measurer(split: str, n: int, seed: int, start: int = 0) -> Measurer:
     """Runs plans on ``n`` samples, those from ``start`` on."""
     drawn = samples(split, start + n, seed).part(start, start + n)
-    return Measurer(model(), drawn, batch_size=batch_size())
+    return Measurer(model(), drawn, batch_size=batch_size(), like=measured.like)
 
 
 def losses(
@@ -141,9 +149,15 @@ def by_group(values: NDArray[Any], split: str, n: int, seed: int) -> Floats:
     return np.stack([values[..., names == g].mean(axis=-1) for g in drawn.groups], axis=-1)
 
 
-def answers(cuts: Sequence[Cut], n: int) -> tuple[str, ...]:
-    """[n] generated answers to the test split's questions."""
-    plan = Plan(tuple(cuts)) if cuts else None
+def answers(cuts: Sequence[Cut], n: int, merge: str | None = None) -> tuple[str, ...]:
+    """[n] generated answers to the test split's questions.
+
+    Args:
+        cuts: The cuts of a plan; without any, the unpruned model answers.
+        n: How many.
+        merge: The plan's ``merge``.
+    """
+    plan = Plan(tuple(cuts), merge=merge) if cuts else None
     return accuracy.answers(model(), samples(TEST, n, 0), plan)
 
 
@@ -171,7 +185,8 @@ def calibrated(n: int, seed: int, folder: Path, probes: str = FULL, own: bool = 
             every layer and nothing else.
         own: With the model's own answers.
     """
-    settings = ProbingSettings(refine=next_probes if probes == ADAPTIVE else None, seed=seed)
+    refine, merge = next_probes if probes == ADAPTIVE else None, measured.merge
+    settings = ProbingSettings(refine=refine, seed=seed, merge=merge)
     if probes == DROP_ALL:
         layers = tuple(find(model().model).cut_layers(model().model))
         settings = ProbingSettings(keeps=(0.0,), layers=layers, seed=seed)
