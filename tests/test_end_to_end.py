@@ -94,12 +94,24 @@ def test_the_plan_meets_the_budget_and_says_where_it_comes_from(made: Path) -> N
 
 
 def test_plans_of_a_calibration_that_merges_merge_and_answer(tpcal: Tpcal, made: Path) -> None:
-    few = ("--samples", "7", "--selectors", "grid", "--keeps", "0.5", "--layers", "1,2", "--full-grid")
+    few = (
+        "--samples",
+        "7",
+        "--selectors",
+        "grid",
+        "--keeps",
+        "0.5",
+        "--layers",
+        "1,2",
+        "--full-grid",
+    )
     model = ("--model", "./tiny", *BUILT_IN, "--out", "merged")
     result = tpcal("calibrate", *model, *few, "--merge", "proportional")
     assert result.exit_code == 0, result.stderr
     assert load(newest(made / "merged")).merge == "proportional"
-    result = tpcal("plan", "--profile", "merged", "--budget", "0.7", "--no-measure", "-o", "m.yaml")
+    result = tpcal(
+        "plan", "--profile", "merged", "--budget", "0.7", "--no-measure", "-o", "m.yaml"
+    )
     assert result.exit_code == 0, result.stderr
     said = "which attention counts as often as they stand for others (merge proportional)."
     assert said in " ".join(result.stdout.split())
