@@ -258,8 +258,11 @@ class Tape:
 
         Raises:
             ValueError: There is no cut, or a cut at a layer that the model does not have.
-            UsageError: A selector needs the vision tower's attention, which cannot be read.
+            UsageError: A selector needs the vision tower's attention, which cannot be read, or the
+                model's attention kernel cannot count tokens several times, as ``like`` wants.
         """
+        kernel = self._model.config.get_text_config(decoder=True)._attn_implementation
+        kernels.require(kernel, kernels.devices(self._model), like.merge)
         prepared = prepare(replace(like, cuts=tuple(cuts)))
         if not prepared or max(prepared) >= self.n_layers:
             raise ValueError(f"cuts must be at layers below {self.n_layers}; got {list(cuts)}.")
@@ -275,8 +278,7 @@ class Tape:
         with ExitStack() as undo:
             others = without_flash(self._family, self._model, first)
             probes = undo.enter_context(probing(probed, others))
-            text = self._model.config.get_text_config(decoder=True)
-            flash = kernels.is_flash(text._attn_implementation)
+            flash = kernels.is_flash(kernel)
             run = ForwardPass(
                 prepared,
                 self._prompt if max(self._prompt.n_visual) else None,

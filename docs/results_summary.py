@@ -28,7 +28,8 @@ DEPTHS = [i / 8 for i in range(8)]
 
 def status(found: Sequence[Evidence]) -> str:
     """Which models have been measured, and what that is worth."""
-    checkpoints = [evidence.model for evidence in found if not evidence.is_built_in]
+    # A checkpoint has a further folder where it was also measured with tokens merged.
+    checkpoints = dict.fromkeys(e.model for e in found if not e.is_built_in)
     if checkpoints:
         return f"Published checkpoints measured so far: {', '.join(checkpoints)}.\n"
     return (

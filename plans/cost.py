@@ -118,8 +118,9 @@ def selection_flops(
 ) -> float:
     """FLOPs of selecting tokens: attention rows besides the kernel, and the selectors' own work.
 
-    Only matrix products are counted, as in the whole module. The result is an upper bound: all
-    text is assumed to follow the image, and selectors are assumed to compare all pairs. Sorting,
+    If the plan merges tokens, comparing those that leave with those that stay belongs to it. Only
+    matrix products are counted, as in the whole module. The result is an upper bound: all text is
+    assumed to follow the image, and selectors are assumed to compare all pairs. Sorting,
     elementwise work and gathers are left out; a cut copies each remaining state once, which is
     little compared to the reads of one layer. The vision tower is left out, as in the prefill.
 
@@ -129,7 +130,8 @@ def selection_flops(
         n_tokens: Number of visual tokens of the prompt, or of each of its images.
         n_text: Number of text tokens of the prompt.
     """
-    from tpcal.plans.selectors import create  # needs torch, which this module does without
+    from tpcal.plans.executor import merging  # needs torch, which this module does without
+    from tpcal.plans.selectors import create
     from tpcal.plans.selectors.base import Work
 
     flops, alive = 0.0, plan.choice_sets(n_tokens)
@@ -145,11 +147,10 @@ def selection_flops(
         if cut.layer > 0:
             flops += row * _n_score_rows(cut, selector, total, n_text) * (total + n_text)
         if selector is not None:
-            pairs = list(zip(alive, counts, strict=True))
-            flops += sum(selector.flops(Work(*pair, n_text, shape.hidden)) for pair in pairs)
+            works = [Work(*pair, n_text, shape.hidden) for pair in zip(alive, counts, strict=True)]
+            flops += sum(map(selector.flops, works))
             if plan.merge is not None and not selector.merges:
-                # The cosine of every token that leaves with every one that stays.
-                flops += sum(2.0 * (n - kept) * kept * shape.hidden for n, kept in pairs)
+                flops += sum(map(merging.flops, works))  # others merge in a way of their own
         alive = tuple(counts)
     return flops
 

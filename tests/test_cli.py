@@ -205,6 +205,7 @@ def test_no_command_shows_the_help(tpcal: Tpcal) -> None:
         (["calibrate", "--layers", "0-999999999999999"], "a range"),
         (["calibrate", "--layers", ","], "the list must name something"),
         (["calibrate", "--samples", "0"], "0 is not in the range"),
+        (["calibrate", "--merge", "sum"], "'sum' is not one of 'none', 'mean', 'proportional'"),
         (["calibrate", "--dtype", "int8"], "'int8' is not one of"),
         (["run"], "Missing argument 'QUESTION'"),
     ],
@@ -310,6 +311,28 @@ def test_show_draws_a_bar_per_layer_and_the_cost(tpcal: Tpcal, tmp_path: Path, p
     assert "ms" in out
     assert "Made by: tpcal plan --budget 0.4" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_show_says_what_becomes_of_tokens_that_leave(
+    tpcal: Tpcal, tmp_path: Path, plan: Plan
+) -> None:
+    said = "Tokens that leave are merged into the kept ones that are most alike"
+    for merge, end in (("mean", " (merge mean)."), ("proportional", " (merge proportional).")):
+        save_plan(replace(plan, merge=merge), tmp_path / "plan.yaml")
+        out = " ".join(tpcal("show", "plan.yaml").stdout.split())
+        assert said in out
+        assert end in out
+        assert ("counts as often" in out) == (merge == "proportional")
+    for other in (plan, Plan(merge="mean")):  # nothing is said of a plan without cuts
+        save_plan(other, tmp_path / "plan.yaml")
+        assert "merge" not in tpcal("show", "plan.yaml").stdout
+
+
+def test_help_names_every_way_to_merge_and_its_price(tpcal: Tpcal) -> None:
+    said = " ".join(tpcal("calibrate", "--help").stdout.split())
+    assert "--merge [none|mean|proportional]" in said
+    assert "needs transformers with the attention kernel sdpa or eager" in said
+    assert "[default: none]" in said
 
 
 def test_show_marks_the_worst_measured_group(tpcal: Tpcal, tmp_path: Path, plan: Plan) -> None:

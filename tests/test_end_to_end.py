@@ -93,6 +93,37 @@ def test_the_plan_meets_the_budget_and_says_where_it_comes_from(made: Path) -> N
     assert str(made) not in (made / "plan.yaml").read_text()
 
 
+def test_plans_of_a_calibration_that_merges_merge_and_answer(tpcal: Tpcal, made: Path) -> None:
+    few = (
+        "--samples",
+        "7",
+        "--selectors",
+        "grid",
+        "--keeps",
+        "0.5",
+        "--layers",
+        "1,2",
+        "--full-grid",
+    )
+    model = ("--model", "./tiny", *BUILT_IN, "--out", "merged")
+    result = tpcal("calibrate", *model, *few, "--merge", "proportional")
+    assert result.exit_code == 0, result.stderr
+    assert load(newest(made / "merged")).merge == "proportional"
+    result = tpcal(
+        "plan", "--profile", "merged", "--budget", "0.7", "--no-measure", "-o", "m.yaml"
+    )
+    assert result.exit_code == 0, result.stderr
+    said = "which attention counts as often as they stand for others (merge proportional)."
+    assert said in " ".join(result.stdout.split())
+    assert load_plan(made / "m.yaml").merge == "proportional"
+    assert tpcal("check", "m.yaml", "--model", "./tiny").exit_code == 0
+    answered = tpcal("run", "--plan", "m.yaml", "--image", "red.png", "what ?")
+    assert answered.exit_code == 0, answered.stderr
+    result = tpcal("calibrate", *model, *few)  # without the option, tokens are dropped
+    assert result.exit_code == 0, result.stderr
+    assert {load(path).merge for path in (made / "merged").iterdir()} == {None, "proportional"}
+
+
 def test_a_certificate_is_proven_and_kept_in_the_plan(tpcal: Tpcal, made: Path) -> None:
     plan = replace(load_plan(made / "plan.yaml"), cuts=(Cut(1, 1.0, "random"),))
     save_plan(plan, made / "all.yaml")  # changes no answer

@@ -11,7 +11,7 @@ from pathlib import Path
 import generate
 import pytest
 from pages import small_profile
-from results_records import RESULTS, load_all
+from results_records import RESULTS, Evidence, load_all
 from results_summary import readme, status
 
 from tools.evidence.run import Journal, summary, write_json
@@ -80,9 +80,16 @@ def _times() -> BenchResults:
     return BenchResults.of(ModelFacts("x", "llava", "sha256:1", "float32", "cpu"), MACHINE, [cell])
 
 
-def _write(results: Path, model: str, n_layers: int, found: Mapping[float, tuple[float, float]]):
+def _write(
+    results: Path,
+    model: str,
+    n_layers: int,
+    found: Mapping[float, tuple[float, float]],
+    merge: str | None = None,
+) -> None:
     """The folder of a run, of the records that its steps write."""
-    settings = Settings(model, results / model, results / "work", BUDGETS)
+    folder = results / (f"{model}-{merge}" if merge else model)
+    settings = Settings(model, folder, results / "work", BUDGETS, merge=merge)
     small = small_profile()
     profile = replace(small, shape=replace(small.shape, n_layers=n_layers))
     settings.results.mkdir(parents=True)
@@ -158,6 +165,59 @@ def test_a_published_checkpoint_is_no_built_in_model(results: Path) -> None:
     assert "llava" not in readme([e for e in found if e.is_built_in])
 
 
+@pytest.fixture
+def merged(results: Path) -> Path:
+    """The same two models, and one of them again with plans that merge tokens."""
+    figures = {0.22: (0.9, 0.8), 0.5: (0.001, 0.93)}
+    _write(results, "embedded", 6, figures, merge="proportional")
+    return results
+
+
+def test_a_model_that_was_also_measured_with_tokens_merged_gains_one_row(merged: Path) -> None:
+    page = generate.results_page(merged)
+    table = _rows(page[page.index("side by side") :])[2:11]
+    assert [row[0] for row in table] == [
+        "**embedded (6 layers)**, unpruned",
+        *("**tpcal**", "best published method", "best control"),
+        "**tpcal, tokens merged**",
+        "**smol (12 layers)**, unpruned",
+        *("**tpcal**", "best published method", "best control"),
+    ]
+    assert table[1][1:] == ["**91.0 / 71**", "**75.0 / 55**"]
+    assert table[4][1:] == ["**80.0 / 60**", "**93.0 / 73**"]
+    curves = _rows(page[page.index("at a share of the depth") :])
+    titles = [row[0] for row in curves[2:7] if row[0].endswith("layers)")]
+    assert titles == ["embedded (6 layers)", "smol (12 layers)"]
+    assert "## Results of the built-in model embedded, tokens merged\n" in page
+
+
+def test_what_is_said_of_merged_tokens_follows_from_their_own_tests(merged: Path) -> None:
+    said = readme(load_all(merged))
+    assert (
+        "On embedded tpcal is, beyond noise, ahead of the best other method at 0.22 and behind "
+        "the best other method at 0.50.\n"
+        "On embedded, tokens merged tpcal is, beyond noise, ahead of the best other method at "
+        "0.50; elsewhere the difference is within noise.\n"
+    ) in said
+    _check_figures(generate.readme(merged), merged)
+
+
+def test_a_model_that_was_measured_with_tokens_merged_alone_is_whole(tmp_path: Path) -> None:
+    _write(tmp_path, "smol", 12, {0.22: (0.2, 0.83), 0.5: (0.9, 0.8)}, merge="mean")
+    page = generate.results_page(tmp_path)
+    table = _rows(page[page.index("side by side") :])
+    assert table[2][0] == "**smol, tokens merged (12 layers)**, unpruned"
+    assert table[3] == ["**tpcal**", "**83.0 / 63**", "**80.0 / 60**"]
+    curves = _rows(page[page.index("at a share of the depth") :])
+    assert curves[2][0] == "smol, tokens merged (12 layers)"
+
+
+def test_a_checkpoint_that_was_measured_twice_is_named_once(results: Path) -> None:
+    for merge in (None, "mean"):
+        _write(results, "llava-1.5-7b", 3, {0.22: (0.2, 0.83), 0.5: (0.9, 0.8)}, merge)
+    assert status(load_all(results)) == "Published checkpoints measured so far: llava-1.5-7b.\n"
+
+
 def test_the_figures_of_readme_are_those_of_the_folders(results: Path) -> None:
     _check_figures(generate.readme(results), results)
     assert generate.readme(results / "none") == generate.README.read_text(encoding="utf-8")
@@ -171,18 +231,26 @@ def test_the_figures_of_readme_are_those_of_the_models_that_were_measured() -> N
 def _check_figures(page: str, folder: Path) -> None:
     """Compares the table with the files themselves."""
     table = _rows(page[page.index("<!-- results: ") :])
-    for evidence in filter(lambda e: e.is_built_in, load_all(folder)):
-        (start,) = (i for i, row in enumerate(table) if row[0].startswith(f"**{evidence.title}"))
+    for path in folder.glob("*/summary.json"):
+        evidence = Evidence.load(path.parent)
+        if not evidence.is_built_in:
+            continue
+        plain = f"**{evidence.model} ({evidence.summary['n_layers']} layers)"
+        (start,) = (i for i, row in enumerate(table) if row[0].startswith(plain))
         for column, budget in enumerate(evidence.answers, 1):
-            file = folder / evidence.model / f"eval-{budget:g}.json"
+            file = path.parent / f"eval-{budget:g}.json"
             data = json.loads(file.read_text(encoding="utf-8"))
             right = {
                 kind: [100 * e["accuracy"]["value"] for e in data["entries"] if e["kind"] == kind]
                 for kind in ("plan", "preset", "control")
             }
-            shown = [float(re.findall(r"[\d.]+", row[column])[0]) for row in table[start:][:4]]
-            whole = 100 * data["unpruned"]["accuracy"]["value"]
-            assert shown == pytest.approx([whole, *map(max, right.values())], abs=0.051)
+            rows = table[start:][:4]
+            wanted = [100 * data["unpruned"]["accuracy"]["value"], *map(max, right.values())]
+            if evidence.merges:  # one row below those of the same model
+                rows, wanted = table[start + 4 :][:1], wanted[1:2]
+                assert rows[0][0] == "**tpcal, tokens merged**"
+            shown = [float(re.findall(r"[\d.]+", row[column])[0]) for row in rows]
+            assert shown == pytest.approx(wanted, abs=0.051)
 
 
 def _rows(text: str) -> list[list[str]]:

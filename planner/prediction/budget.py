@@ -94,7 +94,7 @@ class Prices:
                 part = share(p, cut)
                 fired = self.of([*cuts[:i], Cut(cut.layer, cut.keep)], kind) if part else 0.0
                 return part * fired + (1 - part) * self.of([*cuts[:i], *cuts[i + 1 :]], kind)
-        plan = Plan(cuts=tuple(cuts))
+        plan = Plan(cuts=tuple(cuts), merge=p.merge)
         return KINDS[kind].of(
             plan_cost(plan, p.shape, p.n_tokens, p.n_text, p.layer_ms, p.executor_ms)
         )

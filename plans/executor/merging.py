@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tpcal.plans.selectors._cosine import directions, distances
 from tpcal.plans.selectors._merging import mean_states
-from tpcal.plans.selectors.base import Tokens, n_kept
+from tpcal.plans.selectors.base import Tokens, Work, n_kept
 
 _STEPS = 2.0**18
 """Distances are multiples of 1 / _STEPS or finer."""
@@ -47,6 +47,11 @@ def merged(tokens: Tokens, stays: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor
     total = torch.zeros_like(sizes)
     total.scatter_add_(1, into.clamp(min=0), sizes.masked_fill(gone, 0))
     return states, total
+
+
+def flops(work: Work) -> float:
+    """FLOPs of comparing the tokens that leave with those that stay: 2 (N - K) K D."""
+    return 2.0 * (work.n_tokens - work.n_keep) * work.n_keep * work.hidden
 
 
 def _most_alike(tokens: Tokens, stays: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tpcal.planner.problem import Problem
 from tpcal.planner.search.finished_plan import finished_plan
 from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.executor.handle import apply
-from tpcal.plans.plan_records import SCOPES, Cut, Plan
+from tpcal.plans.plan_records import MERGES, SCOPES, Cut, Plan
 
 GRID: dict[str, Any] = {
     "selectors": ["attention", "grid", "random"],
@@ -217,6 +218,43 @@ def test_several_images_are_measured_in_the_scope_that_plans_will_have(
 def test_an_unknown_scope_is_refused(loaded: Loaded, scenes: Samples, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="scope must be one of image, prompt; got 'row'"):
         calibrate(loaded, scenes, tmp_path, scope="row")
+
+
+def test_merging_is_measured_and_what_plans_of_the_profile_do(
+    loaded: Loaded, scenes: Samples, tmp_path: Path
+) -> None:
+    grid: dict[str, Any] = {"selectors": ["grid"], "keeps": [0.3], "layers": [1]}
+    cuts, losses = (Cut(1, 0.3, "grid"), Cut(2, 0.1, "grid")), []
+    for merge in (None, *MERGES):
+        found = calibrate(loaded, scenes, tmp_path, **grid, merge=merge)
+        assert found.merge == profile.load(profile.newest(tmp_path)).merge == merge
+        ((numbers, kl, _),) = Measurer(loaded, scenes, like=found.like).losses(cuts[:1])
+        np.testing.assert_allclose(found.kl[numbers, 0], kl, rtol=1e-4, atol=1e-6)
+        plan = finished_plan(Problem.of(found, 0.5), cuts, {})
+        assert plan.merge == merge
+        ((numbers, kl, _),) = Measurer(loaded, scenes, like=plan).losses(cuts)
+        first = _applied_loss(loaded, scenes[int(numbers[0])], plan)
+        assert kl[0] == pytest.approx(first, abs=1e-5)
+        losses.append(kl)
+    assert len(list(tmp_path.iterdir())) == 3  # one folder each
+    for one, other in combinations(losses, 2):
+        assert (np.abs(one - other) > 1e-5).all()
+
+
+def _applied_loss(loaded: Loaded, sample: Sample, plan: Plan) -> float:
+    """Nats per answer token under `apply`, without a tape."""
+    encoded = encode(loaded.processor, [sample], loaded.model)
+    positions = encoded.positions[encoded.valid]
+    with torch.inference_mode():
+        full = loaded.model(**encoded.inputs).logits[0, positions].log_softmax(-1)
+        with apply(loaded.model, plan):
+            pruned = loaded.model(**encoded.inputs).logits[0, positions].log_softmax(-1)
+    return float((full.exp() * (full - pruned)).sum(-1).mean())
+
+
+def test_an_unknown_merge_is_refused(loaded: Loaded, scenes: Samples, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="merge must be one of mean, proportional; got 'sum'"):
+        calibrate(loaded, scenes, tmp_path, merge="sum")
 
 
 def test_other_settings_get_another_folder(

@@ -12,7 +12,7 @@ from tpcal.calibrate.profile import ARRAYS, PROFILE, TIMING, Probe, Profile
 from tpcal.plans.cost import DecoderShape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.input_sizes import InputSizes, RequestSize
-from tpcal.plans.plan_records import ModelIdentity
+from tpcal.plans.plan_records import MERGES, ModelIdentity, Plan
 
 
 @pytest.fixture
@@ -92,6 +92,24 @@ def test_a_profile_without_a_scope_is_of_whole_prompts(made: Profile, tmp_path: 
     profile.save(by_image, tmp_path)
     assert profile.load(tmp_path).scope == "image"
     assert by_image.digest != made.digest
+
+
+def test_a_profile_says_what_became_of_tokens_that_left(made: Profile, tmp_path: Path) -> None:
+    profile.save(made, tmp_path)
+    assert "merge" not in (tmp_path / PROFILE).read_text()
+    assert profile.load(tmp_path).merge is None
+    digests = {made.digest}
+    for merge in MERGES:
+        merging = replace(made, merge=merge)
+        profile.save(merging, tmp_path)
+        again = profile.load(tmp_path)
+        assert again.merge == merge
+        assert again.like == Plan(scope=made.scope, merge=merge)
+        digests.add(again.digest)
+    assert len(digests) == 3
+    profile.save(replace(made, merge="sum"), tmp_path)
+    with pytest.raises(UsageError, match="merge must be one of mean, proportional; got 'sum'"):
+        profile.load(tmp_path)
 
 
 def test_sizes_of_inputs_come_back_and_older_profiles_have_none(

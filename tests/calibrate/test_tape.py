@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import flash
 import pytest
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, tiny_llava
@@ -14,7 +15,7 @@ from tpcal.calibrate.tape import Tape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
-from tpcal.plans.plan_records import Condition, Cut, Plan
+from tpcal.plans.plan_records import MEAN, MERGES, PROPORTIONAL, Condition, Cut, Plan
 
 PROMPTS = [
     prompt(3, 0, 4),
@@ -71,12 +72,12 @@ def most(model, side):
 
 
 @lru_cache(maxsize=1)  # the tapes of a plan follow each other
-def production(model, cuts, scope="prompt"):
+def production(model, cuts, scope="prompt", merge=None):
     """Answer logits [B, A, V] of a cached decode under `apply`, kept sets, masses."""
     inputs = batch(PROMPTS)
     real = inputs["attention_mask"]
     answers = torch.tensor(ANSWERS)
-    with apply(model, Plan(cuts, scope=scope)) as handle:
+    with apply(model, Plan(cuts, scope=scope, merge=merge)) as handle:
         out = model(**inputs, position_ids=positions_of(real), use_cache=True)
         logits = [out.logits[:, -1]]
         records = handle.last.cuts
@@ -109,6 +110,37 @@ def test_a_replay_gives_the_answer_logits_of_production(model, cuts, side, every
     for mine, theirs in zip(replayed.records, records, strict=True):
         if theirs.text_to_visual is not None:
             torch.testing.assert_close(mine.text_to_visual, theirs.text_to_visual, equal_nan=True)
+
+
+@pytest.mark.parametrize("scope", ["image", "prompt"])
+@pytest.mark.parametrize("merge", MERGES)
+def test_a_replay_merges_what_production_merges(model, scope, merge):
+    cuts, (*_, positions) = PLANS["diverse"], teacher_forced()
+    tape = recorded(model, "left", False)
+    replayed = tape.replay(cuts, positions, Plan(scope=scope, merge=merge))
+    logits, records = production(model, cuts, scope, merge)
+    assert [r.kept for r in replayed.records] == [r.kept for r in records]
+    allowed = most(model, "left")
+    assert (replayed.logits - logits).abs().max() <= allowed
+    for other in {None, *MERGES} - {merge}:
+        without = tape.replay(cuts, positions, Plan(scope=scope, merge=other)).logits
+        assert (replayed.logits - without).abs().max() > 1000 * allowed
+
+
+def test_a_replay_counts_no_token_several_times_where_the_kernel_cannot():
+    model, (inputs, lengths, positions) = tiny_llava(flash.NAME), teacher_forced()
+    tape = Tape.record(model, inputs, prompt_length=lengths, every_layer=False)
+    with pytest.raises(UsageError, match="got proportional with flash_reference"):
+        tape.replay(PLANS["diverse"], positions, Plan(merge=PROPORTIONAL))
+    means, plain = (
+        tape.replay(PLANS["diverse"], positions, Plan(merge=merge)).logits
+        for merge in (MEAN, None)
+    )
+    sdpa = tiny_llava()
+    own = Tape.record(sdpa, inputs, prompt_length=lengths, every_layer=False)
+    wanted = own.replay(PLANS["diverse"], positions, Plan(merge=MEAN)).logits
+    assert (means - wanted).abs().max() <= most(sdpa, "left")
+    assert (means - plain).abs().max() > 1000 * most(sdpa, "left")
 
 
 @pytest.mark.parametrize("name", ["diverse", "keys", "vision"])

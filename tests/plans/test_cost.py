@@ -166,7 +166,10 @@ def test_layers_between_and_beyond_measured_counts() -> None:
         ),  # half of the pairs suffice
     ],
 )
-def test_flops_of_a_plan_agree_with_torchs_counter(cuts: tuple[Cut, ...], exact: bool) -> None:
+@pytest.mark.parametrize("merge", [None, "proportional"])
+def test_flops_of_a_plan_agree_with_torchs_counter(
+    cuts: tuple[Cut, ...], exact: bool, merge: str | None
+) -> None:
     import torch
     from models import batch, prompt, tiny_llava
     from torch.utils.flop_counter import FlopCounterMode
@@ -174,7 +177,7 @@ def test_flops_of_a_plan_agree_with_torchs_counter(cuts: tuple[Cut, ...], exact:
     from tpcal.plans.executor.handle import apply
     from tpcal.plans.families import decoder_shape
 
-    model, plan = tiny_llava("eager"), Plan(cuts)
+    model, plan = tiny_llava("eager"), Plan(cuts, merge=merge)
     inputs = batch([prompt(0, 9)], mask=False)  # the image, then all of the text but one token
     with torch.inference_mode():
         image = model.model.get_image_features(inputs.pop("pixel_values"), return_dict=True)
@@ -198,6 +201,21 @@ def test_score_rows_by_hand() -> None:
     assert plan_cost(Plan((gated,)), shape, 10, 3).selection_flops == (1 + 3) * row
     both = Cut(1, 0.0, condition=Condition(0.1, 0.1))
     assert plan_cost(Plan((both,)), shape, 10, 3).selection_flops == (1 + 3 + 10) * row
+
+
+def test_comparisons_of_merged_tokens_by_hand() -> None:
+    shape = DecoderShape(4, 8, 16, 2, 2, 4, 10, 2)
+    cuts = (Cut(1, 0.5, "grid"), Cut(2, 0.2, "grid"), Cut(3, 0.0))
+    for merge in ("mean", "proportional"):
+        # 10 tokens become 5 and then 2; where all leave, none is merged.
+        compared = 5 * 5 + 3 * 2
+        assert plan_cost(Plan(cuts, merge=merge), shape, 10, 3).selection_flops == 2 * 8 * compared
+    assert plan_cost(Plan(cuts), shape, 10, 3).selection_flops == 0
+    apart = Plan(cuts[:1], scope="image", merge="mean")
+    assert plan_cost(apart, shape, [6, 4], 3).selection_flops == 2 * 8 * (3 * 3 + 2 * 2)
+    pooled = Plan((Cut(1, 0.25, "pooling"),))
+    same = plan_cost(replace(pooled, merge="mean"), shape, 16, 3)
+    assert same.selection_flops == plan_cost(pooled, shape, 16, 3).selection_flops
 
 
 def test_a_plan_in_the_scope_of_images_costs_the_sum_over_images() -> None:

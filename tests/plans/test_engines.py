@@ -67,6 +67,34 @@ def test_an_engine_that_takes_embeddings_runs_cuts_before_layer_0_only() -> None
     assert third.startswith("cuts[1].condition: Nothing can be measured before layer 0.")
 
 
+@pytest.mark.parametrize(
+    ("merge", "in_vllm", "with_embeddings"),
+    [
+        (None, None, None),
+        ("mean", "merge must be absent in vLLM; got mean.", None),
+        (
+            "proportional",
+            "merge must be absent in vLLM; got proportional.",
+            "merge must be absent or mean in an engine",
+        ),
+    ],
+)
+def test_engines_name_the_merging_that_they_cannot_do_and_the_way_out(
+    merge: str | None, in_vllm: str | None, with_embeddings: str | None
+) -> None:
+    plan = Plan((Cut(0, 0.5, "grid"),), scope="image", merge=merge)
+    llava = "LlavaForConditionalGeneration"
+    ways = ((VLLM, in_vllm, "none"), (EMBEDDINGS, with_embeddings, "mean"))
+    for engine, message, way_out in ways:
+        problems = engine.plan_problems(plan, llava)
+        assert problems == engine.merge_problems(merge)
+        if message is None:
+            assert problems == []
+        else:
+            assert problems[0].startswith(message)
+            assert problems[0].endswith(f"Calibrate with --merge {way_out}.")
+
+
 def test_memory_of_groups_that_are_not_full_is_counted() -> None:
     # Stages of 3 and 4 layers get groups of 4 layers: 4 * (10 + 2) + 4 * (5 + 2) of 7 * 12.
     plan = Plan((Cut(3, 0.5, "grid"),))

@@ -39,6 +39,7 @@ BOTH = {
     "schema: 1\ncuts: [3]": "be a mapping",
     "schema: 1\nround_to: 0": "round_to must be an integer of at least 1",
     "schema: 1\nscope: row": "scope must be one of image, prompt",
+    "schema: 1\nmerge: sum": "merge must be one of mean, proportional",
     "schema: 1\nprovenance: by hand": "provenance must be a mapping",
     "schema: 1\ncuts: [{keep: 0}]": "layer must be an integer",
     "schema: 1\ncuts: [{layer: 2}]": "keep must be a number",

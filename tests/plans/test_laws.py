@@ -23,6 +23,7 @@ from tpcal.plans.executor import (
     gather,
     handle,
     kv_columns,
+    merging,
     passes,
 )
 from tpcal.plans.executor.choice_sets import ChoiceSets
@@ -458,6 +459,121 @@ def test_a_fault_breaks_the_law(mutant, law, monkeypatch):
     (verdict,) = run(case, [LAW[law]])
     assert verdict.holds is False, verdict.detail
     assert verdict.error is None or mutant in CRASHES, verdict.detail
+
+
+# Mutants of merging, tried with plans that merge tokens and count them.
+
+
+def _without_sizes(held):
+    return kv_columns.Held(held.index, held.valid, held.n_seen, held.n_tail)
+
+
+def _sizes_that_attention_does_not_count(patch):
+    patch.setattr(passes.ForwardPass, "_log_sizes", lambda self, dtype: None)
+
+
+def _sizes_that_a_second_cut_forgets(patch):
+    patch.setattr(passes, "_sizes", lambda survivors, columns, valid: valid.float())
+
+
+def _tokens_merged_into_the_next_kept_one(patch):
+    most_alike = merging._most_alike
+
+    def shifted(tokens, stays):
+        into = most_alike(tokens, stays)
+        for row, kept in enumerate(stays):
+            own = kept.nonzero()[:, 0]
+            gone = ~kept & (into[row] >= 0)
+            rank = torch.searchsorted(own, into[row][gone])
+            into[row][gone] = own[(rank + 1) % len(own)]
+        return into
+
+    patch.setattr(merging, "_most_alike", shifted)
+
+
+def _states_that_stay_as_they_are(patch):
+    made = merging.merged
+    patch.setattr(merging, "merged", lambda t, *given: (t.hidden, made(t, *given)[1]))
+
+
+def _means_without_weights(patch):
+    mean = merging.mean_states
+    patch.setattr(merging, "mean_states", lambda *given: mean(*given[:3]))
+
+
+def _sizes_of_another_image(patch):
+    together = choice_sets.Apart.together
+
+    def rolled(self, given):
+        # Of what is put back, only sizes are numbers without a further dimension.
+        sizes = given.ndim == 2 and given.is_floating_point()
+        return together(self, given.roll(1, dims=0) if sizes else given)
+
+    patch.setattr(choice_sets.Apart, "together", rolled)
+
+
+def _sizes_that_depend_on_the_batch(patch):
+    made = merging.merged
+
+    def by_row(*given):
+        states, sizes = made(*given)
+        return states, sizes * torch.arange(1, len(sizes) + 1)[:, None]
+
+    patch.setattr(merging, "merged", by_row)
+
+
+def _sizes_lost_by(name):
+    def mutant(patch):
+        right = getattr(kv_columns.Held, name)
+
+        def lost(self, *given):
+            found = right(self, *given)
+            if isinstance(found, tuple):
+                return _without_sizes(found[0]), *found[1:]
+            return _without_sizes(found)
+
+        patch.setattr(kv_columns.Held, name, lost)
+
+    mutant.__name__ = f"_sizes_lost_by_{name}"
+    return mutant
+
+
+MUTANTS_OF_MERGING = {
+    _sizes_that_attention_does_not_count: ["reference", "text turn"],
+    _sizes_that_a_second_cut_forgets: ["reference"],
+    _tokens_merged_into_the_next_kept_one: ["reference"],
+    _states_that_stay_as_they_are: ["reference"],
+    _means_without_weights: ["reference"],
+    _sizes_of_another_image: ["reference"],
+    _sizes_that_depend_on_the_batch: ["rows alone"],
+    _sizes_lost_by("extended"): ["reference", "recompute", "text turn"],
+    _sizes_lost_by("selected"): ["beams"],
+    _sizes_lost_by("cropped"): ["crop"],
+}
+WINDOWS = "gemma3"
+MUTANTS_OF_WINDOWS = {
+    _sizes_lost_by("within"): ["reference", "text turn"],
+    _sizes_lost_by("filling"): ["static cache"],
+}
+"""What goes wrong in a layer with a sliding window only."""
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant", "law"),
+    [
+        (name, mutant, law)
+        for name, mutants in (("llava", MUTANTS_OF_MERGING), (WINDOWS, MUTANTS_OF_WINDOWS))
+        for mutant, laws in mutants.items()
+        for law in laws
+    ],
+)
+def test_a_fault_of_merging_breaks_the_law(name, mutant, law, monkeypatch):
+    case = tiny.case(name, "sdpa")
+    case = Case("faulty", Trial(case).copied(), case.rows)
+    mutant(monkeypatch)
+    verdict = LAW[law].judge(Trial(case, merge=PROPORTIONAL))
+    assert verdict.holds is False, verdict.detail
+    assert verdict.error is None, verdict.detail
 
 
 def test_a_plan_without_effect_shows_nothing():

@@ -44,6 +44,7 @@ def _changed(old: str, new: str) -> str:
         ("'sha256:0'", "'sha256:1'"),
         ("cuts:", "round_to: 16\ncuts:"),
         ("cuts:", "scope: image\ncuts:"),
+        ("cuts:", "merge: mean\ncuts:"),
     ],
 )
 def test_a_certificate_of_a_changed_plan_is_found_and_not_shown(old: str, new: str) -> None:

@@ -21,6 +21,9 @@ from tpcal.plans.plan_file import (
     save_plan,
 )
 from tpcal.plans.plan_records import (
+    MEAN,
+    MERGES,
+    PROPORTIONAL,
     Condition,
     Cost,
     Cut,
@@ -151,6 +154,39 @@ def test_the_scope_of_images_survives_its_file_and_is_part_of_the_digest() -> No
     assert plan.scaled(16).scope == "image"
 
 
+def test_a_plan_that_drops_tokens_has_the_digest_of_earlier_versions() -> None:
+    plan = replace(FULL, merge=None)
+    assert plan.digest == FULL.digest
+    assert "merge" not in dump_plan(plan)
+    said = parse_plan("schema: 1\nmerge: null\ncuts: [{layer: 5, keep: 0}]")
+    assert said == parse_plan("schema: 1\ncuts: [{layer: 5, keep: 0}]")
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_merging_survives_the_file_and_is_part_of_the_digest(merge: str) -> None:
+    plan = replace(FULL, merge=merge)
+    assert f"\nmerge: {merge}\n" in dump_plan(plan)
+    assert parse_plan(dump_plan(plan)) == plan
+    assert len({FULL.digest, *(replace(FULL, merge=other).digest for other in MERGES)}) == 3
+    assert plan.scaled(16).merge == merge
+    assert plan.counts(144) == FULL.counts(144)
+
+
+def test_what_a_plan_does_is_all_but_where_it_comes_from() -> None:
+    plan = replace(FULL, round_to=16, scope="image", merge=PROPORTIONAL)
+    acts = Plan(FULL.cuts, round_to=16, scope="image", merge=PROPORTIONAL)
+    assert plan.acts == acts == acts.acts
+    assert replace(plan, merge=MEAN).acts != acts
+
+
+def test_choices_are_named_where_they_are_not_those_of_earlier_versions() -> None:
+    assert Plan().choices == {}
+    assert Plan(scope="image").choices == {"scope": "image"}
+    assert Plan(merge=MEAN).choices == {"merge": "mean"}
+    both = Plan(scope="image", merge=PROPORTIONAL)
+    assert both.choices == {"scope": "image", "merge": "proportional"}
+
+
 def test_counts_of_several_images_are_sums_over_images_in_their_scope() -> None:
     cuts = (Cut(1, 0.5, "grid"), Cut(3, 0.1, "grid"), Cut(4, 0.0))
     by_image, by_prompt = Plan(cuts, scope="image"), Plan(cuts)
@@ -206,6 +242,9 @@ def test_a_changed_plan_is_refused_until_its_digest_is_deleted() -> None:
         ),
         ("schema: 1\nscope: row\ncuts: []", "scope must be one of image, prompt; got 'row'"),
         ("schema: 1\nscope: [image]\ncuts: []", "scope must be one of image, prompt; got"),
+        ("schema: 1\nmerge: sum\ncuts: []", "merge must be one of mean, proportional; got 'sum'"),
+        ("schema: 1\nmerge: [mean]\ncuts: []", "merge must be one of mean, proportional; got"),
+        ("schema: 1\nmerge: yes\ncuts: []", "merge must be one of mean, proportional; got True"),
         ("schema: 1\nround_to: 0\ncuts: []", "round_to must be an integer of at least 1; got 0"),
         (
             "schema: 1\nround_to: yes\ncuts: []",

@@ -28,6 +28,7 @@ BROKEN = {
     r"text_to_visual_below must be in \[0, 1\]; got 5": Plan((Cut(2, 0.0, None, {}, Condition(5)),)),
     "round_to must be an integer of at least 1; got -4": Plan((Cut(2, 0.5, "grid"),), round_to=-4),
     "scope must be one of image, prompt; got 3": Plan((Cut(2, 0.5, "grid"),), scope=3),
+    "merge must be one of mean, proportional; got 3": Plan((Cut(2, 0.5, "grid"),), merge=3),
     "(?i)no selector is called 'nrom'": Plan((Cut(2, 0.5, "nrom"),)),
     "selector must be given": Plan((Cut(2, 0.5),)),
     "selector must be left out": Plan((Cut(2, 0, "grid"),)),

@@ -14,7 +14,7 @@ from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.cost import kv_bytes, plan_cost, prefill_flops
 from tpcal.plans.errors import FitError, UsageError
-from tpcal.plans.plan_records import Condition, Cut, Plan
+from tpcal.plans.plan_records import MERGES, Condition, Cut, Plan
 
 HALF = Plan((Cut(1, 0.5, "grid"), Cut(3, 0)))  # 16, 8, 8, 0 tokens: an average of 8
 LATE = Plan((Cut(2, 0.0),))  # 16, 16, 0, 0
@@ -221,3 +221,10 @@ def test_measured_conditions_reach_the_cost(loaded: Loaded, scenes: Samples) -> 
     )
     assert [entry.cost.layer_average_keep for entry in found.entries] == [0.5, 1.0]
     assert Pruned(always).key != Pruned(never).key
+
+
+def test_answers_of_plans_that_merge_are_kept_under_names_of_their_own() -> None:
+    plan = Plan((Cut(2, 0.5, "grid"),), scope="image")
+    merging = [replace(plan, merge=merge) for merge in MERGES]
+    assert len({str(Pruned(p).key) for p in (plan, *merging)}) == 3
+    assert "merge" not in Pruned(plan).key  # answers that earlier versions kept are found

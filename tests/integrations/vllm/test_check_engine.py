@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def test_a_plan_that_does_not_run_is_refused(options: tuple[str, ...], tmp_path:
     code, output = _check(Plan(cuts=(Cut(2, 0.5, "visionzip"),)), tmp_path, *options)
     assert code == 5
     assert "plan.yaml in vLLM: cuts[0].selector: visionzip needs the vision tower" in output
+
+
+@pytest.mark.parametrize("options", [(), ("--model", "embedded")])
+@pytest.mark.parametrize("merge", ["mean", "proportional"])
+def test_a_plan_that_merges_is_refused_with_the_way_out(
+    merge: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    code, output = _check(replace(DEEP, merge=merge), tmp_path, *options)
+    assert code == 5
+    assert f"in vLLM: merge must be absent in vLLM; got {merge}." in output
+    assert "Calibrate with --merge none." in output
 
 
 def test_without_a_model_the_plan_alone_is_checked(tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ def test_cuts_that_vllm_cannot_make(cut: Cut, message: str, tmp_path: Path) -> N
         _config(Plan(cuts=(cut,)), tmp_path)
 
 
+@pytest.mark.parametrize("merge", ["mean", "proportional"])
+def test_plans_that_merge(merge: str, tmp_path: Path) -> None:
+    plan = Plan(cuts=PLANS["three cuts"].cuts, merge=merge)
+    with pytest.raises(FitError, match=f"merge must be absent in vLLM; got {merge}"):
+        _config(plan, tmp_path)
+
+
 def test_a_plan_for_another_model(tmp_path: Path) -> None:
     plan = Plan(cuts=PLANS["three cuts"].cuts, model=ModelIdentity(n_layers=8, family="qwen2_vl"))
     with pytest.raises(FitError, match="model.family must be llava"):

@@ -18,7 +18,7 @@ from tpcal.calibrate.inputs.samples import Samples
 from tpcal.planner.certificates.binomial import level
 from tpcal.planner.certificates.judgement_record import FILE, JudgementRecord, name_of
 from tpcal.plans.errors import GuardrailError
-from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.plan_records import MERGES, Cut, Plan
 
 N_RESAMPLES = 20_000
 
@@ -178,6 +178,14 @@ def test_a_plan_is_what_it_does_to_which_weights() -> None:
     other = replace(plan, cuts=(Cut(1, 0.25, "grid"),))
     assert name_of([plan], "w") == name_of([same], "w")
     assert len({name_of(p, w) for p in ([plan], [other], [plan, other]) for w in "vw"}) == 6
+
+
+def test_plans_that_merge_are_other_plans() -> None:
+    plan = Plan(cuts=(Cut(1, 0.5, "grid"),))
+    merging = [replace(plan, merge=merge) for merge in MERGES]
+    assert len({name_of([p], "w") for p in (plan, *merging)}) == 3
+    made_before = "sha256:582f6a974ddaeca01bbe6ffea79cdc81e034ac1bd50a14b012616e43610c3d2e"
+    assert name_of([plan], "w") == made_before  # earlier versions remembered plans under it
 
 
 def test_what_is_refused_says_how_strict_it_was() -> None:

@@ -12,6 +12,7 @@ from tpcal.planner.prediction.budget import KINDS, Budget
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.optimum import Solver, seeds, worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.plans.cost import prefill_flops
 from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.plan_records import Cut
 
@@ -47,6 +48,17 @@ def test_the_price_of_kv_by_hand(predictor):
     assert predictor.prices.of([Cut(2, 0.25, "grid")], "ms") == pytest.approx(
         2 * times[0] + 6 * times[1]
     )
+
+
+def test_a_budget_of_flops_pays_for_merging(make_world):
+    profile = make_world(n_tokens=144).profile()
+    plain, merging = (
+        Predictor(replace(profile, merge=merge)).prices.of([Cut(2, 0.25, "grid")], "flops")
+        for merge in (None, "mean")
+    )
+    unpruned = prefill_flops(profile.shape, [144 + profile.n_text] * 8)
+    compared = 2 * (144 - 36) * 36 * profile.shape.hidden
+    assert merging - plain == pytest.approx(compared / unpruned)
 
 
 def test_a_budget_of_kv_is_one_of_layer_average(predictor):

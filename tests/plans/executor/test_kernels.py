@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import flash
 import pytest
 import torch
@@ -10,7 +12,7 @@ from models import batch, prompt, tiny_llava
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.executor.kernels import is_flash, problem
-from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.plan_records import MEAN, PROPORTIONAL, Cut, Plan
 
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(5, 0.25, "attention")))
 PROMPTS = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1)]
@@ -37,6 +39,28 @@ def test_a_kernel_that_cannot_run_a_plan_is_refused_by_the_next_pass():
         model.config.text_config._attn_implementation_internal = "paged|eager"
         with pytest.raises(UsageError, match="must not be paged"):
             model(**batch(PROMPTS))
+
+
+@pytest.mark.parametrize("kernel", [flash.NAME, "flex_attention"])
+def test_a_kernel_that_cannot_count_tokens_is_refused_by_the_next_pass(kernel):
+    model, inputs = tiny_llava(), batch(PROMPTS)
+    with apply(model, replace(PLAN, merge=PROPORTIONAL)):
+        wanted = model(**inputs).logits
+        model.set_attn_implementation({"text_config": kernel})
+        with pytest.raises(UsageError, match=f"got proportional with {kernel}"):
+            model(**inputs)
+        model.set_attn_implementation({"text_config": "sdpa"})
+        assert torch.equal(model(**inputs).logits, wanted)
+
+
+def test_tokens_are_merged_into_means_with_a_flash_kernel_too():
+    inputs, logits = batch(PROMPTS), []
+    for model in (tiny_llava(flash.NAME), tiny_llava()):
+        with apply(model, replace(PLAN, merge=MEAN)):
+            logits.append(model(**inputs).logits[:, -1])
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+    with apply(model, PLAN):
+        assert (model(**inputs).logits[:, -1] - logits[1]).abs().max() > 0.01
 
 
 def test_positions_with_gaps_are_not_taken_for_several_sequences():

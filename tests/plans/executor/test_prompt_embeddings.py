@@ -18,8 +18,8 @@ from tpcal.plans.families import find
 from tpcal.plans.plan_records import Cut, Plan
 
 
-def _plan(selector: str, scope: str = "image") -> Plan:
-    return Plan(cuts=(Cut(0, 0.4, selector),), scope=scope)
+def _plan(selector: str, scope: str = "image", merge: str | None = None) -> Plan:
+    return Plan(cuts=(Cut(0, 0.4, selector),), scope=scope, merge=merge)
 
 
 def _of_engine(model: PreTrainedModel, prompt: PrunedPrompt) -> Tensor:
@@ -61,6 +61,25 @@ def test_the_decoder_answers_as_the_model_with_the_plan(
         assert tuple(ranks.tolist()) == (report.cuts[0].kept[0] if visual.any() else ())
 
 
+@pytest.mark.parametrize("scope", ["image", "prompt"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_embeddings_of_merged_tokens_are_means_and_the_answer_is_that_of_the_plan(
+    name: str, scope: str
+) -> None:
+    case, plan = tiny.case(name, "sdpa"), _plan("diversity", scope, "mean")
+    for row in case.rows[:2]:
+        prompt = pruned_prompt(case.model, plan, row)
+        plain = pruned_prompt(case.model, _plan("diversity", scope), row)
+        assert torch.equal(prompt.kept, plain.kept)
+        visual = find(case.model).visual_mask(case.model, row["input_ids"], None)[0][prompt.kept]
+        changed = (prompt.inputs_embeds != plain.inputs_embeds).any(-1)[0]
+        assert changed[visual].any()
+        assert not changed[~visual].any()
+        with tpcal.apply(case.model, plan):
+            expected = case.model(**find(case.model).numbered(row)).logits[0, -1]
+        torch.testing.assert_close(_of_engine(case.model, prompt), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_decoders_that_read_more_than_embeddings_are_refused() -> None:
     for name, why in {
         "qwen3_vl": "it reads visual_pos_masks, deepstack_visual_embeds",
@@ -78,6 +97,8 @@ def test_what_no_engine_could_run_is_refused() -> None:
     row: Mapping[str, Any] = case.rows[0]
     with pytest.raises(FitError, match=r"cuts\[0\]\.layer must be 0"):
         pruned_prompt(case.model, Plan(cuts=(Cut(2, 0.5, "grid"),)), row)
+    with pytest.raises(FitError, match="merge must be absent or mean.*got proportional"):
+        pruned_prompt(case.model, _plan("grid", merge="proportional"), row)
     with pytest.raises(UsageError, match="one by one and without padding; got 2"):
         pruned_prompt(case.model, _plan("grid"), case.batch(case.rows[:2]))
     with pytest.raises(UsageError, match="must hold input_ids"):

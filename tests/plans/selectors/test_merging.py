@@ -15,6 +15,7 @@ from tpcal.plans.families import find
 from tpcal.plans.laws import LAWS, run
 from tpcal.plans.laws.reference import hidden_tokens, hiding
 from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.selectors._merging import mean_states
 
 PROMPTS = [
     prompt(3, 0, 4),
@@ -157,3 +158,32 @@ def test_half_precision_stays_half(model):
         logits = half(**inputs).logits
     assert logits.dtype == torch.bfloat16
     assert logits.isfinite().all()
+
+
+INTO = torch.tensor([[0, 0, 2, -1, 2], [1, 1, -1, 3, 1]])
+"""Tokens 0 and 2 of the first row stay, 1 and 3 of the second; one of each row merges into none."""
+STATES = torch.arange(20.0).view(2, 5, 2) ** 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_states_are_means_with_the_weights_of_the_tokens(dtype):
+    states, sizes = STATES.to(dtype), torch.tensor([[1.0, 3, 5, 100, 2], [4, 2, 100, 9, 2]])
+    found = mean_states(states, INTO, None, sizes)
+    wide = states.double()
+    assert found.dtype == dtype
+    for row, kept, weights in (
+        (0, 0, {0: 1, 1: 3}),
+        (0, 2, {2: 5, 4: 2}),
+        (1, 1, {0: 4, 1: 2, 4: 2}),
+        (1, 3, {3: 9}),
+    ):
+        total = sum(weight * wide[row, at] for at, weight in weights.items())
+        assert torch.equal(found[row, kept], (total / sum(weights.values())).to(dtype))
+
+
+def test_weights_that_are_equal_give_the_plain_mean():
+    plain = mean_states(STATES, INTO)
+    for sizes in (torch.ones(2, 5), torch.full((2, 5), 4.0)):
+        torch.testing.assert_close(mean_states(STATES, INTO, 2, sizes), plain)
+    alone = mean_states(STATES, torch.arange(5).expand(2, 5), None, torch.full((2, 5), 3.0))
+    assert torch.equal(alone, STATES)  # no bit of a token changes that stands for no other

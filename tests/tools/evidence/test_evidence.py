@@ -201,6 +201,27 @@ def test_files_that_are_sent_name_no_folder_of_this_machine(
     assert from_here(Path("/elsewhere")) == Path("/elsewhere")
 
 
+def test_merging_is_chosen_by_the_calibration_and_has_a_folder_of_its_own(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.evidence.__main__.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(main, ["tiny", "--merge", "proportional"], catch_exceptions=False)
+    assert ended.exit_code == 0
+    assert ended.output.endswith("results/tiny-proportional is complete.\n")
+    first, *others = commands.given
+    assert list(pairwise(first)).count(("--merge", "proportional")) == 1
+    assert ("--out", "tpcal-out/evidence/tiny-proportional/profiles") in pairwise(first)
+    assert not [command for command in others if "--merge" in command]  # the profile says it
+    summary = json.loads((tmp_path / "results/tiny-proportional/summary.json").read_text())
+    assert (summary["model"], summary["merge"]) == ("tiny", "proportional")
+    commands.given = []
+    assert CliRunner().invoke(main, ["tiny"]).exit_code == 0
+    assert "--merge" not in commands.given[0]
+    assert len(commands.given) > 1  # nothing of the other run is taken for this one's
+    assert "merge" not in json.loads((tmp_path / "results/tiny/summary.json").read_text())
+
+
 def test_times_are_of_the_plan_and_two_published_schedules(settings: Settings) -> None:
     (times,) = (s for s in further(settings, Path("p"), small_profile()) if s.title == "times")
     plans = [after for word, after in pairwise(times.command) if word == "--plan"]
