@@ -126,7 +126,7 @@ class Held:
         """
         # The new tokens' places start at 0, their positions at n_seen. Filler of this prompt now
         # stands between the columns of two turns: `valid` hides it there too.
-        key = "joined", id(columns)
+        key = "joined", id(columns), id(log_sizes)
         if key not in self._memo:
             if self.n_seen:
                 index = torch.cat([self.positions(), columns + self.n_seen], dim=1)
@@ -135,7 +135,7 @@ class Held:
                 after = Held(index, masks, self.n_seen + n_new, 0, sizes)
             else:
                 after = Held(columns, valid, n_new, 0, log_sizes)
-            self._memo[key] = columns, after
+            self._memo[key] = (columns, log_sizes), after
         return self._memo[key][1]
 
     def within(self, window: int) -> Held:

@@ -83,6 +83,7 @@ class ForwardPass:
         scope = next((cut.scope for cut in self.cuts.values()), "prompt")
         merge = next((cut.merge for cut in self.cuts.values()), None)
         self._proportional = merge == PROPORTIONAL
+        self._log: tuple[Tensor, Tensor] | None = None
         self._sets = ChoiceSets.of(prompt, scope) if prompt else ChoiceSets((), 0)
         self._alive = self._sets.n_tokens
         self.records: list[CutRecord] = []
@@ -215,7 +216,11 @@ class ForwardPass:
     def _log_sizes(self, dtype: torch.dtype) -> Tensor | None:
         """[B, m] what attention adds to the logits of the survivors' keys; None if nothing."""
         sizes = self.survivors.sizes
-        return None if sizes is None or not self._proportional else sizes.log().to(dtype)
+        if sizes is None or not self._proportional:
+            return None
+        if self._log is None or self._log[0] is not sizes or self._log[1].dtype != dtype:
+            self._log = sizes, sizes.log().to(dtype)  # once for all layers between two cuts
+        return self._log[1]
 
     def _shared_keys(self, source: int, hidden: Tensor, kv: Any) -> Held | None:
         """The keys of a layer that reads those of layer ``source``."""
