@@ -49,8 +49,6 @@ def _refused(config: Any) -> Iterator[str]:
     for option, given in options.items():
         if given:
             yield f"{option} does not go together with a plan. Leave it out."
-    if parallel.tensor_parallel_size > 1:
-        yield "--tensor-parallel-size must be 1, because plans run on one GPU only."
     if parallel.worker_cls not in (touchpoints.CPU_WORKER, touchpoints.GPU_WORKER):
         yield f"--worker-cls must be vLLM's own for CPUs or GPUs; got {parallel.worker_cls}."
     if config.scheduler_config.scheduler_cls is not None:
@@ -68,6 +66,11 @@ def _untried(config: Any) -> Iterator[str]:
     if on_gpu and torch.version.hip is not None:
         yield (
             "Plans are tried on CPUs and on GPUs of NVIDIA, and not on those of AMD. The setting "
+            "untried=true tries it all the same."
+        )
+    if on_gpu and config.parallel_config.tensor_parallel_size > 1:
+        yield (
+            "--tensor-parallel-size is tried on CPUs, and not on several GPUs. The setting "
             "untried=true tries it all the same."
         )
 

@@ -77,9 +77,11 @@ class PlanForward:
             layer: touchpoints.attention_module(runner, layer)
             for layer in (at - 1 for at, cut in self._cuts.items() if cut.reads_attention)
         }
+        self._ranks = touchpoints.ranks(runner)
         self._reader = QuestionReader(
             {layer: touchpoints.attention_shape(module) for layer, module in self._read.items()},
             touchpoints.final_norm(runner.model),
+            self._ranks,
         )
 
     def run(self, context: Any, forward: Callable[[], Tensor]) -> Tensor:
@@ -98,7 +100,7 @@ class PlanForward:
             del self._waiting[gone]
         if not gathers:
             return forward()
-        step = PruningStep(self.plan, self._cuts, chunks, self._waiting, self._reader)
+        step = PruningStep(self.plan, self._cuts, chunks, self._waiting, self._reader, self._ranks)
         context.skip_compiled = True  # a compiled model has no layers to hook
         with self._hooked(step):
             try:

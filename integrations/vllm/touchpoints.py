@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tpcal.integrations.vllm.question import AttentionShape
+from tpcal.integrations.vllm.ranks import Ranks
 from tpcal.integrations.vllm.stages import StageFields
 
 TRIED = ("0.31", "0.32")
@@ -152,6 +153,12 @@ TOUCHPOINTS = (
         ("query", "key", "value"),
     ),
     Touchpoint("vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
+    Touchpoint("vllm.distributed", "get_tp_group"),
+    Touchpoint(
+        "vllm.distributed.parallel_state", "GroupCoordinator.all_gather", ("input_", "dim")
+    ),
+    Touchpoint("vllm.distributed.parallel_state", "GroupCoordinator.broadcast", ("input_",)),
+    Touchpoint("vllm.config", "ModelConfig.get_total_num_kv_heads"),
 )
 
 # Not asked by servers, which would load the model's code in a process that runs no model.
@@ -333,6 +340,19 @@ def attention_shape(module: Any) -> AttentionShape:
     return AttentionShape(
         module.num_heads, module.num_kv_heads, float(module.impl.scale), softcap or None
     )
+
+
+def ranks(runner: Any) -> Ranks:
+    """The processes that share the attention heads of a model runner.
+
+    vLLM gives each process the same number of neighbouring heads. Where there are fewer key heads
+    than processes, neighbouring processes have the same one.
+    """
+    from vllm.distributed import get_tp_group
+
+    group = get_tp_group()
+    n_copies = group.world_size // runner.model_config.get_total_num_kv_heads()
+    return Ranks(group.world_size, max(1, n_copies), group.all_gather, group.broadcast)
 
 
 def layer_numbers(names: Sequence[str]) -> dict[str, int]:

@@ -72,7 +72,6 @@ def test_without_a_plan_vllm_is_left_alone(
     ("options", "named"),
     [
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
-        ({"tensor_parallel_size": 2}, "--tensor-parallel-size"),
         ({"enable_lora": True}, "--enable-lora"),
         ({"disable_hybrid_kv_cache_manager": True}, "--disable-hybrid-kv-cache-manager"),
         (
@@ -206,6 +205,14 @@ def test_gpus_of_amd_are_untried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.version, "hip", "7.0")
     (problem,) = configuration.config_problems(config, untried=False)
     assert "not on those of AMD" in problem
+    assert configuration.config_problems(config, untried=True) == []
+
+
+def test_several_gpus_are_untried(tmp_path: Path) -> None:
+    config = _gpu_config(tmp_path)
+    config.parallel_config.tensor_parallel_size = 2
+    (problem,) = configuration.config_problems(config, untried=False)
+    assert problem.startswith("--tensor-parallel-size is tried on CPUs")
     assert configuration.config_problems(config, untried=True) == []
 
 
