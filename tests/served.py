@@ -36,6 +36,8 @@ OF_GPUS = {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.05}
 if ON_GPU:  # Float32 is to mean the same in both, so that their choices can be compared.
     ENVIRONMENT["TRITON_F32_DEFAULT"] = "ieee"
     torch.backends.cudnn.allow_tf32 = False
+USES_V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
+"""Whether engines run vLLM's V2 model runner."""
 N_TOKENS = 8
 """Longest answer that is compared."""
 PLANS = {
@@ -301,6 +303,8 @@ def engine(plan: Plan | None, folder: Path, **options: Any) -> Iterator[Engine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "PruningStep", _recording(PruningStep))
         made = Engine(path, **options)
+        if "tensor_parallel_size" not in options:
+            assert made.runner.vllm_config.use_v2_model_runner == USES_V2
         _RECORDER[0] = made
         try:
             yield made

@@ -249,13 +249,18 @@ def smolvlm(folder: Path) -> None:
     _save(folder, SmolVLMForConditionalGeneration, config, processor)
 
 
-def mistral3(folder: Path) -> None:
-    """Mistral 3: Pixtral's tower, with a mark behind every row of four patches to a token."""
+def mistral3(folder: Path, window: int | None = None) -> None:
+    """Mistral 3: Pixtral's tower, with a mark behind every row of four patches to a token.
+
+    Args:
+        folder: Where it is saved.
+        window: Number of positions that each layer attends to; None stands for all.
+    """
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
     config = Mistral3Config(
         vision_config=_pixtral_tower(2),
-        text_config={"model_type": "mistral", **TEXT, **_ids(), "sliding_window": None},
+        text_config={"model_type": "mistral", **TEXT, **_ids(), "sliding_window": window},
         image_token_index=_id("[IMG]"),
         spatial_merge_size=2,
         tie_word_embeddings=False,

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import served
+import served_families
 from served_families import FAMILIES, N_TOKENS, answers, asked
 
 from tpcal import Cut, Plan
 from tpcal.plans.engines import VLLM
+from tpcal.plans.errors import FitError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
@@ -55,3 +57,19 @@ def test_answers_and_kept_tokens_are_those_of_the_executor(
     assert found.kept == wanted.kept
     assert found.tokens == wanted.tokens
     assert waited > 0
+
+
+@pytest.mark.timeout(900)
+def test_a_window_that_no_request_outgrows(tmp_path: Path) -> None:
+    model, plan, given = tmp_path / "model", _plan("Mistral3"), asked(served_families.PIXTRAL)
+    model.mkdir()
+    served_families.mistral3(model, window=256)
+    wanted = answers(model, plan, given)
+    options = {"max_num_batched_tokens": 64, "max_model_len": 256}
+    limit = {"image": 1, "video": 0}
+    with served.engine(plan, tmp_path, model=model, limit_mm_per_prompt=limit, **options) as one:
+        found = one.recorded(given, N_TOKENS, min_tokens=N_TOKENS)
+    assert (found.prompts, found.kept) == (wanted.prompts, wanted.kept)
+    assert found.tokens == wanted.tokens
+    with pytest.raises(FitError, match="--max-model-len 256"):
+        served.Engine(tmp_path / "plan.yaml", model, max_model_len=257)
