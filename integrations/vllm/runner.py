@@ -43,7 +43,7 @@ class PlanRunner:
         longest = self.model_config.max_model_len
         return kv_groups.staged(specs, stages_of(self.plan, n_layers), longest)
 
-    def run_plan(self: Any, context: Any, step: touchpoints.Step, forward: Any) -> Any:
+    def run_plan(self: Any, context: Any, step: touchpoints.RunnerStep, forward: Any) -> Any:
         """The model's output at all tokens of the step, from `PlanForward`."""
         if "tpcal_forward" not in vars(self):
             self.tpcal_forward = PlanForward(self, self.plan)
@@ -131,7 +131,9 @@ class PlanForward:
             self._ranks,
         )
 
-    def run(self, context: Any, step: touchpoints.Step, forward: Callable[[], Tensor]) -> Tensor:
+    def run(
+        self, context: Any, step: touchpoints.RunnerStep, forward: Callable[[], Tensor]
+    ) -> Tensor:
         """The model's output at all tokens of the step.
 
         Args:
@@ -159,7 +161,7 @@ class PlanForward:
                 states = left.states
         return pruning.full_length(states)
 
-    def _chunks(self, step: touchpoints.Step) -> list[Chunk]:
+    def _chunks(self, step: touchpoints.RunnerStep) -> list[Chunk]:
         return [
             Chunk(
                 r.request.req_id,

@@ -404,7 +404,7 @@ class RunningRequest:
 
 
 @dataclass(frozen=True)
-class Step:
+class RunnerStep:
     """What a model runner runs now."""
 
     running: Sequence[RunningRequest]
@@ -415,7 +415,7 @@ class Step:
     """Ids of all requests that the runner holds, running or not."""
 
 
-def step(runner: Any) -> Step:
+def step(runner: Any) -> RunnerStep:
     """The step that a V1 model runner runs now."""
     batch = runner.input_batch
     n = batch.num_reqs
@@ -426,12 +426,12 @@ def step(runner: Any) -> Step:
         found = batch.block_table[group]
         return found.get_device_tensor(n), found.block_size
 
-    return Step(_running(runner.requests, ids, first, n_tokens), table, runner.requests)
+    return RunnerStep(_running(runner.requests, ids, first, n_tokens), table, runner.requests)
 
 
 def step_v2(
     runner: Any, requests: Mapping[str, Any], batch: Any, tables: Sequence[Tensor]
-) -> Step:
+) -> RunnerStep:
     """The step that a V2 model runner runs now.
 
     Args:
@@ -444,7 +444,7 @@ def step_v2(
     running = _running(
         requests, batch.req_ids[:n], batch.num_computed_tokens_np, batch.num_scheduled_tokens
     )
-    return Step(running, lambda group: (tables[group][:n], sizes[group]), requests)
+    return RunnerStep(running, lambda group: (tables[group][:n], sizes[group]), requests)
 
 
 def _running(
@@ -520,7 +520,11 @@ def _attention_groups(runner: Any) -> Iterator[tuple[int, Any]]:
 
 
 def set_fields(
-    step: Step, context: Any, groups: Sequence[LayerGroup], fields: StageFields, gathered: bool
+    step: RunnerStep,
+    context: Any,
+    groups: Sequence[LayerGroup],
+    fields: StageFields,
+    gathered: bool,
 ) -> None:
     """Gives the layers of a stage the metadata for the tokens that the stage runs and holds.
 
