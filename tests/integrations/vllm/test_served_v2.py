@@ -18,7 +18,7 @@ pytestmark = [
 
 FOLDER = Path(__file__).parent
 CASES = {
-    "plans": ("test_served.py", "three or attention or question or random"),
+    "plans": ("test_served.py", "test_answers and (three or attention or question)"),
     "questions": ("test_served_question.py", ""),
     "requests": ("test_served_together.py", ""),
 }
