@@ -62,7 +62,7 @@ vllm-env:
 	rm -rf $(VLLM) && mkdir -p $(VENV)
 	tests/vllm_environment.sh $(PYTHON) $(VLLM)
 
-# Plans in vLLM, on its CPU backend: 20 minutes or more on one core, after make vllm-env. On a GPU if the environment has vLLM's own
+# Plans in vLLM, on its CPU backend: 40 minutes or more on one core, after make vllm-env. On a GPU if the environment has vLLM's own
 # build, as docs/vllm.md says.
 test-vllm:
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm -W ignore -o filterwarnings=default tests/integrations/vllm

@@ -136,12 +136,15 @@ class Engine:
         if no_squares and selectors.reads_grid(cut.selector, cut.params):
             yield f"{start} square images; {no_squares}"
 
-    def decoder_problems(self, shape: DecoderShape, plan: Plan) -> list[str]:
+    def decoder_problems(
+        self, shape: DecoderShape, plan: Plan, longest: int | None = None
+    ) -> list[str]:
         """The reasons why a plan cannot cut this decoder, one sentence each.
 
         Args:
             shape: Widths of the decoder.
             plan: The plan.
+            longest: Most tokens of a request, its answer included; None if that is unknown.
         """
         problems: list[str] = []
         if self.most_block_tables == 1:  # every layer sees a shorter prompt, and nothing else
@@ -152,10 +155,14 @@ class Engine:
             )
         if 0 in shape.kv_limits:
             problems.append("Layers that read the KV cache of another layer cannot be cut apart.")
-        if plan.cuts and any(shape.kv_limits[plan.cuts[0].layer :]):
+        after = shape.kv_limits[plan.cuts[0].layer :] if plan.cuts else ()
+        window = min((limit + 1 for limit in after if limit), default=None)
+        if window is not None and (longest is None or longest > window):
             problems.append(
-                "Layers after a cut must not have a sliding window, because vLLM's kernels count "
-                "a window in the tokens that are left and the model counts it in positions."
+                "Layers after a cut must not have a sliding window that a request outgrows, "
+                "because vLLM's kernels count a window in the tokens that are left and the model "
+                f"counts it in positions. Serve requests of at most {window} tokens, with "
+                f"--max-model-len {window}."
             )
         return problems
 

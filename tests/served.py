@@ -36,6 +36,8 @@ OF_GPUS = {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.05}
 if ON_GPU:  # Float32 is to mean the same in both, so that their choices can be compared.
     ENVIRONMENT["TRITON_F32_DEFAULT"] = "ieee"
     torch.backends.cudnn.allow_tf32 = False
+USES_V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
+"""Whether engines run vLLM's V2 model runner."""
 N_TOKENS = 8
 """Longest answer that is compared."""
 PLANS = {
@@ -154,8 +156,43 @@ def until_end(tokens: Sequence[int]) -> list[int]:
     return list(tokens[: tokens.index(2)] if 2 in tokens else tokens)
 
 
+MAX_TIES = 3
+"""Questions of 200 whose answers may differ, if those in float64 are what was found."""
+
+
+def assert_same(
+    found: Answers, wanted: Answers, plan: Plan, questions: Sequence[EmbeddedSample]
+) -> None:
+    """Fails unless an engine gave the executor's answers and kept the same tokens.
+
+    Args:
+        found: What the engine gave.
+        wanted: What the executor gave.
+        plan: The plan.
+        questions: What both were asked.
+    """
+    assert found.prompts == wanted.prompts
+    other = [
+        i
+        for i in range(len(questions))
+        if (found.tokens[i], found.kept[i]) != (wanted.tokens[i], wanted.kept[i])
+    ]
+    # Two tokens may differ from the others by equal distances up to float32's rounding, so that
+    # the executor itself keeps another one in another batch. Float64 decides between them.
+    assert len(other) <= MAX_TIES
+    exact = Executor(torch.float64).answers(plan, [questions[i] for i in other])
+    assert [found.tokens[i] for i in other] == exact.tokens
+    assert [found.kept[i] for i in other] == exact.kept
+
+
 class Engine:
     """An engine of vLLM in this process.
+
+    Args:
+        plan: File of the plan; None runs none.
+        model: Folder of the model.
+        settings: Settings in `additional_config` beside the plan.
+        options: Options of vLLM.
 
     Attributes:
         llm: vLLM's class for offline use.
@@ -163,7 +200,13 @@ class Engine:
         n_waited: Number of tokens that waited at the first cut.
     """
 
-    def __init__(self, plan: Path | None, model: Path = FOLDER, **options: Any) -> None:
+    def __init__(
+        self,
+        plan: Path | None,
+        model: Path = FOLDER,
+        settings: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         from vllm import LLM
 
         self.kept: dict[str, list[tuple[int, ...]]] = defaultdict(list)
@@ -180,8 +223,8 @@ class Engine:
             **(OF_GPUS if ON_GPU else {}),
             **options,
         }
-        own = {} if plan is None else {"additional_config": {"tpcal": {"plan": str(plan)}}}
-        self.llm: Any = LLM(str(model), **chosen, **own)
+        own = {"additional_config": {"tpcal": {"plan": str(plan), **(settings or {})}}}
+        self.llm: Any = LLM(str(model), **chosen, **({} if plan is None else own))
 
     @property
     def scheduler(self) -> Any:
@@ -214,13 +257,18 @@ class Engine:
     ) -> Answers:
         """Answers to texts with images, and what was kept of them."""
         self.kept.clear()
+        outputs = self.generate(prompts, n_tokens, **how)
+        return self.noted(outputs, self.kept)
+
+    def noted(self, outputs: Sequence[Any], kept: Mapping[str, list[tuple[int, ...]]]) -> Answers:
+        """The answers in vLLM's outputs, with what was kept by request."""
         found = Answers()
-        for output in self.generate(prompts, n_tokens, **how):
+        for output in outputs:
             found.prompts.append(list(output.prompt_token_ids))
             found.tokens.append(list(output.outputs[0].token_ids))
             # Request ids end with a part that is made in the engine.
-            kept = [k for name, k in self.kept.items() if name.split("-")[0] == output.request_id]
-            found.kept.append(kept[0] if kept else [])
+            own = [k for name, k in kept.items() if name.split("-")[0] == output.request_id]
+            found.kept.append(own[0] if own else [])
         return found
 
     def generate(
@@ -255,6 +303,8 @@ def engine(plan: Plan | None, folder: Path, **options: Any) -> Iterator[Engine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "PruningStep", _recording(PruningStep))
         made = Engine(path, **options)
+        if "tensor_parallel_size" not in options:
+            assert made.runner.vllm_config.use_v2_model_runner == USES_V2
         _RECORDER[0] = made
         try:
             yield made
@@ -264,7 +314,27 @@ def engine(plan: Plan | None, folder: Path, **options: Any) -> Iterator[Engine]:
             gc.collect()
 
 
-_RECORDER: list[Engine | None] = [None]
+class RecordsCuts:
+    """What a worker in a process of its own does more, if `worker_extension_cls` names this."""
+
+    kept: dict[str, list[tuple[int, ...]]]
+    n_waited: int
+
+    def record_cuts(self) -> None:
+        """Records the cuts from now on, like `Engine`."""
+        from tpcal.integrations.vllm import runner
+
+        self.kept, self.n_waited = defaultdict(list), 0
+        if _RECORDER[0] is None:
+            runner.PruningStep = _recording(runner.PruningStep)  # type: ignore[misc]
+        _RECORDER[0] = self
+
+    def cuts(self) -> tuple[dict[str, list[tuple[int, ...]]], int]:
+        """What was recorded: what every cut kept, by request, and how many tokens waited."""
+        return dict(self.kept), self.n_waited
+
+
+_RECORDER: list[Engine | RecordsCuts | None] = [None]
 
 
 def _recording(kind: type[Any]) -> type[Any]:

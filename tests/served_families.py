@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from served import Answers
+
+import tpcal
+from tpcal import Plan
 
 WORDS = 40
 SPECIAL = (
@@ -32,6 +37,10 @@ TEXT = {
     "initializer_range": 0.1,
     "bos_token_id": None,
 }
+SIZES = ((84, 84), (224, 112), (56, 168), (140, 196), (196, 196), (28, 84))
+"""Width and height of the images that are asked about."""
+N_TOKENS = 12
+"""Length of the answers."""
 SIDE, PATCH = 56, 14
 TOWER = {
     "hidden_size": 64,
@@ -240,13 +249,18 @@ def smolvlm(folder: Path) -> None:
     _save(folder, SmolVLMForConditionalGeneration, config, processor)
 
 
-def mistral3(folder: Path) -> None:
-    """Mistral 3: Pixtral's tower, with a mark behind every row of four patches to a token."""
+def mistral3(folder: Path, window: int | None = None) -> None:
+    """Mistral 3: Pixtral's tower, with a mark behind every row of four patches to a token.
+
+    Args:
+        folder: Where it is saved.
+        window: Number of positions that each layer attends to; None stands for all.
+    """
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
     config = Mistral3Config(
         vision_config=_pixtral_tower(2),
-        text_config={"model_type": "mistral", **TEXT, **_ids(), "sliding_window": None},
+        text_config={"model_type": "mistral", **TEXT, **_ids(), "sliding_window": window},
         image_token_index=_id("[IMG]"),
         spatial_merge_size=2,
         tie_word_embeddings=False,
@@ -282,6 +296,48 @@ FAMILIES: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "LlavaForConditionalGeneration": (pixtral, PIXTRAL),  # the built-in model has another tower
 }
 """What saves a model of each architecture into a folder, and the format of its prompts."""
+
+
+def asked(prompt: str) -> list[tuple[str, list[Image.Image]]]:
+    """Texts, each with an image of noise.
+
+    Args:
+        prompt: Format of a prompt, from `FAMILIES`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number, (width, height) in enumerate(SIZES * 4):
+        noise = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        found.append((prompt.format(8 + number), [Image.fromarray(noise.numpy())]))
+    return found
+
+
+def answers(folder: Path, plan: Plan, asked: list[tuple[str, list[Image.Image]]]) -> Answers:
+    """What tpcal's executor answers, one question at a time.
+
+    Args:
+        folder: The model.
+        plan: The plan.
+        asked: The questions.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    found = Answers()
+    with tpcal.apply(model, plan) as handle, torch.inference_mode():
+        for text, images in asked:
+            inputs = processor(images=images, text=[text], return_tensors="pt")
+            output = model.generate(
+                **inputs, do_sample=False, max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS
+            )
+            n = inputs["input_ids"].shape[1]
+            assert handle.last is not None
+            found.prompts.append(output[0, :n].tolist())
+            found.tokens.append(output[0, n:].tolist())
+            found.kept.append([cut.kept[0] for cut in handle.last.cuts])
+    return found
+
 
 _N_TILE = (SIDE // PATCH // 2) ** 2
 _TILES = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}

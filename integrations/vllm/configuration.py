@@ -25,7 +25,7 @@ def config_problems(config: Any, untried: bool) -> list[str]:
         config: vLLM's config.
         untried: Leave out what is refused only because no test covers it.
     """
-    moved = touchpoints.problems()
+    moved = touchpoints.problems(config.use_v2_model_runner)
     return [*([] if untried else moved), *_refused(config), *([] if untried else _untried(config))]
 
 
@@ -49,14 +49,10 @@ def _refused(config: Any) -> Iterator[str]:
     for option, given in options.items():
         if given:
             yield f"{option} does not go together with a plan. Leave it out."
-    if parallel.tensor_parallel_size > 1:
-        yield "--tensor-parallel-size must be 1, because plans run on one GPU only."
     if parallel.worker_cls not in (touchpoints.CPU_WORKER, touchpoints.GPU_WORKER):
         yield f"--worker-cls must be vLLM's own for CPUs or GPUs; got {parallel.worker_cls}."
     if config.scheduler_config.scheduler_cls is not None:
         yield "--scheduler-cls must be left out, because a plan brings its own scheduler."
-    if config.use_v2_model_runner:
-        yield "Plans run in vLLM's V1 model runner. Set VLLM_USE_V2_MODEL_RUNNER=0."
     if problem := graphs.problem(config):
         yield problem
     if config.model_config.is_mm_prefix_lm:
@@ -68,6 +64,16 @@ def _untried(config: Any) -> Iterator[str]:
     if on_gpu and torch.version.hip is not None:
         yield (
             "Plans are tried on CPUs and on GPUs of NVIDIA, and not on those of AMD. The setting "
+            "untried=true tries it all the same."
+        )
+    if on_gpu and config.use_v2_model_runner:
+        yield (
+            "Plans are tried in vLLM's V1 model runner on GPUs, and in V2 on a CPU only. Set "
+            "VLLM_USE_V2_MODEL_RUNNER=0. The setting untried=true tries V2 all the same."
+        )
+    if on_gpu and config.parallel_config.tensor_parallel_size > 1:
+        yield (
+            "--tensor-parallel-size is tried on CPUs, and not on several GPUs. The setting "
             "untried=true tries it all the same."
         )
 
@@ -87,13 +93,16 @@ def n_layers(model: PreTrainedModel) -> int:
     return len(find(model).layers(model))
 
 
-def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[str]:
+def model_problems(
+    plan: Plan, model: PreTrainedModel, untried: bool, longest: int | None = None
+) -> list[str]:
     """The reasons why this plan does not run on this model in vLLM.
 
     Args:
         plan: The plan.
         model: The model in transformers; its weights are not looked at.
         untried: Leave out what is refused only because no test covers it.
+        longest: Most tokens of a request, its answer included; None if that is unknown.
     """
     problems = check(plan, model)
     if problems:
@@ -101,7 +110,7 @@ def model_problems(plan: Plan, model: PreTrainedModel, untried: bool) -> list[st
     problems = VLLM.plan_problems(
         plan, type(model).__name__, untried=untried, no_squares=_no_squares(model.config)
     )
-    return problems + VLLM.decoder_problems(decoder_shape(model), plan)
+    return problems + VLLM.decoder_problems(decoder_shape(model), plan, longest)
 
 
 def _no_squares(config: Any) -> str | None:

@@ -8,7 +8,7 @@ from tpcal.integrations.vllm.runner import attach
 
 
 class PlanGpuWorker(Worker):
-    """Runs a plan on one GPU."""
+    """Runs a plan on a GPU."""
 
     def init_device(self) -> None:
         """Makes the model runner."""

@@ -13,7 +13,12 @@ from typing import Any
 
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
-from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    FullAttentionSpec,
+    KVCacheSpec,
+    SlidingWindowSpec,
+)
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from tpcal.integrations.vllm.requests import prefix_end, pruned_images, together
@@ -97,12 +102,16 @@ class StageManager(FullAttentionManager):
         return n_held(self.plan, stage, spans, num_tokens, first)
 
 
-def staged(specs: Mapping[str, KVCacheSpec], stages: Sequence[int]) -> dict[str, KVCacheSpec]:
+def staged(
+    specs: Mapping[str, KVCacheSpec], stages: Sequence[int], longest: int
+) -> dict[str, KVCacheSpec]:
     """The kinds of all layers, in which every stage after the first cut is a kind of its own.
 
     Args:
         specs: vLLM's kind of each attention module, by name.
         stages: [L] stage of each decoder layer.
+        longest: Most tokens of a request, its answer included. A layer whose window is not shorter
+            holds and attends like one without a window.
 
     Raises:
         ValueError: A layer after a cut is of a kind that cannot be counted by stages.
@@ -112,6 +121,8 @@ def staged(specs: Mapping[str, KVCacheSpec], stages: Sequence[int]) -> dict[str,
         if not stages[layer]:
             continue
         spec = specs[name]
+        if type(spec) is SlidingWindowSpec and longest <= spec.sliding_window:
+            spec = _as(FullAttentionSpec, spec)
         if type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
             raise ValueError(
                 f"Layers after a cut must have full attention; {name} is {type(spec).__name__}. "

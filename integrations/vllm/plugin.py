@@ -71,7 +71,8 @@ def prepare(config: Any, found: Settings) -> None:
     found = found.scaled(n_layers, prompt[0])
     plan = found.plan
     problems = configuration.config_problems(config, found.untried)
-    problems += configuration.model_problems(plan, model, found.untried)
+    longest = config.model_config.max_model_len
+    problems += configuration.model_problems(plan, model, found.untried, longest)
     if problems:
         raise FitError(plan.name or "The plan", problems)
     asynchronous = config.scheduler_config.async_scheduling

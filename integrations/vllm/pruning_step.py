@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tpcal.integrations.vllm.image_tokens import ImageColumns, tokens_of
 from tpcal.integrations.vllm.question import PromptColumns, QuestionReader
+from tpcal.integrations.vllm.ranks import ALONE, Ranks
 from tpcal.integrations.vllm.stages import Chunk
 from tpcal.plans.executor.cutting import PreparedCut
 from tpcal.plans.plan_records import Plan
@@ -87,6 +88,7 @@ class PruningStep:
         waiting: States of tokens that wait at the first cut, by request. They are taken out and
             put in as images are completed and begun.
         reader: Reads the question for selectors that look at it; None if none does.
+        ranks: The processes that make the same step with other heads.
 
     Raises:
         RuntimeError: A chunk starts inside an image whose first tokens do not wait, because the
@@ -100,6 +102,7 @@ class PruningStep:
         chunks: Sequence[Chunk],
         waiting: MutableMapping[str, States],
         reader: QuestionReader | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.plan = plan
         self.chunks = chunks
@@ -108,6 +111,7 @@ class PruningStep:
         self._numbers = {layer: number for number, layer in enumerate(sorted(cuts))}
         self._waiting = waiting
         self._reader = reader
+        self._ranks = ranks
         self._read: Tensor | None = None
         self._deepstack: Tensor | None = None
         self._places: list[np.ndarray] | None = None
@@ -117,8 +121,9 @@ class PruningStep:
         """Notes what the attention of the layer before a cut computed.
 
         Args:
-            query: [m, H d] of the tokens still there, perhaps followed by filler.
-            key: [m, Hkv d].
+            query: [m, H d] of the tokens still there, perhaps followed by filler; of the heads
+                that this process has.
+            key: [m, Hkv d], likewise.
         """
         n = self.n_rows if self._places is None else sum(map(len, self._places))
         self._read = torch.cat((query[:n].flatten(1), key[:n].flatten(1)), dim=1)
@@ -252,6 +257,7 @@ class PruningStep:
             )
         wanted = torch.tensor([image.n_keep for image in images], device=columns.device)
         chosen = checked(selector.select(tokens, wanted), tokens, wanted, cut.selector or "")
+        chosen = self._ranks.agreed(chosen)
         stays[columns[chosen].cpu().numpy()] = True
         merged = selector.merged(tokens, chosen)
         return states if merged is None else states.replaced(columns[chosen], merged[chosen])

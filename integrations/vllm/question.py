@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tpcal.integrations.vllm.ranks import ALONE, Ranks
 from tpcal.integrations.vllm.stages import Span
 from tpcal.plans.executor.attention_reader import Capture, Request, read
 from tpcal.plans.selectors.base import Tokens
@@ -39,7 +40,7 @@ class PromptColumns:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """How an attention module computes its scores."""
+    """How an attention module computes its scores, with the heads that its process has."""
 
     n_heads: int
     n_kv_heads: int
@@ -68,15 +69,18 @@ class QuestionReader:
     Args:
         shapes: The attention of the layers before cuts that read it, by layer.
         final_norm: The decoder's final norm.
+        ranks: The processes that share the heads.
     """
 
     def __init__(
         self,
         shapes: Mapping[int, AttentionShape],
         final_norm: Callable[[Tensor], Tensor] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._shapes = shapes
         self._final_norm = final_norm
+        self._ranks = ranks
 
     def completed(
         self,
@@ -110,14 +114,14 @@ class QuestionReader:
         shape = self._shapes[tokens.layer - 1]
         if "keys" in needs:
             keys = shape.keys(rows)
-            text_keys = None if said is None else keys[said]
-            tokens = replace(tokens, keys=keys[columns], text_keys=text_keys)
+            text_keys = None if said is None else self._ranks.keys(keys[said])
+            tokens = replace(tokens, keys=self._ranks.keys(keys[columns]), text_keys=text_keys)
         if needs & {"scores", "text_scores"}:
             captures = [
                 _capture(shape, rows, prompt, at[valid], "text_scores" in needs)
                 for prompt, at, valid in zip(prompts, columns, tokens.valid, strict=True)
             ]
-            tokens = _with_scores(tokens, captures)
+            tokens = _with_scores(tokens, captures, self._ranks)
         return tokens
 
 
@@ -143,14 +147,16 @@ def _all_of(places: Tensor) -> tuple[Tensor, Tensor]:
     return places[None], torch.ones_like(places[None], dtype=torch.bool)
 
 
-def _with_scores(tokens: Tokens, captures: Sequence[tuple[Capture, Tensor]]) -> Tokens:
+def _with_scores(
+    tokens: Tokens, captures: Sequence[tuple[Capture, Tensor]], ranks: Ranks
+) -> Tokens:
     logits = [capture.logits[0, :, at].T for capture, at in captures]
     looks = [c.text_attention[0] for c, _ in captures if c.text_attention is not None]
     return replace(
         tokens,
-        logits=pad_sequence(logits, batch_first=True).transpose(1, 2),
-        lse=torch.cat([capture.lse for capture, _ in captures]),
-        text_attention=_side_by_side(looks, tokens.valid.shape[1]) if looks else None,
+        logits=ranks.heads(pad_sequence(logits, batch_first=True).transpose(1, 2), 1),
+        lse=ranks.heads(torch.cat([capture.lse for capture, _ in captures]), 1),
+        text_attention=ranks.mean(_side_by_side(looks, tokens.valid.shape[1])) if looks else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""vLLM's V1 model runner with a plan.
+"""vLLM's model runners with a plan.
 
 A step without visual tokens leaves the model alone: the layers of each stage only get other
 attention metadata, for the tokens that they hold. In a step with visual tokens, hooks before the
@@ -40,19 +40,66 @@ class PlanRunner:
         """The kind of each attention layer, a kind of its own for each stage."""
         specs = super().get_kv_cache_spec()  # type: ignore[misc]
         n_layers = len(touchpoints.decoder_layers(self.model))
-        return kv_groups.staged(specs, stages_of(self.plan, n_layers))
+        longest = self.model_config.max_model_len
+        return kv_groups.staged(specs, stages_of(self.plan, n_layers), longest)
+
+    def run_plan(self: Any, context: Any, step: touchpoints.RunnerStep, forward: Any) -> Any:
+        """The model's output at all tokens of the step, from `PlanForward`."""
+        if "tpcal_forward" not in vars(self):
+            self.tpcal_forward = PlanForward(self, self.plan)
+        return self.tpcal_forward.run(context, step, forward)
+
+
+class PlanRunnerV1(PlanRunner):
+    """The same for the V1 model runner."""
 
     def _model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         def forward() -> Any:
-            plain: Any = super(PlanRunner, self)
+            plain: Any = super(PlanRunnerV1, self)
             return plain._model_forward(*args, **kwargs)
 
         context = get_forward_context()
         if not context.attn_metadata:  # vLLM measures memory or warms up
             return forward()
-        if "tpcal_forward" not in vars(self):
-            self.tpcal_forward = PlanForward(self, self.plan)
-        return self.tpcal_forward.run(context, forward)
+        return self.run_plan(context, touchpoints.step(self), forward)
+
+
+class PlanRunnerV2(PlanRunner):
+    """The same for the V2 model runner, which calls the model itself and keeps no requests."""
+
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Loads the model, whose calls then run the plan."""
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        self.tpcal_requests: dict[str, Any] = {}
+        self.tpcal_step = None
+        touchpoints.around_forward(self.model, self._around)
+
+    def add_requests(self: Any, scheduler_output: Any) -> None:
+        """Takes the requests that are new, or start anew, in this step."""
+        super().add_requests(scheduler_output)  # type: ignore[misc]
+        for request in scheduler_output.scheduled_new_reqs:
+            self.tpcal_requests[request.req_id] = request
+
+    def _remove_request(self: Any, req_id: str) -> Any:
+        self.tpcal_requests.pop(req_id, None)
+        return super()._remove_request(req_id)  # type: ignore[misc]
+
+    def prepare_attn(self: Any, input_batch: Any) -> Any:
+        """The block tables and slots of a step with requests."""
+        found = super().prepare_attn(input_batch)  # type: ignore[misc]
+        self.tpcal_step = touchpoints.step_v2(self, self.tpcal_requests, input_batch, found[0])
+        return found
+
+    def prepare_dummy_attn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """The same of a step with which vLLM warms up."""
+        self.tpcal_step = None
+        return super().prepare_dummy_attn(*args, **kwargs)  # type: ignore[misc]
+
+    def _around(self: Any, forward: Callable[[], Any]) -> Any:
+        step, self.tpcal_step = self.tpcal_step, None
+        if step is None:
+            return forward()
+        return self.run_plan(get_forward_context(), step, forward)
 
 
 class PlanForward:
@@ -77,37 +124,44 @@ class PlanForward:
             layer: touchpoints.attention_module(runner, layer)
             for layer in (at - 1 for at, cut in self._cuts.items() if cut.reads_attention)
         }
+        self._ranks = touchpoints.ranks(runner)
         self._reader = QuestionReader(
             {layer: touchpoints.attention_shape(module) for layer, module in self._read.items()},
             touchpoints.final_norm(runner.model),
+            self._ranks,
         )
 
-    def run(self, context: Any, forward: Callable[[], Tensor]) -> Tensor:
+    def run(
+        self, context: Any, step: touchpoints.RunnerStep, forward: Callable[[], Tensor]
+    ) -> Tensor:
         """The model's output at all tokens of the step.
 
         Args:
             context: The forward context of the step.
+            step: What runs.
             forward: Runs the model.
         """
-        chunks = self._chunks()
+        chunks = self._chunks(step)
         gathers = any(chunk.has_visual for chunk in chunks)
         for stage, groups in self._groups.items():
             fields = StageFields.of(self.plan, stage, chunks)
-            touchpoints.set_fields(self._runner, context, groups, fields, gathers)
-        for gone in set(self._waiting) - set(self._runner.requests):
+            touchpoints.set_fields(step, context, groups, fields, gathers)
+        for gone in set(self._waiting) - set(step.known):
             del self._waiting[gone]
         if not gathers:
             return forward()
-        step = PruningStep(self.plan, self._cuts, chunks, self._waiting, self._reader)
+        pruning = PruningStep(
+            self.plan, self._cuts, chunks, self._waiting, self._reader, self._ranks
+        )
         context.skip_compiled = True  # a compiled model has no layers to hook
-        with self._hooked(step):
+        with self._hooked(pruning):
             try:
                 states = forward()
             except _NoTokensLeft as left:
                 states = left.states
-        return step.full_length(states)
+        return pruning.full_length(states)
 
-    def _chunks(self) -> list[Chunk]:
+    def _chunks(self, step: touchpoints.RunnerStep) -> list[Chunk]:
         return [
             Chunk(
                 r.request.req_id,
@@ -116,7 +170,7 @@ class PlanForward:
                 r.n_tokens,
                 together(self._reads_question, r.request),
             )
-            for r in touchpoints.running(self._runner)
+            for r in step.running
         ]
 
     @contextmanager
@@ -181,5 +235,6 @@ def attach(runner: Any) -> None:
     """
     found = server_settings.received(runner.vllm_config.additional_config)
     kind = type(runner)
-    runner.__class__ = type(f"Plan{kind.__name__}", (PlanRunner, kind), {})
+    own = PlanRunnerV2 if touchpoints.is_v2(runner) else PlanRunnerV1
+    runner.__class__ = type(f"Plan{kind.__name__}", (own, kind), {})
     runner.plan = found.plan

@@ -8,7 +8,7 @@ moved. The modules that subclass vLLM's classes override methods that are listed
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tpcal.integrations.vllm.question import AttentionShape
+from tpcal.integrations.vllm.ranks import Ranks
 from tpcal.integrations.vllm.stages import StageFields
 
 TRIED = ("0.31", "0.32")
@@ -123,6 +124,7 @@ TOUCHPOINTS = (
         "vllm.v1.worker.gpu_input_batch", "CachedRequestState", ("mm_features", "sampling_params")
     ),
     Touchpoint("vllm.v1.kv_cache_interface", "AttentionSpec", ("block_size", "num_kv_heads")),
+    Touchpoint("vllm.v1.kv_cache_interface", "SlidingWindowSpec", ("sliding_window",)),
     Touchpoint(
         "vllm.v1.core.single_type_kv_cache_manager",
         "FullAttentionManager.get_num_blocks_to_allocate",
@@ -152,7 +154,36 @@ TOUCHPOINTS = (
         ("query", "key", "value"),
     ),
     Touchpoint("vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
+    Touchpoint("vllm.distributed", "get_tp_group"),
+    Touchpoint(
+        "vllm.distributed.parallel_state", "GroupCoordinator.all_gather", ("input_", "dim")
+    ),
+    Touchpoint("vllm.distributed.parallel_state", "GroupCoordinator.broadcast", ("input_",)),
+    Touchpoint("vllm.config", "ModelConfig.get_total_num_kv_heads"),
 )
+
+_V2 = "vllm.v1.worker.gpu.model_runner"
+V2_TOUCHPOINTS = (
+    Touchpoint(_V2, "GPUModelRunner.load_model"),
+    Touchpoint(_V2, "GPUModelRunner.get_kv_cache_spec"),
+    Touchpoint(_V2, "GPUModelRunner.add_requests", ("scheduler_output",)),
+    Touchpoint(_V2, "GPUModelRunner._remove_request", ("req_id",)),
+    Touchpoint(_V2, "GPUModelRunner.prepare_attn", ("input_batch",)),
+    Touchpoint(_V2, "GPUModelRunner.prepare_dummy_attn"),
+    Touchpoint(
+        "vllm.v1.worker.gpu.input_batch",
+        "InputBatch",
+        ("req_ids", "num_reqs", "num_computed_tokens_np", "num_scheduled_tokens"),
+    ),
+    Touchpoint("vllm.v1.worker.gpu.block_table", "BlockTables", ("block_sizes",)),
+    Touchpoint(
+        "vllm.v1.core.sched.output",
+        "NewRequestData",
+        ("req_id", "mm_features", "sampling_params", "prompt_token_ids", "prompt_embeds"),
+    ),
+    Touchpoint("vllm.v1.worker.utils", "AttentionGroup.build_metadata", ("common_attn_metadata",)),
+)
+"""Private parts of the V2 model runner, asked by servers that use it."""
 
 # Not asked by servers, which would load the model's code in a process that runs no model.
 IN_MODELS = (
@@ -175,9 +206,14 @@ def installed_version() -> str | None:
     return None
 
 
-def problems() -> list[str]:
-    """What of vLLM is not as it was read, one sentence each; empty if plans can run."""
-    found = [problem for point in TOUCHPOINTS if (problem := point.problem())]
+def problems(v2: bool = False) -> list[str]:
+    """What of vLLM is not as it was read, one sentence each; empty if plans can run.
+
+    Args:
+        v2: Whether the server uses the V2 model runner.
+    """
+    points = TOUCHPOINTS + (V2_TOUCHPOINTS if v2 else ())
+    found = [problem for point in points if (problem := point.problem())]
     installed = installed_version() or "unknown"
     if not installed.startswith(tuple(f"{minor}." for minor in TRIED)):
         found.insert(
@@ -323,7 +359,7 @@ def attention_module(runner: Any, layer: int) -> torch.nn.Module:
     """
     names = [name for _, group in _attention_groups(runner) for name in group.layer_names]
     (name,) = (name for name, number in layer_numbers(names).items() if number == layer)
-    found: torch.nn.Module = runner.compilation_config.static_forward_context[name]
+    found: torch.nn.Module = runner.vllm_config.compilation_config.static_forward_context[name]
     return found
 
 
@@ -333,6 +369,19 @@ def attention_shape(module: Any) -> AttentionShape:
     return AttentionShape(
         module.num_heads, module.num_kv_heads, float(module.impl.scale), softcap or None
     )
+
+
+def ranks(runner: Any) -> Ranks:
+    """The processes that share the attention heads of a model runner.
+
+    vLLM gives each process the same number of neighbouring heads. Where there are fewer key heads
+    than processes, neighbouring processes have the same one.
+    """
+    from vllm.distributed import get_tp_group
+
+    group = get_tp_group()
+    n_copies = group.world_size // runner.model_config.get_total_num_kv_heads()
+    return Ranks(group.world_size, max(1, n_copies), group.all_gather, group.broadcast)
 
 
 def layer_numbers(names: Sequence[str]) -> dict[str, int]:
@@ -354,30 +403,88 @@ class RunningRequest:
     """Number of its tokens in this step."""
 
 
-def running(runner: Any) -> list[RunningRequest]:
-    """The requests of the step that runs now, in the order of its tokens."""
+@dataclass(frozen=True)
+class RunnerStep:
+    """What a model runner runs now."""
+
+    running: Sequence[RunningRequest]
+    """The requests, in the order of the step's tokens."""
+    table: Callable[[int], tuple[Tensor, int]]
+    """Gives the block table of a KV cache group, a row for each request, and its block size."""
+    known: Collection[str]
+    """Ids of all requests that the runner holds, running or not."""
+
+
+def step(runner: Any) -> RunnerStep:
+    """The step that a V1 model runner runs now."""
     batch = runner.input_batch
     n = batch.num_reqs
-    starts = runner.query_start_loc.np[: n + 1].astype(np.int64)
+    ids, first = list(batch.req_ids)[:n], batch.num_computed_tokens_cpu[:n]
+    n_tokens = np.diff(runner.query_start_loc.np[: n + 1].astype(np.int64))
+
+    def table(group: int) -> tuple[Tensor, int]:
+        found = batch.block_table[group]
+        return found.get_device_tensor(n), found.block_size
+
+    return RunnerStep(_running(runner.requests, ids, first, n_tokens), table, runner.requests)
+
+
+def step_v2(
+    runner: Any, requests: Mapping[str, Any], batch: Any, tables: Sequence[Tensor]
+) -> RunnerStep:
+    """The step that a V2 model runner runs now.
+
+    Args:
+        runner: The model runner.
+        requests: vLLM's data of each request that the runner holds, by id.
+        batch: The runner's `InputBatch`.
+        tables: The block table of each KV cache group, a row for each request of the batch.
+    """
+    n, sizes = batch.num_reqs, runner.block_tables.block_sizes
+    running = _running(
+        requests, batch.req_ids[:n], batch.num_computed_tokens_np, batch.num_scheduled_tokens
+    )
+    return RunnerStep(running, lambda group: (tables[group][:n], sizes[group]), requests)
+
+
+def _running(
+    requests: Mapping[str, Any],
+    ids: Sequence[str],
+    first: Sequence[int] | np.ndarray,
+    n_tokens: Sequence[int] | np.ndarray,
+) -> list[RunningRequest]:
     return [
-        RunningRequest(runner.requests[request], int(first), int(n_tokens))
-        for request, first, n_tokens in zip(
-            list(batch.req_ids)[:n],
-            batch.num_computed_tokens_cpu[:n],
-            np.diff(starts),
-            strict=True,
-        )
+        RunningRequest(requests[name], int(at), int(n))
+        for name, at, n in zip(ids, first, n_tokens, strict=True)
     ]
+
+
+def is_v2(runner: Any) -> bool:
+    """Whether a model runner is vLLM's V2."""
+    found: bool = runner.vllm_config.use_v2_model_runner
+    return found
+
+
+def around_forward(model: Any, around: Callable[[Callable[[], Any]], Any]) -> None:
+    """Calls ``around`` with what runs the model, whenever the model is called."""
+    plain = model.forward
+
+    @wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return around(lambda: plain(*args, **kwargs))
+
+    model.forward = forward
 
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Layers of one stage that share a block table and a builder of metadata."""
+    """Layers of one stage that share a block table and attention metadata."""
 
     stage: int
     number: int
     """Number of the KV cache group, which is that of its block table."""
-    builder: Callable[[], Any]
+    build: Callable[[Any], Any]
+    """Makes the layers' attention metadata of vLLM's common metadata."""
     names: list[str] = field(default_factory=list)
     """Names of the attention modules."""
 
@@ -394,9 +501,16 @@ def layer_groups(runner: Any, stages: Sequence[int]) -> list[LayerGroup]:
         for name, layer in layer_numbers(attention.layer_names).items():
             key = stages[layer], number, id(attention)
             if stages[layer]:
-                group = LayerGroup(*key[:2], attention.get_metadata_builder)
+                group = LayerGroup(*key[:2], _build(runner, attention))
                 found.setdefault(key, group).names.append(name)
     return list(found.values())
+
+
+def _build(runner: Any, attention: Any) -> Callable[[Any], Any]:
+    if is_v2(runner):  # its block tables count the blocks of the KV cache, not those of kernels
+        build: Callable[[Any], Any] = attention.build_metadata
+        return build
+    return lambda common: attention.get_metadata_builder().build(0, common)
 
 
 def _attention_groups(runner: Any) -> Iterator[tuple[int, Any]]:
@@ -406,14 +520,18 @@ def _attention_groups(runner: Any) -> Iterator[tuple[int, Any]]:
 
 
 def set_fields(
-    runner: Any, context: Any, groups: Sequence[LayerGroup], fields: StageFields, gathered: bool
+    step: RunnerStep,
+    context: Any,
+    groups: Sequence[LayerGroup],
+    fields: StageFields,
+    gathered: bool,
 ) -> None:
     """Gives the layers of a stage the metadata for the tokens that the stage runs and holds.
 
     A stage that runs no token is left alone, because its layers do not run (`PlanForward`).
 
     Args:
-        runner: The model runner.
+        step: The step.
         context: The forward context of the step.
         groups: The layers of the stage.
         fields: What the stage runs and holds.
@@ -422,15 +540,15 @@ def set_fields(
     """
     if not len(fields.index):
         return
-    owner, index, starts, lengths = (
-        _sent(array, runner.device)
-        for array in (fields.owner, fields.index, fields.query_starts, fields.lengths)
-    )
+    sent: tuple[Tensor, ...] = ()
     for group in groups:
-        table = runner.input_batch.block_table[group.number]
-        rows = table.get_device_tensor(len(fields.n_new))
-        block = rows[owner, index // table.block_size].long()
-        slots = block * table.block_size + index % table.block_size
+        rows, size = step.table(group.number)
+        sent = sent or tuple(
+            _sent(array, rows.device)
+            for array in (fields.owner, fields.index, fields.query_starts, fields.lengths)
+        )
+        owner, index, starts, lengths = sent
+        slots = rows[owner, index // size].long() * size + index % size
         if not gathered:
             n_filler = len(context.slot_mapping[group.names[0]]) - len(slots)
             slots = torch.nn.functional.pad(slots, (0, n_filler), value=_NO_SLOT)
@@ -457,7 +575,7 @@ def _common(
 
 
 def _set_metadata(context: Any, group: LayerGroup, common: Any) -> None:
-    metadata = group.builder().build(0, common)
+    metadata = group.build(common)
     for name in group.names:
         context.attn_metadata[name] = metadata
         context.slot_mapping[name] = common.slot_mapping

@@ -72,7 +72,6 @@ def test_without_a_plan_vllm_is_left_alone(
     ("options", "named"),
     [
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
-        ({"tensor_parallel_size": 2}, "--tensor-parallel-size"),
         ({"enable_lora": True}, "--enable-lora"),
         ({"disable_hybrid_kv_cache_manager": True}, "--disable-hybrid-kv-cache-manager"),
         (
@@ -201,11 +200,12 @@ def test_a_compiled_model_without_layers_is_refused(tmp_path: Path) -> None:
         _config(PLANS["three cuts"], tmp_path, enforce_eager=False, compilation_config={"mode": 1})
 
 
-def test_the_v2_runner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_v2_runner_is_untried_on_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = _gpu_config(tmp_path)
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    (problem,) = configuration.config_problems(config, untried=True)
-    assert problem.endswith("Set VLLM_USE_V2_MODEL_RUNNER=0.")
+    (problem,) = configuration.config_problems(config, untried=False)
+    assert "Set VLLM_USE_V2_MODEL_RUNNER=0." in problem
+    assert configuration.config_problems(config, untried=True) == []
 
 
 def test_gpus_of_amd_are_untried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +213,14 @@ def test_gpus_of_amd_are_untried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.version, "hip", "7.0")
     (problem,) = configuration.config_problems(config, untried=False)
     assert "not on those of AMD" in problem
+    assert configuration.config_problems(config, untried=True) == []
+
+
+def test_several_gpus_are_untried(tmp_path: Path) -> None:
+    config = _gpu_config(tmp_path)
+    config.parallel_config.tensor_parallel_size = 2
+    (problem,) = configuration.config_problems(config, untried=False)
+    assert problem.startswith("--tensor-parallel-size is tried on CPUs")
     assert configuration.config_problems(config, untried=True) == []
 
 
@@ -258,7 +266,7 @@ def test_an_unknown_version_unless_told_otherwise(
 
 
 def test_the_touchpoints_are_as_they_were_read() -> None:
-    assert touchpoints.problems() == []
+    assert touchpoints.problems(v2=True) == []
     assert [point.problem() for point in touchpoints.IN_MODELS] == [None]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import served
-import torch
 from served import PLANS, Executor
 
 from tpcal import Cut, Plan
@@ -17,9 +16,7 @@ from tpcal.integrations.vllm import plugin
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
-N = 200
-MAX_TIES = 3
-"""Of the questions."""
+N = 60 if served.USES_V2 else 200  # Triton's interpreter is slow
 CHUNKS = dict(zip(PLANS, (140, 128, 1024, 100, 120, 60, 100), strict=True))
 """Tokens of a step: few, so that images are split between chunks."""
 
@@ -53,18 +50,7 @@ def _compare(
     with served.engine(plan, folder, max_num_batched_tokens=chunk) as engine:
         found = engine.answers(questions)
         waited = engine.n_waited
-    assert found.prompts == wanted.prompts
-    other = [
-        i
-        for i in range(len(questions))
-        if (found.tokens[i], found.kept[i]) != (wanted.tokens[i], wanted.kept[i])
-    ]
-    # Two tokens may differ from the others by equal distances up to float32's rounding, so that
-    # the executor itself keeps another one in another batch. Float64 decides between them.
-    assert len(other) <= MAX_TIES
-    exact = Executor(torch.float64).answers(plan, [questions[i] for i in other])
-    assert [found.tokens[i] for i in other] == exact.tokens
-    assert [found.kept[i] for i in other] == exact.kept
+    served.assert_same(found, wanted, plan, questions)
     return waited
 
 

@@ -6,19 +6,15 @@ from pathlib import Path
 
 import pytest
 import served
-import torch
-from PIL import Image
-from served import Answers
-from served_families import FAMILIES
+import served_families
+from served_families import FAMILIES, N_TOKENS, answers, asked
 
-import tpcal
 from tpcal import Cut, Plan
 from tpcal.plans.engines import VLLM
+from tpcal.plans.errors import FitError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
-SIZES = ((84, 84), (224, 112), (56, 168), (140, 196), (196, 196), (28, 84))
-N_TOKENS = 12
 CHUNKS = {"LlavaOnevisionForConditionalGeneration": 96}
 """Tokens of a step where vLLM makes no room to encode an image with fewer."""
 ALONE = (
@@ -38,35 +34,6 @@ def _plan(architecture: str) -> Plan:
     return Plan(cuts=(first, second, Cut(6, 0.0)))
 
 
-def _asked(prompt: str) -> list[tuple[str, Image.Image]]:
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for number, (width, height) in enumerate(SIZES * 4):
-        noise = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
-        found.append((prompt.format(8 + number), Image.fromarray(noise.numpy())))
-    return found
-
-
-def _executor(folder: Path, plan: Plan, asked: list[tuple[str, Image.Image]]) -> Answers:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(folder)
-    found = Answers()
-    with tpcal.apply(model, plan) as handle, torch.inference_mode():
-        for text, image in asked:
-            inputs = processor(images=[image], text=[text], return_tensors="pt")
-            output = model.generate(
-                **inputs, do_sample=False, max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS
-            )
-            n = inputs["input_ids"].shape[1]
-            assert handle.last is not None
-            found.prompts.append(output[0, :n].tolist())
-            found.tokens.append(output[0, n:].tolist())
-            found.kept.append([cut.kept[0] for cut in handle.last.cuts])
-    return found
-
-
 def test_every_architecture_that_is_said_to_run_is_tried() -> None:
     assert set(VLLM.squares) == set(FAMILIES)
 
@@ -77,18 +44,32 @@ def test_answers_and_kept_tokens_are_those_of_the_executor(
     architecture: str, tmp_path: Path
 ) -> None:
     save, prompt = FAMILIES[architecture]
-    model, plan, asked = tmp_path / "model", _plan(architecture), _asked(prompt)
+    model, plan, given = tmp_path / "model", _plan(architecture), asked(prompt)
     model.mkdir()
     save(model)
-    wanted = _executor(model, plan, asked)
+    wanted = answers(model, plan, given)
     chunk = CHUNKS.get(architecture, 64)
     options = {"max_num_batched_tokens": chunk, "limit_mm_per_prompt": {"image": 1, "video": 0}}
     with served.engine(plan, tmp_path, model=model, **options) as engine:
-        found = engine.recorded(
-            [(t, [image]) for t, image in asked], N_TOKENS, min_tokens=N_TOKENS
-        )
+        found = engine.recorded(given, N_TOKENS, min_tokens=N_TOKENS)
         waited = engine.n_waited
     assert found.prompts == wanted.prompts
     assert found.kept == wanted.kept
     assert found.tokens == wanted.tokens
     assert waited > 0
+
+
+@pytest.mark.timeout(900)
+def test_a_window_that_no_request_outgrows(tmp_path: Path) -> None:
+    model, plan, given = tmp_path / "model", _plan("Mistral3"), asked(served_families.PIXTRAL)
+    model.mkdir()
+    served_families.mistral3(model, window=256)
+    wanted = answers(model, plan, given)
+    options = {"max_num_batched_tokens": 64, "max_model_len": 256}
+    limit = {"image": 1, "video": 0}
+    with served.engine(plan, tmp_path, model=model, limit_mm_per_prompt=limit, **options) as one:
+        found = one.recorded(given, N_TOKENS, min_tokens=N_TOKENS)
+    assert (found.prompts, found.kept) == (wanted.prompts, wanted.kept)
+    assert found.tokens == wanted.tokens
+    with pytest.raises(FitError, match="--max-model-len 256"):
+        served.Engine(tmp_path / "plan.yaml", model, max_model_len=257)
