@@ -101,16 +101,23 @@ def _claim(evidence: Evidence) -> str:
     clear = {b: t for b, t in tests.items() if t is not None and t.p_adjusted < NOISE}
     ahead = [f"{b:.2f}" for b, t in clear.items() if t.difference.value > 0]
     behind = [f"{b:.2f}" for b, t in clear.items() if t.difference.value < 0]
-    parts = [f"ahead of the best other method at {' and '.join(ahead)}"] if ahead else []
-    parts += [f"behind the best other method at {' and '.join(behind)}"] if behind else []
+    parts = [f"ahead of the best other method at {_listed(ahead)}"] if ahead else []
+    parts += [f"behind the best other method at {_listed(behind)}"] if behind else []
+    where = evidence.model + (", with tokens merged," if evidence.merges else "")
     rest = len(tests) - len(ahead) - len(behind)
     if not parts:
         return (
-            f"On {evidence.name} the difference from the best other method is within noise at "
+            f"On {where} the difference from the best other method is within noise at "
             "every budget."
         )
     tail = "; elsewhere the difference is within noise" if rest else ""
-    return f"On {evidence.name} tpcal is, beyond noise, {' and '.join(parts)}{tail}."
+    return f"On {where} tpcal is, beyond noise, {' and '.join(parts)}{tail}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    """`a`, `a and b` or `a, b and c`."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def depth_table(found: Sequence[Evidence]) -> str:
