@@ -196,7 +196,7 @@ def test_what_is_said_of_merged_tokens_follows_from_their_own_tests(merged: Path
     assert (
         "On embedded tpcal is, beyond noise, ahead of the best other method at 0.22 and behind "
         "the best other method at 0.50.\n"
-        "On embedded, tokens merged tpcal is, beyond noise, ahead of the best other method at "
+        "On embedded, with tokens merged, tpcal is, beyond noise, ahead of the best other method at "
         "0.50; elsewhere the difference is within noise.\n"
     ) in said
     _check_figures(generate.readme(merged), merged)
