@@ -293,11 +293,11 @@ class ForwardPass:
             self.survivors, order = narrowed(prompt, before, columns, stays, n_visual)
             self._alive = n_left
             hidden = gather.take_columns(hidden, order)
-            visual = self.survivors.take(prompt.visual)
             if merged is not None:
+                visual = self.survivors.take(prompt.visual)
                 hidden = gather.with_states(hidden, visual, merged, stays, max(n_visual))
-            if sizes is not None:
-                self.survivors = _with_sizes(self.survivors, visual, sizes, stays)
+                if sizes is not None:
+                    self.survivors = _with_sizes(self.survivors, visual, sizes, stays)
         t2v = v2t = None
         if cut.condition is not None and capture is not None:
             t2v, v2t = capture.text_to_visual, capture.visual_to_text
@@ -436,8 +436,8 @@ def _with_sizes(survivors: Survivors, visual: Tensor, sizes: Tensor, stays: Tens
     before = survivors.sizes
     if before is None:
         before = torch.ones_like(visual, dtype=sizes.dtype)
-    states, most = (before[..., None], sizes[..., None]), max(survivors.n_visual)
-    new = gather.with_states(states[0], visual, states[1], stays, most)
+    most = max(survivors.n_visual)
+    new = gather.with_states(before[..., None], visual, sizes[..., None], stays, most)
     return replace(survivors, sizes=new[..., 0])
 
 
