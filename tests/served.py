@@ -322,11 +322,11 @@ class RecordsCuts:
 
     def record_cuts(self) -> None:
         """Records the cuts from now on, like `Engine`."""
-        from tpcal.integrations.vllm import runner
+        from tpcal.integrations.vllm import pruning_step, runner
 
         self.kept, self.n_waited = defaultdict(list), 0
         if _RECORDER[0] is None:
-            runner.PruningStep = _recording(runner.PruningStep)  # type: ignore[misc]
+            vars(runner)["PruningStep"] = _recording(pruning_step.PruningStep)
         _RECORDER[0] = self
 
     def cuts(self) -> tuple[dict[str, list[tuple[int, ...]]], int]:
