@@ -59,7 +59,7 @@ class Decoder:
         self.seen: dict[str, list[list[Tensor]]] = {}
 
     def run(self, chunks: Sequence[Chunk], prompts: Sequence[Tensor]) -> Tensor:
-        prepared = prepare(self.plan.cuts, self.plan.round_to)
+        prepared = prepare(self.plan)
         step = PruningStep(self.plan, prepared, chunks, self.waiting, READER)
         parts = [p[c.first : c.end] for c, p in zip(chunks, prompts, strict=True)]
         positions = torch.cat([torch.arange(c.first, c.end) for c in chunks])
