@@ -1,7 +1,8 @@
 #!/bin/sh
 # Serves a model with a plan at http://127.0.0.1:8000/v1. Without arguments: the built-in model, on CPUs.
 # Usage: serve.sh [MODEL PLAN [further options of vllm serve]]
-# A plan that does not exist is made: half of the visual tokens from layer 2 on, none from layer 6 on.
+# A plan that does not exist is made: half of the visual tokens from layer 2 on, a quarter from layer 4 on, none from 6 on.
+# Its stages have equal lengths, so that vLLM needs a block table for each and no more.
 set -eu
 if [ $# -lt 2 ]; then
     export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind HF_HUB_OFFLINE=1
@@ -12,7 +13,7 @@ model=$1 plan=$2
 shift 2
 [ -e "$plan" ] || python -c '
 import sys, tpcal
-cuts = tpcal.Cut(2, 0.5, "diversity"), tpcal.Cut(6, 0.0)
-tpcal.save_plan(tpcal.Plan(name="example", cuts=cuts), sys.argv[1])' "$plan"
+cuts = tpcal.Cut(2, 0.5, "diversity"), tpcal.Cut(4, 0.25, "diversity"), tpcal.Cut(6, 0.0)
+tpcal.save_plan(tpcal.Plan(name="example", cuts=cuts, scope="image"), sys.argv[1])' "$plan"
 exec vllm serve "$model" --served-model-name pruned --host 127.0.0.1 \
     --additional-config "{\"tpcal\": {\"plan\": \"$plan\"}}" "$@"
