@@ -41,7 +41,7 @@ def threads(trial: Trial) -> str:
     works = [(trial, one, str(row)) for row in range(len(trial.case.rows))]
     works.append((trial, one, "left"))
     with suppress(Inapplicable):  # no memory for a second model
-        other = Trial(replace(trial.case, model=trial.copied()))
+        other = Trial(replace(trial.case, model=trial.copied()), merge=trial.merge)
         works.append((other, two, "left"))
     wanted = [trial.pruned(name, inputs) for _, name, inputs in works]
     found = []

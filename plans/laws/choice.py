@@ -164,7 +164,7 @@ def _as(trial: Trial, dtype: torch.dtype) -> Trial:
     for weight in model.state_dict(keep_vars=True).values():  # rotary tables are not loaded
         if weight.is_floating_point():
             weight.data = weight.data.to(dtype)
-    return Trial(replace(trial.case, model=model))
+    return Trial(replace(trial.case, model=model), merge=trial.merge)
 
 
 def _alike(value: Tensor) -> Tensor:

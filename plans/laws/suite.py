@@ -55,8 +55,8 @@ def run(case: Case, laws: Sequence[Law] = LAWS, plan: Plan | None = None) -> Ite
     Args:
         case: A model in evaluation mode with no plan applied, and prompts for it.
         laws: The laws to test, a part of `LAWS`.
-        plan: A plan to test in addition to the suite's own plans.
+        plan: A plan to test in addition to the suite's own plans, which then have its ``merge``.
     """
-    trial = Trial(case, plan)
+    trial = Trial(case, plan, None if plan is None else plan.merge)
     for law in laws:
         yield law.judge(trial)
