@@ -77,7 +77,7 @@ def calibrate(
     # Step 1: fix the grid and everything the results depend on. The hash of the latter names the
     # folder, so that another model, grid or set of samples never continues this run.
     settings = settings or ProbingSettings()
-    refine, like = settings.refine, settings.like
+    refine, like = settings.refine, Plan(scope=settings.scope, merge=settings.merge)
     _check(like)
     allowed = families.find(loaded.model).cut_layers(loaded.model)
     tried = probe_grid.probes(

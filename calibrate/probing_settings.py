@@ -48,8 +48,3 @@ class ProbingSettings:
     same."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Plain data to keep in the profile, under these keys."""
-
-    @property
-    def like(self) -> Plan:
-        """A plan without cuts of the scope and merging that plans made of the profile have."""
-        return Plan(scope=self.scope, merge=self.merge)

@@ -27,15 +27,20 @@ BUILT_IN = (EMBEDDED, SMOL)
 """Names of the models that the built-in questions are for."""
 
 
-def file_name(name: str) -> str:
+def file_name(name: str, *more: str | None) -> str:
     """A model's name as a part of names of files; empty if it has no letter or digit.
+
+    Args:
+        name: The model's name.
+        more: What else the file belongs to, such as a device; None is left out.
 
     Example:
         >>> from tpcal.plans.local_paths import file_name
         >>> file_name("llava-hf/LLaVA 1.5")
         'llava-hf-llava-1.5'
     """
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    whole = "-".join(part for part in (name, *more) if part)
+    return re.sub(r"[^a-z0-9.]+", "-", whole.lower()).strip("-.")
 
 
 def kept(place: str, folder: Path) -> str:

@@ -126,6 +126,7 @@ def forecast(
     """
     from tpcal.calibrate import probe_grid, run_estimate
     from tpcal.plans.families import find
+    from tpcal.plans.plan_records import Plan
 
     settings, progress = settings or CalibrationSettings(), progress or silent
     run = _prepared(ModelChoice.of(model), DataChoice.of(data), settings, progress)
@@ -143,7 +144,7 @@ def forecast(
         grid,
         run.batch_size,
         refines=not settings.is_full,
-        like=settings.like,
+        like=Plan(scope=settings.scope, merge=settings.merge),
     )
     return CalibrationForecast(run.loaded.name, run.samples, run.memory, run.batch_size, estimate)
 

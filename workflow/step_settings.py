@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.plan_records import Plan
 
 OUT = Path("tpcal-out")
 """Folder that collects profiles and answers."""
@@ -43,11 +42,6 @@ class CalibrationSettings:
     """Most bytes on the device; None takes what is free."""
     command: str | None = None
     """The command line, kept as provenance."""
-
-    @property
-    def like(self) -> Plan:
-        """A plan without cuts of the scope and merging that plans made of the profile have."""
-        return Plan(scope=self.scope, merge=self.merge)
 
     @property
     def is_full(self) -> bool:

@@ -35,10 +35,10 @@ from benchmarks.planner.found import Folders
 from benchmarks.planner.other_planners import Pieces
 from benchmarks.planner.page import Pictures
 from benchmarks.planner.sizes import Sizes, sizes_of
-from benchmarks.planner.work import ROOT, Call, NotMeasured, Work, code, folder_name
+from benchmarks.planner.work import ROOT, Call, NotMeasured, Work, code
 from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.plans.errors import TpcalError
-from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.local_paths import EMBEDDED, file_name
 from tpcal.plans.plan_records import MERGES
 
 DOCS = ROOT / "docs"
@@ -153,7 +153,7 @@ def main(
     sizes = replace(sizes, seeds=tuple(range(n_seeds)) if n_seeds else sizes.seeds)
     check_pieces(pieces, sizes)
     chosen = chosen or (STAGES if model == EMBEDDED else ON_OTHERS)
-    name = folder_name(model, device, merge)
+    name = file_name(model, device, merge)
     kept = folder or ROOT / "tpcal-out/benchmark" / name / code("plans", "calibrate")
     work = Work(kept.resolve(), processes, Console(), model, device, only_kept, merge)
     world.use(model, device, merge)
@@ -175,7 +175,7 @@ def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, pat
     What they need is measured first, and then the searches of all stages, each at the same time,
     to keep every process busy.
     """
-    name = folder_name(work.model, merge=work.merge)
+    name = file_name(work.model, work.merge)
     folder = "planner" if name == EMBEDDED else f"planner/{name}"
     made = stages(work, sizes, Pictures(path.parent, folder), pieces)
     setting = kept_setting(work, sizes)
@@ -197,7 +197,7 @@ def page_of(model: str, merge: str | None = None) -> Path:
     """The page of a model in docs/; of one that has none yet, made from the template."""
     if (model, merge) == (EMBEDDED, None):
         return DOCS / "planner-results.md"
-    path = DOCS / f"planner-results-{folder_name(model, merge=merge)}.md"
+    path = DOCS / f"planner-results-{file_name(model, merge)}.md"
     if not path.exists():
         text = TEMPLATE.read_text(encoding="utf-8")
         text = text.replace("{model}", model + (", tokens merged" if merge else ""))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import click
@@ -23,12 +23,12 @@ from benchmarks.planner.comparison import searches
 from benchmarks.planner.draws import NEIGHBOUR, OPTIMUM, RANDOM
 from benchmarks.planner.found import Folders
 from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, MAX_CUTS, Sizes, sizes_of
-from benchmarks.planner.work import ROOT, Work, code, folder_name
+from benchmarks.planner.work import ROOT, Work, code
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.proposals import steps_from
 from tpcal.plans.cost import layer_average_keep
-from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.local_paths import EMBEDDED, file_name
 from tpcal.plans.plan_file import save_plan
 from tpcal.plans.plan_records import MERGES, Cuts, Plan, ReachedBudget
 
@@ -89,6 +89,13 @@ class Best:
     """Plans that were measured."""
 
 
+@cache
+def _groups(start: int, end: int) -> NDArray[np.str_]:
+    """[end - start] the group of each sample of a part."""
+    drawn = world.samples(world.CALIBRATION, end, SEED).part(start, end)
+    return np.array(drawn.sample_groups)
+
+
 @dataclass
 class Measuring:
     """Losses of plans on the samples of `SEED`, kept on disk."""
@@ -107,10 +114,10 @@ class Measuring:
         """What a search would minimise, on all samples of the parts, which begin at one place."""
         (start, _), *_ = parts = list(parts)
         nats = np.concatenate([self.nats(cuts, *part) for part in parts])
-        drawn = world.samples(world.CALIBRATION, parts[-1][1], SEED).part(start, parts[-1][1])
-        names = np.array(drawn.sample_groups)
-        means = [nats[names == group].mean() for group in drawn.groups]
-        return float(Objective().values(np.array(means), drawn.groups))
+        names = _groups(start, parts[-1][1])
+        groups = tuple(dict.fromkeys(names.tolist()))
+        means = [nats[names == group].mean() for group in groups]
+        return float(Objective().values(np.array(means), groups))
 
     def best(self, plans: Iterable[Cuts], effort: Effort) -> list[Cuts]:
         """The plans that are left after all rungs, the best one first."""
@@ -155,7 +162,7 @@ def best(
 
 def path_of(model: str, merge: str | None, target: float) -> Path:
     """Where the best plan of a budget is kept."""
-    return BEST / f"{folder_name(model, merge=merge)}-{target:.2f}.yaml"
+    return BEST / f"{file_name(model, merge)}-{target:.2f}.yaml"
 
 
 def save(work: Work, target: float, found: Best, effort: Effort) -> Path:
@@ -208,7 +215,7 @@ def main(
     """Find the best plan of each budget with a large effort, and keep it in best_plans/."""
     sizes = replace(sizes_of(model, quick=quick, large=large), seeds=tuple(range(n_seeds)))
     effort = QUICK if quick else LARGE if large or model == EMBEDDED else DEEP
-    name = folder_name(model, device, merge)
+    name = file_name(model, device, merge)
     kept = folder or ROOT / "tpcal-out/benchmark" / name / code("plans", "calibrate")
     work = Work(kept.resolve(), processes, Console(), model, device, merge=merge)
     world.use(model, device, merge)

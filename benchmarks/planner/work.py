@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.planner import world
-from tpcal.plans.local_paths import EMBEDDED, file_name
+from tpcal.plans.local_paths import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("folder", "folders", "memory", "profiles")
@@ -110,11 +110,6 @@ def _of_model(
 ) -> Any:
     world.use(*measured)
     return function(*arguments)
-
-
-def folder_name(model: str, device: str | None = None, merge: str | None = None) -> str:
-    """What a folder or a file is called that belongs to a model, a device and a ``merge``."""
-    return file_name("-".join(part for part in (model, device, merge) if part))
 
 
 def code(*folders: str) -> str:

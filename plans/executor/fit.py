@@ -90,7 +90,5 @@ def run_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
 def _model_problems(model: PreTrainedModel, plan: Plan) -> list[str]:
     """The reasons why the executor cannot run the plan on the model as it was loaded."""
     kernel = model.config.get_text_config(decoder=True)._attn_implementation
-    found = kernels.problem(kernel, kernels.devices(model)) or kernels.merge_problem(
-        kernel, plan.merge
-    )
+    found = kernels.problem(kernel, kernels.devices(model), plan.merge)
     return [] if found is None else [found]

@@ -59,12 +59,15 @@ def devices(model: PreTrainedModel) -> set[str]:
     return places - {"cpu", "disk"}  # weights kept there are brought to a device
 
 
-def problem(kernel: str | None, devices: Collection[str] = ()) -> str | None:
+def problem(
+    kernel: str | None, devices: Collection[str] = (), merge: str | None = None
+) -> str | None:
     """Why a plan cannot run with the attention kernel of this name; None if it can.
 
     Args:
         kernel: Name of the kernel.
         devices: The devices that the model computes on.
+        merge: The plan's ``merge``.
     """
     if str(kernel).startswith("paged|"):
         return (
@@ -78,6 +81,12 @@ def problem(kernel: str | None, devices: Collection[str] = ()) -> str | None:
             f"in its masks reads tensors of one device; got {sorted(devices)}. Load the model "
             'with attn_implementation="sdpa".'
         )
+    if merge == PROPORTIONAL and _masks(kernel) in (_FLASH, _FLEX):
+        return (
+            "merge must be mean or absent with an attention implementation that takes no additive "
+            f"mask, so that it cannot count a token several times; got {merge} with {kernel}. "
+            'Load the model with attn_implementation="sdpa", or calibrate with --merge mean.'
+        )
     if _masks(kernel) in (*_KNOWN, _FLASH, _FLEX):
         return None
     return (
@@ -88,20 +97,9 @@ def problem(kernel: str | None, devices: Collection[str] = ()) -> str | None:
     )
 
 
-def merge_problem(kernel: str | None, merge: str | None) -> str | None:
-    """Why a plan of this ``merge`` cannot run with the attention kernel; None if it can."""
-    if merge != PROPORTIONAL or has_whole_masks(kernel):
-        return None
-    return (
-        "merge must be mean or absent with an attention implementation that takes no additive "
-        f"mask, so that it cannot count a token several times; got {merge} with {kernel}. Load "
-        'the model with attn_implementation="sdpa", or calibrate with --merge mean.'
-    )
-
-
 def require(kernel: str | None, devices: Collection[str] = (), merge: str | None = None) -> None:
     """Raises UsageError if a plan cannot run with the attention kernel of this name."""
-    found = problem(kernel, devices) or merge_problem(kernel, merge)
+    found = problem(kernel, devices, merge)
     if found is not None:
         raise UsageError(found)
 

@@ -130,8 +130,8 @@ class Held:
         if key not in self._memo:
             if self.n_seen:
                 index = torch.cat([self.positions(), columns + self.n_seen], dim=1)
-                masks = _cat_masks(self, columns, valid)
-                sizes = _cat_sizes(self, columns, log_sizes)
+                masks = _cat(self.mask(), valid, self.n_held, columns, True)
+                sizes = _cat(self.added(), log_sizes, self.n_held, columns, 0)
                 after = Held(index, masks, self.n_seen + n_new, 0, sizes)
             else:
                 after = Held(columns, valid, n_new, 0, log_sizes)
@@ -232,25 +232,23 @@ def right_aligned(stays: Tensor, n_columns: int) -> Tensor:
     return order[:, order.shape[1] - n_columns :]
 
 
-def _cat_masks(held: Held, columns: Tensor, valid: Tensor | None) -> Tensor | None:
-    before = held.mask()
-    if before is None and valid is None:
+def _cat(
+    before: Tensor | None, after: Tensor | None, n_before: int, columns: Tensor, missing: float
+) -> Tensor | None:
+    """[B, n_before + m] values of the columns held and of new ones; None if neither has any.
+
+    Args:
+        before: [B, n_before] values of the columns held.
+        after: [B, m] values of the new ones.
+        n_before: Number of columns held.
+        columns: [B, m] of the new ones.
+        missing: The value of columns without one.
+    """
+    known = after if before is None else before
+    if known is None:
         return None
     if before is None:
-        before = torch.ones(columns.shape[0], held.n_held, dtype=torch.bool, device=columns.device)
-    if valid is None:
-        valid = torch.ones_like(columns, dtype=torch.bool)
-    return torch.cat([before, valid], dim=1)
-
-
-def _cat_sizes(held: Held, columns: Tensor, log_sizes: Tensor | None) -> Tensor | None:
-    before = held.added()
-    if before is None and log_sizes is None:
-        return None
-    known = log_sizes if before is None else before
-    assert known is not None
-    if before is None:
-        before = known.new_zeros(columns.shape[0], held.n_held)
-    if log_sizes is None:
-        log_sizes = known.new_zeros(columns.shape)
-    return torch.cat([before, log_sizes], dim=1)
+        before = known.new_full((columns.shape[0], n_before), missing)
+    if after is None:
+        after = known.new_full(columns.shape, missing)
+    return torch.cat([before, after], dim=1)

@@ -215,8 +215,9 @@ class Trial:
         self.maskable()
         whole = self.case.extended(inputs, self.words(len(inputs["input_ids"]), n_steps))
         cuts = report.cuts if report else ()
-        hidden = hidden_tokens(self.visual(whole), cuts, self.n_layers)
-        return self.masked(whole, hidden, mergings(self.visual(whole), report, plan))
+        visual = self.visual(whole)
+        hidden = hidden_tokens(visual, cuts, self.n_layers)
+        return self.masked(whole, hidden, mergings(visual, report, plan))
 
     def masked(self, inputs: Inputs, hidden: Tensor, merging: Sequence[Merging] = ()) -> Tensor:
         """[B, S, V] of the model with tokens [L, B, S] hidden, without a cache."""

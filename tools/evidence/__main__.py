@@ -67,7 +67,7 @@ def main(
     hundred kB of text, and no picture or question; send it with the issue form "Results of a
     model".
     """
-    name = file_name(f"{model}-{merge}" if merge else model)
+    name = file_name(model, merge)
     settings = Settings(
         model,
         from_here(results or ROOT / "results" / name),
