@@ -25,7 +25,7 @@ BUDGET = 0.22
 """Layer average of the suggested first plan, if plans can be that cheap."""
 MODEL = ("device", "dtype", "offload", "trust_remote_code")
 SEARCH = (
-    *("given", "folder", "data", "storage", "weights", "seed", "max_cuts", "engine"),
+    *("given", "folder", "data", "storage", "weights", "objective", "seed", "max_cuts", "engine"),
     *("name", "revision"),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,7 @@ class Problem:
         profile: Profile,
         budget: Budget | float = 1.0,
         max_cuts: int = 4,
-        weights: Mapping[str, float] | None = None,
+        objective: Objective | None = None,
         engine: Engine | None = None,
     ) -> Problem:
         """The problem of a profile.
@@ -67,14 +66,14 @@ class Problem:
             budget: What the plan may cost; a number is a layer average of keep in (0, 1], met to
                 within one token.
             max_cuts: Most cuts of a plan, drop-all among them.
-            weights: What the loss of a group counts beside that of the others (`Objective`).
+            objective: What the search minimises; None: `Objective` with its defaults.
             engine: Where the plan has to run; None: in transformers.
 
         Raises:
-            UsageError: The budget or a weight is invalid, or no plan runs in the engine.
+            UsageError: The budget or the objective is invalid, or no plan runs in the engine.
         """
         budget = budget if isinstance(budget, Budget) else Budget(budget)
-        return cls(Predictor(profile, Objective(weights or {}), engine), budget, max_cuts)
+        return cls(Predictor(profile, objective, engine), budget, max_cuts)
 
     def at(self, budget: Budget | float) -> Problem:
         """The same problem with another budget."""
@@ -94,11 +93,6 @@ class Problem:
     def objective(self) -> Objective:
         """What the search minimises."""
         return self.predictor.objective
-
-    @property
-    def weights(self) -> Mapping[str, float] | None:
-        """Weights of the groups; None if all groups count alike."""
-        return self.objective.weights or None
 
     @property
     def allows_unpruned(self) -> bool:

@@ -17,7 +17,7 @@ from tpcal.planner.search.whole_front import KnownPlan
 from tpcal.planner.search.within_a_loss import PlansWithinLimits
 from tpcal.plans.plan_records import Plan
 
-PROBLEM = ("max_cuts", "weights")
+PROBLEM = ("max_cuts", "objective")
 CALL = ("measurer", "finals", "max_loss")
 
 

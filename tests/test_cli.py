@@ -32,6 +32,8 @@ from tpcal.calibrate.inputs.model_facts import ModelFacts
 from tpcal.calibrate.inputs.sample_facts import SampleFacts
 from tpcal.calibrate.profile import Probe, Profile, load, save
 from tpcal.cli import cli
+from tpcal.commands.plan import plan as plan_command
+from tpcal.planner.prediction.objective import WORST_SHARES
 from tpcal.plans.cost import DecoderShape, plan_cost
 from tpcal.plans.errors import BudgetError, FitError, GuardrailError, SlowerError
 from tpcal.plans.plan_file import load_plan, presets, save_plan
@@ -546,6 +548,16 @@ def test_weights_are_of_groups_there_are_and_named_where_they_decide(
     assert "Weights must be of colour, reading; got smell" in wrong.stderr
     assert tpcal(*command, "--weight", "colour=100", "--weight", "reading=1").exit_code == 0
     assert load_plan(tmp_path / "plan.yaml").provenance["weights"] == {"colour": 100, "reading": 1}
+
+
+def test_the_objective_is_chosen_by_name_and_kept(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    command = ("plan", "--budget", "0.4", "--no-measure")
+    (option,) = (o for o in plan_command.params if o.name == "objective")
+    assert set(option.type.choices) == set(WORST_SHARES)
+    for name in WORST_SHARES:
+        assert tpcal(*command, "--objective", name).exit_code == 0
+        assert load_plan(tmp_path / "plan.yaml").provenance["objective"] == name
 
 
 def test_plan_warns_once_of_samples_that_never_look_deep(tpcal: Tpcal, tmp_path: Path) -> None:

@@ -224,12 +224,14 @@ class _Search:
 
     def _problem(self, budget: Budget | None) -> Problem:
         """What is searched; without a budget a plan may cost as much as the unpruned model."""
+        from tpcal.planner.prediction.objective import Objective
         from tpcal.planner.problem import ALL, Problem
         from tpcal.plans.engines import named
 
         own, profile = self.settings, self.stored.profile
+        objective = Objective(own.weights, own.objective)
         engine = None if own.engine is None else named(own.engine)
-        return Problem.of(profile, budget or ALL, own.max_cuts, own.weights, engine)
+        return Problem.of(profile, budget or ALL, own.max_cuts, objective, engine)
 
     def _search_settings(self, n_trials: int = N_TRIALS) -> SearchSettings:
         from tpcal.planner.search.settings import SearchSettings

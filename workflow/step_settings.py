@@ -116,6 +116,9 @@ class PlanningSettings:
     """Most cuts in a plan."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of each group's loss; groups that are not named have the weight 1."""
+    objective: str = "mixed"
+    """What the search minimises: ``mean`` is the mean loss of all groups, ``worst`` that of the
+    worst group, and ``mixed`` three quarters of the first and a quarter of the second."""
     engine: str | None = None
     """Serving engine that the plan has to run in, such as ``vllm``; None: in transformers, where
     every plan runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,28 +16,55 @@ MOST = 1.0
 
 Above it the answer is lost, and the exact value is chance. Without this limit, single samples
 would decide which group is the worst."""
-WORST_SHARE = 0.25
-"""Share of the worst group's loss in the objective; the rest is the mean."""
+WORST_SHARES = {"mean": 0.0, "mixed": 0.25, "worst": 1.0}
+"""Share of the worst group's loss in each objective; the rest is the mean."""
+MIXED = "mixed"
+"""The objective of a search that names none."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A quarter of the loss of the worst group plus three quarters of the mean loss of all groups.
+    """A share of the loss of the worst group plus the rest of the mean loss of all groups.
 
-    With shares a_g of sum 1, losses D_g of G groups and w = `WORST_SHARE`, the objective is
+    With shares a_g of sum 1, losses D_g of G groups and w = `worst_share`, the objective is
 
         J = w * max_g (G * a_g * D_g) + (1 - w) * sum_g (a_g * D_g).
 
     The worst group prevents plans that ruin one skill, such as reading, while the mean looks fine.
-    More weight makes the choice worse, even by the worst group's loss on other samples: it is the
-    largest of many means over few samples each. It also cannot distinguish two plans that ruin the
-    same group if one of them spares all other groups. docs/planner.md has the measurement.
+    By default it has a quarter. More makes the choice worse, even by the worst group's loss on
+    other samples: it is the largest of many means over few samples each. It also cannot
+    distinguish two plans that ruin the same group if one of them spares all other groups.
+    docs/planner.md has the measurement.
 
     Attributes:
         weights: Weight of the loss of each named group; groups that are not named have weight 1.
+        name: One of `WORST_SHARES`.
+
+    Raises UsageError if the name is unknown.
+
+    Example:
+        >>> from tpcal.planner.prediction.objective import Objective
+        >>> losses = {"colour": 0.1, "count": 0.3}
+        >>> [round(Objective(name=name).of(losses), 3) for name in ("mean", "mixed", "worst")]
+        [0.2, 0.225, 0.3]
     """
 
     weights: Mapping[str, float] = field(default_factory=dict, hash=False)
+    name: str = MIXED
+
+    def __post_init__(self) -> None:
+        if self.name not in WORST_SHARES:
+            raise UsageError(f"An objective must be {listed([*WORST_SHARES])}; got {self.name}.")
+
+    @property
+    def worst_share(self) -> float:
+        """Share of the worst group's loss."""
+        return WORST_SHARES[self.name]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What plans and fronts record of it."""
+        return {"objective": self.name, "weights": dict(self.weights) or None}
 
     def check(self, groups: Sequence[str]) -> None:
         """Raises UsageError if the weights do not fit these groups.
@@ -61,7 +89,7 @@ class Objective:
         # weights, result in J = D.
         weighed = np.asarray(losses, dtype=np.float64) * shares
         worst, mean = weighed.max(axis=-1) * len(groups), weighed.sum(axis=-1)
-        return np.asarray(WORST_SHARE * worst + (1 - WORST_SHARE) * mean)
+        return np.asarray(self.worst_share * worst + (1 - self.worst_share) * mean)
 
     def shares(self, groups: Sequence[str]) -> NDArray[np.float64]:
         """[G] the weights of the groups, scaled to a sum of 1."""

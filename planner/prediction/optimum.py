@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
-from tpcal.planner.prediction.objective import WORST_SHARE
 from tpcal.planner.prediction.predict import Predictor, added, same_share
 from tpcal.plans.budget_projection import exact_keep
 from tpcal.plans.plan_records import Cut
@@ -161,12 +160,13 @@ def weighed_optima(
     exactly.
     """
     solver = Solver(predictor, budget, max_cuts)
-    even = predictor.objective.shares(predictor.groups)
+    objective = predictor.objective
+    even, share = objective.shares(predictor.groups), objective.worst_share
     weights, found = even, dict[tuple[Cut, ...], None]()
     for turn in range(rounds):
         # The objective is a share of the worst group and the rest the mean, so the plan is optimal
         # for as large parts of the moved weights and the even weights of the mean.
-        mixed = WORST_SHARE * weights + (1 - WORST_SHARE) * even
+        mixed = share * weights + (1 - share) * even
         cuts = solver.optimum(mixed)
         found[fill(predictor, cuts, budget)] = None
         losses = predictor.losses(cuts) * even

@@ -151,7 +151,7 @@ def _finished(
 
 
 def _facts(problem: Problem, settings: SearchSettings) -> dict[str, Any]:
-    return {"seed": settings.seed, "command": settings.command, "weights": problem.weights}
+    return {"seed": settings.seed, "command": settings.command, **problem.objective.facts}
 
 
 def _guard(plan: Plan, max_loss: float | None) -> None:

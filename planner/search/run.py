@@ -14,7 +14,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 from tpcal.planner.prediction.neighbours import fill
-from tpcal.planner.prediction.objective import WORST_SHARE
 from tpcal.planner.prediction.optimum import seeds
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
@@ -201,8 +200,9 @@ def _space(problem: Problem, encoding: Encoding) -> list[Any]:
     """What else than samples, budget and seed tells two searches apart."""
     distributions = sorted((k, repr(v)) for k, v in encoding.distributions.items())
     engine = [problem.engine.name] if problem.engine else []
-    weights = sorted(problem.objective.weights.items())
-    return [distributions, f"worst group {WORST_SHARE}", weights, *engine]
+    objective = problem.objective
+    weights = sorted(objective.weights.items())
+    return [distributions, f"worst group {objective.worst_share}", weights, *engine]
 
 
 def _moved(problem: Problem, for_other_budgets: Mapping[Cuts, float]) -> list[Cuts]:

@@ -138,7 +138,7 @@ def _known_plan(
     facts = {
         "seed": settings.seed,
         "command": settings.command,
-        "weights": dict(problem.weights) if problem.weights else None,
+        **problem.objective.facts,
         "sampler": "none: chosen by plans measured for other budgets",
         "loss": "measured" if found else "predicted",
         "n_trials": len(known),

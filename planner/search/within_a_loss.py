@@ -240,7 +240,7 @@ def _plans_within(
         "seed": settings.seed,
         "command": settings.command,
         "sampler": SUGGESTED_BY,
-        "weights": bracket.problem.weights,
+        **bracket.problem.objective.facts,
         "n_trials": len(known),
     }
     points = [found.point for found in fronts.measured(bracket.problem.predictor, studies)]

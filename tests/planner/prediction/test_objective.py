@@ -11,6 +11,17 @@ def test_a_quarter_is_the_worst_group_and_the_rest_the_mean() -> None:
     assert Objective().of({"a": 0.1, "b": 0.5}) == pytest.approx((0.5 + 3 * 0.3) / 4)
 
 
+@pytest.mark.parametrize(("name", "share"), [("mean", 0.0), ("mixed", 0.25), ("worst", 1.0)])
+def test_an_objective_has_its_share_of_the_worst_group(name, share) -> None:
+    found = Objective(name=name).of({"a": 0.1, "b": 0.5})
+    assert found == pytest.approx(share * 0.5 + (1 - share) * 0.3)
+
+
+def test_an_unknown_objective_is_one_clear_line() -> None:
+    with pytest.raises(UsageError, match="must be mean, mixed, worst; got median"):
+        Objective(name="median")
+
+
 def test_a_weight_counts_in_both_parts() -> None:
     # Weights 3 and 1: a's loss counts 1.5 times, b's half.
     assert Objective({"a": 3}).of({"a": 0.2, "b": 0.4}) == pytest.approx((0.3 + 3 * 0.25) / 4)

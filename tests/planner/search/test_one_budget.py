@@ -12,7 +12,7 @@ from searches import search
 
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill
-from tpcal.planner.prediction.objective import MOST, Objective
+from tpcal.planner.prediction.objective import MOST, WORST_SHARES, Objective
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.ledger import open_study
@@ -228,15 +228,27 @@ def test_the_sampler_searches_alone_and_repeats_itself(
 def test_an_unknown_weight_is_one_clear_line(make_world) -> None:
     world = make_world()
     with pytest.raises(UsageError, match="Weights must be of group0"):
-        search(world.profile(), 0.3, weights={"reading": 2})
+        search(world.profile(), 0.3, objective=Objective({"reading": 2}))
 
 
 def test_a_weighed_group_loses_less(make_world, make_measurer) -> None:
     world = make_world(seed=3)
     even = search(world.profile(), 0.2).plan.loss.predicted
     lightest = min(even, key=even.get)
-    heavy = search(world.profile(), 0.2, weights={lightest: 20}).plan.loss.predicted
+    heavy = search(world.profile(), 0.2, objective=Objective({lightest: 20})).plan.loss.predicted
     assert heavy[lightest] < even[lightest]
+
+
+def test_each_objective_is_what_its_search_minimises(make_world) -> None:
+    world = make_world(seed=3)
+    found = {
+        name: search(world.profile(), 0.2, objective=Objective(name=name)).plan.loss.predicted
+        for name in WORST_SHARES
+    }
+    assert found["mean"] != found["worst"]
+    for name in WORST_SHARES:
+        values = {other: Objective(name=name).of(losses) for other, losses in found.items()}
+        assert values[name] <= min(values.values()) + 1e-9
 
 
 def test_a_search_starts_from_what_other_budgets_measured(
