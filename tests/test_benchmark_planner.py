@@ -20,12 +20,14 @@ from benchmarks.planner.__main__ import TEMPLATE, main, page_of
 from benchmarks.planner.comparison import OURS, Answered, Comparison, patches, single
 from benchmarks.planner.depth import Depth
 from benchmarks.planner.duration import Speed, comparison_s, depth_s
+from benchmarks.planner.fidelity import Measured
 from benchmarks.planner.intervals import (
     Interval,
     overall_difference,
     p_paired,
     worst_difference,
 )
+from benchmarks.planner.objectives import RULES, judged, tail
 from benchmarks.planner.published import SCHEDULES, as_printed, placed
 from benchmarks.planner.show_comparison import METHODS
 from benchmarks.planner.show_depth import SHOWN, assumptions, draw
@@ -217,6 +219,57 @@ def test_the_depth_profile_is_drawn_with_a_bar_for_each_method(tmp_path: Path) -
     draw(_falling(), 30, tmp_path / "depth.svg")
     text = (tmp_path / "depth.svg").read_text()
     assert all(f"<!-- {name} -->" in text for name in (*SHOWN, "decoder layer"))
+
+
+def _measured(nats: list[list[float]], changed: list[list[float]], tokens: list[int]) -> Measured:
+    """Plans with equal losses for the six samples of each of four groups."""
+    return Measured(
+        groups=("a", "b", "c", "d"),
+        sample_group=np.repeat(np.arange(4), 6),
+        budget=np.full(len(nats), 0.22),
+        cuts=((),) * len(nats),
+        nats=np.repeat(np.array(nats, np.float32), 6, axis=1),
+        changed=np.repeat(np.array(changed), 6, axis=1) > 0,
+        answer_tokens=np.repeat(np.array(tokens), 6),
+        losses=np.array(nats),
+    )
+
+
+def test_every_rule_chooses_the_plan_that_is_best_by_it() -> None:
+    plans = _measured(
+        nats=[
+            [0.0, 0.0, 0.1, 0.5],  # the best mean
+            [0.2, 0.2, 0.2, 0.2],  # the best worst group
+            [0.0, 0.02, 0.3, 0.3],  # the best mix of both
+            [0.9, 0.9, 0.0, 0.9],  # changes no answer
+        ],
+        changed=[[1, 1, 1, 1]] * 3 + [[0, 0, 0, 0]],
+        tokens=[1, 20, 1, 1],
+    )
+    found = judged(plans, 0.22, n_splits=3)
+    assert tuple(found) == RULES
+    mean, mixed, worst, quarter, per_answer, changed = (values[0] for values in found.values())
+    np.testing.assert_allclose(mean, [0.15, 0.5, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(mixed, [0.155, 0.3, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(worst, [0.2, 0.2, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(quarter, worst)  # of four groups it is one
+    np.testing.assert_allclose(changed, [0.675, 0.9, 0.0, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(per_answer, mean)  # the other one loses in the long answers
+
+
+def test_samples_that_choose_do_not_judge() -> None:
+    rng = np.random.default_rng(0)
+    plans = _measured([[0.0] * 4] * 40, [[0] * 4] * 40, [1] * 4)
+    noise = rng.uniform(size=(40, 24)).astype(np.float32)
+    found = judged(replace(plans, nats=noise), 0.22, n_splits=100)
+    chosen = found[RULES[0]][:, 0].mean()
+    # By chance alone no plan is better than another: where samples judge their own choice, the
+    # plan of the smallest mean seems to be.
+    assert chosen > noise.mean() - 0.03 > noise.mean(axis=1).min() + 0.05
+
+
+def test_the_tail_is_the_mean_of_the_groups_that_lose_most() -> None:
+    assert tail(np.array([0.1, 0.2, 0.3, 0.8, 0.0, 0.4, 0.0, 0.0])) == pytest.approx(0.6)
 
 
 def test_time_is_counted_in_passes_and_answers() -> None:

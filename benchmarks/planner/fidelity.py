@@ -34,6 +34,8 @@ class Measured:
     budget: Floats  # [P]
     cuts: tuple[tuple[Cut, ...], ...]
     nats: NDArray[np.float32]  # [P, n]
+    changed: NDArray[np.bool_]  # [P, n] whether any token of the answer changes
+    answer_tokens: NDArray[np.int64]  # [n] distributions of each answer
     losses: Floats  # [P, G]
 
     @property
@@ -50,7 +52,8 @@ def measured(work: Work, sizes: Sizes, profiles: Path) -> Measured:
     )
     plans = [plan.cuts for of_budget in drawn for plan in of_budget]
     where = (world.CALIBRATION, sizes.plan_samples, ELSEWHERE)
-    nats = np.stack([n for n, _ in work.each(world.losses, [(c, *where) for c in plans], "plans")])
+    found = work.each(world.losses, [(c, *where) for c in plans], "plans")
+    nats, changed = (np.stack(arrays) for arrays in zip(*found, strict=True))
     samples = world.samples(*where)
     return Measured(
         groups=samples.groups,
@@ -58,6 +61,8 @@ def measured(work: Work, sizes: Sizes, profiles: Path) -> Measured:
         budget=np.repeat(BUDGETS, sizes.plans),
         cuts=tuple(plans),
         nats=nats,
+        changed=changed,
+        answer_tokens=world.answer_tokens(*where),
         losses=world.by_group(nats, *where),
     )
 

@@ -11,7 +11,6 @@ from scipy import stats
 
 from benchmarks.planner import page, plots
 from benchmarks.planner.fidelity import (
-    OBJECTIVE,
     PLAIN,
     Measured,
     judge,
@@ -19,13 +18,14 @@ from benchmarks.planner.fidelity import (
     predicted,
 )
 from benchmarks.planner.intervals import interval, resampled
+from benchmarks.planner.objectives import JUDGES, RULES, judged
 from benchmarks.planner.page import Pictures
 from benchmarks.planner.sizes import BUDGETS, Sizes
 from benchmarks.planner.work import Work
 
 Floats = NDArray[np.float64]
 N_BINS = 5
-RULES = ("mean", "worst group", "objective")
+N_SPLITS = 200
 
 
 def run(work: Work, sizes: Sizes, profiles: Path, pictures: Pictures) -> dict[str, str]:
@@ -38,7 +38,7 @@ def run(work: Work, sizes: Sizes, profiles: Path, pictures: Pictures) -> dict[st
         "fidelity": _verdicts(plans, predictions, sizes),
         "fidelity-plot": pictures.line("fidelity", "Measured against predicted loss"),
         "calibration": _bins(plans, shown, sizes),
-        "objective": _rules(plans, sizes),
+        "objective": _rules(plans),
     }
 
 
@@ -77,42 +77,17 @@ def _bins(plans: Measured, predicted: Floats, sizes: Sizes) -> str:
     return page.table(headings, rows)
 
 
-def _rules(plans: Measured, sizes: Sizes, n_splits: int = 50) -> str:
+def _rules(plans: Measured) -> str:
     """What choosing by different numbers on half of the samples gives on the other half."""
-    rng = np.random.default_rng(0)
-    headings = ["layer average", "chosen by", "mean of all groups", "worst group", "objective"]
+    headings = ["layer average", "chosen by", *(f"{loss}, {name}" for loss, name in JUDGES)]
     rows = []
     for budget in BUDGETS:
-        nats = plans.nats[plans.budget == budget]
-        found: dict[str, list[Floats]] = {rule: [] for rule in RULES}
-        for _ in range(n_splits):
-            chosen_on, judged_on = _halves(plans, nats, rng)
-            numbers, judged = _numbers(plans, chosen_on), _numbers(plans, judged_on)
-            for i, rule in enumerate(RULES):
-                found[rule].append(judged[:, np.argmin(numbers[i])])
-        for rule, values in found.items():
-            mean, error = np.mean(values, axis=0), np.std(values, axis=0)
-            cells = [f"{m:.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True)]
-            rows.append([f"{budget:.2f}" if rule == RULES[0] else "", rule, *cells])
+        for rule, values in judged(plans, budget, N_SPLITS).items():
+            figures = zip(values.mean(axis=0), values.std(axis=0), strict=True)
+            cells = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in figures]
+            shown = f"{budget:.2f}" if rule == RULES[0] else ""
+            rows.append([shown, f"{rule.loss}, {rule.objective}", *cells])
     return page.table(headings, rows, n_left=2)
-
-
-def _halves(
-    plans: Measured, nats: NDArray[np.float32], rng: np.random.Generator
-) -> tuple[Floats, Floats]:
-    """[P, G] means over one half of every group's samples, and over the other."""
-    halves: tuple[list[Floats], list[Floats]] = ([], [])
-    for group in range(len(plans.groups)):
-        own = rng.permutation(np.flatnonzero(plans.sample_group == group))
-        for half, at in zip(halves, np.array_split(own, 2), strict=True):
-            half.append(nats[:, at].mean(axis=1))
-    return np.stack(halves[0], axis=1), np.stack(halves[1], axis=1)
-
-
-def _numbers(plans: Measured, losses: Floats) -> Floats:
-    """[rules, P] what each rule makes of [P, G] losses."""
-    both = OBJECTIVE.values(losses, plans.groups)
-    return np.stack([losses.mean(axis=1), losses.max(axis=1), both])
 
 
 def _plot(plans: Measured, predicted: Floats, path: Path) -> None:

@@ -24,7 +24,7 @@ from tpcal.calibrate.evaluation.downsized import Resized
 from tpcal.calibrate.evaluation.generate import InMemory, answer_all
 from tpcal.calibrate.evaluation.variants import Impossible
 from tpcal.calibrate.inputs import models
-from tpcal.calibrate.inputs.batches import prompt_inputs
+from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.calibrate.measure import Measurer
@@ -140,6 +140,14 @@ def losses(
     for at, kl, flips in measurer(split, n, seed, start).losses(cuts):
         nats[at], changed[at] = np.clip(kl, 0.0, MOST), flips > 0
     return nats, changed
+
+
+def answer_tokens(split: str, n: int, seed: int) -> NDArray[np.int64]:
+    """[n] next-token distributions of each answer, that of its end included."""
+    loaded = model()
+    valid = encode(loaded.processor, list(samples(split, n, seed)), loaded.model).valid
+    counts: NDArray[np.int64] = valid.sum(dim=1).cpu().numpy()
+    return counts
 
 
 def by_group(values: NDArray[Any], split: str, n: int, seed: int) -> Floats:
