@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import tpcal
-from tpcal.benchmarks import prompt_embeddings
+from tpcal.benchmarks import planning_scale, prompt_embeddings
 from tpcal.plans.plan_records import Cut, Plan
 from tpcal.plans.selectors import names
 
@@ -95,6 +95,18 @@ def test_the_memory_benchmark_finds_that_what_is_kept_is_less() -> None:
     tokens, samples, held, host, disk = (int(cell) for cell in row.strip("│").split("│"))
     assert (tokens, samples) == (400, 64)
     assert held > host > disk
+
+
+def test_the_work_of_planning_is_timed_in_parts_at_any_size() -> None:
+    words = ["--layers", "12", "--tokens", "64", "--samples", "30", "--groups", "3"]
+    done = CliRunner().invoke(planning_scale.main, [*words, "--trials", "3"])
+    assert done.exit_code == 0, done.output
+    rows = [line.strip("│").split("│") for line in done.output.splitlines() if "│" in line]
+    parts = {part.strip(): (float(seconds), float(peak)) for part, seconds, peak in rows}
+    assert list(parts) == ["next probes", "first optimum", "search of 3 plans"]
+    assert all(0 <= seconds < 60 for seconds, _ in parts.values())
+    peaks = [peak for _, peak in parts.values()]
+    assert peaks == sorted(peaks)
 
 
 def test_the_benchmark_of_prompt_embeddings_compares_both_kinds_of_positions(

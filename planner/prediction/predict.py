@@ -89,7 +89,7 @@ class Tables:
         self._zero = drop.get(0)
         rows = curves if self._zero is None else [{0: self._zero, **curve} for curve in curves]
         known = [np.stack([c[k] for k in sorted(c)], axis=1) for c in rows]  # [L, K, G]
-        falling = [np.apply_along_axis(_falling, 1, points) for points in known]
+        falling = [_falling(points.swapaxes(0, 1)).swapaxes(0, 1) for points in known]
         counts = [sorted(c) for c in rows]
         self._first, self._later = self._curves(counts, known), self._curves(counts, falling)
         self._at = lru_cache(maxsize=KEPT)(self._levels)
@@ -133,8 +133,9 @@ class SingleCutLosses:
         self._zero = drop.get(0)
         self._rows = curves if self._zero is None else [{0: self._zero, **c} for c in curves]
         self._curve = cache(self._make_curve)
-        self.first = cache(lambda s, layer, count: self._at(s, layer, count, falling=False))
-        self.later = cache(lambda s, layer, count: self._at(s, layer, count, falling=True))
+        # Plans share their later cuts far more often than their first one, so only those are kept.
+        self.first = partial(self._at, falling=False)
+        self.later = cache(partial(self._at, falling=True))
 
     def _at(self, s: int, layer: int, count: int, falling: bool) -> Floats:
         # A selector: read its curve, which is constant below the smallest probed count.
@@ -155,7 +156,7 @@ class SingleCutLosses:
         counts = sorted(count for count in rows if count < self._n)
         at = np.stack([rows[count][layer] for count in counts])
         if falling:
-            at = np.stack([_falling(column) for column in at.T], axis=1)
+            at = _falling(at)
         points = np.concatenate([at, np.zeros_like(at[:1])])
         return PchipInterpolator([*counts, self._n], points, axis=0), counts[0]
 
@@ -362,9 +363,19 @@ def _limits(profile: Profile, options: Sequence[Option], engine: Engine | None) 
     )
 
 
-def _falling(column: Floats) -> Floats:
-    # The closest values in least squares that never rise with the count.
-    return np.asarray(isotonic_regression(column, increasing=False).x)
+def _falling(values: Floats) -> Floats:
+    """[K, ...] the closest values in least squares that never rise along the first axis."""
+    rising = (np.diff(values, axis=0) > 0).any(axis=0)
+    curves = values[:, rising].T  # [M, K]
+    if not curves.size:
+        return values
+    # One regression for all curves, because 10,000 of them take long: each lies so far below the
+    # one before it that no values of two curves are averaged.
+    below = (np.ptp(curves) + 1.0) * np.arange(len(curves))[:, None]
+    fitted = isotonic_regression((curves - below).ravel(), increasing=False).x
+    falling = values.copy()
+    falling[:, rising] = (fitted.reshape(curves.shape) + below).T
+    return falling
 
 
 def _through(known: Sequence[int], points: Floats, n: int) -> Curve:

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import optuna
-from conftest import FakeMeasurer, World
 from searches import search
 
+from benchmarks.generated_world import FakeMeasurer, World
 from tpcal.planner.search.storage import open_storage
 
 

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
+from scipy.optimize import isotonic_regression
 
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.objective import MOST
 from tpcal.planner.prediction.optimum import worst_group_optimum
-from tpcal.planner.prediction.predict import Predictor
+from tpcal.planner.prediction.predict import Predictor, _falling
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_records import Condition, Cut
 
@@ -130,6 +132,17 @@ def test_flips_never_exceed_one(make_world) -> None:
     predictor = Predictor(make_world().profile())
     plan = [Cut(0, 0.1, "grid"), Cut(3, 0.0)]
     assert max(predictor.flips(plan).values()) <= 1
+
+
+def test_many_curves_fall_like_each_of_them_alone() -> None:
+    rng = np.random.default_rng(0)
+    curves = rng.uniform(size=(5, 40, 30))
+    curves[:, 3] = np.sort(curves[:, 3], axis=0)[::-1]  # these fall already
+    falling = _falling(curves)
+    for i, j in product(range(40), range(30)):
+        alone = isotonic_regression(curves[:, i, j], increasing=False).x
+        np.testing.assert_allclose(falling[:, i, j], alone, rtol=0, atol=1e-11)
+    np.testing.assert_array_equal(falling[:, 3], curves[:, 3])
 
 
 def test_only_the_counts_that_are_read_are_held(make_world) -> None:

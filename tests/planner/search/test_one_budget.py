@@ -161,7 +161,7 @@ def test_an_interrupted_search_goes_on_to_the_same_plan(
 KILLED = """
 import os, signal, sys
 sys.path[:0] = sys.argv[2:]
-from conftest import FakeMeasurer, World
+from benchmarks.generated_world import FakeMeasurer, World
 from searches import search
 from tpcal.planner.prediction.objective import MOST, Objective
 
