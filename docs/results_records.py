@@ -56,8 +56,14 @@ class Evidence:
 
     @property
     def name(self) -> str:
-        """`smol` or `smol, tokens merged`."""
-        return self.model + (", tokens merged" if self.merges else "")
+        """`smol`, `smol, tokens merged` or `smol, tokens merged (mean)`."""
+        return self.model + (f", {self.merged}" if self.merges else "")
+
+    @property
+    def merged(self) -> str:
+        """`tokens merged`, and how, unless it is in proportion to what a token stands for."""
+        how = self.summary["merge"]
+        return "tokens merged" + ("" if how == "proportional" else f" ({how})")
 
     @property
     def is_built_in(self) -> bool:

@@ -59,7 +59,9 @@ def side_by_side(found: Sequence[Evidence]) -> str:
     for evidence in found:
         at = evidence.answers
         if evidence.merges and evidence.model in seen:  # the others are those of the rows above
-            rows.append([f"**{OURS}, tokens merged**", *(_shown(at, b, _bold) for b in budgets)])
+            rows.append(
+                [f"**{OURS}, {evidence.merged}**", *(_shown(at, b, _bold) for b in budgets)]
+            )
             continue
         seen.add(evidence.model)
         rows.append(
@@ -103,7 +105,7 @@ def _claim(evidence: Evidence) -> str:
     behind = [f"{b:.2f}" for b, t in clear.items() if t.difference.value < 0]
     parts = [f"ahead of the best other method at {_listed(ahead)}"] if ahead else []
     parts += [f"behind the best other method at {_listed(behind)}"] if behind else []
-    where = evidence.model + (", with tokens merged," if evidence.merges else "")
+    where = evidence.model + (f", with {evidence.merged}," if evidence.merges else "")
     rest = len(tests) - len(ahead) - len(behind)
     if not parts:
         return (

@@ -191,6 +191,18 @@ def test_a_model_that_was_also_measured_with_tokens_merged_gains_one_row(merged:
     assert "## Results of the built-in model embedded, tokens merged\n" in page
 
 
+def test_two_kinds_of_merging_have_headings_of_their_own(merged: Path) -> None:
+    _write(merged, "embedded", 6, {0.22: (0.2, 0.9), 0.5: (0.9, 0.8)}, merge="mean")
+    page = generate.results_page(merged)
+    headings = re.findall("^## Results of the built-in model embedded.*", page, re.MULTILINE)
+    assert [heading.partition("embedded")[2] for heading in headings] == [
+        "",
+        ", tokens merged",
+        ", tokens merged (mean)",
+    ]
+    assert "**tpcal, tokens merged (mean)**" in page
+
+
 def test_what_is_said_of_merged_tokens_follows_from_their_own_tests(merged: Path) -> None:
     said = readme(load_all(merged))
     assert (
@@ -206,10 +218,10 @@ def test_a_model_that_was_measured_with_tokens_merged_alone_is_whole(tmp_path: P
     _write(tmp_path, "smol", 12, {0.22: (0.2, 0.83), 0.5: (0.9, 0.8)}, merge="mean")
     page = generate.results_page(tmp_path)
     table = _rows(page[page.index("side by side") :])
-    assert table[2][0] == "**smol, tokens merged (12 layers)**, unpruned"
+    assert table[2][0] == "**smol, tokens merged (mean) (12 layers)**, unpruned"
     assert table[3] == ["**tpcal**", "**83.0 / 63**", "**80.0 / 60**"]
     curves = _rows(page[page.index("at a share of the depth") :])
-    assert curves[2][0] == "smol, tokens merged (12 layers)"
+    assert curves[2][0] == "smol, tokens merged (mean) (12 layers)"
 
 
 def test_a_checkpoint_that_was_measured_twice_is_named_once(results: Path) -> None:
