@@ -38,7 +38,7 @@ from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader
-from tpcal.plans.plan_records import UNCUT, Cut, Plan
+from tpcal.plans.plan_records import PROPORTIONAL, UNCUT, Cut, Plan
 
 _STATES = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", *compat.CACHE_NAMES)
 """Arguments of the decoder that only its own code reads, before its first layer."""
@@ -258,11 +258,8 @@ class Tape:
 
         Raises:
             ValueError: There is no cut, or a cut at a layer that the model does not have.
-            UsageError: A selector needs the vision tower's attention, which cannot be read, or the
-                model's attention kernel cannot count tokens several times, as ``like`` wants.
+            UsageError: A selector needs the vision tower's attention, which cannot be read.
         """
-        kernel = self._model.config.get_text_config(decoder=True)._attn_implementation
-        kernels.require(kernel, kernels.devices(self._model), like.merge)
         prepared = prepare(replace(like, cuts=tuple(cuts)))
         if not prepared or max(prepared) >= self.n_layers:
             raise ValueError(f"cuts must be at layers below {self.n_layers}; got {list(cuts)}.")
@@ -276,9 +273,11 @@ class Tape:
         probed = {at: self._family.attention(self._layers[at]) for at in asked}
         captures = {first - 1: self._captures[first - 1]} if first - 1 in self._captures else {}
         with ExitStack() as undo:
-            others = without_flash(self._family, self._model, first)
+            counts = like.merge == PROPORTIONAL
+            others = without_flash(self._family, self._model, first, counts)
             probes = undo.enter_context(probing(probed, others))
-            flash = kernels.is_flash(kernel)
+            text = self._model.config.get_text_config(decoder=True)
+            flash = kernels.is_flash(text._attn_implementation)
             run = ForwardPass(
                 prepared,
                 self._prompt if max(self._prompt.n_visual) else None,

@@ -64,19 +64,22 @@ def flash_layers(family: Family, model: PreTrainedModel) -> dict[int, FlashLayer
     }
 
 
-def without_flash(family: Family, model: PreTrainedModel, first: int) -> dict[int, nn.Module]:
+def without_flash(
+    family: Family, model: PreTrainedModel, first: int, counts: bool
+) -> dict[int, nn.Module]:
     """The attention modules, by layer, that a flash kernel may not be able to serve after a cut.
 
-    They have a sliding window or read the keys of an earlier layer.
+    They have a sliding window, read the keys of an earlier layer, or count tokens several times.
 
     Args:
         family: The family of the model.
         model: The model.
         first: The first layer that is cut before.
+        counts: Whether attention counts some of the tokens that a cut leaves several times.
     """
     layers, shared = family.layers(model), shared_layers(family, model)
     return {
         at: family.attention(layers[at])
         for at, layer in flash_layers(family, model).items()
-        if at >= first and (layer.window is not None or at in shared)
+        if at >= first and (counts or layer.window is not None or at in shared)
     }

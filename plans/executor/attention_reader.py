@@ -190,7 +190,7 @@ def attended(
     """The attention output of the module's own kernel, or of another where it takes no such mask.
 
     A flash kernel cannot take a mask with an entry for each query and key, which `flash_mask`
-    makes where a flash kernel would show a query other keys.
+    makes where a flash kernel would show a query other keys, or count a key only once.
     """
     probe: AttentionReader = module.config._tpcal_reader  # type: ignore[union-attr, assignment]
     name, mask = probe.kernel, attention_mask
@@ -198,7 +198,8 @@ def attended(
         name = "sdpa"
         if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
             name, hidden = "eager", torch.finfo(query.dtype).min  # sdpa ignores both
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, hidden)
+            if mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, hidden)
     kernel = kernel_of(module, name)
     return kernel(probe.twin, query, key, value, mask, scaling=scaling, **kwargs)
 

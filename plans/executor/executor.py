@@ -49,7 +49,7 @@ from tpcal.plans.executor.switches import Switch, mark_unpruned
 from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
-from tpcal.plans.plan_records import Plan
+from tpcal.plans.plan_records import PROPORTIONAL, Plan
 
 _LAST: ContextVar[WeakKeyDictionary[Executor, Report | None]] = ContextVar("tpcal_last")
 
@@ -75,7 +75,7 @@ class Executor:
         self._model = model
         self._on_report = on_report
         self._family: Family = find(model)
-        self._cuts, self._merge = prepare(plan), plan.merge
+        self._cuts = prepare(plan)
         self._shared = shared_layers(self._family, model)
         self._flash = flash_layers(self._family, model)
         self.switch = Switch(plan.name or "the plan")
@@ -91,7 +91,7 @@ class Executor:
         self._undo = ExitStack()
         self._passes = Passes(lambda: self._undo.close())
         with ExitStack() as undo:
-            self._attach(undo)
+            self._attach(undo, plan.merge == PROPORTIONAL)
             self._undo = undo.pop_all()
 
     @property
@@ -104,13 +104,14 @@ class Executor:
         """Restores the model once no pass runs, and waits for that unless called from a pass."""
         self._passes.close(wait=running(self, in_pass=True) is None)
 
-    def _attach(self, undo: ExitStack) -> None:
+    def _attach(self, undo: ExitStack, counts: bool) -> None:
+        """Exchanges what runs a plan; ``counts`` if attention counts some tokens several times."""
         model, family = self._model, self._family
         decoder, layers = self._decoder, self._layers
         register(decoder, undo)
         read = [at - 1 for at, cut in self._cuts.items() if cut.reads_attention]
         modules = {at: family.attention(layers[at]) for at in read}
-        others = without_flash(family, model, min(self._cuts, default=len(layers)))
+        others = without_flash(family, model, min(self._cuts, default=len(layers)), counts)
         self._probes = undo.enter_context(probing(modules, others))
         base = family.base(model)
         refuse_copies((model, base, decoder), undo)
@@ -197,7 +198,7 @@ class Executor:
         """The text model's attention kernel; `set_attn_implementation` may have changed it."""
         kernel = str(self._text._attn_implementation)
         if kernel != self._kernel:
-            kernels.require(kernel, kernels.devices(self._model), self._merge)
+            kernels.require(kernel, kernels.devices(self._model))
             self._kernel = kernel
         return kernel
 

@@ -84,11 +84,11 @@ def run_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
                 f"cuts[{i}].layer must be at least {selector.min_layer} for {cut.selector}, which "
                 f"reads the attention of the layer before; got {cut.layer}."
             )
-    return problems + _model_problems(model, plan)
+    return problems + _model_problems(model)
 
 
-def _model_problems(model: PreTrainedModel, plan: Plan) -> list[str]:
-    """The reasons why the executor cannot run the plan on the model as it was loaded."""
+def _model_problems(model: PreTrainedModel) -> list[str]:
+    """The reasons why the executor can run no plan on the model as it was loaded."""
     kernel = model.config.get_text_config(decoder=True)._attn_implementation
-    found = kernels.problem(kernel, kernels.devices(model), plan.merge)
+    found = kernels.problem(kernel, kernels.devices(model))
     return [] if found is None else [found]

@@ -24,7 +24,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.plan_records import PROPORTIONAL
 
 _KNOWN = tuple(getattr(masking_utils, f"{kind}_mask") for kind in ("sdpa", "eager"))
 _FLASH, _FLEX = masking_utils.flash_attention_mask, masking_utils.flex_attention_mask
@@ -59,15 +58,12 @@ def devices(model: PreTrainedModel) -> set[str]:
     return places - {"cpu", "disk"}  # weights kept there are brought to a device
 
 
-def problem(
-    kernel: str | None, devices: Collection[str] = (), merge: str | None = None
-) -> str | None:
+def problem(kernel: str | None, devices: Collection[str] = ()) -> str | None:
     """Why a plan cannot run with the attention kernel of this name; None if it can.
 
     Args:
         kernel: Name of the kernel.
         devices: The devices that the model computes on.
-        merge: The plan's ``merge``.
     """
     if str(kernel).startswith("paged|"):
         return (
@@ -81,12 +77,6 @@ def problem(
             f"in its masks reads tensors of one device; got {sorted(devices)}. Load the model "
             'with attn_implementation="sdpa".'
         )
-    if merge == PROPORTIONAL and _masks(kernel) in (_FLASH, _FLEX):
-        return (
-            "merge must be mean or absent with an attention implementation that takes no additive "
-            f"mask, so that it cannot count a token several times; got {merge} with {kernel}. "
-            'Load the model with attn_implementation="sdpa", or calibrate with --merge mean.'
-        )
     if _masks(kernel) in (*_KNOWN, _FLASH, _FLEX):
         return None
     return (
@@ -97,9 +87,9 @@ def problem(
     )
 
 
-def require(kernel: str | None, devices: Collection[str] = (), merge: str | None = None) -> None:
+def require(kernel: str | None, devices: Collection[str] = ()) -> None:
     """Raises UsageError if a plan cannot run with the attention kernel of this name."""
-    found = problem(kernel, devices, merge)
+    found = problem(kernel, devices)
     if found is not None:
         raise UsageError(found)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
 from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.kv_columns import Held
@@ -78,15 +78,14 @@ def layer_mask(
         gathered = gathered.masked_fill(~key_valid[:, None, :], hidden)
         gathered = _filler_sees_itself(gathered, survivors.valid)
     if added is not None:
-        added = added[:, None]  # [B, 1, K], in the dtype of the states, as kernels ask for it
-        if gathered.dtype == torch.bool:
-            gathered = torch.where(gathered, added, torch.finfo(added.dtype).min)
-        else:
-            gathered = gathered + added
+        is_bool = gathered.dtype == torch.bool
+        gathered = _counting(gathered, added) if is_bool else gathered + added[:, None]
     return gathered[:, None]
 
 
-def block_mask(mask: BlockMask, survivors: Survivors, held: Held, length: int) -> BlockMask:
+def block_mask(
+    mask: BlockMask, survivors: Survivors, held: Held, length: int
+) -> BlockMask | Tensor:
     """The model's own block mask for flex attention, for the queries and keys that are left.
 
     Args:
@@ -94,6 +93,10 @@ def block_mask(mask: BlockMask, survivors: Survivors, held: Held, length: int) -
         survivors: The queries.
         held: The keys, the new ones included.
         length: Number of tokens of the pass, S.
+
+    Returns:
+        A block mask, or where attention counts keys several times the [B, 1, m, K] numbers that
+        flex attention adds to the scores.
     """
     positions, queries = held.positions(), _queries(survivors, held, length)
     places = queries - (held.n_seen - length)  # [B, m]
@@ -110,7 +113,11 @@ def block_mask(mask: BlockMask, survivors: Survivors, held: Held, length: int) -
         itself = positions[row, key] == queries[row, query]
         return given(row, head, places[row, query], columns[row, key]) & known[row, key] | itself
 
-    return create_block_mask(sees, n_rows, None, n_queries, n_keys, device=positions.device)
+    shape, added = (n_rows, None, n_queries, n_keys), held.added()
+    if added is None:
+        return create_block_mask(sees, *shape, device=positions.device)
+    seen = create_mask(sees, *shape, device=positions.device)[:, 0]
+    return _counting(seen, added)[:, None]
 
 
 def flash_mask(
@@ -129,7 +136,8 @@ def flash_mask(
         [B, K] bool, True at keys that a query may see; None if those are all. Where the kernel
         would show a query other keys: [B, 1, m, K] bool, for another kernel
         (`attention_reader.attended`). That is so if a window of columns is wider than the layer's
-        window of positions, or if the queries are not the last of the keys.
+        window of positions, or if the queries are not the last of the keys. Where attention counts
+        keys several times: [B, 1, m, K] numbers to add to the scores, likewise.
     """
     positions, real = held.positions(), held.mask()
     if mask is not None:
@@ -138,8 +146,9 @@ def flash_mask(
         real = padded if real is None else real & padded
     recent = length == 1 and not held.index.shape[1] and held.n_held <= (layer.window or 0)
     windowed = layer.window is not None and held.n_seen > layer.window and not recent
-    queries = _queries(survivors, held, length)
-    if queries.shape[1] == 1 or (not windowed and (layer.aligned or not layer.causal)):
+    queries, added = _queries(survivors, held, length), held.added()
+    by_columns = not windowed and (layer.aligned or not layer.causal)
+    if added is None and (queries.shape[1] == 1 or by_columns):
         if not windowed or layer.window is None:
             return real
         in_sight = positions > queries - layer.window
@@ -148,7 +157,8 @@ def flash_mask(
     sees = _in_order(ahead, layer.window if windowed else None, layer.causal)
     if real is not None:
         sees &= real[:, None, :]
-    return (sees | (ahead == 0))[:, None]  # filler and padding see at least themselves
+    sees |= ahead == 0  # filler and padding see at least themselves
+    return (sees if added is None else _counting(sees, added))[:, None]
 
 
 @dataclass(frozen=True)
@@ -210,6 +220,16 @@ def last_row(mask: Mask, query: Tensor, n_keys: int) -> Tensor | None:
         return None
     last = torch.full((query.shape[0], 1), query.shape[2] - 1, device=query.device)
     return mask_rows(mask, last, query.shape[2], n_keys)
+
+
+def _counting(sees: Tensor, added: Tensor) -> Tensor:
+    """[B, m, K] what is added to the scores of keys that are counted several times.
+
+    Args:
+        sees: [B, m, K] bool, the keys that each query sees.
+        added: [B, K], in the dtype of the states, as kernels ask for it.
+    """
+    return torch.where(sees, added[:, None], torch.finfo(added.dtype).min)
 
 
 def _in_order(ahead: Tensor, window: int | None, causal: bool) -> Tensor:

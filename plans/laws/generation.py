@@ -58,6 +58,7 @@ def samples(trial: Trial) -> str:
 def drafts(trial: Trial) -> str:
     """Prompt lookup, which crops the cache after wrong drafts, gives greedy search's tokens."""
     _exact(trial)
+    trial.repeatable()  # otherwise a draft sees the drafts behind it
     words = trial.words(1, 6)
     prompt = trial.case.rows[trial.with_images[0]]
     inputs = trial.case.extended(prompt, torch.cat([words, words[:, :2]], dim=1))

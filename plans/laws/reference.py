@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
@@ -180,8 +180,11 @@ def _hook(layer: _Layer) -> Any:
     return before_layer
 
 
-def _counted(mask: Tensor, added: Tensor, states: Tensor) -> Tensor:
+def _counted(mask: Tensor | BlockMask, added: Tensor, states: Tensor) -> Tensor:
     """The mask [B, 1, Q, K] with what is added [B, S] to the logits of the keys."""
+    if isinstance(mask, BlockMask):  # a function of places, which flex attention cannot add
+        rows, heads, queries, keys = mask.shape
+        mask = create_mask(mask.mask_mod, rows, heads, queries, keys, device=str(states.device))
     if mask.dtype == torch.bool:
         none = torch.zeros(mask.shape, dtype=states.dtype, device=mask.device)
         mask = none.masked_fill(~mask, torch.finfo(states.dtype).min)

@@ -15,7 +15,7 @@ from tpcal.calibrate.tape import Tape
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
-from tpcal.plans.plan_records import MEAN, MERGES, PROPORTIONAL, Condition, Cut, Plan
+from tpcal.plans.plan_records import MERGES, Condition, Cut, Plan
 
 PROMPTS = [
     prompt(3, 0, 4),
@@ -127,20 +127,20 @@ def test_a_replay_merges_what_production_merges(model, scope, merge):
         assert (replayed.logits - without).abs().max() > 1000 * allowed
 
 
-def test_a_replay_counts_no_token_several_times_where_the_kernel_cannot():
-    model, (inputs, lengths, positions) = tiny_llava(flash.NAME), teacher_forced()
-    tape = Tape.record(model, inputs, prompt_length=lengths, every_layer=False)
-    with pytest.raises(UsageError, match="got proportional with flash_reference"):
-        tape.replay(PLANS["diverse"], positions, Plan(merge=PROPORTIONAL))
-    means, plain = (
-        tape.replay(PLANS["diverse"], positions, Plan(merge=merge)).logits
-        for merge in (MEAN, None)
-    )
-    sdpa = tiny_llava()
-    own = Tape.record(sdpa, inputs, prompt_length=lengths, every_layer=False)
-    wanted = own.replay(PLANS["diverse"], positions, Plan(merge=MEAN)).logits
-    assert (means - wanted).abs().max() <= most(sdpa, "left")
-    assert (means - plain).abs().max() > 1000 * most(sdpa, "left")
+@pytest.mark.parametrize("merge", MERGES)
+def test_a_replay_merges_over_a_flash_kernel_as_over_another(merge):
+    cuts, (inputs, lengths, positions) = PLANS["diverse"], teacher_forced()
+    flashing, sdpa = tiny_llava(flash.NAME), tiny_llava()
+    tapes = [
+        Tape.record(model, inputs, prompt_length=lengths, every_layer=False)
+        for model in (flashing, sdpa)
+    ]
+    found, wanted = (tape.replay(cuts, positions, Plan(merge=merge)).logits for tape in tapes)
+    allowed = most(sdpa, "left")
+    assert (found - wanted).abs().max() <= allowed
+    for other in {None, *MERGES} - {merge}:
+        without = tapes[0].replay(cuts, positions, Plan(merge=other)).logits
+        assert (found - without).abs().max() > 1000 * allowed
 
 
 @pytest.mark.parametrize("name", ["diverse", "keys", "vision"])

@@ -77,6 +77,12 @@ MERGED["llava"] = (
     *("reference", "recompute", "rows alone", "kv cache", "same choice", "text turn"),
     *("image turn", "crop", "static cache", "greedy", "beams", "drafts"),
 )
+MERGED_WITH_FLASH = {
+    "llava": ("reference", "rows alone", "kv cache", "text turn", "crop"),
+    "gemma3": ("reference", "rows alone"),
+    "gemma4_shared": ("reference", "rows alone"),
+}
+"""The same with the reference of flash attention, whose layers then use another kernel."""
 NO_FLEX = ("kimi_k25", "qwen2_5_vl", "qwen3_vl")
 """Architectures for which transformers refuses it."""
 FLEX_AT_NIGHT = {name: tuple(NAMES) for name in VARIED if name not in NO_FLEX}
@@ -84,7 +90,10 @@ FLEX_AT_NIGHT = {name: tuple(NAMES) for name in VARIED if name not in NO_FLEX}
 _AT_ONCE = ("reference", "recompute", "drop all", "text turn", "image turn", "crop", "greedy")
 NOT_WITH_FLASH: dict[tuple[str, str], str] = {
     **{(name, "static cache"): "goes with the kernels sdpa and eager" for name in FLASH},
-    **{("paligemma", law): "lets the prompt see the answer" for law in (*_AT_ONCE, "samples")},
+    **{
+        ("paligemma", law): "lets the prompt see the answer"
+        for law in (*_AT_ONCE, "samples", "drafts")
+    },
     # Flash kernels do not let an image see itself in both directions, in one pass or in turns.
     **{
         (f"gemma{n}", f"{kind} turn"): "without a plan it differs"
@@ -138,8 +147,8 @@ def trial(name: str, attn: str) -> Trial:
 
 
 @lru_cache(maxsize=1)
-def merged_trial(name: str, merge: str) -> Trial:
-    return Trial(tiny.case(name, "sdpa"), merge=merge)
+def merged_trial(name: str, merge: str, attn: str = "sdpa") -> Trial:
+    return Trial(tiny.case(name, attn), merge=merge)
 
 
 @pytest.mark.parametrize(("name", "attn", "law"), [tried(*c, law) for c in CASES for law in NAMES])
@@ -186,6 +195,14 @@ def test_the_law_holds_while_tokens_are_merged(name, law):
     require(verdict, INAPPLICABLE.get((name, law)))
 
 
+@pytest.mark.parametrize(
+    ("name", "law"), usual_or_nightly(dict.fromkeys(FLASH, NAMES), MERGED_WITH_FLASH)
+)
+def test_the_law_holds_while_tokens_are_merged_with_flash_attention(name, law):
+    verdict = LAW[law].judge(merged_trial(name, PROPORTIONAL, flash.NAME))
+    require(verdict, NOT_WITH_FLASH.get((name, law)))
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_kept_tokens_become_means(name):
     require(LAW[EVERYWHERE].judge(merged_trial(name, MEAN)), None)
@@ -204,6 +221,16 @@ def test_the_law_holds_with_flex_attention(name, law):
     with torch.compiler.set_stance("force_eager"):  # the C++ compiler takes minutes
         verdict = LAW[law].judge(trial(name, "flex_attention"))
     require(verdict, NOT_WITH_FLEX.get((name, law)))
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch and transformers
+@pytest.mark.parametrize("name", FLEX_AT_NIGHT)
+def test_tokens_are_merged_and_counted_with_flex_attention(name):
+    with torch.compiler.set_stance("force_eager"):
+        for law in ("reference", "text turn"):
+            require(LAW[law].judge(merged_trial(name, PROPORTIONAL, "flex_attention")), None)
 
 
 @pytest.mark.nightly

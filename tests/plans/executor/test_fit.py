@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from models import batch, prompt
@@ -12,7 +10,7 @@ from tpcal.plans.errors import FitError
 from tpcal.plans.executor.fit import check
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import identity
-from tpcal.plans.plan_records import MEAN, PROPORTIONAL, Condition, Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Condition, Cut, ModelIdentity, Plan
 
 FIRST = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
 PLAN = Plan((Cut(2, 0.5, "attention"), Cut(4, 0.25, "grid"), Cut(6, 0.0)))
@@ -85,24 +83,6 @@ def test_kernels_fit_by_the_masks_that_they_are_given(model, kernel, message):
     finally:
         text._attn_implementation_internal = before
     assert problems == [] if message is None else message in problems[0]
-
-
-@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
-def test_tokens_are_counted_with_kernels_that_take_an_additive_mask(model, kernel):
-    counted, mean = (replace(PLAN, merge=merge) for merge in (PROPORTIONAL, MEAN))
-    assert check(counted, model) == check(mean, model) == []
-    text = model.config.text_config
-    before = text._attn_implementation_internal
-    text._attn_implementation_internal = kernel
-    try:
-        (problem,) = check(counted, model)
-        assert check(mean, model) == []
-        with pytest.raises(FitError, match=f"got proportional with {kernel}"):
-            apply(model, counted)
-    finally:
-        text._attn_implementation_internal = before
-    assert problem.startswith("merge must be mean or absent with an attention implementation")
-    assert problem.endswith('attn_implementation="sdpa", or calibrate with --merge mean.')
 
 
 def test_an_unknown_architecture_does_not_fit():

@@ -21,10 +21,14 @@ PROMPTS = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1)]
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch and transformers
 @pytest.mark.parametrize("rows", [PROMPTS, PROMPTS[:1]], ids=["ragged", "alone"])
+@pytest.mark.parametrize("merge", [None, PROPORTIONAL])
 @pytest.mark.parametrize("kernel", [flash.NAME, "flex_attention", "eager"])
-def test_the_kernel_may_change_after_the_plan_was_applied(kernel, rows):
+def test_the_kernel_may_change_after_the_plan_was_applied(kernel, rows, merge):
     model, inputs = tiny_llava(), batch(rows)
-    with apply(model, PLAN) as handle, torch.compiler.set_stance("force_eager"):
+    with (
+        apply(model, replace(PLAN, merge=merge)) as handle,
+        torch.compiler.set_stance("force_eager"),
+    ):
         wanted = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         kept = [cut.kept for cut in handle.last.cuts]
         model.set_attn_implementation({"text_config": kernel})
@@ -41,26 +45,20 @@ def test_a_kernel_that_cannot_run_a_plan_is_refused_by_the_next_pass():
             model(**batch(PROMPTS))
 
 
-@pytest.mark.parametrize("kernel", [flash.NAME, "flex_attention"])
-def test_a_kernel_that_cannot_count_tokens_is_refused_by_the_next_pass(kernel):
-    model, inputs = tiny_llava(), batch(PROMPTS)
-    with apply(model, replace(PLAN, merge=PROPORTIONAL)):
-        wanted = model(**inputs).logits
-        model.set_attn_implementation({"text_config": kernel})
-        with pytest.raises(UsageError, match=f"got proportional with {kernel}"):
-            model(**inputs)
-        model.set_attn_implementation({"text_config": "sdpa"})
-        assert torch.equal(model(**inputs).logits, wanted)
-
-
-def test_tokens_are_merged_into_means_with_a_flash_kernel_too():
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch and transformers
+@pytest.mark.parametrize("merge", [MEAN, PROPORTIONAL])
+@pytest.mark.parametrize("kernel", [flash.NAME, "flex_attention", "eager"])
+def test_merged_tokens_count_alike_with_every_kernel(kernel, merge):
     inputs, logits = batch(PROMPTS), []
-    for model in (tiny_llava(flash.NAME), tiny_llava()):
-        with apply(model, replace(PLAN, merge=MEAN)):
-            logits.append(model(**inputs).logits[:, -1])
+    with torch.compiler.set_stance("force_eager"):
+        for model in (tiny_llava(kernel), tiny_llava()):
+            with apply(model, replace(PLAN, merge=merge)):
+                logits.append(model(**inputs).logits[:, -1])
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
-    with apply(model, PLAN):
-        assert (model(**inputs).logits[:, -1] - logits[1]).abs().max() > 0.01
+    for other in {None, MEAN, PROPORTIONAL} - {merge}:
+        with apply(model, replace(PLAN, merge=other)):
+            assert (model(**inputs).logits[:, -1] - logits[1]).abs().max() > 0.001
 
 
 def test_positions_with_gaps_are_not_taken_for_several_sequences():

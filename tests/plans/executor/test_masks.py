@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.kv_columns import Held
-from tpcal.plans.executor.masks import layer_mask
+from tpcal.plans.executor.masks import block_mask, flash_mask, layer_mask
 from tpcal.plans.executor.survivors import Survivors
 
 PLACES = torch.tensor([[0, 1, 3, 5]])
@@ -74,6 +76,44 @@ def test_keys_behind_a_window_are_hidden_whatever_they_count():
     mask = torch.ones(1, 1, 1, 3, dtype=torch.bool)  # of the last three positions, 4 to 6
     made = layer_mask(mask, EVERY, HELD.extended(1), 1)
     assert made.tolist() == [[[[LEAST, LEAST, LEAST, 0, 0]]]]
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 6, dtype=torch.bool)])
+def test_a_flash_layer_counts_in_causal_order(mask):
+    made = flash_mask(mask, LEFT, HELD, 6, FlashLayer(window=None))
+    assert torch.equal(made[0, 0], added(torch.ones(4, 4).tril() > 0, LOG_SIZES))
+    step = flash_mask(None, EVERY, HELD.extended(1), 1, FlashLayer(window=None))
+    assert step.tolist() == [[[[0, 2, 0.5, 0, 0]]]]
+
+
+def test_a_flash_layer_counts_what_its_window_shows():
+    made = flash_mask(None, LEFT, HELD, 6, FlashLayer(window=3))
+    # Positions 0, 1, 3 and 5; each sees the two before it and itself.
+    sees = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert torch.equal(made[0, 0], added(torch.tensor(sees) > 0, LOG_SIZES))
+
+
+def test_a_flash_layer_hides_padding_whatever_it_counts():
+    mask = torch.tensor([[False, False, True, True, True, True]])
+    made = flash_mask(mask, LEFT, HELD, 6, FlashLayer(window=None))
+    sees = torch.ones(4, 4).tril() * torch.tensor([0.0, 0, 1, 1])
+    itself = torch.eye(4) > 0  # padding sees itself, so that its softmax is over something
+    assert torch.equal(made[0, 0], added((sees > 0) | itself, LOG_SIZES))
+
+
+def test_a_flash_layer_that_is_not_causal_counts_later_keys_too():
+    made = flash_mask(None, LEFT, HELD, 6, FlashLayer(window=None, causal=False))
+    assert torch.equal(made[0, 0], LOG_SIZES.expand(4, -1))
+
+
+def test_flex_attention_adds_what_keys_count():
+    def causal(row, head, query, key):
+        return key <= query
+
+    mask = create_block_mask(causal, 1, None, 6, 6, device="cpu")
+    made = block_mask(mask, LEFT, HELD, 6)
+    assert torch.equal(made[0, 0], added(torch.ones(4, 4).tril() > 0, LOG_SIZES))
+    assert isinstance(block_mask(mask, LEFT, NOTHING.joined(PLACES, None, 6), 6), BlockMask)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
