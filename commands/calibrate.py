@@ -64,8 +64,8 @@ from tpcal.workflow.step_settings import OUT, CalibrationSettings
     callback=values.unless_none,
     help="Merge each token that leaves into the kept token that is most alike, instead of "
     "dropping it. mean: the kept token's state becomes the mean. proportional: attention also "
-    "counts it as often as it stands for others; it loses least. Plans made of the profile do the "
-    "same, and do not run in vLLM.",
+    "counts it as often as it stands for others; it loses least, and vLLM cannot run it. Plans "
+    "made of the profile do the same.",
 )
 @groups.batch_size_option(16)
 @groups.memory_option

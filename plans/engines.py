@@ -213,6 +213,7 @@ VLLM = Engine(
             "SmolVLMForConditionalGeneration": False,
         }
     ),
+    merges=(MEAN,),
 )
 """vLLM with tpcal's plugin."""
 _NO_LAYER = "attention scores, which no layer has computed before layer 0"

@@ -61,6 +61,14 @@ PLANS = {
         ),
     ),
     "merging": Plan(name="merging", cuts=(Cut(layer=3, keep=0.25, selector="pooling"),)),
+    "means": Plan(
+        name="means",
+        merge="mean",
+        cuts=(
+            Cut(layer=1, keep=0.4, selector="diversity"),
+            Cut(layer=4, keep=0.1, selector="diversity"),
+        ),
+    ),
     "random, then none": Plan(
         name="random, then none",
         cuts=(Cut(layer=1, keep=0.4, selector="random"), Cut(layer=6, keep=0.0)),

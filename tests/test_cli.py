@@ -333,7 +333,7 @@ def test_show_says_what_becomes_of_tokens_that_leave(
 def test_help_names_every_way_to_merge_and_its_price(tpcal: Tpcal) -> None:
     said = " ".join(tpcal("calibrate", "--help").stdout.split())
     assert "--merge [none|mean|proportional]" in said
-    assert "needs transformers with the attention kernel sdpa or eager" in said
+    assert "it loses least, and vLLM cannot run it" in said
     assert "[default: none]" in said
 
 

@@ -18,6 +18,7 @@ from tpcal.integrations.vllm.image_tokens import ImageColumns, tokens_of
 from tpcal.integrations.vllm.question import PromptColumns, QuestionReader
 from tpcal.integrations.vllm.ranks import ALONE, Ranks
 from tpcal.integrations.vllm.stages import Chunk
+from tpcal.plans.executor import merging
 from tpcal.plans.executor.cutting import PreparedCut
 from tpcal.plans.plan_records import Plan
 from tpcal.plans.selectors.base import checked
@@ -37,23 +38,27 @@ class States:
     """[n, E] queries and keys at the layer before; None if the cut does not read them."""
     deepstack: Tensor | None = None
     """[n, F, D] what is added after the first F layers; None if the model adds nothing."""
+    sizes: Tensor | None = None
+    """[n] number of original tokens that each one stands for; None if each is one."""
+
+    @property
+    def _others(self) -> tuple[Tensor | None, ...]:
+        return self.residual, self.read, self.deepstack, self.sizes
 
     def take(self, columns: Tensor) -> States:
         """The states of some tokens; always a copy."""
-        others = (self.residual, self.read, self.deepstack)
         return States(
             self.positions[..., columns],
             self.hidden[columns],
-            *(None if other is None else other[columns] for other in others),
+            *(None if other is None else other[columns] for other in self._others),
         )
 
     def first(self, n: int) -> States:
         """The states of the first ``n`` tokens."""
-        others = (self.residual, self.read, self.deepstack)
         return States(
             self.positions[..., :n],
             self.hidden[:n],
-            *(None if other is None else other[:n] for other in others),
+            *(None if other is None else other[:n] for other in self._others),
         )
 
     def followed_by(self, others: Sequence[States]) -> States:
@@ -62,20 +67,27 @@ class States:
         return States(
             torch.cat([s.positions for s in every], dim=-1),
             torch.cat([s.hidden for s in every]),
-            _joined([s.residual for s in every]),
-            _joined([s.read for s in every]),
-            _joined([s.deepstack for s in every]),
+            *map(_joined, zip(*(s._others for s in every), strict=True)),
         )
 
     def full(self) -> Tensor:
         """[n, D] the states of the tokens, as transformers' layers get them."""
         return self.hidden if self.residual is None else self.hidden + self.residual
 
-    def replaced(self, columns: Tensor, states: Tensor) -> States:
-        """The same with other states [k, D] at ``columns`` [k]."""
+    def replaced(self, columns: Tensor, states: Tensor, sizes: Tensor | None = None) -> States:
+        """The same with other states [k, D], and sizes [k] if given, at ``columns`` [k]."""
         hidden = self.hidden.index_put((columns,), states)
         residual = None if self.residual is None else self.residual.index_fill(0, columns, 0)
-        return replace(self, hidden=hidden, residual=residual)
+        own = self.sizes
+        if sizes is not None:
+            own = self.sizes_or_ones().index_put((columns,), sizes)
+        return replace(self, hidden=hidden, residual=residual, sizes=own)
+
+    def sizes_or_ones(self) -> Tensor:
+        """[n] the sizes."""
+        if self.sizes is not None:
+            return self.sizes
+        return torch.ones(len(self.hidden), device=self.hidden.device)
 
 
 class PruningStep:
@@ -114,6 +126,7 @@ class PruningStep:
         self._ranks = ranks
         self._read: Tensor | None = None
         self._deepstack: Tensor | None = None
+        self._sizes: Tensor | None = None
         self._places: list[np.ndarray] | None = None
         self._positions: Tensor | None = None
 
@@ -153,10 +166,10 @@ class PruningStep:
             residual: [m, D] what is added to them; None before the first layer.
         """
         if layer in self._cuts:
-            given = States(positions, hidden, residual, self._read, self._deepstack)
+            given = States(positions, hidden, residual, self._read, self._deepstack, self._sizes)
             states, self._read = self._entering(given), None
             states = self._cut(self._cuts[layer], states)
-            self._deepstack = states.deepstack
+            self._deepstack, self._sizes = states.deepstack, states.sizes
             self._positions, hidden, residual = states.positions, states.hidden, states.residual
         return positions if self._positions is None else self._positions, hidden, residual
 
@@ -259,8 +272,15 @@ class PruningStep:
         chosen = checked(selector.select(tokens, wanted), tokens, wanted, cut.selector or "")
         chosen = self._ranks.agreed(chosen)
         stays[columns[chosen].cpu().numpy()] = True
-        merged = selector.merged(tokens, chosen)
-        return states if merged is None else states.replaced(columns[chosen], merged[chosen])
+        merged, sizes = selector.merged(tokens, chosen), None
+        if merged is None and prepared.merge is not None:
+            sizes = states.sizes_or_ones()[columns] * tokens.valid
+            merged, sizes = merging.merged(tokens, chosen, sizes)
+            merged, sizes = self._ranks.agreed(merged), self._ranks.agreed(sizes)
+        if merged is None:
+            return states
+        sizes = None if sizes is None else sizes[chosen]
+        return states.replaced(columns[chosen], merged[chosen], sizes)
 
     def _images(self, number: int) -> list[ImageColumns]:
         """The images that lose tokens at cut ``number``, with the columns of their tokens."""

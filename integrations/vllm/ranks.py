@@ -57,19 +57,20 @@ class Ranks:
         """The mean over all heads, in the shape of ``part``, the mean over this process's."""
         return part if self.n == 1 else self.heads(part[None], 0).mean(dim=0)
 
-    def agreed(self, choice: Tensor) -> Tensor:
-        """The first process's choice.
+    def agreed(self, values: Tensor) -> Tensor:
+        """The first process's values.
 
         Devices need not round alike, and two tokens may be nearly equal, so that processes could
-        choose different ones. Then some would add a token's state to that of another, without a
-        sign. The choice is one byte for each visual token, and reaches the host anyway.
+        choose different ones, or merge a token into different ones. Then some would add a token's
+        state to that of another, without a sign. A choice is one byte for each visual token, and
+        reaches the host anyway.
 
         Args:
-            choice: [B, N] bool of this process.
+            values: [...] of this process.
         """
         if self.n == 1:
-            return choice
-        return self.from_first(choice.to(torch.uint8)).bool()
+            return values
+        return self.from_first(values.contiguous().view(torch.uint8)).view(values.dtype)
 
 
 ALONE = Ranks()

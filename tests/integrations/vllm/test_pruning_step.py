@@ -31,6 +31,13 @@ PLANS = {
     ),
     "before the decoder": Plan(cuts=(Cut(layer=0, keep=0.3, selector="random"),)),
     "merging": Plan(cuts=(Cut(layer=2, keep=0.25, selector="pooling"),)),
+    "means": Plan(
+        merge="mean",
+        cuts=(
+            Cut(layer=1, keep=0.5, selector="diversity"),
+            Cut(layer=4, keep=0.2, selector="random"),
+        ),
+    ),
     "the question": Plan(
         cuts=(
             Cut(layer=2, keep=0.5, selector="attention"),
@@ -134,6 +141,28 @@ def test_requests_do_not_see_each_other(name: str) -> None:
     for request, prompt in zip("ab", prompts, strict=False):
         assert decoder.places(request) == _whole(plan, request, prompt)[0]
     assert decoder.places("text") == [list(range(LENGTH))] * N_LAYERS
+
+
+def test_tokens_that_leave_become_part_of_the_mean_of_those_that_stay() -> None:
+    # Every token has the same direction, so all that leave are merged into the first that stays.
+    plan = Plan(merge="mean", cuts=(Cut(layer=0, keep=0.5, selector="grid"), Cut(2, 0.25, "grid")))
+    length = torch.arange(1.0, 17)[:, None] * torch.ones(HIDDEN)
+    step = PruningStep(plan, prepare(plan), [Chunk("a", (Span(0, 16),), 0, 17)], {})
+    states = torch.cat([length, torch.zeros(1, HIDDEN)])
+    positions, hidden, residual = step.before_layer(0, torch.arange(17), states, None)
+    first, rest = [at for at in range(16) if at in positions], sum(range(1, 17))
+    kept = [at + 1 for at in first]
+    assert hidden[0, 0] == pytest.approx((rest - sum(kept[1:])) / 9)
+    assert hidden[1:-1, 0].tolist() == kept[1:]
+    # The second cut weighs the first token with the nine that it stands for.
+    shifted = torch.zeros_like(hidden)  # as the layers change the states of none
+    positions, again, residual = step.before_layer(2, positions, hidden - shifted, shifted)
+    second = [at + 1 for at in positions.tolist()[:-1]]
+    assert len(second) == 4
+    assert second[0] == kept[0]
+    gone = set(kept[1:]) - set(second[1:])
+    mean = (9 * hidden[0, 0] + sum(gone)) / (9 + len(gone))
+    assert again[0, 0] + residual[0, 0] == pytest.approx(float(mean))
 
 
 def test_images_keep_their_own_share_in_any_company() -> None:

@@ -95,6 +95,13 @@ def test_all_processes_make_the_choice_of_the_first() -> None:
     assert [one.tolist() for one in found] == [choices[0].tolist()] * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_processes_have_the_numbers_of_the_first(dtype: torch.dtype) -> None:
+    states = torch.rand(2, 3, 5).to(dtype).transpose(1, 2)
+    found = Group(2).run(lambda rank, ranks: ranks.agreed(states[rank]))
+    assert all(torch.equal(one, states[0]) for one in found)
+
+
 def test_one_process_asks_nobody() -> None:
     part = torch.rand(2, 3, 4)
     assert ALONE.heads(part, 1) is part

@@ -38,7 +38,7 @@ def executor() -> Executor:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["three cuts", "attention", "the question"])
+@pytest.mark.parametrize("name", ["three cuts", "attention", "the question", "means"])
 def test_answers_and_kept_tokens_are_those_of_the_executor(
     name: str, executor: Executor, tmp_path: Path
 ) -> None:
