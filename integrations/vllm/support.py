@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tpcal.plans.engines import kv_share, n_block_tables, stage_advice, stage_lengths
+from tpcal.plans.engines import kv_share, n_block_tables, reads_views, stage_advice, stage_lengths
 from tpcal.plans.plan_records import Plan
 from tpcal.plans.selectors import needs
 
@@ -38,6 +38,11 @@ def notes(plan: Plan, n_layers: int) -> list[str]:
             "The plan's scope is prompt, and in vLLM every image keeps its own share. Both are "
             "the same for prompts with one image."
         )
+    if apart := reads_views(plan):
+        found.append(
+            f"Requests with a video are served unpruned, because {apart[0]} treats the steps of "
+            "a video apart. Other selectors prune the videos of most families."
+        )
     return found
 
 
@@ -64,5 +69,8 @@ def summary(plan: Plan, n_layers: int, n_tokens: int, n_text: int) -> str:
 
 def _caching(plan: Plan) -> str:
     if reads_question(plan):
-        return "Requests with images use no prefix cache, because selectors read their question."
-    return "Prefix caching ends at a request's first image."
+        return (
+            "Requests with images or videos use no prefix cache, because selectors read their "
+            "question."
+        )
+    return "Prefix caching ends at a request's first image or video."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import served
 import served_families
-from served_families import FAMILIES, N_TOKENS, answers, asked
+from served_families import FAMILIES, N_TOKENS, VIDEOS, answers, asked, asked_of_videos
 
 from tpcal import Cut, Plan
 from tpcal.plans.engines import VLLM
@@ -35,7 +36,9 @@ def _plan(architecture: str) -> Plan:
 
 
 def test_every_architecture_that_is_said_to_run_is_tried() -> None:
-    assert set(VLLM.squares) == set(FAMILIES)
+    assert VLLM.architectures is not None
+    assert set(VLLM.architectures) == set(FAMILIES)
+    assert {name for name, one in VLLM.architectures.items() if one.videos} == set(VIDEOS)
 
 
 @pytest.mark.timeout(900)
@@ -54,6 +57,25 @@ def test_answers_and_kept_tokens_are_those_of_the_executor(
         found = engine.recorded(given, N_TOKENS, min_tokens=N_TOKENS)
         waited = engine.n_waited
     assert found.prompts == wanted.prompts
+    assert found.kept == wanted.kept
+    assert found.tokens == wanted.tokens
+    assert waited > 0
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", VIDEOS)
+def test_answers_to_videos_are_those_of_the_executor(architecture: str, tmp_path: Path) -> None:
+    how, model = VIDEOS[architecture], tmp_path / "model"
+    plan = replace(how.plan or _plan(architecture), scope="image")
+    given = asked_of_videos(how)
+    model.mkdir()
+    FAMILIES[architecture][0](model)
+    wanted = answers(model, plan, given)
+    options = {"max_num_batched_tokens": 64, "limit_mm_per_prompt": {"image": 1, "video": 1}}
+    with served.engine(plan, tmp_path, model=model, **options) as engine:
+        found = engine.recorded(given, N_TOKENS, min_tokens=N_TOKENS)
+        waited = engine.n_waited
+    assert served_families.as_transformers(how, found.prompts) == wanted.prompts
     assert found.kept == wanted.kept
     assert found.tokens == wanted.tokens
     assert waited > 0
