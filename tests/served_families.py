@@ -366,6 +366,32 @@ def asked_of_videos(how: Videos) -> list[tuple[str, dict[str, list[Any]]]]:
     return found
 
 
+def asked_of_both(how: Videos) -> list[tuple[str, Pictures]]:
+    """Texts of more than a KV block, followed by images, videos, both or neither.
+
+    Args:
+        how: How a family of Qwen's models is asked about videos.
+    """
+    image, video = (
+        kind.partition(" w{}")[0].removeprefix("w1 w2 ") for kind in (QWEN, QWEN_VIDEO)
+    )
+    images = [pictures[0] for _, pictures in asked(QWEN)]
+    videos = [pictures["video"][0] for _, pictures in asked_of_videos(how)]
+    found: list[tuple[str, Pictures]] = []
+    for number in range(3):
+        one, other = images[number], videos[2 * number : 2 * number + 2]
+        for kinds, pictures in (
+            ((image,), {"image": [one]}),
+            ((video,), {"video": other[:1]}),
+            ((image, video), {"image": [one], "video": other[1:]}),
+            ((video, "w9", video, image), {"image": [one], "video": other}),
+            ((), {}),
+        ):
+            text = " ".join(["w5"] * 40 + [*kinds, f"w{8 + number} w7"])
+            found.append((text, pictures))
+    return found
+
+
 def _video(shape: tuple[int, int, int], fps: float | None, generator: torch.Generator) -> Any:
     noise = torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8).numpy()
     if fps is None:
