@@ -85,6 +85,6 @@ def prepare(config: Any, found: Settings) -> None:
     notes += touchpoints.prefer_tried_attention(config) + graphs.leave_attention_out(config)
     config.parallel_config.worker_cls = _WORKERS[config.parallel_config.worker_cls]
     config.additional_config = {**config.additional_config, KEY: found.passed_on()}
-    _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt))
+    _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt, found.videos))
     for note in notes:
         _LOG.warning("tpcal: %s", note)

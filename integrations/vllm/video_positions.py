@@ -1,9 +1,11 @@
 """Videos whose tokens, or the text behind them, get other positions in vLLM than in transformers.
 
 Qwen2-VL and Qwen2.5-VL count three positions: step, row and column. Behind a video vLLM goes on
-after the largest of them, as these models were trained. Transformers 5 goes on after the largest
-row or column, even where the steps reach further. The same weights then give other answers in
-both, with and without a plan, so that requests with such a video are served unpruned.
+after the largest of them, as transformers did when these models were published
+(huggingface/transformers#35569). Transformers 5 goes on after the largest row or column, even
+where the steps reach further (``get_rope_index``, read in 5.19 and 5.23). The same weights then
+give other answers in both, with and without a plan, so that requests with such a video are served
+unpruned.
 """
 
 from __future__ import annotations

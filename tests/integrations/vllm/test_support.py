@@ -14,7 +14,7 @@ from tpcal import Cut, Plan
 from tpcal.integrations.vllm import configuration, support
 from tpcal.plans import selectors
 from tpcal.plans.cost import DecoderShape, plan_cost
-from tpcal.plans.engines import VLLM, kv_share, n_block_tables, stage_lengths
+from tpcal.plans.engines import FRAMES, VLLM, kv_share, n_block_tables, stage_lengths
 from tpcal.plans.plan_records import Condition
 
 SHAPE = DecoderShape(
@@ -102,6 +102,9 @@ def test_the_log_line_says_what_the_plan_does() -> None:
     assert line.startswith(f"Plan half ({plan.digest[:19]}) cuts [2:0.5 diversity, 6:0 drop all].")
     assert "Of an image of 144 tokens 72, 0 are left." in line
     assert "takes 53% of the unpruned KV bytes, in 4 block tables" in line
+    assert "video is cut" not in line
+    videos = support.summary(plan, 8, 144, 10, FRAMES)
+    assert "72, 0 are left. Each frame of a video is cut as an image is. A prompt of" in videos
     assert line.endswith("Prefix caching ends at a request's first image or video.")
     asking = support.summary(_plan("attention"), 8, 144, 10)
     assert asking.endswith("no prefix cache, because selectors read their question.")
