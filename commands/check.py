@@ -100,12 +100,15 @@ def _run_in_vllm(file: str, plan: Plan, model: PreTrainedModel) -> list[str]:
         FitError: The plan does not run there.
     """
     from tpcal.integrations.vllm import configuration, support
+    from tpcal.plans import engines
 
     problems = configuration.model_problems(plan, model, untried=False)
     if problems:
         raise FitError(f"{file} in vLLM", problems)
     n_layers = configuration.n_layers(model)
-    line = support.summary(plan, n_layers, *configuration.counted_prompt(plan, model))
+    videos = engines.VLLM.videos(plan, type(model).__name__)
+    prompt = configuration.counted_prompt(plan, model)
+    line = support.summary(plan, n_layers, *prompt, videos)
     return [f"In vLLM: {line}", *support.notes(plan, n_layers)]
 
 

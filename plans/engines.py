@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from tpcal.plans.cost import DecoderShape
 
 
+WHOLE, FRAMES = "whole", "frames"
+"""What a cut chooses from in a video: all of its tokens, or those of each frame."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images and videos of an architecture, as the tests of an engine run them."""
+
+    squares: bool = False
+    """Whether every image is a square grid of tokens."""
+    tiled: bool = False
+    """Whether an image may be several tiles, or an overview with tiles."""
+    videos: str = ""
+    """`WHOLE` or `FRAMES` as the executor does with ``scope: image``. Empty: no test runs videos,
+    and requests that have one are served unpruned."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """A serving engine.
@@ -43,9 +60,8 @@ class Engine:
     """What selectors may need and the engine cannot give: word of ``Selector.required`` -> why."""
     instead: str
     """The selectors that run, as the way out of an error."""
-    squares: Mapping[str, bool] | None = field(hash=False)
-    """The architectures that its tests run, and whether every image of them is a square grid.
-    None: the architecture does not matter."""
+    architectures: Mapping[str, Pictures] | None = field(hash=False)
+    """The architectures that its tests run. None: the architecture does not matter."""
     merges: tuple[str, ...] = ()
     """What a plan may do with tokens that leave, beside dropping them."""
 
@@ -75,7 +91,7 @@ class Engine:
             no_squares: Why this model's images are no square grids although those of others of
                 its architecture are.
         """
-        known_to = self.squares
+        known_to = self.architectures
         tried = untried or architecture is None or known_to is None or architecture in known_to
         known = architecture if tried else None
         problems = self.merge_problems(plan.merge)
@@ -119,12 +135,18 @@ class Engine:
             )
         if cut.condition is not None:
             problems.append(f"cuts[{i}].condition: {self.no_conditions}")
-        squares = self.squares
-        if architecture is not None and squares is not None and not squares.get(architecture):
-            no_squares = f"{architecture} takes images of any shape. Use diversity or random."
-        return problems + list(self._selector_problems(i, cut, no_squares))
+        no_views = None
+        if architecture is not None and self.architectures is not None:
+            pictures = self.architectures.get(architecture, Pictures(tiled=True))
+            if not pictures.squares:
+                no_squares = f"{architecture} takes images of any shape. Use diversity or random."
+            if pictures.tiled:
+                no_views = f"{architecture} may cut them into tiles. Use diversity or attention."
+        return problems + list(self._selector_problems(i, cut, no_squares, no_views))
 
-    def _selector_problems(self, i: int, cut: Cut, no_squares: str | None) -> Iterator[str]:
+    def _selector_problems(
+        self, i: int, cut: Cut, no_squares: str | None, no_views: str | None
+    ) -> Iterator[str]:
         if cut.selector is None:
             return
         from tpcal.plans import selectors  # loads torch, which reading a plan never needs
@@ -135,6 +157,21 @@ class Engine:
             yield f"{start} {self.lacks[missing[0]]}. {self.instead}"
         if no_squares and selectors.reads_grid(cut.selector, cut.params):
             yield f"{start} square images; {no_squares}"
+        elif no_views and selectors.reads_views(cut.selector, cut.params):
+            yield f"{start} images in one piece; {no_views}"
+
+    def videos(self, plan: Plan, architecture: str) -> str:
+        """How the engine cuts videos with this plan: `WHOLE` or `FRAMES`; empty if it does not.
+
+        Selectors that treat the steps of a video apart would need the steps, which a request does
+        not show.
+
+        Args:
+            plan: A plan that runs.
+            architecture: Class name of the model.
+        """
+        pictures = (self.architectures or {}).get(architecture, Pictures())
+        return "" if pictures.videos == WHOLE and reads_views(plan) else pictures.videos
 
     def decoder_problems(
         self, shape: DecoderShape, plan: Plan, longest: int | None = None
@@ -199,18 +236,18 @@ VLLM = Engine(
         }
     ),
     instead="Use diversity, attention or another selector.",
-    squares=MappingProxyType(
+    architectures=MappingProxyType(
         {
-            "Idefics3ForConditionalGeneration": False,
-            "InternVLForConditionalGeneration": False,
-            "LlavaForConditionalGeneration": True,
-            "LlavaNextForConditionalGeneration": False,
-            "LlavaOnevisionForConditionalGeneration": False,
-            "Mistral3ForConditionalGeneration": False,
-            "Qwen2VLForConditionalGeneration": False,
-            "Qwen2_5_VLForConditionalGeneration": False,
-            "Qwen3VLForConditionalGeneration": False,
-            "SmolVLMForConditionalGeneration": False,
+            "Idefics3ForConditionalGeneration": Pictures(tiled=True),
+            "InternVLForConditionalGeneration": Pictures(tiled=True, videos=FRAMES),
+            "LlavaForConditionalGeneration": Pictures(squares=True),
+            "LlavaNextForConditionalGeneration": Pictures(tiled=True),
+            "LlavaOnevisionForConditionalGeneration": Pictures(tiled=True, videos=WHOLE),
+            "Mistral3ForConditionalGeneration": Pictures(),
+            "Qwen2VLForConditionalGeneration": Pictures(videos=WHOLE),
+            "Qwen2_5_VLForConditionalGeneration": Pictures(videos=WHOLE),
+            "Qwen3VLForConditionalGeneration": Pictures(videos=WHOLE),
+            "SmolVLMForConditionalGeneration": Pictures(tiled=True),
         }
     ),
     merges=(MEAN,),
@@ -224,12 +261,23 @@ EMBEDDINGS = Engine(
     no_conditions="Nothing can be measured before layer 0. Remove the condition.",
     lacks=MappingProxyType({"scores": _NO_LAYER, "text_scores": _NO_LAYER}),
     instead="Use diversity, grid, pooling, random or another selector that cuts before layer 0.",
-    squares=None,
+    architectures=None,
     merges=(MEAN,),
 )
 """Any engine that cannot cut inside the decoder. It gets the embeddings of the tokens that are
 left, so that a plan may choose them by anything that is known before layer 0."""
 ENGINES: Mapping[str, Engine] = MappingProxyType({one.name: one for one in (VLLM, EMBEDDINGS)})
+
+
+def reads_views(plan: Plan) -> list[str]:
+    """The selectors of a plan that treat tiles, and the steps of a video, apart."""
+    from tpcal.plans import selectors  # loads torch, which reading a plan never needs
+
+    return [
+        cut.selector
+        for cut in plan.cuts
+        if cut.selector is not None and selectors.reads_views(cut.selector, cut.params)
+    ]
 
 
 def named(name: str) -> Engine:

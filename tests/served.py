@@ -91,6 +91,8 @@ PLANS = {
 }
 
 
+Pictures = list[Any] | Mapping[str, list[Any]]
+"""Images of a prompt, or its images and videos by vLLM's words for their kinds."""
 BLOCK = 32
 """Tokens of a KV block."""
 SMALL_POOL = {"max_num_batched_tokens": 120, "num_gpu_blocks_override": 100, "max_model_len": 512}
@@ -104,7 +106,7 @@ def prompt(question: str, *, n_images: int = 1, before: str = "") -> str:
 
 @dataclass
 class Answers:
-    """Answers to some prompts: their tokens, and what every cut kept of every image."""
+    """Answers to some prompts: their tokens, and what every cut kept of each prompt."""
 
     prompts: list[list[int]] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
@@ -204,7 +206,7 @@ class Engine:
 
     Attributes:
         llm: vLLM's class for offline use.
-        kept: What every cut kept, by request: ranks within the image.
+        kept: What every cut kept, by request: ranks among the visual tokens of its prompt.
         n_waited: Number of tokens that waited at the first cut.
     """
 
@@ -261,9 +263,9 @@ class Engine:
         return found
 
     def recorded(
-        self, prompts: Sequence[tuple[str, list[Any]]], n_tokens: int = N_TOKENS, **how: Any
+        self, prompts: Sequence[tuple[str, Pictures]], n_tokens: int = N_TOKENS, **how: Any
     ) -> Answers:
-        """Answers to texts with images, and what was kept of them."""
+        """Answers to texts with images or videos, and what was kept of them."""
         self.kept.clear()
         outputs = self.generate(prompts, n_tokens, **how)
         return self.noted(outputs, self.kept)
@@ -280,16 +282,17 @@ class Engine:
         return found
 
     def generate(
-        self, prompts: Sequence[tuple[str, list[Any]]], n_tokens: int = N_TOKENS, **how: Any
+        self, prompts: Sequence[tuple[str, Pictures]], n_tokens: int = N_TOKENS, **how: Any
     ) -> list[Any]:
-        """vLLM's outputs for texts with images."""
+        """vLLM's outputs for texts with images or videos."""
         from vllm import SamplingParams
 
         params = SamplingParams(**{"temperature": 0, "max_tokens": n_tokens, **how})
-        given = [
-            {"prompt": text, "multi_modal_data": {"image": images}} if images else {"prompt": text}
-            for text, images in prompts
-        ]
+        given = []
+        for text, pictures in prompts:
+            data = pictures if isinstance(pictures, Mapping) else {"image": pictures}
+            data = {kind: list(some) for kind, some in data.items() if some}
+            given.append({"prompt": text, **({"multi_modal_data": data} if data else {})})
         return self.llm.generate(given, params, use_tqdm=False)
 
     def counter(self, name: str) -> int:
@@ -351,11 +354,17 @@ def _recording(kind: type[Any]) -> type[Any]:
             recorder = _RECORDER[0]
             assert recorder is not None
             left = super()._cut(prepared, states)
+            number = self._numbers[prepared.cut.layer]
             for chunk, places in zip(self.chunks, self._places, strict=True):
-                for span in chunk.complete:
-                    ranks = np.flatnonzero(np.isin(span.places, places))
-                    recorder.kept[chunk.request].append(tuple(ranks.tolist()))
-            if prepared.cut.layer == min(self._cuts):
+                before = 0
+                for span in chunk.spans:
+                    if span in chunk.complete:
+                        cuts = recorder.kept[chunk.request]
+                        cuts += [()] * (number + 1 - len(cuts))
+                        ranks = before + np.flatnonzero(np.isin(span.places, places))
+                        cuts[number] += tuple(ranks.tolist())
+                    before += span.length
+            if number == 0:
                 recorder.n_waited += sum(len(chunk.waiting) for chunk in self.chunks)
             return left
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from served import Answers
+from served import Answers, Pictures
 
 import tpcal
-from tpcal import Plan
+from tpcal import Cut, Plan
 
 WORDS = 40
 SPECIAL = (
@@ -283,6 +284,44 @@ def pixtral(folder: Path) -> None:
     _save(folder, LlavaForConditionalGeneration, config, _pixtral_processor(1))
 
 
+QWEN_VIDEO = "w1 w2 <|vision_start|><|video_pad|><|vision_end|> w{} w7"
+"""Prompt with a video and the number of a word."""
+LLAVA_VIDEO = "w1 w2 <video> w{} w7"
+"""The same for the other families."""
+
+
+@dataclass(frozen=True)
+class Videos:
+    """How a family is asked about videos."""
+
+    prompt: str
+    """Format of its prompts."""
+    shapes: Sequence[tuple[int, int, int]] = ((4, 112, 168), (6, 140, 112), (8, 112, 112))
+    """Frames, height and width of the videos."""
+    fps: float | None = None
+    """Frames per second, where the model is told of times."""
+    plan: Plan | None = None
+    """The plan, where it is another than that for images."""
+    token: tuple[str, str] | None = None
+    """What stands for a token of a video in vLLM and in transformers, if they differ."""
+
+
+VIDEOS: Mapping[str, Videos] = {
+    "Qwen2VLForConditionalGeneration": Videos(QWEN_VIDEO),
+    # Its positions go up by 1/3 from step to step.
+    "Qwen2_5_VLForConditionalGeneration": Videos(QWEN_VIDEO, fps=24.0),
+    "Qwen3VLForConditionalGeneration": Videos(
+        QWEN_VIDEO,
+        fps=2.0,
+        plan=Plan(cuts=(Cut(1, 0.5, "diversity"), Cut(2, 0.2, "sparsevlm"), Cut(6, 0.0))),
+    ),
+    # vLLM 0.32 stops where videos of different length are encoded in one step, also without a plan.
+    "LlavaOnevisionForConditionalGeneration": Videos(LLAVA_VIDEO, shapes=((6, 84, 112),)),
+    "InternVLForConditionalGeneration": Videos(LLAVA_VIDEO, token=("<video>", "<image>")),
+}
+"""How those are asked whose videos are pruned."""
+
+
 FAMILIES: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "Qwen2VLForConditionalGeneration": (qwen2_vl, QWEN),
     "Qwen2_5_VLForConditionalGeneration": (qwen2_5_vl, QWEN),
@@ -312,7 +351,71 @@ def asked(prompt: str) -> list[tuple[str, list[Image.Image]]]:
     return found
 
 
-def answers(folder: Path, plan: Plan, asked: list[tuple[str, list[Image.Image]]]) -> Answers:
+def asked_of_videos(how: Videos) -> list[tuple[str, dict[str, list[Any]]]]:
+    """Texts, each with a video of noise as vLLM takes it.
+
+    Args:
+        how: How the family is asked.
+    """
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for number in range(12):
+        shape = how.shapes[number % len(how.shapes)]
+        video = _video(shape, how.fps, generator)
+        found.append((how.prompt.format(8 + number), {"video": [video]}))
+    return found
+
+
+def asked_of_both(how: Videos) -> list[tuple[str, Pictures]]:
+    """Texts of more than a KV block, followed by images, videos, both or neither.
+
+    Args:
+        how: How a family of Qwen's models is asked about videos.
+    """
+    image, video = (
+        kind.partition(" w{}")[0].removeprefix("w1 w2 ") for kind in (QWEN, QWEN_VIDEO)
+    )
+    images = [pictures[0] for _, pictures in asked(QWEN)]
+    videos = [pictures["video"][0] for _, pictures in asked_of_videos(how)]
+    found: list[tuple[str, Pictures]] = []
+    for number in range(3):
+        one, other = images[number], videos[2 * number : 2 * number + 2]
+        for kinds, pictures in (
+            ((image,), {"image": [one]}),
+            ((video,), {"video": other[:1]}),
+            ((image, video), {"image": [one], "video": other[1:]}),
+            ((video, "w9", video, image), {"image": [one], "video": other}),
+            ((), {}),
+        ):
+            text = " ".join(["w5"] * 40 + [*kinds, f"w{8 + number} w7"])
+            found.append((text, pictures))
+    return found
+
+
+def _video(shape: tuple[int, int, int], fps: float | None, generator: torch.Generator) -> Any:
+    noise = torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8).numpy()
+    if fps is None:
+        return noise
+    n = shape[0]
+    return noise, {
+        "fps": fps,
+        "duration": n / fps,
+        "total_num_frames": n,
+        "frames_indices": list(range(n)),
+        "video_backend": "opencv",
+        "do_sample_frames": False,
+    }
+
+
+def as_transformers(how: Videos, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """vLLM's prompts with the tokens that transformers writes."""
+    if how.token is None:
+        return [list(prompt) for prompt in prompts]
+    here, there = map(_id, how.token)
+    return [[there if token == here else token for token in prompt] for prompt in prompts]
+
+
+def answers(folder: Path, plan: Plan, asked: Sequence[tuple[str, Pictures]]) -> Answers:
     """What tpcal's executor answers, one question at a time.
 
     Args:
@@ -326,8 +429,8 @@ def answers(folder: Path, plan: Plan, asked: list[tuple[str, list[Image.Image]]]
     processor = AutoProcessor.from_pretrained(folder)
     found = Answers()
     with tpcal.apply(model, plan) as handle, torch.inference_mode():
-        for text, images in asked:
-            inputs = processor(images=images, text=[text], return_tensors="pt")
+        for text, pictures in asked:
+            inputs = processor(text=[text], return_tensors="pt", **_as_processor(pictures))
             output = model.generate(
                 **inputs, do_sample=False, max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS
             )
@@ -336,6 +439,23 @@ def answers(folder: Path, plan: Plan, asked: list[tuple[str, list[Image.Image]]]
             found.prompts.append(output[0, :n].tolist())
             found.tokens.append(output[0, n:].tolist())
             found.kept.append([cut.kept[0] for cut in handle.last.cuts])
+    return found
+
+
+def _as_processor(pictures: Pictures) -> dict[str, Any]:
+    """Images and videos as processors of transformers take them."""
+    from transformers.video_utils import VideoMetadata
+
+    if not isinstance(pictures, Mapping):
+        return {"images": pictures}
+    found: dict[str, Any] = {"images": pictures["image"]} if "image" in pictures else {}
+    for video in pictures.get("video", []):
+        frames, said = video if isinstance(video, tuple) else (video, None)
+        found.setdefault("videos", []).append(frames)
+        if said is not None:
+            known = {name: value for name, value in said.items() if name != "do_sample_frames"}
+            found.setdefault("video_metadata", []).append(VideoMetadata(**known))
+            found["do_sample_frames"] = False
     return found
 
 
@@ -393,6 +513,8 @@ def _qwen_processor(kind: Any, patch: int) -> Any:
 
     area = (2 * patch) ** 2
     pixels = {"patch_size": patch, "merge_size": 2, "min_pixels": area, "max_pixels": 64 * area}
+    if patch == 16:  # vLLM takes those of images for videos too, which published models share
+        pixels |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     of_videos = Qwen3VLVideoProcessor if patch == 16 else Qwen2VLVideoProcessor
     images, videos = Qwen2VLImageProcessor(**pixels), of_videos(**pixels)
     return kind(images, _tokenizer(), videos, chat_template="{{ messages }}")

@@ -235,4 +235,7 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    # Other processes look functions up by the name of this module, which is not "__main__" there.
+    from benchmarks.planner import exhaustive
+
+    exhaustive.main()

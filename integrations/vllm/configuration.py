@@ -42,6 +42,7 @@ def _refused(config: Any) -> Iterator[str]:
         "--kv-transfer-config": config.kv_transfer_config is not None,
         "--kv-offloading-size": cache.kv_offloading_size is not None,
         "--enable-sleep-mode": config.model_config.enable_sleep_mode,
+        "--video-pruning-rate": touchpoints.prunes_videos(config),
         "--disable-hybrid-kv-cache-manager": bool(
             config.scheduler_config.disable_hybrid_kv_cache_manager
         ),

@@ -13,10 +13,9 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from tpcal.integrations.vllm import touchpoints
-from tpcal.integrations.vllm.requests import KILL_SWITCH, n_visual, pruned_images, unpruned_because
+from tpcal.integrations.vllm import touchpoints, video_positions
+from tpcal.integrations.vllm.requests import KILL_SWITCH, Requests, n_visual
 from tpcal.integrations.vllm.server_settings import KEY, received
-from tpcal.plans.plan_records import Plan
 
 # Not "vllm:", because vLLM takes all counters of this name away when it makes its own.
 SEEN = Counter(
@@ -28,7 +27,9 @@ KEPT = Counter(
     ["model_name", "layer"],
 )
 PRUNED = Counter(
-    "tpcal_requests_pruned", "Requests with an image that the plan prunes.", ["model_name"]
+    "tpcal_requests_pruned",
+    "Requests with an image or a video that the plan prunes.",
+    ["model_name"],
 )
 SKIPPED = Counter(
     "tpcal_requests_skipped", "Requests that are served unpruned.", ["model_name", "reason"]
@@ -47,37 +48,40 @@ def _arrived(config: Any, request: Any) -> None:
         SEEN.labels(model).inc(n_visual(request))
         SKIPPED.labels(model, KILL_SWITCH).inc()
     elif "text" in own:
-        count(_plan(own["text"]), request, model)
+        if own["videos"]:
+            video_positions.note(config, request)
+        count(_requests(own["text"], own["videos"]), request, model)
 
 
 @cache
-def _plan(text: str) -> Plan:
-    return received({KEY: {"text": text, "untried": False}}).plan
+def _requests(text: str, videos: str) -> Requests:
+    found = received({KEY: {"text": text, "videos": videos, "untried": False}})
+    return Requests(found.plan, found.videos)
 
 
-def count(plan: Plan, request: Any, model: str) -> None:
+def count(requests: Requests, request: Any, model: str) -> None:
     """Counts a request of a server that runs a plan.
 
     Args:
-        plan: The plan.
+        requests: What the plan prunes of requests.
         request: A request as the server holds it.
         model: Name of the served model.
     """
-    seen, reason = n_visual(request), unpruned_because(request)
+    seen, reason = n_visual(request), requests.unpruned_because(request)
     SEEN.labels(model).inc(seen)
-    for layer, n_kept in kept(plan, request).items():
+    for layer, n_kept in kept(requests, request).items():
         KEPT.labels(model, str(layer)).inc(n_kept)
     (SKIPPED.labels(model, reason) if reason else PRUNED.labels(model)).inc()
 
 
-def kept(plan: Plan, request: Any) -> Mapping[int, int]:
+def kept(requests: Requests, request: Any) -> Mapping[int, int]:
     """Number of the request's visual tokens that are left from the layer of each cut on.
 
     Args:
-        plan: The plan.
+        requests: What the plan prunes of requests.
         request: A request as the server holds it.
     """
-    spans = pruned_images(request)
+    plan, spans = requests.plan, requests.pruned(request)
     whole = n_visual(request) - sum(span.length for span in spans)
     counts = [plan.counts(span.length) for span in spans]
     return {

@@ -21,10 +21,9 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from tpcal.integrations.vllm.requests import prefix_end, pruned_images, together
+from tpcal.integrations.vllm.requests import Requests
 from tpcal.integrations.vllm.stages import n_held
 from tpcal.integrations.vllm.touchpoints import block_managers, layer_numbers
-from tpcal.plans.plan_records import Plan
 
 
 # Not a FullAttentionSpec: vLLM would merge the layers of all stages into one group.
@@ -50,13 +49,11 @@ class StageManager(FullAttentionManager):
     """Gives out the blocks of a stage.
 
     Attributes:
-        plan: The plan, set by the scheduler.
-        reads_question: Whether a selector of it looks at the question, likewise.
+        pruning: What the plan prunes of requests, set by the scheduler.
         requests: The scheduler's requests by id, likewise.
     """
 
-    plan: Plan
-    reads_question: bool
+    pruning: Requests
     requests: Mapping[str, Any]
 
     def get_num_blocks_to_allocate(
@@ -75,14 +72,14 @@ class StageManager(FullAttentionManager):
         return super().allocate_new_blocks(request_id, held, held)
 
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
-        """Lets other requests read the blocks before the first image.
+        """Lets other requests read the blocks before the first image or video.
 
         A prompt whose selectors look at the question fills its blocks with its last chunk only,
         and lets nobody read them.
         """
-        end = prefix_end(self.plan, request)
+        end = self.pruning.prefix_end(request)
         shared = num_tokens if end is None else min(num_tokens, end)
-        if together(self.reads_question, request):
+        if self.pruning.together(request):
             shared = 0
         super().cache_blocks(request, shared, *args, **kwargs)
 
@@ -96,10 +93,9 @@ class StageManager(FullAttentionManager):
         )
 
     def _held(self, request_id: str, num_tokens: int) -> int:
-        request = self.requests[request_id]
-        spans, stage = pruned_images(request), self.kv_cache_spec.stage
-        first = together(self.reads_question, request)
-        return n_held(self.plan, stage, spans, num_tokens, first)
+        request, pruning = self.requests[request_id], self.pruning
+        spans, first = pruning.pruned(request), pruning.together(request)
+        return n_held(pruning.plan, self.kv_cache_spec.stage, spans, num_tokens, first)
 
 
 def staged(

@@ -7,11 +7,13 @@ vLLM can run it. Then it names a worker and a scheduler of its own in vLLM's opt
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
 from tpcal.integrations.vllm import graphs, server_settings, support, touchpoints
 from tpcal.integrations.vllm.server_settings import KEY, Settings
+from tpcal.plans.engines import VLLM
 from tpcal.plans.errors import FitError
 from tpcal.plans.kill_switch import off_by_variable
 
@@ -70,6 +72,7 @@ def prepare(config: Any, found: Settings) -> None:
     prompt = configuration.counted_prompt(found.plan, model)
     found = found.scaled(n_layers, prompt[0])
     plan = found.plan
+    found = replace(found, videos=VLLM.videos(plan, type(model).__name__))
     problems = configuration.config_problems(config, found.untried)
     longest = config.model_config.max_model_len
     problems += configuration.model_problems(plan, model, found.untried, longest)
@@ -82,6 +85,6 @@ def prepare(config: Any, found: Settings) -> None:
     notes += touchpoints.prefer_tried_attention(config) + graphs.leave_attention_out(config)
     config.parallel_config.worker_cls = _WORKERS[config.parallel_config.worker_cls]
     config.additional_config = {**config.additional_config, KEY: found.passed_on()}
-    _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt))
+    _LOG.info("tpcal: %s", support.summary(plan, n_layers, *prompt, found.videos))
     for note in notes:
         _LOG.warning("tpcal: %s", note)

@@ -1,54 +1,124 @@
-"""Which images of a request a plan prunes, for vLLM's server, scheduler and runner alike."""
+"""Which images and videos of a request a plan prunes, for server, scheduler and runner alike."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from tpcal.integrations.vllm.server_settings import KEY
 from tpcal.integrations.vllm.stages import Span
+from tpcal.integrations.vllm.support import reads_question
+from tpcal.plans.engines import FRAMES
 from tpcal.plans.plan_records import Plan
 
 NO_IMAGE = "no_image"
+"""It has neither an image nor a video."""
 OPTED_OUT = "opted_out"
 PROMPT_LOGPROBS = "prompt_logprobs"
 """They need the states of all prompt tokens."""
 VIDEO = "video"
+"""It has a video, and the plan runs on images only with this model."""
+VIDEO_POSITIONS = "video_positions"
+"""It has a video after which vLLM counts other positions than transformers (`video_positions`)."""
 ENDS_WITH_IMAGE = "ends_with_image"
 """Its last token is visual, and must stay because the answer follows from its state."""
 KILL_SWITCH = "kill_switch"
 """The server runs no plan, because it was told so."""
 
 
-def images(request: Any) -> tuple[Span, ...]:
-    """All images of a request, pruned or not, in order; videos and audio are left as they are.
+@dataclass(frozen=True)
+class Requests:
+    """What a plan prunes of the requests of a server.
 
-    Args:
-        request: A request as the server, the scheduler or the runner holds it.
+    Every method takes a request as the server, the scheduler or the runner holds it.
     """
-    spans = (
-        _span(feature.mm_position)
-        for feature in request.mm_features or ()
-        if feature.modality == "image"
-    )
-    return tuple(sorted((span for span in spans if span), key=lambda span: span.start))
+
+    plan: Plan
+    """The plan."""
+    videos: str = ""
+    """What `tpcal.plans.engines.Engine.videos` says of the plan and the model."""
+
+    @cached_property
+    def reads_question(self) -> bool:
+        """Whether a selector of the plan looks at the question."""
+        return reads_question(self.plan)
+
+    def spans(self, request: Any) -> tuple[Span, ...]:
+        """All that a cut can choose from, pruned or not, in order: images, and videos or frames.
+
+        Videos that the plan does not run on, and audio, are left out.
+        """
+        found: list[Span] = []
+        for feature in request.mm_features or ():
+            if feature.modality == "image":
+                found += _spans(feature.mm_position, False)
+            elif feature.modality == "video" and self.videos:
+                found += _spans(feature.mm_position, self.videos == FRAMES)
+        return tuple(sorted(found, key=lambda span: span.start))
+
+    def pruned(self, request: Any) -> tuple[Span, ...]:
+        """Those that the plan prunes, in order."""
+        return () if self._left_alone(request) else self.spans(request)
+
+    def together(self, request: Any) -> int:
+        """Number of the request's first tokens that enter the first cut together.
+
+        This is the length of its prompt if a selector looks at the question, otherwise 0.
+        """
+        return n_prompt(request) if self.reads_question and self.pruned(request) else 0
+
+    def unpruned_because(self, request: Any) -> str | None:
+        """The reason why nothing of the request is pruned; None if something is."""
+        kinds = {feature.modality for feature in request.mm_features or ()}
+        if not kinds & {"image", "video"}:
+            return NO_IMAGE
+        return self._left_alone(request) or (None if self.spans(request) else NO_IMAGE)
+
+    def prefix_end(self, request: Any) -> int | None:
+        """Number of tokens up to which other requests may read the request's KV blocks.
+
+        The keys and values of a place after an image or a video depend on what was pruned. None:
+        no limit.
+        """
+        found = self.spans(request)
+        return found[0].start if found and self.plan.cuts else None
+
+    def _left_alone(self, request: Any) -> str | None:
+        """The reason why a request with images or videos is served unpruned."""
+        # A video that stays would count as text in selectors that look at the question.
+        has_video = any(feature.modality == "video" for feature in request.mm_features or ())
+        if reason := opted_out(request):
+            return reason
+        if has_video and not self.videos:
+            return VIDEO
+        found = self.spans(request)
+        return ENDS_WITH_IMAGE if found and found[-1].end == n_prompt(request) else None
 
 
 @lru_cache(maxsize=4096)  # asked in every step of a request, for every group of layers
-def _span(position: Any) -> Span | None:
-    """The visual tokens of an image, without marks around them; None if there are none."""
+def _spans(position: Any, apart: bool) -> tuple[Span, ...]:
+    """The visual tokens of an image or a video, without marks around them.
+
+    Args:
+        position: vLLM's place of it.
+        apart: Whether every unbroken run of visual tokens is a span of its own.
+    """
     counts = position.embeds_cumsum  # [n] visual tokens up to each place; None if all are visual
     if counts is None:
-        return Span(position.offset, position.length)
-    is_visual = np.diff(counts, prepend=0) > 0
-    visual = np.flatnonzero(is_visual)
-    if not len(visual):
-        return None
+        return (Span(position.offset, position.length),)
+    visual = np.flatnonzero(np.diff(counts, prepend=0))
+    runs = np.split(visual, np.flatnonzero(np.diff(visual) > 1) + 1) if apart else [visual]
+    return tuple(_span(position.offset, run) for run in runs if len(run))
+
+
+def _span(offset: int, visual: np.ndarray) -> Span:
+    """The span of the visual tokens at ``visual`` [n], counted from ``offset``."""
     first, last = int(visual[0]), int(visual[-1])
-    marks = np.flatnonzero(~is_visual[first:last])
-    return Span(position.offset + first, len(visual), tuple(marks.tolist()))
+    marks = np.setdiff1d(np.arange(first, last), visual) - first
+    return Span(offset + first, len(visual), tuple(marks.tolist()))
 
 
 def opted_out(request: Any) -> str | None:
@@ -56,56 +126,25 @@ def opted_out(request: Any) -> str | None:
     params = request.sampling_params
     if params is None:
         return None
-    if (params.extra_args or {}).get(KEY) == "off":
+    asked = (params.extra_args or {}).get(KEY)
+    if asked == "off":
         return OPTED_OUT
-    return None if params.prompt_logprobs is None else PROMPT_LOGPROBS
+    if params.prompt_logprobs is not None:
+        return PROMPT_LOGPROBS
+    return VIDEO_POSITIONS if asked == VIDEO_POSITIONS else None
 
 
-def pruned_images(request: Any) -> tuple[Span, ...]:
-    """The images of a request that a plan prunes, in order."""
-    return () if opted_out(request) or ends_with_image(request) else images(request)
-
-
-def ends_with_image(request: Any) -> bool:
-    """Whether the last token of the prompt is visual."""
-    found = images(request)
-    return bool(found) and found[-1].end == n_prompt(request)
+def note_positions(request: Any) -> None:
+    """Notes in a request that it has such a video, for all processes that get the request."""
+    params = request.sampling_params
+    if params is not None and opted_out(request) is None:
+        params.extra_args = {**(params.extra_args or {}), KEY: VIDEO_POSITIONS}
 
 
 def n_prompt(request: Any) -> int:
     """Number of tokens of the request's prompt."""
     ids = request.prompt_token_ids
     return len(request.prompt_embeds if ids is None else ids)
-
-
-def together(reads_question: bool, request: Any) -> int:
-    """Number of the request's first tokens that enter the first cut together.
-
-    This is the length of its prompt if a selector looks at the question, otherwise 0.
-
-    Args:
-        reads_question: What `support.reads_question` says of the plan.
-        request: A request as the scheduler or the runner holds it.
-    """
-    return n_prompt(request) if reads_question and pruned_images(request) else 0
-
-
-def unpruned_because(request: Any) -> str | None:
-    """The reason why no image of the request is pruned; None if its images are.
-
-    Args:
-        request: A request as the server, the scheduler or the runner holds it.
-    """
-    if pruned_images(request):
-        return None
-    kinds = {feature.modality for feature in request.mm_features or ()}
-    if not kinds & {"image", "video"}:
-        return NO_IMAGE
-    if reason := opted_out(request):
-        return reason
-    if ends_with_image(request):
-        return ENDS_WITH_IMAGE
-    return VIDEO if "video" in kinds else NO_IMAGE
 
 
 def n_visual(request: Any) -> int:
@@ -115,16 +154,3 @@ def n_visual(request: Any) -> int:
         for feature in request.mm_features or ()
         if feature.modality in ("image", "video")
     )
-
-
-def prefix_end(plan: Plan, request: Any) -> int | None:
-    """Number of tokens up to which other requests may read the request's KV blocks.
-
-    The keys and values of a place after an image depend on what was pruned. None: no limit.
-
-    Args:
-        plan: The plan.
-        request: A request as the scheduler holds it.
-    """
-    found = images(request)
-    return found[0].start if found and plan.cuts else None

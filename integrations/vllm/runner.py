@@ -19,9 +19,8 @@ from vllm.forward_context import get_forward_context
 from tpcal.integrations.vllm import kv_groups, server_settings, touchpoints
 from tpcal.integrations.vllm.pruning_step import PruningStep, States
 from tpcal.integrations.vllm.question import QuestionReader
-from tpcal.integrations.vllm.requests import pruned_images, together
+from tpcal.integrations.vllm.requests import Requests
 from tpcal.integrations.vllm.stages import Chunk, StageFields
-from tpcal.integrations.vllm.support import reads_question
 from tpcal.plans.executor.cutting import prepare
 from tpcal.plans.plan_records import Plan
 
@@ -35,6 +34,7 @@ class PlanRunner:
     """What a model runner of vLLM needs to run a plan; stands before its class."""
 
     plan: Plan
+    pruning: Requests
 
     def get_kv_cache_spec(self: Any) -> Any:
         """The kind of each attention layer, a kind of its own for each stage."""
@@ -46,7 +46,7 @@ class PlanRunner:
     def run_plan(self: Any, context: Any, step: touchpoints.RunnerStep, forward: Any) -> Any:
         """The model's output at all tokens of the step, from `PlanForward`."""
         if "tpcal_forward" not in vars(self):
-            self.tpcal_forward = PlanForward(self, self.plan)
+            self.tpcal_forward = PlanForward(self, self.pruning)
         return self.tpcal_forward.run(context, step, forward)
 
 
@@ -107,11 +107,12 @@ class PlanForward:
 
     Args:
         runner: The model runner, with its model and KV cache.
-        plan: The plan.
+        pruning: What the plan prunes of requests.
     """
 
-    def __init__(self, runner: Any, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, runner: Any, pruning: Requests) -> None:
+        self.plan = plan = pruning.plan
+        self._pruning = pruning
         self._runner = runner
         self._layers = touchpoints.decoder_layers(runner.model)
         self._cuts = prepare(plan)
@@ -119,7 +120,6 @@ class PlanForward:
         for group in touchpoints.layer_groups(runner, stages_of(plan, len(self._layers))):
             self._groups[group.stage].append(group)
         self._waiting: dict[str, States] = {}
-        self._reads_question = reads_question(plan)
         self._read = {
             layer: touchpoints.attention_module(runner, layer)
             for layer in (at - 1 for at, cut in self._cuts.items() if cut.reads_attention)
@@ -165,10 +165,10 @@ class PlanForward:
         return [
             Chunk(
                 r.request.req_id,
-                pruned_images(r.request),
+                self._pruning.pruned(r.request),
                 r.first,
                 r.n_tokens,
-                together(self._reads_question, r.request),
+                self._pruning.together(r.request),
             )
             for r in step.running
         ]
@@ -238,3 +238,4 @@ def attach(runner: Any) -> None:
     own = PlanRunnerV2 if touchpoints.is_v2(runner) else PlanRunnerV1
     runner.__class__ = type(f"Plan{kind.__name__}", (own, kind), {})
     runner.plan = found.plan
+    runner.pruning = Requests(found.plan, found.videos)

@@ -8,8 +8,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from tpcal.integrations.vllm import kv_groups, server_settings
-from tpcal.integrations.vllm.requests import together
-from tpcal.integrations.vllm.support import reads_question
+from tpcal.integrations.vllm.requests import Requests
 
 
 class PlanScheduler(Scheduler):
@@ -17,15 +16,14 @@ class PlanScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        plan = server_settings.received(self.vllm_config.additional_config).plan
-        self.reads_question = reads_question(plan)
+        found = server_settings.received(self.vllm_config.additional_config)
+        self.pruning = Requests(found.plan, found.videos)
         for manager in kv_groups.managers(self):
-            manager.plan, manager.requests = plan, self.requests
-            manager.reads_question = self.reads_question
+            manager.pruning, manager.requests = self.pruning, self.requests
 
     def add_request(self, request: Any) -> None:
         """Takes a request. A prompt that a selector reads as a whole also runs as a whole."""
-        if together(self.reads_question, request):
+        if self.pruning.together(request):
             request.skip_reading_prefix_cache = True
         super().add_request(request)
 

@@ -33,6 +33,8 @@ class Settings:
     """The plan to run."""
     untried: bool = False
     """Run on versions, on GPUs of AMD and with architectures that no test covers."""
+    videos: str = ""
+    """What `tpcal.plans.engines.Engine.videos` says of the plan and the model."""
     name: str = field(default="", compare=False)
     """What the user called the plan, as `tpcal.load_plan` takes it."""
 
@@ -44,7 +46,7 @@ class Settings:
 
     def passed_on(self) -> dict[str, Any]:
         """The settings as other processes receive them: `received` reads them."""
-        return {"text": dump_plan(self.plan), "untried": self.untried}
+        return {"text": dump_plan(self.plan), "untried": self.untried, "videos": self.videos}
 
 
 def read(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings | None:
@@ -76,7 +78,7 @@ def read(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
     name, untried = own.get("plan") or environment.get(PLAN), _switch(own, "untried")
     if not name or _switch(own, "off") or off_by_variable(environment):
         return None
-    return Settings(load_plan(name), untried, str(name))
+    return Settings(load_plan(name), untried, name=str(name))
 
 
 def received(given: Mapping[str, Any]) -> Settings:
@@ -86,7 +88,9 @@ def received(given: Mapping[str, Any]) -> Settings:
         given: vLLM's ``additional_config`` in another process of the server.
     """
     own = given[KEY]
-    return Settings(parse_plan(own["text"], "the plan of the server"), own["untried"])
+    return Settings(
+        parse_plan(own["text"], "the plan of the server"), own["untried"], own["videos"]
+    )
 
 
 def _switch(own: Mapping[str, Any], name: str) -> bool:

@@ -3,7 +3,7 @@
 The cuts of a plan divide the decoder into *stages*: stage 0 is the layers before the first cut,
 and stage s is the layers from cut s to the next one. A layer of stage s holds keys and values of
 all text tokens and of the visual tokens that the first s cuts keep. They are held one after the
-other without gaps, in the order of the prompt.
+other without gaps, in the order of the prompt. What is said of images holds for videos too.
 
 An engine runs a prompt in chunks, which may end inside an image. A cut must see a whole image, so
 the tokens of an image that has not wholly arrived wait at the first cut, and enter the later
@@ -33,10 +33,10 @@ from tpcal.plans.plan_records import Plan
 
 @dataclass(frozen=True)
 class Span:
-    """The visual tokens of one image in the prompt of a request.
+    """The visual tokens of one image, video or frame in the prompt of a request.
 
-    Marks may stand between them, at the ends of rows or before tiles. Marks are text that no cut
-    drops, and they wait with the image.
+    Marks may stand between them, at the ends of rows, before tiles or between frames. Marks are
+    text that no cut drops, and they wait with the image.
     """
 
     start: int

@@ -72,6 +72,12 @@ TOUCHPOINTS = (
         "vllm.v1.engine.input_processor", "InputProcessor.process_inputs", ("request_id", "params")
     ),
     Touchpoint("vllm.v1.engine", "EngineCoreRequest", ("mm_features", "sampling_params")),
+    Touchpoint("vllm.config", "MultiModalConfig", ("video_pruning_rate",)),
+    Touchpoint(
+        "vllm.multimodal.inputs",
+        "MultiModalFeatureSpec",
+        ("data", "modality", "mm_position", "mm_hash"),
+    ),
     Touchpoint("vllm.multimodal.inputs", "PlaceholderRange.get_num_embeds"),
     Touchpoint("vllm.multimodal.inputs", "PlaceholderRange.embeds_cumsum"),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker.init_device"),
@@ -245,6 +251,28 @@ def after_each_request(call: Callable[[Any, Any], None]) -> None:
         return request
 
     InputProcessor.process_inputs = process_inputs
+
+
+def prunes_videos(config: Any) -> bool:
+    """Whether vLLM itself drops tokens of videos before the decoder."""
+    return bool(getattr(config.model_config.multimodal_config, "video_pruning_rate", None))
+
+
+def video_grid(feature: Any) -> tuple[list[int], float] | None:
+    """The steps, rows and columns of a video in patches, and the seconds from step to step.
+
+    Args:
+        feature: vLLM's record of a video.
+
+    Returns:
+        None if the record has no such grid, or its data were sent before and are left out. The
+        seconds are 1 where the model does not look at them.
+    """
+    data = feature.data
+    if data is None or "video_grid_thw" not in data:
+        return None
+    seconds = data.get("second_per_grid_ts")
+    return data["video_grid_thw"].data.tolist(), 1.0 if seconds is None else seconds.data.item()
 
 
 def prefer_v1_runner() -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "needs",
     "parameters",
     "reads_grid",
+    "reads_views",
     "searched",
 ]
 
@@ -91,6 +92,11 @@ def needs(name: str, params: Mapping[str, Any] | None = None) -> frozenset[str]:
 def reads_grid(name: str, params: Mapping[str, Any] | None = None) -> bool:
     """Whether the selector reads the places of tokens in their image."""
     return create(name, params).reads_grid
+
+
+def reads_views(name: str, params: Mapping[str, Any] | None = None) -> bool:
+    """Whether the selector treats the tiles of a picture, or the steps of a video, apart."""
+    return create(name, params).reads_views
 
 
 def can_cut(name: str, params: Mapping[str, Any] | None, layer: int) -> bool:

@@ -131,6 +131,11 @@ class Selector(ABC):
         return False
 
     @property
+    def reads_views(self) -> bool:
+        """Whether it treats the tiles of a picture, or the steps of a video, apart."""
+        return self.reads_grid
+
+    @property
     def merges(self) -> bool:
         """Whether it gives tokens that stay new states by itself."""
         return type(self).merged is not Selector.merged

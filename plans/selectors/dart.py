@@ -59,6 +59,10 @@ class Dart(Selector):
     """Number of pivots among the prompt's text after the first visual token; all images share
     them."""
 
+    @property
+    def reads_views(self) -> bool:
+        return True  # each has pivots of its own
+
     def flops(self, work: Work) -> float:
         """FLOPs of the cosines of every token to the pivots of one image and of the text."""
         n_pivots = min(self.image_pivots, work.n_keep) + min(self.text_pivots, work.n_text)

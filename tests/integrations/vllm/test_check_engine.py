@@ -34,7 +34,10 @@ def test_a_plan_that_runs_is_described_for_the_model(tmp_path: Path) -> None:
 def test_a_plan_that_reads_the_question_runs_without_the_prefix_cache(tmp_path: Path) -> None:
     code, output = _check(Plan(cuts=(Cut(2, 0.5, "attention"),)), tmp_path, "--model", "embedded")
     assert code == 0, output
-    assert "Requests with images use no prefix cache, because selectors read their" in output
+    assert (
+        "Requests with images or videos use no prefix cache, because selectors read their"
+        in output
+    )
 
 
 def test_stages_that_need_many_block_tables_are_named(tmp_path: Path) -> None:

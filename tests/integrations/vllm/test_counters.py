@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from served import PLANS
 
 from tpcal.integrations.vllm.server_settings import Settings
+from tpcal.plans.engines import WHOLE
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
 
@@ -33,7 +35,7 @@ def _image(modality: str, n: int) -> Any:
     from vllm.multimodal.inputs import PlaceholderRange
 
     place = PlaceholderRange(offset=5, length=n)
-    return SimpleNamespace(modality=modality, mm_position=place)
+    return SimpleNamespace(modality=modality, mm_position=place, mm_hash="")
 
 
 def _request(*features: Any, **extra: str) -> Any:
@@ -45,15 +47,26 @@ def _request(*features: Any, **extra: str) -> Any:
 
 def test_what_a_plan_keeps_and_why_requests_are_skipped() -> None:
     own = Settings(PLANS["three cuts"]).passed_on()
-    both = _request(_image("image", 100), _image("video", 30))
-    _arrive(own, "a", both, both, _request(_image("image", 50), tpcal="off"), _request())
-    assert _counted("visual_tokens_seen", "a") == 2 * 130 + 50
-    # 100, of which 50, 20 and none are left, and 30 of the video, twice, and the unpruned 50
+    both = _request(_image("image", 100), _image("image", 30))
+    video = _request(_image("image", 100), _image("video", 40))
+    _arrive(own, "a", both, both, video, _request(_image("image", 50), tpcal="off"), _request())
+    assert _counted("visual_tokens_seen", "a") == 2 * 130 + 140 + 50
+    # 130, of which 65, 26 and none are left, twice, and the unpruned 140 and 50
     kept = [_counted("visual_tokens_kept", "a", layer=layer) for layer in "246"]
-    assert kept == [210, 150, 110]
+    assert kept == [320, 242, 190]
     assert _counted("requests_pruned", "a") == 2
+    assert _counted("requests_skipped", "a", reason="video") == 1
     assert _counted("requests_skipped", "a", reason="opted_out") == 1
     assert _counted("requests_skipped", "a", reason="no_image") == 1
+
+
+def test_videos_are_counted_as_images_are_where_they_are_pruned() -> None:
+    own = replace(Settings(PLANS["three cuts"]), videos=WHOLE).passed_on()
+    both = _request(_image("image", 100), _image("video", 30))
+    both.mm_features[1].data = {}  # no grid, as of a model without M-RoPE
+    _arrive(own, "v", both)
+    kept = [_counted("visual_tokens_kept", "v", layer=layer) for layer in "246"]
+    assert (kept, _counted("requests_pruned", "v")) == ([65, 26, 0], 1)
 
 
 def test_the_kill_switch_is_counted() -> None:

@@ -73,6 +73,7 @@ def test_without_a_plan_vllm_is_left_alone(
     [
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
         ({"enable_lora": True}, "--enable-lora"),
+        ({"video_pruning_rate": 0.5}, "--video-pruning-rate"),
         ({"disable_hybrid_kv_cache_manager": True}, "--disable-hybrid-kv-cache-manager"),
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},

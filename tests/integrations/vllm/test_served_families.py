@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import served
 import served_families
-from served_families import FAMILIES, N_TOKENS, answers, asked
+from served_families import FAMILIES, N_TOKENS, VIDEOS, answers, asked, asked_of_videos
 
 from tpcal import Cut, Plan
 from tpcal.plans.engines import VLLM
@@ -35,7 +36,9 @@ def _plan(architecture: str) -> Plan:
 
 
 def test_every_architecture_that_is_said_to_run_is_tried() -> None:
-    assert set(VLLM.squares) == set(FAMILIES)
+    assert VLLM.architectures is not None
+    assert set(VLLM.architectures) == set(FAMILIES)
+    assert {name for name, one in VLLM.architectures.items() if one.videos} == set(VIDEOS)
 
 
 @pytest.mark.timeout(900)
@@ -57,6 +60,72 @@ def test_answers_and_kept_tokens_are_those_of_the_executor(
     assert found.kept == wanted.kept
     assert found.tokens == wanted.tokens
     assert waited > 0
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", VIDEOS)
+def test_answers_to_videos_are_those_of_the_executor(architecture: str, tmp_path: Path) -> None:
+    how, model = VIDEOS[architecture], tmp_path / "model"
+    plan = replace(how.plan or _plan(architecture), scope="image")
+    given = asked_of_videos(how)
+    model.mkdir()
+    FAMILIES[architecture][0](model)
+    wanted = answers(model, plan, given)
+    options = {"max_num_batched_tokens": 64, "limit_mm_per_prompt": {"image": 1, "video": 1}}
+    with served.engine(plan, tmp_path, model=model, **options) as engine:
+        found = engine.recorded(given, N_TOKENS, min_tokens=N_TOKENS)
+        waited = engine.n_waited
+    assert served_families.as_transformers(how, found.prompts) == wanted.prompts
+    assert found.kept == wanted.kept
+    assert found.tokens == wanted.tokens
+    assert waited > 0
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "architecture", ["Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"]
+)
+def test_images_and_videos_run_together(architecture: str, tmp_path: Path) -> None:
+    how, model = VIDEOS[architecture], tmp_path / "model"
+    plan = replace(_plan("Qwen2_5_VLForConditionalGeneration"), scope="image")
+    given = served_families.asked_of_both(how)
+    model.mkdir()
+    FAMILIES[architecture][0](model)
+    wanted = answers(model, plan, given)
+    options = {"max_num_batched_tokens": 64, "limit_mm_per_prompt": {"image": 1, "video": 2}}
+    with served.engine(plan, tmp_path, model=model, **options) as engine:
+        cold = engine.recorded(given, N_TOKENS, min_tokens=N_TOKENS)
+        hits = engine.counter("prefix_cache_hits")
+        warm = engine.recorded(given, N_TOKENS, min_tokens=N_TOKENS)
+        hits = engine.counter("prefix_cache_hits") - hits
+    kept = [cuts if any(cuts) else [] for cuts in wanted.kept]  # of texts alone nothing is noted
+    for found in (cold, warm):
+        assert found.prompts == wanted.prompts
+        assert found.kept == kept
+        assert found.tokens == wanted.tokens
+    assert hits == served.BLOCK * len(given)  # the text before the first image or video
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "architecture", ["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"]
+)
+def test_a_video_after_which_positions_differ_is_served_unpruned(
+    architecture: str, tmp_path: Path
+) -> None:
+    how, model = VIDEOS[architecture], tmp_path / "model"
+    plan, wide, long = _plan(architecture), (4, 112, 168), (16, 56, 84)
+    given = asked_of_videos(replace(how, shapes=(wide, long), fps=how.fps and 8.0))
+    model.mkdir()
+    FAMILIES[architecture][0](model)
+    found = []
+    for one in (plan, None):
+        with served.engine(one, tmp_path, model=model) as engine:
+            found.append(engine.recorded(given, N_TOKENS, min_tokens=N_TOKENS))
+    pruned, whole = found
+    assert [bool(kept) for kept in pruned.kept] == [True, False] * 6
+    assert pruned.tokens[1::2] == whole.tokens[1::2]
+    assert pruned.tokens != whole.tokens
 
 
 @pytest.mark.timeout(900)

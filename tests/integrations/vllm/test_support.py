@@ -14,7 +14,7 @@ from tpcal import Cut, Plan
 from tpcal.integrations.vllm import configuration, support
 from tpcal.plans import selectors
 from tpcal.plans.cost import DecoderShape, plan_cost
-from tpcal.plans.engines import VLLM, kv_share, n_block_tables, stage_lengths
+from tpcal.plans.engines import FRAMES, VLLM, kv_share, n_block_tables, stage_lengths
 from tpcal.plans.plan_records import Condition
 
 SHAPE = DecoderShape(
@@ -52,6 +52,9 @@ def test_architectures_that_no_test_runs_are_refused() -> None:
     (problem,) = VLLM.plan_problems(_plan("grid"), "Qwen2_5_VLForConditionalGeneration")
     assert "needs square images" in problem
     assert VLLM.plan_problems(_plan("grid"), "LlavaForConditionalGeneration") == []
+    (problem,) = VLLM.plan_problems(_plan("dart"), "InternVLForConditionalGeneration")
+    assert "dart needs images in one piece; InternVLForConditionalGeneration may cut" in problem
+    assert VLLM.plan_problems(_plan("dart"), "Qwen2_5_VLForConditionalGeneration") == []
     (problem,) = VLLM.plan_problems(_plan("grid"), "Gemma3ForConditionalGeneration", untried=True)
     assert "needs square images" in problem  # what is untried may run, what is wrong may not
 
@@ -59,7 +62,7 @@ def test_architectures_that_no_test_runs_are_refused() -> None:
 def test_the_documentation_names_the_architectures_that_run() -> None:
     page = (Path(tpcal.__file__).parent / "docs" / "vllm.md").read_text()
     said = [row for row in page.splitlines() if "| runs" in row and "ForConditional" in row]
-    assert {row.split("`")[1] for row in said} == set(VLLM.squares)
+    assert {row.split("`")[1] for row in said} == set(VLLM.architectures or ())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,10 @@ def test_the_log_line_says_what_the_plan_does() -> None:
     assert line.startswith(f"Plan half ({plan.digest[:19]}) cuts [2:0.5 diversity, 6:0 drop all].")
     assert "Of an image of 144 tokens 72, 0 are left." in line
     assert "takes 53% of the unpruned KV bytes, in 4 block tables" in line
-    assert line.endswith("Prefix caching ends at a request's first image.")
+    assert "video is cut" not in line
+    videos = support.summary(plan, 8, 144, 10, FRAMES)
+    assert "72, 0 are left. Each frame of a video is cut as an image is. A prompt of" in videos
+    assert line.endswith("Prefix caching ends at a request's first image or video.")
     asking = support.summary(_plan("attention"), 8, 144, 10)
     assert asking.endswith("no prefix cache, because selectors read their question.")
 
@@ -109,6 +115,11 @@ def test_a_scope_that_vllm_does_not_follow_is_named() -> None:
     assert support.notes(replace(plan, scope="image"), 4) == []
     (note,) = support.notes(replace(plan, scope="prompt"), 4)
     assert note.startswith("The plan's scope is prompt, and in vLLM every image keeps its own")
+
+
+def test_a_selector_that_leaves_videos_alone_is_named() -> None:
+    (note,) = support.notes(replace(_plan("dart"), scope="image"), 4)
+    assert note.startswith("Requests with a video are served unpruned, because dart treats the")
 
 
 def test_a_class_token_makes_no_square() -> None:
