@@ -512,7 +512,12 @@ def _qwen_processor(kind: Any, patch: int) -> Any:
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
     area = (2 * patch) ** 2
-    pixels = {"patch_size": patch, "merge_size": 2, "min_pixels": area, "max_pixels": 64 * area}
+    pixels: dict[str, Any] = {
+        "patch_size": patch,
+        "merge_size": 2,
+        "min_pixels": area,
+        "max_pixels": 64 * area,
+    }
     if patch == 16:  # vLLM takes those of images for videos too, which published models share
         pixels |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     of_videos = Qwen3VLVideoProcessor if patch == 16 else Qwen2VLVideoProcessor

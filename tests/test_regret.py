@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -118,6 +119,17 @@ def test_plans_that_answer_as_the_best_does_have_no_regret(regret_of: Callable[.
     cells = [cell.strip() for cell in regret_of(0, 0.0).strip("|").split("|")]
     assert cells[3:5] == ["0.0 [0.0, 0.0]", "1"]
     assert cells[7] == "0.000 [0.000, 0.000]"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_command_runs_functions_that_other_processes_find(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Functions of "__main__" exist in no other process.
+    called = []
+    monkeypatch.setattr(exhaustive, "main", lambda: called.append(exhaustive.best.__module__))
+    runpy.run_module("benchmarks.planner.exhaustive", run_name="__main__")
+    assert called == ["benchmarks.planner.exhaustive"]
 
 
 @pytest.mark.slow
