@@ -403,8 +403,8 @@ def _handle_that_stays(patch):
 def _a_hook_left_behind(patch):
     attach = executor.Executor._attach
 
-    def and_one(self, undo):
-        attach(self, undo)
+    def and_one(self, *given):
+        attach(self, *given)
         self._model.register_forward_hook(lambda *given: None)
 
     patch.setattr(executor.Executor, "_attach", and_one)
