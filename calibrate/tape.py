@@ -38,7 +38,7 @@ from tpcal.plans.executor.report import CutRecord
 from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.families import find
 from tpcal.plans.images import vision_reader
-from tpcal.plans.plan_records import PROPORTIONAL, UNCUT, Cut, Plan
+from tpcal.plans.plan_records import UNCUT, Cut, Plan
 
 _STATES = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", *compat.CACHE_NAMES)
 """Arguments of the decoder that only its own code reads, before its first layer."""
@@ -273,8 +273,7 @@ class Tape:
         probed = {at: self._family.attention(self._layers[at]) for at in asked}
         captures = {first - 1: self._captures[first - 1]} if first - 1 in self._captures else {}
         with ExitStack() as undo:
-            counts = like.merge == PROPORTIONAL
-            others = without_flash(self._family, self._model, first, counts)
+            others = without_flash(self._family, self._model, prepared)
             probes = undo.enter_context(probing(probed, others))
             text = self._model.config.get_text_config(decoder=True)
             flash = kernels.is_flash(text._attn_implementation)

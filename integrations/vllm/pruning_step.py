@@ -272,15 +272,16 @@ class PruningStep:
         chosen = checked(selector.select(tokens, wanted), tokens, wanted, cut.selector or "")
         chosen = self._ranks.agreed(chosen)
         stays[columns[chosen].cpu().numpy()] = True
-        merged, sizes = selector.merged(tokens, chosen), None
-        if merged is None and prepared.merge is not None:
-            sizes = states.sizes_or_ones()[columns] * tokens.valid
-            merged, sizes = merging.merged(tokens, chosen, sizes)
-            merged, sizes = self._ranks.agreed(merged), self._ranks.agreed(sizes)
-        if merged is None:
+        merged = selector.merged(tokens, chosen)  # a selector's own way comes first
+        if merged is not None:
+            return states.replaced(columns[chosen], merged[chosen])
+        if prepared.merge is None:
             return states
-        sizes = None if sizes is None else sizes[chosen]
-        return states.replaced(columns[chosen], merged[chosen], sizes)
+        sizes = states.sizes_or_ones()[columns] * tokens.valid
+        found = merging.merged(tokens, chosen, sizes)
+        return states.replaced(
+            columns[chosen], *(self._ranks.agreed(one[chosen]) for one in found)
+        )
 
     def _images(self, number: int) -> list[ImageColumns]:
         """The images that lose tokens at cut ``number``, with the columns of their tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -61,7 +62,8 @@ class Requests:
 
     def pruned(self, request: Any) -> tuple[Span, ...]:
         """Those that the plan prunes, in order."""
-        return () if self._left_alone(request) else self.spans(request)
+        found = self.spans(request)
+        return () if self._left_alone(request, found) else found
 
     def together(self, request: Any) -> int:
         """Number of the request's first tokens that enter the first cut together.
@@ -75,7 +77,8 @@ class Requests:
         kinds = {feature.modality for feature in request.mm_features or ()}
         if not kinds & {"image", "video"}:
             return NO_IMAGE
-        return self._left_alone(request) or (None if self.spans(request) else NO_IMAGE)
+        found = self.spans(request)
+        return self._left_alone(request, found) or (None if found else NO_IMAGE)
 
     def prefix_end(self, request: Any) -> int | None:
         """Number of tokens up to which other requests may read the request's KV blocks.
@@ -86,15 +89,14 @@ class Requests:
         found = self.spans(request)
         return found[0].start if found and self.plan.cuts else None
 
-    def _left_alone(self, request: Any) -> str | None:
-        """The reason why a request with images or videos is served unpruned."""
+    def _left_alone(self, request: Any, found: Sequence[Span]) -> str | None:
+        """The reason why a request is served unpruned, of which a cut could choose from these."""
         # A video that stays would count as text in selectors that look at the question.
         has_video = any(feature.modality == "video" for feature in request.mm_features or ())
         if reason := opted_out(request):
             return reason
         if has_video and not self.videos:
             return VIDEO
-        found = self.spans(request)
         return ENDS_WITH_IMAGE if found and found[-1].end == n_prompt(request) else None
 
 

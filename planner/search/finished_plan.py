@@ -13,12 +13,18 @@ from tpcal.planner.prediction.budget import LAYER_AVERAGE
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.ledger import GroupMeans
+from tpcal.planner.search.settings import SearchSettings
 from tpcal.plans.cost import plan_cost
 from tpcal.plans.input_sizes import KEY
 from tpcal.plans.plan_records import Cut, Loss, Plan, ReachedBudget
 from tpcal.plans.redaction import redacted_data
 
 LIBRARIES = ("numpy", "optuna", "scipy", "torch", "transformers")
+
+
+def search_facts(problem: Problem, settings: SearchSettings) -> dict[str, Any]:
+    """Provenance that every way to search writes."""
+    return {"seed": settings.seed, "command": settings.command, **problem.objective.facts}
 
 
 def finished_plan(

@@ -16,7 +16,7 @@ from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.finals import best_finalist
-from tpcal.planner.search.finished_plan import finished_plan
+from tpcal.planner.search.finished_plan import finished_plan, search_facts
 from tpcal.planner.search.front import Point
 from tpcal.planner.search.ledger import (
     GroupMeans,
@@ -96,7 +96,7 @@ def _predicted(problem: Problem, settings: SearchSettings) -> Result:
     predictor = problem.predictor
     cuts = worst_group_optimum(predictor, problem.budget, problem.max_cuts)
     points = [*fronts.predictions(predictor, problem.max_cuts), fronts.point(predictor, cuts)]
-    facts = _facts(problem, settings) | {"sampler": "prediction only"}
+    facts = search_facts(problem, settings) | {"sampler": "prediction only"}
     return _finished(problem, cuts, facts, points)
 
 
@@ -126,7 +126,7 @@ def _measured(
     points: Sequence[Point],
 ) -> Result:
     """The plan chosen by what was measured."""
-    facts = _facts(problem, settings) | {
+    facts = search_facts(problem, settings) | {
         "sampler": SUGGESTED_BY,
         "study": study.study_name,
         "n_trials": len(fully_measured(study)),
@@ -148,10 +148,6 @@ def _finished(
     beside = fronts.neighbours_on_front(front, fronts.average(problem.predictor, cuts))
     plan = finished_plan(problem, cuts, {**facts, "front": beside or None}, means)
     return Result(plan, front)
-
-
-def _facts(problem: Problem, settings: SearchSettings) -> dict[str, Any]:
-    return {"seed": settings.seed, "command": settings.command, **problem.objective.facts}
 
 
 def _guard(plan: Plan, max_loss: float | None) -> None:

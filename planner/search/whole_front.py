@@ -12,7 +12,7 @@ from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.encoding import canonical
-from tpcal.planner.search.finished_plan import finished_plan
+from tpcal.planner.search.finished_plan import finished_plan, search_facts
 from tpcal.planner.search.front import BUDGETS, MeasuredPoint, Point
 from tpcal.planner.search.ledger import (
     GroupMeans,
@@ -136,9 +136,7 @@ def _known_plan(
     front = fronts.pareto(m.point for m in known)
     beside = fronts.neighbours_on_front(front, fronts.average(problem.predictor, chosen))
     facts = {
-        "seed": settings.seed,
-        "command": settings.command,
-        **problem.objective.facts,
+        **search_facts(problem, settings),
         "sampler": "none: chosen by plans measured for other budgets",
         "loss": "measured" if found else "predicted",
         "n_trials": len(known),

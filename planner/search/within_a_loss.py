@@ -19,7 +19,7 @@ from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.bracketing import Bracket
 from tpcal.planner.search.finals import group_sizes, measured_again
-from tpcal.planner.search.finished_plan import finished_plan
+from tpcal.planner.search.finished_plan import finished_plan, search_facts
 from tpcal.planner.search.front import Point
 from tpcal.planner.search.ledger import (
     GroupMeans,
@@ -237,10 +237,8 @@ def _plans_within(
         best = min(order, key=lambda i: times[i])
         raise _refusal(times[best], costs[best])
     facts = {
-        "seed": settings.seed,
-        "command": settings.command,
+        **search_facts(bracket.problem, settings),
         "sampler": SUGGESTED_BY,
-        **bracket.problem.objective.facts,
         "n_trials": len(known),
     }
     points = [found.point for found in fronts.measured(bracket.problem.predictor, studies)]

@@ -10,10 +10,12 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from tpcal.plans.errors import UsageError
+from tpcal.plans.executor.cutting import PreparedCut
 from tpcal.plans.executor.kernels import FlashLayer
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded
+from tpcal.plans.plan_records import PROPORTIONAL
 
 
 def with_grids(
@@ -65,7 +67,7 @@ def flash_layers(family: Family, model: PreTrainedModel) -> dict[int, FlashLayer
 
 
 def without_flash(
-    family: Family, model: PreTrainedModel, first: int, counts: bool
+    family: Family, model: PreTrainedModel, cuts: Mapping[int, PreparedCut]
 ) -> dict[int, nn.Module]:
     """The attention modules, by layer, that a flash kernel may not be able to serve after a cut.
 
@@ -74,10 +76,11 @@ def without_flash(
     Args:
         family: The family of the model.
         model: The model.
-        first: The first layer that is cut before.
-        counts: Whether attention counts some of the tokens that a cut leaves several times.
+        cuts: The cuts, by layer.
     """
     layers, shared = family.layers(model), shared_layers(family, model)
+    first = min(cuts, default=len(layers))
+    counts = any(cut.merge == PROPORTIONAL for cut in cuts.values())
     return {
         at: family.attention(layers[at])
         for at, layer in flash_layers(family, model).items()

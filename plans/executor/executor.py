@@ -49,7 +49,7 @@ from tpcal.plans.executor.switches import Switch, mark_unpruned
 from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
-from tpcal.plans.plan_records import PROPORTIONAL, Plan
+from tpcal.plans.plan_records import Plan
 
 _LAST: ContextVar[WeakKeyDictionary[Executor, Report | None]] = ContextVar("tpcal_last")
 
@@ -91,7 +91,7 @@ class Executor:
         self._undo = ExitStack()
         self._passes = Passes(lambda: self._undo.close())
         with ExitStack() as undo:
-            self._attach(undo, plan.merge == PROPORTIONAL)
+            self._attach(undo)
             self._undo = undo.pop_all()
 
     @property
@@ -104,14 +104,13 @@ class Executor:
         """Restores the model once no pass runs, and waits for that unless called from a pass."""
         self._passes.close(wait=running(self, in_pass=True) is None)
 
-    def _attach(self, undo: ExitStack, counts: bool) -> None:
-        """Exchanges what runs a plan; ``counts`` if attention counts some tokens several times."""
+    def _attach(self, undo: ExitStack) -> None:
         model, family = self._model, self._family
         decoder, layers = self._decoder, self._layers
         register(decoder, undo)
         read = [at - 1 for at, cut in self._cuts.items() if cut.reads_attention]
         modules = {at: family.attention(layers[at]) for at in read}
-        others = without_flash(family, model, min(self._cuts, default=len(layers)), counts)
+        others = without_flash(family, model, self._cuts)
         self._probes = undo.enter_context(probing(modules, others))
         base = family.base(model)
         refuse_copies((model, base, decoder), undo)

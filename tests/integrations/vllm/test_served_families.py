@@ -35,6 +35,14 @@ def _plan(architecture: str) -> Plan:
     return Plan(cuts=(first, second, Cut(6, 0.0)))
 
 
+def _saved(architecture: str, folder: Path) -> Path:
+    """The folder of a tiny model."""
+    model = folder / "model"
+    model.mkdir()
+    FAMILIES[architecture][0](model)
+    return model
+
+
 def test_every_architecture_that_is_said_to_run_is_tried() -> None:
     assert VLLM.architectures is not None
     assert set(VLLM.architectures) == set(FAMILIES)
@@ -46,10 +54,8 @@ def test_every_architecture_that_is_said_to_run_is_tried() -> None:
 def test_answers_and_kept_tokens_are_those_of_the_executor(
     architecture: str, tmp_path: Path
 ) -> None:
-    save, prompt = FAMILIES[architecture]
-    model, plan, given = tmp_path / "model", _plan(architecture), asked(prompt)
-    model.mkdir()
-    save(model)
+    _, prompt = FAMILIES[architecture]
+    model, plan, given = _saved(architecture, tmp_path), _plan(architecture), asked(prompt)
     wanted = answers(model, plan, given)
     chunk = CHUNKS.get(architecture, 64)
     options = {"max_num_batched_tokens": chunk, "limit_mm_per_prompt": {"image": 1, "video": 0}}
@@ -65,11 +71,9 @@ def test_answers_and_kept_tokens_are_those_of_the_executor(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("architecture", VIDEOS)
 def test_answers_to_videos_are_those_of_the_executor(architecture: str, tmp_path: Path) -> None:
-    how, model = VIDEOS[architecture], tmp_path / "model"
+    how, model = VIDEOS[architecture], _saved(architecture, tmp_path)
     plan = replace(how.plan or _plan(architecture), scope="image")
     given = asked_of_videos(how)
-    model.mkdir()
-    FAMILIES[architecture][0](model)
     wanted = answers(model, plan, given)
     options = {"max_num_batched_tokens": 64, "limit_mm_per_prompt": {"image": 1, "video": 1}}
     with served.engine(plan, tmp_path, model=model, **options) as engine:
@@ -86,11 +90,9 @@ def test_answers_to_videos_are_those_of_the_executor(architecture: str, tmp_path
     "architecture", ["Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"]
 )
 def test_images_and_videos_run_together(architecture: str, tmp_path: Path) -> None:
-    how, model = VIDEOS[architecture], tmp_path / "model"
+    how, model = VIDEOS[architecture], _saved(architecture, tmp_path)
     plan = replace(_plan("Qwen2_5_VLForConditionalGeneration"), scope="image")
     given = served_families.asked_of_both(how)
-    model.mkdir()
-    FAMILIES[architecture][0](model)
     wanted = answers(model, plan, given)
     options = {"max_num_batched_tokens": 64, "limit_mm_per_prompt": {"image": 1, "video": 2}}
     with served.engine(plan, tmp_path, model=model, **options) as engine:
@@ -113,11 +115,9 @@ def test_images_and_videos_run_together(architecture: str, tmp_path: Path) -> No
 def test_a_video_after_which_positions_differ_is_served_unpruned(
     architecture: str, tmp_path: Path
 ) -> None:
-    how, model = VIDEOS[architecture], tmp_path / "model"
+    how, model = VIDEOS[architecture], _saved(architecture, tmp_path)
     plan, wide, long = _plan(architecture), (4, 112, 168), (16, 56, 84)
     given = asked_of_videos(replace(how, shapes=(wide, long), fps=how.fps and 8.0))
-    model.mkdir()
-    FAMILIES[architecture][0](model)
     found = []
     for one in (plan, None):
         with served.engine(one, tmp_path, model=model) as engine:
