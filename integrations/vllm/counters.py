@@ -55,8 +55,7 @@ def _arrived(config: Any, request: Any) -> None:
 
 @cache
 def _requests(text: str, videos: str) -> Requests:
-    found = received({KEY: {"text": text, "videos": videos, "untried": False}})
-    return Requests(found.plan, found.videos)
+    return Requests.of(received({KEY: {"text": text, "videos": videos, "untried": False}}))
 
 
 def count(requests: Requests, request: Any, model: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tpcal.integrations.vllm.server_settings import KEY
+from tpcal.integrations.vllm.server_settings import KEY, Settings
 from tpcal.integrations.vllm.stages import Span
 from tpcal.integrations.vllm.support import reads_question
 from tpcal.plans.engines import FRAMES
@@ -41,6 +41,11 @@ class Requests:
     """The plan."""
     videos: str = ""
     """What `tpcal.plans.engines.Engine.videos` says of the plan and the model."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Requests:
+        """What the plan of a server prunes."""
+        return cls(settings.plan, settings.videos)
 
     @cached_property
     def reads_question(self) -> bool:

@@ -33,7 +33,6 @@ def stages_of(plan: Plan, n_layers: int) -> list[int]:
 class PlanRunner:
     """What a model runner of vLLM needs to run a plan; stands before its class."""
 
-    plan: Plan
     pruning: Requests
 
     def get_kv_cache_spec(self: Any) -> Any:
@@ -41,7 +40,7 @@ class PlanRunner:
         specs = super().get_kv_cache_spec()  # type: ignore[misc]
         n_layers = len(touchpoints.decoder_layers(self.model))
         longest = self.model_config.max_model_len
-        return kv_groups.staged(specs, stages_of(self.plan, n_layers), longest)
+        return kv_groups.staged(specs, stages_of(self.pruning.plan, n_layers), longest)
 
     def run_plan(self: Any, context: Any, step: touchpoints.RunnerStep, forward: Any) -> Any:
         """The model's output at all tokens of the step, from `PlanForward`."""
@@ -237,5 +236,4 @@ def attach(runner: Any) -> None:
     kind = type(runner)
     own = PlanRunnerV2 if touchpoints.is_v2(runner) else PlanRunnerV1
     runner.__class__ = type(f"Plan{kind.__name__}", (own, kind), {})
-    runner.plan = found.plan
-    runner.pruning = Requests(found.plan, found.videos)
+    runner.pruning = Requests.of(found)

@@ -17,7 +17,7 @@ class PlanScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         found = server_settings.received(self.vllm_config.additional_config)
-        self.pruning = Requests(found.plan, found.videos)
+        self.pruning = Requests.of(found)
         for manager in kv_groups.managers(self):
             manager.pruning, manager.requests = self.pruning, self.requests
 
