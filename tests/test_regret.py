@@ -17,9 +17,8 @@ from rich.console import Console
 
 from benchmarks.planner import exhaustive, show_regret, world
 from benchmarks.planner.__main__ import TEMPLATE, main
-from benchmarks.planner.comparison import OURS, Answered, Comparison
 from benchmarks.planner.exhaustive import Effort, Measuring, path_of
-from benchmarks.planner.found import Folders
+from benchmarks.planner.found import Asked, Folders
 from benchmarks.planner.sizes import QUICK
 from benchmarks.planner.work import Work
 from tpcal.plans.local_paths import EMBEDDED
@@ -75,22 +74,24 @@ def test_a_score_is_of_all_parts_and_gives_every_group_the_same_weight(
     )
 
 
+def _found(*result: Any) -> Any:
+    """The result of a search."""
+    return result
+
+
 @pytest.fixture
 def regret_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The row of the table for two seeds, of which the second plan answers as the best does."""
     good, bad = _plans(2)
     monkeypatch.setattr(exhaustive, "BEST", tmp_path)
-    names = [sample.answer for sample in world.samples(world.TEST, QUICK.held_out, 0)]
-    numbers = np.arange(QUICK.held_out) % 14
+    right = [str(sample.answer) for sample in world.samples(world.TEST, QUICK.held_out, 0)]
 
     def row(wrong: int, nats: float) -> str:
-        right = np.ones((2, QUICK.held_out), dtype=bool)
-        right[0, :wrong] = False
-        answered = (Answered(OURS, 0.22, 0.22, right, right),)
-        plans = {(0.22, 0): bad, (0.22, 1): good}
-        found = Comparison(tuple("abcdefghijklmn"), numbers, right[1], answered, {}, plans)
-        monkeypatch.setattr(show_regret, "comparison", lambda *_: found)
-        monkeypatch.setattr(world, "answers", lambda cuts, n, merge: tuple(map(str, names)))
+        first, second = (Asked(QUICK.profile, seed, 0.22, QUICK.trials) for seed in (0, 1))
+        texts = [*[""] * wrong, *right[wrong:]]
+        calls = [(_found, (first, bad, texts)), (_found, (second, good, right))]
+        monkeypatch.setattr(show_regret, "searches", lambda *_: calls)
+        monkeypatch.setattr(world, "answers", lambda cuts, n, merge: right)
 
         def losses(cuts: Cuts, split: str, n: int, seed: int) -> Any:
             return np.full(n, 0.1 if cuts == good else 0.1 + nats), np.zeros(n, dtype=bool)

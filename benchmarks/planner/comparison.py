@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -111,9 +111,9 @@ def comparison(work: Work, sizes: Sizes, folders: Folders) -> Comparison:
     )
 
 
-def searches(sizes: Sizes, folders: Folders) -> list[Call]:
-    """tpcal's plans and their answers, which need its profiles."""
-    asked = [Asked(sizes.profile, s, b, sizes.trials) for b in BUDGETS for s in sizes.seeds]
+def searches(sizes: Sizes, folders: Folders, targets: Iterable[float] = BUDGETS) -> list[Call]:
+    """tpcal's plans for some budgets and their answers, which need its profiles."""
+    asked = [Asked(sizes.profile, s, b, sizes.trials) for b in targets for s in sizes.seeds]
     planner = code("planner")
     return [(_ours, (one, folders, planner, sizes.held_out)) for one in asked]
 

@@ -221,9 +221,8 @@ def main(
     world.use(model, device, merge)
     where = Folders(sizes.calibrated, work.folder / "profiles", work.folder / "searches")
     targets = budgets or BUDGETS
-    calls = [call for call in searches(sizes, where) if call[1][0].target in targets]
-    plans = [(asked.target, cuts) for asked, cuts, _ in work.together(calls, "plans by budget")]
-    given = [tuple(cuts for at, cuts in plans if at == target) for target in targets]
+    plans = work.together(searches(sizes, where, targets), "plans by budget")
+    given = [tuple(cuts for own, cuts, _ in plans if own.target == target) for target in targets]
     asked = [(t, effort, sizes, own, where) for t, own in zip(targets, given, strict=True)]
     for target, found in zip(targets, work.each(best, asked, "best plans"), strict=True):
         path = save(work, target, found, effort)

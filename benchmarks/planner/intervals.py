@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,7 +53,7 @@ def resampled(
 
 def within_groups(
     statistic: Callable[[Sequence[NDArray[np.int64]]], Floats],
-    groups: NDArray[np.int64],
+    groups: NDArray[Any],
     n_resamples: int,
     seed: int = 0,
 ) -> tuple[float, Floats]:
@@ -83,7 +84,7 @@ def interval(figure: tuple[float, Floats]) -> Interval:
 
 
 def overall_difference(
-    one: Floats, other: Floats, groups: NDArray[np.int64], n_resamples: int
+    one: Floats, other: Floats, groups: NDArray[Any], n_resamples: int
 ) -> Interval:
     """Mean of ``one - other`` over the same questions."""
     change = one - other
@@ -95,7 +96,7 @@ def overall_difference(
 
 
 def worst_difference(
-    one: Floats, other: Floats, groups: NDArray[np.int64], n_resamples: int
+    one: Floats, other: Floats, groups: NDArray[Any], n_resamples: int
 ) -> Interval:
     """The smallest group mean of ``one`` minus that of ``other``, over the same questions."""
 
