@@ -18,7 +18,8 @@ from tpcal.calibrate import profile as profiles
 from tpcal.calibrate.inputs.answer_tokens import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.memory_guard import memory_guard
-from tpcal.calibrate.inputs.models import Loaded, device_of, weights_digest
+from tpcal.calibrate.inputs.model_digests import settings_digests, weights_digest
+from tpcal.calibrate.inputs.models import Loaded, device_of
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.output_head import check_logits
@@ -184,6 +185,7 @@ def _depends_on(
         "schema": profiles.SCHEMA,
         "model": {k: v for k, v in asdict(loaded.identity).items() if v is not None},
         "weights": weights_digest(loaded.model),
+        "settings": settings_digests(loaded),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": device_of(loaded.model).type,
         "data": {
@@ -192,6 +194,7 @@ def _depends_on(
             "fingerprint": samples.fingerprint,
             "n": len(samples),
             "seed": seed,
+            **{key: value for key, value in samples.recipe.items() if key == "metric"},
         },
         "tau": TAU,
         "answer_tokens": [MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS],

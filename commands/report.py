@@ -189,7 +189,7 @@ def _shown(
         UsageError: If the plans were made from all samples of the data.
     """
     from tpcal.calibrate.evaluation.seen_samples import seen_by
-    from tpcal.calibrate.inputs.models import weights_digest
+    from tpcal.calibrate.inputs.model_digests import weights_digest
     from tpcal.planner.certificates.judgement_record import JudgementRecord, name_of
     from tpcal.report.picture_section import shown
 

@@ -189,6 +189,15 @@ _Dumper.add_representer(
 )
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes this line break of ISO 8859 as it is, and reads it as a blank.
+    style = '"' if "\x85" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def dump_yaml(data: Any) -> str:
     """YAML of plain data, keys in the given order; mappings of scalars and `Line` on one line."""
     return yaml.dump(

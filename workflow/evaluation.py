@@ -87,7 +87,7 @@ def evaluate(
     from tpcal.calibrate.evaluation.compare import ComparisonSettings, compare_plans
     from tpcal.calibrate.evaluation.generate import InMemory
     from tpcal.calibrate.evaluation.seen_samples import EVALUATION, count_seen, refuse_seen
-    from tpcal.calibrate.inputs.models import weights_digest
+    from tpcal.calibrate.inputs.model_digests import weights_digest
     from tpcal.planner.certificates.judgement_record import JudgementRecord, name_of
 
     names = [str(plan) for plan in ([plans] if isinstance(plans, str | Path) else plans)]

@@ -157,7 +157,7 @@ def _refuse_groups(name: str, recorded: dict[str, float], samples: Samples) -> N
 
 def _remember(plan: Plan, loaded: Loaded, samples: Samples) -> None:
     """Records that the plan was judged on these samples, which certificates allow for."""
-    from tpcal.calibrate.inputs.models import weights_digest
+    from tpcal.calibrate.inputs.model_digests import weights_digest
     from tpcal.planner.certificates.judgement_record import JudgementRecord, name_of
 
     JudgementRecord.beside(None).take(name_of([plan], weights_digest(loaded.model)), samples)

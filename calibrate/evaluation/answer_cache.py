@@ -5,7 +5,6 @@ A run that is interrupted loses one batch, and a repeated run does not run the m
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
@@ -19,7 +18,12 @@ import transformers
 from tpcal import __version__
 from tpcal.calibrate.evaluation.generate import Answered, InMemory
 from tpcal.calibrate.evaluation.variants import Variant
-from tpcal.calibrate.inputs.models import Loaded, device_of, weights_digest
+from tpcal.calibrate.inputs.model_digests import (
+    settings_digests,
+    short_digest,
+    weights_digest,
+)
+from tpcal.calibrate.inputs.models import Loaded, device_of
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.errors import UsageError
 from tpcal.plans.yaml_files import write_atomic
@@ -106,17 +110,14 @@ class AnswerFolder:
 
         The batch size is not part of it, because it changes answers by rounding only.
         """
-        model, processor = self._loaded.model, self._loaded.processor
-        images: Any = getattr(processor, "image_processor", None)
-        chats = (getattr(own, "chat_template", None) for own in (processor, processor.tokenizer))
+        model = self._loaded.model
         return {
             "structure": self._loaded.identity.fingerprint,
             "weights": weights_digest(model),
             "dtype": str(model.dtype),
             "device": device_of(model).type,
             "attention": model.config.get_text_config(decoder=True)._attn_implementation,
-            "generation": _digest(model.generation_config.to_diff_dict()),
-            "prompts": _digest({"images": images.to_dict(), "chats": list(chats)}),
+            **settings_digests(self._loaded),
             "samples": self._samples.fingerprint,
             "max_new_tokens": self._max_new_tokens,
             "tpcal": __version__,
@@ -127,12 +128,12 @@ class AnswerFolder:
     @cached_property
     def path(self) -> Path:
         """Path of the folder."""
-        return self._out / f"eval-{_digest(self.settings)}"
+        return self._out / f"eval-{short_digest(self.settings)}"
 
     def of(self, variant: Variant) -> AnswerFile:
         """The file of answers of one variant."""
         about = {"made_by": f"tpcal {__version__}", **self.settings, "way": dict(variant.key)}
-        return AnswerFile(self.path / f"{_digest(variant.key)}.jsonl", about)
+        return AnswerFile(self.path / f"{short_digest(variant.key)}.jsonl", about)
 
     def forget(self) -> None:
         """Deletes all answers in this folder."""
@@ -142,8 +143,3 @@ class AnswerFolder:
 
 def _line(data: Any) -> str:
     return json.dumps(data, sort_keys=True) + "\n"
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    text = json.dumps(data, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from tpcal.calibrate.evaluation.text_metrics import exact_match
 
 YES, NO = "yes", "no"
-_LETTER = re.compile(r"\s*\(?([A-Za-z])(?:[).:,\s]|$)")
+_LETTER = re.compile(r"\s*\(?([A-Za-z])(?:[).:,]|\s+[-–]\s|\s*(?:\n|$))")
 _FIRST_WORD = re.compile(r"\W*(\w+)")
 
 
 def choice_letter(given: str, answers: Sequence[str]) -> float:
     """1.0 if the answer begins with the right letter, otherwise 0.0.
 
-    ``B``, ``b``, ``(B)``, ``B.`` and ``B: a dog`` all mean B; ``Bear`` means no letter. An answer
-    that is no letter is compared by `exact_match`, as RealWorldQA has both.
+    ``B``, ``b``, ``(B)``, ``B.`` and ``B: a dog`` all mean B; ``Bear`` and ``A dog`` mean no
+    letter. An answer that is no letter is compared by `exact_match`, as RealWorldQA has both.
 
     Source:
         lmms-eval's rule for ScienceQA and AI2D. Its rule for SEED-Bench takes the first character

@@ -99,7 +99,8 @@ def rouge_l(given: str, answers: Sequence[str]) -> float:
 
 
 def _plain(text: str) -> str:
-    return text.lower().translate(_MARKS).strip()
+    text = text.lower().strip()
+    return text.translate(_MARKS).strip() or text  # "<" and ">" are different answers
 
 
 def _joined(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import os
 import re
 import shutil
@@ -97,27 +96,6 @@ def load(
     shown = place.name
     identity = families.identity(model, shown, place.revision)
     return Loaded(model, processor, identity, families.decoder_shape(model), shown)
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """sha256 over up to 16 numbers of every parameter, which differ between retrained weights.
-
-    Few numbers are read, so that the digest is cheap for large models, too.
-    """
-    from accelerate.utils import align_module_device
-
-    picked: dict[str, bytes] = {}
-    for module_name, module in model.named_modules():
-        with align_module_device(module):  # loads weights that are offloaded
-            for name, parameter in module.named_parameters(recurse=False):
-                flat = parameter.detach().reshape(-1)
-                some = flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy()
-                picked[f"{module_name}.{name}".lstrip(".")] = some.tobytes()
-    digest = hashlib.sha256()
-    for name, _ in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(picked[name])
-    return digest.hexdigest()
 
 
 def find_device(name: str) -> torch.device:

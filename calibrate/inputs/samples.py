@@ -18,6 +18,7 @@ from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP
 from tpcal.calibrate.inputs.sampling import Drawing, Place
 from tpcal.calibrate.inputs.sources import load_table, order
 from tpcal.plans.errors import UsageError
+from tpcal.plans.yaml_files import is_unicode
 
 __all__ = ["Columns", "Sample", "Samples", "Source", "load_samples"]
 
@@ -306,7 +307,7 @@ def read_sample(drawing: Drawing, place: Place, metric: str) -> Sample:
             f"{len(asked.images)}."
         )
     own = str(row.get("id") or row.get("question_id") or place.row)
-    return Sample(
+    sample = Sample(
         id=f"{own}#{place.question}" if place.question else own,
         images=images,
         question=asked.question,
@@ -316,6 +317,13 @@ def read_sample(drawing: Drawing, place: Place, metric: str) -> Sample:
         answers=() if metric == DEFAULT_METRIC else _answers(drawing, row, asked.answer),
         metric=metric,
     )
+    texts = [sample.id, sample.question, sample.group, *sample.answers, sample.answer or ""]
+    for text in [*texts, *(turn.text for turn in sample.turns)]:
+        if not is_unicode(text):
+            raise UsageError(
+                f"{where}: text must be Unicode; got half a character in {text!a:.60}."
+            )
+    return sample
 
 
 def _answers(drawing: Drawing, row: Mapping[str, Any], answer: str | None) -> tuple[str, ...]:

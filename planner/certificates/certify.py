@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.evaluation.accuracy import answers, compare
 from tpcal.calibrate.evaluation.seen_samples import PROOF, refuse_seen
-from tpcal.calibrate.inputs.models import weights_digest
+from tpcal.calibrate.inputs.model_digests import weights_digest
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.planner.certificates.binomial import (
     Changed,

@@ -168,7 +168,7 @@ def name_of(plans: Iterable[Plan], weights: str) -> str:
 
     Args:
         plans: One plan, or several plans that are tested in a fixed order.
-        weights: Digest of the weights from `tpcal.calibrate.inputs.models.weights_digest`.
+        weights: Digest of the weights from `tpcal.calibrate.inputs.model_digests.weights_digest`.
     """
     acts = [digest(plan.acts) for plan in plans]
     return f"sha256:{hashlib.sha256(json.dumps([*acts, weights]).encode()).hexdigest()}"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tpcal.calibrate.evaluation.choice_metrics import choice_letter, f1_of_yes, yes_no
-from tpcal.calibrate.evaluation.metrics import METRICS, match
+from tpcal.calibrate.evaluation.metrics import METRICS, is_right, match
 from tpcal.calibrate.evaluation.text_metrics import (
     anls,
     contains,
@@ -51,6 +51,28 @@ def test_vqa_normalisation_by_hand(text: str, normal: str) -> None:
     assert normalise_vqa(text) == normal
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *[("कि", "का"), ("हाँ", "है"), ("-5", "5"), (".5", "5"), ("<", ">"), ("C#", "C++")],
+        *[("A+", "A-"), ("😀", "😢"), ("5°", "5%"), ("", "?"), ("$5", "5")],
+    ],
+)
+def test_marks_that_mean_something_make_different_answers(one: str, other: str) -> None:
+    assert not is_right(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *[("caf\u00e9", "Cafe\u0301"), ("\u22125", "-5"), ("50 %", "50%"), ("3.", "3")],
+        *[("2024-05-01", "2024 05 01"), ("5 - 3", "5 3"), ("x_y", "x y"), ("v.5", "v 5")],
+    ],
+)
+def test_marks_that_mean_nothing_do_not(one: str, other: str) -> None:
+    assert is_right(one, other)
+
+
 def test_anls_by_hand() -> None:
     assert anls("Hello  World", ["hello world"]) == 1.0
     assert anls("kitten", ["sitting"]) == pytest.approx(1 - 3 / 7)
@@ -75,6 +97,7 @@ def test_relaxed_accuracy_by_hand(given: str, answer: str, score: float) -> None
 def test_exact_match_and_contained_answers_by_hand() -> None:
     assert exact_match("Left.", ["left"]) == exact_match("no", ["yes", "No!"]) == 1.0
     assert exact_match("two", ["2"]) == exact_match("", ["left"]) == 0.0
+    assert exact_match("<", [">"]) == exact_match("", ["?"]) == 0.0
     assert match("two", ["2"]) == 1.0
     assert contains("The sign says STOP  NOW", ["stop now"]) == 1.0
     assert contains("The sign says go", ["stop", "halt"]) == 0.0
@@ -82,10 +105,17 @@ def test_exact_match_and_contained_answers_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("given", "score"),
-    [("B", 1), ("b.", 1), ("(B) a dog", 1), ("B: a dog", 1), ("Bear", 0), ("A", 0), ("", 0)],
+    [
+        *[("B", 1), ("b.", 1), ("(B) a dog", 1), ("B: a dog", 1), ("B\nIt barks.", 1)],
+        *[("B - a dog", 1), ("Bear", 0), ("A", 0), ("", 0)],
+    ],
 )
 def test_choice_letters_by_hand(given: str, score: float) -> None:
     assert choice_letter(given, ["B"]) == score
+
+
+def test_an_article_is_no_letter() -> None:
+    assert choice_letter("A dog", ["A"]) == choice_letter("I think it is B", ["I"]) == 0.0
 
 
 def test_answers_that_are_no_letters_match_exactly() -> None:
