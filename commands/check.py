@@ -10,7 +10,7 @@ from tpcal import terminal
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
 from tpcal.plans.errors import FitError
-from tpcal.plans.plan_names import load_plan
+from tpcal.plans.plan_names import is_preset, load_plan
 from tpcal.workflow.inputs import plan_and_model
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) 
     with terminal.progress() as report:
         report(0, 0, "Loading the model")
         loaded = model.load()
+    if is_preset(file):
+        found = load_plan(file, loaded.shape.n_layers)
     problems = problems_of(found, loaded.model)
     if problems:
         raise FitError(file, problems)

@@ -15,7 +15,7 @@ from tpcal.options import groups
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import needs
 from tpcal.plans.plan_names import is_preset, load_plan
-from tpcal.workflow.profiles import StoredProfile, load_profile
+from tpcal.workflow.profiles import StoredProfile, is_profile, load_profile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import OUT, PlanningSettings
 
@@ -143,7 +143,7 @@ def report(
 
 def _read(given: Sequence[str]) -> tuple[Path, Profile, dict[str, Plan]]:
     """The named profile and plans, or the newest profile and plan.yaml if nothing is named."""
-    places = [word for word in given if _is_profile(word)]
+    places = [word for word in given if is_profile(word)]
     if len(places) > 1:
         raise UsageError(f"Only one profile can be given; got {', '.join(places)}.")
     names = [word for word in given if word not in places]
@@ -213,9 +213,3 @@ def _shown(
     for plan in plans.values():
         JudgementRecord.beside(OUT).take(name_of([plan], weights), new)
     return found
-
-
-def _is_profile(word: str) -> bool:
-    return not is_preset(word) and (
-        Path(word).is_dir() or Path(word).name == "profile.yaml" or Path(word) == OUT
-    )

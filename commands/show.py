@@ -12,7 +12,7 @@ from tpcal.commands.outputs import check_outputs, write_picture
 from tpcal.options import groups, values
 from tpcal.plans.errors import UsageError, listed
 from tpcal.plans.plan_names import load_plan
-from tpcal.workflow.profiles import load_profile
+from tpcal.workflow.profiles import is_profile, load_profile
 
 
 @click.command(short_help="Draw a plan or a profile in the terminal.")
@@ -72,7 +72,7 @@ def show(
     from tpcal.views.plan_view import plan_view
 
     check_outputs([svg] if svg else [], force)
-    if Path(what).is_dir() or what.endswith("profile.yaml"):
+    if is_profile(what):
         view = _profile_view(Path(what), measure, group, threshold)
     else:
         view = plan_view(load_plan(what, depth, n_tokens), title=what, n_layers=depth)

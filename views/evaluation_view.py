@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -50,7 +49,7 @@ def judged_line(n_plans: int) -> Text:
 
 def evaluation_markdown(results: EvaluationResults, *, title: str) -> str:
     """The results as Markdown, with full tables."""
-    results = _escaped(results)
+    results = type(results).from_json(_escaped(results.to_json()))
     parts = [f"# {_cell(title)}"]
     digits = int(results.data.n >= ENOUGH)
     for part in _parts(results, digits):
@@ -62,15 +61,13 @@ def evaluation_markdown(results: EvaluationResults, *, title: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _escaped(results: EvaluationResults) -> EvaluationResults:
-    """The results with names escaped for cells of a Markdown table."""
-    entries = [
-        replace(e, name=_cell(e.name), beside=None if e.beside is None else _cell(e.beside))
-        for e in results.entries
-    ]
-    tests = [replace(t, one=_cell(t.one), other=_cell(t.other)) for t in results.tests]
-    impossible = {_cell(name): why for name, why in results.impossible.items()}
-    return replace(results, entries=tuple(entries), tests=tuple(tests), impossible=impossible)
+def _escaped(data: Any) -> Any:
+    """Plain data with all texts, such as names of groups, escaped for a Markdown table."""
+    if isinstance(data, Mapping):
+        return {_escaped(key): _escaped(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_escaped(value) for value in data]
+    return _cell(data) if isinstance(data, str) else data
 
 
 def _cell(text: str) -> str:

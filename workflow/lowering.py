@@ -126,7 +126,7 @@ def _refuse(name: str, plan: Plan, engine: Engine, profile: Profile) -> None:
         raise FitError(
             name, [f"made for another structure than {here.name}'s, of which the profile is."]
         )
-    if all(engine.runs(cut, here.architecture) for cut in plan.cuts):
+    if not engine.plan_problems(plan, here.architecture, untried=True):
         raise UsageError(
             f"A plan must need something that {engine.title} cannot do to be lowered; {name} runs "
             "there as it is."

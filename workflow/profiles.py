@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tpcal.plans.plan_names import PLAN, is_preset
 from tpcal.workflow.step_settings import OUT
 
 if TYPE_CHECKING:
@@ -35,6 +36,16 @@ class StoredProfile(NamedTuple):
         from tpcal.calibrate.drop_all_depth import blind_spots
 
         return tuple(blind_spots(self.profile))
+
+
+def is_profile(word: str) -> bool:
+    """Whether a word of a command line names a profile, or a folder of profiles, and no plan."""
+    from tpcal.calibrate.profile import PROFILE
+
+    path = Path(word)
+    if path.is_dir() and not is_preset(word):
+        return (path / PROFILE).is_file() or not (path / PLAN).is_file()
+    return path.name == PROFILE or path == Path(OUT)
 
 
 def load_profile(path: Path | str | None = None) -> StoredProfile:

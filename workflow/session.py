@@ -100,7 +100,8 @@ class PlanningSession:
         """The loaded model.
 
         Raises:
-            FitError: If its structure differs from that of the profile's model.
+            FitError: If its structure differs from that of the profile's model, or its weights do
+                in the same precision.
         """
         self._report(0, 0, "Loading the model")
         made_for = self._profile.model
@@ -109,7 +110,20 @@ class PlanningSession:
             name = last_part(made_for.name or "another model")
             problem = f"made for {name}, whose structure differs from {loaded.name}'s."
             raise FitError(str(self._folder), [problem])
+        self._refuse_other_weights(loaded)
         return loaded
+
+    def _refuse_other_weights(self, loaded: Loaded) -> None:
+        """Raises FitError if the profile was measured on other weights in the same precision."""
+        from tpcal.calibrate.inputs.model_digests import weights_digest
+
+        # In another precision the same weights have another digest.
+        measured = self._profile.provenance
+        if measured.get("dtype") != str(loaded.model.dtype).removeprefix("torch."):
+            return
+        if measured.get("weights") not in (None, weights_digest(loaded.model)):
+            problem = f"measured on other weights than {loaded.name}'s. Calibrate this model."
+            raise FitError(str(self._folder), [problem])
 
     @cached_property
     def samples(self) -> tuple[Samples, Samples]:
@@ -200,8 +214,10 @@ class PlanningSession:
         """The plan with the digests of its samples, so that none of them is used to test it."""
         from tpcal.calibrate.inputs.sample_digests import pack, unpack
 
+        # A plan may be one that an earlier search of the profile found on other samples.
         data = dict(plan.provenance.get("data") or {})
-        seen = [*(drawn.seen for drawn in self.drawn), data.get("seen", "")]
+        earlier = [drawn for both in _read(self._drawn_file).values() for drawn in both]
+        seen = [*(drawn.seen for drawn in (*self.drawn, *earlier)), data.get("seen", "")]
         data["seen"] = pack(frozenset().union(*map(unpack, seen)))
         return replace(plan, provenance={**plan.provenance, "data": data})
 

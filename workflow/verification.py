@@ -166,11 +166,12 @@ def _remember(plan: Plan, loaded: Loaded, samples: Samples) -> None:
 def _losses(
     plan: Plan, loaded: Loaded, samples: Samples, batch_size: int, progress: Progress
 ) -> NDArray[Any]:
-    """[n] loss of each sample in nats."""
+    """[n] loss of each sample in nats, limited as the losses that plans state are."""
     import numpy as np
 
     from tpcal.calibrate import memory_needs
     from tpcal.calibrate.measure import Measurer
+    from tpcal.planner.search.trials import limited
 
     progress(0, len(samples), "Measuring the plan")
     need = memory_needs.of_plans(loaded, memory_needs.longest(loaded, samples))
@@ -184,7 +185,7 @@ def _losses(
     )
     losses, n_done = np.zeros(len(samples)), 0
     for numbers, kl, _ in measurer.losses(plan.cuts):
-        losses[numbers] = kl
+        losses[numbers] = limited(kl)
         n_done += len(numbers)
         progress(n_done, len(samples), "Measuring the plan")
     return losses

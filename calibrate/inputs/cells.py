@@ -17,7 +17,8 @@ def read_answer(cell: Any, labels: Sequence[str] | None = None) -> str | None:
     Of several answers, the most common one counts, or the first of those that are equally common.
 
     Args:
-        cell: Text, a number, a class number, or a list of those or of ``{"answer": …}``.
+        cell: Text, a number, a class number, a mapping with one of those as ``answer`` or
+            ``text``, or a list of all these.
         labels: Class names, if the cell holds a class number.
 
     Example:
@@ -25,8 +26,7 @@ def read_answer(cell: Any, labels: Sequence[str] | None = None) -> str | None:
         >>> read_answer(["cat", "dog", "dog"]), read_answer(True), read_answer(1, ["no", "maybe"])
         ('dog', 'yes', 'maybe')
     """
-    if isinstance(cell, Mapping):
-        cell = cell.get("answer", cell.get("text"))
+    cell = _held(cell)
     if isinstance(cell, Sequence) and not isinstance(cell, str):
         read = [answer for item in cell if (answer := read_answer(item, labels)) is not None]
         return Counter(read).most_common(1)[0][0] if read else None
@@ -45,10 +45,16 @@ def read_answers(cell: Any, labels: Sequence[str] | None = None) -> tuple[str, .
         >>> read_answers(["cat", None, {"answer": "dog"}]), read_answers(True)
         (('cat', 'dog'), ('yes',))
     """
+    cell = _held(cell)
     if isinstance(cell, Sequence) and not isinstance(cell, str):
         return tuple(answer for item in cell for answer in read_answers(item, labels))
     answer = read_answer(cell, labels)
     return () if answer is None else (answer,)
+
+
+def _held(cell: Any) -> Any:
+    """The answer, or the list of answers, that a mapping holds; another cell itself."""
+    return cell.get("answer", cell.get("text")) if isinstance(cell, Mapping) else cell
 
 
 def text_of(cell: Any) -> str:

@@ -107,7 +107,7 @@ def questions(
     Every user turn with an answer is a question, with all turns before it, if it comes with or
     after the first image. If no such turn has an answer, the last turn is a question without one.
     """
-    turns, left_out = conversation.turns, Counter[tuple[str, str]]()
+    turns, left_out = _without_empty_end(conversation.turns), Counter[tuple[str, str]]()
     found: list[tuple[tuple[Turn, ...], str | None]] = []
     open_end = None
     for at, turn in enumerate(turns):
@@ -126,6 +126,12 @@ def questions(
     elif open_end:
         left_out["turn", "without an answer"] += 1
     return found, left_out
+
+
+def _without_empty_end(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns without an empty last answer, which is the place of an answer."""
+    empty = turns and turns[-1].role == "assistant" and not turns[-1].text
+    return turns[:-1] if empty else turns
 
 
 def with_answer(conversation: Conversation, answer: str) -> Conversation:

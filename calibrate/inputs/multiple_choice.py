@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from tpcal.calibrate.inputs.cells import read_answer
+from tpcal.calibrate.inputs.cells import read_answer, text_of
 from tpcal.plans.errors import UsageError, excerpt
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
@@ -74,6 +74,21 @@ def read_choices(row: Mapping[str, Any], columns: str | None, where: str) -> tup
     return _without_letters([text for text in texts if text is not None])
 
 
+def read_labels(row: Mapping[str, Any], columns: str | None) -> tuple[str, ...]:
+    """The labels that a row has beside the texts of its choices; empty if it has none."""
+    cell = row.get(columns or "")
+    cell = _parsed(cell) if isinstance(cell, str) and cell.strip() else cell
+    labels = cell.get("label") if isinstance(cell, Mapping) else None
+    return tuple(map(text_of, labels)) if isinstance(labels, list | tuple) else ()
+
+
+def count_from_1(columns: str | None, present: Sequence[str]) -> bool:
+    """Whether the choices are in columns whose names count them from 1, as ``option1``."""
+    names = split_columns(columns, present) if columns else []
+    marks = [found[1] for name in names if (found := _ONE_EACH.fullmatch(name))]
+    return len(names) > 1 and marks == [str(number) for number in range(1, len(names) + 1)]
+
+
 def asked(question: str, choices: Sequence[str]) -> str:
     """The question with its choices, one a line, and the instruction.
 
@@ -101,10 +116,13 @@ def all_shown(text: str, choices: Sequence[str]) -> bool:
     )
 
 
-def right_letter(cell: Any, choices: Sequence[str], where: str) -> str | None:
+def right_letter(
+    cell: Any, choices: Sequence[str], where: str, labels: Sequence[str] = ()
+) -> str | None:
     """The letter of the right choice, which the cell gives as a number, a letter or a text.
 
-    Numbers count from 0. Returns None if the cell has no answer.
+    Numbers count from 0. A text that is one of the row's labels means the choice of that label.
+    Returns None if the cell has no answer.
 
     Raises:
         UsageError: The answer is none of the choices, or may mean several of them.
@@ -121,7 +139,8 @@ def right_letter(cell: Any, choices: Sequence[str], where: str) -> str | None:
     if not texts:
         return None
     is_number = isinstance(answers[0], int) and not isinstance(answers[0], bool)
-    meant = {at for text in texts for at in _meant(text, choices, is_number)}
+    meant = set() if is_number else {at for text in texts for at in _labelled(text, labels)}
+    meant = meant or {at for text in texts for at in _meant(text, choices, is_number)}
     if len(texts) == 1 and len(meant) == 1:
         return ascii_uppercase[meant.pop()]
     found = "fits several" if meant else "is none"
@@ -130,6 +149,13 @@ def right_letter(cell: Any, choices: Sequence[str], where: str) -> str | None:
         f"its number from 0 on; {excerpt(', '.join(texts))} {found} of them. Give letters, or "
         "name other columns with --answer-column and --choices-column."
     )
+
+
+def _labelled(text: str, labels: Sequence[str]) -> set[int]:
+    """The numbers of the choices that have this label, which may stand in marks as ``(B)``."""
+    letter = _LETTER.fullmatch(text)
+    own = {text.casefold(), *([letter[1].casefold()] if letter else [])}
+    return {at for at, label in enumerate(labels) if label.casefold() in own}
 
 
 def _meant(text: str, choices: Sequence[str], is_number: bool) -> set[int]:

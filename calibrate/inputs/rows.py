@@ -143,7 +143,14 @@ def _answer(
 ) -> str | None:
     cell = row.get(columns.answer) if columns.answer else None
     if options:
-        return multiple_choice.right_letter(cell, options, where)
+        labels_of_row = multiple_choice.read_labels(row, columns.choices)
+        counted = multiple_choice.count_from_1(columns.choices, tuple(row))
+        if counted and text_of(cell).isdecimal():
+            raise UsageError(
+                f"{where}: the answer must be a letter or the text of a choice, because "
+                f"{columns.choices} count from 1 and answers from 0; got {excerpt(cell)}."
+            )
+        return multiple_choice.right_letter(cell, options, where, labels_of_row)
     return read_answer(cell, labels)
 
 

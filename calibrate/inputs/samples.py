@@ -16,7 +16,7 @@ from tpcal.calibrate.inputs.sample import DEFAULT_METRIC, Sample
 from tpcal.calibrate.inputs.sample_digests import identity
 from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP
 from tpcal.calibrate.inputs.sampling import Drawing, Place
-from tpcal.calibrate.inputs.sources import load_table, order
+from tpcal.calibrate.inputs.sources import load_table
 from tpcal.plans.errors import UsageError
 from tpcal.plans.yaml_files import is_unicode
 
@@ -32,7 +32,7 @@ class Source:
     """The data that samples were drawn from."""
 
     n_rows: int | None = None
-    """Number of rows; None if the data is unlimited."""
+    """Number of rows; None if the data is unlimited or does not state it."""
     left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Numbers of rows or turns that are no samples, by what and why, among the rows read."""
     unreadable: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class Samples(Sequence[Sample]):
 
     @property
     def n_rows(self) -> int | None:
-        """Number of rows of the data; None if the data is unlimited."""
+        """Number of rows of the data; None if the data is unlimited or does not state it."""
         return self.source.n_rows
 
     def part(self, start: int, stop: int) -> Samples:
@@ -226,8 +226,9 @@ def load_samples(
     metric, skip_bad = rows.metric, rows.skip_bad
     if n is not None and n < 1:
         raise UsageError(f"The number of samples must be at least 1; got {n}.")
-    data = None if data in (EMBEDDED, SCENES) else data
-    if data is not None and not Path(data).expanduser().exists():
+    is_local = data is not None and Path(data).expanduser().exists()
+    data = None if data == EMBEDDED or (data == SCENES and not is_local) else data
+    if data is not None and not is_local:
         from tpcal.calibrate.inputs.datasets.mixture import is_mixture
 
         if is_mixture(data):
@@ -241,7 +242,7 @@ def load_samples(
     recipe |= {"metric": metric} if metric else {}
     if data is None:
         return _embedded(split, n, seed, recipe)
-    table = load_table(str(data), split=split, n=n, seed=seed)
+    table = load_table(str(data), split=split, seed=seed)
     named = (columns or Columns()).resolved(table.columns, table.rows[0], table.name)
     recipe |= {f"{k}_column": v for k, v in asdict(named).items() if v is not None}
     drawing = Drawing(table, named)
@@ -253,14 +254,15 @@ def load_samples(
             way_out = "" if skip_bad else " Add --skip-bad to go on without such rows."
             raise UsageError(f"{error}{way_out}") from None
 
-    places = drawing.take(n, order(len(table), split, seed), read if skip_bad else None, least)
+    places = drawing.take(n, table.order(split, seed), read if skip_bad else None, least)
     recipe["samples"] = max(n, len(places))
-    source = Source(len(table), dict(drawing.left_out), tuple(drawing.unreadable.values()))
-    description = f"{len(places)} of {len(table)} samples of {table.name} ({split}, seed {seed})"
+    source = Source(table.n_rows, dict(drawing.left_out), tuple(drawing.unreadable.values()))
+    of = "" if table.n_rows is None else f" of {table.n_rows}"
+    description = f"{len(places)}{of} samples of {table.name} ({split}, seed {seed})"
     if any(place.question for place in places):
         n_rows = len({place.row for place in places})
         description = (
-            f"{len(places)} questions of {n_rows} of {len(table)} conversations of {table.name} "
+            f"{len(places)} questions of {n_rows}{of} conversations of {table.name} "
             f"({split}, seed {seed})"
         )
     drawn = Samples(table.name, description, places, read, recipe, source)

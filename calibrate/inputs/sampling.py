@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 from tpcal.calibrate.inputs.cells import text_of
 from tpcal.calibrate.inputs.columns import DEFAULT_GROUP, Columns
 from tpcal.calibrate.inputs.rows import Asked, read_row
 from tpcal.calibrate.inputs.sources import RawTable
+from tpcal.calibrate.inputs.streams import AT_ONCE, StreamedRows
 from tpcal.plans.errors import UsageError
 
 
@@ -93,17 +94,22 @@ class Drawing:
 
     def _in_turn(self, order: Iterable[int]) -> Iterator[Place]:
         # Without groups, rows are read only as far as they are needed. With groups, all rows are
-        # read once to collect each group's places; then every turn takes one place of each group,
-        # in the order of their names, and a group that is used up is left out.
+        # read once to collect each group's places, or those of a stream some at a time; then
+        # every turn takes one place of each group, in the order of their names, and a group that
+        # is used up is left out.
+        places, groups = self._places(order), set[str]()
         if self.columns.group is None:
-            yield from (place for _, place in self._places(order))
+            yield from (place for _, place in places)
             return
-        by_group: dict[str, list[Place]] = defaultdict(list)
-        for group, place in self._places(order):
-            by_group[group].append(place)
-        self._n_groups = len(by_group)
-        for turn in zip_longest(*(by_group[group] for group in sorted(by_group))):
-            yield from (place for place in turn if place is not None)
+        at_once = AT_ONCE if isinstance(self.table.rows, StreamedRows) else None
+        while some := list(islice(places, at_once)):
+            by_group: dict[str, list[Place]] = defaultdict(list)
+            for group, place in some:
+                by_group[group].append(place)
+            groups |= by_group.keys()
+            self._n_groups = len(groups)
+            for turn in zip_longest(*(by_group[group] for group in sorted(by_group))):
+                yield from (place for place in turn if place is not None)
 
     def _places(self, order: Iterable[int]) -> Iterator[tuple[str, Place]]:
         labels = self.table.labels.get(self.columns.answer or "")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tpcal.calibrate.inputs.data_errors import explained
+from tpcal.calibrate.inputs.streams import BLOCK, SHUFFLED, StreamedRows, in_random_order
 from tpcal.calibrate.inputs.text_files import Row, read_rows
 from tpcal.plans import hub
-from tpcal.plans.errors import UsageError, excerpt, listed
+from tpcal.plans.errors import UsageError, listed
 from tpcal.plans.extras import require
 
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
@@ -23,13 +26,11 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 """Names of splits to look for, in this order, if a role is given instead of a split's own name."""
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Files that hold the question of each image of a folder, with the names that `datasets` uses."""
-MIN_SHUFFLE = 1_000
-"""Least number of rows of a streamed Hub data set among which samples are drawn."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """The raw rows of one split, in the order of the data."""
+    """The raw rows of one split, in the order of the data or, if streamed, in a random one."""
 
     name: str
     rows: Sequence[Row]
@@ -39,28 +40,39 @@ class RawTable:
     """Names of the classes of columns that hold class numbers."""
     folder: Path | None = None
     """Folder of relative image paths."""
+    n_streamed: int | None = None
+    """Number of rows that a stream has for the role, if the data set states its size."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows that can be drawn from; None if that is unknown."""
+        return self.n_streamed if isinstance(self.rows, StreamedRows) else len(self.rows)
+
+    def order(self, split: str, seed: int) -> Iterable[int]:
+        """Row numbers in the random order in which samples are drawn."""
+        if isinstance(self.rows, StreamedRows):
+            return self.rows.numbers()
+        return order(len(self.rows), split, seed).tolist()
 
 
-def load_table(data: str, *, split: str, n: int | None, seed: int) -> RawTable:
+def load_table(data: str, *, split: str, seed: int) -> RawTable:
     """The rows of a data set.
 
     Args:
         data: A .jsonl, .json, .parquet or .csv file; a folder (with one such file, as saved by
             `datasets`, or an image folder with metadata); or a Hub id ``org/name``,
-            ``org/name:config``, ``org/name@revision``.
-        split: A split's name, or one of `ROLES`; the only split of a data set serves every role.
-        n: Number of rows to fetch of a Hub data set, which is then streamed; None fetches all.
-        seed: Seed of the choice of streamed rows.
+            ``org/name:config``, ``org/name@revision``. A Hub data set is streamed, unless it is
+            small.
+        split: A split's name, or one of `ROLES`; the only split of a data set serves every role,
+            and the roles share no rows of a stream.
+        seed: Seed of the order of streamed rows.
 
     Raises:
         UsageError: The data is missing, unreadable or empty, or has no such split.
 
     Example:
-        >>> table = load_table("questions.jsonl", split="eval", n=None, seed=0)  # doctest: +SKIP
-        >>> table.columns, len(table)  # doctest: +SKIP
+        >>> table = load_table("questions.jsonl", split="eval", seed=0)  # doctest: +SKIP
+        >>> table.columns, table.n_rows  # doctest: +SKIP
     """
     # What exists on disk is read from there; a path that does not exist is an error, and only
     # the form org/name is looked up on the Hub.
@@ -75,7 +87,7 @@ def load_table(data: str, *, split: str, n: int | None, seed: int) -> RawTable:
             f"No data at {data}. Give a .jsonl, .json, .parquet or .csv file, a folder, a Hub "
             "id (org/name), or a name that 'tpcal datasets' lists."
         )
-    return _hub(data, split, n, seed)
+    return _hub(data, split, seed)
 
 
 def order(n_rows: int, split: str, seed: int) -> np.ndarray:
@@ -107,7 +119,7 @@ def _file(path: Path, split: str) -> RawTable:
 
         with explained(str(path)):
             loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")
-        return _table(path.name, loaded, path.parent)
+        return _pick(path.name, loaded, split, path.parent)
     rows, columns = read_rows(path)
     if not rows:
         raise UsageError(f"{path} must hold samples; got none.")
@@ -171,11 +183,11 @@ def _as_written(loaded: Any, path: str, /, **how: Any) -> Any:
 def _first_row(rows: Any) -> Mapping[str, Any]:
     """The first row; the file that it was streamed from is closed."""
     with closing(iter(rows)) as reading:
-        found: Mapping[str, Any] = next(reading)
+        found: Mapping[str, Any] = next(reading, {})
         return found
 
 
-def _hub(data: str, split: str, n: int | None, seed: int) -> RawTable:
+def _hub(data: str, split: str, seed: int) -> RawTable:
     require("plan", "datasets")
     import datasets
     from huggingface_hub import constants
@@ -188,57 +200,77 @@ def _hub(data: str, split: str, n: int | None, seed: int) -> RawTable:
     name, revision = hub.split_revision(data)
     name, _, config = name.partition(":")
     with explained(data):
-        how = {"name": config or None, "revision": revision, "streaming": n is not None}
+        how = {"name": config or None, "revision": revision, "streaming": True}
         loaded = _as_written(datasets.load_dataset(name, **how), name, **how)
-        table = _pick(data, loaded, split, None, n, seed)
-    return table
+        chosen = _split(data, loaded, split)
+        # Calibration and evaluation divide the only split of a data set between them.
+        part = list(ROLES).index(split) if len(loaded) == 1 and split in ROLES else None
+        table = _table(data, chosen, None)
+        stated = (chosen.info.splits or {}).get(str(chosen.split))
+        return _streamed(table, stated.num_examples if stated else None, part, seed)
 
 
-def _pick(
-    name: str,
-    loaded: Any,
-    split: str,
-    folder: Path | None,
-    n: int | None = None,
-    seed: int = 0,
-) -> RawTable:
+def _streamed(table: RawTable, n_rows: int | None, part: int | None, seed: int) -> RawTable:
+    """The table of a stream, its rows in a random order; a small one as if it were a file.
+
+    Args:
+        table: The table, whose rows are a stream.
+        n_rows: Number of its rows, if the data set states it.
+        part: As `in_random_order`.
+        seed: Seed of the order.
+    """
+    most = 2 * BLOCK if n_rows is None else n_rows
+    if most <= SHUFFLED:
+        first = list(islice(table.rows, most + 1))
+        if len(first) <= most:
+            return _filled(replace(table, rows=first))
+    rows = in_random_order(table.name, table.rows, seed, part)
+    return replace(table, rows=rows, n_streamed=n_rows and n_rows // (1 if part is None else 2))
+
+
+def _pick(name: str, loaded: Any, split: str, folder: Path | None) -> RawTable:
     """The table of the wanted split of what `datasets` loaded.
 
     Raises:
         UsageError: There is no such split, or it is empty.
     """
+    return _filled(_table(name, _split(name, loaded, split), folder))
+
+
+def _filled(table: RawTable) -> RawTable:
+    """The table, unless it has no rows."""
+    if not len(table.rows):
+        raise UsageError(f"{table.name} must hold samples; got none.")
+    return table
+
+
+def _split(name: str, loaded: Any, split: str) -> Any:
+    """The wanted split of what `datasets` loaded.
+
+    Raises:
+        UsageError: There is no such split.
+    """
     if not isinstance(loaded, dict):
-        return _table(name, loaded, folder, n, seed)
+        return loaded
     wanted = ROLES.get(split, (split,))
     found = [s for s in wanted if s in loaded] or (list(loaded) if len(loaded) == 1 else [])
     if not found or (split not in ROLES and split not in loaded):
         raise UsageError(f"{name} has no split {split!r}. It has: {listed(list(loaded))}.")
-    return _table(name, loaded[found[0]], folder, n, seed)
+    return loaded[found[0]]
 
 
-def _table(
-    name: str, loaded: Any, folder: Path | None, n: int | None = None, seed: int = 0
-) -> RawTable:
+def _table(name: str, loaded: Any, folder: Path | None) -> RawTable:
     """The table of a split, its images left encoded so that an error names an image's row."""
     import datasets
 
-    # A streamed data set is shuffled within a buffer and cut off after n rows, so that only about
-    # as many rows are fetched as are needed.
     features = loaded.features or {}
     labels = {
         column: tuple(feature.names)
         for column, feature in features.items()
         if isinstance(feature, datasets.ClassLabel)
     }
-    loaded = undecoded(loaded)
-    if isinstance(loaded, datasets.IterableDataset):
-        assert n is not None
-        drawn = loaded.shuffle(seed=seed, buffer_size=max(MIN_SHUFFLE, n))
-        loaded = list(drawn.take(n))
-    if not len(loaded):
-        raise UsageError(f"{name} must hold samples; got none.")
-    columns = tuple(features) or tuple(loaded[0])
-    return RawTable(name, loaded, columns, labels, folder)
+    columns = tuple(features) or tuple(_first_row(loaded))
+    return RawTable(name, undecoded(loaded), columns, labels, folder)
 
 
 def undecoded(loaded: Any) -> Any:
@@ -260,27 +292,3 @@ def _encoded(feature: Any) -> Any:
     if isinstance(feature, datasets.List | datasets.LargeList):
         return replace(feature, feature=_encoded(feature.feature))
     return feature
-
-
-@contextmanager
-def explained(name: str) -> Iterator[None]:
-    """A context that silences `datasets` and turns its errors into a `UsageError` of one line."""
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-    from datasets.utils import logging
-
-    bars, verbosity = datasets.are_progress_bars_disabled(), logging.get_verbosity()
-    datasets.disable_progress_bars()
-    logging.set_verbosity(logging.CRITICAL)  # its errors, which are raised too, log whole cells
-    try:
-        yield
-    except (OSError, ValueError, DatasetGenerationError, NotImplementedError) as error:
-        cause = error.__cause__ or error
-        first = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
-        raise UsageError(
-            f"{name} cannot be loaded as a data set: {excerpt(first, 200)}."
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if not bars:
-            datasets.enable_progress_bars()

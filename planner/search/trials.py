@@ -78,6 +78,12 @@ def measure_all(measurer: Measures, cuts: Sequence[Cut]) -> GroupMeans:
     return Measurement(measurer, cuts).means(len(measurer.sample_group))
 
 
+def limited(losses: ArrayLike) -> Floats:
+    """[n] losses as all of planning counts them, between 0 and `MOST` nats."""
+    # Float32 sums of a KL can end a little below 0, and the pruner's bound relies on >= 0.
+    return np.clip(np.asarray(losses, dtype=np.float64), 0.0, MOST)
+
+
 def _group_means(measurer: Measures, kl: Floats, flips: Floats) -> GroupMeans:
     """Means and margins of [n] values for each group, without samples that are nan."""
     losses, changed, margins = dict[str, float](), dict[str, float](), dict[str, float]()
@@ -109,8 +115,7 @@ def _fill(
     """Fills in the results batch by batch and yields the samples of each."""
     for samples, losses, flipped in measurer.losses(cuts):
         at = np.asarray(samples, dtype=np.int64)
-        # Float32 sums of a KL can end a little below 0, and the pruner's bound relies on >= 0.
-        kl[at] = np.clip(np.asarray(losses, dtype=np.float64), 0.0, MOST)
+        kl[at] = limited(losses)
         flips[at] = np.asarray(flipped, dtype=np.float64)
         if not np.isfinite(kl[at]).all():
             raise RunFailed(

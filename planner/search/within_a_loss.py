@@ -219,7 +219,8 @@ def _plans_within(
         (study, trial)
         for study in studies
         for trial in fully_measured(study)
-        if bracket.problem.predictor.allows(cuts_of(trial))
+        if bracket.problem.predictor.allows(cuts := cuts_of(trial))
+        and len(cuts) <= bracket.problem.max_cuts
     ]
     if not known:
         raise GuardrailError(

@@ -49,8 +49,8 @@ def check_cache(cache: Cache | None) -> None:
     if unknown:
         raise UsageError(
             "The KV cache must have dynamic, sliding, static or quantized layers to run a plan; "
-            f"got {', '.join(unknown)}. Leave out cache_implementation, pass "
-            f"{compat.CACHE_NAME}=DynamicCache(), or use use_cache=False."
+            f"got {', '.join(unknown)}. Leave out cache_implementation, or "
+            f"pass {compat.CACHE_NAME}=DynamicCache()."
         )
 
 

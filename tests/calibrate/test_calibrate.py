@@ -16,11 +16,12 @@ from calibrations import calibrate
 from children import Child
 
 from tpcal.calibrate import probe, probe_grid, profile
+from tpcal.calibrate.calibrate import folder_of
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
-from tpcal.calibrate.inputs.samples import Samples, load_samples
+from tpcal.calibrate.inputs.samples import RowSettings, Samples, load_samples
 from tpcal.calibrate.measure import Measurer
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.tape_store import Store
@@ -265,6 +266,22 @@ def test_other_settings_get_another_folder(
     calibrate(loaded, load_samples(n=2), folder.parent, **wish)
     assert len(list(folder.parent.iterdir())) == 2
     assert profile.newest(folder.parent) != folder
+
+
+def test_another_processor_configuration_or_metric_gets_another_folder(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folder(metric: str | None = None) -> Path:
+        samples = load_samples(n=2, rows=RowSettings(metric=metric))
+        return folder_of(loaded, samples, tmp_path, [Probe(1, 0.5, "grid")])
+
+    folders = [folder(), folder(), folder("contains")]
+    monkeypatch.setattr(loaded.model.config.text_config, "rms_norm_eps", 0.5)
+    folders.append(folder())
+    monkeypatch.setattr(loaded.processor, "chat_template", "another")
+    folders.append(folder())
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 4
 
 
 def test_a_folder_of_other_settings_is_refused(

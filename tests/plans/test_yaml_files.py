@@ -14,7 +14,7 @@ import pytest
 
 from tpcal.plans import temporary_files
 from tpcal.plans.errors import UsageError
-from tpcal.plans.yaml_files import parse_yaml, read_bytes, write_atomic
+from tpcal.plans.yaml_files import dump_yaml, parse_yaml, read_bytes, write_atomic
 
 
 def mode(path: Path) -> int:
@@ -112,6 +112,12 @@ def test_values_that_mean_harm_are_one_line(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         parse_yaml(text, "x.yaml")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_character_that_is_written_is_read_again() -> None:
+    text = "".join(map(chr, (*range(0x20, 0x7F), *range(0x80, 0x100), 0x2026, 0x2028, 0x2029)))
+    data = {"names": ["charts\x85", "\x85", f"a {text} b"]}
+    assert parse_yaml(dump_yaml(data), "text") == data
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:

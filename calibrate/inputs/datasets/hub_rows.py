@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tpcal.calibrate.inputs.cells import text_of
+from tpcal.calibrate.inputs.data_errors import explained
 from tpcal.calibrate.inputs.datasets.catalog import ImageTable, NamedDataset
 from tpcal.calibrate.inputs.datasets.standard_rows import StandardRows
-from tpcal.calibrate.inputs.sources import MIN_SHUFFLE, explained, order, undecoded
+from tpcal.calibrate.inputs.sources import ROLES, order, undecoded
+from tpcal.calibrate.inputs.streams import SHUFFLED, in_random_order
 from tpcal.calibrate.inputs.text_files import Row
 from tpcal.plans import hub
 from tpcal.plans.errors import UsageError, listed
@@ -19,8 +21,6 @@ from tpcal.plans.extras import require
 
 FOLDER = "TPCAL_DATASETS"
 """Environment variable that names a folder with local copies, as ``FOLDER/org/name``."""
-BLOCK = 50
-"""Number of neighbouring rows of a streamed data set that serve the same role."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,22 @@ class HubRows:
     """Rows of a data set, and the order in which samples are drawn from them."""
 
     rows: StandardRows
-    order: Sequence[int]
+    order: Iterable[int]
+    """It can be read once."""
     n_rows: int
     """Number of rows that can be drawn from."""
 
 
-def hub_rows(dataset: NamedDataset, *, split: str, n: int, seed: int) -> HubRows:
-    """The rows of a data set for ``n`` samples.
+def hub_rows(dataset: NamedDataset, *, split: str, seed: int) -> HubRows:
+    """The rows of a data set, in the order in which samples are drawn.
 
     A small data set is loaded whole and kept in the cache of `datasets`. A larger one is streamed,
-    so that only the rows near those that are drawn are fetched. Fewer samples are always the first
-    of those that a larger ``n`` gives.
+    so that only the rows near those that are drawn are fetched.
 
     Args:
         dataset: A data set of the catalog.
         split: The role ``calibration`` or ``eval``; they share no rows, unless a small data set
             has fewer than the two need together.
-        n: Number of rows to fetch of a streamed data set.
         seed: Seed of the order.
 
     Raises:
@@ -52,20 +51,13 @@ def hub_rows(dataset: NamedDataset, *, split: str, n: int, seed: int) -> HubRows
     """
     place = place_of(dataset)
     images = None if dataset.images is None else _images(dataset, dataset.images)
-    if dataset.rows is None or dataset.rows <= MIN_SHUFFLE:
+    if dataset.rows is None or dataset.rows <= SHUFFLED:
         loaded = _load(dataset, place, streaming=False)
         rows = StandardRows(dataset, loaded, images)
         return HubRows(rows, order(len(rows), split, seed).tolist(), len(rows))
-    # Blocks of rows serve calibration and evaluation in turn. Neighbouring rows often ask about
-    # the same image, so that single rows in turn would share images.
-    stream, own = _load(dataset, place, streaming=True), int(split == "eval")
-    stream = stream.filter(lambda _, i: (i // BLOCK) % 2 == own, with_indices=True)
-    with explained(dataset.name):
-        fetched = list(stream.shuffle(seed=seed, buffer_size=MIN_SHUFFLE).take(n))
-    if not fetched:
-        raise UsageError(f"{dataset.name} must hold samples for {split}; got none.")
-    rows = StandardRows(dataset, fetched, images)
-    return HubRows(rows, range(len(rows)), dataset.rows // 2)
+    stream, part = _load(dataset, place, streaming=True), list(ROLES).index(split)
+    fetched = in_random_order(dataset.name, stream, seed, part)
+    return HubRows(StandardRows(dataset, fetched, images), fetched.numbers(), dataset.rows // 2)
 
 
 def n_rows_of(dataset: NamedDataset) -> int | None:

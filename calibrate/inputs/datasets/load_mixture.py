@@ -85,7 +85,7 @@ def load_mixture(data: str, draw: MixtureDraw) -> Samples:
 
 
 def _part(dataset: NamedDataset, n: int, draw: MixtureDraw) -> _Part:
-    found = hub_rows(dataset, split=draw.split, n=max(n, 1), seed=draw.seed)
+    found = hub_rows(dataset, split=draw.split, seed=draw.seed)
     columns = found.rows.columns
     table = RawTable(dataset.name, found.rows, tuple(vars(columns)))
     drawing = Drawing(table, columns)

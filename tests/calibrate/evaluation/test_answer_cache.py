@@ -101,7 +101,7 @@ def test_a_run_goes_on_at_the_batch_and_a_repeated_one_asks_nothing(
     assert len(whole) == 6
 
 
-def test_another_processor_or_way_to_generate_begins_another_folder(
+def test_another_processor_configuration_or_way_to_generate_begins_another_folder(
     loaded: Loaded, scenes: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def path() -> Path:
@@ -113,8 +113,10 @@ def test_another_processor_or_way_to_generate_begins_another_folder(
     paths.append(path())
     monkeypatch.setattr(loaded.model.generation_config, "repetition_penalty", 1.5)
     paths.append(path())
+    monkeypatch.setattr(loaded.model.config.text_config, "rms_norm_eps", 0.5)
+    paths.append(path())
     assert paths[0] == paths[1]
-    assert len(set(paths)) == 3
+    assert len(set(paths)) == 4
 
 
 def test_folders_and_files_go_by_what_answers_depend_on(

@@ -225,6 +225,14 @@ def test_what_cannot_be_placed_names_its_row(
         read(folder, row)
 
 
+def test_an_empty_last_turn_is_the_place_of_an_answer(folder: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": ""}]
+    row = {"image": "red.png", "conversations": turns}
+    (folder / "data.jsonl").write_text(json.dumps(row) + "\n")
+    (sample,) = load_samples(str(folder / "data.jsonl"))
+    assert (sample.question, sample.answer) == ("What?", None)
+
+
 def test_an_answer_column_answers_the_last_turn(folder: Path) -> None:
     messages = [said("user", image("red"), text("Colour? Think first."))]
     assert read(folder, {"messages": messages, "answer": "red"})[0].answer == "red"
@@ -256,7 +264,7 @@ def test_turns_are_counted_without_decoding_images(
 
     rows = [{"messages": [said("user", image("red")), said("assistant", text("x"))] * 3}] * 5
     read(folder, *rows)
-    table = load_table(str(folder / "data.jsonl"), split="calibration", n=None, seed=0)
+    table = load_table(str(folder / "data.jsonl"), split="calibration", seed=0)
     for name in COLOURS:
         (folder / f"{name}.png").unlink()
     columns = Columns().resolved(table.columns, table.rows[0], table.name)

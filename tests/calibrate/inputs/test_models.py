@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs import model_digests, models
 from tpcal.calibrate.inputs.model_files import find_model
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.plans import hub
@@ -40,10 +40,10 @@ def test_the_weights_digest_tells_retrained_models_apart(
     loaded: Loaded, model_folder: Path
 ) -> None:
     again = models.load(str(model_folder), device="cpu").model
-    assert models.weights_digest(again) == models.weights_digest(loaded.model)
+    assert model_digests.weights_digest(again) == model_digests.weights_digest(loaded.model)
     with torch.no_grad():
         next(again.parameters()).flatten()[0].add_(1e-3)
-    assert models.weights_digest(again) != models.weights_digest(loaded.model)
+    assert model_digests.weights_digest(again) != model_digests.weights_digest(loaded.model)
 
 
 @pytest.mark.usefixtures("_offline")

@@ -44,7 +44,6 @@ def read(folder: Path, columns: Columns | None = None, **cells: Any) -> Sample:
         {"A": "cat", "B": "dog", "C": "cow", "D": ""},
         {"A": "cat", "B": "dog", "C": "cow", "D": None},
         {"choice_a": "cat", "choice_b": "dog", "choice_c": "cow"},
-        {"Option1": "cat", "Option2": "dog", "Option3": "cow"},
     ],
 )
 @pytest.mark.parametrize("answer", [1, "B", "b", "(B)", "B.", "dog", "Dog", "B. dog", "1", ["B"]])
@@ -54,6 +53,30 @@ def test_choices_are_asked_and_the_letter_is_the_answer(
     sample = read(folder, **cells, answer=answer)
     assert (sample.question, sample.answer) == (ASKED, "B")
     assert sample.turns == ()
+
+
+@pytest.mark.parametrize("answer", ["B", "dog"])
+def test_columns_that_count_from_1_take_letters_and_texts(folder: Path, answer: str) -> None:
+    cells = {"Option1": "cat", "Option2": "dog", "Option3": "cow"}
+    sample = read(folder, **cells, answer=answer)
+    assert (sample.question, sample.answer) == (ASKED, "B")
+    for number in (1, "1", "3"):
+        with pytest.raises(UsageError, match="count from 1 and answers from 0; got"):
+            read(folder, **cells, answer=number)
+
+
+@pytest.mark.parametrize(
+    ("labels", "answer", "letter"),
+    [
+        *[(["1", "2", "3"], "2", "B"), ([1, 2, 3], "3", "C"), (["1", "2", "3"], "cow", "C")],
+        *[(["B", "A", "C"], "A", "B"), (["B", "A", "C"], "(a)", "B"), (["B", "A", "C"], 0, "A")],
+    ],
+)
+def test_labels_of_the_choices_say_which_is_meant(
+    folder: Path, labels: list[Any], answer: Any, letter: str
+) -> None:
+    choices = {"text": ["cat", "dog", "cow"], "label": labels}
+    assert read(folder, choices=choices, answer=answer).answer == letter
 
 
 def test_without_an_answer_the_choices_are_asked_all_the_same(folder: Path) -> None:

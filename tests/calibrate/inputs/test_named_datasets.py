@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tpcal.calibrate.evaluation.metrics import METRICS
+from tpcal.calibrate.inputs import streams
 from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.datasets import hub_rows as hub_rows_module
 from tpcal.calibrate.inputs.datasets.catalog import ANSWERS, catalog, lite
@@ -131,7 +132,7 @@ def test_fewer_samples_of_a_mix_are_the_first_of_more() -> None:
 
 
 def test_calibration_and_evaluation_share_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_rows_module, "BLOCK", 4)
+    monkeypatch.setattr(streams, "BLOCK", 4)
     for name in ("textvqa", "textvqa_lite"):
         seen, new = (load_samples(name, n=12, split=split) for split in ("calibration", "eval"))
         assert len(seen) == len(new) == 12
@@ -196,7 +197,7 @@ def test_columns_and_splits_of_named_data_sets_cannot_be_named() -> None:
 def test_a_column_that_the_hub_does_not_have_is_named() -> None:
     wrong = replace(catalog()["ocrbench"], answer="ground_truth")
     with pytest.raises(UsageError, match="must have the columns ground_truth; got dataset, quest"):
-        hub_rows(wrong, split="calibration", n=1, seed=0)
+        hub_rows(wrong, split="calibration", seed=0)
 
 
 def test_a_metric_may_be_named_for_own_data(tmp_path: Path) -> None:

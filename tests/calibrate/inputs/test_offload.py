@@ -15,7 +15,7 @@ from calibrations import calibrate
 from releases import skip_elsewhere
 from torch import Tensor
 
-from tpcal.calibrate.inputs import models
+from tpcal.calibrate.inputs import model_digests, models
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
@@ -50,7 +50,7 @@ def parted(request: pytest.FixtureRequest, model_folder: Path, loaded: Loaded) -
 def test_weights_are_told_apart_wherever_they_are(loaded: Loaded, parted: Loaded) -> None:
     assert any(parameter.device.type == "meta" for parameter in parted.model.parameters())
     assert models.device_of(parted.model) == torch.device("cpu")
-    assert models.weights_digest(parted.model) == models.weights_digest(loaded.model)
+    assert model_digests.weights_digest(parted.model) == model_digests.weights_digest(loaded.model)
 
 
 def of_a_plan(given: Loaded, samples: list[Sample], selector: str) -> tuple[Any, Tensor, Tensor]:

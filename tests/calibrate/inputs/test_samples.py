@@ -14,7 +14,7 @@ from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.cells import read_answer
 from tpcal.calibrate.inputs.models import load
 from tpcal.calibrate.inputs.sample import Sample
-from tpcal.calibrate.inputs.samples import Columns, Samples, load_samples
+from tpcal.calibrate.inputs.samples import Columns, RowSettings, Samples, load_samples
 from tpcal.plans import hub
 from tpcal.plans.errors import UsageError
 
@@ -50,6 +50,32 @@ def rows(n: int = 4, **changes: Any) -> list[dict[str, Any]]:
         }
         for i in range(n)
     ]
+
+
+def test_half_a_character_is_told_and_can_be_skipped(folder: Path) -> None:
+    data = [*rows(2), {**rows(1)[0], "question": "What \ud83d is it?"}]
+    name = jsonl(folder / "data.jsonl", data)
+    with pytest.raises(UsageError, match=r"row 3: text must be Unicode; got half.*--skip-bad"):
+        load_samples(name)
+    drawn = load_samples(name, rows=RowSettings(skip_bad=True))
+    assert (len(drawn), len(drawn.source.unreadable)) == (2, 1)
+
+
+def test_all_answers_of_a_mapping_count(folder: Path) -> None:
+    for cell in ({"text": ["x", "y", "y"], "start": [1, 2, 3]}, {"answer": ["x", "y", "y"]}):
+        name = jsonl(folder / "data.jsonl", rows(1, answer=cell))
+        (sample,) = load_samples(name, rows=RowSettings(metric="anls"))
+        assert (sample.answer, sample.answers) == ("y", ("x", "y", "y"))
+
+
+def test_a_folder_of_this_name_comes_before_the_drawings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "images").rename(folder / "scenes")
+    data = [{"file_name": "red.png", "question": "Which colour?", "answer": "red"}]
+    jsonl(folder / "scenes" / "metadata.jsonl", data)
+    assert [sample.answer for sample in load_samples("scenes")] == ["red"]
 
 
 def jsonl(path: Path, data: list[dict[str, Any]]) -> str:

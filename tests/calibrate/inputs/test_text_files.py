@@ -124,7 +124,7 @@ def test_streamed_csv_files_are_read_as_text(
     (tmp_path / "hub").mkdir()
     for name in ("train", "test"):
         (tmp_path / "hub" / f"{name}.csv").write_text(csv_of(["007"]))
-    table = sources._hub(str(tmp_path / "hub"), "eval", 5, 0)
+    table = sources._hub(str(tmp_path / "hub"), "eval", 0)
     assert sorted(str(row["answer"]) for row in table.rows) == ["", "007"]
     gc.collect()  # a file that was left open would be told here
 
