@@ -14,7 +14,7 @@ config of attention modules that are read (`attention_reader`; in the vision tow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +23,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import compat, compiled, drafts, kernels, labels, rope_deltas
+from tpcal.plans.executor import (
+    compat,
+    compiled,
+    drafts,
+    kernels,
+    labels,
+    rope_deltas,
+    watched_calls,
+)
 from tpcal.plans.executor.applied_models import register
 from tpcal.plans.executor.architecture import (
     flash_layers,
@@ -99,6 +107,10 @@ class Executor:
         """The report of the last pass that began a sequence or saw an image, in this context."""
         reports = _LAST.get(None)
         return None if reports is None else reports.get(self)
+
+    def watching(self, *, is_shadow: bool) -> AbstractContextManager[watched_calls.WatchedCall]:
+        """A context around one call, as `Handle.watching`."""
+        return watched_calls.watching(self, is_shadow=is_shadow)
 
     def remove(self) -> None:
         """Restores the model once no pass runs, and waits for that unless called from a pass."""
@@ -216,6 +228,7 @@ class Executor:
             report = Report(tuple(run.records), tuple(run.lengths), *seen)
         elif call.n_new and not call.unpruned:
             report = without_images(self._cuts.values(), call.n_new)
+        watched_calls.note(call, report)
         mark_unpruned(output, call.unpruned)
         rope_deltas.note(call, output)
         labels.note(self, run.survivors, run.length)
@@ -239,8 +252,9 @@ class Executor:
         reports = WeakKeyDictionary(_LAST.get({}))
         reports[self] = report
         _LAST.set(reports)
-        if report is not None and self._on_report is not None:
-            self._on_report(report)
+        if report is None or self._on_report is None or watched_calls.in_shadow(self):
+            return
+        self._on_report(report)
 
     def _run(self) -> ForwardPass | None:
         """The pass that runs in this context."""
