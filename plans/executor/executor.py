@@ -14,7 +14,7 @@ config of attention modules that are read (`attention_reader`; in the vision tow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -107,10 +107,6 @@ class Executor:
         """The report of the last pass that began a sequence or saw an image, in this context."""
         reports = _LAST.get(None)
         return None if reports is None else reports.get(self)
-
-    def watching(self, *, is_shadow: bool) -> AbstractContextManager[watched_calls.WatchedCall]:
-        """A context around one call, as `Handle.watching`."""
-        return watched_calls.watching(self, is_shadow=is_shadow)
 
     def remove(self) -> None:
         """Restores the model once no pass runs, and waits for that unless called from a pass."""

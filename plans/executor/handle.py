@@ -16,7 +16,7 @@ from tpcal.plans.executor.cache import kv_bytes
 from tpcal.plans.executor.executor import Executor
 from tpcal.plans.executor.fit import check, identity_problems, run_problems
 from tpcal.plans.executor.report import Patch, Report
-from tpcal.plans.executor.watched_calls import WatchedCall
+from tpcal.plans.executor.watched_calls import WatchedCall, watching
 from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import find
 from tpcal.plans.plan_names import beside, load_plan
@@ -160,7 +160,7 @@ class Handle:
             ...     model.generate(**inputs)
             >>> call.is_pruned, call.report  # doctest: +SKIP
         """
-        return self._executor.watching(is_shadow=is_shadow)
+        return watching(self._executor, is_shadow=is_shadow)
 
     def remove(self) -> None:
         """Restores the model; a second call does nothing.
