@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from random import Random
 from threading import RLock
@@ -19,10 +20,11 @@ from tpcal.calibrate.inputs.answer_tokens import generate_ids
 from tpcal.monitor.changed_share import CHANGED, SAME, limit_test, share_interval
 from tpcal.monitor.input_drift import WORDS, InputDrift
 from tpcal.monitor.monitor_settings import MonitorSettings
-from tpcal.monitor.request_sizes import calibration_sizes, sizes_of
+from tpcal.monitor.request_sizes import by_prompt, calibration_sizes, n_prompts, sizes_of
 from tpcal.monitor.shadowing import InIdleTime, Inline
 from tpcal.plans.executor import compat
 from tpcal.plans.executor.handle import Handle
+from tpcal.plans.executor.watched_calls import WatchedCall
 from tpcal.plans.input_sizes import InputSizes, RequestSize
 from tpcal.plans.plan_records import Plan
 
@@ -52,9 +54,9 @@ class MonitorState:
     """What a monitor has seen so far. Requests are rows: a batch of four counts four times."""
 
     n_requests: int
-    """Requests that were served with the plan."""
+    """Requests that were served with the plan; every turn of a conversation counts."""
     n_unpruned: int
-    """Calls that were served without it, because it was switched off or bypassed."""
+    """Calls that were served without it, because it was switched off, bypassed or removed."""
     n_visual: int
     """Visual tokens of the requests together, before the first cut."""
     n_compared: int
@@ -144,32 +146,25 @@ class Monitor:
             inputs: What the processor made of the prompts.
             options: Options of ``generate``. A call with a cache is not answered again.
         """
-        with self.watching(inputs, shadowed=compat.given_cache(options) is None):
+        with self.watching(inputs, shadowed=compat.given_cache({**inputs, **options}) is None):
             return self._model.generate(**inputs, **options)
 
     @contextmanager
     def watching(self, inputs: Mapping[str, Tensor], *, shadowed: bool = True) -> Iterator[None]:
         """A context around one call that answers ``inputs`` in this thread, however it is made.
 
-        Nothing is noted of a call that ends in an error.
+        Nothing is noted of a call that ends in an error, and an error in noting it is logged.
 
         Args:
             inputs: What the processor made of the prompts.
-            shadowed: Whether the call may be answered again.
+            shadowed: Whether the call may be answered again. A call that continues a cache is not.
         """
-        with self._shadows.serving():
+        with self._shadows.serving(), self._handle.watching() as call:
             yield
-            report = self._handle.last
-        if report is None:  # a switch left the call unpruned
-            self._count(unpruned=1)
-            return
-        sizes = sizes_of(inputs, report)
-        self._record(sizes)
-        with_images = [row for row, size in enumerate(sizes) if size.n_visual]
-        if with_images and shadowed and self._is_chosen():
-            kept = dict(inputs)
-            if not self._shadows.submit(lambda: self._shadow(kept, with_images)):
-                self._count(dropped=1)
+        try:
+            self._note(inputs, call, shadowed)
+        except Exception:
+            _LOG.warning("A request could not be noted.", exc_info=True)
 
     @property
     def state(self) -> MonitorState:
@@ -200,6 +195,23 @@ class Monitor:
     ) -> None:
         self.close()
 
+    def _note(self, inputs: Mapping[str, Tensor], call: WatchedCall, shadowed: bool) -> None:
+        if not call.is_pruned:
+            self._count(unpruned=1)
+            return
+        n, report = n_prompts(inputs), call.report
+        visual = by_prompt(report.n_visual, n) if report is not None else ()
+        self._count(requests=n, visual=sum(visual))
+        if report is None or not call.begins:
+            return  # the earlier turns are in the cache, so the call alone has no size
+        sizes = sizes_of(inputs, report)
+        self._test_drift(sizes)
+        with_images = [row for row, n_visual in enumerate(visual) if n_visual]
+        if with_images and shadowed and self._is_chosen():
+            kept = dict(inputs)
+            if not self._shadows.submit(lambda: self._shadow(kept, with_images)):
+                self._count(dropped=1)
+
     def _is_chosen(self) -> bool:
         with self._lock:
             return self._random.random() < self.settings.share
@@ -209,9 +221,8 @@ class Monitor:
             for name, n in more.items():
                 self._counts[name] += n
 
-    def _record(self, sizes: list[RequestSize]) -> None:
+    def _test_drift(self, sizes: list[RequestSize]) -> None:
         with self._lock:
-            self._count(requests=len(sizes), visual=sum(size.n_visual for size in sizes))
             # Every input of a calibration has images, so requests without any are not compared.
             watched = [s for s in sizes if s.n_visual or not self._is_against_calibration]
             drifted = [name for size in watched for name in self._drift.record(size)]
@@ -232,16 +243,24 @@ class Monitor:
         # Both answers are greedy, of the length that certificates count, and normalised as there.
         # An error here must not reach the request, which has its answer.
         try:
-            pruned = self._answers(inputs)
-            if self._handle.last is None:  # the plan was switched off meanwhile
-                return
-            with self._handle.bypassed():
-                unpruned = self._answers(inputs)
+            # In a copy of the context, so that `Handle.last` stays that of the request
+            answers = copy_context().run(self._both_answers, inputs)
         except Exception:
             _LOG.warning("A request could not be answered again.", exc_info=True)
             self._count(failed=1)
             return
-        self._compare([pruned[row] != unpruned[row] for row in rows])
+        if answers is not None:
+            pruned, unpruned = answers
+            self._compare([pruned[row] != unpruned[row] for row in rows])
+
+    def _both_answers(self, inputs: Mapping[str, Tensor]) -> tuple[list[str], list[str]] | None:
+        """The answers with the plan and without it; None if it was switched off meanwhile."""
+        with self._handle.watching(is_shadow=True) as call:
+            pruned = self._answers(inputs)
+        if not call.is_pruned:
+            return None
+        with self._handle.bypassed():
+            return pruned, self._answers(inputs)
 
     def _answers(self, inputs: Mapping[str, Tensor]) -> list[str]:
         n_new, tokenizer = self.settings.max_new_tokens, self._processor.tokenizer

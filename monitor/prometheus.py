@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 COUNTERS = {
     "requests": "Requests served with the plan.",
-    "unpruned": "Calls served without it, because it was switched off or bypassed.",
+    "unpruned": "Calls served without it: it was switched off, bypassed or removed.",
     "visual": "Visual tokens of the requests, before the first cut.",
     "compared": "Requests answered again without the plan and compared.",
     "changed": "Compared requests whose answer changed.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.report import Report
@@ -11,26 +13,40 @@ from tpcal.plans.input_sizes import KEY, InputSizes, RequestSize, read_input_siz
 from tpcal.plans.plan_records import Plan
 from tpcal.plans.record_reader import Reader
 
+T = TypeVar("T")
+
 
 def sizes_of(inputs: Mapping[str, Any], report: Report) -> list[RequestSize]:
-    """The size of every prompt of a call.
+    """The size of every prompt of a call that began its sequences.
 
     Args:
         inputs: What the processor made of the prompts: ``input_ids`` or ``inputs_embeds``, and
             perhaps ``attention_mask``.
-        report: The report of the call's prefill. It has several rows for each prompt if beams or
-            several answers were asked for.
+        report: The report of the call's prefill.
     """
-    given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-    n_rows, mask = given.shape[0], inputs.get("attention_mask")
+    given, mask = _tokens(inputs), inputs.get("attention_mask")
+    n_rows = given.shape[0]
     lengths = [given.shape[1]] * n_rows if mask is None else mask.sum(dim=1).tolist()
-    step = len(report.n_visual) // n_rows
+    images = [len(row) for row in by_prompt(report.image_sizes, n_rows)]
     return [
-        RequestSize(n_visual, len(images), int(length) - n_visual)
-        for n_visual, images, length in zip(
-            report.n_visual[::step], report.image_sizes[::step], lengths, strict=True
+        RequestSize(n_visual, n_images, int(length) - n_visual)
+        for n_visual, n_images, length in zip(
+            by_prompt(report.n_visual, n_rows), images, lengths, strict=True
         )
     ]
+
+
+def n_prompts(inputs: Mapping[str, Any]) -> int:
+    """The number of prompts of a call."""
+    return _tokens(inputs).shape[0]
+
+
+def by_prompt(rows: Sequence[T], n_prompts: int) -> Sequence[T]:
+    """The value of every prompt, of those that a report has for each row.
+
+    A prompt has several rows, one after another, if beams or several answers were asked for.
+    """
+    return rows[:: len(rows) // n_prompts]
 
 
 def calibration_sizes(plan: Plan) -> InputSizes | None:
@@ -47,3 +63,8 @@ def calibration_sizes(plan: Plan) -> InputSizes | None:
             "`tpcal plan`, or pass sizes as Monitor(reference=...)."
         )
     return found
+
+
+def _tokens(inputs: Mapping[str, Any]) -> Tensor:
+    ids: Tensor | None = inputs.get("input_ids")
+    return inputs["inputs_embeds"] if ids is None else ids

@@ -23,7 +23,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tpcal.plans.errors import UsageError
-from tpcal.plans.executor import compat, compiled, drafts, kernels, labels, rope_deltas
+from tpcal.plans.executor import (
+    compat,
+    compiled,
+    drafts,
+    kernels,
+    labels,
+    rope_deltas,
+    watched_calls,
+)
 from tpcal.plans.executor.applied_models import register
 from tpcal.plans.executor.architecture import (
     flash_layers,
@@ -216,6 +224,7 @@ class Executor:
             report = Report(tuple(run.records), tuple(run.lengths), *seen)
         elif call.n_new and not call.unpruned:
             report = without_images(self._cuts.values(), call.n_new)
+        watched_calls.note(call, report)
         mark_unpruned(output, call.unpruned)
         rope_deltas.note(call, output)
         labels.note(self, run.survivors, run.length)
@@ -239,8 +248,9 @@ class Executor:
         reports = WeakKeyDictionary(_LAST.get({}))
         reports[self] = report
         _LAST.set(reports)
-        if report is not None and self._on_report is not None:
-            self._on_report(report)
+        if report is None or self._on_report is None or watched_calls.in_shadow(self):
+            return
+        self._on_report(report)
 
     def _run(self) -> ForwardPass | None:
         """The pass that runs in this context."""

@@ -16,6 +16,7 @@ from tpcal.plans.executor.cache import kv_bytes
 from tpcal.plans.executor.executor import Executor
 from tpcal.plans.executor.fit import check, identity_problems, run_problems
 from tpcal.plans.executor.report import Patch, Report
+from tpcal.plans.executor.watched_calls import WatchedCall, watching
 from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import find
 from tpcal.plans.plan_names import beside, load_plan
@@ -43,6 +44,7 @@ def apply(
         check: Refuse a plan that was made for a model of another structure.
         on_report: Called with the report of each pass that began a sequence or saw an image, at
             the end of the pass, in its thread and context. An error that it raises ends the call.
+            The passes by which a `tpcal.Monitor` answers a request again are left out.
 
     Returns:
         The handle: a context manager that restores the model, with the report of the last prefill.
@@ -145,6 +147,20 @@ class Handle:
             ...     model.generate(**inputs)
         """
         return self._executor.switch.bypassed()
+
+    def watching(self, *, is_shadow: bool = False) -> AbstractContextManager[WatchedCall]:
+        """A context around one call of the model, with what the plan does in it.
+
+        Args:
+            is_shadow: Whether the call only answers a request again, so that ``on_report`` of
+                `apply` is not told of it.
+
+        Example:
+            >>> with handle.watching() as call:  # doctest: +SKIP
+            ...     model.generate(**inputs)
+            >>> call.is_pruned, call.report  # doctest: +SKIP
+        """
+        return watching(self._executor, is_shadow=is_shadow)
 
     def remove(self) -> None:
         """Restores the model; a second call does nothing.
