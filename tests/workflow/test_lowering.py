@@ -109,6 +109,16 @@ def test_another_engine_s_rules_hold(made: Path) -> None:
     assert {cut.selector for cut in lowered.plan.cuts} <= {"diversity", "grid", None}
 
 
+def test_a_plan_that_only_merges_in_another_way_needs_to_be_lowered(
+    made: Path, loaded: Loaded
+) -> None:
+    merged = Plan(cuts=(Cut(0, 0.5, "diversity"),), merge="proportional", name="merged")
+    found = tpcal.lower(
+        merged, "embeddings", profile=made / "tpcal-out", model=loaded, settings=PREDICTED
+    )
+    assert found.plan.merge is None
+
+
 def test_plans_that_need_not_or_cannot_be_lowered_are_refused(made: Path) -> None:
     def lower(plan: Plan | str, engine: str = "embeddings") -> None:
         tpcal.lower(plan, engine, profile=made / "tpcal-out", settings=PREDICTED)

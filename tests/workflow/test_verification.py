@@ -19,6 +19,7 @@ from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
 from tpcal.cli import cli
+from tpcal.planner.search.trials import MOST
 from tpcal.plans.errors import GuardrailError, UsageError
 from tpcal.plans.plan_records import Certificate, Cut, Loss, ModelIdentity, Plan
 from tpcal.plans.progress import silent
@@ -30,7 +31,7 @@ PROVEN = Certificate(0.05, 0.95, 700, 20, 0.05, "exact binomial", "all samples")
 
 
 def stating(groups: tuple[str, ...], loss: float) -> Plan:
-    """A plan that loses about 2 nats, and states another loss for every group."""
+    """A plan that loses most answers, and states another loss for every group."""
     return Plan(
         cuts=(Cut(2, 0.0),),
         model=ModelIdentity(8, name="embedded"),
@@ -60,7 +61,7 @@ def folder(
         patch.setenv("XDG_STATE_HOME", str(made / "state"))
         lost = tpcal.verify(made / "none.yaml", model=loaded, data=others).tests[0].measured
     tpcal.save_plan(stating(groups, lost), made / "good.yaml")
-    tpcal.save_plan(stating(groups, lost - 1.5), made / "lowered.yaml")
+    tpcal.save_plan(stating(groups, lost - 0.5), made / "lowered.yaml")
     return made
 
 
@@ -92,6 +93,15 @@ def test_several_images_are_measured_in_the_scope_of_the_plan(loaded: Loaded, sc
     found = verification._losses(plan, loaded, samples, 1, silent)
     assert found == pytest.approx(own, abs=1e-6)
     assert found != pytest.approx(other, abs=1e-5)
+
+
+def test_no_sample_counts_more_than_in_a_stated_loss(loaded: Loaded) -> None:
+    samples, plan = DataChoice(samples=14).load("eval"), Plan(cuts=(Cut(0, 0.0),))
+    found = verification._losses(plan, loaded, samples, 14, silent)
+    ((numbers, raw, _),) = Measurer(loaded, samples, batch_size=14).losses(plan.cuts)
+    assert max(raw) > MOST
+    limited = [min(float(loss), MOST) for loss in raw]
+    assert found[numbers] == pytest.approx(limited, abs=1e-6)
 
 
 def test_counts_are_rounded_as_the_plan_says(loaded: Loaded) -> None:

@@ -119,6 +119,16 @@ def test_trials_and_their_progress_add_up(world, make_measurer) -> None:
     assert measurer.n_plans <= 17
 
 
+def test_plans_of_more_cuts_that_other_searches_measured_do_not_count(
+    world, make_measurer, tmp_path
+) -> None:
+    profile, journal, measurer = world.profile(), tmp_path / "study.journal", make_measurer(world)
+    known = {"measurer": measurer, "storage": journal}
+    free = cheapest(profile, LIMIT, n_trials=24, max_cuts=4, **known)
+    assert len(free.cuts) > 1
+    assert len(cheapest(profile, LIMIT, n_trials=12, max_cuts=1, **known).cuts) == 1
+
+
 def test_further_samples_have_to_agree(world, make_measurer) -> None:
     class Harsher(type(make_measurer(world))):
         def losses(self, cuts):
