@@ -218,7 +218,8 @@ def search_options(command: Command) -> Command:
             "n_trials",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Number of plans to measure.  [default: 100, or 300 for the whole front]",
+            help="Number of plans to measure. The budgets of the whole front share them evenly, "
+            "with 6 or more for each.  [default: 100, or 300 for the whole front]",
         ),
         click.option(
             "--timeout", type=Finite(min=0), metavar="S", help="Stop the search after S seconds."

@@ -10,10 +10,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 from tpcal.plans.errors import BudgetError, UsageError
+from tpcal.plans.exact_counts import fit_counts
 from tpcal.plans.plan_records import Cut, Plan, n_keep
 
 
@@ -178,7 +178,7 @@ def project(
     widths = tuple(b - a for a, b in itertools.pairwise([*layers, end]))
     wanted = tuple(n_keep(cut.keep, n_tokens) for cut in kept)
     left = budget - n_tokens * layers[0]
-    counts = _fit_counts(wanted, widths, left, limits.min_count, limits.n_tokens)
+    counts = fit_counts(wanted, widths, left, limits.min_count, limits.n_tokens)
     # 4. Leave out cuts that drop no token, and write each count as a keep.
     result: list[Cut] = []
     before = n_tokens
@@ -248,105 +248,3 @@ def _filler(kept: list[Cut], end: int, limits: Limits) -> Cut:
     if kept:
         return replace(kept[0], layer=layer)
     return Cut(layer, 0.5, limits.default.selector, limits.default.params)
-
-
-@lru_cache(maxsize=2**14)  # a search asks again for plans that differ in selectors only
-def _fit_counts(
-    counts: tuple[int, ...], widths: tuple[int, ...], budget: int, least: int, most: int
-) -> tuple[int, ...]:
-    """Non-increasing counts close to ``counts`` whose cost is the largest within ``budget``.
-
-    They lie between ``least`` and ``most``.
-    """
-    # Counts that reach the largest possible cost already are kept.
-    best = _largest(widths, budget, least, most)
-    if _cost(counts, widths) == best and least <= counts[-1] and counts[0] <= most:
-        return counts
-    # Otherwise find by bisection the largest factor that keeps the scaled counts within the
-    # budget, and correct the rounding by single tokens.
-    low, high = 0.0, most / min(counts)
-    within: list[int] = [least] * len(counts)
-    beyond: list[int] = []
-    for _ in range(50):
-        middle = (low + high) / 2
-        scaled = [min(most, max(least, math.floor(c * middle))) for c in counts]
-        if _cost(scaled, widths) <= budget:
-            low, within = middle, scaled
-        else:
-            high, beyond = middle, scaled
-        if beyond and sum(beyond) - sum(within) == 1:
-            break  # they differ by one token, so nothing lies between
-    return tuple(_nudge(within, widths, best, least, most))
-
-
-def _cost(counts: Sequence[int], widths: Sequence[int]) -> int:
-    return sum(c * w for c, w in zip(counts, widths, strict=True))
-
-
-def _steps(widths: Sequence[int]) -> list[int]:
-    """Cost of one more token that stays through the first i + 1 cuts, for every i."""
-    return list(itertools.accumulate(widths))
-
-
-def _largest(widths: Sequence[int], budget: int, least: int, most: int) -> int:
-    """The largest cost within ``budget`` of any non-increasing counts in [least, most].
-
-    Such counts are ``least`` everywhere plus raises of the first i + 1 counts by one token, which
-    cost steps[i] each. At most ``most - least`` raises are possible.
-    """
-    steps, room = _steps(widths), most - least
-    base = least * steps[-1]
-    rest = budget - base
-    if rest >= room * steps[-1]:
-        return base + room * steps[-1]
-    # Sums of raises are multiples of the greatest common divisor of the steps. Start at the
-    # largest multiple within the budget and go down to the first one that raises can make up.
-    common = math.gcd(*steps)
-    wanted = rest - rest % common
-    while _fewest(steps, wanted, room) is None:
-        wanted -= common
-    return base + wanted
-
-
-def _fewest(steps: Sequence[int], total: int, room: int) -> list[int] | None:
-    """Raises of each step that sum to ``total``, at most ``room`` together; None if none do."""
-    *small, large = steps
-    if not small:
-        return [total // large] if total % large == 0 and total // large <= room else None
-    # Of any `large` smaller steps, some sum to a multiple of `large`, which fewer large steps can
-    # replace. So fewer than `large` small steps are enough.
-    for n_small in range(large):
-        for picks in itertools.combinations_with_replacement(range(len(small)), n_small):
-            rest = total - sum(small[p] for p in picks)
-            if rest >= 0 and rest % large == 0 and rest // large + n_small <= room:
-                return [*(picks.count(i) for i in range(len(small))), rest // large]
-    return None
-
-
-def _nudge(
-    counts: list[int], widths: Sequence[int], wanted: int, least: int, most: int
-) -> list[int]:
-    """Counts of cost ``wanted`` that differ from ``counts`` by few tokens."""
-    # Move all counts but the last by up to `reach` tokens. The last count then follows from the
-    # cost, if it is a whole number. The closest counts of the smallest sufficient reach win.
-    head = len(counts) - 1
-    for reach in (1, 2, 4, 8):
-        found = None
-        for moves in itertools.product(range(-reach, reach + 1), repeat=head):
-            trial = [c + m for c, m in zip(counts, moves, strict=False)]
-            rest = wanted - _cost(trial, widths[:head])
-            if rest % widths[-1]:
-                continue
-            trial.append(rest // widths[-1])
-            falling = all(a >= b for a, b in itertools.pairwise(trial))
-            if not falling or trial[0] > most or trial[-1] < least:
-                continue
-            far = sum(abs(a - b) for a, b in zip(trial, counts, strict=True))
-            if found is None or far < found[0]:
-                found = (far, trial)
-        if found:
-            return found[1]
-    # No counts nearby have this cost. Build some from `least` upwards instead.
-    raises = _fewest(_steps(widths), wanted - least * sum(widths), most - least)
-    assert raises is not None
-    return [least + sum(raises[i:]) for i in range(len(raises))]

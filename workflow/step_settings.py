@@ -107,7 +107,8 @@ class PlanningSettings:
     """
 
     n_trials: int | None = None
-    """Plans to measure; None measures 100, or 300 for the whole front."""
+    """Plans to measure; None measures 100, or 300 for the whole front. The budgets of the whole
+    front share them evenly, with 6 or more for each."""
     timeout: float | None = None
     """Seconds after which no further trial starts."""
     seed: int = 0

@@ -43,6 +43,9 @@ _MARGINS, _SIZES = "margins", "sizes"
 _OWNER, _BEAT, _SEED_PLACE = "owner", "beat", "seed_place"
 _ELSEWHERE, _WHOLE_FRONT, _FINAL = "elsewhere", "whole front", "final-"
 
+_BUDGET = re.compile("-budget(.+)-seed")
+"""Finds the label of the budget in the name of a study."""
+
 
 class SampleGroups(Protocol):
     """Samples by group, as a measurer or a profile has them."""
@@ -124,7 +127,7 @@ class Ledger:
         Raises:
             UsageError: The storage holds a study of this name that no search of tpcal left.
         """
-        name = f"{self._on(samples)}-budget{budget}-seed{seed}-{_digest(space)}"
+        name = f"{self._on(samples)}-budget{budget}-seed{seed}-{_digest(space)}"  # see _BUDGET
         study = open_study(self.storage, name, sampler)
         check(study, samples.groups, len(samples.sample_group))
         return study
@@ -173,6 +176,14 @@ class Ledger:
             if name in others
             for trial in sorted(fully_measured(others[name]), key=lambda t: t.number)[:n]
         ]
+
+    def budgets_of_whole_front(self, engine: str | None = None) -> set[str]:
+        """Labels of the budgets that searches of the whole front, for an engine or none, finished.
+
+        Raises UsageError as `check`.
+        """
+        marked = [s for s in self.studies() if s.user_attrs.get(_WHOLE_FRONT) == (engine or True)]
+        return {_BUDGET.findall(study.study_name)[0] for study in marked}
 
     def _names(self) -> list[str]:
         names = optuna.get_all_study_names(self.storage)
@@ -250,11 +261,6 @@ def has_waiting(study: Study) -> bool:
 def mark_of_whole_front(study: Study, engine: str | None = None) -> None:
     """Notes that a search of the whole front, for an engine or for none, finished this study."""
     study.set_user_attr(_WHOLE_FRONT, engine or True)
-
-
-def is_of_whole_front(study: Study, engine: str | None = None) -> bool:
-    """Whether a search of the whole front, for an engine or for none, finished this study."""
-    return bool(study.user_attrs.get(_WHOLE_FRONT) == (engine or True))
 
 
 def final(study: Study, trial: FrozenTrial, n: int) -> GroupMeans | None:

@@ -202,7 +202,13 @@ def _space(problem: Problem, encoding: Encoding) -> list[Any]:
     engine = [problem.engine.name] if problem.engine else []
     objective = problem.objective
     weights = sorted(objective.weights.items())
-    return [distributions, f"worst group {objective.worst_share}", weights, *engine]
+    space = [distributions, f"worst group {objective.worst_share}", weights, *engine]
+    if problem.budget.kind != "ms":
+        return space
+    # Machines that share a storage have times of their own, so a plan within a budget in ms on
+    # one of them may exceed it on another. The times are rounded as in the profile's file.
+    by_tokens, by_part = problem.profile.layer_ms, problem.profile.executor_ms.items()
+    return [*space, *(sorted((key, round(ms, 6)) for key, ms in t) for t in (by_tokens, by_part))]
 
 
 def _moved(problem: Problem, for_other_budgets: Mapping[Cuts, float]) -> list[Cuts]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpcal.planner.prediction.budget import LAYER_AVERAGE
+from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.problem import Problem
@@ -14,12 +14,7 @@ from tpcal.planner.search import front as fronts
 from tpcal.planner.search.encoding import canonical
 from tpcal.planner.search.finished_plan import finished_plan, search_facts
 from tpcal.planner.search.front import BUDGETS, MeasuredPoint, Point
-from tpcal.planner.search.ledger import (
-    GroupMeans,
-    Ledger,
-    is_of_whole_front,
-    mark_of_whole_front,
-)
+from tpcal.planner.search.ledger import GroupMeans, Ledger, mark_of_whole_front
 from tpcal.planner.search.run import run
 from tpcal.planner.search.settings import N_TRIALS_OF_FRONT, SearchSettings
 from tpcal.planner.search.trials import Measures
@@ -55,14 +50,15 @@ def whole_front(
     Args:
         problem: The profile and how many cuts a plan may have; its budget is not looked at.
         measurer: Runs the model.
-        settings: How the search runs; the trials are shared evenly. None: `N_TRIALS_OF_FRONT`.
+        settings: How the search runs; the budgets share the trials evenly, with `FEWEST_TRIALS`
+            or more for each. None: `N_TRIALS_OF_FRONT`.
 
     Raises:
         UsageError: ``settings.storage`` cannot be used.
     """
     settings = settings or SearchSettings(N_TRIALS_OF_FRONT)
     ledger = Ledger.open(settings.storage, problem.profile)
-    budgets = [budget for budget in BUDGETS if budget >= problem.predictor.limits.least]
+    budgets = _reachable(problem.predictor)
     share = max(FEWEST_TRIALS, settings.n_trials // max(1, len(budgets)))
     end = settings.end
     for place, budget in enumerate(budgets):
@@ -79,9 +75,14 @@ def whole_front(
 
 def is_searched(predictor: Predictor, ledger: Ledger) -> bool:
     """Whether `whole_front` has searched all budgets that can be reached."""
-    engine = predictor.engine_name
-    n_searched = sum(is_of_whole_front(study, engine) for study in ledger.studies())
-    return n_searched >= sum(b >= predictor.limits.least for b in BUDGETS)
+    # Every search of the front takes the budgets in the same order. Interrupted searches, of other
+    # seeds or objectives, therefore have together no more of them than the longest one has alone.
+    wanted = {Budget(budget).label for budget in _reachable(predictor)}
+    return wanted <= ledger.budgets_of_whole_front(predictor.engine_name)
+
+
+def _reachable(predictor: Predictor) -> list[float]:
+    return [budget for budget in BUDGETS if budget >= predictor.limits.least]
 
 
 @dataclass(frozen=True)

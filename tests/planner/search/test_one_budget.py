@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -469,3 +470,18 @@ def test_one_lost_sample_does_not_make_a_group_the_worst(make_world, make_measur
     study.pruner = BestPruner(measurer.sample_group, measurer.groups, Objective())
     loss = measure(trial, measurer, [Cut(2, 0.5, "grid")], study.pruner, Objective())
     assert loss == pytest.approx((MOST / 16 + 3 * MOST / 48) / 4)
+
+
+def test_machines_share_a_search_for_milliseconds_only_if_their_times_are_the_same(
+    make_world, make_measurer, tmp_path: Path
+) -> None:
+    fast, measurer = make_world().profile(), make_measurer(make_world())
+    slow = replace(fast, layer_ms=tuple((n, 1.05 * ms) for n, ms in fast.layer_ms))
+    alike = replace(fast, layer_ms=tuple((n, ms + 1e-9) for n, ms in fast.layer_ms))  # as its file
+    assert slow.digest == alike.digest == fast.digest
+    given = {"measurer": measurer, "n_trials": 2, "storage": tmp_path / "study"}
+    found = [search(profile, Budget(10.5, "ms"), **given) for profile in (fast, alike, slow)]
+    assert [result.plan.cost.prefill_ms <= 10.5 for result in found] == [True] * 3
+    assert found[0].study == found[1].study != found[2].study
+    shares = [search(profile, Budget(0.5, "kv"), **given) for profile in (fast, slow)]
+    assert shares[0].study == shares[1].study

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
+from click import Option
 from searches import answer, search, search_front
 
+from tpcal.commands.plan import plan
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.objective import Objective
+from tpcal.planner.problem import Problem
+from tpcal.planner.search.front import BUDGETS
+from tpcal.planner.search.ledger import Ledger, mark_of_whole_front
+from tpcal.planner.search.sampler import RepeatableTPE
+from tpcal.planner.search.whole_front import FEWEST_TRIALS, is_searched
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +72,29 @@ def test_a_front_that_ran_out_of_time_does_not_count_as_searched(
     with pytest.warns(UserWarning, match="time of --timeout was over"):
         search_front(world.profile(), measurer=make_measurer(world), timeout=0, storage=journal)
     assert answer(world.profile(), Budget(0.26), journal) is None
+
+
+def test_two_interrupted_fronts_do_not_make_a_searched_one(make_world):
+    profile = make_world().profile()
+    predictor, ledger = Problem.of(profile).predictor, Ledger.open(None, profile)
+    reachable = [budget for budget in BUDGETS if budget >= predictor.limits.least]
+    assert len(reachable) >= 6
+
+    def search_some(budgets: Sequence[float], seed: int) -> None:
+        for budget in budgets:
+            study = ledger.start(profile, Budget(budget).label, seed, [], RepeatableTPE(seed))
+            mark_of_whole_front(study)
+
+    for seed in (0, 1):
+        search_some(reachable[:5], seed)
+        assert not is_searched(predictor, ledger)
+    search_some(reachable[5:], 1)
+    assert is_searched(predictor, ledger)
+
+
+def test_the_help_says_how_many_plans_a_front_measures_at_least():
+    options = {option.name: option.help for option in plan.params if isinstance(option, Option)}
+    assert f"with {FEWEST_TRIALS} or more for each" in options["n_trials"]
 
 
 def test_searches_of_single_budgets_are_no_answer(make_world, make_measurer, tmp_path):
