@@ -23,7 +23,8 @@ from tpcal.calibrate.evaluation.loss_tests import loss_tests
 from tpcal.calibrate.inputs.models import load
 from tpcal.calibrate.inputs.samples import Samples, load_samples
 from tpcal.calibrate.measure import Measurer
-from tpcal.planner.search.trials import MOST, limited
+from tpcal.planner.prediction.objective import MOST
+from tpcal.planner.search.trials import limited
 from tpcal.plans.plan_records import Plan
 
 PLANS = Path(__file__).parents[1] / "results/embedded"

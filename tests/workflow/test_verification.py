@@ -19,7 +19,7 @@ from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
 from tpcal.cli import cli
-from tpcal.planner.search.trials import MOST
+from tpcal.planner.prediction.objective import MOST
 from tpcal.plans.errors import GuardrailError, UsageError
 from tpcal.plans.plan_records import Certificate, Cut, Loss, ModelIdentity, Plan
 from tpcal.plans.progress import silent
