@@ -59,7 +59,7 @@ class Effort:
 LARGE = Effort(
     drawn=1500,
     rungs=((28, 300), (112, 80), (364, 24)),
-    rounds=4,
+    rounds=2,
     parents=8,
     finalists=8,
     final_samples=1400,
