@@ -10,8 +10,8 @@ from tpcal import terminal
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
 from tpcal.plans.errors import FitError
-from tpcal.plans.plan_names import is_preset, load_plan
-from tpcal.workflow.inputs import plan_and_model
+from tpcal.plans.plan_names import load_plan
+from tpcal.workflow.inputs import plan_and_model, plans_and_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,23 +55,16 @@ def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) 
         return
     if file is None:
         raise click.UsageError("Missing argument 'PLAN'; only --deep can do without.")
-    found = load_plan(file)
     screen = terminal.console()
     if model.name is None:
+        found = load_plan(file)
         if engine:
             _run_in(engine, file, found, None)
         screen.print(check_view(found, file, None))
         return
-    from tpcal.plans.executor.handle import check as problems_of
-
     with terminal.progress() as report:
-        report(0, 0, "Loading the model")
-        loaded = model.load()
-    if is_preset(file):
-        found = load_plan(file, loaded.shape.n_layers)
-    problems = problems_of(found, loaded.model)
-    if problems:
-        raise FitError(file, problems)
+        fitted, loaded = plans_and_model([file], model, report)
+    found = fitted[file]
     notes = _run_in(engine, file, found, loaded.model) if engine else []
     screen.print(check_view(found, file, loaded.name))
     for note in notes:

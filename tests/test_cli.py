@@ -381,6 +381,13 @@ def test_show_says_whether_answers_or_tokens_changed(
     assert "30 % of the answer tokens may change" in " ".join(old.split())
 
 
+def test_check_scales_a_preset_to_the_model(tpcal: Tpcal) -> None:
+    assert (
+        "preset:fastv is a plan that fits embedded"
+        in tpcal("check", "preset:fastv", "--model", "embedded").stdout
+    )
+
+
 def test_show_scales_a_preset_and_joins_many_layers(tpcal: Tpcal) -> None:
     short = tpcal("show", "preset:vtw", "--layers", "8").stdout
     long = tpcal("show", "preset:vtw", "--layers", "60").stdout
