@@ -81,8 +81,11 @@ def certify(
     from tpcal.plans.formats import certificate_text
     from tpcal.workflow import certification
 
-    if output is None and is_preset(file):
-        raise click.UsageError("A preset cannot be written to; name a file with --output.")
+    if output is None and (is_preset(file) or not Path(file).is_file()):
+        raise click.UsageError(
+            f"The certified plan must be written to a file, and {file} is none; name one with "
+            "--output."
+        )
     target = output or Path(file)
     refuse_to_overwrite(target, force)
     promise = Promise(max_flips, confidence, each_group)

@@ -51,7 +51,7 @@ def front(
     if as_json:
         click.echo(json.dumps(front_data(points, names), indent=2))
         return
-    view = front_view(points, title=str(stored.folder), names=names)
+    view = front_view(points, str(stored.folder), predictor.objective, names)
     if svg is None:
         terminal.console().print(view)
         return

@@ -113,7 +113,7 @@ def plan(
         if budget is None and not limits.any:
             front = find_front(given, **common)
             title = str(front.stored.folder)
-            screen.print(front_view(front.points, title=title, names=front.names))
+            screen.print(front_view(front.points, title, front.objective, front.names))
             after_front(front.points)
             return
         found = find_plan(given, budget, limits=limits, **common)

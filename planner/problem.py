@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.objective import Objective
+from tpcal.planner.prediction.optimum import MAX_CUTS
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.engines import Engine
 from tpcal.plans.errors import UsageError
@@ -38,7 +39,7 @@ class Problem:
     predictor: Predictor
     budget: Budget = ALL
     """What the plan may cost; by default as much as the unpruned model."""
-    max_cuts: int = 4
+    max_cuts: int = MAX_CUTS
     """Most cuts of a plan, drop-all among them."""
 
     def __post_init__(self) -> None:
@@ -55,7 +56,7 @@ class Problem:
         cls,
         profile: Profile,
         budget: Budget | float = 1.0,
-        max_cuts: int = 4,
+        max_cuts: int = MAX_CUTS,
         objective: Objective | None = None,
         engine: Engine | None = None,
     ) -> Problem:

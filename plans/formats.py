@@ -25,6 +25,11 @@ def percent(value: float) -> str:
     return f"{scaled:.0f} %" if abs(scaled) >= 9.95 or round(scaled, 1) == 0 else f"{scaled:.1f} %"
 
 
+def exact_percent(value: float) -> str:
+    """A percentage that is not rounded: of a limit, or of what was proven."""
+    return f"{100 * value:.10g} %"
+
+
 def share(value: float) -> str:
     """A fraction as a percentage, or a dash for nan."""
     return "–" if value != value else percent(value)
@@ -100,9 +105,9 @@ def certificate_text(proven: Certificate) -> str:
     place = f", judgement {proven.place} on these samples" if (proven.place or 1) > 1 else ""
     on = f" on {proven.data}" if proven.data else ""
     return (
-        f"Certified: at most {percent(proven.max_flips)} of the answers change in {proven.of} "
-        f"(confidence {percent(proven.confidence)}; {proven.n_changed} of {proven.n} changed"
-        f"{on}; {proven.test} test{row}{place})"
+        f"Certified: at most {exact_percent(proven.max_flips)} of the answers change in "
+        f"{proven.of} (confidence {exact_percent(proven.confidence)}; {proven.n_changed} of "
+        f"{proven.n} changed{on}; {proven.test} test{row}{place})"
     )
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from tpcal import __version__
 from tpcal.plans import hub
 from tpcal.plans.errors import excerpt
+from tpcal.plans.formats import exact_percent
 from tpcal.plans.model_aliases import ALIASES
-from tpcal.plans.plan_records import Certificate, Cost, Cut, Loss, Plan
+from tpcal.plans.plan_records import OWN, Certificate, Cost, Cut, Loss, Plan
 from tpcal.plans.yaml_files import dump_yaml
 
 MARK = "made by tpcal"
@@ -38,7 +39,7 @@ def card(plan: Plan, place: str) -> str:
     """
     parts = [_metadata(plan), *_opening(plan), *_usage(plan, place), *_cuts(plan.cuts)]
     parts += _cost(plan.cost) if plan.cost else []
-    parts += _loss(plan.loss) if plan.loss else []
+    parts += _loss(plan, plan.loss) if plan.loss else []
     parts += [*_certificate(plan.proven), *_origin(plan)]
     return "\n".join(parts) + "\n"
 
@@ -117,7 +118,7 @@ def _cost(cost: Cost) -> Iterator[str]:
     yield f"## Cost\n\n{prompt}\n\n{table}\n"
 
 
-def _loss(loss: Loss) -> Iterator[str]:
+def _loss(plan: Plan, loss: Loss) -> Iterator[str]:
     groups = dict.fromkeys([*loss.predicted, *loss.measured, *loss.changed])
     if not groups:
         return
@@ -131,9 +132,10 @@ def _loss(loss: Loss) -> Iterator[str]:
         for group in groups
     ]
     titles = ("group of questions", "predicted, nats", "measured, nats", "answers changed")
+    chose = "chose" if plan.provenance.get("measured_on") == OWN else "did not choose"
     yield (
         "## Loss\n\nKL divergence from the unpruned model in nats per answer token, measured on "
-        f"samples that did not choose the cuts.\n\n{_table(titles, rows)}\n"
+        f"samples that {chose} the cuts.\n\n{_table(titles, rows)}\n"
     )
 
 
@@ -143,10 +145,10 @@ def _certificate(proven: Certificate | None) -> Iterator[str]:
         return
     data = f" The samples: {_text(proven.data)}." if proven.data else ""
     yield (
-        f"## Certificate\n\nAt most {proven.max_flips:.2%} of the answers change in "
-        f"{_text(proven.of)}, with confidence {proven.confidence:.2%}: {proven.n_changed} of "
-        f"{proven.n} answers changed ({_text(proven.test)} test).{data} It holds for questions "
-        "like these, on the model of this plan.\n"
+        f"## Certificate\n\nAt most {exact_percent(proven.max_flips)} of the answers change in "
+        f"{_text(proven.of)}, with confidence {exact_percent(proven.confidence)}: "
+        f"{proven.n_changed} of {proven.n} answers changed ({_text(proven.test)} test).{data} It "
+        "holds for questions like these, on the model of this plan.\n"
     )
 
 

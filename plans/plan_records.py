@@ -128,6 +128,11 @@ class ReachedBudget:
     """``flops`` or ``kv`` (shares of the unpruned prefill), or ``ms``; None: layer average."""
 
 
+FURTHER, OWN = "further samples", "samples of the search"
+"""What a plan's measured loss can be of, as ``provenance.measured_on``. The search's own samples
+have chosen the plan, so that its loss is somewhat too small there."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """Deviation from the unpruned model per group: KL(full || pruned), nats per answer token."""
@@ -135,7 +140,8 @@ class Loss:
     predicted: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Loss of each group in nats, predicted from measurements of single cuts."""
     measured: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Loss of each group in nats, measured with this plan on samples the search did not use."""
+    """Loss of each group in nats, measured with this plan; `measured_on` of the provenance says on
+    which samples."""
     margin: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Half the width of an approximate 95 % confidence interval of each measured loss, in nats.
     Plans of older versions have none."""

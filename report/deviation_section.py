@@ -44,7 +44,7 @@ def deviations(material: Material) -> Section:
         _lead(profile, keep),
         "A single cut before a layer leaves a share of the image's tokens, its keep; everything "
         "after it runs on. Global deviation is what the answers lose by it: the KL divergence of "
-        "the next-token distributions, and the share of answer tokens that change. Local "
+        "the next-token distributions, and the share of answers that change. Local "
         "deviation is how far the layer's own output moves.",
         (curves(material, keep), heat_map(material)),
     )

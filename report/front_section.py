@@ -255,7 +255,7 @@ def _lead(material: Material) -> str:
         known = [m.point.loss for m in material.known if m.point.cuts == given.plan.cuts]
         if given.measured and known and known[0] < 0.99 * own:
             text += (
-                f" Its point on the front is lower, {spoken(known[0])}: the search chose by those "
-                "samples, and the plan's own figure is of samples that it did not choose by."
+                f" On the samples of the search it lost only {spoken(known[0])}: the search chose "
+                "by those, and the plan's own figure is of samples that it did not choose by."
             )
     return text

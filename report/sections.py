@@ -131,7 +131,8 @@ def _plans(material: Material) -> HtmlTable:
     )
     rows = tuple(_row(given) for given in material.plans)
     return HtmlTable(
-        "The plans. keep: layer average; FLOPs and KV cache: of unpruned; losses in nats",
+        "The plans. keep: layer average; FLOPs and KV cache: of unpruned; losses in nats; answers "
+        "changed: mean of the groups",
         head,
         rows,
     )

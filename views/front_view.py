@@ -14,6 +14,7 @@ from tpcal.views.lists import _short_cut
 from tpcal.views.tables import CUT, QUIET, Right, heading, table_of
 
 if TYPE_CHECKING:
+    from tpcal.planner.prediction.objective import Objective
     from tpcal.planner.search.front import Point
     from tpcal.plans.plan_records import Cut
 
@@ -21,13 +22,17 @@ WIDTH, HEIGHT = 55, 12
 
 
 def front_view(
-    points: Sequence[Point], title: str, names: Mapping[tuple[Cut, ...], str] | None = None
+    points: Sequence[Point],
+    title: str,
+    objective: Objective,
+    names: Mapping[tuple[Cut, ...], str] | None = None,
 ) -> RenderableType:
     """The front as a chart of loss against cost, and as a table.
 
     Args:
         points: Plans of the front, the cheapest first.
         title: Name of the profile.
+        objective: What the losses of the plans are.
         names: Names of the published schedules among them, by their cuts.
     """
     kind = "measured" if any(point.measured for point in points) else "predicted"
@@ -48,7 +53,7 @@ def front_view(
             *([names.get(point.cuts, "")] if names else []),
         )
     head = heading(f"{title} · {count(len(points), 'plan')} on the front, {kind}")
-    what = Text("Loss in nats: a quarter the worst group's, the rest the mean", style=QUIET)
+    what = Text(f"Loss in nats: {objective.text}", style=QUIET)
     return Group(head, *chart(points), what, table)
 
 

@@ -51,7 +51,10 @@ def summary(before: Loss, after: Loss) -> str:
     if not after.changed:
         return f"{text}."
     changed = [percent(fmean(loss.changed.values())) for loss in (before, after)]
-    return f"{text}, and {changed[1]} of the answers change instead of {changed[0]}."
+    return (
+        f"{text}, and in the mean of the groups {changed[1]} of the answers change instead of "
+        f"{changed[0]}."
+    )
 
 
 def _decisive(loss: Loss) -> Mapping[str, float]:

@@ -17,6 +17,7 @@ from tpcal.plans.formats import (
     count,
     cut_details,
     cut_text,
+    exact_percent,
     milliseconds,
     nats,
     percent,
@@ -24,7 +25,7 @@ from tpcal.plans.formats import (
     sizes_text,
 )
 from tpcal.plans.input_sizes import KEY, read_input_sizes
-from tpcal.plans.plan_records import Cut, Loss, Plan
+from tpcal.plans.plan_records import OWN, Cut, Loss, Plan
 from tpcal.plans.record_reader import Reader
 from tpcal.views.tables import CUT, MAX_ROWS, QUIET, WORST, Right, bar, heading, table_of
 
@@ -41,6 +42,8 @@ MERGE_TEXTS = {
     "proportional": "Tokens that leave are merged into the kept ones that are most alike, which "
     "attention counts as often as they stand for others (merge proportional).",
 }
+
+OWN_TEXT = "Measured on the samples that chose the plan, so the loss on others is likely larger."
 
 
 def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> RenderableType:
@@ -66,6 +69,8 @@ def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> Rendera
         parts += [Text(), Text(f"Layer-average keep {average_keep(plan, depth):.4f}")]
     if plan.loss and (plan.loss.predicted or plan.loss.measured):
         parts += [Text(), loss_table(plan.loss), *limits_line(plan, plan.loss)]
+    if plan.provenance.get("measured_on") == OWN:
+        parts += [Text(OWN_TEXT, style=QUIET)]
     if plan.proven:
         parts += [Text(), Text(certificate_text(plan.proven))]
     return Group(*parts, *footer(plan))
@@ -190,7 +195,7 @@ def limits_line(plan: Plan, loss: Loss) -> list[Text]:
         words.append(f"at most {loss.max_loss:g} nats were allowed")
     if loss.max_flips is not None:
         what = "answer tokens" if loss.flips else "answers"
-        words.append(f"at most {percent(loss.max_flips)} of the {what} may change")
+        words.append(f"at most {exact_percent(loss.max_flips)} of the {what} may change")
     return [Text(f"{text[:1].upper()}{text[1:]}.")] if (text := "; ".join(words)) else []
 
 
@@ -207,7 +212,8 @@ def footer(plan: Plan) -> list[RenderableType]:
         lines.append(Text(f"Source: {plan.source}", style=QUIET))
     for name, point in (plan.provenance.get("front") or {}).items():
         keep, loss = point["layer_average_keep"], point["loss"]
-        lines.append(Text(f"Next {name} on the front: keep {keep:.4f}, {loss:.4g} nats"))
+        where = " on the samples of the search" if plan.loss and plan.loss.measured else ""
+        lines.append(Text(f"Next {name} on the front: keep {keep:.4f}, {loss:.4g} nats{where}"))
     sizes = read_input_sizes(Reader(), plan.provenance.get(KEY))
     if sizes:
         lines.append(Text(f"Calibrated on {sizes_text(sizes)}", style=QUIET))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.planner.certificates.binomial import Promise
     from tpcal.planner.prediction.budget import Budget
+    from tpcal.planner.prediction.objective import Objective
     from tpcal.planner.problem import Problem
     from tpcal.planner.search.front import Point
     from tpcal.planner.search.loss_limits import LossLimits
@@ -67,6 +68,8 @@ class FoundFront:
     """The plans that no other plan beats in both cost and loss."""
 
     stored: StoredProfile
+    objective: Objective
+    """What the losses of the points are."""
     points: Sequence[Point]
     """Cheapest first."""
     names: Mapping[tuple[Cut, ...], str]
@@ -218,9 +221,10 @@ class _Search:
             settings = self._search_settings(N_TRIALS_OF_FRONT)
             points = whole_front.whole_front(problem, measurer=measurer, settings=settings)
         else:
-            points = front(problem.predictor, None)
+            points = front(problem.predictor, None, problem.max_cuts)
         self.progress(0, 0, "Comparing with published schedules")
-        return FoundFront(self.stored, points, named(problem.predictor, points))
+        names = named(problem.predictor, points)
+        return FoundFront(self.stored, problem.objective, points, names)
 
     def _problem(self, budget: Budget | None) -> Problem:
         """What is searched; without a budget a plan may cost as much as the unpruned model."""

@@ -60,6 +60,10 @@ class PlanningSession:
         settings: Where the samples are now, how many to compare plans on, the batch size and the
             memory.
         report: Receives what is being loaded.
+
+    Raises:
+        UsageError: A model or data is named, but nothing is measured; or the precision is another
+            one than the profile was measured in.
     """
 
     def __init__(
@@ -74,6 +78,16 @@ class PlanningSession:
         self._model, self._report = model, report
         self._data, self._n_samples = settings.data, settings.samples
         self._batch_size, self._memory = settings.batch_size, settings.memory
+        if not settings.measure and (model.name is not None or settings.data is not None):
+            raise UsageError(
+                "--model and --data are used only if plans are measured; leave them out with "
+                "--no-measure."
+            )
+        if model.dtype not in ("auto", self._dtype):
+            raise UsageError(
+                f"--dtype must be {self._dtype}, in which {self._folder} was measured; got "
+                f"{model.dtype}. Leave it out, or calibrate with --dtype {model.dtype}."
+            )
 
     @cached_property
     def _choice(self) -> DataChoice:
@@ -93,15 +107,19 @@ class PlanningSession:
         name, made_for = self._profile.model.name, self._profile.model
         if self._model.name is None and name is not None:
             name = locate(name, self._folder, str(self._folder), "--model")
-        return self._model.or_else(name, made_for.revision)
+        return replace(self._model, dtype=self._dtype).or_else(name, made_for.revision)
+
+    @property
+    def _dtype(self) -> str:
+        """The precision that the profile was measured in."""
+        return str(self._profile.provenance.get("dtype", self._model.dtype))
 
     @cached_property
     def loaded(self) -> Loaded:
         """The loaded model.
 
         Raises:
-            FitError: If its structure differs from that of the profile's model, or its weights do
-                in the same precision.
+            FitError: If its structure or its weights differ from those of the profile's model.
         """
         self._report(0, 0, "Loading the model")
         made_for = self._profile.model
@@ -114,14 +132,10 @@ class PlanningSession:
         return loaded
 
     def _refuse_other_weights(self, loaded: Loaded) -> None:
-        """Raises FitError if the profile was measured on other weights in the same precision."""
+        """Raises FitError if the profile was measured on other weights."""
         from tpcal.calibrate.inputs.model_digests import weights_digest
 
-        # In another precision the same weights have another digest.
-        measured = self._profile.provenance
-        if measured.get("dtype") != str(loaded.model.dtype).removeprefix("torch."):
-            return
-        if measured.get("weights") not in (None, weights_digest(loaded.model)):
+        if self._profile.provenance.get("weights") not in (None, weights_digest(loaded.model)):
             problem = f"measured on other weights than {loaded.name}'s. Calibrate this model."
             raise FitError(str(self._folder), [problem])
 
@@ -171,9 +185,7 @@ class PlanningSession:
         log_source(samples)
         if n_samples is not None:
             return samples
-        from tpcal.calibrate.inputs.sample_digests import unpack
-
-        return samples.without(frozenset().union(*(unpack(drawn.seen) for drawn in self.drawn)))
+        return samples.without(self._seen)
 
     @cached_property
     def drawn(self) -> tuple[Drawn, Drawn]:
@@ -197,34 +209,44 @@ class PlanningSession:
         return self._folder / DRAWN
 
     def measurers(self) -> dict[str, LazyMeasurer]:
-        """The ``measurer`` of a search, and ``finals`` if there are enough further samples."""
+        """The ``measurer`` of a search, and ``finals`` if there are further samples."""
         if self._model.name is not None:
             _ = self.loaded  # refuses a wrong model before the search begins
         return self._measurers
 
     @cached_property
     def _measurers(self) -> dict[str, LazyMeasurer]:
-        first, further = self.drawn
         found = {"measurer": LazyMeasurer(self, 0)}
-        return found | (
-            {"finals": LazyMeasurer(self, 1)} if further.groups == first.groups else {}
+        if self.drawn[1].sample_group:
+            return found | {"finals": LazyMeasurer(self, 1)}
+        _LOG.warning(
+            "The data has no further samples for the best plans: the loss of the plan will be of "
+            "the samples that it was chosen by. Fewer --samples leave some."
         )
+        return found
 
     def signed(self, plan: Plan) -> Plan:
         """The plan with the digests of its samples, so that none of them is used to test it."""
         from tpcal.calibrate.inputs.sample_digests import pack, unpack
 
-        # A plan may be one that an earlier search of the profile found on other samples.
         data = dict(plan.provenance.get("data") or {})
-        earlier = [drawn for both in _read(self._drawn_file).values() for drawn in both]
-        seen = [*(drawn.seen for drawn in (*self.drawn, *earlier)), data.get("seen", "")]
-        data["seen"] = pack(frozenset().union(*map(unpack, seen)))
+        data["seen"] = pack(self._seen | unpack(data.get("seen", "")))
         return replace(plan, provenance={**plan.provenance, "data": data})
+
+    @property
+    def _seen(self) -> frozenset[bytes]:
+        """Digests of all samples that this search and earlier ones of the profile drew."""
+        from tpcal.calibrate.inputs.sample_digests import unpack
+
+        # A plan may be one that an earlier search of the profile found on other samples.
+        earlier = [drawn for both in _read(self._drawn_file).values() for drawn in both]
+        return frozenset[bytes]().union(*(unpack(drawn.seen) for drawn in (*self.drawn, *earlier)))
 
     def placed(self, plan: Plan, folder: Path) -> Plan:
         """The plan for a file in ``folder``, with the current places of model and data."""
         plan = moved(plan, self._folder, folder)
         if plan.model is not None and self._model.name is not None:
+            _ = self.loaded  # refuses a wrong model, also for a plan that was known before
             name = kept(self._model.name, folder)
             plan = replace(
                 plan, model=replace(plan.model, name=name, revision=self._model.revision)

@@ -299,8 +299,9 @@ def prefer_tried_attention(config: Any) -> list[str]:
         return []
     if attention.backend is not None:
         return [
-            f"No plan has run over the attention backend {attention.backend.name}. Compare some "
-            f"answers with those of transformers, or leave the backend out to get {tried.name}."
+            f"Plans are tested over the attention backend {tried.name}, not over "
+            f"{attention.backend.name}. Compare some answers with those of transformers, or leave "
+            f"the backend out to get {tried.name}."
         ]
     attention.backend = tried
     return [

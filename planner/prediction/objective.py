@@ -62,6 +62,14 @@ class Objective:
         return WORST_SHARES[self.name]
 
     @property
+    def text(self) -> str:
+        """What it adds up, in words."""
+        worst, mean = "the loss of the worst group", "the mean loss of all groups"
+        mixed = f"{100 * self.worst_share:g} % of {worst}, the rest of {mean}"
+        said = {0.0: mean, 1.0: worst}.get(self.worst_share, mixed)
+        return f"{said}, weighed by group" if self.weights else said
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What plans and fronts record of it."""
         return {"objective": self.name, "weights": dict(self.weights) or None}

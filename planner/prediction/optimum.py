@@ -31,6 +31,8 @@ from tpcal.plans.plan_records import Cut
 
 Floats = NDArray[np.float64]
 
+MAX_CUTS = 4
+"""Most cuts of a plan, unless it is asked for more."""
 MAX_LEVELS = 24
 MAX_UNITS = 800
 
@@ -54,7 +56,7 @@ class Solver:
 
     predictor: Predictor
     budget: Budget
-    max_cuts: int = 4
+    max_cuts: int = MAX_CUTS
     only: tuple[int, ...] = ()
 
     def optimum(self, weights: Sequence[float] | Floats | None = None) -> tuple[Cut, ...]:
@@ -135,7 +137,7 @@ class Solver:
 
 
 def worst_group_optimum(
-    predictor: Predictor, budget: Budget, max_cuts: int = 4, *, rounds: int = 12
+    predictor: Predictor, budget: Budget, max_cuts: int = MAX_CUTS, *, rounds: int = 12
 ) -> tuple[Cut, ...]:
     """Cuts with a small predicted objective, within one token of the budget.
 
@@ -151,7 +153,7 @@ def worst_group_optimum(
 
 
 def weighed_optima(
-    predictor: Predictor, budget: Budget, max_cuts: int = 4, rounds: int = 12
+    predictor: Predictor, budget: Budget, max_cuts: int = MAX_CUTS, rounds: int = 12
 ) -> list[tuple[Cut, ...]]:
     """Optima of several group weights, fitted to the budget; the optimum of the mean is first.
 

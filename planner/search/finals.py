@@ -110,6 +110,15 @@ def measured_again(study: Study, trial: FrozenTrial, finals: Measures) -> GroupM
     return _Rounds(study, finals).means(trial, len(finals.sample_group))
 
 
+def completed(means: GroupMeans, before: GroupMeans) -> GroupMeans:
+    """What a plan lost on further samples, and before in groups that have no further samples."""
+    return GroupMeans(
+        {**before.measured, **means.measured},
+        {**before.flips, **means.flips},
+        {**before.margins, **means.margins},
+    )
+
+
 def group_sizes(samples: SampleGroups) -> dict[str, int]:
     """Number of samples of each group."""
     counts = np.bincount(np.asarray(samples.sample_group), minlength=len(samples.groups))

@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
-from tpcal.planner.prediction.optimum import worst_group_optimum
+from tpcal.planner.prediction.optimum import MAX_CUTS, worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search.ledger import Ledger, cuts_of, fully_measured, means_of
 from tpcal.plans.plan_records import Cut
@@ -59,7 +59,9 @@ def pareto(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 def front(
-    predictor: Predictor, storage: Path | str | BaseStorage | None, max_cuts: int = 4
+    predictor: Predictor,
+    storage: Path | str | BaseStorage | None,
+    max_cuts: int | None = None,
 ) -> tuple[Point, ...]:
     """The front of all plans that searches from one profile measured; predicted if none were.
 
@@ -69,15 +71,17 @@ def front(
     Args:
         predictor: Of the profile.
         storage: Where its searches are kept.
-        max_cuts: Most cuts of a predicted plan.
+        max_cuts: Most cuts of a plan. None: measured plans may have any number, and predicted
+            ones `MAX_CUTS`.
 
     Raises:
         UsageError: ``storage`` cannot be used.
     """
     known = on_one_set(predictor, Ledger.open(storage, predictor.profile))
     if known:
-        return pareto(m.point for m in known)
-    return pareto(predictions(predictor, max_cuts))
+        points = (found.point for found in known)
+        return pareto(p for p in points if max_cuts is None or len(p.cuts) <= max_cuts)
+    return pareto(predictions(predictor, MAX_CUTS if max_cuts is None else max_cuts))
 
 
 def on_one_set(predictor: Predictor, ledger: Ledger) -> list[MeasuredPoint]:

@@ -15,7 +15,7 @@ from optuna.study import Study
 from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
-from tpcal.planner.search.finals import best_finalist
+from tpcal.planner.search.finals import best_finalist, completed
 from tpcal.planner.search.finished_plan import finished_plan, search_facts
 from tpcal.planner.search.front import Point
 from tpcal.planner.search.ledger import (
@@ -34,7 +34,7 @@ from tpcal.planner.search.run import run
 from tpcal.planner.search.sampler import SUGGESTED_BY
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
-from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.plan_records import FURTHER, OWN, Cut, Plan
 from tpcal.plans.progress import Progress
 
 
@@ -100,29 +100,42 @@ def _predicted(problem: Problem, settings: SearchSettings) -> Result:
     return _finished(problem, cuts, facts, points)
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """The plan that a search chose."""
+
+    cuts: tuple[Cut, ...]
+    means: GroupMeans | None
+    """What it lost; None if it was not measured."""
+    measured_on: str | None
+    """On which samples."""
+
+
 def _chosen(
     problem: Problem,
     study: Study,
     measurer: Measures,
     finals: Measures | None,
     progress: Progress | None,
-) -> tuple[tuple[Cut, ...], GroupMeans | None]:
-    """The cuts of the best plan and what it lost; the predicted optimum if none was measured."""
+) -> _Chosen:
+    """The best plan; the predicted optimum if none was measured."""
     full = fully_measured(study)
     if not full:  # there was no time for a trial
-        return worst_group_optimum(problem.predictor, problem.budget, problem.max_cuts), None
+        optimum = worst_group_optimum(problem.predictor, problem.budget, problem.max_cuts)
+        return _Chosen(optimum, None, None)
     final = finals and best_finalist(study, measurer, finals, problem.objective, progress)
     if final:
-        return cuts_of(final.trial), final.means
+        means = completed(final.means, means_of(final.trial))
+        return _Chosen(cuts_of(final.trial), means, FURTHER)
     best = min(full, key=rank)
-    return cuts_of(best), means_of(best)
+    return _Chosen(cuts_of(best), means_of(best), OWN)
 
 
 def _measured(
     problem: Problem,
     settings: SearchSettings,
     study: Study,
-    chosen: tuple[tuple[Cut, ...], GroupMeans | None],
+    chosen: _Chosen,
     points: Sequence[Point],
 ) -> Result:
     """The plan chosen by what was measured."""
@@ -130,8 +143,9 @@ def _measured(
         "sampler": SUGGESTED_BY,
         "study": study.study_name,
         "n_trials": len(fully_measured(study)),
+        "measured_on": chosen.measured_on,
     }
-    result = _finished(problem, chosen[0], facts, points, chosen[1])
+    result = _finished(problem, chosen.cuts, facts, points, chosen.means)
     return replace(
         result, trials=tuple(map(trial_record, finished(study))), study=study.study_name
     )

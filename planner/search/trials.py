@@ -106,7 +106,7 @@ def _margin(values: Floats) -> float:
     # group held its mean in 57 % of all cases instead of 99 %.
     known = np.append(values, MOST)
     n = len(known)
-    return float(stdtrit(n - 1, 0.975) * known.std(ddof=1) / np.sqrt(n))
+    return min(float(stdtrit(n - 1, 0.975) * known.std(ddof=1) / np.sqrt(n)), MOST)
 
 
 def _fill(

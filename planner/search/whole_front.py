@@ -19,7 +19,7 @@ from tpcal.planner.search.run import run
 from tpcal.planner.search.settings import N_TRIALS_OF_FRONT, SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import BudgetError
-from tpcal.plans.plan_records import Cut, Plan
+from tpcal.plans.plan_records import OWN, Cut, Plan
 
 FEWEST_MEASURED = 12
 """Number of measured plans below which a budget is not answered without a search."""
@@ -70,7 +70,7 @@ def whole_front(
         if end is not None and time.monotonic() >= end:
             break  # this budget and the ones after it are not searched yet
         mark_of_whole_front(study, problem.predictor.engine_name)
-    return fronts.front(problem.predictor, ledger.storage)
+    return fronts.front(problem.predictor, ledger.storage, problem.max_cuts)
 
 
 def is_searched(predictor: Predictor, ledger: Ledger) -> bool:
@@ -139,7 +139,7 @@ def _known_plan(
     facts = {
         **search_facts(problem, settings),
         "sampler": "none: chosen by plans measured for other budgets",
-        "loss": "measured" if found else "predicted",
+        "measured_on": OWN if found else None,
         "n_trials": len(known),
         "front": beside or None,
     }

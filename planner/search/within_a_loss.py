@@ -18,7 +18,7 @@ from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.problem import Problem
 from tpcal.planner.search import front as fronts
 from tpcal.planner.search.bracketing import Bracket
-from tpcal.planner.search.finals import group_sizes, measured_again
+from tpcal.planner.search.finals import completed, group_sizes, measured_again
 from tpcal.planner.search.finished_plan import finished_plan, search_facts
 from tpcal.planner.search.front import Point
 from tpcal.planner.search.ledger import (
@@ -36,7 +36,7 @@ from tpcal.planner.search.sampler import SUGGESTED_BY
 from tpcal.planner.search.settings import SearchSettings
 from tpcal.planner.search.trials import Measures
 from tpcal.plans.errors import GuardrailError
-from tpcal.plans.plan_records import Cuts, Plan
+from tpcal.plans.plan_records import FURTHER, OWN, Cuts, Plan
 
 N_SEARCHES = 5
 LAST_SHARE = 1 / 3
@@ -90,7 +90,7 @@ def cheapest(
         second = measured_again(found.studies[place], trial, finals)
         times = loss_limits.times(second.measured, second.flips, group_sizes(finals))
         if times <= 1:
-            return found.plan(place, second)
+            return found.plan(place, completed(second, means_of(trial)))
     raise _refusal(times, found.cost(-1), "on further samples ")
 
 
@@ -155,7 +155,12 @@ class PlansWithinLimits:
         plan = finished_plan(
             self.problem.at(self.cost(place)),
             cuts_of(trial),
-            {**self.facts, "study": study.study_name, "front": beside or None},
+            {
+                **self.facts,
+                "study": study.study_name,
+                "measured_on": OWN if means is None else FURTHER,
+                "front": beside or None,
+            },
             means_of(trial) if means is None else means,
         )
         return limited(plan, self.loss_limits)

@@ -216,6 +216,8 @@ def test_the_built_in_questions_are_for_the_built_in_model(
         assert result.exit_code == 2, (args, result.output)
         assert _is_one_error(result), result.stderr
         assert "hf download lmms-lab-encoder/LMMs-Eval-Lite" in result.stderr
+    folder = _tpcal("certify", "..", "--data", "embedded")
+    assert "must be written to a file, and .. is none; name one with --output" in folder.stderr
     few = ("--data", "embedded", "--samples", "2", "--max-new-tokens", "1")
     assert _tpcal("eval", "--plan", "silent.yaml", *few).exit_code == 0
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import tpcal
+from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample_digests import unpack
-from tpcal.plans.errors import FitError
+from tpcal.plans.errors import FitError, UsageError
+from tpcal.plans.plan_records import OWN
+from tpcal.plans.progress import silent
+from tpcal.workflow.session import PlanningSession
 
 SETTINGS = tpcal.PlanningSettings(n_trials=2)
+SMALL: dict[str, Any] = {
+    "data": tpcal.DataChoice(samples=14),
+    "settings": tpcal.CalibrationSettings(("grid",), keeps=(0.5, 0.0), layers=(0, 4)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +34,7 @@ def loaded() -> Loaded:
 
 @pytest.fixture
 def stored(tmp_path: Path, loaded: Loaded) -> tpcal.StoredProfile:
-    return tpcal.make_profile(
-        model=loaded,
-        data=tpcal.DataChoice(samples=14),
-        out=tmp_path,
-        settings=tpcal.CalibrationSettings(("grid",), keeps=(0.5, 0.0), layers=(0, 4)),
-    )
+    return tpcal.make_profile(model=loaded, out=tmp_path, **SMALL)
 
 
 def test_other_weights_of_the_same_structure_are_refused(
@@ -44,11 +48,47 @@ def test_other_weights_of_the_same_structure_are_refused(
     assert tpcal.find_plan(stored, 0.3, model=loaded, settings=SETTINGS).plan.loss.measured
 
 
-def test_the_same_weights_in_another_precision_are_not(
-    stored: tpcal.StoredProfile, loaded: Loaded
+def test_another_precision_than_the_profiles_is_refused_before_any_search(
+    stored: tpcal.StoredProfile,
 ) -> None:
-    half = replace(loaded, model=copy.deepcopy(loaded.model).to(torch.bfloat16))
-    assert tpcal.find_plan(stored, 0.3, model=half, settings=SETTINGS).plan.loss.measured
+    with pytest.raises(UsageError, match=r"--dtype must be float32, in which .* got bfloat16"):
+        tpcal.find_plan(stored, 0.3, model=ModelChoice(dtype="bfloat16"), settings=SETTINGS)
+
+
+def test_a_profile_of_another_precision_is_planned_in_that_one(tmp_path: Path) -> None:
+    half = ModelChoice(dtype="bfloat16")
+    stored = tpcal.make_profile(model=half, out=tmp_path, **SMALL)
+    found = tpcal.find_plan(stored, 0.3, settings=SETTINGS)
+    assert found.session.loaded.model.dtype == torch.bfloat16
+    assert found.plan.loss.measured
+
+
+def test_a_model_is_not_named_where_nothing_is_measured(stored: tpcal.StoredProfile) -> None:
+    settings = tpcal.PlanningSettings(measure=False)
+    for given in ({"model": "no/such"}, {"settings": replace(settings, data="no.csv")}):
+        with pytest.raises(UsageError, match="--model and --data are used only if plans are"):
+            tpcal.find_plan(stored, 0.3, **{"settings": settings, **given})
+
+
+def test_a_proof_leaves_out_the_samples_of_earlier_searches(
+    stored: tpcal.StoredProfile, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = PlanningSession(stored, ModelChoice.of(loaded), replace(SETTINGS, samples=28), silent)
+    few = PlanningSession(stored, ModelChoice.of(loaded), SETTINGS, silent)
+    drawn = many.samples[1].part(0, 14)  # of which the smaller search draws only some
+    assert len(many.drawn[0].sample_group) > len(few.drawn[0].sample_group)
+    monkeypatch.setattr(DataChoice, "load", lambda self, role: drawn)
+    with pytest.raises(UsageError, match="Samples must be new; got 14"):
+        few.unseen(None, 14)
+
+
+def test_small_data_says_that_it_has_no_further_samples(
+    stored: tpcal.StoredProfile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tpcal.calibrate.measure.n_of_finals", lambda n, n_rows: 0)
+    found = tpcal.find_plan(stored, 0.3, settings=SETTINGS)
+    assert found.plan.provenance["measured_on"] == OWN
+    assert "The data has no further samples for the best plans" in caplog.text
 
 
 def test_a_plan_names_the_samples_of_earlier_searches_too(

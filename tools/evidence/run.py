@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import subprocess
@@ -49,20 +50,22 @@ class Journal:
         return dict(json.loads(self.path.read_text())) if self.path.exists() else {}
 
     def holds(self, step: Step) -> bool:
-        """Whether the file of the step is there and was made by the same command."""
-        ran = self.steps().get(step.title)
-        if ran is None or step.makes is None or not step.makes.exists():
+        """Whether the file of the step is there and was made by the same command from the same
+        files."""
+        ran = self.steps().get(step.title, {"ended": False})
+        if step.makes is None or not step.makes.exists() or not ran.get("ended", True):
             return False
-        return bool(ran["command"] == shown(step) and ran.get("ended", True))
+        return made_from(step).items() <= ran.items()
 
     def add(self, step: Step, seconds: float, *, ended: bool) -> None:
         """Writes a step down. A step that was continued has the seconds of all its parts."""
         with self._writes:
             steps = self.steps()
             before = steps.get(step.title, {})
-            if before.get("command") == shown(step):
+            same = made_from(step)
+            if same.items() <= before.items():
                 seconds += before["seconds"]
-            ran = {"command": shown(step), "seconds": seconds}
+            ran = {**same, "seconds": seconds}
             write_json(self.path, {**steps, step.title: ran | ({} if ended else {"ended": False})})
 
 
@@ -175,6 +178,13 @@ def shown(step: Step) -> str:
     return shlex.join(("tpcal", *step.command))
 
 
+def made_from(step: Step) -> dict[str, Any]:
+    """The command of a step, and a digest of each file that it reads, by name."""
+    files = [path for path in step.reads if path.exists()]
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {"command": shown(step), "reads": digests}
+
+
 def summary(
     settings: Settings, profile: Profile, steps: list[Step], journal: Journal
 ) -> dict[str, Any]:
@@ -194,7 +204,11 @@ def summary(
             **{group: drop_all_curve(profile, group) for group in profile.groups},
         },
         "safe_depth": safe_depths(profile),
-        "steps": [{"title": step.title, **ended[step.title]} for step in steps],
+        "steps": [
+            {"title": step.title}
+            | {name: value for name, value in ended[step.title].items() if name != "reads"}
+            for step in steps
+        ],
     }
 
 

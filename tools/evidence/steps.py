@@ -75,6 +75,8 @@ class Step:
     """None of a calibration, which itself returns at once what it has finished."""
     accepted: tuple[int, ...] = (0,)
     """Exit codes with which the file is whole."""
+    reads: tuple[Path, ...] = ()
+    """Files of earlier steps; if one of them has changed, this step has to run anew."""
 
 
 def calibration(settings: Settings) -> Step:
@@ -111,23 +113,24 @@ def _answers(settings: Settings, budget: float, beside: list[str]) -> Step:
     options = (*settings.machine, *_number("--samples", settings.questions))
     files = ("--out", str(settings.work), "--output", str(made))
     command = ("eval", "--plan", str(plan), *beside, *controls, *options, *files)
-    return Step(f"answers at {budget:g}", command, made)
+    return Step(f"answers at {budget:g}", command, made, reads=(plan,))
 
 
 def _times(settings: Settings, budget: float, beside: list[str]) -> Step:
     plan, made = settings.plan(budget), settings.results / "bench.json"
     sizes = ("--batch-sizes", settings.batch_sizes)
     command = ("bench", "--plan", str(plan), *beside, *sizes, *settings.machine)
-    return Step("times", (*command, "--output", str(made)), made, accepted=(0, SLOWER))
+    return Step("times", (*command, "--output", str(made)), made, (0, SLOWER), reads=(plan,))
 
 
 def _report(settings: Settings, budget: float, folder: Path) -> Step:
-    plans = [str(settings.plan(b)) for b in settings.budgets]
-    measured = ("--evaluation", str(settings.answers(budget)))
-    times = ("--bench", str(settings.results / "bench.json"))
+    plans = [settings.plan(b) for b in settings.budgets]
+    answers, times = settings.answers(budget), settings.results / "bench.json"
     made = settings.work / "report.html"
-    options = (*measured, *times, *settings.machine, "--output", str(made))
-    return Step("report", ("report", str(folder), *plans, *options), made)
+    measured = ("--evaluation", str(answers), "--bench", str(times))
+    command = ("report", str(folder), *map(str, plans), *measured, *settings.machine)
+    reads = (*plans, answers, times)
+    return Step("report", (*command, "--output", str(made)), made, reads=reads)
 
 
 def _published(budget: float, profile: Profile, names: Sequence[str] = PUBLISHED) -> list[str]:

@@ -229,7 +229,11 @@ def test_several_gpus_are_untried(tmp_path: Path) -> None:
     [
         (None, "TRITON_ATTN", "takes the attention backend TRITON_ATTN"),
         ("TRITON_ATTN", "TRITON_ATTN", None),
-        ("FLASH_ATTN", "FLASH_ATTN", "No plan has run over the attention backend FLASH_ATTN"),
+        (
+            "FLASH_ATTN",
+            "FLASH_ATTN",
+            "over the attention backend TRITON_ATTN, not over FLASH_ATTN",
+        ),
     ],
 )
 def test_a_gpu_takes_the_attention_that_plans_ran_over_unless_told_otherwise(

@@ -20,6 +20,9 @@ def test_an_objective_has_its_share_of_the_worst_group(name, share) -> None:
 def test_an_unknown_objective_is_one_clear_line() -> None:
     with pytest.raises(UsageError, match="must be mean, mixed, worst; got median"):
         Objective(name="median")
+    texts = [Objective(name=name).text for name in ("mean", "worst", "mixed")]
+    assert texts[2] == f"25 % of {texts[1]}, the rest of {texts[0]}"
+    assert Objective({"a": 2.0}, "mean").text == f"{texts[0]}, weighed by group"
 
 
 def test_a_weight_counts_in_both_parts() -> None:

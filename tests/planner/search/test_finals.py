@@ -7,7 +7,7 @@ from searches import search
 from tpcal.planner.prediction.objective import MOST, Objective
 from tpcal.planner.search.finals import ROUNDS
 from tpcal.planner.search.trials import measure_all
-from tpcal.plans.plan_records import Cut
+from tpcal.plans.plan_records import FURTHER, OWN, Cut
 
 
 def means(world, cuts) -> dict[str, float]:
@@ -35,6 +35,38 @@ def test_finalists_are_measured_on_further_samples_and_the_plan_says_what_they_l
     for group, loss in means(further.world, found.plan.cuts).items():
         assert found.plan.loss.measured[group] == pytest.approx(loss, abs=1e-6)
         assert 0 < found.plan.loss.margin[group] < 0.2
+
+
+def test_a_group_without_further_samples_has_the_loss_of_the_search(
+    make_world, make_measurer
+) -> None:
+    world = make_world()
+    fewer = more_of(world, make_world, 5)
+    kept = fewer.sample_group != 0
+    fewer.sample, fewer.sample_group = fewer.sample[kept], fewer.sample_group[kept]
+    fewer.n_samples = int(kept.sum())
+    found = search(
+        world.profile(), 0.3, measurer=make_measurer(world), finals=make_measurer(fewer)
+    )
+    first, *others = world.groups
+    own, further = (
+        means(world, found.plan.cuts),
+        means(more_of(world, make_world, 5), found.plan.cuts),
+    )
+    stated = found.plan.loss.measured
+    assert list(stated) == list(world.groups)
+    assert stated[first] == pytest.approx(own[first], abs=1e-6)
+    assert [stated[g] for g in others] == pytest.approx([further[g] for g in others], abs=1e-6)
+    assert found.plan.provenance["measured_on"] == FURTHER
+
+
+def test_a_plan_says_if_its_loss_is_of_the_samples_that_chose_it(
+    make_world, make_measurer
+) -> None:
+    world = make_world()
+    found = search(world.profile(), 0.3, measurer=make_measurer(world), n_trials=4)
+    assert found.plan.provenance["measured_on"] == OWN
+    assert all(margin <= MOST for margin in found.plan.loss.margin.values())
 
 
 def test_the_winner_is_best_over_all_samples(make_world, make_measurer) -> None:

@@ -61,3 +61,6 @@ def test_the_front_needs_no_model_and_holds_what_searches_measured(
         points, made.plan.cost.layer_average_keep
     )
     assert any(p.cuts == made.plan.cuts for p in points)
+    least = front(Predictor(profile), open_storage(journal), max_cuts=1)
+    assert least
+    assert all(p.measured and len(p.cuts) <= 1 for p in least)

@@ -117,6 +117,19 @@ def test_another_command_is_run_again(settings: Settings, commands: Commands) ->
     assert commands.names() == ["calibrate", "eval", "eval"]
 
 
+def test_answers_and_times_of_another_plan_are_measured_anew(
+    settings: Settings, commands: Commands
+) -> None:
+    run(settings)
+    commands.given = []
+    settings.plan(0.22).write_text("another plan")
+    run(settings)
+    assert commands.names() == ["calibrate", "eval", "bench", "report"]
+    assert str(settings.plan(0.22)) in commands.given[1]
+    summary = json.loads((settings.results / "summary.json").read_text())
+    assert all(step.keys() == {"title", "command", "seconds"} for step in summary["steps"])
+
+
 def test_presets_that_cannot_be_as_cheap_are_left_out(settings: Settings) -> None:
     steps = list(further(settings, Path("p"), small_profile()))
     cheap, dear = (step.command for step in steps if step.title.startswith("answers"))
@@ -186,7 +199,7 @@ def test_a_step_has_the_seconds_of_all_its_parts_and_counts_only_when_it_ended(
     assert not journal.holds(step)
     journal.add(step, 2, ended=True)
     assert journal.holds(step)
-    assert journal.steps()["plan"] == {"command": "tpcal plan", "seconds": 42}
+    assert journal.steps()["plan"] == {"command": "tpcal plan", "reads": {}, "seconds": 42}
 
 
 def test_files_that_are_sent_name_no_folder_of_this_machine(
