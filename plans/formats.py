@@ -8,6 +8,16 @@ from typing import Any
 from tpcal.plans.input_sizes import InputSizes
 from tpcal.plans.plan_records import Certificate, Condition, Cut
 
+SCOPE_TEXTS = {
+    "image": "Every image of a prompt keeps its own share (scope image).",
+    "prompt": "All images of a prompt together keep a share (scope prompt).",
+}
+MERGE_TEXTS = {
+    "mean": "Tokens that leave are merged into the kept ones that are most alike (merge mean).",
+    "proportional": "Tokens that leave are merged into the kept ones that are most alike, which "
+    "attention counts as often as they stand for others (merge proportional).",
+}
+
 
 def count(n: int, what: str) -> str:
     """`1 cut`, `2 cuts`."""

@@ -13,7 +13,7 @@ from typing import Any
 from tpcal import __version__
 from tpcal.plans import hub
 from tpcal.plans.errors import excerpt
-from tpcal.plans.formats import exact_percent
+from tpcal.plans.formats import MERGE_TEXTS, SCOPE_TEXTS, exact_percent
 from tpcal.plans.model_aliases import ALIASES
 from tpcal.plans.plan_records import OWN, Certificate, Cost, Cut, Loss, Plan
 from tpcal.plans.yaml_files import dump_yaml
@@ -37,7 +37,7 @@ def card(plan: Plan, place: str) -> str:
         >>> "## Cuts" in card(tpcal.load_preset("fastv"), "org/fastv-plan")
         True
     """
-    parts = [_metadata(plan), *_opening(plan), *_usage(plan, place), *_cuts(plan.cuts)]
+    parts = [_metadata(plan), *_opening(plan), *_usage(plan, place), *_cuts(plan)]
     parts += _cost(plan.cost) if plan.cost else []
     parts += _loss(plan, plan.loss) if plan.loss else []
     parts += [*_certificate(plan.proven), *_origin(plan)]
@@ -68,7 +68,7 @@ def _opening(plan: Plan) -> Iterator[str]:
     revision = f", revision {_text(model.revision)}" if model and model.revision else ""
     yield (
         f"A plan of tpcal{made_for}{revision}{of}{depth}. It states before which decoder layers "
-        "visual tokens are dropped, how many remain, and which ones.\n"
+        "visual tokens leave, how many remain, and which ones.\n"
     )
     if plan.source:
         yield f"Source: {_text(plan.source)}\n"
@@ -84,13 +84,15 @@ def _usage(plan: Plan, place: str) -> Iterator[str]:
     )
 
 
-def _cuts(cuts: Sequence[Cut]) -> Iterator[str]:
+def _cuts(plan: Plan) -> Iterator[str]:
     rows = [
         (cut.layer, f"{cut.keep:.4g}", _text(cut.selector or "none"), _parameters(cut))
-        for cut in cuts
+        for cut in plan.cuts
     ]
     titles = ("before layer", "share of the visual tokens that remains", "selector", "parameters")
     yield f"## Cuts\n\n{_table(titles, rows)}\n"
+    texts = [SCOPE_TEXTS[plan.scope], *([MERGE_TEXTS[plan.merge]] if plan.merge else [])]
+    yield " ".join(texts) + "\n"
 
 
 def _parameters(cut: Cut) -> str:
@@ -100,6 +102,11 @@ def _parameters(cut: Cut) -> str:
             f"only if the text gives less than {cut.condition.text_to_visual_below:g} of its "
             "attention to the image"
         )
+        if cut.condition.visual_to_text_below is not None:
+            words.append(
+                f"and the image less than {cut.condition.visual_to_text_below:g} of its own to "
+                "the text"
+            )
     return _text(", ".join(words))
 
 

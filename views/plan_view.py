@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tpcal.plans.formats import (
+    MERGE_TEXTS,
+    SCOPE_TEXTS,
     arrows,
     binary,
     certificate_text,
@@ -32,16 +34,6 @@ from tpcal.views.tables import CUT, MAX_ROWS, QUIET, WORST, Right, bar, heading,
 if TYPE_CHECKING:
     from tpcal.plans.plan_records import Cost
 
-
-SCOPE_TEXTS = {
-    "image": "Every image of a prompt keeps its own share (scope image).",
-    "prompt": "All images of a prompt together keep a share (scope prompt).",
-}
-MERGE_TEXTS = {
-    "mean": "Tokens that leave are merged into the kept ones that are most alike (merge mean).",
-    "proportional": "Tokens that leave are merged into the kept ones that are most alike, which "
-    "attention counts as often as they stand for others (merge proportional).",
-}
 
 OWN_TEXT = "Measured on the samples that chose the plan, so the loss on others is likely larger."
 

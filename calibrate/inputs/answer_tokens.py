@@ -39,7 +39,9 @@ def generate_ids(
             **prompts, max_new_tokens=max_new_tokens, pad_token_id=pad_id(processor), **how
         )
     ends = _end_ids(model, processor)
-    rows = out[:, prompts["input_ids"].shape[1] :].tolist()
+    # Before the answer comes the prompt, unless it was given as embeddings.
+    n_prompt = prompts["input_ids"].shape[1] if "input_ids" in prompts else 0
+    rows = out[:, n_prompt:].tolist()
     return [_until(row, ends) for row in rows]
 
 

@@ -37,8 +37,8 @@ class Call:
     """
 
     __slots__ = (
-        *("copy", "handle", "has_cache", "inputs", "n_new", "outer", "rope_deltas", "run"),
-        "unpruned",
+        *("copy", "first_unpruned", "handle", "has_cache", "inputs", "n_new", "outer"),
+        *("rope_deltas", "run", "unpruned"),
     )
 
     def __init__(
@@ -53,6 +53,8 @@ class Call:
         self.inputs = inputs
         self.run = run
         self.unpruned = unpruned
+        self.first_unpruned: int | None = None
+        """Place of the first image of its sequences that was left unpruned; None if none was."""
         self.has_cache = False
         """Whether the decoder was given a cache."""
         self.copy: DynamicCopy | None = None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -55,6 +56,8 @@ def prompt_of(
     visual = family.visual_mask(model, ids, embeds)
     mask = inputs.get("attention_mask")
     drafted = n_drafts(inputs, visual.shape[1])
+    if drafted == visual.shape[1]:
+        return None
     prompt = read_prompt(visual, mask if _is_flat(mask) else None, n_drafts=drafted)
     if max(prompt.n_visual) == 0:
         if ids is None:
@@ -62,6 +65,18 @@ def prompt_of(
         return None
     prompt = with_grids(family, model, prompt, inputs).to(visual.device)
     return prompt if vision is None else replace(prompt, vision=vision.of(prompt, inputs))
+
+
+def first_visual(family: Family, model: PreTrainedModel, inputs: Mapping[str, Any]) -> int | None:
+    """Number of tokens of a pass before the first visual token of any row; None without images.
+
+    Arguments as `prompt_of`.
+    """
+    ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    if ids is None and embeds is None:
+        return None
+    columns = family.visual_mask(model, ids, embeds).any(0)
+    return int(columns.to(torch.uint8).argmax()) if columns.any() else None
 
 
 def _is_flat(mask: Any) -> bool:

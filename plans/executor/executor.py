@@ -20,7 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor import (
@@ -49,11 +49,11 @@ from tpcal.plans.executor.calls import (
     running,
 )
 from tpcal.plans.executor.cutting import prepare
-from tpcal.plans.executor.decoder_inputs import prompt_of, size
+from tpcal.plans.executor.decoder_inputs import first_visual, prompt_of, size
 from tpcal.plans.executor.hooks import LayerHooks, refuse_chunks, refuse_copies, refuse_training
 from tpcal.plans.executor.passes import DecoderParts, ForwardPass
 from tpcal.plans.executor.report import Report, without_images
-from tpcal.plans.executor.switches import Switch, mark_unpruned
+from tpcal.plans.executor.switches import Switch, first_unpruned, mark_unpruned
 from tpcal.plans.families import find
 from tpcal.plans.families.base import Family
 from tpcal.plans.images import encoded, vision_reader
@@ -196,10 +196,23 @@ class Executor:
         # Decode steps of equal rows run without layer hooks; everything else needs them.
         self._hooks.prepare(run, needed=length > 1 or masks or needs_mask(cache))
         call = Call(self, outer.inputs, run, unpruned=unpruned)
+        if unpruned:
+            call.first_unpruned = self._first_unpruned(cache, outer.inputs, length)
         call.has_cache = cache is not None
         call.n_new = n_rows if is_empty(cache) else 0
         call.copy = stand_in(cache, length, prunes=bool(run.cuts), kernel=self._kernel)
         return call
+
+    def _first_unpruned(
+        self, cache: Cache | None, inputs: Mapping[str, Any], length: int
+    ) -> int | None:
+        """Place of the first image in a sequence, after a pass that a switch leaves unpruned."""
+        known = first_unpruned(cache)
+        if known is not None or length == 1:
+            return known
+        found = first_visual(self._family, self._model, inputs)
+        n_before = 0 if cache is None else int(cache.get_seq_length())
+        return None if found is None else n_before + found
 
     def _known_kernel(self) -> str:
         """The text model's attention kernel; `set_attn_implementation` may have changed it."""
@@ -225,7 +238,7 @@ class Executor:
         elif call.n_new and not call.unpruned:
             report = without_images(self._cuts.values(), call.n_new)
         watched_calls.note(call, report)
-        mark_unpruned(output, call.unpruned)
+        mark_unpruned(output, call.first_unpruned)
         rope_deltas.note(call, output)
         labels.note(self, run.survivors, run.length)
         # Callers expect one state per token of the pass: labels and logits_to_keep count on it.
@@ -234,6 +247,8 @@ class Executor:
         if isinstance(output, tuple):
             return (run.full_length(output[0]), *output[1:]), report
         output.last_hidden_state = run.full_length(output.last_hidden_state)
+        if output.hidden_states:  # of which the last entry is the same, and the others are short
+            output.hidden_states = (*output.hidden_states[:-1], output.last_hidden_state)
         return output, report
 
     @compiled.outside

@@ -9,7 +9,7 @@ from tpcal.plans.executor import kernels
 from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import find, identity
 from tpcal.plans.images import vision_reader
-from tpcal.plans.plan_records import Plan
+from tpcal.plans.plan_records import ModelIdentity, Plan
 from tpcal.plans.plan_rules import UnknownSelector, is_sound, problems_at
 from tpcal.plans.selectors import create
 
@@ -40,6 +40,12 @@ def identity_problems(plan: Plan, model: PreTrainedModel) -> list[str]:
         mine = identity(model)
     except UsageError:
         return []  # `run_problems` reports this error
+    if plan.model == ModelIdentity(plan.model.n_layers) and plan.model.n_layers != mine.n_layers:
+        return [
+            f"model.n_layers must be {mine.n_layers}, as this model has; got "
+            f"{plan.model.n_layers}. Scale a preset: load_preset(name, "
+            f"n_layers={mine.n_layers}), or 'preset:NAME' as the plan's name."
+        ]
     problems = []
     for field in ("n_layers", "family", "architecture", "fingerprint"):
         made_for, got = getattr(plan.model, field), getattr(mine, field)

@@ -25,6 +25,7 @@ from tpcal.plans.executor.decoder_inputs import prompt_of
 from tpcal.plans.executor.fit import check
 from tpcal.plans.executor.handle import is_applied
 from tpcal.plans.executor.passes import DecoderParts, ForwardPass
+from tpcal.plans.executor.rope_deltas import twin_of
 from tpcal.plans.executor.wrappers import unwrapped
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.images import vision_reader
@@ -153,7 +154,8 @@ def _first_layer(model: PreTrainedModel, inputs: Mapping[str, Any]) -> _FirstLay
         family.layers(model)[0].register_forward_pre_hook(before_layer, with_kwargs=True),
     ]
     try:
-        family.base(model)(**inputs, use_cache=False)
+        # On a twin, as models with M-RoPE keep the offset of their last prompt on themselves.
+        twin_of(family.base(model))(**inputs, use_cache=False)
     except _Reached:
         pass
     finally:

@@ -71,7 +71,7 @@ def _computing(base: nn.Module, handle: object) -> Callable[..., Any]:
     @compiled.outside
     @wraps(method)
     def computed(*args: Any, **kwargs: Any) -> Any:
-        twin = _twin(base)
+        twin = twin_of(base)
         # A pass of embeddings without a cache has nothing else to go by than the last prompt.
         last = base.rope_deltas if kwargs.get("input_ids") is None else None
         twin.rope_deltas = _stored(compat.given_cache(kwargs), base, last)
@@ -91,7 +91,7 @@ def _preparing(model: nn.Module, base: nn.Module, handle: object) -> Callable[..
 
     @wraps(method)
     def prepared(inputs: Any, model_kwargs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        twin, part = _twin(model), _twin(base)
+        twin, part = twin_of(model), twin_of(base)
         twin._modules = {k: part if m is base else m for k, m in model._modules.items()}
         cache = compat.given_cache(model_kwargs)
         part.rope_deltas = _stored(cache, base, None)
@@ -106,7 +106,7 @@ def _preparing(model: nn.Module, base: nn.Module, handle: object) -> Callable[..
     return prepared
 
 
-def _twin(module: M) -> M:
+def twin_of(module: M) -> M:
     """An object with the same parts, whose own attributes can be set apart."""
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
+from tpcal.plans.images.views import warn_of_runs
 
 
 class Idefics3(Family):
@@ -33,6 +34,7 @@ class Idefics3(Family):
         The tokens around the tiles show where the tiles lie. A frame of a video is an image.
         """
         if inputs.get("input_ids") is None:
+            warn_of_runs()
             return super().grids(model, prompt, inputs)
         ids, visual = inputs["input_ids"].tolist(), prompt.visual.tolist()
         return tuple(_row_views(_runs(*row)) for row in zip(ids, visual, strict=True))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, run_lengths
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
+from tpcal.plans.images.views import warn_of_runs
 
 
 class Ovis2(Family):
@@ -27,6 +28,7 @@ class Ovis2(Family):
     ) -> tuple[tuple[ViewGrid, ...], ...]:
         """One view for the overview and one for every tile."""
         if inputs.get("input_ids") is None:
+            warn_of_runs()
             return super().grids(model, prompt, inputs)
         start, _, _, row_end, _ = model.config.visual_indicator_token_ids
         views = []

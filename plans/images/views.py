@@ -24,6 +24,15 @@ Size = tuple[int, int, int]
 Views = tuple[tuple[ViewGrid, ...], ...]
 
 
+def warn_of_runs() -> None:
+    """Logs that runs of visual tokens are taken for images."""
+    _LOG.warning(
+        "The sizes of the images are not known here, so every unbroken run of visual tokens "
+        "counts as one; selectors that look at places see a square or a line. Encode images "
+        "while the plan is applied, or pass their sizes with the features."
+    )
+
+
 class InOrder(Family):
     """Base of the families whose inputs give the views of all images and videos, in order."""
 
@@ -60,11 +69,7 @@ class InOrder(Family):
         self, model: PreTrainedModel, prompt: PromptTokens, inputs: Mapping[str, Any]
     ) -> Views:
         """The views of each row if the inputs do not give them."""
-        _LOG.warning(
-            "The sizes of the images are not known here, so every unbroken run of visual tokens "
-            "counts as one; selectors that look at places see a square or a line. Encode images "
-            "while the plan is applied, or pass their sizes with the features."
-        )
+        warn_of_runs()
         return super().grids(model, prompt, inputs)
 
 

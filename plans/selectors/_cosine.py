@@ -185,7 +185,8 @@ class Distances:
             yield from ((b, slice(None), 0, table) for b, table in enumerate(self._table))
         for b, (at, row) in enumerate(zip(self._places, self._rows, strict=False)):
             if isinstance(row, Tensor):
-                yield b, at, 0, row
+                if len(row):  # a row of text has no tokens
+                    yield b, at, 0, row
                 continue
             step = max(1, self.CHUNK // len(row.lengths))
             for start in range(0, len(row.lengths), step):

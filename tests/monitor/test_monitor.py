@@ -44,6 +44,17 @@ def serve(monitor, requests):
     return [monitor.generate(inputs, max_new_tokens=3, do_sample=False) for inputs in requests]
 
 
+def test_a_prompt_of_embeddings_is_compared_too(served, requests):
+    model = served[0]
+    embeds = model.get_input_embeddings()(requests[0]["input_ids"])
+    given = {**requests[0], "inputs_embeds": embeds}
+    del given["input_ids"]
+    with tpcal.apply(model, MILD) as handle, Monitor(*served, handle, WATCH) as monitor:
+        serve(monitor, [requests[0], given])
+    assert (monitor.state.n_compared, monitor.state.n_failed) == (2, 0)
+    assert monitor.state.n_changed == 0
+
+
 def test_answers_are_those_of_the_plan_and_a_mild_plan_raises_no_alarm(served, requests):
     with tpcal.apply(served[0], MILD) as handle, Monitor(*served, handle, WATCH) as monitor:
         wanted = [served[0].generate(**r, max_new_tokens=3, do_sample=False) for r in requests]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,15 @@ from tpcal.plans.errors import RunFailed, UsageError
 from tpcal.plans.plan_card import card
 from tpcal.plans.plan_file import dump_plan, load_preset
 from tpcal.plans.plan_names import PLAN
-from tpcal.plans.plan_records import Certificate, Cut, Loss, ModelIdentity, Plan
+from tpcal.plans.plan_records import (
+    OWN,
+    Certificate,
+    Condition,
+    Cut,
+    Loss,
+    ModelIdentity,
+    Plan,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_hub import FakeHub, serving
@@ -163,6 +172,19 @@ def test_a_card_says_what_the_plan_says() -> None:
     assert "| 2 | 0.5 | grid |" in text
     assert "| count | – | 0.1250 | 2.0% |" in text
     assert "20 of 700 answers changed" in text
+
+
+def test_a_card_says_how_tokens_leave_and_what_the_loss_was_measured_on() -> None:
+    condition = Condition(0.1, visual_to_text_below=0.2)
+    plan = Plan((Cut(4, 0.0, condition=condition),), merge="proportional", scope="image")
+    text = card(plan, "org/plan")
+    assert "merge proportional" in text
+    assert "Every image of a prompt keeps its own share" in text
+    assert "less than 0.1 of its attention to the image, and the image less than 0.2" in text
+    lost = replace(plan, loss=Loss(measured={"count": 0.1}))
+    assert "samples that did not choose the cuts" in card(lost, "org/plan")
+    own = replace(lost, provenance={"measured_on": OWN})
+    assert "samples that chose the cuts" in card(own, "org/plan")
 
 
 def test_no_name_formats_the_card() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, rows_alone, tiny_llava
 from reference import close, positions_of
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessor
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.handle import apply, kv_bytes
@@ -204,6 +204,45 @@ def test_drafts_of_an_assistant_model_change_no_token(model):
     with apply(model, PLAN):
         wanted = model.generate(**inputs, **STEPS)
         assert torch.equal(model.generate(**inputs, **STEPS, assistant_model=assistant), wanted)
+
+
+@pytest.mark.parametrize("how", ["crop", "reset"])
+def test_a_prompt_after_drafts_on_the_same_cache_is_read_to_its_end(model, how):
+    first, second = batch([prompt(3, 0, 2)]), batch([prompt(3, 0, 30)])
+    plan = Plan((Cut(2, 0.5, "attention"),))
+    with apply(model, plan) as handle:
+        model.generate(**second, **STEPS)
+        wanted = handle.last.cuts[0].kept
+        cache = DynamicCache(config=model.config)
+        model.generate(
+            **first, **STEPS, past_key_values=cache, assistant_model=tiny_llava(n_layers=2)
+        )
+        cache.reset() if how == "reset" else cache.crop(1 - cache.get_seq_length())
+        model.generate(**second, **STEPS, past_key_values=cache)
+        assert handle.last.cuts[0].kept == wanted
+
+
+class Says(LogitsProcessor):
+    """Makes a model say one word for ever."""
+
+    def __init__(self, word: int) -> None:
+        self.word = word
+
+    def __call__(self, input_ids, scores):
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([self.word]), 0)
+
+
+@pytest.mark.parametrize("n_drafts", [4, 60])
+def test_drafts_that_repeat_an_image_are_no_image(model, n_drafts):
+    inputs, word, reports = batch([prompt(3, 0, 4)]), 55, []
+    inputs["input_ids"][0, (inputs["input_ids"][0] == IMAGE).nonzero()[0, 0] - 1] = word
+    options = {"prompt_lookup_num_tokens": n_drafts, "logits_processor": [Says(word)]}
+    with apply(model, PLAN, on_report=reports.append) as handle:
+        model.generate(**inputs, **STEPS, **options)
+        drafted = handle.last.lengths
+        model.generate(**inputs, **STEPS)
+        assert len(reports) == 2  # one a request
+        assert drafted == handle.last.lengths
 
 
 def test_a_prompt_that_ends_with_an_image_is_refused(model):

@@ -10,6 +10,7 @@ from tpcal.plans.errors import FitError
 from tpcal.plans.executor.fit import check
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import identity
+from tpcal.plans.plan_file import load_preset
 from tpcal.plans.plan_records import Condition, Cut, ModelIdentity, Plan
 
 FIRST = [prompt(3, 0, 4), prompt(2, 0, 3, 0, 5, seed=1), prompt(7, seed=2)]
@@ -43,6 +44,13 @@ def test_all_problems_of_a_plan_are_named_at_once(model):
         apply(model, plan)
     assert list(error.value.problems) == problems
     assert error.value.exit_code == 5
+
+
+def test_a_preset_of_another_depth_is_to_be_scaled(model):
+    (problem,) = check(load_preset("divprune"), model)
+    assert "must be 8, as this model has; got 32" in problem
+    assert "load_preset(name, n_layers=8)" in problem
+    assert "Calibrate" not in problem
 
 
 def test_a_condition_before_the_decoder_does_not_fit(model):

@@ -41,6 +41,17 @@ def test_a_pass_of_another_length_may_follow_one_that_failed(model):
         assert torch.equal(model(**inputs).logits, wanted)
 
 
+def test_the_last_hidden_states_have_every_token(model):
+    inputs = batch(MIXED)
+    n_tokens = inputs["input_ids"].shape[1]
+    with apply(model, CONTENT):
+        out = model(**inputs, output_hidden_states=True)
+        last = model.model(**inputs).last_hidden_state
+    assert torch.equal(out.hidden_states[-1], last)
+    lengths = [states.shape[1] for states in out.hidden_states]
+    assert lengths[0] == lengths[-1] == n_tokens > min(lengths)  # between, of what is left
+
+
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": pickle.dumps,

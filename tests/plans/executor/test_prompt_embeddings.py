@@ -34,6 +34,17 @@ def _of_engine(model: PreTrainedModel, prompt: PrunedPrompt) -> Tensor:
     return family.logits(model, states[0, -1])
 
 
+def test_the_model_keeps_the_position_offset_of_its_last_prompt() -> None:
+    case = tiny.case("qwen2_5_vl", "sdpa")
+    base = find(case.model).base(case.model)
+    case.model(**case.rows[0])
+    before = base.rope_deltas.clone()
+    pruned_prompt(case.model, _plan("grid"), case.rows[1])
+    assert torch.equal(base.rope_deltas, before)
+    case.model(**case.rows[1])
+    assert not torch.equal(base.rope_deltas, before)  # the prompts differ
+
+
 @pytest.mark.parametrize(
     ("name", "selector", "scope"),
     [

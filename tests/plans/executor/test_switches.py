@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 import pytest
 import tiny
 import torch
 from models import batch, prompt, tiny_llava
-from reference import positions_of
+from reference import close, positions_of
 from releases import skip_elsewhere
 from transformers import DynamicCache
 
@@ -174,6 +175,55 @@ def test_a_text_before_the_image_leaves_the_choice_open(model):
     with apply(model, CONTENT) as handle:
         assert torch.equal(say(handle.bypassed), unpruned)
         assert not torch.equal(say(apply_nothing), unpruned)
+
+
+def test_a_text_that_was_read_while_the_plan_was_off_leaves_the_choice_open(model):
+    def say(first, second):
+        talk = Talk(model)
+        with first():
+            talk.say(THIRD)
+        talk.cache = copy.deepcopy(talk.cache)
+        with second():
+            return talk.say(FIRST)
+
+    with apply(model, CONTENT) as handle:
+        pruned = say(apply_nothing, apply_nothing)
+        assert torch.equal(say(handle.bypassed, apply_nothing), pruned)
+        assert not torch.equal(say(handle.bypassed, handle.bypassed), pruned)
+
+
+def test_a_cache_whose_unpruned_image_was_cropped_away_begins_anew(model):
+    inputs, later = batch([prompt(9, 0, 4)]), batch([prompt(9, 0, 4, seed=1)])
+    later["input_ids"][0, :9] = inputs["input_ids"][0, :9]
+    with apply(model, CONTENT) as handle:
+        wanted = model(**later).logits
+        with handle.bypassed():
+            cache = model(**inputs, use_cache=True).past_key_values
+        inside = copy.deepcopy(cache)
+        cache.crop(5 - cache.get_seq_length())
+        rest = {**later, "input_ids": later["input_ids"][:, 5:], "attention_mask": None}
+        logits = model(**rest, past_key_values=cache).logits
+        assert (logits - wanted[:, 5:]).abs().max() <= close(model, later)
+        assert holds_dropped(cache)
+        inside.crop(10 - inside.get_seq_length())  # one token of the image is left
+        model(input_ids=later["input_ids"][:, -4:], past_key_values=inside)
+        assert not holds_dropped(inside)
+
+
+def test_a_generator_may_leave_a_bypass_in_another_context(model):
+    inputs = batch([prompt(3, 0, 4)])
+
+    def stream(handle):
+        with handle.bypassed():
+            yield model(**inputs).logits
+        yield model(**inputs).logits
+
+    unpruned = model(**inputs).logits
+    with apply(model, CONTENT) as handle:
+        pieces = stream(handle)
+        assert torch.equal(copy_context().run(next, pieces), unpruned)
+        assert not torch.equal(copy_context().run(next, pieces), unpruned)
+        assert not torch.equal(model(**inputs).logits, unpruned)
 
 
 def test_a_prompt_that_a_plan_refuses_is_served_while_it_is_off(model):

@@ -144,6 +144,18 @@ def test_patches_of_a_tile_are_named_by_their_place_in_the_image():
     assert patches[13].box == pytest.approx((0.5 + 1 / 6, 1 / 3, 0.5 + 2 / 6, 2 / 3))
 
 
+@pytest.mark.parametrize("name", ["idefics3", "ovis2"])
+def test_without_ids_runs_are_images_and_a_warning_says_so(name, caplog):
+    tiny = case(name, "eager")
+    family, row = find(tiny.model), tiny.rows[1]
+    visual = family.visual_mask(tiny.model, row["input_ids"], None)
+    embeds = tiny.model.get_input_embeddings()(row["input_ids"])
+    prompt = read_prompt(visual, None)
+    (grids,) = family.grids(tiny.model, prompt, {"inputs_embeds": embeds})
+    assert len(grids) == int((visual[0, 1:] & ~visual[0, :-1]).sum())  # where runs begin
+    assert "every unbroken run of visual tokens counts as one" in caplog.text
+
+
 def test_frames_of_a_video_are_images():
     tiny = case("smolvlm", "eager")
     (grids,) = grids_of(tiny.model, tiny.videos[1])

@@ -114,6 +114,18 @@ def test_asked_for_piece_by_piece_they_are_the_same(dtype, monkeypatch):
     assert torch.allclose(pieces.total()[valid], whole.total()[valid], rtol=0, atol=90 * 2.0**-16)
 
 
+@pytest.mark.parametrize("whole", [4096, 8])
+def test_a_row_of_text_beside_a_long_one_has_no_tokens(whole, monkeypatch):
+    monkeypatch.setattr(Distances, "WHOLE", whole)
+    x, valid = torch.randn(2, 9, 4), torch.tensor([[True] * 9, [False] * 9])
+    both, alone = Distances(x, valid), Distances(x[:1], valid[:1])
+    assert torch.equal(both.nearest(valid)[0], alone.nearest(valid[:1])[0])
+    assert torch.equal(both.total()[0], alone.total()[0])
+    weight = valid.double()
+    assert torch.equal(both.closeness(weight)[0], alone.closeness(weight[:1])[0])
+    assert torch.isinf(both.nearest(valid)[1]).all()
+
+
 def test_the_nearest_other_token_is_another_one():
     x = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
     pairs = Distances(x, torch.ones(1, 3, dtype=torch.bool))
