@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tpcal.integrations.vllm.ranks import ALONE, Ranks
 from tpcal.integrations.vllm.stages import Span
-from tpcal.plans.executor.attention_reader import Capture, Request, read
+from tpcal.plans.executor.attention_reader import Capture, Request, Softmax, read
+from tpcal.plans.executor.masks import FlashOrder
 from tpcal.plans.selectors.base import Tokens
 
 
@@ -46,6 +47,10 @@ class AttentionShape:
     n_kv_heads: int
     scaling: float
     softcap: float | None = None
+    sinks: Tensor | None = None
+    """[H] as in `Softmax`."""
+    window: int | None = None
+    """Number of positions that a query sees, its own included; None if it sees all."""
 
     def keys(self, rows: Tensor) -> Tensor:
         """[m, Hkv d] the keys in what was read of m tokens."""
@@ -60,7 +65,10 @@ class AttentionShape:
         """
         heads = rows.unflatten(1, (self.n_heads + self.n_kv_heads, -1)).transpose(0, 1)[None]
         query, key = heads.split((self.n_heads, self.n_kv_heads), dim=1)
-        return read(query, key, None, self.scaling, request, self.softcap)
+        # The window counts rows, which have no gaps where it matters: a layer after a cut has no
+        # window that a request outgrows.
+        softmax = Softmax(self.scaling, self.softcap, self.sinks)
+        return read(query, key, FlashOrder(None, self.window), softmax, request)
 
 
 class QuestionReader:

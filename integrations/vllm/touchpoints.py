@@ -394,9 +394,14 @@ def attention_module(runner: Any, layer: int) -> torch.nn.Module:
 
 def attention_shape(module: Any) -> AttentionShape:
     """How an attention module of vLLM computes its scores."""
-    softcap = getattr(module.impl, "logits_soft_cap", None)
+    impl = module.impl
     return AttentionShape(
-        module.num_heads, module.num_kv_heads, float(module.impl.scale), softcap or None
+        module.num_heads,
+        module.num_kv_heads,
+        float(impl.scale),
+        getattr(impl, "logits_soft_cap", None) or None,
+        getattr(impl, "sinks", None),
+        getattr(module, "sliding_window", None),
     )
 
 

@@ -9,19 +9,22 @@ kernel the model would have called. No attention matrix is ever built.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, cached_property, partial
 from threading import local
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache
 
 from tpcal.plans.executor.kernels import is_flash, kernel_of
 from tpcal.plans.executor.masks import FlashOrder, Mask, last_row, mask_rows
+
+_LOG = logging.getLogger(__name__)
 
 NAME = "tpcal_probe"
 ATTENDED = "tpcal_attended"
@@ -57,7 +60,7 @@ class Capture:
     logits: Tensor
     """[B, H, m] scores of the last query for the new tokens, before the softmax."""
     lse: Tensor
-    """[B, H] logsumexp over all keys it sees."""
+    """[B, H] logsumexp over all keys it sees, and over the sink if there is one."""
     keys: Tensor
     """[B, Hkv, m, d] keys of the new tokens, after rotary embedding."""
     text_attention: Tensor | None = None
@@ -66,6 +69,32 @@ class Capture:
     """[B] mass from text to visual tokens, mean over queries and heads; nan without either."""
     visual_to_text: Tensor | None = None
     """[B] mass from visual to text tokens, likewise; zero if it was not wanted."""
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """How an attention module makes weights of the products of queries and keys."""
+
+    scaling: float
+    """Factor of the products, usually 1/sqrt(d)."""
+    softcap: float | None = None
+    """Bound c of the scores s, which become c tanh(s / c) (Gemma 2)."""
+    sinks: Tensor | None = None
+    """[H] score of each head's sink, which takes part in every softmax without being a key
+    (GPT-OSS). The weights of the keys then sum to less than one."""
+
+    def lse(self, scores: Tensor) -> Tensor:
+        """[B, H, R] logsumexp of scores [B, H, R, K] and the sink."""
+        found = scores.logsumexp(dim=-1)
+        if self.sinks is None:
+            return found
+        return torch.logaddexp(found, self.sinks.to(scores)[:, None])
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """[B, H, R, K] weights of scores; no entry for the sink."""
+        if self.sinks is None:
+            return scores.softmax(dim=-1)
+        return (scores - self.lse(scores)[..., None]).exp()
 
 
 class _Thread(local):
@@ -93,6 +122,15 @@ class AttentionReader:
         """Name of the model's own kernel."""
         return self.twin.config._attn_implementation  # type: ignore[union-attr, return-value]
 
+    @cached_property
+    def window(self) -> int | None:
+        """Number of positions that a query can see at most, its own included; None if all."""
+        # A cache is made with the window of each layer, whatever the config calls it.
+        layers = DynamicCache(config=self.twin.config).layers
+        at = getattr(self.twin, "layer_idx", None)
+        known = at is not None and at < len(layers)
+        return getattr(layers[at], "sliding_window", None) if known else None
+
     def ask(self, request: Request) -> None:
         """Makes the reader read this thread's next call of the module."""
         self._thread.request = request
@@ -103,13 +141,12 @@ class AttentionReader:
         query: Tensor,
         key: Tensor,
         mask: Mask,
-        scaling: float,
-        softcap: float | None,
+        softmax: Softmax,
     ) -> None:
         """Reads one call of the module if this thread asked for it."""
         mine = self._thread
         if mine.request is not None:
-            mine.capture = read(query, key, mask, scaling, mine.request, softcap)
+            mine.capture = read(query, key, mask, softmax, mine.request)
             mine.request = None
 
     def take(self) -> Capture | None:
@@ -117,6 +154,26 @@ class AttentionReader:
         mine = self._thread
         capture, mine.capture, mine.request = mine.capture, None, None
         return capture
+
+
+@cache
+def warn_out_of_sight(layer: int, window: int) -> None:
+    """Logs, once for a layer of a process, that its attention is read without seeing all images.
+
+    Args:
+        layer: The layer that is read.
+        window: Number of positions that its queries see.
+    """
+    _LOG.warning(
+        "The cut before layer %d reads the attention of layer %d, whose window is %d positions, "
+        "and a prompt ends at least that far behind its first visual token. Visual tokens out of "
+        "the window have no attention there: they leave first, and if none is inside, the first "
+        "of them stay, whatever they show. Move the cut behind a layer without a window "
+        "(layer_types in the model's config), or choose a selector that reads no attention.",
+        layer + 1,
+        layer,
+        window,
+    )
 
 
 @contextmanager
@@ -174,7 +231,8 @@ def probe_attention(
         causal = kwargs.get("is_causal")
         causal = probe.twin.is_causal if causal is None else causal
         mask = FlashOrder(mask, kwargs.get("sliding_window"), bool(causal))
-    probe.attend(query, key, mask, scaling, kwargs.get("softcap"))
+    softmax = Softmax(scaling, kwargs.get("softcap"), kwargs.get("s_aux"))
+    probe.attend(query, key, mask, softmax)
     return attended(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
@@ -212,9 +270,8 @@ def read(
     query: Tensor,
     key: Tensor,
     mask: Mask,
-    scaling: float,
+    softmax: Softmax,
     request: Request,
-    softcap: float | None = None,
 ) -> Capture:
     """Scores and masses of one attention call.
 
@@ -223,26 +280,29 @@ def read(
         key: [B, Hkv, K, d], the new tokens last.
         mask: [1 or B, 1, m, K] bool or additive, or the mask of a flash or flex kernel; None means
             causal.
-        scaling: Factor of the products, usually 1/sqrt(d).
+        softmax: How the module makes weights of products.
         request: What is wanted.
-        softcap: Bound c of the scores s, which become c tanh(s / c) (Gemma 2).
     """
     # A selector needs the scores of one query, so one row of the m x K matrix is computed. The
     # logsumexp over all keys turns these logits into the softmax weights of the real kernel:
     # weight = exp(logit - lse).
     n_new, request = query.shape[2], request.to(query.device)
-    rows = partial(score_rows, query, key, mask, scaling, softcap=softcap)
+    rows = partial(score_rows, query, key, mask, softmax.scaling, softcap=softmax.softcap)
     last = None if request.last is None else request.last[:, None]
-    logits = rows(last)[:, :, 0]  # [B, H, K]
-    read_last = logits[..., -n_new:], logits.logsumexp(dim=-1), key[:, :, -n_new:]
+    scores = rows(last)  # [B, H, 1, K]
+    read_last = scores[:, :, 0, -n_new:], softmax.lse(scores)[:, :, 0], key[:, :, -n_new:]
     if request.text is None or request.visual is None:
         return Capture(*read_last)
     # Conditions need sums of softmax weights: of text queries on visual keys, and the other way.
-    looks = _weights(rows, query, key, request.text, request.visual)
+
+    def weights(columns: Tensor) -> Tensor:
+        return softmax.weights(rows(columns)).mean(dim=1)
+
+    looks = _weights(weights, query, key, request.text, request.visual)
     t2v = _mass(looks, request.text[1], request.visual[1])
     v2t = torch.zeros_like(t2v)
     if request.visual_queries:
-        back = _weights(rows, query, key, request.visual, request.text)
+        back = _weights(weights, query, key, request.visual, request.text)
         v2t = _mass(back, request.visual[1], request.text[1])
     return Capture(*read_last, looks, t2v, v2t)
 
@@ -296,7 +356,7 @@ def _moved(
 
 
 def _weights(
-    rows: Callable[[Tensor], Tensor],
+    weights: Callable[[Tensor], Tensor],
     query: Tensor,
     key: Tensor,
     sources: tuple[Tensor, Tensor],
@@ -315,8 +375,8 @@ def _weights(
     step = max(1, CHUNK // (n_rows * n_heads * n_keys))
     for start in range(0, columns.shape[1], step):
         asked = columns[:, start : start + step]
-        weights = rows(asked).softmax(dim=-1).mean(dim=1)
-        result[:, start : start + step] = weights.gather(2, at.expand(-1, asked.shape[1], -1))
+        found = weights(asked).gather(2, at.expand(-1, asked.shape[1], -1))
+        result[:, start : start + step] = found
     return result.masked_fill(~known, 0)
 
 
@@ -330,7 +390,7 @@ def _mass(weights: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
 
     Source:
         ToDRE (arXiv 2505.18757v2), the two ratios of stage 2. Their denominators are the numbers
-        of query tokens, because each softmax row sums to one.
+        of query tokens, because each softmax row sums to one, a sink's share included.
     """
     empty = (sources.sum(dim=1) == 0) | (targets.sum(dim=1) == 0)
     return (weights.sum(dim=(1, 2)) / sources.sum(dim=1)).masked_fill(empty, torch.nan)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tpcal.plans.executor import compat, gather, merging
-from tpcal.plans.executor.attention_reader import AttentionReader, Capture
+from tpcal.plans.executor.attention_reader import AttentionReader, Capture, warn_out_of_sight
 from tpcal.plans.executor.cache import cache_layer
 from tpcal.plans.executor.choice_sets import Apart, ChoiceSets
 from tpcal.plans.executor.cutting import PreparedCut, attention_request, condition_met
@@ -250,7 +250,10 @@ class ForwardPass:
         both = condition is not None and condition.visual_to_text_below is not None
         text = condition is not None or "text_scores" in after.needs
         wanted = attention_request(self._prompt, self.survivors, text=text, visual_queries=both)
-        self._probes[layer].ask(wanted)
+        probe = self._probes[layer]
+        probe.ask(wanted)
+        if probe.window is not None and max(self._prompt.n_behind) >= probe.window:
+            warn_out_of_sight(layer, probe.window)
 
     def _cut_there(self, prepared: PreparedCut, hidden: Tensor) -> Tensor:
         """As `_cut`, on the device of the states; the survivors come back to the masks."""

@@ -84,6 +84,9 @@ class PromptTokens:
     """Number of ``text`` tokens of each row."""
     ends_last: bool
     """The last token of every row is the last one of its prompt: no draft, answer or padding."""
+    n_behind: tuple[int, ...]
+    """How many places the last prompt token of each row stands behind its first visual token; 0
+    without visual tokens."""
     text_before_visual: bool
     """A ``text`` token stands before a visual one, so that visual tokens can attend to text."""
     vision: Tensor | None = None
@@ -171,6 +174,7 @@ def read_prompt(
         n_visual=n_visual,
         n_real=n_real,
         n_text=n_text,
+        n_behind=tuple(np.where(seen.any(1), last - seen.argmax(1), 0).tolist()),
         ends_last=bool(is_last[:, -1:].all()),
         text_before_visual=bool(after_text.any()),
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from tpcal.integrations.vllm.image_tokens import ImageColumns, tokens_of
-from tpcal.integrations.vllm.question import PromptColumns, QuestionReader
+from tpcal.integrations.vllm.question import AttentionShape, PromptColumns, QuestionReader
 from tpcal.integrations.vllm.stages import Span
+from tpcal.plans.executor.attention_reader import Request
 from tpcal.plans.selectors._counts import read_counts
 
 
@@ -31,3 +33,21 @@ def test_the_counts_on_the_host_are_those_of_the_tensors() -> None:
     read = read_counts(found.valid, found.image, found.text_valid, torch.tensor([2, 2]))
     assert found.counts == replace(read, filler_right=True)
     assert found.counts.n_text == (3, 2)
+
+
+@pytest.mark.parametrize("window", [None, 3, 9])
+@pytest.mark.parametrize("sinks", [None, torch.tensor([2.0, -1.0])])
+def test_the_weights_are_those_of_a_softmax(
+    window: int | None, sinks: torch.Tensor | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 7, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    rows = torch.cat((query.transpose(0, 1).flatten(1), key), dim=1)
+    shape = AttentionShape(2, 1, 0.5, sinks=sinks, window=window)
+    read = shape.capture(rows, Request(torch.tensor([6])))
+    scores = query[:, -1] @ key.T * 0.5  # [H, n]
+    if window is not None:
+        scores[:, : max(0, 7 - window)] = -torch.inf
+    added = torch.full((2, 1), -torch.inf) if sinks is None else sinks[:, None]
+    wanted = torch.cat((scores, added), dim=1).softmax(dim=1)[:, :-1]
+    torch.testing.assert_close((read.logits - read.lse[..., None]).exp()[0], wanted)

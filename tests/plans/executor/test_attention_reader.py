@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
+import tiny
 import torch
 from models import IMAGE, N_IMAGE, SIDE, batch, prompt, tiny_llava
 from reference import positions_of
+from transformers import GptOssConfig, InternVLConfig, InternVLForConditionalGeneration
 
+from tpcal.calibrate.tape import Tape
+from tpcal.plans.executor.attention_reader import warn_out_of_sight
 from tpcal.plans.executor.handle import apply
 from tpcal.plans.families import find
 from tpcal.plans.plan_records import Cut, Plan
@@ -85,6 +91,71 @@ def test_text_attention_is_that_of_the_attention_matrix(attn, side, chunk, seen,
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
     filler = ~(tokens.text_valid[:, :, None] & tokens.valid[:, None])
     assert (tokens.text_attention[filler] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def with_sinks():
+    """InternVL with a decoder of GPT-OSS, whose heads have unlike sinks, and a prompt."""
+    case = tiny.case("internvl", "eager")
+    given = case.model.config
+    text = GptOssConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=given.text_config.vocab_size,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        initializer_range=0.15,
+    )
+    config = InternVLConfig(
+        vision_config=given.vision_config,
+        text_config=text,
+        image_token_id=given.image_token_id,
+        image_seq_length=given.image_seq_length,
+    )
+    torch.manual_seed(0)
+    model = InternVLForConditionalGeneration._from_config(config, attn_implementation="eager")
+    for layer in model.model.language_model.layers:
+        layer.self_attn.sinks.data = torch.tensor([6.0, -6.0, 0.0, 3.0])
+    return model.eval(), case.rows[0]
+
+
+def test_sinks_of_heads_take_their_share(with_sinks, seen):
+    model, inputs = with_sinks
+    with torch.no_grad():
+        weights = model(**inputs, output_attentions=True).attentions[2][0]  # [H, S, S]
+        with apply(model, Plan((Cut(3, 0.5, "attention"),))):
+            model(**inputs)
+        tape = Tape.record(model, inputs)
+    visual = inputs["input_ids"][0] == model.config.image_token_id
+    tokens = seen[0][0]
+    got = (tokens.logits - tokens.lse[..., None]).exp()[0]
+    torch.testing.assert_close(got, weights[:, -1][:, visual], atol=1e-6, rtol=1e-4)
+    text = ~visual & (visual.cumsum(0) > 0)
+    to_visual, _ = tape.attention_mass(2)
+    wanted = weights[:, text][:, :, visual].sum(-1).mean()
+    torch.testing.assert_close(to_visual[0], wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_a_window_that_hides_the_image_is_warned_of_once(caplog):
+    warn_out_of_sight.cache_clear()
+
+    def warned(cut, name="gemma3"):
+        caplog.clear()
+        case = tiny.case(name, "sdpa")
+        with torch.no_grad(), apply(case.model, Plan((cut,))):
+            case.model(**case.extended(case.rows[0], torch.full((1, 40), 50)))
+        return [record.getMessage() for record in caplog.records]
+
+    with caplog.at_level(logging.WARNING, "tpcal.plans.executor.attention_reader"):
+        local, full = Cut(2, 0.5, "attention"), Cut(3, 0.5, "attention")
+        assert warned(full) == warned(Cut(2, 0.5, "grid")) == warned(local, "gemma3_wide") == []
+        (message,) = warned(local)
+        assert "attention of layer 1, whose window is 24 positions" in message
+        assert warned(local) == []
 
 
 def test_text_attention_after_a_first_cut_is_that_on_the_tokens_left(seen):

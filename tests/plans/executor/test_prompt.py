@@ -23,12 +23,14 @@ def test_the_example_of_the_module_is_what_is_read():
     assert read.text.tolist() == [[False] * 5 + [True] * 2]
     assert (read.n_visual, read.n_real, read.n_query_text) == ((3,), (6,), 2)
     assert read.last.tolist() == [6]
+    assert read.n_behind == (4,)
     assert not read.text_before_visual
 
 
 def test_an_answer_after_the_prompt_is_not_asked():
     read = read_prompt(VISUAL, PADDED, torch.tensor([5]))
     assert read.last.tolist() == [5]
+    assert read.n_behind == (3,)
     assert read.text.tolist() == [[False] * 5 + [True, False]]
 
 
@@ -50,6 +52,7 @@ def test_a_prompt_with_an_image_that_ends_without_text_is_refused(length):
 def test_the_table_has_a_row_for_every_rank():
     grid = ViewGrid(torch.tensor([0, 0, 0]), torch.arange(3), n_rows=1, n_cols=3, n_extra_cols=1)
     both = read_prompt(torch.cat([VISUAL, torch.zeros_like(VISUAL)]), None)
+    assert both.n_behind == (4, 0)
     table = grid_table(replace(both, grids=((grid,), ())))
     assert table[0].tolist() == [[0, 0, 0, 1, 3, 1], [0, 0, 1, 1, 3, 1], [0, 0, 2, 1, 3, 0]]
     assert table[1].tolist() == [[-1] * 6] * 3
