@@ -26,6 +26,7 @@ class DecoderShape:
     n_layers: int
     hidden: int
     ffn: int
+    """Width of the FFN that a token passes; with experts, of all that it visits."""
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -98,6 +99,9 @@ def prefill_flops(shape: DecoderShape, n_tokens: Sequence[int]) -> float:
 
 def kv_bytes(shape: DecoderShape, n_tokens: Sequence[int]) -> int:
     """Bytes of K and V of one sequence.
+
+    This is an upper bound where tokens left before a layer with a sliding window: the window
+    counts positions, so those that left make no room for older tokens.
 
     Args:
         shape: Widths of the decoder.

@@ -199,7 +199,7 @@ class Family:
         return DecoderShape(
             n_layers=len(self.layers(model)),
             hidden=text.hidden_size,
-            ffn=text.intermediate_size,
+            ffn=self.ffn(text),
             n_heads=n_heads,
             n_kv_heads=_of_layer_0(text, "num_key_value_heads") or n_heads,
             head_dim=_of_layer_0(text, "head_dim") or text.hidden_size // n_heads,
@@ -207,6 +207,26 @@ class Family:
             dtype_bytes=next(model.parameters()).element_size(),
             kv_limits=self._kv_limits(model, text),
         )
+
+    def ffn(self, text: Any) -> int:
+        """Width of the FFN that a token passes in a layer: with experts, that of all it visits.
+
+        Experts that every token visits are included. If only some layers have experts, all are
+        counted as if they had.
+
+        Args:
+            text: The decoder's config.
+        """
+
+        def first(*names: str) -> int:
+            return next((found for name in names if (found := getattr(text, name, None))), 0)
+
+        visited = first("num_experts_per_tok")
+        if not visited or not first("num_experts", "num_local_experts", "n_routed_experts"):
+            return int(text.intermediate_size)
+        visited += first("n_shared_experts", "num_shared_experts")
+        beside = first("shared_expert_intermediate_size", "shared_intermediate_size")
+        return visited * first("moe_intermediate_size", "intermediate_size") + beside
 
     def _kv_limits(self, model: PreTrainedModel, text: Any) -> tuple[int | None, ...]:
         """Largest number of tokens in each layer of a cache; None if it is unlimited."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
-from transformers import PreTrainedModel
-
-from tpcal.plans.cost import DecoderShape
 from tpcal.plans.images.views import AnySize
 
 
@@ -25,12 +22,10 @@ class Ernie45VL(AnySize):
         "Ernie4_5_VL_MoeForConditionalGeneration",
     )
 
-    def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; FLOPs are counted for the experts that process a visual token."""
-        text = model.config.get_text_config(decoder=True)
+    def ffn(self, text: Any) -> int:
+        """Width of the experts that a visual token visits."""
         of_text, of_images = text.moe_intermediate_size
-        ffn = text.moe_k * of_images + text.moe_num_shared_experts * of_text
-        return replace(super().shape(model), ffn=ffn)
+        return int(text.moe_k * of_images + text.moe_num_shared_experts * of_text)
 
 
 FAMILY = Ernie45VL()

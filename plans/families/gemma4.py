@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.cost import DecoderShape
 from tpcal.plans.families.base import Family, softcapped
 from tpcal.plans.images import encoded
 from tpcal.plans.images.views import IMAGE, VIDEO, AnySize, Size
@@ -28,6 +26,11 @@ class Gemma4(AnySize):
     These layers read the keys of the last earlier layer of the same kind, with the tokens that
     this layer held. A cut among them would save no bytes, and `generate` runs them for the last
     token only.
+
+    Costs count all layers alike, with the widths of a layer with a sliding window and keys of its
+    own. Layers with full attention have wider heads, and in large models fewer of them; layers
+    that share keys compute none, and their FFN may be twice as wide. FLOPs are inexact for that
+    reason, and bytes are too low unless the full layers have fewer heads.
     """
 
     name = "gemma4"
@@ -90,17 +93,11 @@ class Gemma4(AnySize):
 
         encoded.exchange(base, "get_video_features", sized, undo)
 
-    def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of a sliding layer; FLOPs are counted for a token's experts and the dense FFN.
-
-        All layers are counted alike, although full layers have wider heads and layers that share
-        keys have neither keys nor values. The computed FLOPs and bytes of the small models are
-        therefore too high.
-        """
-        shape, text = super().shape(model), model.config.get_text_config()
+    def ffn(self, text: Any) -> int:
+        """Width of the dense FFN and of the experts that a token visits."""
         if not text.enable_moe_block:
-            return shape
-        return replace(shape, ffn=shape.ffn + text.top_k_experts * text.moe_intermediate_size)
+            return int(text.intermediate_size)
+        return int(text.intermediate_size + text.top_k_experts * text.moe_intermediate_size)
 
 
 FAMILY = Gemma4()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from transformers import PreTrainedModel
-
-from tpcal.plans.cost import DecoderShape
 from tpcal.plans.images.views import AnySize
 
 
@@ -24,14 +19,6 @@ class Glm4v(AnySize):
         "Glm46VForConditionalGeneration",
         "GlmOcrForConditionalGeneration",
     )
-
-    def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; FLOPs count a token's experts, not the dense layers."""
-        shape, text = super().shape(model), model.config.get_text_config(decoder=True)
-        if not hasattr(text, "moe_intermediate_size"):
-            return shape
-        n_experts = text.num_experts_per_tok + text.n_shared_experts
-        return replace(shape, ffn=n_experts * text.moe_intermediate_size)
 
 
 FAMILY = Glm4v()

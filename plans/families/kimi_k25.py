@@ -36,12 +36,11 @@ class KimiK25(AnySize):
         }
 
     def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder, of a token's experts, and of the cached latents."""
+        """Widths of the decoder and of the cached latents."""
         shape: DecoderShape = super().shape(model)
         text: Any = model.config.get_text_config(decoder=True)
         return replace(
             shape,
-            ffn=text.moe_intermediate_size * (text.num_experts_per_tok + text.n_shared_experts),
             head_dim=text.qk_head_dim,
             latent=text.kv_lora_rank + text.qk_rope_head_dim,
         )

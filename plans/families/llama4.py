@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tpcal.plans.cost import DecoderShape
 from tpcal.plans.executor import compat
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
@@ -73,14 +71,12 @@ class Llama4(Family):
             for hook in _rescaling(attention, at, text, current):
                 undo.callback(hook.remove)
 
-    def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; the FFN is the mean over dense layers and a token's experts."""
-        text: Any = model.config.get_text_config()
+    def ffn(self, text: Any) -> int:
+        """Mean width over dense layers and the experts that a token visits."""
         n_layers, n_sparse = text.num_hidden_layers, len(text.moe_layers)
         sparse = text.intermediate_size * (1 + text.num_experts_per_tok)  # one expert is shared
         dense = text.intermediate_size_mlp
-        ffn = (n_sparse * sparse + (n_layers - n_sparse) * dense) // n_layers
-        return replace(super().shape(model), ffn=ffn)
+        return int((n_sparse * sparse + (n_layers - n_sparse) * dense) // n_layers)
 
 
 FAMILY = Llama4()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpcal.plans.cost import DecoderShape
 from tpcal.plans.executor.survivors import Survivors
 from tpcal.plans.images.tower import Tower, merged_blocks
 from tpcal.plans.images.views import AnySize
@@ -73,13 +71,6 @@ class Qwen3VL(AnySize):
     ) -> Tensor:
         """A visual token is made from a block of neighbouring patches."""
         return merged_blocks(model, patches, inputs)
-
-    def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; FLOPs are counted for the experts that process a token."""
-        shape, text = super().shape(model), model.config.get_text_config(decoder=True)
-        if not hasattr(text, "moe_intermediate_size"):
-            return shape
-        return replace(shape, ffn=text.num_experts_per_tok * text.moe_intermediate_size)
 
 
 FAMILY = Qwen3VL()

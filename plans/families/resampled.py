@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from tpcal.plans.cost import DecoderShape
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family, run_lengths
 from tpcal.plans.images.tiles import unplaced_view
@@ -36,12 +34,11 @@ class Resampled(Family):
             for lengths in run_lengths(prompt.visual)
         )
 
-    def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder; for Aria, FLOPs are counted for a token's experts."""
-        shape, text = super().shape(model), model.config.get_text_config(decoder=True)
+    def ffn(self, text: Any) -> int:
+        """Width of the FFN that a token passes; for Aria, of the experts that it visits."""
         if not hasattr(text, "moe_topk"):
-            return shape
-        return replace(shape, ffn=shape.ffn * (text.moe_topk + text.moe_num_shared_experts))
+            return super().ffn(text)
+        return int(text.intermediate_size * (text.moe_topk + text.moe_num_shared_experts))
 
 
 FAMILY = Resampled()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import transformers
 from models import IMAGE, N_IMAGE, N_LAYERS, SIDE, batch, prompt, tiny_llava
 
 import tpcal.plans.families as package
@@ -114,3 +115,28 @@ def test_the_shape_of_the_decoder(model):
     assert (shape.n_heads, shape.n_kv_heads, shape.head_dim) == (4, 2, 16)
     assert (shape.vocab, shape.dtype_bytes) == (97, 4)
     assert decoder_shape(tiny_llava(dtype=torch.bfloat16)).dtype_bytes == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "widths", "ffn"),
+    [
+        ("GptOss", {"intermediate_size": 24, "num_local_experts": 8}, 4 * 24),
+        ("Mixtral", {"intermediate_size": 24, "num_local_experts": 8}, 4 * 24),
+        ("Qwen3Moe", {"moe_intermediate_size": 32, "num_experts": 8}, 4 * 32),
+        (
+            "Qwen2Moe",
+            {"moe_intermediate_size": 32, "num_experts": 8, "shared_expert_intermediate_size": 40},
+            4 * 32 + 40,
+        ),
+        (
+            "Glm4Moe",
+            {"moe_intermediate_size": 32, "n_routed_experts": 8, "n_shared_experts": 1},
+            5 * 32,
+        ),
+        ("GraniteMoe", {"intermediate_size": 24, "num_local_experts": 0}, 24),
+        ("Qwen3", {"intermediate_size": 24}, 24),
+    ],
+)
+def test_the_ffn_counts_the_experts_that_a_token_visits(kind, widths, ffn):
+    config = getattr(transformers, f"{kind}Config")(num_experts_per_tok=4, **widths)
+    assert Family().ffn(config) == ffn

@@ -15,10 +15,12 @@ import torch
 from releases import require_unpruned, skip_elsewhere
 from tiny import case
 from torch import Tensor
-from transformers import ShieldGemma2Config, ShieldGemma2ForImageClassification
+from transformers import DynamicCache, ShieldGemma2Config, ShieldGemma2ForImageClassification
 
+from tpcal.plans.cost import plan_cost
+from tpcal.plans.executor import compat
 from tpcal.plans.executor.architecture import with_grids
-from tpcal.plans.executor.handle import apply
+from tpcal.plans.executor.handle import apply, kv_bytes
 from tpcal.plans.executor.prompt import ViewGrid, read_prompt
 from tpcal.plans.families import decoder_shape, find, identity
 from tpcal.plans.laws.reference import hidden_tokens, hiding
@@ -263,6 +265,30 @@ def test_positions_of_paligemma_start_at_1():
     assert (
         family.numbered({"attention_mask": mask, "position_ids": given})["position_ids"] is given
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "real", "stated"), [("gemma3", 32512, 36352), ("gemma4", 31232, 31232)]
+)
+def test_bytes_of_pruned_windows_are_an_upper_bound(name: str, real: int, stated: int) -> None:
+    one, plan = case(name, "sdpa"), Plan((Cut(2, 0.25, "grid"),), scope="image")
+    kv = DynamicCache(config=one.model.config)
+    with apply(one.model, plan) as handle:
+        one.model(**one.rows[0], **{compat.CACHE_NAME: kv}, use_cache=True)
+    assert handle.last is not None
+    (n_visual,) = handle.last.n_visual
+    n_text = one.rows[0]["input_ids"].shape[1] - n_visual
+    cost = plan_cost(plan, decoder_shape(one.model), n_visual, n_text)
+    assert (sum(kv_bytes(kv)), cost.kv_bytes) == (real, stated)
+
+
+def test_bytes_of_wider_heads_are_more_than_stated() -> None:
+    one = case("gemma4_shared", "sdpa")
+    kv = DynamicCache(config=one.model.config)
+    one.model(**one.rows[0], **{compat.CACHE_NAME: kv}, use_cache=True)
+    n_text = one.rows[0]["input_ids"].shape[1]
+    cost = plan_cost(Plan(()), decoder_shape(one.model), 0, n_text)
+    assert (sum(kv_bytes(kv)), cost.kv_bytes) == (28160, 22528)
 
 
 def test_the_ffn_counts_the_experts_that_a_token_visits():
