@@ -16,7 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tpcal.integrations.vllm.ranks import ALONE, Ranks
 from tpcal.integrations.vllm.stages import Span
-from tpcal.plans.executor.attention_reader import Capture, Request, Softmax, read
+from tpcal.plans.executor.attention_reader import (
+    Capture,
+    Request,
+    Softmax,
+    read,
+    warn_out_of_sight,
+)
 from tpcal.plans.executor.masks import FlashOrder
 from tpcal.plans.selectors.base import Tokens
 
@@ -37,6 +43,11 @@ class PromptColumns:
         """[T] int64 which of the n tokens are text after the first visual token."""
         visual = np.isin(self.places, np.concatenate([span.places for span in self.spans]))
         return np.flatnonzero(~visual & (self.places > self.spans[0].start))
+
+    @property
+    def n_behind(self) -> int:
+        """How many places its last token stands behind its first visual token."""
+        return int(self.places[-1]) - self.spans[0].start
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,8 @@ class QuestionReader:
             text_keys = None if said is None else self._ranks.keys(keys[said])
             tokens = replace(tokens, keys=self._ranks.keys(keys[columns]), text_keys=text_keys)
         if needs & {"scores", "text_scores"}:
+            if shape.window is not None and max(p.n_behind for p in prompts) >= shape.window:
+                warn_out_of_sight(tokens.layer - 1, shape.window)
             captures = [
                 _capture(shape, rows, prompt, at[valid], "text_scores" in needs)
                 for prompt, at, valid in zip(prompts, columns, tokens.valid, strict=True)

@@ -11,7 +11,7 @@ import torch
 from tpcal.integrations.vllm.image_tokens import ImageColumns, tokens_of
 from tpcal.integrations.vllm.question import AttentionShape, PromptColumns, QuestionReader
 from tpcal.integrations.vllm.stages import Span
-from tpcal.plans.executor.attention_reader import Request
+from tpcal.plans.executor.attention_reader import Request, warn_out_of_sight
 from tpcal.plans.selectors._counts import read_counts
 
 
@@ -33,6 +33,21 @@ def test_the_counts_on_the_host_are_those_of_the_tensors() -> None:
     read = read_counts(found.valid, found.image, found.text_valid, torch.tensor([2, 2]))
     assert found.counts == replace(read, filler_right=True)
     assert found.counts.n_text == (3, 2)
+
+
+@pytest.mark.parametrize(("window", "n_warnings"), [(8, 1), (9, 0), (None, 0)])
+def test_a_window_that_hides_the_image_is_warned_of(
+    window: int | None, n_warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    # An image of 4 tokens at place 2, in a prompt whose last place is 10.
+    prompt = PromptColumns(0, np.arange(11), (Span(2, 4),))
+    image = ImageColumns(2 + np.arange(4), np.arange(4), 4, 2, prompt)
+    tokens, columns = tokens_of([image], 3, torch.randn(11, 8))
+    reader = QuestionReader({2: AttentionShape(2, 1, 0.5, window=window)})
+    warn_out_of_sight.cache_clear()
+    rows = torch.randn(11, 3 * 4)
+    reader.completed(tokens, frozenset({"scores"}), [prompt], columns, torch.randn(11, 8), rows)
+    assert len(caplog.records) == n_warnings
 
 
 @pytest.mark.parametrize("window", [None, 3, 9])
