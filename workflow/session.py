@@ -78,7 +78,8 @@ class PlanningSession:
         self._model, self._report = model, report
         self._data, self._n_samples = settings.data, settings.samples
         self._batch_size, self._memory = settings.batch_size, settings.memory
-        if not settings.measure and (model.name is not None or settings.data is not None):
+        unread = model.name is not None and model.loaded is None
+        if not settings.measure and (unread or settings.data is not None):
             raise UsageError(
                 "--model and --data are used only if plans are measured; leave them out with "
                 "--no-measure."
