@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import IMAGE, N_IMAGE, N_LAYERS, batch, prompt, rows_alone, tiny_llava
 from reference import close, positions_of
+from releases import require_unpruned, skip_elsewhere
 from transformers import DynamicCache, LogitsProcessor
 
 from tpcal.plans.errors import UsageError
@@ -218,6 +219,8 @@ def test_a_prompt_after_drafts_on_the_same_cache_is_read_to_its_end(model, how):
             **first, **STEPS, past_key_values=cache, assistant_model=tiny_llava(n_layers=2)
         )
         cache.reset() if how == "reset" else cache.crop(1 - cache.get_seq_length())
+        if how == "reset" and cache.get_seq_length():
+            skip_elsewhere("a cache that is reset keeps zeros in its length")
         model.generate(**second, **STEPS, past_key_values=cache)
         assert handle.last.cuts[0].kept == wanted
 
@@ -237,6 +240,7 @@ def test_drafts_that_repeat_an_image_are_no_image(model, n_drafts):
     inputs, word, reports = batch([prompt(3, 0, 4)]), 55, []
     inputs["input_ids"][0, (inputs["input_ids"][0] == IMAGE).nonzero()[0, 0] - 1] = word
     options = {"prompt_lookup_num_tokens": n_drafts, "logits_processor": [Says(word)]}
+    require_unpruned(lambda: model.generate(**inputs, **STEPS, **options))
     with apply(model, PLAN, on_report=reports.append) as handle:
         model.generate(**inputs, **STEPS, **options)
         drafted = handle.last.lengths
