@@ -137,7 +137,7 @@ class Measurer:
         return np.array(numbers), self._store.keep(batch)
 
 
-def n_of_finals(n_measured: int, n_rows: int | None) -> int:
+def n_of_finals(n_measured: int, n_rows: int | None, n_used: int | None = None) -> int:
     """Number of further samples that the best plans of a search are measured on.
 
     It is twice the number of the search's own samples, because few plans get so far. At most half
@@ -146,6 +146,7 @@ def n_of_finals(n_measured: int, n_rows: int | None) -> int:
     Args:
         n_measured: Number of samples that the search compares plans on.
         n_rows: Number of rows of the data; None if the data is unlimited.
+        n_used: Number of samples that the search or its profile used; None: ``n_measured``.
 
     Example:
         >>> from tpcal.calibrate.measure import n_of_finals
@@ -153,7 +154,8 @@ def n_of_finals(n_measured: int, n_rows: int | None) -> int:
         (200, 150, 0)
     """
     most = 2 * n_measured
-    return most if n_rows is None else max(0, min(most, n_rows // 2 - n_measured))
+    used = n_measured if n_used is None else n_used
+    return most if n_rows is None else max(0, min(most, n_rows // 2 - used))
 
 
 def in_turns(groups: Sequence[str]) -> list[int]:

@@ -195,14 +195,18 @@ def load(folder: Path | str) -> Profile:
         raise _corrupt(folder, str(error).rstrip(".")) from error
 
 
-def newest(out: Path | str) -> Path:
-    """The folder of the newest finished profile in ``out``, which may itself be a profile.
+def newest(out: Path | str, *, itself: bool = True) -> Path:
+    """The folder of the newest finished profile in ``out``.
+
+    Args:
+        out: A folder of profiles.
+        itself: Whether ``out`` may itself be the profile.
 
     Raises:
         UsageError: There is no finished profile.
     """
     out = Path(out)
-    if (out / PROFILE).exists():
+    if itself and (out / PROFILE).exists():
         return out
     found = sorted(out.glob(f"*/{PROFILE}"), key=lambda path: (path.stat().st_mtime, path))
     if found:

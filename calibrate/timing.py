@@ -128,7 +128,8 @@ def examples(cuts: Sequence[Cut], clock: Clock) -> tuple[Plan, ...]:
     # Each selector has two unknowns, a time per cut and a time per kept token. So its cuts appear
     # in different numbers and with different keeps, or the fit could not tell the two apart. The
     # drop-all has no selector and so gives the time that belongs to any plan.
-    middle, last = clock.n_layers // 2, clock.n_layers - 1
+    allowed = find(clock.model).cut_layers(clock.model)
+    middle, last = (allowed.start + allowed.stop) // 2, allowed.stop - 1
     made: list[list[Cut]] = [[], [Cut(middle, 0.0)]]
     for cut in cuts:
         early, late = cut.layer, max(cut.layer, middle)

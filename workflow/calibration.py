@@ -79,7 +79,7 @@ def make_profile(
         provenance=facts,
     )
     found = calibrate.calibrate(run.loaded, run.samples, out, settings=probing, progress=progress)
-    return StoredProfile(profile.newest(out), found)
+    return StoredProfile(profile.newest(out, itself=False), found)
 
 
 @dataclass(frozen=True)

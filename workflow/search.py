@@ -275,13 +275,19 @@ class _Search:
         """The plan of a budget with its limits; raises GuardrailError if it loses more."""
         from tpcal.planner.prediction.predict import Predictor
         from tpcal.planner.search.finals import group_sizes
+        from tpcal.plans.plan_records import FURTHER
 
         assert found.loss is not None
         profile, measured = self.stored.profile, found.loss.measured
         losses = measured or found.loss.predicted
         flips = found.loss.changed or Predictor(profile).flips(found.cuts)
         kind = "measured" if measured else "predicted"
-        self.loss_limits.guard(losses, flips, group_sizes(profile), kind)
+        sizes = group_sizes(profile)
+        if measured:
+            first, further = self.session.drawn
+            on_further = found.provenance.get("measured_on") == FURTHER
+            sizes = dict.fromkeys(flips, 0) | (further if on_further else first).sizes
+        self.loss_limits.guard(losses, flips, sizes, kind)
         most = self.limits
         loss = replace(found.loss, max_loss=most.max_loss, max_flips=most.max_flips)
         return replace(found, loss=loss)

@@ -41,6 +41,11 @@ class Drawn:
     seen: str
     """Packed digests of the samples."""
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of samples of each group."""
+        return {group: self.sample_group.count(i) for i, group in enumerate(self.groups)}
+
     @classmethod
     def of(cls, samples: Samples) -> Drawn:
         """The record of these samples."""
@@ -159,12 +164,13 @@ class PlanningSession:
                 "Name the data set with --data, calibrate again, or plan with --no-measure."
             )
         # Draw the samples of the search and the further ones together, so that the search has the
-        # samples of the profile first and no sample is in both parts.
-        wanted = self._n_samples or len(samples)
-        total = wanted + n_of_finals(wanted, samples.n_rows)
-        if total != len(samples):
+        # samples of the profile first, and the further ones are in neither.
+        wanted, n_profile = self._n_samples or len(samples), len(samples)
+        used = max(wanted, n_profile)
+        total = used + n_of_finals(wanted, samples.n_rows, used)
+        if total != n_profile:
             samples = replace(self._choice, samples=total).load("calibration")
-        return samples.part(0, wanted), samples.part(wanted, len(samples))
+        return samples.part(0, wanted), samples.part(used, len(samples))
 
     def unseen(self, n_samples: int | None, default: int) -> Samples:
         """Samples of the evaluation split of the profile's data.
@@ -221,8 +227,8 @@ class PlanningSession:
         if self.drawn[1].sample_group:
             return found | {"finals": LazyMeasurer(self, 1)}
         _LOG.warning(
-            "The data has no further samples for the best plans: the loss of the plan will be of "
-            "the samples that it was chosen by. Fewer --samples leave some."
+            "There are no further samples for the best plans, as half of the data's rows are "
+            "used: the loss of the plan will be of the samples that it was chosen by."
         )
         return found
 

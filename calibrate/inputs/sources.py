@@ -78,7 +78,7 @@ def load_table(data: str, *, split: str, seed: int) -> RawTable:
     # the form org/name is looked up on the Hub.
     path = Path(data).expanduser()
     if path.is_file():
-        return _file(path, split)
+        return _file(path, _role(split, path))
     if path.is_dir():
         return _folder(path, split)
     looks_local = path.is_absolute() or data.startswith((".", "~")) or path.suffix in FORMATS
@@ -94,7 +94,8 @@ def order(n_rows: int, split: str, seed: int) -> np.ndarray:
     """[n_rows] row numbers in the random order in which samples are drawn.
 
     The role ``eval`` draws from the other end of the same order. So calibration and evaluation
-    share no rows of data with a single split, unless the two together need more rows than it has.
+    share no rows of data with a single split, unless the two together need more rows than it has,
+    or than a small group has, as groups take turns.
 
     Example:
         >>> from tpcal.calibrate.inputs.sources import order
@@ -103,6 +104,20 @@ def order(n_rows: int, split: str, seed: int) -> np.ndarray:
     """
     drawn = np.random.default_rng(seed).permutation(n_rows)
     return drawn[::-1] if split == "eval" else drawn
+
+
+def _role(split: str, path: Path) -> str:
+    """The role that a file with a single split serves.
+
+    Raises:
+        UsageError: A split of its own is asked for.
+    """
+    if split not in ROLES:
+        raise UsageError(
+            f"{path} has one split, of which {listed(list(ROLES))} take rows from both ends; got "
+            f"the split {split}. Leave --split out."
+        )
+    return split
 
 
 def _file(path: Path, split: str) -> RawTable:
@@ -140,8 +155,10 @@ def _folder(path: Path, split: str) -> RawTable:
             return _pick(path.name, datasets.load_from_disk(str(path)), split, path)
     by_split = {file.stem: file for file in files if file.suffix.lower() != ".parquet"}
     own = [by_split[name] for name in ROLES.get(split, (split,)) if name in by_split]
-    if len(files) == 1 or own:
-        return _file((own or files)[0], split)
+    if own:
+        return _file(own[0], split)
+    if len(files) == 1:
+        return _file(files[0], _role(split, files[0]))
     described = next((path / name for name in METADATA if (path / name).is_file()), None)
     if described and not any((path / name).is_dir() for name in sum(ROLES.values(), ())):
         return _described(described)

@@ -17,6 +17,7 @@ from tpcal.planner.certificates.binomial import (
     last_promised,
 )
 from tpcal.planner.certificates.judgement_record import JudgementRecord, name_of
+from tpcal.plans.errors import UsageError, listed
 from tpcal.plans.plan_file import with_certificate_digest
 from tpcal.plans.plan_records import Plan
 from tpcal.plans.progress import Progress
@@ -74,6 +75,8 @@ def prove(
     # Refuse samples that were used to make a plan, and samples that are too few for the level.
     for plan in plans:
         check_unseen(plan, samples)
+        if promise.each_group:
+            check_groups(plan, samples)
     row = name_of(plans, weights_digest(loaded.model)) if judged else ""
     test = _test(plans, promise, samples, max_new_tokens)
     if judged is not None:
@@ -106,6 +109,21 @@ def prove(
         tested=pack(samples.identities),
     )
     return with_certificate_digest(replace(plans[at], certificate=proven))
+
+
+def check_groups(plan: Plan, samples: Samples) -> None:
+    """Checks that a proof of each group tests every group of the plan.
+
+    Raises:
+        UsageError: Only some of the groups that the plan states losses for have samples.
+    """
+    stated = () if plan.loss is None else plan.loss.measured or plan.loss.predicted
+    missing = [group for group in stated if group not in samples.groups]
+    if missing and len(missing) < len(stated):
+        raise UsageError(
+            f"Each group must have new samples; got none of {listed(missing)}. Certify all "
+            "samples together, without --each-group, or name more data."
+        )
 
 
 def _test(

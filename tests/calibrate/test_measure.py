@@ -23,5 +23,10 @@ def test_finalists_get_twice_as_many_further_samples_where_there_are_so_many(
     assert n_of_finals(n_measured, n_rows) == n
 
 
+def test_what_the_profile_used_is_no_further_sample():
+    assert n_of_finals(14, None, 56) == 28
+    assert n_of_finals(14, 140, 56) == 14
+
+
 def test_groups_come_in_turns():
     assert in_turns(["b", "a", "a", "b", "b"]) == [1, 0, 2, 3, 4]

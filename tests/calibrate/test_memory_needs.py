@@ -9,7 +9,7 @@ import torch
 
 from tpcal.calibrate import memory_needs, probe
 from tpcal.calibrate.inputs.batches import encode
-from tpcal.calibrate.inputs.models import Loaded
+from tpcal.calibrate.inputs.models import Loaded, free_host_memory
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
 from tpcal.calibrate.memory_needs import Need
@@ -71,3 +71,10 @@ def test_a_limit_too_small_for_one_sample_is_refused(loaded: Loaded) -> None:
 
 def test_without_a_limit_the_batch_is_that_asked_for(loaded: Loaded) -> None:
     assert memory_needs.arranged(loaded, NEED, 10, 16, None).batch_size == 16
+
+
+def test_memory_that_mps_shares_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {"mps": 3e9})
+    assert free_host_memory() == 3e9
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {0: 1e9, "cpu": 2e9})
+    assert free_host_memory() == 2e9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import tiny
 
 from tpcal.calibrate.inputs.batches import prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
@@ -19,6 +20,7 @@ from tpcal.calibrate.timing import (
 )
 from tpcal.plans.cost import EVERY_PLAN, prefill_ms
 from tpcal.plans.executor.handle import is_applied
+from tpcal.plans.families import find
 from tpcal.plans.plan_records import Cut, Plan
 
 CUTS = (Cut(0, 0.5, "grid"), Cut(1, 0.5, "attention"))
@@ -86,3 +88,19 @@ def test_a_model_is_timed_at_every_count_and_with_every_selector(
     both = {"grid", "grid per token", "attention", "attention per token"}
     assert set(times.executor_ms) == {EVERY_PLAN, *both}
     assert sum(times.executor_ms.values()) > 0
+
+
+def test_a_decoder_of_which_a_part_takes_cuts_is_timed_there() -> None:
+    case = tiny.case("gemma4_shared", "sdpa")
+    allowed = find(case.model).cut_layers(case.model)
+    assert allowed.stop < len(find(case.model).layers(case.model))
+    ticks = itertools.count()
+    clock = Clock(case.model, case.rows[0], now=lambda: next(ticks) / 1000)
+    cuts = (Cut(0, 0.5, "grid"),)
+    for plan in examples(cuts, clock):
+        assert all(cut.layer in allowed for cut in plan.cuts)
+    assert set(measure(clock, (10, 22), cuts).executor_ms) == {
+        EVERY_PLAN,
+        "grid",
+        "grid per token",
+    }

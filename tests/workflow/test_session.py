@@ -82,13 +82,44 @@ def test_a_proof_leaves_out_the_samples_of_earlier_searches(
         few.unseen(None, 14)
 
 
+def test_finals_have_samples_that_the_profile_has_not(
+    stored: tpcal.StoredProfile, loaded: Loaded
+) -> None:
+    few = PlanningSession(stored, ModelChoice.of(loaded), replace(SETTINGS, samples=7), silent)
+    search, finals = few.samples
+    calibrated = unpack(stored.profile.provenance["data"]["seen"])
+    assert set(search.identities) < calibrated
+    assert len(finals) == 14
+    assert not calibrated & set(finals.identities)
+
+
+def test_a_limit_holds_where_further_samples_have_other_groups(
+    stored: tpcal.StoredProfile, loaded: Loaded, tmp_path: Path
+) -> None:
+    few = tpcal.make_profile(
+        model=loaded, out=tmp_path / "few", **{**SMALL, "data": tpcal.DataChoice(samples=5)}
+    )
+    limits = tpcal.PlanLimits(max_flips=1.0)
+    plan = tpcal.find_plan(few, 0.3, model=loaded, limits=limits, settings=SETTINGS).plan
+    assert len(plan.loss.measured) > len(plan.loss.predicted) == 5
+
+
+def test_a_profile_made_inside_another_ones_folder_is_the_one_returned(
+    stored: tpcal.StoredProfile, loaded: Loaded
+) -> None:
+    few = {**SMALL, "data": tpcal.DataChoice(samples=5)}
+    inner = tpcal.make_profile(model=loaded, out=stored.folder, **few)
+    assert inner.folder.parent == stored.folder
+    assert tpcal.load_profile(inner.folder).profile.digest == inner.profile.digest
+
+
 def test_small_data_says_that_it_has_no_further_samples(
     stored: tpcal.StoredProfile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tpcal.calibrate.measure.n_of_finals", lambda n, n_rows: 0)
+    monkeypatch.setattr("tpcal.calibrate.measure.n_of_finals", lambda *given: 0)
     found = tpcal.find_plan(stored, 0.3, settings=SETTINGS)
     assert found.plan.provenance["measured_on"] == OWN
-    assert "The data has no further samples for the best plans" in caplog.text
+    assert "There are no further samples for the best plans" in caplog.text
 
 
 def test_a_plan_names_the_samples_of_earlier_searches_too(

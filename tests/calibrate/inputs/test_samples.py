@@ -148,6 +148,13 @@ def test_evaluation_draws_from_the_other_end_of_a_single_split(folder: Path) -> 
     assert not calibration & evaluation
 
 
+@pytest.mark.parametrize("name", ["data.jsonl", ""])
+def test_a_single_file_has_no_other_splits(folder: Path, name: str) -> None:
+    jsonl(folder / "data.jsonl", rows(20))
+    with pytest.raises(UsageError, match="has one split, of which .* got the split test. Leave"):
+        load_samples(str(folder / name), n=4, split="test")
+
+
 def test_the_fingerprint_sees_every_part() -> None:
     image = Image.new("RGB", (4, 4))
     base = Sample("1", (image,), "q", "a", "g")

@@ -9,9 +9,9 @@ from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.sample_digests import pack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.planner.certificates.binomial import Promise
-from tpcal.planner.certificates.certify import check_unseen
+from tpcal.planner.certificates.certify import check_groups, check_unseen
 from tpcal.plans.errors import GuardrailError, UsageError
-from tpcal.plans.plan_records import Plan
+from tpcal.plans.plan_records import Loss, Plan
 
 
 def _samples(n: int, start: int = 0) -> Samples:
@@ -48,6 +48,13 @@ def test_too_few_samples_are_refused_before_any_run_and_told_how_many_it_takes()
     each.check_samples(_samples(118))
     with pytest.raises(GuardrailError, match=r"in b must be at least 59 .* got 58"):
         each.check_samples(_samples(117))
+
+
+def test_a_proof_of_each_group_needs_samples_of_all_that_the_plan_states() -> None:
+    check_groups(Plan(loss=Loss(measured={"a": 0.1, "b": 0.2})), _samples(4))
+    check_groups(Plan(loss=Loss(measured={"mine": 0.1})), _samples(4))  # of other data
+    with pytest.raises(UsageError, match="must have new samples; got none of c. Certify all"):
+        check_groups(Plan(loss=Loss(measured={"a": 0.1, "c": 0.2})), _samples(4))
 
 
 @pytest.mark.parametrize(("max_flips", "confidence"), [(0.0, 0.95), (1.0, 0.95), (0.05, 1.0)])
