@@ -60,10 +60,13 @@ class Arranged:
 
 
 def longest(loaded: Loaded, samples: Samples) -> LongestPrompt:
-    """The longest of up to `N_TRIED` prompts that are spread evenly over the samples."""
+    """The longest of the first prompt of each group and `N_TRIED` that are spread evenly."""
     step = -(-len(samples) // N_TRIED)
-    tried = [samples[i] for i in range(0, len(samples), step)]
-    found = [_measured(loaded, sample) for sample in tried]
+    # Groups may be data sets with images of very different sizes, and they take turns, so that
+    # every nth sample can leave some of them out.
+    first = [samples.sample_groups.index(group) for group in samples.groups]
+    tried = sorted({*range(0, len(samples), step), *first})
+    found = [_measured(loaded, samples[i]) for i in tried]
     return LongestPrompt(*(max(column) for column in zip(*found, strict=True)))
 
 

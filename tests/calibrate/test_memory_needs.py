@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from tpcal.calibrate import memory_needs, probe
 from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.models import Loaded, free_host_memory
+from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
 from tpcal.calibrate.memory_needs import Need
@@ -78,3 +80,16 @@ def test_memory_that_mps_shares_is_the_hosts(monkeypatch: pytest.MonkeyPatch) ->
     assert free_host_memory() == 3e9
     monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {0: 1e9, "cpu": 2e9})
     assert free_host_memory() == 2e9
+
+
+def test_a_prompt_of_every_group_is_tried(
+    loaded: Loaded, scenes: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [replace(scenes[0], id=str(i), group=f"set {i % 15}") for i in range(135)]
+    lengths = {"set 3": 900}
+
+    def measured(loaded: Loaded, sample: Sample) -> tuple[int, int, int]:
+        return lengths.get(str(sample.group), 10), 4, 2
+
+    monkeypatch.setattr(memory_needs, "_measured", measured)
+    assert memory_needs.longest(loaded, Samples.of(rows))[0] == 900
