@@ -92,4 +92,4 @@ def test_a_prompt_of_every_group_is_tried(
         return lengths.get(str(sample.group), 10), 4, 2
 
     monkeypatch.setattr(memory_needs, "_measured", measured)
-    assert memory_needs.longest(loaded, Samples.of(rows))[0] == 900
+    assert memory_needs.longest(loaded, Samples.of(rows)).n_tokens == 900
