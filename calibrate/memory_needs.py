@@ -9,7 +9,7 @@ import torch
 
 from tpcal.calibrate.inputs.answer_tokens import MAX_ANSWER_TOKENS, OWN_ANSWER_TOKENS
 from tpcal.calibrate.inputs.batches import prompt_inputs
-from tpcal.calibrate.inputs.models import Loaded, device_of, free_host_memory
+from tpcal.calibrate.inputs.models import Loaded, device_of, free_memory
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape_store import Store
@@ -176,4 +176,4 @@ def _free(device: torch.device) -> float:
 
 def _free_host() -> float:
     """This process's share of the host's free memory, if several were started together."""
-    return free_host_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free_memory()["cpu"] / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

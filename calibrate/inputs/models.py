@@ -203,25 +203,19 @@ def _offloaded(device: torch.device) -> dict[str, Any]:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"offload must go with a CPU or a CUDA device; got {device}.")
     require("plan", "accelerate")
-    from accelerate.utils import get_max_memory
-
-    free: dict[int | str, float] = {"cpu": free_host_memory()}
-    if device.type == "cuda":
-        place = device.index or 0
-        free = {place: get_max_memory()[place], **free}
-    room = {place: int(0.8 * n) for place, n in free.items()}
+    own = {"cpu", device.index or 0} if device.type == "cuda" else {"cpu"}
+    room = {place: int(0.8 * n) for place, n in free_memory().items() if place in own}
     folder = str(temporary_files.new_folder(Path(tempfile.gettempdir())))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return {"device_map": "sequential", "max_memory": room, "offload_folder": folder}
 
 
-def free_host_memory() -> float:
-    """Free bytes of the host."""
+def free_memory() -> dict[int | str, int]:
+    """Free bytes of each GPU, by number, and of the host, as ``cpu``."""
     from accelerate.utils import get_max_memory
 
     # Where MPS shares the host's memory, accelerate lists it under that name only.
-    found = get_max_memory()
-    return float(found["cpu"] if "cpu" in found else found["mps"])
+    return {"cpu" if place == "mps" else place: n for place, n in get_max_memory().items()}
 
 
 def device_of(model: Any) -> torch.device:

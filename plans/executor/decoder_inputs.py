@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -50,17 +49,16 @@ def prompt_of(
         inputs: What the base model was called with.
         vision: What was read in the vision tower; None if the plan does not need it.
     """
-    ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-    if ids is None and embeds is None:
-        return None  # the decoder was called without the base model
-    visual = family.visual_mask(model, ids, embeds)
+    visual = _visual_mask(family, model, inputs)
+    if visual is None:
+        return None
     mask = inputs.get("attention_mask")
     drafted = n_drafts(inputs, visual.shape[1])
     if drafted == visual.shape[1]:
         return None
     prompt = read_prompt(visual, mask if _is_flat(mask) else None, n_drafts=drafted)
     if max(prompt.n_visual) == 0:
-        if ids is None:
+        if inputs.get("input_ids") is None:
             _LOG.warning("No visual token was found in inputs_embeds, so nothing is pruned.")
         return None
     prompt = with_grids(family, model, prompt, inputs).to(visual.device)
@@ -72,11 +70,21 @@ def first_visual(family: Family, model: PreTrainedModel, inputs: Mapping[str, An
 
     Arguments as `prompt_of`.
     """
+    visual = _visual_mask(family, model, inputs)
+    if visual is None:
+        return None
+    columns = visual.any(0).nonzero()
+    return int(columns[0]) if len(columns) else None
+
+
+def _visual_mask(
+    family: Family, model: PreTrainedModel, inputs: Mapping[str, Any]
+) -> Tensor | None:
+    """[B, S] bool of a pass; None if the decoder was called without the base model."""
     ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if ids is None and embeds is None:
         return None
-    columns = family.visual_mask(model, ids, embeds).any(0)
-    return int(columns.to(torch.uint8).argmax()) if columns.any() else None
+    return family.visual_mask(model, ids, embeds)
 
 
 def _is_flat(mask: Any) -> bool:

@@ -58,8 +58,10 @@ def n_drafts(inputs: Mapping[str, Any], n_tokens: int) -> int:
         n_tokens: Number of tokens of the pass, padding included.
     """
     cache = compat.given_cache(inputs)
-    end, drafting = _ENDS.get(cache, (0, None)) if cache is not None else (0, None)
-    if cache is None or drafting is None or drafting() is None:
+    if cache is None or cache not in _ENDS:
+        return 0
+    end, drafting = _ENDS[cache]
+    if drafting() is None:  # the call has ended
         return 0
     own = max(0, end - int(cache.get_seq_length()))
     return max(0, n_tokens - own)

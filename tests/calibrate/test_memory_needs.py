@@ -10,7 +10,7 @@ import torch
 
 from tpcal.calibrate import memory_needs, probe
 from tpcal.calibrate.inputs.batches import encode
-from tpcal.calibrate.inputs.models import Loaded, free_host_memory
+from tpcal.calibrate.inputs.models import Loaded, free_memory
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import Measurer
@@ -77,9 +77,9 @@ def test_without_a_limit_the_batch_is_that_asked_for(loaded: Loaded) -> None:
 
 def test_memory_that_mps_shares_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {"mps": 3e9})
-    assert free_host_memory() == 3e9
+    assert free_memory()["cpu"] == 3e9
     monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {0: 1e9, "cpu": 2e9})
-    assert free_host_memory() == 2e9
+    assert free_memory()["cpu"] == 2e9
 
 
 def test_a_prompt_of_every_group_is_tried(
