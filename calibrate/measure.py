@@ -137,15 +137,15 @@ class Measurer:
         return np.array(numbers), self._store.keep(batch)
 
 
-def n_of_finals(n_measured: int, n_rows: int | None, n_used: int | None = None) -> int:
+def n_of_finals(n_measured: int, n_questions: int | None, n_used: int | None = None) -> int:
     """Number of further samples that the best plans of a search are measured on.
 
     It is twice the number of the search's own samples, because few plans get so far. At most half
-    of the rows of finite data are used in all, so that the others stay unseen.
+    of the questions of finite data are used in all, so that the others stay unseen.
 
     Args:
         n_measured: Number of samples that the search compares plans on.
-        n_rows: Number of rows of the data; None if the data is unlimited.
+        n_questions: Number of questions of the data; None if the data is unlimited.
         n_used: Number of samples that the search or its profile used; None: ``n_measured``.
 
     Example:
@@ -155,7 +155,7 @@ def n_of_finals(n_measured: int, n_rows: int | None, n_used: int | None = None) 
     """
     most = 2 * n_measured
     used = n_measured if n_used is None else n_used
-    return most if n_rows is None else max(0, min(most, n_rows // 2 - used))
+    return most if n_questions is None else max(0, min(most, n_questions // 2 - used))
 
 
 def in_turns(groups: Sequence[str]) -> list[int]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill
 from tpcal.planner.prediction.objective import Objective
-from tpcal.planner.prediction.optimum import MAX_CUTS
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.plans.budget_projection import MAX_CUTS
 from tpcal.plans.engines import Engine
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_records import Cut, Plan
@@ -39,8 +39,6 @@ class Problem:
     predictor: Predictor
     budget: Budget = ALL
     """What the plan may cost; by default as much as the unpruned model."""
-    max_cuts: int = MAX_CUTS
-    """Most cuts of a plan, drop-all among them."""
 
     def __post_init__(self) -> None:
         self.predictor.prices.check(self.budget)
@@ -74,7 +72,7 @@ class Problem:
             UsageError: The budget or the objective is invalid, or no plan runs in the engine.
         """
         budget = budget if isinstance(budget, Budget) else Budget(budget)
-        return cls(Predictor(profile, objective, engine), budget, max_cuts)
+        return cls(Predictor(profile, objective, engine, max_cuts), budget)
 
     def at(self, budget: Budget | float) -> Problem:
         """The same problem with another budget."""
@@ -84,6 +82,11 @@ class Problem:
     def profile(self) -> Profile:
         """What calibration found."""
         return self.predictor.profile
+
+    @property
+    def max_cuts(self) -> int:
+        """Most cuts of a plan, drop-all among them."""
+        return self.predictor.limits.max_cuts
 
     @property
     def engine(self) -> Engine | None:

@@ -16,6 +16,9 @@ from tpcal.plans.errors import BudgetError, UsageError
 from tpcal.plans.exact_counts import fit_counts
 from tpcal.plans.plan_records import Cut, Plan, n_keep
 
+MAX_CUTS = 4
+"""Most cuts of a plan, unless a search is asked for more."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -48,6 +51,13 @@ class Limits:
     follow the last one. `first_layer` and `first_drop` are such layers."""
     default: Option = Option("grid")
     """Selector of a cut that has to be added to meet a budget."""
+    max_cuts: int = MAX_CUTS
+    """Most cuts of a plan, drop-all among them. Plans of one cut have no drop-all, which alone
+    could only meet budgets of whole layers."""
+
+    def __post_init__(self) -> None:
+        if self.max_cuts == 1:
+            object.__setattr__(self, "first_drop", None)
 
     @property
     def cheapest_drop(self) -> int | None:
@@ -87,10 +97,12 @@ class Limits:
         allowed = math.floor(target * self.n_tokens * self.n_layers * (1 + 1e-12) + 1e-9)
         if allowed < self.cheapest:
             shown = math.ceil(self.least * 1e4) / 1e4  # rounded up, so that typing it in works
+            more = "allow a second cut, or " if self.max_cuts == 1 else ""
             raise BudgetError(
                 f"budget must be at least {shown:.4f} for {self.n_layers} layers, cuts from layer "
                 f"{self.first_layer} on and {self.min_count} of {self.n_tokens} tokens kept; got "
-                f"{target}. Ask for more, or calibrate earlier layers and smaller keeps.",
+                f"{target}. Ask for more, {more or 'or '}calibrate earlier layers and smaller "
+                "keeps.",
                 shown,
             )
         return allowed
@@ -163,7 +175,7 @@ def project(
         BudgetError: If every plan within the limits costs more.
     """
     # 1. Turn the target into token-layers. The unpruned model needs no projection.
-    limits = limits or Limits(n_tokens, n_layers)
+    limits = limits or Limits(n_tokens, n_layers, max_cuts=n_layers)
     budget = limits.budget(target)
     if budget >= n_tokens * n_layers or n_tokens == 0:
         return ()
@@ -233,7 +245,9 @@ def _fit_layers(
     if n * limits.first_layer + least * (end - limits.first_layer) > budget:
         end = limits.first_layer + (budget - n * limits.first_layer) // least
         end = limits.at_or_before(min(end, limits.last_layer))
-        drop = replace(drop, layer=end) if drop else Cut(layer=end, keep=0.0)
+        if drop is None:  # it takes the place of another cut if there are as many as allowed
+            drop, kept = Cut(end, 0.0), kept[: limits.max_cuts - 1]
+        drop = replace(drop, layer=end)
     kept = [cut for cut in kept if cut.layer < end] or [_filler(kept, end, limits)]
     # The first cut at layer l costs at least N * l + least * (end - l), which must be within the
     # budget. Solved for l:  l <= (budget - least * end) / (N - least).

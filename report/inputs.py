@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from tpcal.planner.search.front import MeasuredPoint, Point
     from tpcal.plans.plan_records import Cost, Cut, Plan
 
-MOST_CUTS = 4
-"""Largest number of cuts of a predicted plan."""
-
 
 @dataclass(frozen=True)
 class Given:
@@ -107,7 +104,7 @@ class Material:
         """The Pareto front of the plans predicted to be best for several budgets."""
         from tpcal.planner.search.front import pareto, predictions
 
-        return pareto(predictions(self.predictor, MOST_CUTS))
+        return pareto(predictions(self.predictor))
 
     def score(self, given: Given) -> float:
         """The objective of a plan, as in searches."""

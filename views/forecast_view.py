@@ -26,7 +26,8 @@ def forecast_view(found: CalibrationForecast) -> RenderableType:
         metrics.setdefault(sample.group, sample.metric)
     for group, n in sorted(Counter(samples.sample_groups).items()):
         table.add_row(group, str(n), metrics[group])
-    rows = "" if samples.n_rows is None else f", of {samples.n_rows:,} rows"
+    n_rows = samples.source.n_rows
+    rows = "" if n_rows is None else f", of {n_rows:,} rows"
     least, most = duration(estimate.least_s), duration(estimate.most_s)
     time = f"about {most}" if least == most else f"between {least} and {most}"
     return Group(

@@ -167,7 +167,7 @@ class PlanningSession:
         # samples of the profile first, and the further ones are in neither.
         wanted, n_profile = self._n_samples or len(samples), len(samples)
         used = max(wanted, n_profile)
-        total = used + n_of_finals(wanted, samples.n_rows, used)
+        total = used + n_of_finals(wanted, samples.source.n_questions, used)
         if total != n_profile:
             samples = replace(self._choice, samples=total).load("calibration")
         return samples.part(0, wanted), samples.part(used, len(samples))
@@ -227,8 +227,8 @@ class PlanningSession:
         if self.drawn[1].sample_group:
             return found | {"finals": LazyMeasurer(self, 1)}
         _LOG.warning(
-            "There are no further samples for the best plans, as half of the data's rows are "
-            "used: the loss of the plan will be of the samples that it was chosen by."
+            "There are no further samples for the best plans, as half of the data's questions "
+            "are used: the loss of the plan will be of the samples that it was chosen by."
         )
         return found
 

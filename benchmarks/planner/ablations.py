@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.planner import world
 from benchmarks.planner.remembered import Remembered
-from benchmarks.planner.sizes import ELSEWHERE, MAX_CUTS, Sizes
+from benchmarks.planner.sizes import ELSEWHERE, Sizes
 from benchmarks.planner.work import Work, code
 from tpcal.calibrate.measure import n_of_finals
 from tpcal.planner.problem import Problem
@@ -84,7 +84,7 @@ def judge(run: Ablated, sizes: Sizes, profiles: Path, memory: Path, planner: str
     profile = world.calibrated(n, run.seed, profiles, world.ADAPTIVE)
     measurer = Remembered(kept.cache(world.losses), n, run.seed)
     finals = Remembered(kept.cache(world.losses), n_of_finals(n, None), run.seed, n)
-    problem = Problem.of(profile, run.target, MAX_CUTS)
+    problem = Problem.of(profile, run.target)
     settings = SearchSettings(sizes.trials, seed=run.seed)
     with WITHOUT[run.without]():
         cuts = search(problem, measurer=measurer, finals=finals, settings=settings).plan.cuts

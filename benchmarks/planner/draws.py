@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.planner import world
-from benchmarks.planner.sizes import MAX_CUTS
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.neighbours import fill, neighbours
 from tpcal.planner.prediction.optimum import Solver
 from tpcal.planner.prediction.predict import Predictor
-from tpcal.plans.budget_projection import exact_keep
+from tpcal.plans.budget_projection import MAX_CUTS, exact_keep
 from tpcal.plans.plan_file import load_preset, presets
 from tpcal.plans.plan_records import Cut, Cuts
 
@@ -30,9 +29,14 @@ class Drawn:
 
 @dataclass(frozen=True)
 class _Draw:
-    predictor: Predictor
+    predictors: Sequence[Predictor]
+    """Of plans with one cut or more; the last one allows as many as a search does."""
     budget: Budget
     rng: np.random.Generator
+
+    @property
+    def predictor(self) -> Predictor:
+        return self.predictors[-1]
 
     def random(self) -> Cuts:
         """Layers, keeps and selectors by chance, put on the budget."""
@@ -55,14 +59,14 @@ class _Draw:
         """The optimum of the prediction for random groups, with some of the selectors."""
         n = len(self.predictor.options)
         some = self.rng.choice(n, int(self.rng.integers(1, n + 1)), replace=False)
-        max_cuts = int(self.rng.integers(1, MAX_CUTS + 1))
-        solver = Solver(self.predictor, self.budget, max_cuts, tuple(some.tolist()))
+        predictor = self.predictors[int(self.rng.integers(MAX_CUTS))]
+        solver = Solver(predictor, self.budget, tuple(some.tolist()))
         weights = self.rng.dirichlet(np.full(len(self.predictor.groups), 0.3))
         return fill(self.predictor, solver.optimum(weights), self.budget)
 
     def near(self) -> Cuts:
         """One step away from such an optimum."""
-        around = neighbours(self.predictor, self.optimal(), self.budget, MAX_CUTS)
+        around = neighbours(self.predictor, self.optimal(), self.budget)
         return around[int(self.rng.integers(len(around)))]
 
 
@@ -76,9 +80,10 @@ def plans(
     target: float, n: int, n_profile: int, folder: Path, turns: Sequence[str] = TURNS
 ) -> list[Drawn]:
     """``n`` distinct plans of a layer average: published ones, then drawn in turns."""
-    predictor = world.predictor(n_profile, 0, folder)
-    budget = Budget(target)
-    draw = _Draw(predictor, budget, np.random.default_rng(round(target * 1000)))
+    cuts = range(1, MAX_CUTS + 1)
+    predictors = [world.predictor(n_profile, 0, folder, n) for n in cuts]
+    predictor, budget = predictors[-1], Budget(target)
+    draw = _Draw(predictors, budget, np.random.default_rng(round(target * 1000)))
     found: dict[Cuts, str] = {}
     for name in presets():
         if len(found) < n:

@@ -22,7 +22,7 @@ from benchmarks.planner import draws, world
 from benchmarks.planner.comparison import searches
 from benchmarks.planner.draws import NEIGHBOUR, OPTIMUM, RANDOM
 from benchmarks.planner.found import Folders
-from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, MAX_CUTS, Sizes, sizes_of
+from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes, sizes_of
 from benchmarks.planner.work import ROOT, Work, code
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.problem import Problem
@@ -142,7 +142,7 @@ def best(
         folders: Where profiles and measured losses are kept.
     """
     profile = world.calibrated(sizes.profile, 0, folders.profiles, world.ADAPTIVE)
-    problem = Problem.of(profile, target, MAX_CUTS)
+    problem = Problem.of(profile, target)
     measuring = Measuring(Memory(folders.searches / "exhaustive", verbose=0), set())
     drawn = draws.plans(target, effort.drawn, sizes.profile, folders.profiles, TURNS)
     # Step 1: all plans run on few samples, and ever fewer of them on more.

@@ -9,7 +9,6 @@ from pathlib import Path
 import optuna
 
 from benchmarks.planner import world
-from benchmarks.planner.sizes import MAX_CUTS
 from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.calibrate.measure import Measurer, n_of_finals
 from tpcal.calibrate.profile import Profile
@@ -57,7 +56,7 @@ def plan(asked: Asked, folders: Folders, planner: str) -> tuple[Cut, ...]:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     profile = profile_of(asked, folders)
-    problem = Problem.of(profile, asked.target, MAX_CUTS)
+    problem = Problem.of(profile, asked.target)
     if asked.n_trials == PREDICTED:
         return search(problem).plan.cuts
     measurer, finals = measurers(asked.n, asked.seed, asked.answers == OWN)

@@ -8,7 +8,6 @@ from tpcal.planner.search.settings import N_TRIALS
 from tpcal.plans.local_paths import EMBEDDED
 
 BUDGETS = (0.10, 0.22, 0.35, 0.50)
-MAX_CUTS = 4
 ELSEWHERE = 1000
 """Added to a seed for samples that no profile and no search with that seed has seen."""
 

@@ -33,6 +33,7 @@ from tpcal.calibrate.profile import MASSES, MEASURES, Profile
 from tpcal.planner.prediction.next_probes import next_probes
 from tpcal.planner.prediction.objective import MOST
 from tpcal.planner.prediction.predict import Predictor
+from tpcal.plans.budget_projection import MAX_CUTS
 from tpcal.plans.families import find
 from tpcal.plans.local_paths import BUILT_IN, EMBEDDED
 from tpcal.plans.plan_records import Cut, Plan
@@ -221,6 +222,6 @@ def first(profile: Profile, n: int) -> Profile:
 
 
 @lru_cache(maxsize=4)
-def predictor(n: int, seed: int, folder: Path) -> Predictor:
+def predictor(n: int, seed: int, folder: Path, max_cuts: int = MAX_CUTS) -> Predictor:
     """Predicts from a profile as `tpcal calibrate` makes it."""
-    return Predictor(calibrated(n, seed, folder, ADAPTIVE))
+    return Predictor(calibrated(n, seed, folder, ADAPTIVE), max_cuts=max_cuts)

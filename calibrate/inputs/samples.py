@@ -33,6 +33,8 @@ class Source:
 
     n_rows: int | None = None
     """Number of rows; None if the data is unlimited or does not state it."""
+    n_questions: int | None = None
+    """Number of questions, those of rows that were not read estimated; None likewise."""
     left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Numbers of rows or turns that are no samples, by what and why, among the rows read."""
     unreadable: tuple[str, ...] = ()
@@ -128,11 +130,6 @@ class Samples(Sequence[Sample]):
             groups.append(sample.group)
             identities.append(identity(sample))
         return _Contents(f"sha256:{digest.hexdigest()}", tuple(groups), tuple(identities))
-
-    @property
-    def n_rows(self) -> int | None:
-        """Number of rows of the data; None if the data is unlimited or does not state it."""
-        return self.source.n_rows
 
     def part(self, start: int, stop: int) -> Samples:
         """The samples ``start`` … ``stop`` - 1, in order."""
@@ -256,7 +253,10 @@ def load_samples(
 
     places = drawing.take(n, table.order(split, seed), read if skip_bad else None, least)
     recipe["samples"] = max(n, len(places))
-    source = Source(table.n_rows, dict(drawing.left_out), tuple(drawing.unreadable.values()))
+    n_questions = drawing.n_questions(table.n_rows)
+    source = Source(
+        table.n_rows, n_questions, dict(drawing.left_out), tuple(drawing.unreadable.values())
+    )
     of = "" if table.n_rows is None else f" of {table.n_rows}"
     description = f"{len(places)}{of} samples of {table.name} ({split}, seed {seed})"
     if any(place.question for place in places):

@@ -40,6 +40,7 @@ class Drawing:
         self.unreadable: dict[int, str] = {}
         """Errors of rows that were skipped, by row number."""
         self._n_seen = 0
+        self._n_asked = 0
         self._n_groups = 0
 
     def take(
@@ -73,6 +74,15 @@ class Drawing:
         if not taken:
             raise UsageError(self._why_none())
         return taken
+
+    def n_questions(self, n_rows: int | None) -> int | None:
+        """Number of questions in a table of ``n_rows`` rows; None if that is None.
+
+        Rows that were not read are taken to have as many questions as those that were.
+        """
+        if n_rows is None or not self._n_seen:
+            return n_rows
+        return round(n_rows * self._n_asked / self._n_seen)
 
     def questions(self, row: Mapping[str, Any], where: str) -> list[Asked]:
         """The questions of a row.
@@ -122,6 +132,7 @@ class Drawing:
                 self.left_out += left_out
             except UsageError:
                 n_asked = 1  # reading this place raises the error again
+            self._n_asked += n_asked
             group = self.group(row)
             yield from ((group, Place(i, question)) for question in range(n_asked))
 

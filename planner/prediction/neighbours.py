@@ -85,9 +85,7 @@ def first_layer(predictor: Predictor, selector: str, params: Mapping[str, Any]) 
     return max(predictor.limits.first_layer, min_layer(selector, params))
 
 
-def neighbours(
-    predictor: Predictor, cuts: Sequence[Cut], budget: Budget, max_cuts: int
-) -> list[tuple[Cut, ...]]:
+def neighbours(predictor: Predictor, cuts: Sequence[Cut], budget: Budget) -> list[tuple[Cut, ...]]:
     """Plans one step away that meet the same budget.
 
     A step changes the layer, keep or selector of one cut, or removes or adds a cut.
@@ -116,7 +114,7 @@ def neighbours(
     # Add a cut halfway to the next cut or to the end of the decoder, or a drop-all at the last
     # layer if the plan has none.
     kept = [cut for cut in cuts if cut.selector is not None]
-    if len(cuts) < max_cuts:
+    if len(cuts) < limits.max_cuts:
         for a, b in itertools.pairwise([*cuts, Cut(limits.n_layers, 0.0)]):
             if a.selector is not None and b.layer - a.layer > one:
                 middle = (a.layer + b.layer) // 2
@@ -126,4 +124,4 @@ def neighbours(
     # Every step changes the cost, so each plan is fitted to the budget again.
     found = dict.fromkeys(fill(predictor, step, budget) for step in steps)
     found.pop(tuple(cuts), None)
-    return [plan for plan in found if len(plan) <= max_cuts]
+    return [plan for plan in found if len(plan) <= limits.max_cuts]

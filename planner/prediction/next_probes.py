@@ -14,7 +14,7 @@ from tpcal.calibrate.profile import Probe, Profile
 from tpcal.planner.prediction.budget import Budget
 from tpcal.planner.prediction.curves import key
 from tpcal.planner.prediction.neighbours import neighbours
-from tpcal.planner.prediction.optimum import MAX_CUTS, weighed_optima
+from tpcal.planner.prediction.optimum import weighed_optima
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.plan_records import Cut, n_keep
 
@@ -121,7 +121,7 @@ def _good_plans(
     """
     optima = weighed_optima(predictor, budget, rounds=_ROUNDS)
     best = min(optima, key=predictor.score)
-    plans = list(dict.fromkeys([*optima, *neighbours(predictor, best, budget, max_cuts=MAX_CUTS)]))
+    plans = list(dict.fromkeys([*optima, *neighbours(predictor, best, budget)]))
     scores = [predictor.score(plan) for plan in plans]
     least = max(min(scores), _LEAST)
     weights = [math.exp((least - score) / (_CLOSE * least)) for score in scores]

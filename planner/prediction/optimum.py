@@ -31,8 +31,6 @@ from tpcal.plans.plan_records import Cut
 
 Floats = NDArray[np.float64]
 
-MAX_CUTS = 4
-"""Most cuts of a plan, unless it is asked for more."""
 MAX_LEVELS = 24
 MAX_UNITS = 800
 
@@ -49,14 +47,12 @@ class Solver:
         predictor: Predicts the losses.
         budget: Budget of the plans. A budget of another kind than the layer average is met only
             approximately; `fill` meets it.
-        max_cuts: Largest number of cuts of a plan, including a drop-all.
         only: Allowed selectors as indices into ``predictor.options``; empty allows all that
             ``predictor.allowed`` has.
     """
 
     predictor: Predictor
     budget: Budget
-    max_cuts: int = MAX_CUTS
     only: tuple[int, ...] = ()
 
     def optimum(self, weights: Sequence[float] | Floats | None = None) -> tuple[Cut, ...]:
@@ -88,7 +84,7 @@ class Solver:
         # of the plan back from the table.
         moves = [self._moves(layer) for layer in range(limits.n_layers)]
         units = np.array(alive) // unit
-        rest = _rest(more, units, budget // unit, moves, self.max_cuts - 1)
+        rest = _rest(more, units, budget // unit, moves, limits.max_cuts - 1)
         # Before the first cut, all N tokens pass l layers, which costs N * l token-layers.
         left = [(budget - limits.n_tokens * layer) // unit for layer in range(limits.n_layers)]
         found = _first_cut(first, units, rest, moves, left)
@@ -137,7 +133,7 @@ class Solver:
 
 
 def worst_group_optimum(
-    predictor: Predictor, budget: Budget, max_cuts: int = MAX_CUTS, *, rounds: int = 12
+    predictor: Predictor, budget: Budget, *, rounds: int = 12
 ) -> tuple[Cut, ...]:
     """Cuts with a small predicted objective, within one token of the budget.
 
@@ -148,12 +144,12 @@ def worst_group_optimum(
     Source:
         Freund and Schapire 1999, "Adaptive game playing using multiplicative weights".
     """
-    optima = weighed_optima(predictor, budget, max_cuts, rounds)
-    return _descended(predictor, optima, budget, max_cuts)
+    optima = weighed_optima(predictor, budget, rounds)
+    return _descended(predictor, optima, budget)
 
 
 def weighed_optima(
-    predictor: Predictor, budget: Budget, max_cuts: int = MAX_CUTS, rounds: int = 12
+    predictor: Predictor, budget: Budget, rounds: int = 12
 ) -> list[tuple[Cut, ...]]:
     """Optima of several group weights, fitted to the budget; the optimum of the mean is first.
 
@@ -161,7 +157,7 @@ def weighed_optima(
     weights approach its dual: groups that lose more gain weight, and every weighting is solved
     exactly.
     """
-    solver = Solver(predictor, budget, max_cuts)
+    solver = Solver(predictor, budget)
     objective = predictor.objective
     even, share = objective.shares(predictor.groups), objective.worst_share
     weights, found = even, dict[tuple[Cut, ...], None]()
@@ -182,20 +178,18 @@ def weighed_optima(
 
 
 def _descended(
-    predictor: Predictor, optima: list[tuple[Cut, ...]], budget: Budget, max_cuts: int
+    predictor: Predictor, optima: list[tuple[Cut, ...]], budget: Budget
 ) -> tuple[Cut, ...]:
     """The best plan that the descents from the two best optima reach."""
     best = sorted(optima, key=predictor.score)[:2]
-    near = [_descend(predictor, cuts, budget, max_cuts) for cuts in best]
+    near = [_descend(predictor, cuts, budget) for cuts in best]
     return min(near, key=predictor.score)
 
 
-def _descend(
-    predictor: Predictor, cuts: tuple[Cut, ...], budget: Budget, max_cuts: int
-) -> tuple[Cut, ...]:
+def _descend(predictor: Predictor, cuts: tuple[Cut, ...], budget: Budget) -> tuple[Cut, ...]:
     # Steepest descent: go to the best neighbour as long as its predicted objective is smaller.
     for _ in range(30):
-        near = neighbours(predictor, cuts, budget, max_cuts)
+        near = neighbours(predictor, cuts, budget)
         better = min(near, key=predictor.score, default=cuts)
         if predictor.score(better) >= predictor.score(cuts):
             break
@@ -304,7 +298,7 @@ def _trace(
 
 
 def seeds(
-    predictor: Predictor, budget: Budget, max_cuts: int, presets: Collection[Sequence[Cut]] = ()
+    predictor: Predictor, budget: Budget, presets: Collection[Sequence[Cut]] = ()
 ) -> list[tuple[Cut, ...]]:
     """The plans to measure first, the most promising first, fitted to the budget, each once.
 
@@ -312,20 +306,20 @@ def seeds(
     for each selector the best plan of one cut and its optimum, and the best neighbours of the
     worst-group optimum.
     """
-    optima = weighed_optima(predictor, budget, max_cuts)
-    best = _descended(predictor, optima, budget, max_cuts)
-    near = neighbours(predictor, best, budget, max_cuts)
+    optima = weighed_optima(predictor, budget)
+    best = _descended(predictor, optima, budget)
+    near = neighbours(predictor, best, budget)
     near.sort(key=predictor.score)
     plans = [best, *sorted(optima, key=predictor.score)[:4], *presets]
     if len(predictor.allowed) > 1:
         for s in predictor.allowed:
-            plans.append(Solver(predictor, budget, max_cuts, (s,)).optimum())
-    plans.extend(one_cut_plans(predictor, budget, max_cuts))
+            plans.append(Solver(predictor, budget, (s,)).optimum())
+    plans.extend(one_cut_plans(predictor, budget))
     plans.extend(near[:6])
     return list(dict.fromkeys(fill(predictor, plan, budget) for plan in plans))
 
 
-def one_cut_plans(predictor: Predictor, budget: Budget, max_cuts: int) -> list[tuple[Cut, ...]]:
+def one_cut_plans(predictor: Predictor, budget: Budget) -> list[tuple[Cut, ...]]:
     """For each selector the plan of one cut with the smallest predicted objective.
 
     A drop-all may follow the cut. The prediction adds the losses of cuts up and cannot know what
@@ -334,8 +328,7 @@ def one_cut_plans(predictor: Predictor, budget: Budget, max_cuts: int) -> list[t
     """
     limits = predictor.limits
     end, step = limits.last_layer + 1, limits.layer_step
-    can_drop = limits.first_drop is not None and max_cuts > 1
-    drops = range(limits.first_drop or end, end, step) if can_drop else ()
+    drops = range(limits.first_drop or end, end, step)
     found = []
     for option in (predictor.options[s] for s in predictor.allowed):
         plans = dict[tuple[Cut, ...], None]()

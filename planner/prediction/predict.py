@@ -33,7 +33,7 @@ from tpcal.planner.prediction.conditions import fires
 from tpcal.planner.prediction.curves import key as curve_key
 from tpcal.planner.prediction.curves import layer_curves
 from tpcal.planner.prediction.objective import MOST, Objective
-from tpcal.plans.budget_projection import Limits, Option
+from tpcal.plans.budget_projection import MAX_CUTS, Limits, Option
 from tpcal.plans.engines import Engine
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_records import Cut, n_keep
@@ -173,6 +173,7 @@ class Predictor:
         profile: Profile that calibration measured.
         objective: Turns the losses of all groups into one number; by default `Objective`.
         engine: Where the plans have to run; None: in transformers, where every plan runs.
+        max_cuts: Most cuts of a plan, drop-all among them.
 
     Attributes:
         options: The probed selectors.
@@ -185,7 +186,11 @@ class Predictor:
     """
 
     def __init__(
-        self, profile: Profile, objective: Objective | None = None, engine: Engine | None = None
+        self,
+        profile: Profile,
+        objective: Objective | None = None,
+        engine: Engine | None = None,
+        max_cuts: int = MAX_CUTS,
     ) -> None:
         self.profile, self.engine = profile, engine
         self.objective = objective or Objective()
@@ -195,7 +200,7 @@ class Predictor:
         if not self.options:
             raise UsageError("The profile must hold probes with keep > 0; got none. Calibrate.")
         self.allowed = tuple(i for i, o in enumerate(self.options) if self._may_have(o))
-        self.limits = _limits(profile, [self.options[i] for i in self.allowed], engine)
+        self.limits = _limits(profile, [self.options[i] for i in self.allowed], engine, max_cuts)
         self.prices = Prices(profile)
         self.tables = cache(lambda measure: Tables(profile, self.options, measure))
         self._singles = cache(lambda measure: SingleCutLosses(profile, self.options, measure))
@@ -338,7 +343,9 @@ def _distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     return far
 
 
-def _limits(profile: Profile, options: Sequence[Option], engine: Engine | None) -> Limits:
+def _limits(
+    profile: Profile, options: Sequence[Option], engine: Engine | None, max_cuts: int
+) -> Limits:
     n, n_layers = profile.n_tokens, profile.shape.n_layers
     if engine is not None and not options:
         raise UsageError(
@@ -354,6 +361,7 @@ def _limits(profile: Profile, options: Sequence[Option], engine: Engine | None) 
         stop_layer=profile.stop_layer,
         layer_step=1 if engine is None else engine.layer_step(n_layers),
         default=earliest,
+        max_cuts=max_cuts,
     )
     first_drop = limits.at_or_after(max(1, min(drops, default=n_layers)))
     return replace(

@@ -40,7 +40,7 @@ class Bracket:
     def __post_init__(self) -> None:
         predictor = self.problem.predictor
         self.low = predictor.limits.least
-        points = list(fronts.predictions(predictor, self.problem.max_cuts))
+        points = list(fronts.predictions(predictor))
         self._costs = np.array([point.layer_average_keep for point in points])
         times = [self.predicted(point.cuts) for point in points]
         self._times = np.minimum.accumulate(times)

@@ -67,25 +67,24 @@ class Encoding:
     Attributes:
         limits: Of every plan.
         choices: Selectors, as `choices` finds them.
-        max_cuts: Most cuts of a plan, drop-all among them.
         profile: Tells for which samples a conditional drop fires; None: there are none.
     """
 
     limits: Limits
     choices: tuple[Choice, ...]
-    max_cuts: int
     profile: Profile | None = None
 
-    # A plan becomes numbers as follows. Every trial has the same parameters: max_cuts slots, each
-    # with a layer, a ratio and a selector, the number of slots in use, and the drop-all. Slot i
-    # keeps alive_i = ratio_i * alive_{i-1} tokens, so that any ratios in (0, 1] make a plan whose
-    # cuts keep ever fewer tokens. The budget rescales the counts afterwards (`fill`).
+    # A plan becomes numbers as follows. Every trial has the same parameters: as many slots as cuts
+    # are allowed, each with a layer, a ratio and a selector; the number of slots in use; and the
+    # drop-all. Slot i keeps alive_i = ratio_i * alive_{i-1} tokens, so that any ratios in (0, 1]
+    # make a plan whose cuts keep ever fewer tokens. The budget rescales the counts afterwards
+    # (`fill`).
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         """All parameters; every trial has all of them, so that they can be modelled jointly."""
         limits = self.limits
-        space: dict[str, BaseDistribution] = {"n_cuts": IntDistribution(1, self.max_cuts)}
+        space: dict[str, BaseDistribution] = {"n_cuts": IntDistribution(1, self.limits.max_cuts)}
         if limits.first_drop is not None:
             space["drop_all"] = IntDistribution(
                 limits.first_drop, self._never, step=limits.layer_step
@@ -95,7 +94,7 @@ class Encoding:
                     0.1, 1.0
                 )  # of the samples; 1: no condition
         labels = [choice.label for choice in self.choices]
-        for i in range(self.max_cuts):
+        for i in range(self.limits.max_cuts):
             space[f"layer_{i}"] = IntDistribution(
                 limits.first_layer, limits.last_layer, step=limits.layer_step
             )
@@ -131,7 +130,8 @@ class Encoding:
         """Cuts of parameters: slots in order of layer, each keeping a part of what is alive."""
         n, never = self.limits.n_tokens, self._never
         drop = params.get("drop_all", never)
-        n_cuts = params["n_cuts"] if drop == never else min(params["n_cuts"], self.max_cuts - 1)
+        n_cuts, most = params["n_cuts"], self.limits.max_cuts
+        n_cuts = n_cuts if drop == never else min(n_cuts, most - 1)
         by_label = {choice.label: choice for choice in self.choices}
         cuts: list[Cut] = []
         # The slots in order of layer; `alive` is the number of tokens after the cuts so far.
@@ -164,7 +164,7 @@ class Encoding:
         # ratio_i = count_i / count_{i-1} inverts `decode`. Unused slots get values as well, since
         # samplers that model all parameters jointly need every one of them.
         before = n
-        for i in range(self.max_cuts):
+        for i in range(self.limits.max_cuts):
             cut = kept[min(i, len(kept) - 1)]
             count = n_keep(cut.keep, n)
             params[f"layer_{i}"] = cut.layer

@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from tpcal.planner.prediction.budget import LAYER_AVERAGE, Budget
-from tpcal.planner.prediction.optimum import MAX_CUTS, worst_group_optimum
+from tpcal.planner.prediction.optimum import worst_group_optimum
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.planner.search.ledger import Ledger, cuts_of, fully_measured, means_of
 from tpcal.plans.plan_records import Cut
@@ -71,8 +71,7 @@ def front(
     Args:
         predictor: Of the profile.
         storage: Where its searches are kept.
-        max_cuts: Most cuts of a plan. None: measured plans may have any number, and predicted
-            ones `MAX_CUTS`.
+        max_cuts: Most cuts of a measured plan; None: any number.
 
     Raises:
         UsageError: ``storage`` cannot be used.
@@ -81,7 +80,7 @@ def front(
     if known:
         points = (found.point for found in known)
         return pareto(p for p in points if max_cuts is None or len(p.cuts) <= max_cuts)
-    return pareto(predictions(predictor, MAX_CUTS if max_cuts is None else max_cuts))
+    return pareto(predictions(predictor))
 
 
 def on_one_set(predictor: Predictor, ledger: Ledger) -> list[MeasuredPoint]:
@@ -107,11 +106,11 @@ def measured(predictor: Predictor, studies: Iterable[Study]) -> list[MeasuredPoi
     return found
 
 
-def predictions(predictor: Predictor, max_cuts: int) -> Iterator[Point]:
+def predictions(predictor: Predictor) -> Iterator[Point]:
     """The plan of the smallest predicted loss for each of `BUDGETS`, and the unpruned model."""
     for budget in BUDGETS:
         if budget >= predictor.limits.least:
-            cuts = worst_group_optimum(predictor, Budget(budget), max_cuts, rounds=4)
+            cuts = worst_group_optimum(predictor, Budget(budget), rounds=4)
             yield point(predictor, cuts)
     yield point(predictor, ())
 

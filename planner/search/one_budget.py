@@ -94,8 +94,8 @@ def search(
 def _predicted(problem: Problem, settings: SearchSettings) -> Result:
     """The plan chosen by prediction alone."""
     predictor = problem.predictor
-    cuts = worst_group_optimum(predictor, problem.budget, problem.max_cuts)
-    points = [*fronts.predictions(predictor, problem.max_cuts), fronts.point(predictor, cuts)]
+    cuts = worst_group_optimum(predictor, problem.budget)
+    points = [*fronts.predictions(predictor), fronts.point(predictor, cuts)]
     facts = search_facts(problem, settings) | {"sampler": "prediction only"}
     return _finished(problem, cuts, facts, points)
 
@@ -121,7 +121,7 @@ def _chosen(
     """The best plan; the predicted optimum if none was measured."""
     full = fully_measured(study)
     if not full:  # there was no time for a trial
-        optimum = worst_group_optimum(problem.predictor, problem.budget, problem.max_cuts)
+        optimum = worst_group_optimum(problem.predictor, problem.budget)
         return _Chosen(optimum, None, None)
     final = finals and best_finalist(study, measurer, finals, problem.objective, progress)
     if final:

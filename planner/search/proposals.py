@@ -44,7 +44,7 @@ def proposals(
 @lru_cache(maxsize=2 * N_PARENTS)  # parents stay the same for many proposals
 def steps_from(problem: Problem, parent: Cuts) -> list[Cuts]:
     """Every plan that is a step away, as trials write plans, the smallest prediction first."""
-    near = neighbours(problem.predictor, parent, problem.budget, problem.max_cuts)
+    near = neighbours(problem.predictor, parent, problem.budget)
     plans = [tuple(map(canonical, cuts)) for cuts in (*near, *_tuned(problem, parent))]
     return sorted(dict.fromkeys(plans), key=problem.predictor.score)
 

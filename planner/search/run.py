@@ -169,9 +169,9 @@ def run(problem: Problem, measurer: Measures, ledger: Ledger, settings: SearchSe
 def _prepare(
     problem: Problem, measurer: Measures, ledger: Ledger, settings: SearchSettings
 ) -> Search:
-    predictor, budget, max_cuts = problem.predictor, problem.budget, problem.max_cuts
+    predictor, budget = problem.predictor, problem.budget
     published = [load_preset(name, predictor.limits.n_layers).cuts for name in presets()]
-    first = seeds(predictor, budget, max_cuts, [cuts for cuts in published if cuts])
+    first = seeds(predictor, budget, [cuts for cuts in published if cuts])
     probed = [Cut(0, 0.5, o.selector, o.params) for o in predictor.options]
     known = choices(
         cut
@@ -179,7 +179,7 @@ def _prepare(
         if predictor.runs(cut)
     )
     conditions = predictor.profile if predictor.runs(CONDITIONAL) else None
-    encoding = Encoding(predictor.limits, known, max_cuts, conditions)
+    encoding = Encoding(predictor.limits, known, conditions)
     sampler = RepeatableTPE(settings.seed)
     space = _space(problem, encoding)
     study = ledger.start(measurer, budget.label, settings.seed, space, sampler)
@@ -191,7 +191,7 @@ def _prepare(
         for trial in ledger.measured_for_other_budgets(study, measurer)
     }
     first = [first[0], *_moved(problem, for_other_budgets), *first[1:]]
-    fitting = [cuts for cuts in dict.fromkeys(first) if len(cuts) <= max_cuts]
+    fitting = [cuts for cuts in dict.fromkeys(first) if len(cuts) <= problem.max_cuts]
     encoded = tuple(map(encoding.encode, fitting))
     return Search(problem, settings, encoding, measurer, study, pruner, encoded)
 

@@ -189,7 +189,7 @@ def _predicted(problem: Problem, loss_limits: LossLimits, settings: SearchSettin
     found, most = None, 0.0
     for _ in range(N_HALVINGS):
         middle = round((bracket.low + bracket.high) / 2, 4)
-        cuts = worst_group_optimum(problem.predictor, Budget(middle), problem.max_cuts)
+        cuts = worst_group_optimum(problem.predictor, Budget(middle))
         most = bracket.predicted(cuts)
         if most <= 1:
             found, bracket.high = middle, middle

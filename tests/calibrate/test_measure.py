@@ -8,7 +8,7 @@ from tpcal.calibrate.measure import in_turns, n_of_finals
 
 
 @pytest.mark.parametrize(
-    ("n_measured", "n_rows", "n"),
+    ("n_measured", "n_questions", "n"),
     [
         (392, None, 784),
         (64, 10_000, 128),
@@ -18,9 +18,9 @@ from tpcal.calibrate.measure import in_turns, n_of_finals
     ],
 )
 def test_finalists_get_twice_as_many_further_samples_where_there_are_so_many(
-    n_measured, n_rows, n
+    n_measured, n_questions, n
 ):
-    assert n_of_finals(n_measured, n_rows) == n
+    assert n_of_finals(n_measured, n_questions) == n
 
 
 def test_what_the_profile_used_is_no_further_sample():

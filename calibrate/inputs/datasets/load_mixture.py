@@ -112,4 +112,6 @@ def _source(parts: Sequence[_Part]) -> Source:
     for part in parts:
         left_out += part.drawing.left_out
     unreadable = [text for part in parts for text in part.drawing.unreadable.values()]
-    return Source(sum(part.n_rows for part in parts), dict(left_out), tuple(unreadable))
+    n_rows = sum(part.n_rows for part in parts)
+    n_questions = sum(part.drawing.n_questions(part.n_rows) or 0 for part in parts)
+    return Source(n_rows, n_questions, dict(left_out), tuple(unreadable))

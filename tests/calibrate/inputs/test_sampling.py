@@ -13,7 +13,7 @@ from PIL import Image
 
 from tpcal.calibrate import profile
 from tpcal.calibrate.inputs.data_choice import DataChoice
-from tpcal.calibrate.inputs.samples import RowSettings, Samples, load_samples
+from tpcal.calibrate.inputs.samples import Columns, RowSettings, Samples, load_samples
 from tpcal.cli import cli
 from tpcal.plans.errors import UsageError
 
@@ -105,3 +105,24 @@ def test_skipped_rows_are_listed_and_counted_in_the_profile(
     assert kept["data"]["n_unreadable"] == 4
     assert kept["data"]["left_out"] == {"row without an image": 1}
     assert kept["samples"]["skip_bad"] is True
+
+
+def test_questions_are_counted_and_not_rows(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.png")
+    file = tmp_path / "data.jsonl"
+
+    def write(rows: list[dict[str, Any]]) -> Samples:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return load_samples(str(file), n=6)
+
+    asked = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "red"}]
+    first = {"from": "human", "value": "<image> which?"}
+    chats = write([{"image": "a.png", "conversations": [first, *asked[1:], *asked, *asked]}] * 20)
+    assert chats.source.n_questions == 60
+    row = {"question": "Which?", "answer": "red", "kind": "all"}
+    rows = [{**row, "image": "a.png" if at % 10 == 0 else ""} for at in range(200)]
+    some = write(rows).source.n_questions  # by the rows that were read
+    assert some is not None
+    assert 5 <= some <= 60
+    grouped = load_samples(str(file), n=6, columns=Columns(group="kind"))
+    assert grouped.source.n_questions == 20  # all rows were read to find the groups

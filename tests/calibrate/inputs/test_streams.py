@@ -85,7 +85,7 @@ def test_further_rows_take_the_place_of_bad_ones() -> None:
 
 def test_a_search_finds_further_samples_for_its_finals() -> None:
     drawn = _drawn(60)
-    assert n_of_finals(60, drawn.n_rows) == 120
+    assert n_of_finals(60, drawn.source.n_questions) == 120
 
 
 def test_only_the_rows_that_are_needed_are_fetched() -> None:
@@ -105,5 +105,5 @@ def test_small_data_sets_are_read_whole_and_drawn_from_both_ends(
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
     monkeypatch.setattr(datasets, "load_dataset", lambda _, **how: LOAD(str(tmp_path), **how))
     whole, other = (load_samples("org/name", n=n_rows, split=s) for s in ("calibration", "eval"))
-    assert whole.n_rows == other.n_rows == n_rows
+    assert whole.source.n_rows == other.source.n_rows == n_rows
     assert whole.identities == other.identities[::-1]

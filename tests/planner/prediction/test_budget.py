@@ -36,7 +36,7 @@ def test_plans_cost_what_the_budget_allows_and_hardly_less(predictor, budget):
         assert price <= budget.target * (1 + 1e-9)
         unpruned = predictor.prices.of((), budget.kind)
         assert price >= budget.target * (1 - 1e-3) - one_token * unpruned
-    for plan in seeds(predictor, budget, 4):
+    for plan in seeds(predictor, budget):
         assert predictor.prices.of(plan, budget.kind) <= budget.target * (1 + 1e-9)
 
 

@@ -67,7 +67,7 @@ def test_only_the_samples_it_fires_for_lose(profile) -> None:
 
 def test_a_conditional_plan_survives_the_way_through_a_trial(profile) -> None:
     limits = Predictor(profile).limits
-    encoding = Encoding(limits, choices([Cut(0, 0.5, "grid")]), 4, profile)
+    encoding = Encoding(limits, choices([Cut(0, 0.5, "grid")]), profile)
     for wanted in (0.3, 0.6, 1.0):
         cuts = (Cut(1, 0.5, "grid"), dropping(profile, 5, wanted))
         again = encoding.decode(encoding.encode(cuts))

@@ -19,6 +19,7 @@ from tpcal.planner.prediction.optimum import (
 )
 from tpcal.planner.prediction.predict import Predictor
 from tpcal.plans.budget_projection import exact_keep, spent
+from tpcal.plans.errors import BudgetError
 from tpcal.plans.plan_records import Cut, n_keep
 
 
@@ -55,12 +56,12 @@ def all_plans(predictor: Predictor, budget: int, max_cuts: int):
 @pytest.mark.parametrize("target", [0.2, 0.45, 0.7])
 def test_the_optimum_is_that_of_trying_every_plan(make_world, seed, target) -> None:
     profile = make_world(n_layers=5, n_tokens=8, n_groups=2, seed=seed).profile(noise=0.4)
-    predictor = Predictor(profile)
+    predictor = Predictor(profile, max_cuts=3)
     rng = np.random.default_rng(seed)
     weights = rng.dirichlet([1, 1])
     budget = predictor.limits.budget(target)
     best = min(added(predictor, p) @ weights for p in all_plans(predictor, budget, 3))
-    found = Solver(predictor, Budget(target), 3).optimum(weights)
+    found = Solver(predictor, Budget(target)).optimum(weights)
     assert added(predictor, found) @ weights == pytest.approx(best, abs=1e-12)
     assert spent(found, 8, 5) <= budget
     assert len(found) <= 3
@@ -89,10 +90,10 @@ def test_the_worst_groups_optimum_is_close_to_that_of_trying_every_plan(make_wor
     gaps = []
     for seed, target in itertools.product(range(8), (0.2, 0.4, 0.6)):
         profile = make_world(n_layers=5, n_tokens=8, n_groups=4, seed=seed).profile()
-        predictor = Predictor(profile)
+        predictor = Predictor(profile, max_cuts=2)
         budget = predictor.limits.budget(target)
         best = min(map(predictor.score, all_plans(predictor, budget, 2)))
-        found = predictor.score(worst_group_optimum(predictor, Budget(target), 2))
+        found = predictor.score(worst_group_optimum(predictor, Budget(target)))
         assert found >= best - 1e-12
         gaps.append(found / best - 1)
     # The duality gap of a discrete choice; not closed in general, small on these worlds.
@@ -139,15 +140,16 @@ def test_a_decoder_of_32_layers_is_solved_within_a_second(make_world) -> None:
 
 @pytest.mark.parametrize("max_cuts", [1, 3])
 def test_plans_of_one_cut_are_the_best_of_their_selectors(make_world, max_cuts) -> None:
-    predictor = Predictor(make_world(n_layers=6, n_tokens=40, n_groups=3).profile(noise=0.4))
+    profile = make_world(n_layers=6, n_tokens=40, n_groups=3).profile(noise=0.4)
+    predictor = Predictor(profile, max_cuts=max_cuts)
     limits, budget = predictor.limits, Budget(0.4)
-    found = one_cut_plans(predictor, budget, max_cuts)
+    found = one_cut_plans(predictor, budget)
     assert len({cut.selector for cut, *_ in found}) == len(found) == len(predictor.allowed)
     for s in predictor.allowed:
         option = predictor.options[s]
         scores = []
         for layer, drop in itertools.product(range(option.first_layer, 6), range(1, 7)):
-            if drop <= layer or (drop < 6 and (drop < limits.first_drop or max_cuts == 1)):
+            if drop <= layer or (drop < 6 and (max_cuts == 1 or drop < limits.first_drop)):
                 continue
             # As many tokens as fit: the layers before the cut see all 40 tokens.
             count = (limits.budget(0.4) - 40 * layer) // (drop - layer)
@@ -165,8 +167,8 @@ def test_neighbours_and_seeds_meet_the_budget_and_differ(make_world) -> None:
     best = worst_group_optimum(predictor, Budget(0.22))
     preset = [Cut(0, 0.5, "dart"), Cut(6, 0.25, "attention"), Cut(9, 0.0)]
     for plans in (
-        neighbours(predictor, best, Budget(0.22), 4),
-        seeds(predictor, Budget(0.22), 4, [preset]),
+        neighbours(predictor, best, Budget(0.22)),
+        seeds(predictor, Budget(0.22), [preset]),
     ):
         assert len(plans) == len({str(p) for p in plans}) > 5
         for plan in plans:
@@ -174,14 +176,39 @@ def test_neighbours_and_seeds_meet_the_budget_and_differ(make_world) -> None:
             assert all(
                 n_keep(c.keep, 144) == 0 or c.layer or c.selector != "attention" for c in plan
             )
-    assert best not in neighbours(predictor, best, Budget(0.22), 4)
+    assert best not in neighbours(predictor, best, Budget(0.22))
 
 
 def test_no_plan_cuts_behind_the_last_layer_that_allows_it(make_world) -> None:
     world = make_world(n_layers=12, n_tokens=144)
     profile = replace(world.profile(layers=range(5)), provenance={"stop_layer": 5})
     predictor = Predictor(profile)
-    for plan in seeds(predictor, Budget(0.4), 4, [(Cut(8, 0.2, "grid"), Cut(10, 0.0))]):
+    for plan in seeds(predictor, Budget(0.4), [(Cut(8, 0.2, "grid"), Cut(10, 0.0))]):
         assert max(cut.layer for cut in plan) < 5
-        for near in neighbours(predictor, plan, Budget(0.4), 4):
+        for near in neighbours(predictor, plan, Budget(0.4)):
             assert max(cut.layer for cut in near) < 5
+
+
+@pytest.mark.parametrize("max_cuts", [1, 2, 3])
+def test_no_plan_has_more_cuts_than_allowed_at_the_smallest_budgets(make_world, max_cuts) -> None:
+    profile = make_world(n_layers=12, n_tokens=144).profile()
+    predictor = Predictor(profile, max_cuts=max_cuts)
+    least, rng = predictor.limits.least, np.random.default_rng(0)
+    for budget in (Budget(least), Budget(1.05 * least)):
+        found = [worst_group_optimum(predictor, budget), *seeds(predictor, budget)]
+        for _ in range(200):  # plans as the sampler suggests them
+            layers = np.sort(rng.choice(11, max_cuts, replace=False)).tolist()
+            keeps = np.cumprod(rng.uniform(0.3, 1, max_cuts))
+            cuts = [Cut(at, k, "grid") for at, k in zip(layers, keeps, strict=True)]
+            found.append(fill(predictor, cuts, budget))
+        for plan in found:
+            assert len(plan) <= max_cuts
+            assert -1e-6 <= budget.target * 144 * 12 - spent(plan, 144, 12) <= 12
+
+
+def test_a_budget_that_takes_two_cuts_is_refused_where_one_is_allowed(make_world) -> None:
+    profile = make_world(n_layers=12, n_tokens=144).profile()
+    least = Predictor(profile).limits.least
+    assert Predictor(profile, max_cuts=1).limits.least > least
+    with pytest.raises(BudgetError, match="allow a second cut"):
+        worst_group_optimum(Predictor(profile, max_cuts=1), Budget(least))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
@@ -21,7 +23,7 @@ def published() -> list[tuple[Cut, ...]]:
 
 @pytest.mark.parametrize("cuts", published(), ids=presets())
 def test_every_published_schedule_survives_the_way_through_a_trial(cuts) -> None:
-    encoding = Encoding(LIMITS, choices(c for plan in published() for c in plan), 4)
+    encoding = Encoding(LIMITS, choices(c for plan in published() for c in plan))
     params = encoding.encode(cuts)
     for name, dist in encoding.distributions.items():
         assert dist._contains(dist.to_internal_repr(params[name])), name
@@ -37,7 +39,7 @@ def test_parameters_that_selectors_name_are_searched_and_others_stay_as_they_occ
     ]
     found = choices(cuts)
     assert [c.fixed for c in found] == [{"score": "raw"}, {}, {}]
-    space = Encoding(LIMITS, found, 2).distributions
+    space = Encoding(replace(LIMITS, max_cuts=2), found).distributions
     assert space["balanced.attention_share_0"] == FloatDistribution(0.0, 1.0)
     assert space["dart.image_pivots_1"] == IntDistribution(1, 16)
     assert space["selector_0"].choices == tuple(c.label for c in found)
@@ -51,7 +53,7 @@ def test_every_searched_parameter_can_be_set_over_its_whole_range() -> None:
 
 
 def test_a_trial_writes_a_default_as_no_parameter() -> None:
-    encoding = Encoding(LIMITS, choices([Cut(1, 0.5, "dart")]), 2)
+    encoding = Encoding(LIMITS, choices([Cut(1, 0.5, "dart")]))
     cuts = (Cut(1, 0.5, "dart", {"image_pivots": 7}),)
     params = encoding.encode(cuts)
     assert encoding.decode(params) == cuts
@@ -59,18 +61,18 @@ def test_a_trial_writes_a_default_as_no_parameter() -> None:
 
 
 def test_drop_all_is_a_layer_or_never() -> None:
-    encoding = Encoding(LIMITS, choices([Cut(0, 0.5, "grid")]), 4)
+    encoding = Encoding(LIMITS, choices([Cut(0, 0.5, "grid")]))
     assert encoding.distributions["drop_all"] == optuna.distributions.IntDistribution(1, 12)
     params = encoding.encode([Cut(2, 0.5, "grid")])
     assert params["drop_all"] == 12
     assert encoding.decode(params) == (Cut(2, 0.5, "grid"),)
     assert encoding.decode({**params, "drop_all": 9}) == (Cut(2, 0.5, "grid"), Cut(9, 0.0))
-    bare = Encoding(Limits(144, 12, first_drop=None), encoding.choices, 4)
+    bare = Encoding(Limits(144, 12, first_drop=None), encoding.choices)
     assert "drop_all" not in bare.distributions
 
 
 def test_suggested_cuts_fall_and_stay_in_the_decoder() -> None:
-    encoding = Encoding(LIMITS, choices(c for plan in published() for c in plan), 4)
+    encoding = Encoding(LIMITS, choices(c for plan in published() for c in plan))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(50):
         cuts = encoding.suggest(study.ask())

@@ -31,7 +31,7 @@ def measure(world, cuts) -> float:
 def test_proposals_are_new_on_the_budget_and_first_the_most_promising(world) -> None:
     predictor, budget = Predictor(world.profile()), Budget(0.3)
     best = worst_group_optimum(predictor, budget)
-    known = [best, *neighbours(predictor, best, budget, 4)[:20]]
+    known = [best, *neighbours(predictor, best, budget)[:20]]
     known = [tuple(map(canonical, cuts)) for cuts in known]
     measured = {cuts: measure(world, cuts) for cuts in known}
     found = proposals(Problem(predictor, budget), measured, known)
