@@ -10,13 +10,14 @@ from tpcal import terminal
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.options import groups
 from tpcal.plans.errors import FitError
-from tpcal.plans.plan_names import load_plan
+from tpcal.plans.plan_names import is_preset, load_plan
 from tpcal.workflow.inputs import plan_and_model, plans_and_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+    from tpcal.calibrate.inputs.models import Loaded
     from tpcal.plans.plan_records import Plan
+
+_TRIED_SIZE = (336, 336)
 
 
 @click.command(short_help="Check a plan file and whether it fits a model.")
@@ -50,28 +51,29 @@ def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) 
     """
     from tpcal.views.check_view import check_view
 
+    if file is None and (engine or not deep):
+        raise click.UsageError("Missing argument 'PLAN'; only --deep alone can do without.")
     if deep:
-        _try_laws(file, model)
+        _try_laws(file, engine, model)
         return
-    if file is None:
-        raise click.UsageError("Missing argument 'PLAN'; only --deep can do without.")
+    assert file is not None
     screen = terminal.console()
     if model.name is None:
         found = load_plan(file)
         if engine:
-            _run_in(engine, file, found, None)
+            _run_in(engine, file, found)
         screen.print(check_view(found, file, None))
         return
     with terminal.progress() as report:
         fitted, loaded = plans_and_model([file], model, report)
     found = fitted[file]
-    notes = _run_in(engine, file, found, loaded.model) if engine else []
+    notes = _run_in(engine, file, found, loaded) if engine else []
     screen.print(check_view(found, file, loaded.name))
     for note in notes:
         screen.print(note, highlight=False, markup=False)
 
 
-def _run_in(name: str, file: str, plan: Plan, model: PreTrainedModel | None) -> list[str]:
+def _run_in(name: str, file: str, plan: Plan, loaded: Loaded | None = None) -> list[str]:
     """What the plan does in an engine, a line each; empty if only problems are known.
 
     Raises:
@@ -80,15 +82,39 @@ def _run_in(name: str, file: str, plan: Plan, model: PreTrainedModel | None) -> 
     from tpcal.plans import engines
 
     engine = engines.named(name)
-    if engine is engines.VLLM and model is not None:
-        return _run_in_vllm(file, plan, model)
-    problems = engine.plan_problems(plan)
+    if loaded is not None:
+        run_in = _run_in_vllm if engine is engines.VLLM else _run_from_embeddings
+        return run_in(file, plan, loaded)
+    architecture = None if plan.model is None else plan.model.architecture
+    problems = engine.plan_problems(plan, architecture)
     if problems:
         raise FitError(f"{file} in {engine.title}", problems)
     return []
 
 
-def _run_in_vllm(file: str, plan: Plan, model: PreTrainedModel) -> list[str]:
+def _run_from_embeddings(file: str, plan: Plan, loaded: Loaded) -> list[str]:
+    """Nothing; a prompt with an image is tried, up to the first layer.
+
+    Raises:
+        FitError: The plan does not run there.
+    """
+    from PIL import Image
+
+    from tpcal.calibrate.inputs.batches import prompt_inputs
+    from tpcal.calibrate.inputs.sample import Sample
+    from tpcal.plans.engines import EMBEDDINGS
+    from tpcal.plans.executor.prompt_embeddings import pruned_prompt
+
+    asked = Sample("check", (Image.new("RGB", _TRIED_SIZE, "grey"),), "What is shown?")
+    inputs = prompt_inputs(loaded.processor, [asked], loaded.model)
+    try:
+        pruned_prompt(loaded.model, plan, inputs)
+    except FitError as error:
+        raise FitError(f"{file} in {EMBEDDINGS.title}", error.problems) from None
+    return []
+
+
+def _run_in_vllm(file: str, plan: Plan, loaded: Loaded) -> list[str]:
     """What the plan does in vLLM with this model, a line each.
 
     Raises:
@@ -97,26 +123,30 @@ def _run_in_vllm(file: str, plan: Plan, model: PreTrainedModel) -> list[str]:
     from tpcal.integrations.vllm import configuration, support
     from tpcal.plans import engines
 
+    model = loaded.model
+    n_layers, prompt = configuration.n_layers(model), configuration.counted_prompt(plan, model)
+    if is_preset(file):  # as a server scales it
+        plan = load_plan(file, n_layers, prompt[0])
     problems = configuration.model_problems(plan, model, untried=False)
     if problems:
         raise FitError(f"{file} in vLLM", problems)
-    n_layers = configuration.n_layers(model)
     videos = engines.VLLM.videos(plan, type(model).__name__)
-    prompt = configuration.counted_prompt(plan, model)
     line = support.summary(plan, n_layers, *prompt, videos)
     return [f"In vLLM: {line}", *support.notes(plan, n_layers)]
 
 
-def _try_laws(file: str | None, model: ModelChoice) -> None:
+def _try_laws(file: str | None, engine: str | None, model: ModelChoice) -> None:
     """Prints the verdict of every law on the model.
 
     Raises:
-        FitError: A law does not hold.
+        FitError: A law does not hold, or the plan does not run in the engine.
     """
     from tpcal.views.check_view import laws_view
 
     with terminal.progress() as report:
         found, loaded = plan_and_model(file, model, report)
+        if engine and found and file:  # before the laws, which take minutes
+            _run_in(engine, file, found, loaded)
         from tpcal.calibrate import executor_laws
 
         verdicts = executor_laws.judge(loaded, found, progress=report)

@@ -40,7 +40,8 @@ class Answerer:
     Args:
         loaded: The model.
         plan: Path of a plan, ``preset:NAME`` or ``preset:NAME@BUDGET``; None leaves the model
-            unpruned. A preset is scaled to its budget at the first prompt that has an image.
+            unpruned. A preset is scaled to its budget at the first prompt that has an image, in
+            `answer` or in `meet_budget`.
 
     Raises:
         UsageError: There is no such plan, or it breaks the rules.
@@ -76,6 +77,22 @@ class Answerer:
         """Sets the counts back to zero."""
         self.tally = Tally(self._loaded.shape.n_layers)
 
+    @property
+    def waits_for_image(self) -> bool:
+        """Whether a preset is not scaled to its budget yet, because no image was seen."""
+        return self._on_budget is not None
+
+    def meet_budget(self, prompt: ChatPrompt) -> None:
+        """Scales a preset to its budget for the visual tokens of a prompt, if it has any.
+
+        Args:
+            prompt: The prompt.
+
+        Raises:
+            BudgetError: The preset cannot reach the budget.
+        """
+        self._meet_budget(self._inputs([prompt])["input_ids"])
+
     def answer(self, prompts: Sequence[ChatPrompt], decoding: Decoding) -> list[PrunedAnswer]:
         """One answer to each prompt, generated in one batch.
 
@@ -87,9 +104,8 @@ class Answerer:
             RunFailed: Out of memory.
         """
         model, processor = self._loaded.model, self._loaded.processor
-        samples = [Sample(str(i), prompt.images, "") for i, prompt in enumerate(prompts)]
         with memory_guard("Answering", "Use a smaller --batch_size."):
-            inputs = prompt_inputs(processor, samples, model, [p.text for p in prompts])
+            inputs = self._inputs(prompts)
             self._meet_budget(inputs["input_ids"])
             ids = generate_ids(model, processor, inputs, decoding.max_new_tokens, decoding.how)
         if self._handle is not None and self._handle.last is not None:
@@ -100,6 +116,11 @@ class Answerer:
             PrunedAnswer(text, n_input, len(row))
             for text, n_input, row in zip(texts, _lengths(inputs), ids, strict=True)
         ]
+
+    def _inputs(self, prompts: Sequence[ChatPrompt]) -> dict[str, Any]:
+        samples = [Sample(str(i), prompt.images, "") for i, prompt in enumerate(prompts)]
+        texts = [prompt.text for prompt in prompts]
+        return prompt_inputs(self._loaded.processor, samples, self._loaded.model, texts)
 
     def _meet_budget(self, ids: Tensor) -> None:
         # A budget becomes keeps only for a known number of visual tokens, because every cut keeps

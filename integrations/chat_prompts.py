@@ -48,10 +48,12 @@ def read_prompt(processor: Any, messages: Sequence[Message], subject: str) -> Ch
     turns = tuple(_turn(message) for message in messages)
     if has_template(processor):
         return ChatPrompt(prompt_text(processor, Sample(subject, images, "", turns=turns)), images)
-    if not _is_one_question([message["role"] for message in messages], parts):
+    if not _is_one_question(turns):
+        n = len(turns)
+        got = "text before an image" if n == 1 else f"{n} messages"
         raise UsageError(
             f"{subject} must be images followed by one question, as the model has no chat "
-            f"template; got {len(messages)} messages. Add chat_template.jinja to the model."
+            f"template; got {got}. Add chat_template.jinja to the model."
         )
     question = "".join(part for part in turns[0].parts if part is not None)
     return ChatPrompt(prompt_text(processor, Sample(subject, images, question)), images)
@@ -77,6 +79,8 @@ def _turn(message: Message) -> Turn:
     return Turn(message["role"], tuple(parts))
 
 
-def _is_one_question(roles: Sequence[str], parts: Sequence[Mapping[str, Any]]) -> bool:
-    kinds = [part["type"] for part in parts]
-    return list(roles) == ["user"] and kinds == sorted(kinds)  # "image" < "text"
+def _is_one_question(turns: Sequence[Turn]) -> bool:
+    if [turn.role for turn in turns] != ["user"]:
+        return False
+    is_text = [part is not None for part in turns[0].parts]
+    return is_text == sorted(is_text)

@@ -86,6 +86,7 @@ class Tpcal(lmms):
         """The answers in the order of the requests; prompts of similar length run together."""
         self._answerer.new_tally()
         self._warn([request.args[2] for request in requests])
+        self._meet_budget(requests)
         order = Collator(
             [request.args for request in requests],
             lambda request: (-len(request[0]), request[0]),
@@ -128,6 +129,18 @@ class Tpcal(lmms):
         for request, answer in zip(batch, answers, strict=True):
             self.cache_hook.add_partial("generate_until", (request[0], settings), answer.text)
         return [_result(answer) for answer in answers]
+
+    def _meet_budget(self, requests: Sequence[Instance]) -> None:
+        # For the first document with an image, so that all processes, which answer different ones,
+        # run the same plan.
+        if not requests or not self._answerer.waits_for_image:
+            return
+        context, to_messages, settings, _, task, split = requests[0].args
+        for number in range(len(self.task_dict[task][split])):
+            prompt = self._prompt((context, to_messages, settings, number, task, split))
+            if prompt.images:
+                self._answerer.meet_budget(prompt)
+                return
 
     def _prompt(self, request: Request) -> ChatPrompt:
         _, to_messages, _, number, task, split = request

@@ -16,7 +16,8 @@ def openai_server(
 ) -> Any:
     """Serves a model, to which a plan may be applied, as `transformers serve` does.
 
-    Requests name the model as the user named it. It returns when the server is stopped.
+    Requests name the model as the user named it, with the revision on the Hub if one was named. It
+    returns when the server is stopped.
 
     Args:
         loaded: The model.
@@ -51,7 +52,8 @@ def openai_server(
     # The server names the class of its manager nowhere but in this module.
     model_manager.ModelManager = PlanModelManager
     try:
-        name = loaded.name
+        revision = loaded.identity.revision
+        name = f"{loaded.name}@{revision}" if revision else loaded.name
         return Serve(name, host=host, port=port, default_seed=seed, non_blocking=in_thread)
     finally:
         model_manager.ModelManager = plain

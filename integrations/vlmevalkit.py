@@ -23,6 +23,7 @@ class VlmEvalKitModel(BaseModel):
         plan: A plan as `tpcal.load_plan` takes it; None runs the model unpruned.
         max_new_tokens: Longest answer, in tokens.
         load_options: Further keywords of `tpcal.calibrate.inputs.models.load`.
+        use_vllm: What VLMEvalKit gives models of some names; only false is possible.
 
     Raises:
         UsageError: The model or the plan cannot be read.
@@ -39,7 +40,13 @@ class VlmEvalKitModel(BaseModel):
         *,
         max_new_tokens: int = 1024,
         load_options: Mapping[str, Any] | None = None,
+        use_vllm: bool = False,
     ) -> None:
+        if use_vllm:
+            raise UsageError(
+                "--use-vllm must be left out for a model with a plan of tpcal, which runs in "
+                "transformers here. docs/vllm.md says how a plan runs in vLLM."
+            )
         super().__init__()
         self._loaded = load(pretrained, **(load_options or {}))
         self._answerer = Answerer(self._loaded, plan)

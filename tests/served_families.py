@@ -106,11 +106,15 @@ def qwen3_vl(folder: Path) -> None:
     _save(folder, Qwen3VLForConditionalGeneration, config, _qwen_processor(Qwen3VLProcessor, 16))
 
 
-def llava_next(folder: Path) -> None:
-    """LLaVA-NeXT: an overview, and tiles whose rows are ended by a token."""
+def llava_next(folder: Path, decoder: str = "llama") -> None:
+    """LLaVA-NeXT: an overview, and tiles whose rows are ended by a token.
+
+    Args:
+        folder: Where it is saved.
+        decoder: Kind of its decoder.
+    """
     from transformers import (
         CLIPVisionConfig,
-        LlamaConfig,
         LlavaNextConfig,
         LlavaNextForConditionalGeneration,
         LlavaNextImageProcessor,
@@ -119,7 +123,7 @@ def llava_next(folder: Path) -> None:
 
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(**TOWER),
-        text_config=LlamaConfig(**TEXT, **_ids()),
+        text_config={"model_type": decoder, **TEXT, **_ids()},
         image_token_index=_id("<image>"),
         image_grid_pinpoints=PINPOINTS,
         tie_word_embeddings=False,

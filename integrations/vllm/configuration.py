@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from tpcal.integrations.vllm import graphs, touchpoints
 from tpcal.plans.engines import VLLM
+from tpcal.plans.errors import FitError
 from tpcal.plans.executor.fit import check
 from tpcal.plans.families import decoder_shape, find
 from tpcal.plans.plan_records import Plan
@@ -42,6 +43,9 @@ def _refused(config: Any) -> Iterator[str]:
         "--kv-transfer-config": config.kv_transfer_config is not None,
         "--kv-offloading-size": cache.kv_offloading_size is not None,
         "--enable-sleep-mode": config.model_config.enable_sleep_mode,
+        "--model-impl transformers": config.model_config.model_impl == "transformers",
+        "--runner pooling": config.model_config.runner_type != "generate",
+        "VLLM_USE_RUST_FRONTEND": touchpoints.has_rust_frontend(),
         "--video-pruning-rate": touchpoints.prunes_videos(config),
         "--disable-hybrid-kv-cache-manager": bool(
             config.scheduler_config.disable_hybrid_kv_cache_manager
@@ -85,8 +89,14 @@ def empty_model(config: Any) -> PreTrainedModel:
     Args:
         config: vLLM's config.
     """
+    own = config.model_config.hf_config
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config.model_config.hf_config)
+        try:
+            return AutoModelForImageTextToText.from_config(own)
+        except ValueError as error:  # its text lists all configurations that it knows
+            name = ", ".join(own.architectures or [type(own).__name__])
+            problem = "transformers knows no images of this model. Serve it without a plan."
+            raise FitError(name, [problem]) from error
 
 
 def n_layers(model: PreTrainedModel) -> int:
@@ -116,11 +126,14 @@ def model_problems(
 
 def _no_squares(config: Any) -> str | None:
     """Why a LLaVA's images are no square grids; None if they are."""
-    if getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral":
+    tower = str(getattr(getattr(config, "vision_config", None), "model_type", None))
+    if tower == "pixtral":
         return "Pixtral takes images of any shape. Use diversity or random."
-    if getattr(config, "vision_feature_select_strategy", None) == "full":
-        return "these have a class token."
-    return None
+    # The strategy "default" leaves the first token out, which SigLIP has no class token at.
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    if tower.startswith("siglip"):
+        return "these lack their first patch." if strategy == "default" else None
+    return "these have a class token." if strategy == "full" else None
 
 
 def counted_prompt(plan: Plan, model: PreTrainedModel) -> tuple[int, int]:
@@ -133,5 +146,13 @@ def counted_prompt(plan: Plan, model: PreTrainedModel) -> tuple[int, int]:
     vision = getattr(model.config, "vision_config", None)
     side, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
     if isinstance(side, int) and isinstance(patch, int):
-        return math.floor(side / patch) ** 2, _DEFAULT_TEXT
+        return math.floor(side / patch / _merged(model.config)) ** 2, _DEFAULT_TEXT
     return _DEFAULT_IMAGE, _DEFAULT_TEXT
+
+
+def _merged(config: Any) -> float:
+    """Side of the square of patches that a visual token is made of."""
+    for name in ("spatial_merge_size", "scale_factor"):  # Mistral 3; Idefics3 and SmolVLM
+        if found := getattr(config, name, None):
+            return float(found)
+    return 1 / (getattr(config, "downsample_ratio", None) or 1)  # InternVL

@@ -136,7 +136,8 @@ def opted_out(request: Any) -> str | None:
     asked = (params.extra_args or {}).get(KEY)
     if asked == "off":
         return OPTED_OUT
-    if params.prompt_logprobs is not None:
+    named = getattr(params, "prompt_logprob_token_ids", None)
+    if params.prompt_logprobs is not None or named is not None:
         return PROMPT_LOGPROBS
     return VIDEO_POSITIONS if asked == VIDEO_POSITIONS else None
 

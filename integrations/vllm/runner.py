@@ -21,6 +21,7 @@ from tpcal.integrations.vllm.pruning_step import PruningStep, States
 from tpcal.integrations.vllm.question import QuestionReader
 from tpcal.integrations.vllm.requests import Requests
 from tpcal.integrations.vllm.stages import Chunk, StageFields
+from tpcal.plans.errors import FitError
 from tpcal.plans.executor.cutting import prepare
 from tpcal.plans.plan_records import Plan
 
@@ -37,6 +38,8 @@ class PlanRunner:
 
     def get_kv_cache_spec(self: Any) -> Any:
         """The kind of each attention layer, a kind of its own for each stage."""
+        if problem := touchpoints.layer_problem(self.model):
+            raise FitError(type(self.model).__name__, [problem])
         specs = super().get_kv_cache_spec()  # type: ignore[misc]
         n_layers = len(touchpoints.decoder_layers(self.model))
         longest = self.model_config.max_model_len
@@ -197,21 +200,19 @@ class _NoTokensLeft(Exception):
         """[0, D]."""
 
 
-_NAMES = ("positions", "hidden_states", "residual")
-
-
 def _before(layer: int, step: PruningStep) -> Callable[..., Any]:
     """A hook that gives a decoder layer the tokens that are left."""
 
     def before_layer(module: torch.nn.Module, args: Sequence[Any], given: dict[str, Any]) -> Any:
-        named: dict[str, Any] = {**given, **dict(zip(_NAMES, args, strict=False))}
+        named: dict[str, Any] = {**given, **dict(zip(touchpoints.LAYER, args, strict=False))}
         found = step.before_layer(
             layer, named["positions"], named["hidden_states"], named.get("residual")
         )
         if not len(found[1]):
             raise _NoTokensLeft(found[1])
-        others = {name: value for name, value in given.items() if name not in _NAMES}
-        return (*found, *args[len(_NAMES) :]), others
+        own = touchpoints.LAYER if "residual" in named else touchpoints.LAYER[:-1]
+        others = {name: value for name, value in given.items() if name not in own}
+        return (*found[: len(own)], *args[len(own) :]), others
 
     return before_layer
 

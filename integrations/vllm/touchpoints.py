@@ -198,6 +198,11 @@ IN_MODELS = (
         "Qwen3VLForConditionalGeneration._get_deepstack_input_embeds",
         ("num_tokens",),
     ),
+    Touchpoint(
+        "vllm.model_executor.models.qwen3_vl",
+        "Qwen3VLForConditionalGeneration._clear_deepstack_input_embeds",
+        ("num_tokens",),
+    ),
 )
 """Private parts of models."""
 
@@ -251,6 +256,13 @@ def after_each_request(call: Callable[[Any, Any], None]) -> None:
         return request
 
     InputProcessor.process_inputs = process_inputs
+
+
+def has_rust_frontend() -> bool:
+    """Whether requests arrive through vLLM's server in Rust, which calls no Python of vLLM's."""
+    from vllm import envs
+
+    return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
 
 
 def prunes_videos(config: Any) -> bool:
@@ -321,6 +333,22 @@ def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
     return list(_decoder(model).layers)
 
 
+LAYER = ("positions", "hidden_states", "residual")
+"""What decoder layers are called with first. Some add the residual themselves and get none."""
+
+
+def layer_problem(model: Any) -> str | None:
+    """Why a plan cannot take tokens from the decoder layers of a model of vLLM; None if it can."""
+    layer = decoder_layers(model)[0]
+    taken = tuple(signature(layer.forward).parameters)
+    if taken[:3] in (LAYER, LAYER[:2]):
+        return None
+    return (
+        f"vLLM's decoder layers must take {' and '.join(LAYER[:2])} first, as most do; got "
+        f"{type(layer).__name__}, which takes {', '.join(taken)}. Serve it without a plan."
+    )
+
+
 def final_norm(model: Any) -> torch.nn.Module:
     """The norm behind the last decoder layer of a model of vLLM."""
     found: torch.nn.Module = _decoder(model).norm
@@ -365,8 +393,11 @@ def deepstack(
         yield
         return
 
+    n_held = 0
+
     def features(num_tokens: int) -> Any:
-        given = plain(num_tokens)
+        nonlocal n_held
+        n_held, given = num_tokens, plain(num_tokens)
         if given is None:
             return None
         adds([given[f"{_DEEPSTACK}{layer}"] for layer in range(len(given))])
@@ -377,6 +408,9 @@ def deepstack(
         yield
     finally:
         del model._get_deepstack_input_embeds
+        # The model clears them itself at its end, which a step without tokens left never reaches.
+        # What is held would be added to the tokens of other requests.
+        model._clear_deepstack_input_embeds(n_held)
 
 
 def attention_module(runner: Any, layer: int) -> torch.nn.Module:

@@ -116,7 +116,8 @@ def test_a_broken_law_ends_with_5(tpcal, model_folder: Path, monkeypatch) -> Non
     assert "Prompt lookup" in drafts
 
 
-def test_check_needs_a_plan_or_deep(tpcal) -> None:
-    result = tpcal("check")
+@pytest.mark.parametrize("options", [(), ("--deep", "--engine", "vllm")])
+def test_check_needs_a_plan_or_deep(tpcal, options) -> None:
+    result = tpcal("check", *options)
     assert result.exit_code == 2
-    assert "Missing argument 'PLAN'; only --deep can do without." in result.stderr
+    assert "Missing argument 'PLAN'; only --deep alone can do without." in result.stderr

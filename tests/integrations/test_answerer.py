@@ -113,6 +113,17 @@ def test_a_preset_meets_its_budget_on_the_tokens_that_come(
         assert answerer.tally.layer_average_keep <= 0.22
 
 
+def test_a_budget_is_met_before_the_first_answer_where_that_is_asked_for(
+    loaded: Loaded, scenes: Samples
+) -> None:
+    with _answering(loaded, "preset:dart-192@0.22") as answerer:
+        assert answerer.waits_for_image
+        answerer.meet_budget(_prompts(loaded, scenes)[0])
+        assert not answerer.waits_for_image
+        assert answerer.plan is not None
+        assert "of 144 tokens" in str(answerer.plan.source)
+
+
 def test_plans_that_cannot_run_are_refused_before_the_first_prompt(
     loaded: Loaded, tmp_path
 ) -> None:

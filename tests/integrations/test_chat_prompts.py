@@ -89,6 +89,7 @@ def test_without_a_chat_format_one_question_is_all(loaded: Loaded) -> None:
     assert found.text == "USER: <image> How many dots? ASSISTANT:"
     for turns in (
         [_user(_text("How many?"), _image(RED))],
+        [_user(_image(RED), _image(GREY), _text("Is <image> like <image>?"))],
         [{"role": "system", "content": [_text("Be brief.")]}, _user(_text("Who?"))],
     ):
         with pytest.raises(UsageError, match="must be images followed by one question"):

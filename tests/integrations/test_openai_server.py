@@ -7,6 +7,7 @@ import io
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
@@ -80,6 +81,15 @@ def test_continuous_batching_is_refused_with_the_reason():
     ran = CliRunner().invoke(cli, ["serve", "--plan", "plan.yaml", "--continuous-batching"])
     assert isinstance(ran.exception, UsageError) or ran.exit_code == 2
     assert "paged KV cache holds every token" in f"{ran.exception} {ran.output}"
+
+
+@absent
+@pytest.mark.parametrize(("revision", "name"), [(None, "org/name"), ("v1", "org/name@v1")])
+def test_requests_name_the_revision_too(revision, name, monkeypatch):
+    identity = SimpleNamespace(revision=revision)
+    monkeypatch.setattr("transformers.cli.serve.Serve", lambda model, **_: model)
+    loaded = SimpleNamespace(name="org/name", identity=identity)
+    assert openai_server(loaded, host="localhost", port=1) == name
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch):

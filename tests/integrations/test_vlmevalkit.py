@@ -55,5 +55,8 @@ def test_a_message_gets_the_answer_of_the_plan(
             assert model.generate_inner(message, dataset="MME") == expected.text
     finally:
         answerer.remove()
+    named = sys.modules["vlmeval.config"].supported_VLM["pruned"]
+    with pytest.raises(UsageError, match="--use-vllm must be left out"):
+        named(use_vllm=True)
     with pytest.raises(UsageError, match="A message of MVBench must hold text and images; got v"):
         model.generate_inner([{"type": "video", "value": "a.mp4"}], dataset="MVBench")

@@ -38,6 +38,12 @@ def request(*features: Any, off: bool = False, prompt_logprobs: int | None = Non
     )
 
 
+def _of_named_tokens(*features: Any) -> Any:
+    asked = request(*features)
+    asked.sampling_params.prompt_logprob_token_ids = [[1, 2]]
+    return asked
+
+
 IMAGE, VIDEO = _feature("image", 3, 16), _feature("video", 30, 8)
 ROWS = _feature("image", 20, 9, "vvvtvvvtt")
 STEPS = _feature("video", 20, 9, "tvvttvvvt")
@@ -99,6 +105,7 @@ def test_marks_between_the_rows_of_an_image_are_text_too() -> None:
         (request(IMAGE, off=True), "opted_out"),
         (request(VIDEO, off=True), "opted_out"),
         (request(IMAGE, prompt_logprobs=1), "prompt_logprobs"),
+        (_of_named_tokens(IMAGE), "prompt_logprobs"),
         (request(off=True), "no_image"),
         (request(IMAGE, _feature("image", 30, 10)), "ends_with_image"),
     ],

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import served
 import served_families
+import torch
 from served_families import FAMILIES, N_TOKENS, VIDEOS, answers, asked, asked_of_videos
 
 from tpcal import Cut, Plan
+from tpcal.integrations.vllm import touchpoints
 from tpcal.plans.engines import VLLM
 from tpcal.plans.errors import FitError
 
@@ -66,6 +70,59 @@ def test_answers_and_kept_tokens_are_those_of_the_executor(
     assert found.kept == wanted.kept
     assert found.tokens == wanted.tokens
     assert waited > 0
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("selector", "chunk", "n_words"), [("attention", 64, 40), ("diversity", 17, 3)]
+)
+def test_nothing_is_left_of_an_image_whose_tokens_all_wait(
+    selector: str, chunk: int, n_words: int, tmp_path: Path
+) -> None:
+    # Features of Qwen3-VL's tower that the decoder did not take would be added to other requests.
+    model = _saved("Qwen3VLForConditionalGeneration", tmp_path)
+    plan = Plan(cuts=(Cut(2, 0.5, selector),))
+    words = [f"w{number}" for number in range(40)]
+    _, picture = asked(served_families.QWEN)[4]
+    before_words = served_families.QWEN.split("w{}", maxsplit=1)[0]
+    with_image = [(before_words + " ".join(words[:n_words]), picture)]
+    text = [(" ".join(words), [])]
+    wanted = answers(model, plan, with_image)
+    options = {"max_num_batched_tokens": chunk, "limit_mm_per_prompt": {"image": 1, "video": 0}}
+    with served.engine(plan, tmp_path, model=model, **options) as engine:
+        engine.llm.reset_prefix_cache()
+        before = engine.recorded(text, N_TOKENS, min_tokens=N_TOKENS)
+        found = engine.recorded(with_image, N_TOKENS, min_tokens=N_TOKENS)
+        held = engine.runner.model.deepstack_input_embeds
+        assert not any(features.any() for features in held)
+        engine.llm.reset_prefix_cache()
+        after = engine.recorded(text, N_TOKENS, min_tokens=N_TOKENS)
+    assert found.tokens == wanted.tokens
+    assert after.tokens == before.tokens
+
+
+@pytest.mark.timeout(900)
+def test_layers_that_add_the_residual_themselves(tmp_path: Path) -> None:
+    model, plan = tmp_path / "model", _plan("LlavaNextForConditionalGeneration")
+    model.mkdir()
+    served_families.llava_next(model, decoder="granite")
+    given = asked(served_families.LLAVA)[:6]
+    wanted = answers(model, plan, given)
+    options = {"max_num_batched_tokens": 64, "limit_mm_per_prompt": {"image": 1, "video": 0}}
+    with served.engine(plan, tmp_path, model=model, **options) as engine:
+        found = engine.recorded(given, N_TOKENS, min_tokens=N_TOKENS)
+    assert (found.prompts, found.kept) == (wanted.prompts, wanted.kept)
+    assert found.tokens == wanted.tokens
+
+
+def test_layers_that_take_other_arguments_are_named() -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, hidden_states: Any, positions: Any, residual: Any) -> None:
+            """As GPT-OSS has it."""
+
+    decoder = SimpleNamespace(layers=[Layer()])
+    model = SimpleNamespace(get_language_model=lambda: decoder)
+    assert "Layer, which takes hidden_states, positions" in str(touchpoints.layer_problem(model))
 
 
 @pytest.mark.timeout(900)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from models import tiny_llava
@@ -120,6 +121,32 @@ def test_a_scope_that_vllm_does_not_follow_is_named() -> None:
 def test_a_selector_that_leaves_videos_alone_is_named() -> None:
     (note,) = support.notes(replace(_plan("dart"), scope="image"), 4)
     assert note.startswith("Requests with a video are served unpruned, because dart treats the")
+
+
+@pytest.mark.parametrize(
+    ("widths", "n_tokens"),
+    [
+        ({}, 32 * 32),
+        ({"spatial_merge_size": 2}, 16 * 16),
+        ({"scale_factor": 4}, 8 * 8),
+        ({"downsample_ratio": 0.5}, 16 * 16),
+    ],
+)
+def test_patches_are_merged_into_the_tokens_that_are_counted(
+    widths: dict[str, float], n_tokens: int
+) -> None:
+    vision = SimpleNamespace(image_size=512, patch_size=16)
+    model = SimpleNamespace(config=SimpleNamespace(vision_config=vision, **widths))
+    assert configuration.counted_prompt(_plan("grid"), model)[0] == n_tokens
+
+
+def test_siglip_has_no_class_token() -> None:
+    model = tiny_llava()
+    model.config.vision_config.model_type = "siglip_vision_model"
+    (problem,) = configuration.model_problems(_plan("grid"), model, untried=False)
+    assert problem.endswith("grid needs square images; these lack their first patch.")
+    model.config.vision_feature_select_strategy = "full"
+    assert configuration.model_problems(_plan("grid"), model, untried=False) == []
 
 
 def test_a_class_token_makes_no_square() -> None:
