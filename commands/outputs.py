@@ -29,10 +29,12 @@ def check_place(path: Path) -> None:
     """Raises UsageError if no file can be written here; call it before the work begins.
 
     Raises:
-        UsageError: If the folder does not exist, or the path is something other than a file.
+        UsageError: If the folder does not exist or cannot be written, or the path is something
+            other than a file.
     """
     if not path.parent.is_dir():
         raise UsageError(f"The folder of {path} must exist; got none. Make it first.")
+    check_folder(path.parent, "Name a file elsewhere")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} must be a file; got something else. Name another one.")
 

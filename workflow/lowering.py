@@ -11,6 +11,7 @@ from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.extras import needs
 from tpcal.plans.plan_names import load_plan
+from tpcal.plans.plan_records import FURTHER, OWN
 from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.search import FoundPlan, find_plan
@@ -99,6 +100,8 @@ def lower(
     )
     before, after = _losses(original, found, settings.measure, progress or silent)
     facts = {**found.made.provenance, "lowered_from": original.digest}
+    if settings.measure:
+        facts["measured_on"] = FURTHER if "finals" in found.session.measurers() else OWN
     made = replace(found.made, loss=after, provenance=facts)
     original = replace(_priced(original, stored.profile), loss=before)
     return LoweredPlan(name, original, replace(found, made=made))
@@ -155,6 +158,7 @@ def _losses(
 ) -> tuple[Loss, Loss]:
     """What the plan and the lowered plan lose, on the samples that decide a search."""
     from tpcal.planner.prediction.predict import Predictor
+    from tpcal.planner.search.finals import completed
     from tpcal.planner.search.trials import measure_all
     from tpcal.plans.plan_records import Loss
 
@@ -164,8 +168,11 @@ def _losses(
     if measure:
         progress(0, 0, "Measuring both plans")
         measurers = found.session.measurers()
-        decisive = measurers.get("finals", measurers["measurer"])
-        means = [measure_all(decisive.of(plan), plan.cuts) for plan in both]
+        own, finals = measurers["measurer"], measurers.get("finals")
+        means = [measure_all((finals or own).of(plan), plan.cuts) for plan in both]
+        if finals and set(own.groups) - set(finals.groups):
+            searched = [measure_all(own.of(plan), plan.cuts) for plan in both]
+            means = [completed(*one) for one in zip(means, searched, strict=True)]
         losses = [
             replace(
                 loss,

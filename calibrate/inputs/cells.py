@@ -6,9 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, time
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
+
+from tpcal.plans.errors import UsageError, listed
+
+_KEYS = ("answer", "text", "value")
+"""Keys of a mapping that hold its answer."""
+_SINGLE = 9
+"""Significant digits that tell every number in single precision from its neighbours."""
 
 
 def read_answer(cell: Any, labels: Sequence[str] | None = None) -> str | None:
@@ -17,9 +25,12 @@ def read_answer(cell: Any, labels: Sequence[str] | None = None) -> str | None:
     Of several answers, the most common one counts, or the first of those that are equally common.
 
     Args:
-        cell: Text, a number, a class number, a mapping with one of those as ``answer`` or
-            ``text``, or a list of all these.
+        cell: Text, a number, a class number, a mapping with one of those as ``answer``, ``text``
+            or ``value``, or a list of all these.
         labels: Class names, if the cell holds a class number.
+
+    Raises:
+        UsageError: A mapping has other keys.
 
     Example:
         >>> from tpcal.calibrate.inputs.cells import read_answer
@@ -54,7 +65,16 @@ def read_answers(cell: Any, labels: Sequence[str] | None = None) -> tuple[str, .
 
 def _held(cell: Any) -> Any:
     """The answer, or the list of answers, that a mapping holds; another cell itself."""
-    return cell.get("answer", cell.get("text")) if isinstance(cell, Mapping) else cell
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8", "replace")
+    if not isinstance(cell, Mapping):
+        return cell
+    if cell and not any(key in cell for key in _KEYS):
+        raise UsageError(
+            f"an answer must be text, a number, a list or a mapping with {', '.join(_KEYS)}; got "
+            f"one with {listed(list(cell))}. Name another column with --answer-column."
+        )
+    return next((cell[key] for key in _KEYS if cell.get(key) is not None), None)
 
 
 def text_of(cell: Any) -> str:
@@ -69,8 +89,14 @@ def text_of(cell: Any) -> str:
     if isinstance(cell, float) and abs(cell) < 1e15:
         if cell.is_integer():
             return str(int(cell))
-        short = np.float32(cell)  # a column in single precision: 0.1, not 0.10000000149
-        return str(short if float(short) == cell else cell)
+        # A column in single precision: 0.1, not 0.10000000149.
+        single = float(np.float32(cell)) == cell and _n_digits(cell) > _SINGLE
+        return np.format_float_positional(np.float32(cell)) if single else str(cell)
     if isinstance(cell, datetime) and cell.time() == time():
         return str(cell.date())
     return str(cell).strip()
+
+
+def _n_digits(number: float) -> int:
+    """Number of significant digits of the shortest decimal that is this number."""
+    return len(Decimal(repr(number)).as_tuple().digits)

@@ -6,6 +6,7 @@ the text (LLaVA). Both become turns whose parts are text, or None where the next
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -185,12 +186,29 @@ def _stands_alone(before: str, after: str) -> bool:
 
 
 def messages_of(cell: Any) -> Any:
-    """A cell's messages as a list, also if an older version of `datasets` made columns of them."""
+    """A cell's messages as a list.
+
+    They may be written as JSON, or be columns that an older version of `datasets` made of them.
+    """
+    if isinstance(cell, str):
+        found = _parsed(cell)
+        return found if is_conversation(found) else cell
     if isinstance(cell, Mapping) and isinstance(cell.get("role", cell.get("from")), list):
+        held = {key: values for key, values in cell.items() if values is not None}
         return [
-            dict(zip(cell, values, strict=True)) for values in zip(*cell.values(), strict=True)
+            dict(zip(held, values, strict=True)) for values in zip(*held.values(), strict=True)
         ]
     return cell
+
+
+def _parsed(text: str) -> Any:
+    """A list or mapping that is written as JSON; None for other text."""
+    if not text.lstrip().startswith(("[{", "{")):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _turn(message: Mapping[str, Any], where: str) -> tuple[Turn, list[Any]]:

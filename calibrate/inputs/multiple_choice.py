@@ -14,6 +14,8 @@ from tpcal.plans.errors import UsageError, excerpt
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 """The instruction of LLaVA-1.5's training (Liu et al. 2023, arXiv 2310.03744) and of lmms-eval."""
+_WHOLE = ("text", "choices")
+"""Keys of a mapping that hold the texts of all choices."""
 GUESSES = ("choices", "options", "multiple_choices", "mc_options", "answer_choices")
 _ONE_EACH = re.compile(r"(?:(?:option|choice)s?[ _-]?([a-z]|\d)|([a-z]))", re.IGNORECASE)
 _LETTERED = re.compile(r"\s*\(?([A-Za-z])[.):]\s*")
@@ -75,10 +77,19 @@ def read_choices(row: Mapping[str, Any], columns: str | None, where: str) -> tup
 
 
 def read_labels(row: Mapping[str, Any], columns: str | None) -> tuple[str, ...]:
-    """The labels that a row has beside the texts of its choices; empty if it has none."""
+    """The labels that a row has beside the texts of its choices; empty if it has none.
+
+    They are a list of their own, the ``label`` of every choice, or the keys of a mapping.
+    """
     cell = row.get(columns or "")
     cell = _parsed(cell) if isinstance(cell, str) and cell.strip() else cell
-    labels = cell.get("label") if isinstance(cell, Mapping) else None
+    labels: Any = None
+    if isinstance(cell, Mapping):
+        whole = any(key in cell for key in _WHOLE)
+        labels = cell.get("label") if whole else [key for key, _ in _by_label(cell)]
+    elif isinstance(cell, list | tuple) and all(isinstance(one, Mapping) for one in cell):
+        labels = [one.get("label") for one in cell]
+        labels = None if None in labels else labels
     return tuple(map(text_of, labels)) if isinstance(labels, list | tuple) else ()
 
 
@@ -139,8 +150,9 @@ def right_letter(
     if not texts:
         return None
     is_number = isinstance(answers[0], int) and not isinstance(answers[0], bool)
-    meant = set() if is_number else {at for text in texts for at in _labelled(text, labels)}
-    meant = meant or {at for text in texts for at in _meant(text, choices, is_number)}
+    meant = {at for text in texts for at in _labelled(text, labels) if at < len(choices)}
+    if is_number or not meant:
+        meant |= {at for text in texts for at in _meant(text, choices, is_number)}
     if len(texts) == 1 and len(meant) == 1:
         return ascii_uppercase[meant.pop()]
     found = "fits several" if meant else "is none"
@@ -178,10 +190,21 @@ def _listed(cell: Any) -> list[Any]:
     if cell is None or cell == "":
         return []
     if isinstance(cell, Mapping):
-        cell = cell.get("text", cell.get("choices")) or [v for _, v in sorted(cell.items())]
+        whole = next((cell[key] for key in _WHOLE if cell.get(key)), None)
+        cell = whole or [choice for _, choice in _by_label(cell)]
     if not isinstance(cell, Sequence) or isinstance(cell, str | bytes):
         return [cell]  # refused as too few
     return list(cell)
+
+
+def _by_label(cell: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """The choices of a mapping with their labels, letters in order and numbers by size."""
+
+    def place(item: tuple[Any, Any]) -> tuple[int, str]:
+        label = text_of(item[0])
+        return (int(label) if label.isdecimal() else 0, label)
+
+    return sorted(cell.items(), key=place)
 
 
 def _parsed(text: str) -> Any:

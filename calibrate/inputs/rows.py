@@ -151,7 +151,10 @@ def _answer(
                 f"{columns.choices} count from 1 and answers from 0; got {excerpt(cell)}."
             )
         return multiple_choice.right_letter(cell, options, where, labels_of_row)
-    return read_answer(cell, labels)
+    try:
+        return read_answer(cell, labels)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _single_images(cell: Any) -> list[Any]:

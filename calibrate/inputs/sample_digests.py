@@ -6,7 +6,9 @@ import base64
 import hashlib
 from collections.abc import Iterable
 
-from tpcal.calibrate.inputs.images import as_rgb, upright
+from PIL import Image
+
+from tpcal.calibrate.inputs.images import upright
 from tpcal.calibrate.inputs.sample import Sample
 
 N_BYTES = 5
@@ -17,15 +19,23 @@ digests are equal is about one in a million: 10**6 pairs / 2**40 digests."""
 def identity(sample: Sample) -> bytes:
     """[N_BYTES] digest of the question, the turns before it, and the pixels.
 
-    Id, group and answer do not count. Images count in RGB and upright, so that a copy that was
-    turned by EXIF or converted is the same sample.
+    Id, group and answer do not count. Images count in RGB over white and upright, so that a copy
+    that was turned by EXIF or converted is the same sample.
     """
     digest = hashlib.sha256(sample.question.encode())
     for turn in sample.turns:
         digest.update(f"\0{turn!r}".encode())
-    for image in (as_rgb(upright(image)) for image in sample.images):
+    for image in (_over_white(upright(image)) for image in sample.images):
         digest.update(f"\0{image.size}".encode() + image.tobytes())
     return digest.digest()[:N_BYTES]
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """The image in RGB, in the same way whichever release of transformers is installed."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def pack(identities: Iterable[bytes]) -> str:

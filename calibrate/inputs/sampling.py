@@ -100,6 +100,9 @@ class Drawing:
     def group(self, row: Mapping[str, Any]) -> str:
         """The group of a row; `DEFAULT_GROUP` if it has none."""
         value = row.get(self.columns.group) if self.columns.group else None
+        names = self.table.labels.get(self.columns.group or "", ())
+        if type(value) is int and 0 <= value < len(names):  # a class number
+            return names[value]
         return (value if isinstance(value, str) else text_of(value)) or DEFAULT_GROUP
 
     def _in_turn(self, order: Iterable[int]) -> Iterator[Place]:

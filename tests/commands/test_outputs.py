@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tpcal.commands.outputs import check_outputs, write_figures
+from tpcal.commands.outputs import check_outputs, check_place, write_figures
 from tpcal.options import groups
 from tpcal.plans.errors import UsageError
 
@@ -47,3 +47,14 @@ def test_a_file_of_someone_else_stays(tmp_path: Path) -> None:
     check_outputs([notes], force=True)
     with pytest.raises(UsageError, match="folder of"):
         check_outputs([tmp_path / "none" / "a.md"])
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tpcal.commands.outputs.TemporaryFile", refused)
+    with pytest.raises(UsageError, match="cannot be written: Permission denied. Name a file else"):
+        check_place(tmp_path / "plan.yaml")

@@ -99,6 +99,34 @@ def test_only_turns_after_the_first_image_are_measured_each_with_its_history(fol
     assert samples.description.startswith("2 questions of 1 of 1 conversations of data.jsonl")
 
 
+def test_a_conversation_may_be_written_as_json(folder: Path) -> None:
+    turns = [
+        {"from": "human", "value": "<image>\nColour?"},
+        {"from": "gpt", "value": "Red."},
+    ]
+    (plain,) = read(folder, {"image": "red.png", "conversations": turns})
+    (written,) = read(folder, {"image": "red.png", "conversations": json.dumps(turns)})
+    assert (
+        (written.question, written.answer)
+        == (plain.question, plain.answer)
+        == (
+            "Colour?",
+            "Red.",
+        )
+    )
+    asked, said = json.dumps(turns[:1]), json.dumps(turns[1:])
+    (apart,) = read(folder, {"image": "red.png", "prompt": asked, "chosen": said})
+    assert (apart.question, apart.answer) == ("Colour?", "Red.")
+    (text,) = read(folder, {"image": "red.png", "question": '[{"a": 1}] what is this?'})
+    assert text.question == '[{"a": 1}] what is this?'
+
+
+def test_columns_of_messages_without_a_cell_are_left_out(folder: Path) -> None:
+    messages = {"role": ["user", "assistant"], "content": ["Colour?", "Red."], "name": None}
+    (sample,) = read(folder, {"image": "red.png", "messages": messages})
+    assert (sample.question, sample.answer) == ("Colour?", "Red.")
+
+
 def test_the_last_question_stands_alone_where_none_is_answered(folder: Path) -> None:
     (sample,) = read(folder, {"prompt": [said("user", image("red"), text("Colour?"))]})
     assert (sample.question, sample.answer, sample.turns) == ("Colour?", None, ())

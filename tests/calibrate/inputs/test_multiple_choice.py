@@ -79,6 +79,26 @@ def test_labels_of_the_choices_say_which_is_meant(
     assert read(folder, choices=choices, answer=answer).answer == letter
 
 
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [
+        ({"1": "cat", "2": "dog", "3": "cow"}, "2", "B"),
+        ({str(at): f"cat {at}" for at in range(1, 12)}, "10", "J"),
+        ([{"label": "B", "text": "cat"}, {"label": "A", "text": "dog"}], "A", "B"),
+        ([{"label": "1", "text": "cat"}, {"label": "2", "text": "dog"}], "2", "B"),
+    ],
+)
+def test_keys_and_labels_of_choices_count_too(
+    folder: Path, choices: Any, answer: str, letter: str
+) -> None:
+    assert read(folder, choices=choices, answer=answer).answer == letter
+
+
+def test_a_number_is_refused_where_labels_count_from_1(folder: Path) -> None:
+    with pytest.raises(UsageError, match="1 fits several of them"):
+        read(folder, choices={"1": "cat", "2": "dog"}, answer=1)
+
+
 def test_without_an_answer_the_choices_are_asked_all_the_same(folder: Path) -> None:
     sample = read(folder, choices=["cat", "dog", "cow"])
     assert (sample.question, sample.answer) == (ASKED, None)

@@ -51,6 +51,20 @@ def test_an_earlier_digest_and_fingerprint_are_what_they_were() -> None:
     assert samples.fingerprint.startswith("sha256:854afc84f8c30a24d532f7cd6cf397a7e42a79ff")
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_images_are_known_in_every_release(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = opened.drawing().convert("RGBA")
+    image = drawing.convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 0
+    white = Image.new("RGBA", image.size, "white")
+    flat = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    monkeypatch.setattr(compat, "converted_to_rgb", lambda image: image.convert("RGB"))
+    assert identity(Sample("1", (image,), "What?")) == identity(Sample("1", (flat,), "What?"))
+
+
 def test_drawings_that_differ_in_opacity_alone_are_others() -> None:
     drawing = opened.drawing()
     other = drawing.copy()

@@ -253,10 +253,19 @@ def test_an_image_folder_with_metadata_works(folder: Path) -> None:
         (["b", "a"], "b"),
         ([], None),
         ([{"answer": "x"}, {"answer": "y"}, {"answer": "y"}], "y"),
+        ({"answer": None, "text": "x"}, "x"),
+        ({"value": "Paris", "aliases": ["Paris", "paris"]}, "Paris"),
+        ({}, None),
+        (b"yes", "yes"),
     ],
 )
 def test_answers_of_every_form(cell: Any, answer: str | None) -> None:
     assert read_answer(cell) == answer
+
+
+def test_a_mapping_without_an_answer_is_refused() -> None:
+    with pytest.raises(UsageError, match="a mapping with answer, text, value; got one with right"):
+        read_answer({"right": "x"})
 
 
 def test_class_numbers_become_names() -> None:
@@ -436,3 +445,17 @@ def test_a_calibration_batch_decodes_its_images_once_more_than_loading(
     loaded = load("embedded", device="cpu")
     encode(loaded.processor, list(samples.part(0, 4)), loaded.model)
     assert sorted(decoded) == sorted(2 * [f"data.jsonl row {i}" for i in range(1, 5)])
+
+
+def test_groups_of_class_numbers_have_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.png")
+    rows = [
+        {"image": str(tmp_path / "a.png"), "question": f"{at}?", "kind": at % 2} for at in range(4)
+    ]
+    made = datasets.Dataset.from_list(rows)
+    made = made.cast_column("kind", datasets.ClassLabel(names=["colour", "shape"]))
+    made.to_parquet(tmp_path / "data.parquet")
+    found = load_samples(str(tmp_path / "data.parquet"), columns=Columns(group="kind"))
+    assert found.groups == ("colour", "shape")

@@ -8,6 +8,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -136,6 +137,10 @@ def test_streamed_csv_files_are_read_as_text(
         (-2.0, "-2"),
         (12.5, "12.5"),
         (0.1, "0.1"),
+        (float(np.float32(0.1)), "0.1"),
+        (float(np.float32(1e-5)), "0.00001"),
+        (1250000.25, "1250000.25"),
+        (4194303.75, "4194303.75"),
         (float("nan"), None),
         (1e20, "1e+20"),
         ([3.0, 3.0, None], "3"),
