@@ -18,9 +18,10 @@ def test_every_family_makes_the_logits_of_its_models(name):
     check_logits(tiny.case(name, "eager").model)
 
 
-@pytest.mark.parametrize("name", ["gemma4", "granite4_vision"])
+@pytest.mark.parametrize("name", ["gemma4", "granite4_vision", "hyperclovax_vision_v2"])
 def test_a_family_that_misses_what_a_model_does_to_its_logits_is_refused(name, monkeypatch):
     model = tiny.case(name, "eager").model
+    check_logits(model)
     monkeypatch.setattr(type(find(model)), "logits", Family.logits)
     with pytest.raises(UsageError, match=r"must be what the family \w+ makes of the last states"):
         check_logits(model)
