@@ -67,6 +67,16 @@ def test_a_mix_is_forecast_and_evaluated(copies: Path) -> None:
     assert found["unpruned"]["accuracy"] is not None
 
 
+@pytest.mark.parametrize(("more", "n"), [((), 128), (("--max-new-tokens", "2"), 2)])
+def test_answers_are_as_long_as_the_data_sets_need(
+    copies: Path, more: tuple[str, ...], n: int
+) -> None:
+    done = _tpcal("eval", "--data", "ocrbench:1", *more)
+    assert done.exit_code == 0, done.output
+    (kept,) = (copies.parent / "tpcal-out").glob("eval-*/*.jsonl")
+    assert json.loads(kept.read_text().splitlines()[0])["max_new_tokens"] == n
+
+
 def test_the_list_names_rows_groups_metrics_and_licences() -> None:
     result = _tpcal("datasets", "gqa", "lite")
     assert result.exit_code == 0, result.output

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from tpcal.calibrate.inputs.sample_size import ANSWER_TOKENS
 from tpcal.plans.yaml_files import parse_yaml
 
 LITE = "lite"
@@ -68,6 +69,8 @@ class NamedDataset:
     """Column of a text to show before the question, where a row has one."""
     context_text: str = ""
     """How it is shown; ``{}`` stands for it."""
+    answer_tokens: int = ANSWER_TOKENS
+    """Longest answer, in tokens, where the metric reads a whole answer."""
     choices: tuple[str, ...] = ()
     """Column of all choices, or columns of one choice each."""
     box: str | None = None

@@ -96,6 +96,15 @@ def test_the_catalog_is_whole() -> None:
         assert bool(dataset.question) != bool(dataset.ask)
 
 
+def test_a_mix_has_the_longest_answers_of_its_data_sets() -> None:
+    samples = load_samples("docvqa_lite:2,ocrbench:2,gqa:2")
+    parts = (samples, samples.part(0, 2), samples.unanswered())
+    assert {one.answer_tokens for one in parts} == {128}
+    lengths = {name: catalog()[name].answer_tokens for name in ("docvqa", "gqa", "mmbench")}
+    assert lengths == {"docvqa": 32, "gqa": 16, "mmbench": 16}
+    assert load_samples("scenes", n=14).answer_tokens == 16
+
+
 def test_context_comes_before_the_question_where_a_row_has_one() -> None:
     asked = {sample.question for sample in load_samples("scienceqa", n=24)}
     assert f"Context: Look at the table.\nWhich is solid, 1?\nA. water\nB. ice{LETTER}" in asked
