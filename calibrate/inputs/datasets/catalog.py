@@ -55,7 +55,7 @@ class NamedDataset:
     """What its authors say about use, as far as they do."""
     configuration: str | None = None
     rows: int | None = None
-    """Number of rows; None for a subset of a few hundred rows."""
+    """Number of rows that are read; None for a subset of a few hundred rows."""
     question: str | None = None
     """Column of the question; None if every row asks ``ask``."""
     ask: str = ""
@@ -79,12 +79,20 @@ class NamedDataset:
     """Where the images are, if the image column only names them."""
     only: Mapping[str, str] = field(default_factory=dict)
     """Cells by column; rows with others are left out."""
+    below: Mapping[str, int] = field(default_factory=dict)
+    """Limits by column; rows with a number that is not below are left out."""
+
+    @property
+    def leaves_out(self) -> str:
+        """Which rows are left out, in words; empty if none are."""
+        others = [f"{column} is not {cell}" for column, cell in self.only.items()]
+        return " or ".join(others + [f"{column} >= {n:,}" for column, n in self.below.items()])
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read."""
         own = (self.image, self.question, self.answer, self.context, self.box)
-        return tuple(filter(None, (*own, *self.choices, *self.only)))
+        return tuple(filter(None, (*own, *self.choices, *self.only, *self.below)))
 
 
 @cache
