@@ -45,7 +45,7 @@ from tpcal.workflow.step_settings import CertificationSettings
 @groups.model_options
 @groups.data_options
 @groups.batch_size_option(32)
-@groups.answer_length_option(16)
+@groups.answer_length_option()
 def certify(
     file: str,
     max_flips: float,
@@ -56,7 +56,7 @@ def certify(
     model: ModelChoice,
     data: DataChoice,
     batch_size: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
 ) -> None:
     """Prove that a plan changes few answers, and write the proof into the plan.
 

@@ -77,7 +77,7 @@ def _html(_ctx: click.Context, _option: click.Parameter, path: Path) -> Path:
     help="Also show the results that 'tpcal bench -o FILE.json' wrote.",
 )
 @groups.model_options
-@groups.answer_length_option(16)
+@groups.answer_length_option()
 @needs("report")
 def report(
     given: tuple[str, ...],
@@ -89,7 +89,7 @@ def report(
     evaluation: Path | None,
     bench: Path | None,
     model: ModelChoice,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
 ) -> None:
     """Write one HTML file with charts of a profile and its plans.
 
@@ -180,7 +180,7 @@ def _shown(
     subject: PlanningSession,
     plans: Mapping[str, Plan],
     n_samples: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     progress: Progress,
 ) -> tuple[Shown, ...]:
     """A few unseen samples with every plan, chosen from more samples to show changed answers.
@@ -206,7 +206,7 @@ def _shown(
         new,
         plans,
         n_samples=n_samples,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens or new.answer_tokens,
         progress=progress,
     )
     weights = weights_digest(subject.loaded.model)

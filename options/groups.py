@@ -14,7 +14,13 @@ import click
 from tpcal.calibrate.evaluation.metrics import METRICS
 from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
-from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP, N_CERTIFY, N_VERIFY
+from tpcal.calibrate.inputs.sample_size import (
+    ANSWER_TOKENS,
+    DEFAULT_N,
+    LEAST_OF_GROUP,
+    N_CERTIFY,
+    N_VERIFY,
+)
 from tpcal.options.values import Finite, n_bytes, result_files, share
 from tpcal.plans.engines import ENGINES
 from tpcal.plans.errors import UsageError
@@ -312,15 +318,18 @@ def memory_option(command: Command) -> Command:
     return option(command)
 
 
-def answer_length_option(default: int) -> Callable[[Command], Command]:
-    """Adds --max-new-tokens with this default."""
+def answer_length_option(default: int | None = None) -> Callable[[Command], Command]:
+    """Adds --max-new-tokens with this default; None stands for what the samples need."""
+    text = "Length limit of an answer in tokens."
+    if default is None:
+        text += f"  [default: {ANSWER_TOKENS}; up to 128 for data sets by name]"
     return click.option(
         "--max-new-tokens",
         type=click.IntRange(min=1),
         default=default,
         show_default=True,
         metavar="N",
-        help="Length limit of an answer in tokens.",
+        help=text,
     )
 
 

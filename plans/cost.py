@@ -38,7 +38,21 @@ class DecoderShape:
     the layer reads the cache of another layer, None if there is no limit. Empty: no layer has a
     limit."""
     latent: int | None = None
-    """Numbers that a layer caches per token instead of K and V of its heads (latent attention)."""
+    """Numbers that a layer caches per token instead of K and V of its heads."""
+    kv_rank: int | None = None
+    """Numbers of the latent that K and V of all heads are made from; None without latent attention
+    (MLA)."""
+    q_rank: int | None = None
+    """The same of queries; None if they are made from the hidden state."""
+    shared_key: int | None = None
+    """Rotary numbers of a key that all heads share, with latent attention."""
+    value_dim: int | None = None
+    """Numbers of a head's value where they are not ``head_dim``, as with latent attention."""
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether K and V are made from latents, also where transformers caches them expanded."""
+        return self.latent is not None or self.kv_rank is not None
 
 
 def layer_average_keep(schedule: Sequence[int], n_tokens: int) -> float:
@@ -64,15 +78,33 @@ def layer_flops(shape: DecoderShape, n: int) -> float:
     kernel may compute half of them), and a gated FFN. Norms, softmax, activation and rotary
     embedding are left out (under 1 % at hidden 4096).
     """
-    # Multiply-adds per layer, each counted as two FLOPs, with D = hidden, d = head_dim:
-    #     projections  n D (2 H d + 2 Hkv d)   Q and output, K and V
-    #     attention    2 n^2 H d               q . k, and weights times v
-    #     gated FFN    3 n D F                 gate, up and down
-    query_width = shape.n_heads * shape.head_dim
-    kv_width = shape.n_kv_heads * shape.head_dim
-    projections = 2 * n * shape.hidden * (2 * query_width + 2 * kv_width)
-    attention = 4 * n * n * query_width
-    return float(projections + attention + 6 * n * shape.hidden * shape.ffn)
+    # Multiply-adds per layer, each counted as two FLOPs, with D = hidden, d = head_dim and
+    # v = value_dim, which is d without latent attention:
+    #     projections  n D (H d + Hkv (d + v) + H v)   Q, K and V, output
+    #     attention    n^2 H (d + v)                   q . k, and weights times v
+    #     gated FFN    3 n D F                         gate, up and down
+    attention = n * n * shape.n_heads * (shape.head_dim + (shape.value_dim or shape.head_dim))
+    products = n * _projections(shape) + attention + 3 * n * shape.hidden * shape.ffn
+    return 2.0 * products
+
+
+def _projections(shape: DecoderShape) -> int:
+    """Multiply-adds of the attention's projections for one token."""
+    # With latent attention, of ranks r and r_q, and s rotary numbers that all heads share:
+    #     Q        r_q (D + H d)                      or D H d without a rank
+    #     K and V  D (r + s) + r H (d - s + v)
+    #     output   D H v
+    hidden, n_heads, width = shape.hidden, shape.n_heads, shape.head_dim
+    value = shape.value_dim or width
+    queries = hidden * n_heads * width
+    if shape.q_rank:
+        queries = shape.q_rank * (hidden + n_heads * width)
+    keys_values = hidden * shape.n_kv_heads * (width + value)
+    if shape.kv_rank:
+        shared = shape.shared_key or 0
+        keys_values = hidden * (shape.kv_rank + shared)
+        keys_values += shape.kv_rank * n_heads * (width - shared + value)
+    return queries + keys_values + hidden * n_heads * value
 
 
 def prefill_flops(shape: DecoderShape, n_tokens: Sequence[int]) -> float:
@@ -107,13 +139,14 @@ def kv_bytes(shape: DecoderShape, n_tokens: Sequence[int]) -> int:
         shape: Widths of the decoder.
         n_tokens: [L] number of tokens whose keys and values each layer caches.
     """
-    # A layer caches width = 2 Hkv d numbers per token, or one latent vector, of at most as many
-    # tokens as its sliding window holds.
+    # A layer caches width = Hkv (d + v) numbers per token, or one latent vector, of at most as
+    # many tokens as its sliding window holds.
     held = n_tokens
     if shape.kv_limits:
         limits = zip(n_tokens, shape.kv_limits, strict=True)
         held = [n if limit is None else min(n, limit) for n, limit in limits]
-    width = shape.latent or 2 * shape.n_kv_heads * shape.head_dim
+    heads = shape.n_kv_heads * (shape.head_dim + (shape.value_dim or shape.head_dim))
+    width = shape.latent or heads
     return width * shape.dtype_bytes * sum(held)
 
 

@@ -186,7 +186,7 @@ class Engine:
         problems: list[str] = []
         if self.most_block_tables == 1:  # every layer sees a shorter prompt, and nothing else
             return problems
-        if shape.latent is not None:
+        if shape.has_latents:
             problems.append(
                 "Latent attention (MLA) has another KV cache than the plan's stages need."
             )

@@ -119,7 +119,9 @@ def _seedbench(i: int) -> Row:
 
 def _mmbench(i: int) -> Row:
     return {
-        **{"index": i, "question": f"Which one, {i}?", "hint": ("nan", "It is a pet.")[i % 2]},
+        # Every third row is a rotation of the one before it.
+        "index": i if i % 3 < 2 else 1_000_000 + i - 1,
+        **{"question": f"Which one, {i}?", "hint": ("nan", "It is a pet.")[i % 2]},
         **{"answer": "AB"[i % 2], "A": "cat", "B": "dog", "C": "nan", "D": "nan"},
         **{"category": "object", "image": _image(i), "source": "x", "L2-category": "perception"},
         **{"comment": "nan", "split": "dev"},

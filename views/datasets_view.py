@@ -48,6 +48,8 @@ def verified_line(found: VerifiedDataset) -> Text:
     rows = "unknown number of rows" if found.n_rows is None else count(found.n_rows, "row")
     if not found.matches:
         rows += f", {found.dataset.rows:,} expected"
+    elif found.dataset.leaves_out and found.n_rows is not None:
+        rows += f" (not compared, as rows whose {found.dataset.leaves_out} are left out)"
     asked, answers = found.sample.question, found.sample.right_answers
     text = (
         f"{name}: {rows}; {count(len(found.dataset.columns), 'column')} found; asks "

@@ -96,7 +96,7 @@ def certify(
         samples,
         settings=ProofSettings(
             batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens or samples.answer_tokens,
             judged=JudgementRecord.beside(settings.out),
         ),
         progress=progress,

@@ -92,7 +92,7 @@ def evaluate(
 
     names = [str(plan) for plan in ([plans] if isinstance(plans, str | Path) else plans)]
     settings, progress = settings or EvaluationSettings(), progress or silent
-    out, length = settings.out, settings.max_new_tokens
+    out = settings.out
     read, loaded, samples = plans_model_samples(
         names,
         ModelChoice.of(model),
@@ -100,7 +100,7 @@ def evaluate(
         progress,
         allow_seen=settings.allow_seen,
     )
-    n_seen = count_seen(read, samples)
+    n_seen, length = count_seen(read, samples), settings.max_new_tokens or samples.answer_tokens
     if not settings.allow_seen:
         refuse_seen(read, samples, EVALUATION)  # before kept answers are forgotten
     folder = None if out is None else AnswerFolder(out, loaded, samples, length)

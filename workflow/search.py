@@ -298,13 +298,15 @@ class _Search:
         from tpcal.planner.certificates.judgement_record import JudgementRecord
 
         promise, session = self._promise(), self.session
+        unseen = session.unseen(self.limits.certify_samples, N_CERTIFY)
         return prove(
             [session.signed(plan) for plan in self._candidates(budget)],
             promise,
             session.loaded,
-            session.unseen(self.limits.certify_samples, N_CERTIFY),
+            unseen,
             settings=ProofSettings(
                 batch_size=self.settings.batch_size,
+                max_new_tokens=unseen.answer_tokens,
                 judged=JudgementRecord.beside(self.stored.folder.parent),
             ),
             progress=self.progress,

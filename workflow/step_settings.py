@@ -156,8 +156,8 @@ class EvaluationSettings:
     """Whether samples that a plan was made from are taken too."""
     batch_size: int = 32
     """Samples per run of the model."""
-    max_new_tokens: int = 16
-    """Longest answer."""
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens; None takes 16, or as many as a data set by name needs."""
     out: Path | None = OUT
     """Folder that keeps the answers; None keeps none."""
     fresh: bool = False
@@ -175,7 +175,7 @@ class CertificationSettings:
 
     batch_size: int = 32
     """Samples per run of the model."""
-    max_new_tokens: int = 16
-    """Longest answer."""
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens; None takes 16, or as many as a data set by name needs."""
     out: Path | None = OUT
     """Folder of the record of the plans that were judged on samples."""

@@ -30,6 +30,8 @@ from tpcal.calibrate.inputs.samples import Samples
 N_STEPS = 128
 """Number of image sizes to choose from; step i scales width and height by i / `N_STEPS`."""
 Sizes = tuple[tuple[int, int], ...]
+_SMALL = 32
+"""Images are not halved further if a side has fewer pixels."""
 
 
 @dataclass(frozen=True)
@@ -141,19 +143,30 @@ def smaller_images(
     Raises:
         Impossible: This model or its processor cannot do it with the largest prompt.
     """
-    # Halving the images of the largest prompt shows which kind of processor it is.
     number = max(range(len(n_visual)), key=n_visual.__getitem__)
     sample, full = samples[number], n_visual[number]
     if full == 0:
         raise Impossible("No sample has visual tokens.")
-    halved = _resized(sample, _at(sample, N_STEPS // 2))
-    if _n_visual(loaded, halved) < full:
+    if _follows_size(loaded, sample, full):
         scaled = Scaled(round(share, 6))
         scaled.shown(loaded, sample)
         return scaled
     variant = _of_one_size(loaded, full // len(sample.images), share)
     _try(loaded, variant, sample, full, share)
     return variant
+
+
+def _follows_size(loaded: Loaded, sample: Sample, full: int) -> bool:
+    """Whether the processor makes fewer tokens of smaller images; else it knows one size only."""
+    # Half of a very large image may have as many tokens, because processors limit their number.
+    step, side = N_STEPS, _SMALL
+    while step > 1 and side >= _SMALL:
+        step //= 2
+        sizes = _at(sample, step)
+        if _n_visual(loaded, _resized(sample, sizes)) < full:
+            return True
+        side = min(map(min, sizes))
+    return False
 
 
 def _of_one_size(loaded: Loaded, n_tokens: int, share: float) -> Resized:
@@ -166,7 +179,8 @@ def _of_one_size(loaded: Loaded, n_tokens: int, share: float) -> Resized:
     size = dict(getattr(images, "size", None) or {})
     side = size.get("shortest_edge", size.get("height"))
     rows = isqrt(n_tokens)
-    if side is None or rows * rows != n_tokens:
+    # Beside a longest edge, the shortest one is a limit; of an area, in the processors of Qwen.
+    if side is None or "longest_edge" in size or rows * rows != n_tokens:
         raise Impossible("The size of its images cannot be changed.")
     square = "shortest_edge" in size  # the longer edge follows from each image's proportions
     # At full size the tokens form a square of side r = sqrt(n_tokens), each of side // r pixels.

@@ -153,7 +153,10 @@ def _content(turn: Turn) -> list[dict[str, str]]:
 
 
 def _vicuna(turn: Turn, token: str, end: str) -> str:
-    """A turn in the form of LLaVA-1.5's training (Vicuna's form, version 1)."""
+    """A turn in a form similar to that of LLaVA-1.5's training (Vicuna's, version 1).
+
+    LLaVA-1.5 begins with a system sentence and has a line break behind an image; this has neither.
+    """
     text = " ".join(token if part is None else part for part in turn.parts)
     if turn.role == "system":
         return f"{text} "

@@ -1,4 +1,4 @@
-"""How many samples are drawn if the user names no number."""
+"""How many samples are drawn, and how long their answers are, if the user names no number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ groups. More than about 128 find no better plans (docs/planner.md, "What calibra
 """
 LEAST_OF_GROUP = 9
 """Number of samples of each group that are drawn by default, if the data has them."""
+ANSWER_TOKENS = 16
+"""Longest answer in tokens; data sets by name may need longer ones."""
 N_CERTIFY = 700
 """Number of samples for a certificate."""
 N_VERIFY = 50

@@ -14,7 +14,7 @@ from tpcal.calibrate.inputs.columns import Columns
 from tpcal.calibrate.inputs.images import as_rgb, read_images
 from tpcal.calibrate.inputs.sample import DEFAULT_METRIC, Sample
 from tpcal.calibrate.inputs.sample_digests import identity
-from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP
+from tpcal.calibrate.inputs.sample_size import ANSWER_TOKENS, DEFAULT_N, LEAST_OF_GROUP
 from tpcal.calibrate.inputs.sampling import Drawing, Place
 from tpcal.calibrate.inputs.sources import load_table
 from tpcal.plans.errors import UsageError
@@ -69,6 +69,10 @@ class Samples(Sequence[Sample]):
         recipe: Plain data from which the same samples can be loaded again.
         source: The data that the samples were drawn from.
     """
+
+    answer_tokens: int = ANSWER_TOKENS
+    """Longest answer, in tokens, unless the user names another; that of a mix is the largest of
+    its data sets."""
 
     def __init__(
         self,
@@ -157,6 +161,7 @@ class Samples(Sequence[Sample]):
         chosen = Samples(self.name, description, rows, self._read)
         chosen.sample_groups = tuple(self.sample_groups[i] for i in numbers)
         chosen.identities = tuple(self.identities[i] for i in numbers)
+        chosen.answer_tokens = self.answer_tokens
         return chosen
 
     def unanswered(self) -> Samples:
@@ -169,6 +174,7 @@ class Samples(Sequence[Sample]):
 
         made = Samples(self.name, description, self._rows, read, recipe, self.source)
         made.sample_groups, made.identities = self.sample_groups, self.identities
+        made.answer_tokens = self.answer_tokens
         return made
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -196,7 +197,7 @@ class Family:
         """Widths of the decoder."""
         text = model.config.get_text_config(decoder=True)
         n_heads = text.num_attention_heads
-        return DecoderShape(
+        shape = DecoderShape(
             n_layers=len(self.layers(model)),
             hidden=text.hidden_size,
             ffn=self.ffn(text),
@@ -207,6 +208,9 @@ class Family:
             dtype_bytes=next(model.parameters()).element_size(),
             kv_limits=self._kv_limits(model, text),
         )
+        if getattr(text, "kv_lora_rank", None) is None:
+            return shape
+        return _with_latents(shape, text, self.attention(self.layers(model)[0]))
 
     def ffn(self, text: Any) -> int:
         """Width of the FFN that a token passes in a layer: with experts, that of all it visits.
@@ -239,6 +243,23 @@ class Family:
             if self.key_source(model, at) != at:
                 limits[at] = 0
         return tuple(limits) if any(limit is not None for limit in limits) else ()
+
+
+def _with_latents(shape: DecoderShape, text: Any, attention: nn.Module) -> DecoderShape:
+    """Widths of latent attention (MLA), whose config may name the rotary width ``head_dim``.
+
+    Older releases of transformers expand the latents before they cache them.
+    """
+    rotary = text.qk_rope_head_dim
+    return replace(
+        shape,
+        head_dim=text.qk_nope_head_dim + rotary,
+        value_dim=text.v_head_dim,
+        latent=text.kv_lora_rank + rotary if hasattr(attention, "expand_kv") else None,
+        kv_rank=text.kv_lora_rank,
+        q_rank=getattr(text, "q_lora_rank", None),
+        shared_key=rotary,
+    )
 
 
 def _of_layer_0(text: Any, key: str) -> Any:

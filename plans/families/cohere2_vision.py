@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from tpcal.plans.executor.prompt import PromptTokens
 from tpcal.plans.families.base import run_lengths
 from tpcal.plans.images.mosaic import Mosaic
+from tpcal.plans.images.views import warn_of_runs
 
 
 class Cohere2Vision(Mosaic):
@@ -37,6 +38,7 @@ class Cohere2Vision(Mosaic):
         that is not the end of an image in Aya.
         """
         if "input_ids" not in inputs:
+            warn_of_runs()
             return [[1] * len(lengths) for lengths in run_lengths(prompt.visual)]
         ids, by_end = inputs["input_ids"].tolist(), model.config.model_type == "aya_vision"
         return [

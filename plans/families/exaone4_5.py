@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from torch import Tensor
+from transformers import PreTrainedModel
+
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.views import AnySize
 
@@ -25,6 +28,11 @@ class Exaone45(AnySize):
     )
     since: ClassVar[Mapping[str, str]] = {"HyperCLOVAXVisionV2ForConditionalGeneration": "5.20"}
     numbered = Family.numbered
+
+    def logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
+        """[..., V] logits of states [..., D] after the final norm; HyperCLOVA X scales them."""
+        text = model.config.get_text_config(decoder=True)
+        return super().logits(model, states) * getattr(text, "logits_scaling", 1.0)
 
 
 FAMILY = Exaone45()

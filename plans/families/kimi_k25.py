@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from tpcal.plans.cost import DecoderShape
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.views import IMAGE, VIDEO, AnySize, Size
 
@@ -34,16 +32,6 @@ class KimiK25(AnySize):
             for kind, grid in grids.items()
             if grid is not None
         }
-
-    def shape(self, model: PreTrainedModel) -> DecoderShape:
-        """Widths of the decoder and of the cached latents."""
-        shape: DecoderShape = super().shape(model)
-        text: Any = model.config.get_text_config(decoder=True)
-        return replace(
-            shape,
-            head_dim=text.qk_head_dim,
-            latent=text.kv_lora_rank + text.qk_rope_head_dim,
-        )
 
 
 FAMILY = KimiK25()

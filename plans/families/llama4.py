@@ -15,6 +15,7 @@ from tpcal.plans.executor import compat
 from tpcal.plans.executor.prompt import PromptTokens, ViewGrid
 from tpcal.plans.families.base import Family
 from tpcal.plans.images.tiles import lost_view, tile_views, whole_view
+from tpcal.plans.images.views import warn_of_runs
 
 if TYPE_CHECKING:
     from tpcal.plans.executor.passes import ForwardPass
@@ -43,6 +44,7 @@ class Llama4(Family):
         The tokens between the tiles show how the tiles are arranged.
         """
         if "input_ids" not in inputs:
+            warn_of_runs()
             return super().grids(model, prompt, inputs)
         vision: Any = model.config.vision_config
         side = vision.image_size // vision.patch_size * vision.pixel_shuffle_ratio

@@ -37,15 +37,16 @@ class Tokens:
     index: Tensor
     """[B, N] int64, rank among the row's original visual tokens, ascending; -1 on filler."""
     image: Tensor
-    """[B, N] int64, number of the token's image in its row; -1 on filler."""
+    """[B, N] int64, number of the token's view in its row: an image, a tile of one, or a step of a
+    video; -1 on filler."""
     n_original: Tensor
     """[B] int64, number of original visual tokens of the row."""
     grid_row: Tensor
-    """[B, N] int64, row in the image's token grid; -1 on filler."""
+    """[B, N] int64, row in the view's token grid; -1 on filler."""
     grid_col: Tensor
     """[B, N] int64, column in the grid; newline tokens have an extra column; -1 on filler."""
     grid_shape: Tensor
-    """[B, N, 2] int64, numbers of rows and columns of the token's image."""
+    """[B, N, 2] int64, numbers of rows and columns of the token's view."""
     logits: Tensor | None = None
     """[B, H, N] logits q·k/sqrt(d) of the last prompt token, after RoPE, at layer - 1."""
     lse: Tensor | None = None

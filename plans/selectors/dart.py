@@ -30,8 +30,8 @@ _BLOCK = 1 << 18  # numbers that are processed together, so that they stay in th
 class Dart(Selector):
     """Keeps pivots, the tokens with the largest L1 norm of keys, and tokens unlike the pivots.
 
-    Each image keeps its exact share of ``n_keep``. It first keeps its pivots. The rest of the
-    share is divided equally among the image's pivots and the text pivots: one after the other,
+    Each view keeps its exact share of ``n_keep``. It first keeps its pivots. The rest of the
+    share is divided equally among the view's pivots and the text pivots: one after the other,
     each adds the tokens with the lowest cosine to it. At layer 0, where no keys exist yet, the
     norm is that of the embeddings.
 
@@ -54,9 +54,9 @@ class Dart(Selector):
     }
 
     image_pivots: int = whole(4, low=1)
-    """Number of pivots among the tokens of each image."""
+    """Number of pivots among the tokens of each view."""
     text_pivots: int = whole(4, low=0)
-    """Number of pivots among the prompt's text after the first visual token; all images share
+    """Number of pivots among the prompt's text after the first visual token; all views share
     them."""
 
     @property

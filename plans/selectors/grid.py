@@ -1,4 +1,4 @@
-"""grid: keep tokens evenly spread over each image; uses positions only."""
+"""grid: keep tokens evenly spread over each view; uses positions only."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SIDE = 1 << _BITS
 
 @dataclass(frozen=True)
 class Grid(Selector):
-    """Keeps tokens at equal steps along a Hilbert curve through each image.
+    """Keeps tokens at equal steps along a Hilbert curve through each view.
 
     The curve visits neighbours one after the other, so that equal steps along it are evenly spread
-    in both directions, for any count and also after an earlier cut. Images share ``n_keep`` in
+    in both directions, for any count and also after an earlier cut. Views share ``n_keep`` in
     proportion to their numbers of tokens.
 
     Needs:   nothing

@@ -23,13 +23,13 @@ _FAR = 1 << 20  # more than a row or column of any grid
 
 @dataclass(frozen=True)
 class Pooling(Selector):
-    """Divides each image into as many cells as tokens are kept, and keeps the mean of each cell.
+    """Divides each view into as many cells as tokens are kept, and keeps the mean of each cell.
 
-    The image is divided into bands of rows, which hold tokens in proportion to their numbers of
+    The view is divided into bands of rows, which hold tokens in proportion to their numbers of
     cells; the cells of a band hold equally many tokens. The count is therefore exact for any grid
     and after earlier cuts, and a square grid that divides evenly gives square cells. The token
     nearest to the centre of its cell is kept and becomes the mean. Tokens that cover no pixels
-    (newlines) belong to no cell, are never averaged, and are pruned first. Images share ``n_keep``
+    (newlines) belong to no cell, are never averaged, and are pruned first. Views share ``n_keep``
     in proportion to their numbers of tokens.
 
     Needs:   nothing

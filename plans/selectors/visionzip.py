@@ -29,8 +29,8 @@ from tpcal.plans.selectors.base import (
 class Visionzip(Selector):
     """Keeps dominant tokens, by the vision tower's attention, and contextual tokens.
 
-    Each image keeps its share of ``n_keep``. Contextual tokens are evenly spaced among those that
-    are not dominant. Every pruned token is merged into the contextual token of its image with the
+    Each view keeps its share of ``n_keep``. Contextual tokens are evenly spaced among those that
+    are not dominant. Every pruned token is merged into the contextual token of its view with the
     most similar keys (cosine): a contextual token becomes the mean of itself and the tokens merged
     into it. Tokens without patches (newlines) are never merged, and are pruned first. ``flops``
     does not count the products of keys, which are as wide as one head of the tower.
@@ -48,7 +48,7 @@ class Visionzip(Selector):
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"contextual_share": (0.0, 0.5)}
 
     contextual_share: float = fraction(0.15625)
-    """Share of an image's kept tokens that are contextual, rounded down; 10 of 64 in the paper."""
+    """Share of a view's kept tokens that are contextual, rounded down; 10 of 64 in the paper."""
 
     def select(self, tokens: Tokens, n_keep: Tensor) -> Tensor:
         counts = counts_of(tokens, n_keep)

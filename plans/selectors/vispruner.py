@@ -36,17 +36,17 @@ _FAR = 4.0  # more than any distance
 class Vispruner(Selector):
     """Keeps important tokens, by the vision tower's attention, and removes redundant others.
 
-    Each image keeps its share of ``n_keep``. The tokens that are not important, in descending
+    Each view keeps its share of ``n_keep``. The tokens that are not important, in descending
     order of attention, are split into those at even and those at odd places. The ``step`` tokens
     at even places that are most similar to a token at an odd place are removed, and this repeats
     until the count is reached. Of equally similar tokens the one with less attention is removed.
     Tokens without patches (newlines) are removed first.
 
     Needs:   vision, hidden states
-    Cost:    O(B N^2 D) for all pairs of an image, then (N - K) / step rounds of O(B N^2 / 4)
+    Cost:    O(B N^2 D) for all pairs of a view, then (N - K) / step rounds of O(B N^2 / 4)
     Source:  Zhang et al. 2024, arXiv 2412.01818 (VisPruner), on the vision tower's output and
              before the decoder; tpcal compares the states at the cut. The released code sorts the
-             tokens again after each round; here they stay in order of attention, and an image with
+             tokens again after each round; here they stay in order of attention, and a view with
              more tokens takes as many rounds as one with 576.
     """
 
@@ -54,10 +54,10 @@ class Vispruner(Selector):
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"important_share": (0.0, 1.0)}
 
     important_share: float = fraction(0.5)
-    """Share of an image's kept tokens that are picked by attention, rounded down."""
+    """Share of a view's kept tokens that are picked by attention, rounded down."""
     step: int = whole(8, low=1)
-    """Largest number of tokens removed in one round from an image of up to 576 tokens; it grows in
-    proportion to the size of larger images."""
+    """Largest number of tokens removed in one round from a view of up to 576 tokens; it grows in
+    proportion to the size of larger views."""
 
     def flops(self, work: Work) -> float:
         """FLOPs of the distances between all tokens that attention does not pick, in one image."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import named_datasets
@@ -17,6 +18,8 @@ from tpcal.calibrate.evaluation.compare import Comparison, Entry
 from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
 from tpcal.calibrate.evaluation.paired_tests import Pair, paired_tests
 from tpcal.calibrate.evaluation.shares import MeasuredCost
+from tpcal.calibrate.inputs.datasets.catalog import catalog
+from tpcal.calibrate.inputs.datasets.hub_check import VerifiedDataset
 from tpcal.calibrate.inputs.datasets.hub_rows import FOLDER
 from tpcal.calibrate.inputs.model_facts import ModelFacts
 from tpcal.calibrate.inputs.sample import Sample
@@ -24,6 +27,7 @@ from tpcal.calibrate.inputs.sample_facts import SampleFacts
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.cli import cli
 from tpcal.plans import hub
+from tpcal.views.datasets_view import verified_line
 from tpcal.views.evaluation_view import evaluation_view
 from tpcal.views.forecast_view import duration
 
@@ -67,6 +71,16 @@ def test_a_mix_is_forecast_and_evaluated(copies: Path) -> None:
     assert found["unpruned"]["accuracy"] is not None
 
 
+@pytest.mark.parametrize(("more", "n"), [((), 128), (("--max-new-tokens", "2"), 2)])
+def test_answers_are_as_long_as_the_data_sets_need(
+    copies: Path, more: tuple[str, ...], n: int
+) -> None:
+    done = _tpcal("eval", "--data", "ocrbench:1", *more)
+    assert done.exit_code == 0, done.output
+    (kept,) = (copies.parent / "tpcal-out").glob("eval-*/*.jsonl")
+    assert json.loads(kept.read_text().splitlines()[0])["max_new_tokens"] == n
+
+
 def test_the_list_names_rows_groups_metrics_and_licences() -> None:
     result = _tpcal("datasets", "gqa", "lite")
     assert result.exit_code == 0, result.output
@@ -84,6 +98,21 @@ def test_verification_says_what_matches(copies: Path) -> None:
     assert bad.exit_code == 1
     assert "24 rows, 1,000 expected" in bad.output
     assert "1 of 2 data sets are not as listed: ocrbench" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [("seedbench", "data_type is not image"), ("mmbench", "index >= 1,000,000")],
+)
+def test_numbers_of_rows_are_not_compared_where_some_are_left_out(
+    name: str, left_out: str
+) -> None:
+    sample = Sample("1", (Image.new("RGB", (4, 4)),), "Which?", "A")
+    found = VerifiedDataset(catalog()[name], None, sample, 20_000)
+    assert found.matches
+    line = verified_line(found).plain
+    assert f"20,000 rows (not compared, as rows whose {left_out} are left out);" in line
+    assert not replace(found, dataset=catalog()["gqa"]).matches
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 import transformers
 from models import IMAGE, N_IMAGE, N_LAYERS, SIDE, batch, prompt, tiny_llava
 
+import tpcal
 import tpcal.plans.families as package
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import read_prompt
@@ -140,3 +141,10 @@ def test_the_shape_of_the_decoder(model):
 def test_the_ffn_counts_the_experts_that_a_token_visits(kind, widths, ffn):
     config = getattr(transformers, f"{kind}Config")(num_experts_per_tok=4, **widths)
     assert Family().ffn(config) == ffn
+
+
+def test_the_documentation_lists_what_a_family_can_define():
+    page = (Path(tpcal.__file__).parent / "docs" / "families.md").read_text()
+    listed = page.split("A family can define:")[1].split("\n## ")[0]
+    parts = {name for name in vars(Family) if not name.startswith("_")}
+    assert {name for name in parts if f"`{name}`" not in listed} == {"architectures"}

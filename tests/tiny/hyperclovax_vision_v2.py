@@ -1,4 +1,4 @@
-"""HyperCLOVA X Vision: a Qwen2.5-VL tower before a decoder with plain positions."""
+"""HyperCLOVA X Vision: a Qwen2.5-VL tower before plain positions, and logits multiplied by 4."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def build(attn: str) -> Case:
             "fullatt_block_indexes": [1],
             "initializer_range": 0.1,
         },
-        text_config=mrope.text(rope_parameters=rope, tie_word_embeddings=False),
+        text_config=mrope.text(
+            rope_parameters=rope, tie_word_embeddings=False, logits_scaling=4.0
+        ),
         image_token_id=mrope.IMAGE,
         video_token_id=mrope.VIDEO,
         tie_word_embeddings=False,

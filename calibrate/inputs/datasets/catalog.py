@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from tpcal.calibrate.inputs.sample_size import ANSWER_TOKENS
 from tpcal.plans.yaml_files import parse_yaml
 
 LITE = "lite"
@@ -54,7 +55,7 @@ class NamedDataset:
     """What its authors say about use, as far as they do."""
     configuration: str | None = None
     rows: int | None = None
-    """Number of rows; None for a subset of a few hundred rows."""
+    """Number of rows that are read; None for a subset of a few hundred rows."""
     question: str | None = None
     """Column of the question; None if every row asks ``ask``."""
     ask: str = ""
@@ -68,6 +69,8 @@ class NamedDataset:
     """Column of a text to show before the question, where a row has one."""
     context_text: str = ""
     """How it is shown; ``{}`` stands for it."""
+    answer_tokens: int = ANSWER_TOKENS
+    """Longest answer, in tokens, where the metric reads a whole answer."""
     choices: tuple[str, ...] = ()
     """Column of all choices, or columns of one choice each."""
     box: str | None = None
@@ -76,12 +79,20 @@ class NamedDataset:
     """Where the images are, if the image column only names them."""
     only: Mapping[str, str] = field(default_factory=dict)
     """Cells by column; rows with others are left out."""
+    below: Mapping[str, int] = field(default_factory=dict)
+    """Limits by column; rows with a number that is not below are left out."""
+
+    @property
+    def leaves_out(self) -> str:
+        """Which rows are left out, in words; empty if none are."""
+        others = [f"{column} is not {cell}" for column, cell in self.only.items()]
+        return " or ".join(others + [f"{column} >= {n:,}" for column, n in self.below.items()])
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read."""
         own = (self.image, self.question, self.answer, self.context, self.box)
-        return tuple(filter(None, (*own, *self.choices, *self.only)))
+        return tuple(filter(None, (*own, *self.choices, *self.only, *self.below)))
 
 
 @cache

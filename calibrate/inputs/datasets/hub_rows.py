@@ -118,13 +118,17 @@ def _load(dataset: NamedDataset, place: str, *, streaming: bool) -> Any:
 
 def _only(dataset: NamedDataset, loaded: Any) -> Any:
     """The rows whose cells are as the catalog wants them."""
-    if not dataset.only:
+    if not dataset.leaves_out:
         return loaded
 
-    def wanted(*cells: object) -> bool:
-        return [text_of(cell) for cell in cells] == list(dataset.only.values())
+    def wanted(*cells: Any) -> bool:
+        row = dict(zip(columns, cells, strict=True))
+        return all(text_of(row[column]) == cell for column, cell in dataset.only.items()) and all(
+            int(row[column]) < limit for column, limit in dataset.below.items()
+        )
 
-    return loaded.filter(wanted, input_columns=list(dataset.only))
+    columns = [*dataset.only, *dataset.below]
+    return loaded.filter(wanted, input_columns=columns)
 
 
 def _images(dataset: NamedDataset, table: ImageTable) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def load_mixture(data: str, draw: MixtureDraw) -> Samples:
     name = names_of(mixture.datasets)
     description = f"{len(rows)} samples of {name} ({draw.split}, seed {draw.seed})"
     drawn = Samples(name, description, rows, read, recipe, _source(parts))
+    drawn.answer_tokens = max(dataset.answer_tokens for dataset in mixture.datasets)
     _ = drawn.fingerprint  # reads every sample, so that one that cannot be read ends this call
     return drawn
 

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import opened
 import processors
 import pytest
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tpcal.calibrate.evaluation.controls import PlanBeside, control, keep_within
-from tpcal.calibrate.evaluation.downsized import Resized, Scaled, smaller_images
+from tpcal.calibrate.evaluation.downsized import (
+    Resized,
+    Scaled,
+    _of_one_size,
+    smaller_images,
+)
 from tpcal.calibrate.evaluation.generate import Answered, InMemory, answer_all
 from tpcal.calibrate.evaluation.variants import Impossible, Pruned, RandomlyPruned, Variant
 from tpcal.calibrate.inputs.images import as_rgb
@@ -126,6 +134,20 @@ def test_images_of_any_size_are_scaled_one_by_one(any_size: Loaded) -> None:
     assert isinstance(variant, Scaled)
     small = [answer.n_visual for answer in _answered(any_size, samples, variant)]
     assert small == [25, 15, 25]  # 5 x 5 and 5 x 3 are the largest within 32 and 16
+
+
+def test_large_images_whose_tokens_are_limited_are_scaled_too(any_size: Loaded) -> None:
+    samples = _pictures((256, 256))  # half and a quarter of it have 64 tokens as well
+    variant = smaller_images(any_size, samples, [64], 0.5)
+    assert isinstance(variant, Scaled)
+    assert [answer.n_visual for answer in _answered(any_size, samples, variant)] == [25]
+
+
+def test_limits_of_an_area_are_no_sides(any_size: Loaded) -> None:
+    images = Qwen2VLImageProcessorPil(min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28)
+    limited = replace(any_size, processor=SimpleNamespace(image_processor=images))
+    with pytest.raises(Impossible, match="The size of its images cannot be changed"):
+        _of_one_size(limited, 256, 0.5)  # of an image of the fewest pixels
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P tRNS", "RGBA", "CMYK"])

@@ -80,7 +80,7 @@ def test_every_data_set_is_read_as_lmms_eval_reads_it(name: str) -> None:
     assert (first.group, first.metric) == (group, dataset.metric)
     assert len(first.images) == 1
     assert METRICS[first.metric](str(first.answer), first.right_answers) == 1.0
-    n = 16 if dataset.only else 24  # a third of SEED-Bench's rows are videos
+    n = 16 if dataset.leaves_out else 24  # a third: SEED-Bench's videos, MMBench's rotations
     assert len(by_id) == len(samples) == n
 
 
@@ -94,6 +94,15 @@ def test_the_catalog_is_whole() -> None:
         assert dataset.metric in METRICS
         assert (dataset.repository == named_datasets.LITE) == (dataset.name in lite())
         assert bool(dataset.question) != bool(dataset.ask)
+
+
+def test_a_mix_has_the_longest_answers_of_its_data_sets() -> None:
+    samples = load_samples("docvqa_lite:2,ocrbench:2,gqa:2")
+    parts = (samples, samples.part(0, 2), samples.unanswered())
+    assert {one.answer_tokens for one in parts} == {128}
+    lengths = {name: catalog()[name].answer_tokens for name in ("docvqa", "gqa", "mmbench")}
+    assert lengths == {"docvqa": 32, "gqa": 16, "mmbench": 16}
+    assert load_samples("scenes", n=14).answer_tokens == 16
 
 
 def test_context_comes_before_the_question_where_a_row_has_one() -> None:

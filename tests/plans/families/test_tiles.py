@@ -144,7 +144,7 @@ def test_patches_of_a_tile_are_named_by_their_place_in_the_image():
     assert patches[13].box == pytest.approx((0.5 + 1 / 6, 1 / 3, 0.5 + 2 / 6, 2 / 3))
 
 
-@pytest.mark.parametrize("name", ["idefics3", "ovis2"])
+@pytest.mark.parametrize("name", ["idefics3", "ovis2", "cohere2_vision", "aya_vision", "llama4"])
 def test_without_ids_runs_are_images_and_a_warning_says_so(name, caplog):
     tiny = case(name, "eager")
     family, row = find(tiny.model), tiny.rows[1]
