@@ -247,7 +247,7 @@ def _plain(profile: Profile, packed: bytes) -> dict[str, Any]:
         "schema": SCHEMA,
         **profile.like.choices,
         "model": {k: v for k, v in asdict(profile.model).items() if v is not None},
-        "shape": {**asdict(profile.shape), "kv_limits": list(profile.shape.kv_limits)},
+        "shape": _shape(profile.shape),
         "n_tokens": profile.n_tokens,
         "n_text": profile.n_text,
         **_sizes(profile),
@@ -307,6 +307,13 @@ def _read_timing(folder: Path) -> dict[str, Any]:
 
 def _sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _shape(shape: DecoderShape) -> dict[str, Any]:
+    """The widths as plain data. Those of latent attention are left out where it has none, because
+    the digests of profiles that were made before they were known must stay."""
+    plain = {**asdict(shape), "kv_limits": list(shape.kv_limits)}
+    return {name: value for name, value in plain.items() if value is not None or name == "latent"}
 
 
 def _digest(data: Mapping[str, Any]) -> str:

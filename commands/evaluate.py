@@ -67,7 +67,11 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
 @click.option("--allow-seen", is_flag=True, help="Accept samples that a plan was made from.")
 @groups.batch_size_option(32)
 @groups.answer_length_option()
-@click.option("--fresh", is_flag=True, help="Ignore the answers that --out holds.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Answer anew; what --out holds of these plans and controls is deleted.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

@@ -103,9 +103,9 @@ def evaluate(
     n_seen, length = count_seen(read, samples), settings.max_new_tokens or samples.answer_tokens
     if not settings.allow_seen:
         refuse_seen(read, samples, EVALUATION)  # before kept answers are forgotten
-    folder = None if out is None else AnswerFolder(out, loaded, samples, length)
-    if folder and settings.fresh:
-        folder.forget()
+    folder = None
+    if out is not None:
+        folder = AnswerFolder(out, loaded, samples, length, fresh=settings.fresh)
     found = compare_plans(
         loaded,
         samples,

@@ -60,6 +60,10 @@ class AnswerFile(InMemory):
         super().add(numbers, answers)
         text = "".join(_line([i, *astuple(a)]) for i, a in zip(numbers, answers, strict=True))
         try:
+            if not self._path.exists():  # somebody has deleted it
+                held = "".join(_line([i, *astuple(self[i])]) for i in self)
+                write_atomic(self._path, self._header + held)
+                return
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
@@ -98,11 +102,21 @@ class AnswerFolder:
         loaded: The model.
         samples: The questions.
         max_new_tokens: Longest answer, in tokens.
+        fresh: Whether the file of a variant is deleted when it is asked for.
     """
 
-    def __init__(self, out: Path, loaded: Loaded, samples: Samples, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        loaded: Loaded,
+        samples: Samples,
+        max_new_tokens: int,
+        *,
+        fresh: bool = False,
+    ) -> None:
         self._out, self._loaded = out, loaded
         self._samples, self._max_new_tokens = samples, max_new_tokens
+        self._fresh = fresh
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -133,12 +147,10 @@ class AnswerFolder:
     def of(self, variant: Variant) -> AnswerFile:
         """The file of answers of one variant."""
         about = {"made_by": f"tpcal {__version__}", **self.settings, "way": dict(variant.key)}
-        return AnswerFile(self.path / f"{short_digest(variant.key)}.jsonl", about)
-
-    def forget(self) -> None:
-        """Deletes all answers in this folder."""
-        for file in self.path.glob("*.jsonl"):
-            file.unlink()
+        path = self.path / f"{short_digest(variant.key)}.jsonl"
+        if self._fresh:
+            path.unlink(missing_ok=True)
+        return AnswerFile(path, about)
 
 
 def _line(data: Any) -> str:

@@ -142,6 +142,17 @@ def test_the_digest_sees_figures_but_not_times(made: Profile) -> None:
     assert replace(made, n_text=10).digest != made.digest
 
 
+def test_widths_of_latent_attention_come_back_and_others_say_nothing_of_them(
+    made: Profile, tmp_path: Path
+) -> None:
+    profile.save(made, tmp_path / "plain")
+    assert "rank" not in (tmp_path / "plain/profile.yaml").read_text()
+    shape = replace(made.shape, kv_rank=16, q_rank=24, shared_key=8, value_dim=12)
+    profile.save(replace(made, shape=shape), tmp_path / "latent")
+    assert profile.load(tmp_path / "latent").shape == shape
+    assert profile.load(tmp_path / "latent").digest != made.digest
+
+
 def test_means_by_group(made: Profile) -> None:
     np.testing.assert_allclose(made.mean("kl"), made.kl.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,13 @@ def test_damage_names_the_line(file: Path, line: str) -> None:
         AnswerFile(file, ABOUT)
 
 
+def test_a_file_that_was_deleted_meanwhile_is_written_again(file: Path) -> None:
+    again = AnswerFile(file, ABOUT)
+    shutil.rmtree(file.parent)
+    again.add(range(6, 7), ANSWERS[:1])
+    assert list(AnswerFile(file, ABOUT)) == [4, 5, 6]
+
+
 def test_answers_of_another_model_are_not_taken(file: Path) -> None:
     with pytest.raises(UsageError, match="of other ones"):
         AnswerFile(file, {"model": "y"})
@@ -131,5 +139,9 @@ def test_folders_and_files_go_by_what_answers_depend_on(
     for variant in variants:
         folder.of(variant)
     assert len(list(folder.path.iterdir())) == 4
-    folder.forget()
-    assert not list(folder.path.iterdir())
+    files = sorted(folder.path.iterdir())
+    for file in files:
+        file.write_text("of something else\n")
+    AnswerFolder(tmp_path, loaded, scenes, 2, fresh=True).of(variants[0])
+    assert sorted(folder.path.iterdir()) == files
+    assert [file.read_text() == "of something else\n" for file in files].count(True) == 3
