@@ -66,9 +66,9 @@ def _wilson(mean: float, n: int) -> tuple[float, float]:
 def paired_difference(before: Array, after: Array, *, seed: int = 0) -> Share | None:
     """Mean of ``after - before`` over the same samples, with a paired percentile bootstrap.
 
-    Returns None if there are no samples. If every sample differs alike (usually: not at all), the
-    bootstrap has no spread. The interval then extends by the upper end of the exact binomial
-    interval of an event that was never seen in n samples.
+    Returns None if there are no samples. A bootstrap of few changed samples is too narrow, and of
+    none it has no spread. Each end is therefore as far away at least as the exact binomial
+    interval of the number of samples that lose, or gain, reaches above their share.
 
     Args:
         before: [n] scores in [0, 1], or bool.
@@ -84,8 +84,10 @@ def paired_difference(before: Array, after: Array, *, seed: int = 0) -> Share | 
     change = after.astype(float) - before.astype(float)
     value = float(change.mean())
     if np.ptp(change) == 0:
-        unseen = binomtest(0, len(change)).proportion_ci(CONFIDENCE, method="exact").high
+        unseen = _above_share(0, len(change))
         return Share(value, max(value - unseen, -1.0), min(value + unseen, 1.0))
+    least = value - _above_share(int((change < 0).sum()), len(change))
+    most = value + _above_share(int((change > 0).sum()), len(change))
     interval = bootstrap(
         (change,),
         np.mean,
@@ -96,4 +98,11 @@ def paired_difference(before: Array, after: Array, *, seed: int = 0) -> Share | 
         batch=200,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Share(value, float(interval.low), float(interval.high))
+    low, high = min(float(interval.low), least), max(float(interval.high), most)
+    return Share(value, max(low, -1.0), min(high, 1.0))
+
+
+def _above_share(n_events: int, n: int) -> float:
+    """How far the exact binomial interval of ``n_events`` in ``n`` reaches above their share."""
+    high = binomtest(n_events, n).proportion_ci(CONFIDENCE, method="exact").high
+    return float(high) - n_events / n

@@ -21,7 +21,7 @@ from tpcal.calibrate.inputs.images import for_processor
 from tpcal.calibrate.inputs.models import device_of
 from tpcal.calibrate.inputs.placeholders import plain_text
 from tpcal.calibrate.inputs.sample import Sample
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import UsageError, excerpt
 from tpcal.plans.executor import compat
 from tpcal.plans.families import find
 
@@ -178,20 +178,31 @@ def prompt_inputs(
         texts: [B] prompts, as `prompt_text` makes them; None makes them here.
 
     Raises:
-        UsageError: The processor of this release of transformers takes no options for texts.
+        UsageError: The processor of this release of transformers takes no options for texts, or
+            it refuses a sample.
     """
     if texts is None:
         texts = [prompt_text(processor, sample) for sample in samples]
     compat.require_tokenizer_options(processor)
     bos = processor.tokenizer.bos_token
-    inputs = processor(
-        images=_images(processor, samples),
-        text=list(texts),
-        padding=True,
-        padding_side="left",
-        add_special_tokens=not (bos and texts[0].startswith(bos)),
-        return_tensors="pt",
-    )
+    try:
+        inputs = processor(
+            images=_images(processor, samples),
+            text=list(texts),
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not (bos and texts[0].startswith(bos)),
+            return_tensors="pt",
+        )
+    except ValueError as error:
+        if len(samples) > 1:  # one of them alone has the error with its name
+            for sample, text in zip(samples, texts, strict=True):
+                prompt_inputs(processor, [sample], model, [text])
+            raise
+        raise UsageError(
+            f"Sample {samples[0].id} must be one that the model's processor takes; got "
+            f"{excerpt(str(error))} Leave its row out of the data."
+        ) from error
     inputs.pop("labels", None)  # PaliGemma's processor adds labels, all of them ignored
     return dict(inputs.to(device_of(model), dtype=model.dtype))
 

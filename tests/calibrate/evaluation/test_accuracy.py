@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from tpcal.calibrate.evaluation.accuracy import answers, compare
 from tpcal.calibrate.evaluation.intervals import paired_difference, share
@@ -98,7 +99,11 @@ def test_paired_differences_are_tighter_than_unpaired_ones() -> None:
     found = paired_difference(before, after)
     assert found is not None
     assert found.value == pytest.approx(-0.005)
-    assert -0.02 < found.low < found.high <= 0
+    # One answer was lost of 200, and none gained; unpaired, each end is 0.098 away.
+    lost, gained = (binomtest(k, 200).proportion_ci(0.95, "exact").high for k in (1, 0))
+    assert found.low == pytest.approx(-lost)
+    assert found.high == pytest.approx(gained - 0.005)
+    assert lost < 0.03
     assert paired_difference(before, after) == found
 
 
@@ -150,3 +155,17 @@ def test_the_interval_of_graded_scores_is_that_of_hits_with_the_same_mean() -> N
     assert graded is not None
     assert (graded.low, graded.high) == pytest.approx((hits.low, hits.high))
     assert share(np.array([1.0, 0.0])) == share(np.array([True, False]))
+
+
+def test_a_lost_answer_is_no_better_than_none() -> None:
+    right = np.ones(700, dtype=bool)
+    ends = []
+    for n_lost in range(4):
+        after = right.copy()
+        after[:n_lost] = False
+        found = paired_difference(right, after)
+        assert found is not None
+        ends.append(found.low)
+        assert found.high > 0  # an answer may also be gained
+    assert ends == sorted(ends, reverse=True)
+    assert ends[1] == pytest.approx(-binomtest(1, 700).proportion_ci(0.95, "exact").high)

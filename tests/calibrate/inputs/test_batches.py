@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from PIL import Image
 
 from tpcal.calibrate.deviation import (
     answer_deviation,
@@ -15,6 +18,7 @@ from tpcal.calibrate.inputs.batches import encode, prompt_inputs, prompt_text
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
+from tpcal.plans.errors import UsageError
 from tpcal.plans.laws.rounding import allowed, distance
 
 
@@ -124,3 +128,19 @@ def test_right_and_wrong_answers() -> None:
     assert is_right("A dog.", "dog")
     assert not is_right("dogs", "dog")
     assert not is_right("", "dog")
+
+
+def test_a_sample_that_the_processor_refuses_is_named(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = type(loaded.processor).__call__
+
+    def refuses(self: Any, images: Any = None, **how: Any) -> Any:
+        if any(image.width > 100 for row in images for image in row):
+            raise ValueError("absolute aspect ratio must be smaller than 200, got 300.0")
+        return plain(self, images=images, **how)
+
+    monkeypatch.setattr(type(loaded.processor), "__call__", refuses)
+    samples = [Sample(f"s{at}", (Image.new("RGB", (w, 9)),), "?") for at, w in enumerate((9, 200))]
+    with pytest.raises(UsageError, match=r"Sample s1 must be .* got absolute aspect ratio"):
+        prompt_inputs(loaded.processor, samples, loaded.model)
