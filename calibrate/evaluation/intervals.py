@@ -18,6 +18,8 @@ from tpcal.calibrate.evaluation.shares import Share
 Array = NDArray[Any]
 CONFIDENCE = 0.95
 N_RESAMPLES = 2_000
+FEW = 10
+"""Changed samples from which on a bootstrap describes them."""
 
 
 def is_binary(scores: Array) -> bool:
@@ -67,8 +69,9 @@ def paired_difference(before: Array, after: Array, *, seed: int = 0) -> Share | 
     """Mean of ``after - before`` over the same samples, with a paired percentile bootstrap.
 
     Returns None if there are no samples. A bootstrap of few changed samples is too narrow, and of
-    none it has no spread. Each end is therefore as far away at least as the exact binomial
-    interval of the number of samples that lose, or gain, reaches above their share.
+    none it has no spread. Where fewer than `FEW` samples lose, the lower end is therefore as far
+    away at least as the exact binomial interval of their number reaches above their share; the
+    upper end likewise where few gain.
 
     Args:
         before: [n] scores in [0, 1], or bool.
@@ -86,8 +89,9 @@ def paired_difference(before: Array, after: Array, *, seed: int = 0) -> Share | 
     if np.ptp(change) == 0:
         unseen = _above_share(0, len(change))
         return Share(value, max(value - unseen, -1.0), min(value + unseen, 1.0))
-    least = value - _above_share(int((change < 0).sum()), len(change))
-    most = value + _above_share(int((change > 0).sum()), len(change))
+    n_lost, n_gained = int((change < 0).sum()), int((change > 0).sum())
+    least = value - (_above_share(n_lost, len(change)) if n_lost < FEW else 0.0)
+    most = value + (_above_share(n_gained, len(change)) if n_gained < FEW else 0.0)
     interval = bootstrap(
         (change,),
         np.mean,
