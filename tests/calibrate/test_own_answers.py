@@ -90,7 +90,7 @@ def test_a_choice_of_own_answers_is_recorded_and_comes_back(tmp_path: Path) -> N
     assert [sample.answer for sample in drawn] == [None]
     assert drawn.fingerprint == choice.load("calibration").fingerprint
     assert drawn.fingerprint != replace(choice, own_answers=False).load("eval").fingerprint
-    assert drawn.n_rows == 1
+    assert drawn.source.n_rows == 1
     assert "own_answers" not in DataChoice().recorded()
 
 
