@@ -405,7 +405,7 @@ def _profile(folder: Path) -> None:
     worse = np.array([1 + (p.selector == "random") - p.keep for p in probes], np.float32)
     layers = np.ones((4, 6), np.float32)
     profile = Profile(
-        model=ModelIdentity(6, "tiny", None, "llava", "Llava", "sha256:1"),
+        model=ModelIdentity(6, "tiny", None, "llava", "LlavaForConditionalGeneration", "sha256:1"),
         shape=DecoderShape(6, 64, 128, 4, 2, 16, 100, 4),
         n_tokens=144,
         n_text=20,

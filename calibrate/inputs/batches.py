@@ -163,6 +163,10 @@ def _vicuna(turn: Turn, token: str, end: str) -> str:
     return f"USER: {text} " if turn.role == "user" else f"ASSISTANT: {text}{end}"
 
 
+class RefusedSample(UsageError, ValueError):
+    """A sample that the model's processor does not take."""
+
+
 def prompt_inputs(
     processor: Any,
     samples: Sequence[Sample],
@@ -178,8 +182,8 @@ def prompt_inputs(
         texts: [B] prompts, as `prompt_text` makes them; None makes them here.
 
     Raises:
-        UsageError: The processor of this release of transformers takes no options for texts, or
-            it refuses a sample.
+        UsageError: The processor of this release of transformers takes no options for texts.
+        RefusedSample: The processor does not take a sample.
     """
     if texts is None:
         texts = [prompt_text(processor, sample) for sample in samples]
@@ -199,7 +203,7 @@ def prompt_inputs(
             for sample, text in zip(samples, texts, strict=True):
                 prompt_inputs(processor, [sample], model, [text])
             raise
-        raise UsageError(
+        raise RefusedSample(
             f"Sample {samples[0].id} must be one that the model's processor takes; got "
             f"{excerpt(str(error))} Leave its row out of the data."
         ) from error
