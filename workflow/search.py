@@ -221,7 +221,7 @@ class _Search:
             settings = self._search_settings(N_TRIALS_OF_FRONT)
             points = whole_front.whole_front(problem, measurer=measurer, settings=settings)
         else:
-            points = front(problem.predictor, None, problem.max_cuts)
+            points = front(problem.predictor, None)
         self.progress(0, 0, "Comparing with published schedules")
         names = named(problem.predictor, points)
         return FoundFront(self.stored, problem.objective, points, names)
@@ -286,7 +286,7 @@ class _Search:
         if measured:
             first, further = self.session.drawn
             on_further = found.provenance.get("measured_on") == FURTHER
-            sizes = dict.fromkeys(flips, 0) | (further if on_further else first).sizes
+            sizes = dict.fromkeys(flips, 0) | group_sizes(further if on_further else first)
         self.loss_limits.guard(losses, flips, sizes, kind)
         most = self.limits
         loss = replace(found.loss, max_loss=most.max_loss, max_flips=most.max_flips)

@@ -41,11 +41,6 @@ class Drawn:
     seen: str
     """Packed digests of the samples."""
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of samples of each group."""
-        return {group: self.sample_group.count(i) for i, group in enumerate(self.groups)}
-
     @classmethod
     def of(cls, samples: Samples) -> Drawn:
         """The record of these samples."""

@@ -6,7 +6,7 @@ A run that is interrupted loses one batch, and a repeated run does not run the m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
@@ -58,16 +58,17 @@ class AnswerFile(InMemory):
             UsageError: The file cannot be written.
         """
         super().add(numbers, answers)
-        text = "".join(_line([i, *astuple(a)]) for i, a in zip(numbers, answers, strict=True))
         try:
             if not self._path.exists():  # somebody has deleted it
-                held = "".join(_line([i, *astuple(self[i])]) for i in self)
-                write_atomic(self._path, self._header + held)
+                write_atomic(self._path, self._header + self._lines(self))
                 return
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(text)
+                file.write(self._lines(numbers))
         except OSError as error:
             raise UsageError(f"{self._path} cannot be written: {error.strerror}.") from None
+
+    def _lines(self, numbers: Iterable[int]) -> str:
+        return "".join(_line([i, *astuple(self[i])]) for i in numbers)
 
     def _read(self) -> None:
         text = self._path.read_text(encoding="utf-8", errors="replace")

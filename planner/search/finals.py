@@ -121,5 +121,6 @@ def completed(means: GroupMeans, before: GroupMeans) -> GroupMeans:
 
 def group_sizes(samples: SampleGroups) -> dict[str, int]:
     """Number of samples of each group."""
-    counts = np.bincount(np.asarray(samples.sample_group), minlength=len(samples.groups))
+    own = np.asarray(samples.sample_group, dtype=np.int64)
+    counts = np.bincount(own, minlength=len(samples.groups))
     return dict(zip(samples.groups, counts.tolist(), strict=True))

@@ -55,7 +55,7 @@ class SampleGroups(Protocol):
         """Names of the groups."""
 
     @property
-    def sample_group(self) -> NDArray[Any]:
+    def sample_group(self) -> NDArray[Any] | Sequence[int]:
         """[n] index of each sample's group."""
 
 
