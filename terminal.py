@@ -76,7 +76,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            resumes = ctx.invoked_subcommand in self._resumable
+            resumes = ctx.invoked_subcommand in self._resumable and "--no-keep" not in _TYPED
             then = "run the same command again to continue" if resumes else "nothing was written"
             raise Interrupted(f"Interrupted; {then}.") from None
 

@@ -102,6 +102,7 @@ class FakeMeasurer:
     def __init__(self, world: World, batch_size: int = 8, dies_after: int | None = None):
         self.world, self.batch_size, self.dies_after = world, batch_size, dies_after
         self.groups, self.sample_group = world.groups, world.sample_group
+        self.fingerprint = ""
         self.n_samples = world.n_samples
         self.n_plans = 0
         self.n_measured = 0

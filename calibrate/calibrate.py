@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,7 +44,7 @@ def calibrate(
     settings: ProbingSettings | None = None,
     progress: Progress | None = None,
 ) -> Profile:
-    """The profile of a model, written to a folder of its own in ``out`` (`folder_of`).
+    """The profile of a model, written to a folder of its own in ``out``.
 
     Every finished batch is kept on disk. After any interruption, the same call continues the run,
     and the profile is bit for bit that of an uninterrupted run with the same batch size on the
@@ -75,6 +76,17 @@ def calibrate(
         >>> samples = load_samples("embedded", n=14)
         >>> profile = calibrate(load("embedded"), samples, "profiles")  # doctest: +SKIP
     """
+    return profiles.load(calibrated(loaded, samples, out, settings, progress))
+
+
+def calibrated(
+    loaded: Loaded,
+    samples: Samples,
+    out: Path | str,
+    settings: ProbingSettings | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The folder of the profile that `calibrate` returns, after the same work."""
     # Step 1: fix the grid and everything the results depend on. The hash of the latter names the
     # folder, so that another model, grid or set of samples never continues this run.
     settings = settings or ProbingSettings()
@@ -94,10 +106,11 @@ def calibrate(
     folder = Path(out) / _folder_name(loaded.name, depends_on)
     workers = team()
     batch_size = workers.agree(lambda: settings.batch_size)  # processes may differ in free memory
-    # Step 2: return a finished profile at once.
+    # Step 2: a finished profile ends the work at once.
     if workers.agree((folder / profiles.PROFILE).exists):
-        os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
-        return profiles.load(folder)
+        with suppress(PermissionError):  # a folder may be for reading only
+            os.utime(folder / profiles.PROFILE)  # the newest profile is the one asked for last
+        return folder
     # Step 3: collect what the profile says about its origin; it has fields of its own for the
     # keys left out.
     fields = ("schema", "scope", "merge", "model", "probes")
@@ -134,7 +147,7 @@ def calibrate(
             profiles.save(found, folder)
             rounds.discard()
     workers.wait()
-    return profiles.load(folder)
+    return folder
 
 
 def _check(like: Plan) -> None:
@@ -142,16 +155,6 @@ def _check(like: Plan) -> None:
         raise UsageError(f"scope must be one of {', '.join(SCOPES)}; got {like.scope!r}.")
     if like.merge is not None and like.merge not in MERGES:
         raise UsageError(f"merge must be one of {', '.join(MERGES)}; got {like.merge!r}.")
-
-
-def folder_of(
-    loaded: Loaded, samples: Samples, out: Path | str, probes: Sequence[Probe], seed: int = 0
-) -> Path:
-    """The folder that `calibrate` writes a full grid to, in the default scope.
-
-    Its name consists of the model's name and a hash of everything that the results depend on.
-    """
-    return Path(out) / _folder_name(loaded.name, _depends_on(loaded, samples, probes, seed))
 
 
 def _timed(profile: Profile, loaded: Loaded, samples: Samples) -> Profile:

@@ -77,6 +77,11 @@ class Measurer:
         """[n] group of each sample, as an index into ``groups``."""
 
     @property
+    def fingerprint(self) -> str:
+        """Hash of the samples, as `Samples.fingerprint`."""
+        return self._samples.fingerprint
+
+    @property
     def n_samples(self) -> int:
         """Number of samples, n."""
         return len(self._samples)

@@ -100,6 +100,12 @@ class Profile:
         return self.provenance.get("stop_layer")
 
     @property
+    def fingerprint(self) -> str:
+        """Hash of the samples, as `Samples.fingerprint`; empty if the origin is not known."""
+        data = self.provenance.get("data")
+        return str(data.get("fingerprint", "")) if isinstance(data, Mapping) else ""
+
+    @property
     def digest(self) -> str:
         """sha256 of everything except the times, which differ from run to run."""
         return _digest(_plain(self, _pack(self)))
@@ -195,18 +201,14 @@ def load(folder: Path | str) -> Profile:
         raise _corrupt(folder, str(error).rstrip(".")) from error
 
 
-def newest(out: Path | str, *, itself: bool = True) -> Path:
-    """The folder of the newest finished profile in ``out``.
-
-    Args:
-        out: A folder of profiles.
-        itself: Whether ``out`` may itself be the profile.
+def newest(out: Path | str) -> Path:
+    """The folder of the newest finished profile in ``out``, which may itself be the profile.
 
     Raises:
         UsageError: There is no finished profile.
     """
     out = Path(out)
-    if itself and (out / PROFILE).exists():
+    if (out / PROFILE).exists():
         return out
     found = sorted(out.glob(f"*/{PROFILE}"), key=lambda path: (path.stat().st_mtime, path))
     if found:

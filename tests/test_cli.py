@@ -769,6 +769,8 @@ def test_an_interruption_says_whether_anything_is_kept() -> None:
     kept = CliRunner().invoke(resumable, ["fail"]).stderr
     lost = CliRunner().invoke(_group_that_raises(KeyboardInterrupt()), ["fail"]).stderr
     assert kept == "tpcal: Interrupted; run the same command again to continue.\n"
+    with_nothing_kept = CliRunner().invoke(resumable, ["fail", "--no-keep"]).stderr
+    assert with_nothing_kept == lost
     assert lost == "tpcal: Interrupted; nothing was written.\n"
 
 
@@ -785,7 +787,8 @@ def _group_that_raises(error: BaseException, resumable: list[str] | None = None)
         pass
 
     @group.command()
-    def fail() -> None:
+    @click.option("--no-keep", is_flag=True)
+    def fail(no_keep: bool) -> None:
         raise error
 
     assert isinstance(group, Commands)

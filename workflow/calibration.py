@@ -78,8 +78,8 @@ def make_profile(
         merge=settings.merge,
         provenance=facts,
     )
-    found = calibrate.calibrate(run.loaded, run.samples, out, settings=probing, progress=progress)
-    return StoredProfile(profile.newest(out, itself=False), found)
+    folder = calibrate.calibrated(run.loaded, run.samples, out, probing, progress)
+    return StoredProfile(folder, profile.load(folder))
 
 
 @dataclass(frozen=True)

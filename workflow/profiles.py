@@ -69,5 +69,5 @@ def load_profile(path: Path | str | None = None) -> StoredProfile:
     path = Path(path or OUT)
     if path.name == profiles.PROFILE:
         path = path.parent
-    folder = path if (path / profiles.PROFILE).exists() else profiles.newest(path)
+    folder = profiles.newest(path)
     return StoredProfile(folder, profiles.load(folder))

@@ -40,15 +40,17 @@ class Drawn:
     """[n] index of each sample's group in ``groups``."""
     seen: str
     """Packed digests of the samples."""
+    fingerprint: str
+    """Hash of all samples that were drawn together with these, as `Samples.fingerprint`."""
 
     @classmethod
-    def of(cls, samples: Samples) -> Drawn:
-        """The record of these samples."""
+    def of(cls, samples: Samples, fingerprint: str) -> Drawn:
+        """The record of these samples of a draw with this fingerprint."""
         from tpcal.calibrate.inputs.sample_digests import pack
 
         number = {group: i for i, group in enumerate(samples.groups)}
         own = tuple(number[group] for group in samples.sample_groups)
-        return cls(samples.groups, own, pack(samples.identities))
+        return cls(samples.groups, own, pack(samples.identities), fingerprint)
 
 
 class PlanningSession:
@@ -140,7 +142,7 @@ class PlanningSession:
             problem = f"measured on other weights than {loaded.name}'s. Calibrate this model."
             raise FitError(str(self._folder), [problem])
 
-    @cached_property
+    @property
     def samples(self) -> tuple[Samples, Samples]:
         """The samples that plans are compared on, and further samples for the best plans.
 
@@ -149,11 +151,21 @@ class PlanningSession:
         Raises:
             UsageError: If the data gives other samples than the profile was measured on.
         """
+        (first, _), (further, _) = self._parts
+        return first, further
+
+    @cached_property
+    def _parts(self) -> tuple[tuple[Samples, Drawn], tuple[Samples, Drawn]]:
+        """Both parts of `samples`, each with its record.
+
+        Raises:
+            UsageError: If the data gives other samples than the profile was measured on.
+        """
         from tpcal.calibrate.measure import n_of_finals
 
         self._report(0, 0, "Loading the samples")
         samples = self._choice.load("calibration")
-        if samples.fingerprint != self._profile.provenance["data"]["fingerprint"]:
+        if samples.fingerprint != self._profile.fingerprint:
             raise UsageError(
                 f"{self._folder} was measured on other samples than {samples.name} gives now. "
                 "Name the data set with --data, calibrate again, or plan with --no-measure."
@@ -165,7 +177,9 @@ class PlanningSession:
         total = used + n_of_finals(wanted, samples.source.n_questions, used)
         if total != n_profile:
             samples = replace(self._choice, samples=total).load("calibration")
-        return samples.part(0, wanted), samples.part(used, len(samples))
+        first, further = samples.part(0, wanted), samples.part(used, len(samples))
+        own = self._profile.fingerprint if wanted == n_profile else samples.fingerprint
+        return (first, Drawn.of(first, own)), (further, Drawn.of(further, samples.fingerprint))
 
     def unseen(self, n_samples: int | None, default: int) -> Samples:
         """Samples of the evaluation split of the profile's data.
@@ -198,7 +212,7 @@ class PlanningSession:
             return known[key]
         from tpcal.plans.yaml_files import write_atomic
 
-        first, further = map(Drawn.of, self.samples)
+        (_, first), (_, further) = self._parts
         plain = {name: [asdict(one) for one in both] for name, both in known.items()}
         plain[key] = [asdict(first), asdict(further)]
         write_atomic(file, json.dumps(plain))
@@ -262,8 +276,8 @@ class PlanningSession:
         """A measurer that runs plans on one part of `samples`."""
         from tpcal.calibrate.measure import Measurer
 
-        samples = self.samples[part]
-        if Drawn.of(samples) != self.drawn[part]:
+        samples, drawn = self._parts[part]
+        if drawn != self.drawn[part]:
             self._drawn_file.unlink(missing_ok=True)
             raise UsageError(
                 f"{self._drawn_file} must say which samples are drawn; got others, as of an "
@@ -299,7 +313,7 @@ class LazyMeasurer:
 
         self._session, self._part = session, part
         drawn = session.drawn[part]
-        self.groups = drawn.groups
+        self.groups, self.fingerprint = drawn.groups, drawn.fingerprint
         self.sample_group = np.array(drawn.sample_group, dtype=np.int64)
 
     @cached_property
@@ -325,4 +339,5 @@ def _read(file: Path) -> dict[str, tuple[Drawn, Drawn]]:
 
 
 def _drawn(data: Mapping[str, Any]) -> Drawn:
-    return Drawn(tuple(data["groups"]), tuple(data["sample_group"]), str(data["seen"]))
+    groups, own = tuple(data["groups"]), tuple(data["sample_group"])
+    return Drawn(groups, own, str(data["seen"]), str(data.get("fingerprint", "")))

@@ -25,6 +25,7 @@ class Remembered:
         order: Every plan asked for, in order and without repeats, and its objective.
         groups: Names of the groups.
         sample_group: [n] the group of each sample.
+        fingerprint: Hash of all samples drawn.
     """
 
     kept: Callable[..., Any]
@@ -38,6 +39,7 @@ class Remembered:
         own = drawn.sample_groups[self.start :]
         self.groups = tuple(group for group in drawn.groups if group in own)
         self.sample_group = np.array([self.groups.index(group) for group in own])
+        self.fingerprint = drawn.fingerprint
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:
         """Sample numbers, nats and flips, a batch of whole turns after another."""

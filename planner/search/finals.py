@@ -96,12 +96,12 @@ class _Rounds:
 
     def means(self, trial: FrozenTrial, n: int) -> GroupMeans:
         """What the plan of a trial loses on the first ``n`` samples."""
-        means = ledger.final(self._study, trial, n)
+        means = ledger.final(self._study, trial, self._finals, n)
         if means is None:
             if trial.number not in self._running:
                 self._running[trial.number] = Measurement(self._finals, cuts_of(trial))
             means = self._running[trial.number].means(n)
-            ledger.write_final(self._study, trial, n, means)
+            ledger.write_final(self._study, trial, self._finals, n, means)
         return means
 
 

@@ -58,6 +58,10 @@ class SampleGroups(Protocol):
     def sample_group(self) -> NDArray[Any] | Sequence[int]:
         """[n] index of each sample's group."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the samples with their answers; equal for equal samples of one draw."""
+
 
 @dataclass(frozen=True)
 class GroupMeans:
@@ -98,6 +102,8 @@ class Ledger:
     storage: BaseStorage
     prefix: str
     """The beginning of the names of all studies of the profile."""
+    own: str = ""
+    """Fingerprint of the profile's samples."""
 
     @classmethod
     def open(cls, storage: Path | str | BaseStorage | None, profile: Profile) -> Ledger:
@@ -110,7 +116,8 @@ class Ledger:
         Raises:
             UsageError: The file, database or proxy cannot be used.
         """
-        return cls(open_storage(storage), f"tpcal-{profile.digest.removeprefix('sha256:')[:12]}-")
+        prefix = f"tpcal-{profile.digest.removeprefix('sha256:')[:12]}-"
+        return cls(open_storage(storage), prefix, profile.fingerprint)
 
     def start(
         self, samples: SampleGroups, budget: str, seed: int, space: Any, sampler: BaseSampler
@@ -190,8 +197,10 @@ class Ledger:
         return [name for name in names if name.startswith(self.prefix)]
 
     def _on(self, samples: SampleGroups) -> str:
-        digest = _digest([list(samples.groups), np.asarray(samples.sample_group).tolist()])
-        return f"{self.prefix}{digest}"
+        on: list[Any] = [list(samples.groups), np.asarray(samples.sample_group).tolist()]
+        if samples.fingerprint != self.own:  # the prefix stands for the profile's own samples
+            on.append(samples.fingerprint)
+        return f"{self.prefix}{_digest(on)}"
 
 
 def _digest(data: Any) -> str:
@@ -263,15 +272,21 @@ def mark_of_whole_front(study: Study, engine: str | None = None) -> None:
     study.set_user_attr(_WHOLE_FRONT, engine or True)
 
 
-def final(study: Study, trial: FrozenTrial, n: int) -> GroupMeans | None:
-    """What a finalist lost on ``n`` further samples; None before it was measured on them."""
-    kept = study.user_attrs.get(f"{_FINAL}{trial.number}-{n}")
+def final(study: Study, trial: FrozenTrial, samples: SampleGroups, n: int) -> GroupMeans | None:
+    """What a finalist lost on the first ``n`` further samples; None before it was measured."""
+    kept = study.user_attrs.get(_name_of_final(trial, samples, n))
     return None if kept is None else GroupMeans(**kept)
 
 
-def write_final(study: Study, trial: FrozenTrial, n: int, means: GroupMeans) -> None:
-    """Keeps what a finalist lost on ``n`` further samples."""
-    study.set_user_attr(f"{_FINAL}{trial.number}-{n}", asdict(means))
+def write_final(
+    study: Study, trial: FrozenTrial, samples: SampleGroups, n: int, means: GroupMeans
+) -> None:
+    """Keeps what a finalist lost on the first ``n`` further samples."""
+    study.set_user_attr(_name_of_final(trial, samples, n), asdict(means))
+
+
+def _name_of_final(trial: FrozenTrial, samples: SampleGroups, n: int) -> str:
+    return f"{_FINAL}{trial.number}-{n}-{_digest(samples.fingerprint)}"
 
 
 # What a trial holds.
@@ -373,7 +388,7 @@ def check(study: Study, groups: Iterable[str] | None = None, n_samples: int | No
     reader = Reader()
     wanted = None if groups is None else set(groups)
     for name, value in study.user_attrs.items():
-        if re.fullmatch(rf"{_FINAL}\d+-\d+", name):
+        if re.fullmatch(rf"{_FINAL}\d+-\d+(-[0-9a-f]+)?", name):
             rules.final(reader, value, (_LOSSES, _FLIPS), (_MARGINS, _SIZES), name)
         elif name == _ELSEWHERE:
             rules.counts(reader, value, name)

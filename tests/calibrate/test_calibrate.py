@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -16,13 +17,14 @@ from calibrations import calibrate
 from children import Child
 
 from tpcal.calibrate import probe, probe_grid, profile
-from tpcal.calibrate.calibrate import folder_of
+from tpcal.calibrate.calibrate import calibrated
 from tpcal.calibrate.inputs import models
 from tpcal.calibrate.inputs.batches import encode
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import RowSettings, Samples, load_samples
 from tpcal.calibrate.measure import Measurer
+from tpcal.calibrate.probing_settings import ProbingSettings
 from tpcal.calibrate.profile import MASSES, MEASURES, Probe
 from tpcal.calibrate.tape_store import Store
 from tpcal.planner.problem import Problem
@@ -108,6 +110,20 @@ def test_the_same_run_again_is_done_at_once(
     assert again.digest == found.digest
     np.testing.assert_allclose(again.layer_ms, found.layer_ms, atol=1e-5)
     assert not reports
+
+
+def test_a_finished_profile_is_found_in_a_folder_for_reading_only(
+    loaded: Loaded,
+    scenes: Samples,
+    made: tuple[profile.Profile, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    folder = made[1]
+    assert calibrated(loaded, scenes, folder.parent, ProbingSettings(**GRID)) == folder
 
 
 def test_stopping_after_any_batch_changes_nothing(
@@ -271,14 +287,17 @@ def test_other_settings_get_another_folder(
 def test_another_processor_configuration_or_metric_gets_another_folder(
     loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    one_probe = ProbingSettings(selectors=("grid",), keeps=(0.5,), layers=(1,))
+
     def folder(metric: str | None = None) -> Path:
         samples = load_samples(n=2, rows=RowSettings(metric=metric))
-        return folder_of(loaded, samples, tmp_path, [Probe(1, 0.5, "grid")])
+        return calibrated(loaded, samples, tmp_path, one_probe)
 
     folders = [folder(), folder(), folder("contains")]
     monkeypatch.setattr(loaded.model.config.text_config, "rms_norm_eps", 0.5)
     folders.append(folder())
-    monkeypatch.setattr(loaded.processor, "chat_template", "another")
+    template = f"{loaded.processor.chat_template}{{# another #}}"
+    monkeypatch.setattr(loaded.processor, "chat_template", template)
     folders.append(folder())
     assert folders[0] == folders[1]
     assert len(set(folders)) == 4

@@ -178,6 +178,7 @@ class Formula:
     def __init__(self) -> None:
         base = small_profile()
         self.groups, self.sample_group = base.groups, base.sample_group
+        self.fingerprint = base.fingerprint
 
     def losses(self, cuts: Sequence[Cut]) -> Iterator[tuple[Any, Any, Any]]:
         lost = sum((1 - cut.keep) / (1 + cut.layer) for cut in cuts)

@@ -15,10 +15,12 @@ from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample_digests import unpack
+from tpcal.calibrate.inputs.samples import Samples
+from tpcal.calibrate.profile import DRAWN
 from tpcal.plans.errors import FitError, UsageError
 from tpcal.plans.plan_records import OWN
 from tpcal.plans.progress import silent
-from tpcal.workflow.session import PlanningSession
+from tpcal.workflow.session import Drawn, PlanningSession
 
 SETTINGS = tpcal.PlanningSettings(n_trials=2)
 SMALL: dict[str, Any] = {
@@ -91,6 +93,27 @@ def test_finals_have_samples_that_the_profile_has_not(
     assert set(search.identities) < calibrated
     assert len(finals) == 14
     assert not calibrated & set(finals.identities)
+
+
+def test_further_samples_are_known_by_their_answers_too(
+    stored: tpcal.StoredProfile, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn() -> tuple[Drawn, Drawn]:
+        stored.folder.joinpath(DRAWN).unlink(missing_ok=True)
+        return PlanningSession(stored, ModelChoice.of(loaded), SETTINGS, silent).drawn
+
+    load, before = DataChoice.load, drawn()
+
+    def corrected(choice: DataChoice, role: str) -> Samples:
+        samples = load(choice, role)
+        last = replace(samples[-1], answer="corrected")
+        return samples if len(samples) == 14 else Samples.of([*samples[:-1], last])
+
+    monkeypatch.setattr(DataChoice, "load", corrected)
+    after = drawn()
+    assert before[0] == after[0]
+    assert before[1].seen == after[1].seen
+    assert before[1].fingerprint != after[1].fingerprint
 
 
 def test_a_limit_holds_where_further_samples_have_other_groups(

@@ -100,6 +100,10 @@ def test_finals_are_not_run_twice(make_world, make_measurer, tmp_path) -> None:
     idle = make_measurer(more_of(world, make_world, 5))
     assert run(idle).cuts == first.cuts
     assert idle.n_plans == 0
+    corrected = make_measurer(more_of(world, make_world, 5))
+    corrected.fingerprint = "of other answers"
+    run(corrected)
+    assert corrected.n_plans > 0
 
 
 def test_the_stated_loss_carries_an_interval_that_shrinks_with_the_samples(
