@@ -172,6 +172,9 @@ def main(
     chosen = replace(chosen, memory=memory or chosen.memory, requests=requests or chosen.requests)
     if backend is not None:
         chosen = replace(chosen, options={**chosen.options, "attention_backend": backend})
+    if unknown := set(names) - set(chosen.plans):
+        known = ", ".join(chosen.plans)
+        raise click.UsageError(f"--plan must be one of {known}; got {min(unknown)}.")
     plans = {n: p for n, p in chosen.plans.items() if p is None or not names or n in names}
     if with_graphs:
         plans |= {f"{name}{WITH_GRAPHS}": plan for name, plan in plans.items()}

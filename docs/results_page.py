@@ -10,7 +10,6 @@ from results_records import (
     Evidence,
     best,
     cell_of,
-    lead,
     method,
     unpruned,
     worst_group,
@@ -21,6 +20,7 @@ from tpcal.benchmarks.planner.page import table
 from tpcal.calibrate.bench.bench_results import BenchResults, RunResult
 from tpcal.calibrate.bench.ratios import MEASURES
 from tpcal.calibrate.evaluation.evaluation_results import CONTROL, PUBLISHED, EvaluationResults
+from tpcal.plans.formats import count
 
 
 def text(found: Sequence[Evidence]) -> str:
@@ -50,22 +50,24 @@ def section(evidence: Evidence) -> str:
     intro = (
         f"It has {about['n_layers']} layers and {about['n_tokens']} visual tokens. It was "
         f"calibrated on {about['n_samples']} samples with {about['n_probes']} probes, and "
-        f"answered questions that no plan was made from: {first.data.description}. The run took "
-        f"{minutes:,.0f} minutes with tpcal {about['tpcal']} in {machine.dtype} on "
-        f"{machine.device}."
+        f"answered questions that no plan was made from: {first.data.description}. Its commands "
+        f"took {minutes:,.0f} minutes together, with tpcal {about['tpcal']} in "
+        f"{first.model.dtype} on {first.model.device}."
     )
     parts = [
         f"## Results of {kind}{evidence.name}",
         intro,
         f"{measure.capitalize()} in % of all questions / of the worst group:",
         answers_table(evidence.answers),
-        "\n".join(map(verdict, evidence.answers.items())),
+        "\n".join(verdict(evidence, budget) for budget in evidence.answers),
         "Loss of dropping all visual tokens before a layer, in nats per answer token; *worst "
         "group* is the group that loses most there:",
         drop_all_table(evidence.drop_all()),
-        "Times and memory as a ratio to the unpruned model, medians of the repeats. Below 1 is "
-        "better, except for throughput:",
+        f"Times and memory as a ratio to the unpruned model, in {machine.dtype} on "
+        f"{machine.device} with {count(machine.threads, 'thread')}, medians of "
+        f"{evidence.times.repeats} repeats. Below 1 is better, except for throughput:",
         times_table(evidence.times),
+        *noise_of(evidence.times),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts)
 
@@ -82,10 +84,10 @@ def answers_table(answers: Mapping[float, EvaluationResults]) -> str:
     return table(["", *(f"{budget:.2f}" for budget in answers)], body)
 
 
-def verdict(item: tuple[float, EvaluationResults]) -> str:
+def verdict(evidence: Evidence, budget: float) -> str:
     """A line of the list: tpcal beside the best of all others at a budget."""
-    budget, results = item
-    other, found = best(results, PUBLISHED, CONTROL), lead(results)
+    other = best(evidence.answers[budget], PUBLISHED, CONTROL)
+    found = evidence.leads.get(budget)
     if other is None:
         return f"- **{budget:.2f}**: no other method can be as cheap."
     if found is None:
@@ -95,7 +97,7 @@ def verdict(item: tuple[float, EvaluationResults]) -> str:
     word = f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
     return (
         f"- **{budget:.2f}**: tpcal is {word if points else 'level with'} {method(other)}, the "
-        f"best other method (p = {p:.2g} after correction, {noise})."
+        f"best other method (p = {p:.2g} after correction for all budgets, {noise})."
     )
 
 
@@ -115,6 +117,17 @@ def times_table(times: BenchResults) -> str:
         for run in cell.plans
     ]
     return table(head, body, n_left=2)
+
+
+def noise_of(times: BenchResults) -> list[str]:
+    """What was slower beyond noise, and what noise may have hidden."""
+    lines, most = list(times.slower), times.hidden_slowdown
+    if most is not None:
+        lines.append(
+            f"The runs differ so much that a slowdown of {most.share:.0%} could be "
+            f"hidden ({most.where})."
+        )
+    return [" ".join(lines)] if lines else []
 
 
 def _plan(run: RunResult) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tpcal.calibrate.evaluation.evaluation_results import (
     EntryResult,
     EvaluationResults,
 )
+from tpcal.calibrate.evaluation.paired_tests import holm
 from tpcal.calibrate.evaluation.shares import Share, Test
 from tpcal.plans.local_paths import BUILT_IN
 
@@ -80,6 +82,22 @@ class Evidence:
         """The answers at the first budget; the questions are the same at all."""
         return next(iter(self.answers.values()))
 
+    @cached_property
+    def leads(self) -> Mapping[float, Test]:
+        """tpcal's plan beside the best of all others by budget, where there is a test.
+
+        The p-values are adjusted by Holm's method for all tests of the folder, because sentences
+        speak of all budgets together.
+        """
+        tests = [test for results in self.answers.values() for test in results.tests]
+        adjusted = dict(zip(map(id, tests), holm([test.p for test in tests]), strict=True))
+        found = {budget: _tested(results) for budget, results in self.answers.items()}
+        return {
+            budget: replace(test, p_adjusted=float(adjusted[id(test)]))
+            for budget, test in found.items()
+            if test is not None
+        }
+
     def drop_all(self) -> Mapping[str, Mapping[int, float]]:
         """Loss of dropping all by group, `all` among them, and layer."""
         curves = self.summary["drop_all"].items()
@@ -114,14 +132,12 @@ def ours(results: EvaluationResults) -> EntryResult:
     return next(entry for entry in results.entries if method(entry) == OURS)
 
 
-def lead(results: EvaluationResults) -> Test | None:
-    """tpcal's plan beside the best of all others; None if there is no other."""
-    other = best(results, PUBLISHED, CONTROL)
-    return None if other is None else _test(results.tests, ours(results).name, other.name)
-
-
-def _test(tests: Iterable[Test], one: str, other: str) -> Test | None:
-    return next((t for t in tests if t.one == one and t.other == other), None)
+def _tested(results: EvaluationResults) -> Test | None:
+    """tpcal's plan beside the best of all others; None if there is no other, or no test."""
+    other, own = best(results, PUBLISHED, CONTROL), ours(results).name
+    return next(
+        (t for t in results.tests if other and (t.one, t.other) == (own, other.name)), None
+    )
 
 
 def unpruned(results: EvaluationResults) -> str:

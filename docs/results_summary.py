@@ -11,7 +11,6 @@ from results_records import (
     Evidence,
     best,
     cell_of,
-    lead,
     method,
     ours,
     unpruned,
@@ -99,19 +98,16 @@ def claims(found: Sequence[Evidence]) -> str:
 
 
 def _claim(evidence: Evidence) -> str:
-    tests = {budget: lead(results) for budget, results in evidence.answers.items()}
-    clear = {b: t for b, t in tests.items() if t is not None and t.p_adjusted < NOISE}
+    clear = {b: t for b, t in evidence.leads.items() if t.p_adjusted < NOISE}
     ahead = [f"{b:.2f}" for b, t in clear.items() if t.difference.value > 0]
     behind = [f"{b:.2f}" for b, t in clear.items() if t.difference.value < 0]
-    parts = [f"ahead of the best other method at {_listed(ahead)}"] if ahead else []
-    parts += [f"behind the best other method at {_listed(behind)}"] if behind else []
+    other = "the best other method" + (", which drops tokens," if evidence.merges else "")
+    parts = [f"ahead of {other} at {_listed(ahead)}"] if ahead else []
+    parts += [f"behind {other} at {_listed(behind)}"] if behind else []
     where = evidence.model + (f", with {evidence.merged}," if evidence.merges else "")
-    rest = len(tests) - len(ahead) - len(behind)
+    rest = len(evidence.leads) - len(clear)
     if not parts:
-        return (
-            f"On {where} the difference from the best other method is within noise at "
-            "every budget."
-        )
+        return f"On {where} the difference from {other} is within noise at every budget."
     tail = "; elsewhere the difference is within noise" if rest else ""
     return f"On {where} tpcal is, beyond noise, {' and '.join(parts)}{tail}."
 

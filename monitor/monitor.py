@@ -264,6 +264,7 @@ class Monitor:
 
     def _answers(self, inputs: Mapping[str, Tensor]) -> list[str]:
         n_new, tokenizer = self.settings.max_new_tokens, self._processor.tokenizer
+        assert n_new is not None, "with_limit_of sets it"
         ids = generate_ids(self._model, self._processor, inputs, n_new)
         return [normalise(tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
 

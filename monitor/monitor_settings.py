@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tpcal.calibrate.inputs.sample_size import ANSWER_TOKENS
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_records import Plan
 
@@ -21,8 +22,8 @@ class MonitorSettings:
     Example:
         >>> import tpcal
         >>> settings = tpcal.MonitorSettings(share=0.02, limit=0.05, switch_off=True)
-        >>> settings.max_new_tokens
-        16
+        >>> settings.confidence
+        0.95
     """
 
     share: float = 0.05
@@ -32,8 +33,9 @@ class MonitorSettings:
     confidence: float = 0.95
     """An alarm of each of the two kinds, changed answers and drift, is ever false with a chance
     of at most 1 - confidence."""
-    max_new_tokens: int = 16
-    """Answers are compared up to this length, in tokens, as `tpcal certify` does."""
+    max_new_tokens: int | None = None
+    """Answers are compared up to this length, in tokens; None takes that of the plan's
+    certificate, or 16."""
     shadowing: str = "idle"
     """``idle``: requests are answered again by a thread of their own, when no request is served.
     ``inline``: at once, before the request returns."""
@@ -53,8 +55,9 @@ class MonitorSettings:
             if value is not None and not (0 < value < 1 or (name == "share" and value == 1)):
                 raise UsageError(f"{name} must be above 0 and below 1; got {value!r}.")
         for name in ("max_new_tokens", "max_waiting"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1; got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1; got {value!r}.")
         if self.n_reference < 0:
             raise UsageError(f"n_reference must be at least 0; got {self.n_reference!r}.")
         if self.shadowing not in SHADOWING:
@@ -63,17 +66,19 @@ class MonitorSettings:
             )
 
     def with_limit_of(self, plan: Plan) -> MonitorSettings:
-        """The same settings, with the limit that the plan's certificate promises if none is set.
+        """The same settings; what the plan's certificate says stands where nothing is set.
 
         Raises:
             UsageError: No limit is set, and the plan has no certificate that fits it.
         """
-        if self.limit is not None:
-            return self
-        if plan.proven is None:
+        limit, length, proven = self.limit, self.max_new_tokens, plan.proven
+        if proven is not None:
+            limit = proven.max_flips if limit is None else limit
+            length = length or proven.max_new_tokens
+        if limit is None:
             raise UsageError(
                 "A monitor must know the largest share of changed answers, and "
                 f"{plan.name or 'the plan'} has no certificate that states one. Run `tpcal "
                 "certify` on the plan, or set MonitorSettings(limit=0.05)."
             )
-        return replace(self, limit=plan.proven.max_flips)
+        return replace(self, limit=limit, max_new_tokens=length or ANSWER_TOKENS)

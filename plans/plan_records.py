@@ -216,6 +216,8 @@ class Certificate:
     """Number of this test among all tests on these samples, from 1. The level of the test is
     6 (1 - confidence) / (pi place)^2. None: the level is 1 - confidence, because no other plan
     was ever tested on these samples."""
+    max_new_tokens: int | None = None
+    """Length in tokens up to which answers were compared. None in plans of older versions."""
     tested: str | None = None
     """Short digests of these samples; a file has them below everything else, as its key
     ``tested``. None in plans of older versions."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -134,6 +135,18 @@ def test_what_was_measured_is_read_where_its_folder_was_copied_to(tmp_path: Path
     with pytest.raises(NotMeasured, match="numbers: 1 of 2 are not measured"):
         read.each(_noted, [(1, second), (2, second)], "numbers")
     assert (second / "log").read_text().split() == ["1"]
+
+
+def test_a_folder_keeps_the_measurements_of_one_model_with_one_merging(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    work = Work(tmp_path / "kept", 1, Console(quiet=True))
+    work.check_folder()
+    work.begin()
+    work.check_folder()
+    for other in ({"model": "smol"}, {"merge": "mean"}, {"device": "cuda"}):
+        with pytest.raises(click.UsageError, match='--folder must be of .*; got one of .*"embedd'):
+            replace(work, **other).check_folder()
 
 
 def test_comments_do_not_change_what_code_is_measured(
@@ -273,7 +286,7 @@ def test_the_tail_is_the_mean_of_the_groups_that_lose_most() -> None:
 
 
 def test_time_is_counted_in_passes_and_answers() -> None:
-    one = replace(DEEP, seeds=(0,), profile=14, trials=10, held_out=100)
+    one = replace(DEEP, seeds=(0,), study_seeds=(0,), profile=14, trials=10, held_out=100)
     assert depth_s(Speed(2.0, 9.0, 0.0), one, 30) == 2.0 * 14
     assert depth_s(Speed(2.0, 9.0, 0.1), one, 30) == pytest.approx(2.0 * 14 * (1 + 0.1 * 15.5))
     # 14 * 21 passes calibrate. Each of four budgets runs 10 plans on 14 samples, 12, 6 and 3 on
@@ -297,6 +310,9 @@ def test_deep_models_are_measured_on_fewer_samples_and_have_pages_of_their_own(
     assert own.read_text().startswith("# Measurements of the planner on org/Some_VLM-7B\n")
     own.write_text("kept")
     assert page_of("org/Some_VLM-7B").read_text() == "kept"
+    (tmp_path / "other sizes").mkdir()
+    other = page_of(EMBEDDED, None, tmp_path / "other sizes")
+    assert other == tmp_path / "other sizes" / "planner-results-embedded.md"
 
 
 @pytest.fixture

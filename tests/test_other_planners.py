@@ -117,8 +117,10 @@ def test_fitprune_drops_what_neither_the_text_nor_the_image_looks_at() -> None:
     image = np.array([[[0.4, 0.1, 0.4, 0.1], [0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]]])
     # Of layer 0, the text could do without tokens 2 and 3, and the image without 1 and 3, so that
     # only token 3 leaves. Layer 1 needs neither 2 nor 3. The last layer drops nothing.
-    assert fitprune._counts((text, image), 0.75) == (4, 3, 2)
-    assert fitprune._counts((text, image), 1.0) == (4, 4, 2)
+    assert fitprune._counts((text, image), 1, 0.75) == (4, 3, 2)
+    assert fitprune._counts((text, image), 1, 1.0) == (4, 4, 2)
+    # Tokens that leave before the layer whose attention drops them.
+    assert fitprune._counts((text, image), 0, 0.75)[:2] == (3, 2)
 
 
 def test_text_tokens_that_look_at_different_visual_tokens_tell_them_apart() -> None:
@@ -139,6 +141,8 @@ def test_autoprunes_curves_are_logistic_and_meet_the_budget() -> None:
         assert counts[1] <= autoprune.MOST * 0.3 * N_TOKENS
         assert given.allowed - N_LAYERS < sum(counts) <= given.allowed
     assert len(set(flat[1:])) == 1
+    first = autoprune._counts(Known(4, 0, 0.3, selector=CONTENT), 0.4, 14.9)[0]
+    assert first <= autoprune.MOST * 0.3 * N_TOKENS  # this selector cuts before layer 0 already
     # Layers 3 and 4 of 8 are layers 12 and 16 of the 32 that the curve is given for.
     expected = (1 + np.exp(0.4 * (16 - 14.9))) / (1 + np.exp(0.4 * (12 - 14.9)))
     assert steep[3] / steep[4] == pytest.approx(expected, rel=0.05)
@@ -237,7 +241,7 @@ def test_a_layer_without_tokens_is_a_drop_of_all() -> None:
 
 
 def test_pieces_are_the_runs_of_these_budgets_and_seeds() -> None:
-    runs = all_runs(replace(QUICK, seeds=(0, 1)))
+    runs = all_runs(replace(QUICK, study_seeds=(0, 1)))
     some = [run for run in runs if Pieces((0.22,), (1,)).has(run)]
     assert len(some) == len({run.planner for run in runs}) == 1 + len(PLANNERS)
     assert {(run.target, run.seed) for run in some} == {(0.22, 1)}
@@ -247,19 +251,19 @@ def test_pieces_are_the_runs_of_these_budgets_and_seeds() -> None:
 
 
 def test_the_table_says_which_pieces_are_measured_and_which_are_not() -> None:
-    sizes = replace(QUICK, seeds=(0, 1))
+    sizes = replace(QUICK, study_seeds=(0, 1))
     lost = np.full(sizes.judged, 0.25, np.float32)
     found = Judged((), 1200.0, lost, ("no such answer",) * sizes.held_out)
     results = {run: found for run in all_runs(sizes) if Pieces((0.22,), (1,)).has(run)}
     made = table(results, sizes)
-    assert made.count("| 0.250 | 0.0% | – | – | 1,200 |") == 1 + len(PLANNERS)
+    assert made.count("| 0.250 | 0.250 | 0.0% | – | – | – | 1,200 |") == 1 + len(PLANNERS)
     assert made.endswith(
         "Measured: 0.22 with seed 1. "
         "Not measured: 0.22 with seed 0; 0.35 with seed 0; 0.35 with seed 1.\n"
     )
     some = {run: found for run in results if run.planner in ("tpcal", "FitPrune")}
     partly = table(some, sizes)
-    assert partly.count("| 0.250 | 0.0% | – | – | 1,200 |") == 2
+    assert partly.count("| 0.250 | 0.250 | 0.0% | – | – | – | 1,200 |") == 2
     without = ", ".join(name for name in PLANNERS if name != "FitPrune")
     assert f"Measured: 0.22 with seed 1 (without {without}). Not" in partly
     assert "Measured: nothing yet." in table({}, sizes)

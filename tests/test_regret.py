@@ -138,10 +138,11 @@ def test_the_command_keeps_a_plan_that_the_benchmark_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exhaustive, "BEST", tmp_path / "best")
-    monkeypatch.setattr(exhaustive, "ROOT", tmp_path)
     shared = ["--quick", "--n-seeds", "1", "--processes", "1", "--folder", str(tmp_path / "kept")]
     done = CliRunner().invoke(
-        exhaustive.main, [*shared, "--budget", "0.22"], catch_exceptions=False
+        exhaustive.main,
+        [*shared, "--budget", "0.22", "--into", str(tmp_path / "best")],
+        catch_exceptions=False,
     )
     assert done.exit_code == 0, done.output
     plan = load_plan(tmp_path / "best" / "embedded-0.22.yaml")

@@ -137,11 +137,13 @@ def test_a_section_gives_every_method_and_says_what_is_beyond_noise(results: Pat
     own = page[page.index("## Results of the built-in model embedded") :]
     own = own[: own.index("## Results of the built-in model smol")]
     assert "questions that no plan was made from: 70 built-in scenes (eval, seed 0)." in own
-    assert "The run took 2 minutes with tpcal " in own
+    assert "Its commands took 2 minutes together, with tpcal " in own
+    assert "in float32 on a processor with 1 thread, medians of 5 repeats" in own
     rows = {row[0]: row[1:] for row in _rows(own)}
     assert rows["fastv"] == ["–", "70.0 / 50"]
     assert "- **0.22**: tpcal is 11.0 points ahead of divprune, the best other method" in own
-    assert "(p = 0.001 after correction, beyond noise)" in own
+    # Its p-value is 0.0005, the smallest of four tests at two budgets.
+    assert "(p = 0.002 after correction for all budgets, beyond noise)" in own
     assert "- **0.50**: tpcal is 5.0 points behind divprune" in own
     other = page[page.index("## Results of the built-in model smol") :]
     assert "- **0.50**: tpcal is level with divprune" in other
@@ -208,8 +210,8 @@ def test_what_is_said_of_merged_tokens_follows_from_their_own_tests(merged: Path
     assert (
         "On embedded tpcal is, beyond noise, ahead of the best other method at 0.22 and behind "
         "the best other method at 0.50.\n"
-        "On embedded, with tokens merged, tpcal is, beyond noise, ahead of the best other method at "
-        "0.50; elsewhere the difference is within noise.\n"
+        "On embedded, with tokens merged, tpcal is, beyond noise, ahead of the best other method, "
+        "which drops tokens, at 0.50; elsewhere the difference is within noise.\n"
     ) in said
     _check_figures(generate.readme(merged), merged)
 

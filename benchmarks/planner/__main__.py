@@ -1,7 +1,8 @@
 """Measures all that docs/planner-results.md says, of any model, and writes its page.
 
 What is measured is kept: a run that was stopped goes on where it was, and one whose code of
-plans/, calibrate/ and planner/ has changed measures anew what depends on it.
+plans/, calibrate/ and planner/ or whose built-in weights have changed measures anew what depends
+on it. In a folder that --folder names, only a change of planner/ is noticed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks.planner.found import Folders
 from benchmarks.planner.other_planners import Pieces
 from benchmarks.planner.page import Pictures
 from benchmarks.planner.sizes import Sizes, sizes_of
-from benchmarks.planner.work import ROOT, Call, NotMeasured, Work, code
+from benchmarks.planner.work import ROOT, Call, NotMeasured, Work, folder_of
 from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.plans.errors import TpcalError
 from tpcal.plans.local_paths import EMBEDDED, file_name
@@ -53,6 +54,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "regret": (ADAPTIVE,),
 }
 """Large profiles that a stage reads, by their probes."""
+OF_ALL_SEEDS = ("comparison", "regret")
+"""Stages of all seeds; the others study parts of a search with fewer."""
 VERSIONS = ("torch", "transformers", "optuna", "scipy", "numpy")
 Parts = dict[str, str]
 
@@ -89,7 +92,12 @@ Parts = dict[str, str]
     help="Likewise, only these planners.",
 )
 @click.option("--large", is_flag=True, help="The sizes of the embedded model, as fit for a GPU.")
-@click.option("--n-seeds", type=click.IntRange(min=1), help="Seeds of every stage.  [default: 3]")
+@click.option(
+    "--n-seeds",
+    type=click.IntRange(min=1),
+    help="Seeds of every stage.  [default: 3, and 5 of the embedded model's stages comparison "
+    "and regret]",
+)
 @click.option(
     "--held-out",
     type=click.IntRange(min=28),
@@ -124,7 +132,8 @@ Parts = dict[str, str]
     "path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The page to fill; plots go into a folder beside it.  [default: "
-    "docs/planner-results.md, or docs/planner-results-MODEL.md, made if there is none]",
+    "docs/planner-results.md, or docs/planner-results-MODEL.md, made if there is none; with "
+    "--quick, --n-seeds or --held-out a page in the folder that keeps what is measured]",
 )
 def main(
     model: str,
@@ -150,15 +159,17 @@ def main(
     """
     sizes, pieces = sizes_of(model, quick=quick, large=large), Pieces(budgets, seeds, planners)
     sizes = replace(sizes, held_out=held_out or sizes.held_out)
-    sizes = replace(sizes, seeds=tuple(range(n_seeds)) if n_seeds else sizes.seeds)
+    if n_seeds:
+        sizes = replace(sizes, seeds=tuple(range(n_seeds)), study_seeds=tuple(range(n_seeds)))
     check_pieces(pieces, sizes)
     chosen = chosen or (STAGES if model == EMBEDDED else ON_OTHERS)
-    name = file_name(model, device, merge)
-    kept = folder or ROOT / "tpcal-out/benchmark" / name / code("plans", "calibrate")
-    work = Work(kept.resolve(), processes, Console(), model, device, only_kept, merge)
+    kept = (folder or folder_of(model, device, merge)).resolve()
+    work = Work(kept, processes, Console(), model, device, only_kept, merge)
+    work.check_folder()
     world.use(model, device, merge)
+    of_other_sizes = kept if quick or n_seeds or held_out else None
     if only_kept:
-        measure(work, sizes, chosen, pieces, path or page_of(model, merge))
+        measure(work, sizes, chosen, pieces, path or page_of(model, merge, of_other_sizes))
         return
     try:
         said = forecast(chosen, measured_speed(), sizes, processes)
@@ -166,7 +177,8 @@ def main(
         raise click.ClickException(str(error)) from error
     work.console.print(said, highlight=False)
     if not dry_run:
-        measure(work, sizes, chosen, pieces, path or page_of(model, merge))
+        work.begin()
+        measure(work, sizes, chosen, pieces, path or page_of(model, merge, of_other_sizes))
 
 
 def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, path: Path) -> None:
@@ -193,11 +205,11 @@ def measure(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces, pat
     work.console.print(f"{path} is up to date ({total / 60:.1f} min).", highlight=False)
 
 
-def page_of(model: str, merge: str | None = None) -> Path:
-    """The page of a model in docs/; of one that has none yet, made from the template."""
-    if (model, merge) == (EMBEDDED, None):
+def page_of(model: str, merge: str | None = None, folder: Path | None = None) -> Path:
+    """The page of a model in docs/ or another folder, made from the template if there is none."""
+    if (model, merge, folder) == (EMBEDDED, None, None):
         return DOCS / "planner-results.md"
-    path = DOCS / f"planner-results-{file_name(model, merge)}.md"
+    path = (folder or DOCS) / f"planner-results-{file_name(model, merge)}.md"
     if not path.exists():
         text = TEMPLATE.read_text(encoding="utf-8")
         text = text.replace("{model}", model + (", tokens merged" if merge else ""))
@@ -211,7 +223,7 @@ def check_pieces(pieces: Pieces, sizes: Sizes) -> None:
     """Refuses budgets and seeds that the stage planners does not have."""
     for given, known, option in (
         (pieces.budgets, other_planners.BUDGETS, "--budget"),
-        (pieces.seeds, sizes.seeds, "--seed"),
+        (pieces.seeds, sizes.study_seeds, "--seed"),
     ):
         if unknown := set(given) - set(known):
             shown = ", ".join(f"{value:g}" for value in known)
@@ -226,8 +238,13 @@ def folders(work: Work, sizes: Sizes) -> Folders:
 def needed(work: Work, sizes: Sizes, chosen: Sequence[str], pieces: Pieces) -> list[Call]:
     """Calibrations that stages use, and answers for which no plan has to be found."""
     where, n = folders(work, sizes), {FULL: sizes.calibrated, ADAPTIVE: sizes.profile}
-    kinds = dict.fromkeys(kind for name in chosen for kind in NEEDS.get(name, ()))
-    calls = [(n[kind], seed, where.profiles, kind) for kind in kinds for seed in sizes.seeds]
+    asked = dict.fromkeys(
+        (kind, seed)
+        for name in chosen
+        for kind in NEEDS.get(name, ())
+        for seed in (sizes.seeds if name in OF_ALL_SEEDS else sizes.study_seeds)
+    )
+    calls = [(n[kind], seed, where.profiles, kind) for kind, seed in asked]
     if "planners" in chosen:
         calls += other_planners.calibrations(sizes, where, pieces)
     found: list[Call] = [(world.calibrate, call) for call in calls]
@@ -263,7 +280,6 @@ def kept_setting(work: Work, sizes: Sizes) -> str:
     """What the figures were made with; kept beside them, because a page may be made elsewhere."""
     file = work.folder / "setting.md"
     if not work.only_kept:
-        work.folder.mkdir(parents=True, exist_ok=True)
         file.write_text(setting(sizes, work.n_processes), encoding="utf-8")
     if not file.exists():
         raise click.ClickException(f"{work.folder} must be the folder of a run; got none.")
@@ -274,13 +290,17 @@ def setting(sizes: Sizes, n_processes: int) -> str:
     """What the figures were made with."""
     libraries = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     seeds = ", ".join(map(str, sizes.seeds))
+    if sizes.study_seeds != sizes.seeds:
+        studies = ", ".join(map(str, sizes.study_seeds))
+        seeds += f" ({studies} in all but the comparison and the regret)"
     shape = f"{world.n_layers()} layers, {world.n_tokens()} visual tokens"
     device = str(world.model().model.device).upper()
     rows = [
         ("model", f"{world.measured.name}: {shape}, 14 groups of questions"),
         ("tokens that leave", "dropped" if world.measured.merge is None else "merged, by tpcal"),
-        ("samples of a profile", f"{sizes.profile}, seeds {seeds}; probes chosen by default"),
-        ("search", f"{sizes.trials} plans on the profile's samples, seeds {seeds}"),
+        ("samples of a profile", f"{sizes.profile}; probes chosen by default"),
+        ("search", f"{sizes.trials} plans on the profile's samples"),
+        ("seeds of both", seeds),
         ("finals", "the best 12, ever fewer of them, on up to twice as many others"),
         ("judged plans", f"{sizes.plans} per budget on {sizes.plan_samples} other samples"),
         ("questions answered", f"{sizes.held_out} of the test split"),

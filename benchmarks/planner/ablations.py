@@ -60,8 +60,6 @@ class Judged:
     """The plan of a search."""
 
     cuts: tuple[Cut, ...]
-    own: float
-    """Smallest objective that the search met on its own samples."""
     losses: NDArray[np.float32]
     """[n] nats on samples that it has not seen."""
     texts: tuple[str, ...]
@@ -90,15 +88,15 @@ def judge(run: Ablated, sizes: Sizes, profiles: Path, memory: Path, planner: str
         cuts = search(problem, measurer=measurer, finals=finals, settings=settings).plan.cuts
     other = (world.CALIBRATION, sizes.judged, run.seed + ELSEWHERE)
     losses, _ = kept.cache(world.losses)(cuts, *other)
-    texts = kept.cache(world.answers)(cuts, sizes.held_out)
-    return Judged(cuts, min(measurer.order.values()), losses, texts)
+    texts = kept.cache(world.answers)(cuts, sizes.held_out, world.measured.merge)
+    return Judged(cuts, losses, texts)
 
 
 def judged(work: Work, sizes: Sizes, profiles: Path) -> dict[Ablated, Judged]:
     """Every search without every part."""
-    calls = [(sizes.variants, seed, profiles, world.ADAPTIVE) for seed in sizes.seeds]
+    calls = [(sizes.variants, seed, profiles, world.ADAPTIVE) for seed in sizes.study_seeds]
     work.each(world.calibrate, calls, "calibrations")
-    runs = [Ablated(*given) for given in product(sizes.seeds, BUDGETS, WITHOUT)]
+    runs = [Ablated(*given) for given in product(sizes.study_seeds, BUDGETS, WITHOUT)]
     rest = sizes, profiles, work.folder, code("planner")
     found = work.each(judge, [(run, *rest) for run in runs], "searches without a part")
     return dict(zip(runs, found, strict=True))

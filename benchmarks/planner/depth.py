@@ -36,7 +36,7 @@ class Depth:
 
 def depth(work: Work, sizes: Sizes, folders: Folders) -> Depth:
     """Measures what dropping all before each layer loses."""
-    calls = [(sizes.profile, seed, folders.profiles, world.DROP_ALL) for seed in sizes.seeds]
+    calls = [(sizes.profile, seed, folders.profiles, world.DROP_ALL) for seed in sizes.study_seeds]
     found = work.each(_curves, calls, "drop-all curves")
     means = {group: _mean([curves[group] for curves in found]) for group in found[0]}
     return Depth(means.pop(None), means)

@@ -65,7 +65,7 @@ def _seconds(run: Callable[[], object]) -> float:
 def depth_s(speed: Speed, sizes: Sizes, n_layers: int) -> float:
     """Seconds of one process for the drop-all curves."""
     passes = 1 + speed.text_share * (n_layers + 1) / 2
-    return len(sizes.seeds) * sizes.profile * passes * speed.pass_s
+    return len(sizes.study_seeds) * sizes.profile * passes * speed.pass_s
 
 
 def comparison_s(speed: Speed, sizes: Sizes) -> float:

@@ -40,7 +40,7 @@ def by_size(work: Work, sizes: Sizes, folders: Folders) -> Mapping[Asked, Qualit
     asked = [
         Asked(n, seed, TARGET, n_trials, probes=FULL)
         for n in sorted(sizes.economy, reverse=True)  # the longest first
-        for seed in sizes.seeds
+        for seed in sizes.study_seeds
         for n_trials in (sizes.economy_trials, PREDICTED)
     ]
     return qualities(work, sizes, folders, asked, "plans by samples")
@@ -50,11 +50,11 @@ def by_variant(work: Work, sizes: Sizes, folders: Folders) -> Mapping[Asked, Qua
     """Plans from profiles of one size that differ in probes or answers."""
     n, trials = sizes.variants, sizes.economy_trials
     made = [(probes, answers == OWN) for probes, answers in VARIANTS if probes != FULL]
-    calls = [(n, seed, folders.profiles, *how) for seed in sizes.seeds for how in made]
+    calls = [(n, seed, folders.profiles, *how) for seed in sizes.study_seeds for how in made]
     work.each(world.calibrate, calls, "calibrations by variant")
     asked = [
         Asked(n, seed, TARGET, n_trials, answers, probes)
-        for seed in sizes.seeds
+        for seed in sizes.study_seeds
         for probes, answers in VARIANTS
         for n_trials in (trials, PREDICTED)
     ]

@@ -23,7 +23,7 @@ from benchmarks.planner.comparison import searches
 from benchmarks.planner.draws import NEIGHBOUR, OPTIMUM, RANDOM
 from benchmarks.planner.found import Folders
 from benchmarks.planner.sizes import BUDGETS, ELSEWHERE, Sizes, sizes_of
-from benchmarks.planner.work import ROOT, Work, code
+from benchmarks.planner.work import Work, folder_of
 from tpcal.planner.prediction.objective import Objective
 from tpcal.planner.problem import Problem
 from tpcal.planner.search.proposals import steps_from
@@ -148,7 +148,7 @@ def best(
     # Step 1: all plans run on few samples, and ever fewer of them on more.
     left = measuring.best([*given, *(plan.cuts for plan in drawn)], effort)
     # Step 2: every step from the best plans is measured likewise, several times. Plans that are
-    # left stay among them, so that the best one never gets lost.
+    # left compete again; what they lost on the same samples is known.
     for _ in range(effort.rounds):
         steps = [plan for parent in left[: effort.parents] for plan in steps_from(problem, parent)]
         left = measuring.best([*left, *steps], effort)
@@ -165,8 +165,8 @@ def path_of(model: str, merge: str | None, target: float) -> Path:
     return BEST / f"{file_name(model, merge)}-{target:.2f}.yaml"
 
 
-def save(work: Work, target: float, found: Best, effort: Effort) -> Path:
-    """Writes the plan with how it was found, and returns its file."""
+def save(work: Work, target: float, found: Best, effort: Effort, folder: Path) -> Path:
+    """Writes the plan with how it was found into a folder, and returns its file."""
     n_tokens, n_layers = world.n_tokens(), world.n_layers()
     plan = Plan(found.cuts, scope="image", merge=work.merge)
     merge = f" --merge {work.merge}" if work.merge else ""
@@ -180,8 +180,8 @@ def save(work: Work, target: float, found: Best, effort: Effort) -> Path:
         "objective": round(found.objective, 6),
     }
     plan = replace(plan, budget=ReachedBudget(target, round(reached, 6)), provenance=provenance)
-    path = path_of(work.model, work.merge, target)
-    path.parent.mkdir(exist_ok=True)
+    path = folder / path_of(work.model, work.merge, target).name
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_plan(plan, path)
     return path
 
@@ -195,6 +195,12 @@ def save(work: Work, target: float, found: Best, effort: Effort) -> Path:
 @click.option("--device", help="Where the model runs, as of 'tpcal calibrate'.")
 @click.option("--merge", type=click.Choice(MERGES), help="As of 'tpcal calibrate'.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--into",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the best plans.  [default: benchmarks/planner/best_plans, or with --quick "
+    "best_plans in the folder that keeps what is measured]",
+)
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -210,25 +216,26 @@ def main(
     device: str | None,
     merge: str | None,
     processes: int,
+    into: Path | None,
     folder: Path | None,
 ) -> None:
     """Find the best plan of each budget with a large effort, and keep it in best_plans/."""
     sizes = replace(sizes_of(model, quick=quick, large=large), seeds=tuple(range(n_seeds)))
     effort = QUICK if quick else LARGE if large or model == EMBEDDED else DEEP
-    name = file_name(model, device, merge)
-    kept = folder or ROOT / "tpcal-out/benchmark" / name / code("plans", "calibrate")
-    work = Work(kept.resolve(), processes, Console(), model, device, merge=merge)
+    kept = (folder or folder_of(model, device, merge)).resolve()
+    work = Work(kept, processes, Console(), model, device, merge=merge)
+    work.check_folder()
+    work.begin()
     world.use(model, device, merge)
     where = Folders(sizes.calibrated, work.folder / "profiles", work.folder / "searches")
-    targets = budgets or BUDGETS
+    targets, into = budgets or BUDGETS, into or (kept / BEST.name if quick else BEST)
     plans = work.together(searches(sizes, where, targets), "plans by budget")
     given = [tuple(cuts for own, cuts, _ in plans if own.target == target) for target in targets]
     asked = [(t, effort, sizes, own, where) for t, own in zip(targets, given, strict=True)]
     for target, found in zip(targets, work.each(best, asked, "best plans"), strict=True):
-        path = save(work, target, found, effort)
+        path = save(work, target, found, effort, into)
         work.console.print(
-            f"{target:.2f}: {found.objective:.4f} nats, of {found.n_plans} plans: "
-            f"{path.relative_to(ROOT)}",
+            f"{target:.2f}: {found.objective:.4f} nats, of {found.n_plans} plans: {path}",
             highlight=False,
         )
 

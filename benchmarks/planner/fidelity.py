@@ -152,12 +152,15 @@ def _spearman(one: Floats, other: Floats) -> float:
 def regret(
     plans: Measured, at: NDArray[np.int64], predicted: Floats, n_resamples: int
 ) -> tuple[float, Floats]:
-    """What the chosen plan loses more than the best of these, and that on resampled samples."""
-    chosen, best = at[np.argmin(predicted)], at[np.argmin(plans.score[at])]
+    """What the chosen plan loses more than the best of these, and that on resampled samples.
+
+    Every resample has its own best plan, as chance decides which one is measured to be the best.
+    """
+    chosen = int(np.argmin(predicted))
 
     def more(drawn: Sequence[NDArray[np.int64]]) -> Floats:
-        means = [[plans.nats[plan][own].mean(axis=-1) for own in drawn] for plan in (chosen, best)]
-        scores = OBJECTIVE.values(np.moveaxis(np.array(means), 1, -1), plans.groups)
-        return np.asarray(scores[0] - scores[1])
+        means = [plans.nats[at][:, own].mean(axis=-1) for own in drawn]
+        scores = OBJECTIVE.values(np.stack(means, axis=-1), plans.groups)  # [P, ...]
+        return np.asarray(scores[chosen] - scores.min(axis=0))
 
     return within_groups(more, plans.sample_group, n_resamples)

@@ -60,7 +60,8 @@ def plan(asked: Asked, folders: Folders, planner: str) -> tuple[Cut, ...]:
     if asked.n_trials == PREDICTED:
         return search(problem).plan.cuts
     measurer, finals = measurers(asked.n, asked.seed, asked.answers == OWN)
-    name = f"{planner}-{asked.target}-{asked.n}-{asked.seed}-{asked.answers}-{asked.probes}"
+    which = asked.target, asked.n, asked.seed, asked.n_trials, asked.answers, asked.probes
+    name = "-".join(map(str, (planner, *which)))
     storage = folders.searches / f"{name}.journal"
     settings = SearchSettings(asked.n_trials, seed=asked.seed, storage=storage)
     return search(problem, measurer=measurer, finals=finals, settings=settings).plan.cuts

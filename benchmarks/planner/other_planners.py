@@ -26,7 +26,7 @@ from benchmarks.planner.rivals.schedule import (
     Planner,
 )
 from benchmarks.planner.sizes import ELSEWHERE, Sizes
-from benchmarks.planner.work import Call, Work, code
+from benchmarks.planner.work import Call, NotMeasured, Work, code
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.measure import n_of_finals
 from tpcal.planner.prediction.next_probes import work as probe_work
@@ -146,16 +146,20 @@ def of_chosen(
 
 
 def _passes(asked: Asked, folders: Folders) -> float:
-    """At most the work of calibration and search: no plan is stopped early, finals included."""
+    """At most the work of calibration and search: no plan is stopped early, finals included.
+
+    The search records its samples and those of the finals unpruned once more.
+    """
     profile = found.profile_of(asked, folders)
     probes = 1 + sum(probe_work(profile, profile.probes)) / profile.shape.n_layers
-    n_final = N_WHOLE * n_of_finals(asked.n, None)
-    return asked.n * probes + (asked.n_trials * asked.n + n_final) * asked.target
+    further = n_of_finals(asked.n, None)
+    plans = (asked.n_trials * asked.n + N_WHOLE * further) * asked.target
+    return asked.n * probes + asked.n + further + plans
 
 
 def all_runs(sizes: Sizes) -> list[Run]:
     """Every planner at every budget with every seed."""
-    return [Run(*given) for given in product((OURS, *PLANNERS), BUDGETS, sizes.seeds)]
+    return [Run(*given) for given in product((OURS, *PLANNERS), BUDGETS, sizes.study_seeds)]
 
 
 def calibrations(
@@ -173,6 +177,8 @@ def judged(work: Work, sizes: Sizes, folders: Folders, pieces: Pieces) -> dict[R
         work.together(searches(work, sizes, folders, pieces), "other planners")
     calls = _calls(work, sizes, folders)
     known = {run: call for run, call in calls.items() if work.knows(judge, call)}
+    if not known:
+        raise NotMeasured("no other planner is measured")
     return {run: work.kept(judge)(*call) for run, call in known.items()}
 
 

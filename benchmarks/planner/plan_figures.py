@@ -14,11 +14,15 @@ from tpcal.calibrate.evaluation.metrics import is_right
 from tpcal.planner.prediction.objective import Objective
 
 
+def by_group(losses: NDArray[Any], seed: int, sizes: Sizes) -> NDArray[np.float64]:
+    """[G] means of losses [n] on other samples than those of the seed."""
+    return world.by_group(losses, world.CALIBRATION, sizes.judged, seed + ELSEWHERE)
+
+
 def objective(losses: NDArray[Any], seed: int, sizes: Sizes) -> float:
     """What a search minimises, of losses [n] on other samples than those of the seed."""
-    where = world.CALIBRATION, sizes.judged, seed + ELSEWHERE
-    groups = world.samples(*where).groups
-    return float(Objective().values(world.by_group(losses, *where), groups))
+    groups = world.samples(world.CALIBRATION, sizes.judged, seed + ELSEWHERE).groups
+    return float(Objective().values(by_group(losses, seed, sizes), groups))
 
 
 def right(texts: Sequence[str], sizes: Sizes) -> list[bool]:

@@ -25,8 +25,8 @@ def _table(found: Mapping[Ablated, Judged], sizes: Sizes) -> str:
     for without in WITHOUT:
         cells = [without]
         for target in BUDGETS:
-            own = [Ablated(seed, target, without) for seed in sizes.seeds]
-            whole = [Ablated(seed, target, WHOLE) for seed in sizes.seeds]
+            own = [Ablated(seed, target, without) for seed in sizes.study_seeds]
+            whole = [Ablated(seed, target, WHOLE) for seed in sizes.study_seeds]
             for figure, form in ((_objective, ".3f"), (_accuracy, ".1%")):
                 values = [figure(found[run], run, sizes) for run in own]
                 base = [figure(found[run], run, sizes) for run in whole]

@@ -36,6 +36,8 @@ from tpcal.plans.local_paths import EMBEDDED
 from tpcal.plans.plan_records import Cut
 
 METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)
+NOISE = 0.05
+"""A p-value below it is beyond noise."""
 
 
 @dataclass(frozen=True)
@@ -169,26 +171,32 @@ def _verdicts(found: Comparison, beside: Mapping[tuple[str, float], Beside]) -> 
     lines = []
     for budget in BUDGETS:
         others = [a for a in found.answered if a.target == budget and a.method != OURS]
-        lines.append(f"- **{budget:.2f}**: {_against(others, beside, 'any')};")
+        own = _one(_get(found, OURS, budget))
+        lines.append(f"- **{budget:.2f}**: {_against(own, others, beside, 'any')};")
         published = [a for a in others if a.method not in BASELINES]
-        lines.append(f"  {_against(published, beside, 'published')}.")
-        ahead = [a.method for a in others if beside[a.method, budget].overall.high < 0]
-        ahead += [a.method for a in others if beside[a.method, budget].worst.high < 0]
+        lines.append(f"  {_against(own, published, beside, 'published')}.")
+        than = {a.method: beside[a.method, budget] for a in others}
+        ahead = [name for name, by in than.items() if by.overall.value < 0 and by.p < NOISE]
+        ahead += [name for name, by in than.items() if by.worst.high < 0]
         if ahead:
             lines.append(f"  Beyond noise better than tpcal: {', '.join(dict.fromkeys(ahead))}.")
     return "\n".join(lines) + "\n"
 
 
 def _against(
-    others: Sequence[Answered], beside: Mapping[tuple[str, float], Beside], kind: str
+    own: Answered,
+    others: Sequence[Answered],
+    beside: Mapping[tuple[str, float], Beside],
+    kind: str,
 ) -> str:
     best = max(others, key=lambda a: float(a.right.mean()))
     than = beside[best.method, best.target]
-    proven = "beyond noise" if than.p < 0.05 else "within noise"
+    proven = "beyond noise" if than.p < NOISE else "within noise"
+    ahead = int((own.right.mean(axis=1) > best.right.mean()).sum())
     return (
         f"best of {kind} others is {best.method} ({best.right.mean():.3f}): tpcal is "
-        f"{than.overall.verdict()} (p = {than.p:.2g}, {proven}) and in the worst group "
-        f"{than.worst.verdict()}"
+        f"{than.overall.verdict()} (p = {than.p:.2g}, {proven}), with {ahead} of "
+        f"{len(own.right)} seeds ahead, and in the worst group {than.worst.verdict()}"
     )
 
 

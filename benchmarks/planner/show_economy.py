@@ -48,7 +48,7 @@ def run(work: Work, sizes: Sizes, folders: Folders, pictures: Pictures) -> dict[
 def _work(sizes: Sizes, folders: Folders, probes: str, answers: str) -> float:
     """Work of the probes as a share of the full grid's, mean over seeds."""
     shares = []
-    for seed in sizes.seeds:
+    for seed in sizes.study_seeds:
         asked = Asked(sizes.variants, seed, TARGET, PREDICTED, answers, probes)
         profile = profile_of(asked, folders)
         whole = profile_of(replace(asked, probes=FULL, answers=LABELLED), folders)
@@ -91,7 +91,7 @@ def _plot(found: Found, sizes: Sizes, path: Path) -> None:
             curves = {
                 how: [
                     [getattr(found[_asked(n, s, sizes, predicted)], key) for n in sizes.economy]
-                    for s in sizes.seeds
+                    for s in sizes.study_seeds
                 ]
                 for how, predicted in HOW.items()
             }

@@ -11,7 +11,7 @@ from benchmarks.planner import page
 from benchmarks.planner.comparison import OURS
 from benchmarks.planner.found import Folders
 from benchmarks.planner.other_planners import BUDGETS, PLANNERS, Judged, Pieces, Run, judged
-from benchmarks.planner.plan_figures import accuracy, objective
+from benchmarks.planner.plan_figures import accuracy, by_group
 from benchmarks.planner.sizes import Sizes
 from benchmarks.planner.work import Work
 
@@ -26,14 +26,17 @@ def run(work: Work, sizes: Sizes, folders: Folders, pieces: Pieces) -> dict[str,
 
 def table(results: Mapping[Run, Judged], sizes: Sizes) -> str:
     """A row for each planner, and which budgets and seeds have been measured."""
-    headings = ["planner", *(f"{b:.2f}: {what}" for b in BUDGETS for what in ("nats", "right"))]
+    kinds = ("nats", "worst group", "right")
+    headings = ["planner", *(f"{budget:.2f}: {kind}" for budget in BUDGETS for kind in kinds)]
     rows = []
     for name in (OURS, *PLANNERS):
         own = {run: found for run, found in results.items() if run.planner == name}
         cells = [name]
         for target in BUDGETS:
             runs = [run for run in own if run.target == target]
-            cells.append(_spread([objective(own[r].losses, r.seed, sizes) for r in runs], ".3f"))
+            lost = [by_group(own[r].losses, r.seed, sizes) for r in runs]
+            cells.append(_spread([float(means.mean()) for means in lost], ".3f"))
+            cells.append(_spread([float(means.max()) for means in lost], ".3f"))
             cells.append(_spread([accuracy(own[r].texts, sizes) for r in runs], ".1%"))
         passes = f"{np.mean([found.passes for found in own.values()]):,.0f}" if own else NONE
         rows.append([*cells, passes])
@@ -43,7 +46,7 @@ def table(results: Mapping[Run, Judged], sizes: Sizes) -> str:
 def _measured(results: Mapping[Run, Judged], sizes: Sizes) -> str:
     """Which pieces the table holds, and which nobody has measured yet."""
     found, lacking = [], []
-    for target, seed in product(BUDGETS, sizes.seeds):
+    for target, seed in product(BUDGETS, sizes.study_seeds):
         piece = f"{target:.2f} with seed {seed}"
         without = [name for name in (OURS, *PLANNERS) if Run(name, target, seed) not in results]
         if len(without) > len(PLANNERS):

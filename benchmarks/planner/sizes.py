@@ -17,7 +17,10 @@ class Sizes:
     """Sizes of one run; all samples are drawn in turns over 14 groups."""
 
     seeds: tuple[int, ...]
-    """Seeds of the samples of a calibration and of the search after it."""
+    """Seeds of the samples of a calibration and of the search after it, whose plans are compared
+    with other methods and with the best that are known."""
+    study_seeds: tuple[int, ...]
+    """The seeds that all other stages use."""
     calibrated: int
     """Samples of one calibration; smaller profiles are its first samples."""
     profile: int
@@ -43,7 +46,8 @@ class Sizes:
 
 
 LARGE = Sizes(
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
+    study_seeds=(0, 1, 2),
     calibrated=512,
     profile=392,
     trials=N_TRIALS,
@@ -58,6 +62,7 @@ LARGE = Sizes(
 )
 DEEP = replace(
     LARGE,
+    seeds=(0, 1, 2),
     calibrated=84,
     profile=84,
     trials=60,
@@ -71,6 +76,7 @@ DEEP = replace(
 """For models of which a question costs a second or less on a CPU, and not milliseconds."""
 QUICK = Sizes(
     seeds=(0,),
+    study_seeds=(0,),
     calibrated=28,
     profile=28,
     trials=4,

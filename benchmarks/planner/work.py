@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
+import json
 import time
 import tokenize
 from collections.abc import Callable, Sequence
@@ -12,18 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 from joblib import Memory, Parallel, delayed
 from joblib.memory import MemorizedFunc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.planner import world
-from tpcal.plans.local_paths import EMBEDDED
+from tpcal.plans.local_paths import EMBEDDED, file_name
+from tpcal.plans.yaml_files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("folder", "folders", "memory", "profiles")
 """Arguments that say where something is kept; results do not depend on them, so that the folder of
 a run can be copied elsewhere."""
+ABOUT = "about.json"
+"""File of a folder that says what is measured."""
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function and its arguments."""
 
@@ -53,6 +58,22 @@ class Work:
     only_kept: bool = False
     merge: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def about(self) -> str:
+        """What the folder's measurements are of, as its file ``about.json`` says."""
+        return json.dumps({"model": self.model, "device": self.device, "merge": self.merge})
+
+    def check_folder(self) -> None:
+        """Raises click.UsageError if the folder keeps another model, or another merging."""
+        file = self.folder / ABOUT
+        known = file.read_text(encoding="utf-8") if file.exists() else self.about
+        if known != self.about:
+            raise click.UsageError(f"--folder must be of {self.about}; got one of {known}.")
+
+    def begin(self) -> None:
+        """Makes the folder, and says in it what its measurements are of."""
+        write_atomic(self.folder / ABOUT, self.about)
 
     def each(
         self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], title: str
@@ -113,7 +134,7 @@ def _of_model(
 
 
 def code(*folders: str) -> str:
-    """A short hash of the project's own code in these folders; comments do not count.
+    """A short hash of the project's own code and weights in these folders; comments do not count.
 
     It is the same with every version of Python, whose syntax trees differ.
     """
@@ -121,7 +142,15 @@ def code(*folders: str) -> str:
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(_without_comments(path.read_text(encoding="utf-8")).encode())
+        for path in sorted((ROOT / folder).rglob("*.safetensors")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def folder_of(model: str, device: str | None, merge: str | None) -> Path:
+    """The folder that keeps a measurement with this code, unless another one is named."""
+    name = file_name(model, device, merge)
+    return ROOT / "tpcal-out/benchmark" / name / code("plans", "calibrate")
 
 
 def _without_comments(text: str) -> str:

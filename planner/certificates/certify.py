@@ -106,6 +106,7 @@ def prove(
         proven,
         data=samples.description,
         fingerprint=samples.fingerprint,
+        max_new_tokens=max_new_tokens,
         tested=pack(samples.identities),
     )
     return with_certificate_digest(replace(plans[at], certificate=proven))

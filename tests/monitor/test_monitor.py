@@ -202,6 +202,17 @@ def test_the_limit_comes_from_the_certificate(monkeypatch):
     assert MonitorSettings(limit=0.1).with_limit_of(BLIND).limit == 0.1
 
 
+def test_answers_are_compared_up_to_the_length_of_the_certificate(monkeypatch):
+    assert MonitorSettings(limit=0.1).with_limit_of(BLIND).max_new_tokens == 16
+    proven = Certificate(
+        0.03, 0.95, 100, 0, 0.03, "exact binomial", "all samples", max_new_tokens=64
+    )
+    monkeypatch.setattr(Plan, "proven", property(lambda plan: proven))
+    assert MonitorSettings().with_limit_of(BLIND).max_new_tokens == 64
+    assert MonitorSettings(limit=0.1).with_limit_of(BLIND).max_new_tokens == 64
+    assert MonitorSettings(max_new_tokens=4).with_limit_of(BLIND).max_new_tokens == 4
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

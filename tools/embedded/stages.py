@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 from tools.embedded.data import NO_GROUP, Batch, TrainingSet, start_ids
 from tools.embedded.labels import LABELS
 from tools.embedded.muon import BatchedMuon
-from tools.embedded.packing import packed_logits, visual_tokens
+from tools.embedded.packing import packed_logits
 from tpcal.calibrate.embedded.questions import GROUPS
 
 
@@ -169,12 +169,6 @@ class LanguageStage(nn.Module):
             right += torch.bincount(groups[~wrong.any(-1)[asked]], minlength=len(GROUPS))
         shares = right / total.clamp(min=1)
         return {"all": float(shares.mean()), **dict(zip(GROUPS, shares.tolist(), strict=True))}
-
-
-def visual_std(model: LlavaForConditionalGeneration, batch: Batch) -> float:
-    """Standard deviation of the projected visual tokens."""
-    with torch.no_grad():
-        return float(visual_tokens(model, batch.pixels).std())
 
 
 def _optimisers(

@@ -179,10 +179,10 @@ def shown(step: Step) -> str:
 
 
 def made_from(step: Step) -> dict[str, Any]:
-    """The command of a step, and a digest of each file that it reads, by name."""
+    """The command and the version of a step, and a digest of each file that it reads, by name."""
     files = [path for path in step.reads if path.exists()]
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return {"command": shown(step), "reads": digests}
+    return {"command": shown(step), "tpcal": __version__, "reads": digests}
 
 
 def summary(

@@ -71,7 +71,6 @@ def _counts(given: Calibration, slope: float, position: float) -> Counts:
     curve = 1 / (1 + np.exp(slope * (layers - position)))
 
     def at(factor: float) -> Counts:
-        shares = np.minimum(factor * curve, MOST * given.target)
-        return within(np.where(layers > 0, shares, 1.0), given)
+        return within(np.minimum(factor * curve, MOST * given.target), given)
 
     return largest(at, given, 1 / curve.min())

@@ -6,8 +6,8 @@ Source:
 It differs from the published method in four points. Attention is that of the unpruned model in
 every layer; theirs is recomputed after the layers before were pruned. Tokens are ranked by the
 attention of the last prompt token when the plan runs; theirs by the product of what all text
-tokens and what all visual tokens give. With another selector the counts are the same. The budget
-is a layer average of keep instead of FLOPs.
+tokens and what all visual tokens give. A selector that needs no attention drops a layer's tokens
+before that layer instead of after it. The budget is a layer average of keep instead of FLOPs.
 """
 
 from __future__ import annotations
@@ -33,16 +33,22 @@ def plan(given: Calibration) -> Counts:
     """
     maps = attention_of(world.samples(world.CALIBRATION, given.n, given.seed))
     given.passes += given.n
-    return largest(partial(_counts, maps), given, 1.0)
+    return largest(partial(_counts, maps, given.first), given, 1.0)
 
 
-def _counts(maps: tuple[Floats, Floats], kept: float) -> Counts:
-    """[L] mean counts if each layer keeps the share ``kept`` of its attention mass."""
-    text, visual = maps  # [n, L, N] each
+def _counts(maps: tuple[Floats, Floats], first: int, kept: float) -> Counts:
+    """[L] mean counts if each layer keeps the share ``kept`` of its attention mass.
+
+    Args:
+        maps: Attention from the text and from the image, [n, L, N] each.
+        first: 1 if tokens leave after the layer whose attention drops them, 0 if before it.
+        kept: Share of the mass.
+    """
+    text, visual = maps
     n, n_layers, n_tokens = text.shape
     alive = np.ones((n, n_tokens), dtype=bool)
-    counts = [n_tokens]
-    for layer in range(n_layers - 1):
+    counts = [n_tokens] * first
+    for layer in range(n_layers - first):
         alive &= ~(_least(text[:, layer], alive, kept) & _least(visual[:, layer], alive, kept))
         counts.append(int(alive.sum() / n))
     return tuple(counts)
