@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-floors | test-versions | test-vllm | test-gpu | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner MODEL=NAME | evidence MODEL=NAME. Everything is installed into .venv at the versions of constraints.txt.
+# make demo | test | test-fast | test-all | test-slow | test-floors | test-versions | test-vllm | test-gpu | test-times | test-capabilities | fuzz | check | fix | docs | docs-serve | benchmark-planner MODEL=NAME | evidence MODEL=NAME. Everything is installed into .venv at the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -14,7 +14,7 @@ VLLM = $(VENV)/vllm
 # Minor releases of transformers that make test-versions tries: the floor, one in the middle, the newest that plans/executor/compat.py names.
 VERSIONS = 5.10 5.20 5.24
 
-.PHONY: demo test test-fast test-all test-floors test-versions vllm-env test-vllm test-gpu test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner evidence
+.PHONY: demo test test-fast test-all test-slow test-floors test-versions vllm-env test-vllm test-gpu test-times test-capabilities fuzz check fix docs docs-serve benchmark-planner evidence
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ test-fast: $(READY)
 # For every night: also each law on each model with both attention kernels.
 test-all: $(READY)
 	$(TESTS) --scope nightly
+
+# What takes minutes, or needs a Chromium or a PostgreSQL server; tests of what is missing are skipped.
+test-slow: $(READY)
+	$(TESTS) --scope nightly -m "slow or browser or postgres"
 
 test-floors: $(READY)
 	$(BIN)/python tests/floors.py > $(VENV)/floors.txt

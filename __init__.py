@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from tpcal.workflow.verification import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "TpcalError": "tpcal.plans.errors",

@@ -77,7 +77,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in self._resumable and "--no-keep" not in _TYPED
-            then = "run the same command again to continue" if resumes else "nothing was written"
+            then = "run the same command again to continue" if resumes else "no result was written"
             raise Interrupted(f"Interrupted; {then}.") from None
 
     def main(  # type: ignore[override]

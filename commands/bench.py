@@ -163,7 +163,8 @@ def bench(
 
     The command exits with 6 if a plan is slower than the unpruned model in any cell: in time
     to the first token, time per token or throughput, by more than 2% and beyond noise. Noise
-    is judged by a sign test over the repeats, with 1% of false alarms for all cells together.
+    is judged by a sign test over the repeats, so that a false alarm in any cell has a chance
+    of at most 1%.
     Tables and files are written in any case.
 
     With --model-geometry, random weights of the same size are timed. Images are then given

@@ -49,26 +49,27 @@ def check(file: str | None, deep: bool, engine: str | None, model: ModelChoice) 
       tpcal check plan.yaml --engine vllm --model llava-1.5-7b
       tpcal check --deep --model llava-1.5-7b --device cuda
     """
+    from tpcal.plans import engines
     from tpcal.views.check_view import check_view
 
     if file is None and (engine or not deep):
-        raise click.UsageError("Missing argument 'PLAN'; only --deep alone can do without.")
+        raise click.UsageError("Missing argument 'PLAN'; it can be left out only with --deep.")
     if deep:
         _try_laws(file, engine, model)
         return
     assert file is not None
-    screen = terminal.console()
+    screen, title = terminal.console(), engines.named(engine).title if engine else None
     if model.name is None:
         found = load_plan(file)
         if engine:
             _run_in(engine, file, found)
-        screen.print(check_view(found, file, None))
+        screen.print(check_view(found, file, None, title))
         return
     with terminal.progress() as report:
         fitted, loaded = plans_and_model([file], model, report)
     found = fitted[file]
     notes = _run_in(engine, file, found, loaded) if engine else []
-    screen.print(check_view(found, file, loaded.name))
+    screen.print(check_view(found, file, loaded.name, title))
     for note in notes:
         screen.print(note, highlight=False, markup=False)
 

@@ -46,9 +46,11 @@ def after_calibrate(profile: Profile, folder: Path, is_default: bool) -> None:
 
 def after_plan(plan: Plan, file: Path) -> None:
     """Prints the command that evaluates a plan."""
+    from tpcal.calibrate.inputs.samples import SCENES
+
     data, model = plan.provenance.get("data") or {}, plan.model and plan.model.name
     # Other models than the built-in one need --data to use the built-in questions.
-    own = ["--data", EMBEDDED] if data.get("data") == EMBEDDED and model not in BUILT_IN else []
+    own = ["--data", SCENES] if data.get("data") == EMBEDDED and model not in BUILT_IN else []
     _print(["eval", "--plan", str(file), *own, *_of_model()])
 
 

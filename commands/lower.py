@@ -25,6 +25,7 @@ from tpcal.workflow.step_settings import PlanningSettings
     help="Profile of the plan's model.  [default: the newest in tpcal-out]",
 )
 @groups.output_options("lowered.yaml")
+@groups.trials_option("  [default: 100]")
 @groups.search_options
 @groups.model_options
 @groups.batch_size_option(16)

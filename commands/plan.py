@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 )
 @groups.output_options("plan.yaml")
 @groups.engine_option("Choose only plans that run in this serving engine.")
+@groups.trials_option(
+    " The budgets of the whole front share them evenly, with 6 or more for each.  [default: 100, "
+    "or 300 for the whole front]"
+)
 @groups.search_options
 @groups.model_options
 @groups.batch_size_option(16)

@@ -24,6 +24,7 @@ from tpcal.cli import cli
 from tpcal.plans import selectors
 from tpcal.plans.executor.compat import tried
 from tpcal.plans.families.base import Family
+from tpcal.plans.model_aliases import ALIASES
 
 DOCS = Path(__file__).parent
 CLI = DOCS / "cli.md"
@@ -58,7 +59,7 @@ def cli_page() -> str:
 
 def families_page() -> str:
     """docs/families.md with its table made anew."""
-    return _with_table(FAMILIES, _families_table())
+    return _with_table(FAMILIES, f"{_families_table()}\n{_aliases_table()}")
 
 
 def certificates_page() -> str:
@@ -179,6 +180,12 @@ def _samples_table() -> str:
 def _section(context: click.Context) -> str:
     text = context.command.get_help(context)
     return f"## {context.command_path}\n\n```text\n{text}\n```\n"
+
+
+def _aliases_table() -> str:
+    rows = [f"| `{name}` | `{hub_id}` |" for name, hub_id in ALIASES.items()]
+    head = ["`--model` also takes short names:", "", "| name | model on the Hub |", "|---|---|"]
+    return "\n".join([*head, *rows, ""])
 
 
 def _families_table() -> str:

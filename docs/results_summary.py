@@ -33,9 +33,9 @@ def status(found: Sequence[Evidence]) -> str:
         return f"Published checkpoints measured so far: {', '.join(checkpoints)}.\n"
     return (
         "**No published checkpoint has been measured yet.** The models on this page are built "
-        "in and small, and answer questions about generated pictures. Models of 7 billion "
-        "parameters are reported to have a more graded curve of what dropping the image loses "
-        "than `smol`, which reads most answers out within two late layers.\n"
+        "in and small, and answer questions about generated pictures. The published curves of "
+        "models of 7 billion parameters fall more gradually than that of `smol`, which takes most "
+        "answers from the image in two late layers.\n"
     )
 
 

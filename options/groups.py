@@ -216,17 +216,20 @@ def output_options(default: str) -> Callable[[Command], Command]:
     return add
 
 
+def trials_option(said: str) -> Callable[[Command], Command]:
+    """Adds the number of plans to measure; the help says ``said`` of it."""
+    return click.option(
+        "--trials",
+        "n_trials",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help=f"Number of plans to measure.{said}",
+    )
+
+
 def search_options(command: Command) -> Command:
     """Adds the options of a search for a plan, whose names are those of `PlanningSettings`."""
     options = [
-        click.option(
-            "--trials",
-            "n_trials",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Number of plans to measure. The budgets of the whole front share them evenly, "
-            "with 6 or more for each.  [default: 100, or 300 for the whole front]",
-        ),
         click.option(
             "--timeout", type=Finite(min=0), metavar="S", help="Stop the search after S seconds."
         ),

@@ -494,7 +494,9 @@ def test_plans_for_an_engine_say_what_they_cost_there(tpcal: Tpcal, tmp_path: Pa
     assert "In vLLM: stages of " in result.stdout
     plan = load_plan(tmp_path / "plan.yaml")
     assert plan.provenance["engine"] == "vllm"
-    assert tpcal("check", "plan.yaml", "--engine", "vllm").exit_code == 0
+    served = tpcal("check", "plan.yaml", "--engine", "vllm")
+    assert served.exit_code == 0
+    assert " is a well-formed plan and runs in vLLM: " in served.stdout
 
 
 def test_a_budget_out_of_reach_exits_3_and_names_the_least(tpcal: Tpcal, tmp_path: Path) -> None:
@@ -771,7 +773,7 @@ def test_an_interruption_says_whether_anything_is_kept() -> None:
     assert kept == "tpcal: Interrupted; run the same command again to continue.\n"
     with_nothing_kept = CliRunner().invoke(resumable, ["fail", "--no-keep"]).stderr
     assert with_nothing_kept == lost
-    assert lost == "tpcal: Interrupted; nothing was written.\n"
+    assert lost == "tpcal: Interrupted; no result was written.\n"
 
 
 def test_the_traceback_is_one_switch_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1026,7 +1028,7 @@ def test_sigint_ends_with_130() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGINT
-    assert done.stderr == "tpcal: Interrupted; nothing was written.\n"
+    assert done.stderr == "tpcal: Interrupted; no result was written.\n"
 
 
 @pytest.mark.parametrize("module", ["click", "tpcal.terminal", "tpcal.commands.report"])

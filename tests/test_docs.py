@@ -67,11 +67,15 @@ def test_the_examples_of_a_page_print_what_it_says(
             assert printed.getvalue() == (says if following == "text" else "")
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
-def test_plans_that_are_shown_are_plans(path: Path) -> None:
-    for language, text in _blocks(path):
-        if language == "yaml":
-            assert parse_plan(text, path.name).cuts
+def test_plans_that_are_shown_are_plans() -> None:
+    shown = [
+        parse_plan(text, path.name)
+        for path in (ROOT / "README.md", *PAGES)
+        for language, text in _blocks(path)
+        if language == "yaml"
+    ]
+    assert len(shown) >= 2
+    assert all(plan.cuts for plan in shown)
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)

@@ -11,7 +11,7 @@ import pytest
 import tpcal
 
 ROOT = Path(tpcal.__file__).parent
-PACKAGES = ("plans", "calibrate", "planner", "workflow", "integrations")
+PACKAGES = ("plans", "calibrate", "planner", "workflow", "integrations", "monitor")
 FILES = [
     path.relative_to(ROOT)
     for package in PACKAGES

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from tpcal.plans.laws import Verdict
 
 
-def check_view(plan: Plan, title: str, model: str | None) -> RenderableType:
-    """One line that states that the file is a valid plan, and which model it fits."""
+def check_view(
+    plan: Plan, title: str, model: str | None = None, engine: str | None = None
+) -> RenderableType:
+    """One line that states that the file is a valid plan, what model it fits and where it runs."""
     verdict = f"is a plan that fits {model}" if model else "is a well-formed plan"
+    verdict += f" and runs in {engine}" if engine else ""
     facts = f"{count(len(plan.cuts), 'cut')}"
     if plan.budget:
         of = {"flops": "FLOPs ×", "kv": "KV bytes ×", "ms": "milliseconds"}

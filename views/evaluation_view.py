@@ -43,7 +43,9 @@ def evaluation_view(results: EvaluationResults, *, title: str) -> RenderableType
 def judged_line(n_plans: int) -> Text:
     """The number of plans that were judged on the samples so far."""
     plans = count(n_plans, "plan")
-    text = f"Judged on these samples so far: {plans}. tpcal certify on them allows for all."
+    text = (
+        f"Judged on these samples so far: {plans}. tpcal certify takes all of them into account."
+    )
     return Text(text, style=QUIET)
 
 

@@ -47,11 +47,14 @@ def plans_and_model(
     """Plans by name and their model, after a check that they fit.
 
     Raises:
-        UsageError: If a plan is named twice, or the plans are for different models.
+        UsageError: If a plan is named twice, the plans are for different models, or neither a
+            plan nor an option names the model.
         FitError: If plans do not fit; the message lists every problem of every plan.
     """
     plans = _read_plans(names)
-    return _loaded(plans, _model_of(plans, model), report)
+    model = _model_of(plans, model)
+    _refuse_silent(plans, model)
+    return _loaded(plans, model, report)
 
 
 def _read_plans(names: Sequence[str]) -> dict[str, Plan]:
@@ -154,10 +157,18 @@ def _record(file: str, plan: Plan) -> DataChoice | None:
     """The data that a plan was made from, with its current path; None if the plan has no record.
 
     The built-in questions count as not named, because they are for the built-in model only.
+
+    Raises:
+        UsageError: The record does not say where the data is, as in plans that were shared.
     """
     record = plan.provenance.get("data")
-    if not isinstance(record, Mapping) or "data" not in record:
+    if not isinstance(record, Mapping) or not {"data", "fingerprint"} & set(record):
         return None
+    if "data" not in record:
+        raise UsageError(
+            f"The data that {file} was made from ({record.get('name', 'unknown')}) must be named "
+            "with --data; the plan does not say where it is."
+        )
     choice = DataChoice().over(DataChoice.restored(record))
     if choice.data in (None, EMBEDDED):
         return DataChoice(seed=choice.seed, metric=choice.metric)

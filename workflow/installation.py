@@ -22,7 +22,7 @@ CORE = ("tpcal", "torch", "transformers", "attention")
 LAW = "reference"
 """The law that is tried: a pruned run equals the model with the same tokens hidden by masks."""
 _USES = {
-    "plan": "calibrate, plan, front, eval, bench, certify",
+    "plan": "calibrate, plan, lower, front, eval, bench, certify, verify",
     "report": "report",
     "monitor": "metrics of a monitor",
     "serve": "serve",

@@ -270,7 +270,7 @@ def _explained(place: ModelFiles, file: str) -> Iterator[None]:
         )
         revision = f"@{place.revision}" if place.revision else ""
         raise UsageError(
-            f"{file} of {place.source}{revision} is wanted, but {cause}. Way out: download the "
+            f"{file} of {place.source}{revision} is needed, but {cause}. Way out: download the "
             f"repository where the Hub can be reached (hf download {place.source} --local-dir "
             "DIR) and pass the folder: --model DIR."
         ) from error

@@ -17,6 +17,7 @@ from test_end_to_end import SIZES, make_model
 from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
 from tpcal.plans import hub
+from tpcal.plans.local_paths import without_paths
 from tpcal.plans.plan_file import load_plan, save_plan
 from tpcal.plans.plan_records import Cut, ModelIdentity, Plan
 
@@ -142,6 +143,14 @@ def test_a_plan_is_proven_and_reported_on_its_own_data(tree: Path) -> None:
         assert (proven.n, "rows.jsonl" in (proven.data or "")) == (N_ROWS - N_SEEN, True)
     report = _tpcal("report", folder, "plan.yaml", "--samples", "2", "--max-new-tokens", "1")
     assert report.exit_code == 0, report.output
+
+
+def test_a_shared_plan_of_own_data_is_judged_on_no_other_questions(tree: Path) -> None:
+    save_plan(without_paths(load_plan("plan.yaml")), "shared.yaml")
+    for command in (("eval", "--plan"), ("certify", "--max-flips", "0.5", "-o", "c.yaml")):
+        refused = _tpcal(*command, "shared.yaml", "--model", "../my vlm")
+        assert refused.exit_code == 2, refused.output
+        assert "(rows.jsonl) must be named with --data" in refused.stderr
 
 
 def test_a_profile_and_a_plan_are_used_from_another_folder(

@@ -89,11 +89,10 @@ def _number(part: str, number: str) -> int | None:
 
 def _unknown(name: str) -> str:
     known = (LITE, *catalog())
-    near = get_close_matches(name, known, 3) or known
-    return (
-        f"No data set is called {excerpt(name)}; did you mean {listed(near)}? 'tpcal datasets' "
-        "lists all. A mix has no files."
-    )
+    near = get_close_matches(name, known, 3)
+    meant = f"; did you mean {listed(near)}?" if near else "."
+    files = " Files cannot be part of a mix." if {".", "/", "\\"} & set(name) else ""
+    return f"No data set is called {excerpt(name)}{meant} 'tpcal datasets' lists all.{files}"
 
 
 def names_of(datasets: Sequence[NamedDataset]) -> str:
