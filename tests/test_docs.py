@@ -19,6 +19,7 @@ import generate
 import pytest
 import torch
 import yaml
+from test_end_to_end import SIZES, make_model
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import read_prompt
@@ -65,6 +66,16 @@ def test_the_examples_of_a_page_print_what_it_says(
             with redirect_stdout(printed):
                 exec(code, namespace)
             assert printed.getvalue() == (says if following == "text" else "")
+
+
+def test_the_example_of_the_readme_runs_on_another_model(tmp_path: Path) -> None:
+    """With another folder in place of ``FOLDER``, as the page tells the reader to write."""
+    make_model(tmp_path / "own", SIZES)
+    (code,) = (text for language, text in _blocks(ROOT / "README.md") if language == "python")
+    own, printed = code.replace("from_pretrained(FOLDER)", "from_pretrained(own)"), io.StringIO()
+    with redirect_stdout(printed):
+        exec(own, {"own": str(tmp_path / "own")})
+    assert re.search(r"\[\(\(0, \d+\),\)\]$", printed.getvalue())
 
 
 def test_plans_that_are_shown_are_plans() -> None:

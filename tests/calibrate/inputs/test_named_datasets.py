@@ -182,7 +182,7 @@ def test_without_the_hub_one_line_says_what_to_download(monkeypatch: pytest.Monk
     ("data", "text"),
     [
         ("textvqa:64,chartq:64", "did you mean chartqa"),
-        ("textvqa:64,questions.jsonl:64", "A mix has no files"),
+        ("textvqa:64,questions.jsonl:64", "Files cannot be part of a mix"),
         ("textvqa:64,chartqa", "must have a number of samples, or none"),
         ("textvqa,textvqa", "named once"),
         ("lite,textvqa_lite", "named once"),
