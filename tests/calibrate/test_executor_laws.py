@@ -120,4 +120,4 @@ def test_a_broken_law_ends_with_5(tpcal, model_folder: Path, monkeypatch) -> Non
 def test_check_needs_a_plan_or_deep(tpcal, options) -> None:
     result = tpcal("check", *options)
     assert result.exit_code == 2
-    assert "Missing argument 'PLAN'; only --deep alone can do without." in result.stderr
+    assert "Missing argument 'PLAN'; it can be left out only with --deep." in result.stderr

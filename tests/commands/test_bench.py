@@ -38,7 +38,7 @@ def tpcal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tpcal:
 
 
 def test_a_plan_without_cuts_is_as_fast_as_the_unpruned_model(tpcal: Tpcal) -> None:
-    done = tpcal("--plan", "none.yaml", *SHORT, "--threads", "1")
+    done = tpcal("--plan", "none.yaml", "--model", "embedded", *SHORT, "--threads", "1")
     assert done.exit_code == 0, done.output
     assert "embedded, 8 layers" in done.stdout
     assert "batch 1, 144 + 20 tokens, 2 new" in done.stdout
@@ -134,10 +134,12 @@ def test_everything_wrong_with_the_options_is_said_at_once(tpcal: Tpcal) -> None
 
 
 def test_a_plan_that_does_not_fit_is_refused_before_anything_is_timed(tpcal: Tpcal) -> None:
-    done = tpcal("--plan", "none.yaml", "--plan", "deep.yaml")
+    done = tpcal("--plan", "none.yaml", "--plan", "deep.yaml", "--model", "embedded")
     assert done.exit_code == 5
     assert "deep.yaml: model.n_layers must be 8" in done.stderr
     assert "batch" not in done.stderr
+    silent = tpcal("--plan", "none.yaml")
+    assert (silent.exit_code, "must be named with --model" in silent.stderr) == (2, True)
     save_plan(Plan((Cut(0, 0.5, "visionzip"),)), "eyes.yaml")
     done = tpcal("--plan", "eyes.yaml", *TINY)
     assert done.exit_code == 5

@@ -18,6 +18,7 @@ from tools.evidence import run as runs
 from tools.evidence.__main__ import from_here, main
 from tools.evidence.run import INTERRUPTED, Journal, StepFailed, StepStopped, run
 from tools.evidence.steps import Settings, Step, further
+from tpcal import __version__
 from tpcal.calibrate import profile as profiles
 
 
@@ -127,7 +128,8 @@ def test_answers_and_times_of_another_plan_are_measured_anew(
     assert commands.names() == ["calibrate", "eval", "bench", "report"]
     assert str(settings.plan(0.22)) in commands.given[1]
     summary = json.loads((settings.results / "summary.json").read_text())
-    assert all(step.keys() == {"title", "command", "seconds"} for step in summary["steps"])
+    known = {"title", "command", "tpcal", "seconds"}
+    assert all(step.keys() == known for step in summary["steps"])
 
 
 def test_presets_that_cannot_be_as_cheap_are_left_out(settings: Settings) -> None:
@@ -199,7 +201,8 @@ def test_a_step_has_the_seconds_of_all_its_parts_and_counts_only_when_it_ended(
     assert not journal.holds(step)
     journal.add(step, 2, ended=True)
     assert journal.holds(step)
-    assert journal.steps()["plan"] == {"command": "tpcal plan", "reads": {}, "seconds": 42}
+    ended = journal.steps()["plan"]
+    assert ended == {"command": "tpcal plan", "tpcal": __version__, "reads": {}, "seconds": 42}
 
 
 def test_files_that_are_sent_name_no_folder_of_this_machine(
