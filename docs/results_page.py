@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from results_records import (
-    NOISE,
     OURS,
     Evidence,
     best,
@@ -16,6 +15,7 @@ from results_records import (
 )
 from results_summary import claims, depth_table, side_by_side
 
+from tpcal.benchmarks.planner.intervals import NOISE
 from tpcal.benchmarks.planner.page import table
 from tpcal.calibrate.bench.bench_results import BenchResults, RunResult
 from tpcal.calibrate.bench.ratios import MEASURES

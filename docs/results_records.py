@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,6 @@ from tpcal.plans.local_paths import BUILT_IN
 RESULTS = Path(__file__).parents[1] / "results"
 """One folder for each measured model."""
 OURS = "tpcal"
-NOISE = 0.05
-"""Tests with a smaller corrected p-value are beyond noise."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +88,10 @@ class Evidence:
         speak of all budgets together.
         """
         tests = [test for results in self.answers.values() for test in results.tests]
-        adjusted = dict(zip(map(id, tests), holm([test.p for test in tests]), strict=True))
-        found = {budget: _tested(results) for budget, results in self.answers.items()}
-        return {
-            budget: replace(test, p_adjusted=float(adjusted[id(test)]))
-            for budget, test in found.items()
-            if test is not None
-        }
+        adjusted = holm([test.p for test in tests]).tolist()
+        tests = [replace(t, p_adjusted=p) for t, p in zip(tests, adjusted, strict=True)]
+        found = {budget: _lead(results, tests) for budget, results in self.answers.items()}
+        return {budget: test for budget, test in found.items() if test is not None}
 
     def drop_all(self) -> Mapping[str, Mapping[int, float]]:
         """Loss of dropping all by group, `all` among them, and layer."""
@@ -132,12 +127,10 @@ def ours(results: EvaluationResults) -> EntryResult:
     return next(entry for entry in results.entries if method(entry) == OURS)
 
 
-def _tested(results: EvaluationResults) -> Test | None:
+def _lead(results: EvaluationResults, tests: Iterable[Test]) -> Test | None:
     """tpcal's plan beside the best of all others; None if there is no other, or no test."""
     other, own = best(results, PUBLISHED, CONTROL), ours(results).name
-    return next(
-        (t for t in results.tests if other and (t.one, t.other) == (own, other.name)), None
-    )
+    return next((t for t in tests if other and (t.one, t.other) == (own, other.name)), None)
 
 
 def unpruned(results: EvaluationResults) -> str:

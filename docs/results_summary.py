@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from results_records import (
-    NOISE,
     OURS,
     Evidence,
     best,
@@ -17,6 +16,7 @@ from results_records import (
     worst_group,
 )
 
+from tpcal.benchmarks.planner.intervals import NOISE
 from tpcal.benchmarks.planner.page import table
 from tpcal.calibrate.evaluation.evaluation_results import CONTROL, PUBLISHED, EntryResult
 from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults as Results

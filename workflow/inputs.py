@@ -34,10 +34,7 @@ def plan_and_model(
         UsageError: If neither the plan nor an option names the model.
         FitError: If the plan does not fit the model.
     """
-    plans = _read_plans([file] if file else [])
-    model = _model_of(plans, model)
-    _refuse_silent(plans, model)
-    plans, loaded = _loaded(plans, model, report)
+    plans, loaded = plans_and_model([file] if file else [], model, report)
     return (plans[file] if file else None), loaded
 
 
@@ -52,9 +49,7 @@ def plans_and_model(
         FitError: If plans do not fit; the message lists every problem of every plan.
     """
     plans = _read_plans(names)
-    model = _model_of(plans, model)
-    _refuse_silent(plans, model)
-    return _loaded(plans, model, report)
+    return _loaded(plans, _model_of(plans, model), report)
 
 
 def _read_plans(names: Sequence[str]) -> dict[str, Plan]:
@@ -101,10 +96,11 @@ def refuse_unfit(problems: Mapping[str, Sequence[str]]) -> None:
 
 
 def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
-    """The chosen model, or the one that the plans were made for.
+    """The chosen model, or the one that the plans were made for, or that of presets alone.
 
     Raises:
-        UsageError: If the plans were made for several models, or the model cannot be found.
+        UsageError: If the plans were made for several models, the model cannot be found, or a
+            plan of an unknown model would be judged on the built-in model.
     """
     if model.name is not None:
         return model
@@ -115,20 +111,12 @@ def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
         raise UsageError(f"The plans must be for one model; got {each}. Name one with --model.")
     for (name, revision), file in places.items():
         return model.or_else(locate(str(name), folder_of(file), file, "--model"), revision)
-    return model
-
-
-def _refuse_silent(plans: Mapping[str, Plan], model: ModelChoice) -> None:
-    """Raises UsageError if no model is named and a plan is not a preset.
-
-    Raises:
-        UsageError: If a plan of an unknown model would be judged on the built-in model.
-    """
     silent = next((file for file in plans if not is_preset(file)), None)
-    if model.name is None and silent is not None:
+    if silent is not None:
         raise UsageError(
             f"The model of {silent} must be named with --model, as the plan names none; got none."
         )
+    return model
 
 
 def data_of(plans: Mapping[str, Plan], data: DataChoice, model: ModelChoice) -> DataChoice:
@@ -256,7 +244,6 @@ def _plans_model_data(
     """The plans by name, their model, and the choice of their data."""
     plans = _read_plans(names)
     model = _model_of(plans, model)
-    _refuse_silent(plans, model)
     choice = data_of(plans, data, model)
     return *_loaded(plans, model, report), choice
 

@@ -41,6 +41,7 @@ from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.plans.errors import TpcalError
 from tpcal.plans.local_paths import EMBEDDED, file_name
 from tpcal.plans.plan_records import MERGES
+from tpcal.plans.yaml_files import write_atomic
 
 DOCS = ROOT / "docs"
 TEMPLATE = Path(__file__).parent / "page_template.md"
@@ -215,7 +216,7 @@ def page_of(model: str, merge: str | None = None, folder: Path | None = None) ->
         text = text.replace("{model}", model + (", tokens merged" if merge else ""))
         options = f"--model {model}" + (f" --merge {merge}" if merge else "")
         text = text.replace("{options}", options)
-        path.write_text(text, encoding="utf-8")
+        write_atomic(path, text)
     return path
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import optuna
 from joblib import Memory
 from numpy.typing import NDArray
 
@@ -76,7 +75,6 @@ def judge(run: Ablated, sizes: Sizes, profiles: Path, memory: Path, planner: str
         memory: Folder that keeps the losses of plans.
         planner: Hash of the planner's code.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     kept = Memory(memory, verbose=0)
     n = sizes.variants
     profile = world.calibrated(n, run.seed, profiles, world.ADAPTIVE)

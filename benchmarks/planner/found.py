@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-import optuna
-
 from benchmarks.planner import world
 from benchmarks.planner.world import ADAPTIVE, FULL
 from tpcal.calibrate.measure import Measurer, n_of_finals
@@ -54,7 +52,6 @@ def plan(asked: Asked, folders: Folders, planner: str) -> tuple[Cut, ...]:
         folders: Where profiles and searches are kept.
         planner: Hash of the planner's code; another one searches anew.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     profile = profile_of(asked, folders)
     problem = Problem.of(profile, asked.target)
     if asked.n_trials == PREDICTED:

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 TAILS = (0.025, 0.975)
+NOISE = 0.05
+"""Tests with a smaller corrected p-value are beyond noise."""
 Floats = NDArray[np.float64]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 from joblib import Memory
 from numpy.typing import NDArray
 
@@ -104,7 +103,6 @@ def judge(run: Run, sizes: Sizes, folders: Folders, memory: Path, planner: str) 
         memory: Folder that keeps the losses of plans, with which a stopped planner continues.
         planner: Hash of the planners' code; another one searches anew.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     if run.planner == OURS:
         asked = Asked(sizes.variants, run.seed, run.target, sizes.trials)
         plans: tuple[Cuts, ...] = (found.plan(asked, folders, planner),)

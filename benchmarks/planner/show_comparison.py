@@ -20,6 +20,7 @@ from benchmarks.planner.comparison import (
 )
 from benchmarks.planner.found import Folders
 from benchmarks.planner.intervals import (
+    NOISE,
     Interval,
     overall_difference,
     p_paired,
@@ -36,8 +37,6 @@ from tpcal.plans.local_paths import EMBEDDED
 from tpcal.plans.plan_records import Cut
 
 METHODS = (OURS, *SCHEDULES, *SINGLE, DOWNSIZED)
-NOISE = 0.05
-"""A p-value below it is beyond noise."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import optuna
 from joblib import Memory, Parallel, delayed
 from joblib.memory import MemorizedFunc
 from rich.console import Console
@@ -129,6 +130,7 @@ def _of_model(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> Any:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     world.use(*measured)
     return function(*arguments)
 
