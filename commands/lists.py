@@ -50,8 +50,8 @@ def datasets(names: tuple[str, ...], verify: bool) -> None:
 
     The data sets are read from the Hugging Face Hub as lmms-eval reads them: the same splits,
     prompts and metrics. --data textvqa:64,chartqa:64 mixes several, each as a group of its own.
-    'lite' is the mix of all subsets of LMMs-Eval-Lite in equal parts, and the default for models
-    that are not built in. 'scenes' are the drawings of the built-in models.
+    'lite' is a mix of 15 subsets of LMMs-Eval-Lite in equal parts, and the default for models that
+    are not built in. 'scenes' are the drawings of the built-in models.
 
     Without the Hub, copy the data sets to a folder with 'hf download', and set TPCAL_DATASETS to
     that folder. The licences are those of the data sets; check them before you use the data.

@@ -182,6 +182,7 @@ def _scienceqa(i: int) -> Row:
 def _ocrbench(i: int) -> Row:
     return {
         **{"dataset": "IIIT5K", "question": "what is written?", "answer": ["STOP"]},
+        **({"dataset": "HME100k", "question": "Write the formula."} if i % 3 == 2 else {}),
         **{"question_type": "Regular Text Recognition", "image": _image(i)},
     }
 

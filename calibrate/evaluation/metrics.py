@@ -10,6 +10,7 @@ from tpcal.calibrate.evaluation.choice_metrics import choice_letter, yes_no
 from tpcal.calibrate.evaluation.text_metrics import (
     anls,
     contains,
+    contains_formula,
     exact_match,
     relaxed_accuracy,
     rouge_l,
@@ -77,8 +78,8 @@ def match(given: str, answers: Sequence[str]) -> float:
 METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
     metric.__name__: metric
     for metric in (
-        *(match, exact_match, contains, vqa_accuracy, anls, relaxed_accuracy),
-        *(choice_letter, yes_no, rouge_l),
+        *(match, exact_match, contains, contains_formula, vqa_accuracy, anls),
+        *(relaxed_accuracy, choice_letter, yes_no, rouge_l),
     )
 }
 """Metrics by name: each takes an answer and the right ones, and gives a score in [0, 1]."""

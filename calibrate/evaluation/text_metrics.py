@@ -14,6 +14,8 @@ _BETA = 1.2
 """Weight of recall in ROUGE-L, as in the evaluation of COCO captions."""
 _MARKS = str.maketrans("", "", string.punctuation)
 _WORD = re.compile(r"\w+")
+_HALF_WIDTH = {0x3000: " ", **{0xFF01 + i: chr(0x21 + i) for i in range(94)}}
+"""Full-width forms of ASCII, as Chinese text has them, and the characters that they stand for."""
 
 
 def exact_match(given: str, answers: Sequence[str]) -> float:
@@ -31,11 +33,29 @@ def exact_match(given: str, answers: Sequence[str]) -> float:
 
 
 def contains(given: str, answers: Sequence[str]) -> float:
-    """1.0 if the answer contains one of the answers, without case and blanks, otherwise 0.0.
+    """1.0 if the answer contains one of the answers, otherwise 0.0; case does not matter.
 
     Source:
-        Liu et al. 2023 (OCRBench, arXiv 2305.07895). OCRBench removes blanks only from formulas,
-        and keeps the case there.
+        Liu et al. 2023 (OCRBench, arXiv 2305.07895), as lmms-eval computes it.
+
+    Example:
+        >>> from tpcal.calibrate.evaluation.text_metrics import contains
+        >>> contains("It says Stop.", ["STOP"]), contains("S T O P", ["STOP"])
+        (1.0, 0.0)
+    """
+    return float(any(_folded(answer) in _folded(given) for answer in answers))
+
+
+def contains_formula(given: str, answers: Sequence[str]) -> float:
+    """1.0 if the answer contains one of the answers without their blanks, otherwise 0.0.
+
+    Source:
+        OCRBench's rule for formulas, in which case matters; see `contains`.
+
+    Example:
+        >>> from tpcal.calibrate.evaluation.text_metrics import contains_formula
+        >>> contains_formula("x ^ {2}", ["x^{2}"]), contains_formula("X ^ {2}", ["x^{2}"])
+        (1.0, 0.0)
     """
     return float(any(_joined(answer) in _joined(given) for answer in answers))
 
@@ -103,8 +123,12 @@ def _plain(text: str) -> str:
     return text.translate(_MARKS).strip() or text  # "<" and ">" are different answers
 
 
+def _folded(text: str) -> str:
+    return text.translate(_HALF_WIDTH).lower().strip().replace("\n", " ")
+
+
 def _joined(text: str) -> str:
-    return "".join(text.lower().split())
+    return text.strip().replace("\n", "").replace(" ", "")
 
 
 def _is_close(given: str, answer: str) -> bool:

@@ -49,8 +49,8 @@ def vqa_accuracy(given: str, answers: Sequence[str]) -> float:
 
     Source:
         Antol et al. 2015 (VQA, arXiv 1505.00468), as lmms-eval and the servers of TextVQA, VizWiz
-        and OK-VQA compute it. VQAv2's own evaluation differs for answers with commas that no
-        blank follows.
+        and OK-VQA compute it. VQAv2's own evaluation differs for ``'s`` and for commas
+        that no blank follows.
 
     Example:
         >>> from tpcal.calibrate.evaluation.vqa_accuracy import vqa_accuracy

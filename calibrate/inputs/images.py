@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 from binascii import Error as Base64Error
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -58,15 +58,21 @@ def read_images(cell: Any, folder: Path | None, row: str) -> tuple[Image.Image, 
         UsageError: An image is missing, is a URL, cannot be decoded, or has more than 8 bits per
             channel.
     """
-    cell = _inside(cell)
-    if isinstance(cell, Sequence) and not isinstance(cell, str | bytes | bytearray):
-        return tuple(image for item in cell for image in read_images(item, folder, row))
-    if not has_image(cell):
-        return ()
-    image = _read_image(cell, folder, row)
-    if _is_turned(image):
+    images = tuple(_opened(cell, folder, row))
+    if any(map(_is_turned, images)):
         warnings.warn(_TURNED, stacklevel=2)
-    return (image,)
+    return images
+
+
+def converted_images(cell: Any, row: str) -> list[Image.Image]:
+    """The images of a cell as the tasks of lmms-eval show them to a model: upright and in RGB.
+
+    Transparency is dropped, so that the colour below a transparent pixel is seen. The images are
+    copies. Takes the arguments and raises the errors of `read_images`.
+    """
+    images = [upright(image) for image in _opened(cell, None, row)]
+    # Pillow warns of some palettes unless they become RGBA first.
+    return [(i.convert("RGBA") if i.mode == "P" else i.copy()).convert("RGB") for i in images]
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -94,6 +100,15 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # a broken tag may raise any error in Pillow; processors do not read EXIF
         return image
+
+
+def _opened(cell: Any, folder: Path | None, row: str) -> Iterator[Image.Image]:
+    cell = _inside(cell)
+    if isinstance(cell, Sequence) and not isinstance(cell, str | bytes | bytearray):
+        for item in cell:
+            yield from _opened(item, folder, row)
+    elif has_image(cell):
+        yield _read_image(cell, folder, row)
 
 
 def _inside(cell: Any) -> Any:

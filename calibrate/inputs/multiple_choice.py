@@ -100,8 +100,8 @@ def count_from_1(columns: str | None, present: Sequence[str]) -> bool:
     return len(names) > 1 and marks == [str(number) for number in range(1, len(names) + 1)]
 
 
-def asked(question: str, choices: Sequence[str]) -> str:
-    """The question with its choices, one a line, and the instruction.
+def asked(question: str, choices: Sequence[str], instruction: str = INSTRUCTION) -> str:
+    """The question with its choices, one a line, and the instruction in a line of its own.
 
     A question that shows its choices already is returned unchanged.
 
@@ -116,7 +116,7 @@ def asked(question: str, choices: Sequence[str]) -> str:
     if not choices or all_shown(question, choices):
         return question
     lines = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)]
-    return "\n".join([question, *lines, INSTRUCTION])
+    return "\n".join([question, *lines, instruction])
 
 
 def all_shown(text: str, choices: Sequence[str]) -> bool:

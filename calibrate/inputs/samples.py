@@ -254,8 +254,7 @@ def load_samples(
         try:
             return read_sample(drawing, place, metric or DEFAULT_METRIC)
         except UsageError as error:
-            way_out = "" if skip_bad else " Add --skip-bad to go on without such rows."
-            raise UsageError(f"{error}{way_out}") from None
+            raise with_way_out(error, skip_bad) from None
 
     places = drawing.take(n, table.order(split, seed), read if skip_bad else None, least)
     recipe["samples"] = max(n, len(places))
@@ -297,6 +296,11 @@ def _embedded(split: str, n: int, seed: int, recipe: Mapping[str, Any]) -> Sampl
     held = [Sample(s.id, (s.image,), s.question, s.answer, s.group, metric=metric) for s in made]
     description = f"{n} built-in scenes ({split}, seed {seed})"
     return Samples(EMBEDDED, description, held, lambda sample: sample, recipe)
+
+
+def with_way_out(error: UsageError, skip_bad: bool) -> UsageError:
+    """The error of a row, with the option that goes on without such rows unless it is given."""
+    return error if skip_bad else UsageError(f"{error} Add --skip-bad to go on without such rows.")
 
 
 def read_sample(drawing: Drawing, place: Place, metric: str) -> Sample:

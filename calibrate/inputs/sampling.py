@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
@@ -127,16 +128,15 @@ class Drawing:
     def _places(self, order: Iterable[int]) -> Iterator[tuple[str, Place]]:
         labels = self.table.labels.get(self.columns.answer or "")
         for i in map(int, order):
-            row = self.table.rows[i]
             self._n_seen += 1
-            try:
+            group, n_asked = DEFAULT_GROUP, 1
+            with suppress(UsageError):  # reading this place raises the error again
+                row = self.table.rows[i]
+                group = self.group(row)
                 asked, left_out = read_row(row, self.columns, labels, self.where(i))
                 n_asked = len(asked)
                 self.left_out += left_out
-            except UsageError:
-                n_asked = 1  # reading this place raises the error again
             self._n_asked += n_asked
-            group = self.group(row)
             yield from ((group, Place(i, question)) for question in range(n_asked))
 
     def _can(self, read: Callable[[Place], Any], place: Place) -> bool:

@@ -12,7 +12,7 @@ from tpcal.calibrate.inputs.sample_size import ANSWER_TOKENS
 from tpcal.plans.yaml_files import parse_yaml
 
 LITE = "lite"
-"""Name of the mix of all subsets of LMMs-Eval-Lite in equal parts."""
+"""Name of the mix of the subsets of LMMs-Eval-Lite that are in the catalog, in equal parts."""
 _SUFFIX = "_lite"
 ANSWERS = ("one", "many", "index", "letter")
 """What an answer cell holds: a text, several, the number of a choice from 0 on, or its letter."""
@@ -73,10 +73,14 @@ class NamedDataset:
     """Longest answer, in tokens, where the metric reads a whole answer."""
     choices: tuple[str, ...] = ()
     """Column of all choices, or columns of one choice each."""
+    instruction: str = ""
+    """Text after the choices, where it is not the usual one."""
     box: str | None = None
     """Column of a box x, y, width, height in pixels that is drawn into the image in red."""
     images: ImageTable | None = None
     """Where the images are, if the image column only names them."""
+    metrics: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Metrics of rows that have another, by column and cell."""
     only: Mapping[str, str] = field(default_factory=dict)
     """Cells by column; rows with others are left out."""
     below: Mapping[str, int] = field(default_factory=dict)
@@ -92,7 +96,7 @@ class NamedDataset:
     def columns(self) -> tuple[str, ...]:
         """The columns that are read."""
         own = (self.image, self.question, self.answer, self.context, self.box)
-        return tuple(filter(None, (*own, *self.choices, *self.only, *self.below)))
+        return tuple(filter(None, (*own, *self.choices, *self.metrics, *self.only, *self.below)))
 
 
 @cache

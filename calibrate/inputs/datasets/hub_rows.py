@@ -10,7 +10,7 @@ from typing import Any
 
 from tpcal.calibrate.inputs.cells import text_of
 from tpcal.calibrate.inputs.data_errors import explained
-from tpcal.calibrate.inputs.datasets.catalog import ImageTable, NamedDataset
+from tpcal.calibrate.inputs.datasets.catalog import ImageTable, NamedDataset, lite
 from tpcal.calibrate.inputs.datasets.standard_rows import StandardRows
 from tpcal.calibrate.inputs.sources import ROLES, order, undecoded
 from tpcal.calibrate.inputs.streams import SHUFFLED, in_random_order
@@ -90,6 +90,13 @@ def place_of(dataset: NamedDataset, repository: str | None = None) -> str:
 
 def _download(dataset: NamedDataset, repository: str) -> str:
     get = f"hf download {repository} --repo-type dataset --local-dir DIR/{repository}"
+    # The mix `lite` needs all of its repository. Of others, which can be a hundred times larger,
+    # the card and the folders of the configurations are enough.
+    if dataset.name not in lite() or repository != dataset.repository:
+        tables = [table for table in (dataset, dataset.images) if table is not None]
+        parts = [t.configuration for t in tables if t.repository == repository and t.configuration]
+        only = ["README.md", *(f"{part}/*" for part in parts)] if parts else []
+        get += "".join(f' --include "{pattern}"' for pattern in only)
     return (
         f"{dataset.name} needs {repository} of the Hugging Face Hub, which cannot be reached. "
         f"Where it can, run '{get}', bring DIR here and set {FOLDER}=DIR; or name questions of "

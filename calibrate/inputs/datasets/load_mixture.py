@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from tpcal.calibrate.inputs.datasets.catalog import NamedDataset
 from tpcal.calibrate.inputs.datasets.hub_rows import hub_rows
 from tpcal.calibrate.inputs.datasets.mixture import Mixture, names_of, parse_mixture
+from tpcal.calibrate.inputs.datasets.standard_rows import StandardRows
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.sample_size import DEFAULT_N, LEAST_OF_GROUP
-from tpcal.calibrate.inputs.samples import Samples, Source, read_sample
+from tpcal.calibrate.inputs.samples import Samples, Source, read_sample, with_way_out
 from tpcal.calibrate.inputs.sampling import Drawing, Place
 from tpcal.calibrate.inputs.sources import ROLES, RawTable
 from tpcal.plans.errors import UsageError
@@ -36,6 +37,7 @@ class _Part:
     """The samples that are drawn from one data set."""
 
     dataset: NamedDataset
+    rows: StandardRows
     drawing: Drawing
     places: Sequence[Place]
     n_rows: int
@@ -90,13 +92,17 @@ def _part(dataset: NamedDataset, n: int, draw: MixtureDraw) -> _Part:
     columns = found.rows.columns
     table = RawTable(dataset.name, found.rows, tuple(vars(columns)))
     drawing = Drawing(table, columns)
-    part = _Part(dataset, drawing, (), found.n_rows)
+    part = _Part(dataset, found.rows, drawing, (), found.n_rows)
     try_read = (lambda place: _read(part, place, draw)) if draw.skip_bad else None
     return replace(part, places=drawing.take(n, found.order, try_read) if n else ())
 
 
 def _read(part: _Part, place: Place, draw: MixtureDraw) -> Sample:
-    sample = read_sample(part.drawing, place, draw.metric or part.dataset.metric)
+    try:
+        metric = draw.metric or part.rows.metric(place.row)
+        sample = read_sample(part.drawing, place, metric)
+    except UsageError as error:
+        raise with_way_out(error, draw.skip_bad) from None
     return replace(sample, group=part.dataset.group)
 
 

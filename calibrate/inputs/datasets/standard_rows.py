@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
 from tpcal.calibrate.inputs.cells import text_of
 from tpcal.calibrate.inputs.columns import Columns
 from tpcal.calibrate.inputs.datasets.catalog import NamedDataset
-from tpcal.calibrate.inputs.images import as_rgb, has_image, read_images
+from tpcal.calibrate.inputs.images import converted_images
+from tpcal.calibrate.inputs.multiple_choice import asked
 from tpcal.calibrate.inputs.text_files import Row
 from tpcal.plans.errors import UsageError, excerpt
 
@@ -48,26 +49,32 @@ class StandardRows(Sequence[Row]):
         where = f"{dataset.name} row {index + 1}"
         found = {
             "id": f"{dataset.name}-{index}",
-            IMAGE: self._image(row, where),
+            IMAGE: self._images_of(row, where),
             QUESTION: _question(dataset, row),
             ANSWER: _answer(dataset, row, where),
         }
         return {**found, CHOICES: _choices(dataset, row)} if dataset.choices else found
 
-    def _image(self, row: Row, where: str) -> Any:
+    def metric(self, index: int) -> str:
+        """The metric of a row's answers."""
+        row, own = self._rows[index], self._dataset.metrics
+        found = (metrics.get(text_of(row[column])) for column, metrics in own.items())
+        return next(filter(None, found), self._dataset.metric)
+
+    def _images_of(self, row: Row, where: str) -> list[Image.Image]:
         cell = row[self._dataset.image]
         if self._images is not None:
             name = text_of(cell)
             if name not in self._images:
                 raise UsageError(f"{where}: there must be an image called {excerpt(name)}.")
             cell = self._images[name]
-        if self._dataset.box is None or not has_image(cell):
-            return cell
-        # The region is marked as lmms-eval does it: by a red line of one pixel.
-        image = as_rgb(read_images(cell, None, where)[0]).copy()
-        x, y, width, height = row[self._dataset.box]
-        ImageDraw.Draw(image).rectangle((x, y, x + width, y + height), outline="red")
-        return image
+        images = converted_images(cell, where)
+        if self._dataset.box is not None:
+            # The region is marked as lmms-eval does it: by a red line of one pixel.
+            x, y, width, height = row[self._dataset.box]
+            for image in images:
+                ImageDraw.Draw(image).rectangle((x, y, x + width, y + height), outline="red")
+        return images
 
 
 def _question(dataset: NamedDataset, row: Row) -> str:
@@ -79,7 +86,8 @@ def _question(dataset: NamedDataset, row: Row) -> str:
     context = _text(row, dataset.context)
     if context:
         text = dataset.context_text.replace("{}", context) + text
-    return text + dataset.suffix
+    choices = _choices(dataset, row) if dataset.instruction else []
+    return asked(text + dataset.suffix, choices, dataset.instruction)
 
 
 def _choices(dataset: NamedDataset, row: Row) -> list[str]:

@@ -99,7 +99,9 @@ def test_exact_match_and_contained_answers_by_hand() -> None:
     assert exact_match("two", ["2"]) == exact_match("", ["left"]) == 0.0
     assert exact_match("<", [">"]) == exact_match("", ["?"]) == 0.0
     assert match("two", ["2"]) == 1.0
-    assert contains("The sign says STOP  NOW", ["stop now"]) == 1.0
+    assert contains("The sign says STOP\nNOW", ["stop now"]) == 1.0
+    assert contains("The sign says STOP  NOW", ["stop now"]) == 0.0
+    assert contains("\uff33\uff34\uff2f\uff30\u3000now", ["stop now"]) == 1.0  # full width
     assert contains("The sign says go", ["stop", "halt"]) == 0.0
 
 

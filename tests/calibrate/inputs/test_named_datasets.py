@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import named_datasets
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from tpcal.calibrate.evaluation.metrics import METRICS
 from tpcal.calibrate.inputs import streams
 from tpcal.calibrate.inputs.data_choice import DataChoice
 from tpcal.calibrate.inputs.datasets import hub_rows as hub_rows_module
+from tpcal.calibrate.inputs.datasets import load_mixture
 from tpcal.calibrate.inputs.datasets.catalog import ANSWERS, catalog, lite
-from tpcal.calibrate.inputs.datasets.hub_rows import hub_rows
+from tpcal.calibrate.inputs.datasets.hub_rows import HubRows, hub_rows
 from tpcal.calibrate.inputs.datasets.mixture import is_mixture, parse_mixture
+from tpcal.calibrate.inputs.datasets.standard_rows import StandardRows
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.inputs.samples import Columns, RowSettings, load_samples
 from tpcal.plans import hub
@@ -34,7 +38,7 @@ ASKED = {
     **{"okvqa": f"Which sport, 0?{UNSURE}", "pope": f"Is there a cat, 0?{SHORT}"},
     "ai2d": f"How many arrows, 0?\nA. 3\nB. 1\nC. 0\nD. 2{LETTER}",
     "seedbench": f"How many, 0?\nA. One\nB. Two\nC. B\nD. A{LETTER}",
-    "mmbench": f"Which one, 0? There are several options:\nA. cat\nB. dog{LETTER}",
+    "mmbench": f"Which one, 0? There are several options:\nA. cat\nB. dog\n{LETTER}",
     **{"nocaps": CAPTION, "textcaps": CAPTION, "flickr30k": CAPTION},
     "refcoco": "Provide a short description for this region.",
     "scienceqa": f"Which is solid, 0?\nA. water\nB. ice{LETTER}",
@@ -176,6 +180,77 @@ def test_without_the_hub_one_line_says_what_to_download(monkeypatch: pytest.Monk
     assert "\n" not in text
     assert f"hf download {named_datasets.LITE} --repo-type dataset --local-dir DIR/" in text
     assert "set TPCAL_DATASETS=DIR" in text
+    assert "--include" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"),
+    [
+        ("gqa", ["testdev_balanced_instructions", "testdev_balanced_images"]),
+        ("docvqa", ["DocVQA"]),
+        ("textvqa", []),
+    ],
+)
+def test_of_a_large_repository_only_the_folders_are_downloaded_that_are_read(
+    name: str, folders: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(hub_rows_module.FOLDER)
+    with pytest.raises(UsageError) as caught:
+        load_samples(name)
+    patterns = ["README.md", *(f"{folder}/*" for folder in folders)] if folders else []
+    wanted = "".join(f' --include "{pattern}"' for pattern in patterns)
+    assert f"--local-dir DIR/{catalog()[name].repository}{wanted}', bring DIR" in str(caught.value)
+
+
+def test_the_images_of_lite_questions_of_gqa_are_downloaded_alone(
+    copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / named_datasets.ORG).mkdir()
+    (tmp_path / named_datasets.LITE).symlink_to(copies / named_datasets.LITE)
+    monkeypatch.setenv(hub_rows_module.FOLDER, str(tmp_path))
+    with pytest.raises(UsageError, match=r'--include "testdev_balanced_images/\*"'):
+        load_samples("gqa_lite")
+
+
+def test_images_are_upright_and_without_transparency() -> None:
+    photo = Image.new("RGB", (4, 2), "red")
+    photo.getexif()[ExifTags.Base.Orientation] = 6  # stored on its side
+    encoded = BytesIO()
+    photo.save(encoded, "PNG", exif=photo.getexif())
+    drawing, palette = Image.new("RGBA", (3, 3), (0, 0, 255, 0)), Image.new("P", (3, 3), 1)
+    palette.putpalette([0, 0, 0, 0, 255, 0])
+    palette.info["transparency"] = b"\xff\x00"
+    rows = [{"image": i, "question": "What?", "answer": ["it"]} for i in (drawing, palette)]
+    rows.insert(0, {**rows[0], "image": {"bytes": encoded.getvalue(), "path": None}})
+    shown = [row["image"][0] for row in StandardRows(catalog()["ocrbench"], rows)]
+    assert [(image.mode, image.size) for image in shown] == [
+        ("RGB", (2, 4)),
+        *[("RGB", (3, 3))] * 2,
+    ]
+    assert [image.getpixel((0, 0)) for image in shown] == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
+
+
+def test_formulas_of_ocrbench_have_a_metric_of_their_own() -> None:
+    metrics = {sample.question: sample.metric for sample in load_samples("ocrbench", n=24)}
+    assert metrics == {"what is written?": "contains", "Write the formula.": "contains_formula"}
+    named = load_samples("ocrbench", n=24, rows=RowSettings(metric="anls"))
+    assert {sample.metric for sample in named} == {"anls"}
+
+
+def test_rows_that_cannot_be_read_are_refused_unless_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [
+        named_datasets.FULL[f"{named_datasets.ORG}/POPE"]["default", "test"](i) for i in range(4)
+    ]
+    rows[2]["image"] = {"bytes": b"nothing", "path": None}
+    found = StandardRows(catalog()["pope"], rows)
+    monkeypatch.setattr(load_mixture, "hub_rows", lambda *_, **__: HubRows(found, [2, 1, 0, 3], 4))
+    with pytest.raises(UsageError, match=r"pope row 3: .*Add --skip-bad to go on"):
+        load_samples("pope", n=3)
+    kept = load_samples("pope", n=3, rows=RowSettings(skip_bad=True))
+    assert [sample.id for sample in kept] == ["pope-1", "pope-0", "pope-3"]
+    assert ["--skip-bad" in text for text in kept.source.unreadable] == [False]
 
 
 @pytest.mark.parametrize(
