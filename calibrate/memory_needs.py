@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,13 +14,15 @@ from tpcal.calibrate.inputs.models import Loaded, device_of, free_memory
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.tape_store import Store
-from tpcal.plans.cost import DecoderShape
+from tpcal.plans.cost import DecoderShape, kv_bytes
 from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find
 from tpcal.plans.formats import gigabytes
 
+_LOG = logging.getLogger(__name__)
 N_TRIED = 8
-"""Number of samples that are encoded to find the longest prompt."""
+"""Number of samples that are encoded to find the longest prompt, beside those with the largest
+images."""
 _FREE = 0.9
 """Share of the free memory that a run without a limit takes."""
 _KEPT = 0.5
@@ -60,12 +63,14 @@ class Arranged:
 
 
 def longest(loaded: Loaded, samples: Samples) -> LongestPrompt:
-    """The longest of the first prompt of each group and `N_TRIED` that are spread evenly."""
-    step = -(-len(samples) // N_TRIED)
-    # Groups may be data sets with images of very different sizes, and they take turns, so that
-    # every nth sample can leave some of them out.
-    first = [samples.sample_groups.index(group) for group in samples.groups]
-    tried = sorted({*range(0, len(samples), step), *first})
+    """The longest prompt of each group's sample with the largest images, and of `N_TRIED` others.
+
+    In many models more pixels are more tokens. Long texts show in samples that are spread evenly.
+    """
+    step, numbers = -(-len(samples) // N_TRIED), range(len(samples))
+    by_size = sorted(numbers, key=samples.n_pixels.__getitem__)
+    largest = {samples.sample_groups[i]: i for i in by_size}
+    tried = sorted({*numbers[::step], *largest.values()})
     found = [_measured(loaded, samples[i]) for i in tried]
     return LongestPrompt(*(max(column) for column in zip(*found, strict=True)))
 
@@ -106,6 +111,35 @@ def of_probes(loaded: Loaded, prompt: LongestPrompt) -> Need:
     looks = float(shape.n_layers * n_text * prompt.n_visual * 4)
     kept = states + looks
     return Need(_pass(shape, prompt, n_bytes) + kept, kept, "recorded again in every round")
+
+
+def of_answers(loaded: Loaded, prompt: LongestPrompt, n_new: int) -> Need:
+    """The need of answers of up to ``n_new`` tokens, whose cache holds the keys of every layer."""
+    shape, n_bytes = loaded.shape, loaded.model.dtype.itemsize
+    cache = kv_bytes(shape, [prompt.n_tokens + n_new] * shape.n_layers)
+    one = replace(prompt, n_answer=1)  # the output head runs on one token at a time
+    return Need(_pass(shape, one, n_bytes) + cache, 0.0, "")
+
+
+def answers_at_once(
+    loaded: Loaded, samples: Samples, batch_size: int, limit: int | None, n_new: int
+) -> int:
+    """The number of samples to answer together, at most ``batch_size``; logs the memory.
+
+    Args:
+        loaded: The model, on its device.
+        samples: The samples to answer.
+        batch_size: Largest number.
+        limit: As in `arranged`.
+        n_new: Longest answer, in tokens.
+
+    Raises:
+        UsageError: The limit leaves no room for one sample.
+    """
+    need = of_answers(loaded, longest(loaded, samples), n_new)
+    run = arranged(loaded, need, 0, batch_size, limit)
+    _LOG.info("%s", run.said)
+    return run.batch_size
 
 
 def _pass(shape: DecoderShape, prompt: LongestPrompt, n_bytes: int) -> float:

@@ -115,10 +115,9 @@ def count(word: str) -> int:
 @click.option(
     "--image-size",
     type=click.IntRange(min=28),
-    default=336,
-    show_default=True,
     metavar="PX",
-    help="Height and width of an image in pixels.",
+    help="Height and width of an image in pixels.  [default: the size that makes about as many "
+    "visual tokens as the plan was made for; otherwise 336]",
 )
 @click.option(
     "--new-tokens",
@@ -147,7 +146,7 @@ def bench(
     batch_sizes: tuple[int, ...],
     images: tuple[int, ...],
     text: tuple[int, ...],
-    image_size: int,
+    image_size: int | None,
     new_tokens: int,
     repeats: int,
     outputs: tuple[Path, ...],
@@ -186,10 +185,12 @@ def bench(
             import torch
 
             torch.set_num_threads(threads)
+        from tpcal.calibrate.bench.synthetic_prompts import SIDES
+
         subject = (
             loaded_subject(files, model, image_size, report)
             if geometry is None
-            else random_subject(files, geometry, layers, model, image_size)
+            else random_subject(files, geometry, layers, model, image_size or SIDES[0])
         )
         from tpcal.calibrate.bench.generation_times import BenchSettings
         from tpcal.calibrate.bench.generation_times import bench as measure

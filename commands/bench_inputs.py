@@ -34,22 +34,26 @@ class BenchSubject:
 
 
 def loaded_subject(
-    names: Sequence[str], choice: ModelChoice, image_size: int, report: Progress
+    names: Sequence[str], choice: ModelChoice, image_size: int | None, report: Progress
 ) -> BenchSubject:
     """A model with its weights; errors as `tpcal.workflow.inputs.plans_and_model`.
 
     Args:
         names: Names of plans as in `load_plan`.
         choice: Choice of the model; without a name, the model that the plans were made for.
-        image_size: Height and width of an image in pixels.
+        image_size: Height and width of an image in pixels; None takes the size that makes about
+            as many visual tokens as the first plan with a cost was made for.
         report: Called with the current step.
     """
     plans, loaded = plans_and_model(names, choice, report)
-    from tpcal.calibrate.bench.synthetic_prompts import inputs_for
+    from tpcal.calibrate.bench.synthetic_prompts import SIDES, inputs_for, nearest_side
     from tpcal.calibrate.inputs.model_facts import ModelFacts
 
+    wanted = next((plan.cost.n_tokens for plan in plans.values() if plan.cost), None)
+    side = image_size or (SIDES[0] if wanted is None else nearest_side(loaded, wanted))
+
     def inputs_of(shape: PromptSize) -> Mapping[str, Any]:
-        return inputs_for(loaded, shape, image_size)
+        return inputs_for(loaded, shape, side)
 
     n_layers = loaded.shape.n_layers
     return BenchSubject(

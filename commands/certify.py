@@ -45,6 +45,7 @@ from tpcal.workflow.step_settings import CertificationSettings
 @groups.model_options
 @groups.data_options
 @groups.batch_size_option(32)
+@groups.memory_option
 @groups.answer_length_option()
 def certify(
     file: str,
@@ -56,6 +57,7 @@ def certify(
     model: ModelChoice,
     data: DataChoice,
     batch_size: int,
+    memory: int | None,
     max_new_tokens: int | None,
 ) -> None:
     """Prove that a plan changes few answers, and write the proof into the plan.
@@ -89,7 +91,7 @@ def certify(
     target = output or Path(file)
     refuse_to_overwrite(target, force)
     promise = Promise(max_flips, confidence, each_group)
-    how = CertificationSettings(batch_size, max_new_tokens)
+    how = CertificationSettings(batch_size, memory, max_new_tokens)
     with terminal.progress() as report:
         proven = certification.certify(
             file, promise, model=model, data=data, settings=how, progress=report

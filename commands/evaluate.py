@@ -66,6 +66,7 @@ def _check_controls(of: Sequence[str], controls: Sequence[str], files: Sequence[
 @groups.data_options
 @click.option("--allow-seen", is_flag=True, help="Accept samples that a plan was made from.")
 @groups.batch_size_option(32)
+@groups.memory_option
 @groups.answer_length_option()
 @click.option(
     "--fresh",

@@ -52,7 +52,8 @@ def model_options(command: Command) -> Command:
             default="auto",
             show_default=True,
             type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-            help="Precision of the weights.",
+            help="Precision of the weights. 'auto' is the one that a plan was measured in where "
+            "answers are judged; otherwise the model's own on a GPU, and float32 on a CPU.",
         ),
         click.option(
             "--offload",

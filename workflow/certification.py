@@ -82,6 +82,7 @@ def certify(
         MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: The plan does not fit the model.
     """
+    from tpcal.calibrate import memory_needs
     from tpcal.planner.certificates.certify import ProofSettings, prove
     from tpcal.planner.certificates.judgement_record import JudgementRecord
 
@@ -89,14 +90,17 @@ def certify(
     found, loaded, samples = plan_model_samples(
         str(plan), ModelChoice.of(model), DataChoice.of(data), progress
     )
+    length = settings.max_new_tokens or samples.answer_tokens
     proven = prove(
         [found],
         promise,
         loaded,
         samples,
         settings=ProofSettings(
-            batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens or samples.answer_tokens,
+            batch_size=memory_needs.answers_at_once(
+                loaded, samples, settings.batch_size, settings.memory, length
+            ),
+            max_new_tokens=length,
             judged=JudgementRecord.beside(settings.out),
         ),
         progress=progress,

@@ -83,6 +83,7 @@ def evaluate(
         FitError: A plan does not fit the model.
         RunFailed: Out of memory.
     """
+    from tpcal.calibrate import memory_needs
     from tpcal.calibrate.evaluation.answer_cache import AnswerFolder
     from tpcal.calibrate.evaluation.compare import ComparisonSettings, compare_plans
     from tpcal.calibrate.evaluation.generate import InMemory
@@ -103,6 +104,9 @@ def evaluate(
     n_seen, length = count_seen(read, samples), settings.max_new_tokens or samples.answer_tokens
     if not settings.allow_seen:
         refuse_seen(read, samples, EVALUATION)  # before kept answers are forgotten
+    at_once = memory_needs.answers_at_once(
+        loaded, samples, settings.batch_size, settings.memory, length
+    )
     folder = None
     if out is not None:
         folder = AnswerFolder(out, loaded, samples, length, fresh=settings.fresh)
@@ -115,7 +119,7 @@ def evaluate(
             controls_of=settings.controls_of or None,
             tested=[name for name in names if not is_preset(name)] or None,
             allow_seen=settings.allow_seen,
-            batch_size=settings.batch_size,
+            batch_size=at_once,
             max_new_tokens=length,
         ),
         kept=folder.of if folder else lambda variant: InMemory(),

@@ -119,6 +119,16 @@ def _model_of(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
     return model
 
 
+def _as_measured(plans: Mapping[str, Plan], model: ModelChoice) -> ModelChoice:
+    """The model in the precision that the plans were measured in, unless another one is named."""
+    known = {
+        str(plan.provenance["dtype"]) for plan in plans.values() if "dtype" in plan.provenance
+    }
+    if model.dtype != "auto" or len(known) != 1 or model.loaded is not None:
+        return model
+    return replace(model, dtype=known.pop())
+
+
 def data_of(plans: Mapping[str, Plan], data: DataChoice, model: ModelChoice) -> DataChoice:
     """The chosen data, or the data that the plans were made from, or that of the model.
 
@@ -243,7 +253,7 @@ def _plans_model_data(
 ) -> tuple[dict[str, Plan], Loaded, DataChoice]:
     """The plans by name, their model, and the choice of their data."""
     plans = _read_plans(names)
-    model = _model_of(plans, model)
+    model = _as_measured(plans, _model_of(plans, model))
     choice = data_of(plans, data, model)
     return *_loaded(plans, model, report), choice
 

@@ -294,19 +294,23 @@ class _Search:
 
     def _proven(self, budget: Budget | None) -> Plan:
         """The plan for the budget or the cheapest within the limits, with a certificate."""
+        from tpcal.calibrate.memory_needs import answers_at_once
         from tpcal.planner.certificates.certify import ProofSettings, prove
         from tpcal.planner.certificates.judgement_record import JudgementRecord
 
         promise, session = self._promise(), self.session
         unseen = session.unseen(self.limits.certify_samples, N_CERTIFY)
+        length, how = unseen.answer_tokens, self.settings
         return prove(
             [session.signed(plan) for plan in self._candidates(budget)],
             promise,
             session.loaded,
             unseen,
             settings=ProofSettings(
-                batch_size=self.settings.batch_size,
-                max_new_tokens=unseen.answer_tokens,
+                batch_size=answers_at_once(
+                    session.loaded, unseen, how.batch_size, how.memory, length
+                ),
+                max_new_tokens=length,
                 judged=JudgementRecord.beside(self.stored.folder.parent),
             ),
             progress=self.progress,

@@ -156,6 +156,8 @@ class EvaluationSettings:
     """Whether samples that a plan was made from are taken too."""
     batch_size: int = 32
     """Samples per run of the model."""
+    memory: int | None = None
+    """Most bytes on the device; None takes what is free."""
     max_new_tokens: int | None = None
     """Longest answer, in tokens; None takes 16, or as many as a data set by name needs."""
     out: Path | None = OUT
@@ -175,6 +177,8 @@ class CertificationSettings:
 
     batch_size: int = 32
     """Samples per run of the model."""
+    memory: int | None = None
+    """Most bytes on the device; None takes what is free."""
     max_new_tokens: int | None = None
     """Longest answer, in tokens; None takes 16, or as many as a data set by name needs."""
     out: Path | None = OUT

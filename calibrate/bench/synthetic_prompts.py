@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from tpcal.calibrate.bench.prompt_sizes import PromptSize
 from tpcal.calibrate.inputs.batches import prompt_inputs
@@ -19,6 +20,10 @@ WORDS = (
     *("left", "right", "small", "large", "red", "green", "blue", "picture", "street", "table"),
     *("person", "dog", "tree", "sign", "word", "number", "chart", "line", "colour", "shape"),
 )
+
+
+SIDES = (336, 448, 672, 896, 1120, 1344, 1792, 2240)
+"""Sides of square images, in pixels."""
 
 
 def inputs_for(loaded: Loaded, shape: PromptSize, image_px: int) -> dict[str, Any]:
@@ -40,6 +45,19 @@ def inputs_for(loaded: Loaded, shape: PromptSize, image_px: int) -> dict[str, An
     return prompt_inputs(loaded.processor, samples, loaded.model)
 
 
+def nearest_side(loaded: Loaded, n_tokens: float) -> int:
+    """The one of `SIDES` at which an image has about ``n_tokens`` visual tokens.
+
+    If several come equally close, it is the smallest.
+    """
+
+    def distance(px: int) -> float:
+        image = Image.new("RGB", (px, px))
+        return abs(_n_visual(loaded, Sample("", (image,), "what")) - n_tokens)
+
+    return min(SIDES, key=distance)
+
+
 def _noise(px: int, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (px, px, 3), dtype=np.uint8))
 
@@ -57,6 +75,12 @@ def _fitting(
 
 def _n_text(loaded: Loaded, images: tuple[Image.Image, ...], words: Sequence[str]) -> int:
     sample = Sample("", images, " ".join(words))
-    ids = prompt_inputs(loaded.processor, [sample], loaded.model)["input_ids"]
-    visual = find(loaded.model).visual_mask(loaded.model, ids, None)
-    return ids.shape[1] - int(visual.sum())
+    return _ids(loaded, sample).shape[1] - _n_visual(loaded, sample)
+
+
+def _n_visual(loaded: Loaded, sample: Sample) -> int:
+    return int(find(loaded.model).visual_mask(loaded.model, _ids(loaded, sample), None).sum())
+
+
+def _ids(loaded: Loaded, sample: Sample) -> Tensor:
+    return prompt_inputs(loaded.processor, [sample], loaded.model)["input_ids"]

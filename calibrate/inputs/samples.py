@@ -53,13 +53,14 @@ class _Contents(NamedTuple):
     fingerprint: str
     groups: tuple[str, ...]
     identities: tuple[bytes, ...]
+    n_pixels: tuple[int, ...]
 
 
 class Samples(Sequence[Sample]):
     """Samples in a fixed order; an image of a data set is decoded each time its sample is taken.
 
-    Groups and digests of all samples are read in one pass, which decodes every image once, when
-    they are first asked for. Parts of these samples take theirs over and decode nothing.
+    Groups, digests and sizes of all samples are read in one pass, which decodes every image once,
+    when they are first asked for. Parts of these samples take theirs over and decode nothing.
 
     Args:
         name: Name of the data set.
@@ -126,14 +127,21 @@ class Samples(Sequence[Sample]):
         return self._contents.identities
 
     @cached_property
+    def n_pixels(self) -> tuple[int, ...]:
+        """[n] pixels of the images of each sample together."""
+        return self._contents.n_pixels
+
+    @cached_property
     def _contents(self) -> _Contents:
         digest = hashlib.sha256()
-        groups, identities = [], []
+        groups, identities, n_pixels = [], [], []
         for sample in self:
             _feed(digest, sample)
             groups.append(sample.group)
             identities.append(identity(sample))
-        return _Contents(f"sha256:{digest.hexdigest()}", tuple(groups), tuple(identities))
+            n_pixels.append(sum(image.width * image.height for image in sample.images))
+        name = f"sha256:{digest.hexdigest()}"
+        return _Contents(name, tuple(groups), tuple(identities), tuple(n_pixels))
 
     def part(self, start: int, stop: int) -> Samples:
         """The samples ``start`` … ``stop`` - 1, in order."""
@@ -161,6 +169,7 @@ class Samples(Sequence[Sample]):
         chosen = Samples(self.name, description, rows, self._read)
         chosen.sample_groups = tuple(self.sample_groups[i] for i in numbers)
         chosen.identities = tuple(self.identities[i] for i in numbers)
+        chosen.n_pixels = tuple(self.n_pixels[i] for i in numbers)
         chosen.answer_tokens = self.answer_tokens
         return chosen
 
@@ -174,6 +183,7 @@ class Samples(Sequence[Sample]):
 
         made = Samples(self.name, description, self._rows, read, recipe, self.source)
         made.sample_groups, made.identities = self.sample_groups, self.identities
+        made.n_pixels = self.n_pixels
         made.answer_tokens = self.answer_tokens
         return made
 

@@ -79,6 +79,7 @@ def _provenance(predictor: Predictor, facts: Mapping[str, Any]) -> dict[str, Any
         "tpcal": tpcal.__version__,
         "libraries": {name: v for name in LIBRARIES if (v := _version(name))},
         "profile": predictor.profile.digest,
+        "dtype": known.get("dtype"),
         "engine": predictor.engine_name,
         "data": data,
         KEY: sizes and sizes.to_data(),

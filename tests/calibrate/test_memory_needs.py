@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from tpcal.calibrate import memory_needs, probe
-from tpcal.calibrate.inputs.batches import encode
+from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded, free_memory
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.calibrate.inputs.samples import Samples
@@ -93,3 +94,40 @@ def test_a_prompt_of_every_group_is_tried(
 
     monkeypatch.setattr(memory_needs, "_measured", measured)
     assert memory_needs.longest(loaded, Samples.of(rows)).n_tokens == 900
+
+
+def test_the_largest_images_of_every_group_are_tried(
+    loaded: Loaded, scenes: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [replace(scenes[0], id=str(i), group=f"set {i % 2}") for i in range(101)]
+    sizes = {37: (90, 40), 38: (20, 30), 71: (3000, 1000)}
+    rows = [
+        replace(row, images=(Image.new("RGB", sizes.get(i, (9, 9))),))
+        for i, row in enumerate(rows)
+    ]
+    drawn = Samples.of(rows)
+    assert drawn.part(37, 39).n_pixels == (3600, 600) == drawn.unanswered().part(37, 39).n_pixels
+    tried: list[str] = []
+
+    def measured(loaded: Loaded, sample: Sample) -> tuple[int, int, int]:
+        tried.append(sample.id)
+        return sample.images[0].width, 4, 2
+
+    monkeypatch.setattr(memory_needs, "_measured", measured)
+    assert memory_needs.longest(loaded, drawn).n_tokens == 3000
+    assert {"38", "71"} <= set(tried)
+    assert len(tried) <= memory_needs.N_TRIED + 2
+
+
+def test_answers_keep_to_the_limit_with_their_cache(loaded: Loaded, scenes: Samples) -> None:
+    prompt = memory_needs.longest(loaded, scenes)
+    longer = memory_needs.of_answers(loaded, prompt, 108).work
+    need = memory_needs.of_answers(loaded, prompt, 8).work
+    inputs = prompt_inputs(loaded.processor, [scenes[0]], loaded.model)
+    with torch.inference_mode():
+        cache = loaded.model(**inputs, use_cache=True).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert longer - need == pytest.approx(100 * held / inputs["input_ids"].shape[1])
+    limit = int(weights(loaded) + 2 * 3.5 * need)
+    assert memory_needs.answers_at_once(loaded, scenes, 32, limit, 8) == 3
+    assert memory_needs.answers_at_once(loaded, scenes, 32, None, 8) == 32

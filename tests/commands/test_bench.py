@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from tpcal.calibrate.bench import synthetic_prompts
 from tpcal.calibrate.bench.geometry import GEOMETRIES, build
 from tpcal.calibrate.bench.ratios import Cell, GenerationRun, Repeat
 from tpcal.cli import cli
@@ -18,7 +19,7 @@ from tpcal.commands.bench import bench, show
 from tpcal.commands.bench_inputs import BenchSubject
 from tpcal.plans.errors import SlowerError
 from tpcal.plans.plan_file import save_plan
-from tpcal.plans.plan_records import Cut, ModelIdentity, Plan
+from tpcal.plans.plan_records import Cost, Cut, ModelIdentity, Plan
 
 Tpcal = Callable[..., Result]
 SHORT = ["--batch-sizes", "1", "--text", "20", "--new-tokens", "2"]
@@ -44,6 +45,21 @@ def test_a_plan_without_cuts_is_as_fast_as_the_unpruned_model(tpcal: Tpcal) -> N
     assert "batch 1, 144 + 20 tokens, 2 new" in done.stdout
     assert "Nowhere slower than unpruned beyond noise, in 1 cell" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_images_are_as_large_as_those_that_the_plan_was_made_for(
+    tpcal: Tpcal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[float] = []
+    monkeypatch.setattr(synthetic_prompts, "nearest_side", lambda _, n: wanted.append(n) or 336)
+    cost = Cost(500, 20, (), 1.0, 1e9, 1e9, 1000, 1000)
+    plan = Plan((), model=ModelIdentity(8), cost=cost)
+    save_plan(plan, "costed.yaml")
+    plans = ["--plan", "none.yaml", "--plan", "costed.yaml", "--model", "embedded"]
+    assert tpcal(*plans, *SHORT, "--threads", "1").exit_code in (0, 6)
+    assert wanted == [500]
+    tpcal(*plans, *SHORT, "--threads", "1", "--image-size", "448")
+    assert wanted == [500]
 
 
 def test_real_widths_can_be_timed_without_weights(tpcal: Tpcal) -> None:

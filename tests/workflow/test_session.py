@@ -63,6 +63,15 @@ def test_a_profile_of_another_precision_is_planned_in_that_one(tmp_path: Path) -
     found = tpcal.find_plan(stored, 0.3, settings=SETTINGS)
     assert found.session.loaded.model.dtype == torch.bfloat16
     assert found.plan.loss.measured
+    found.save(tmp_path / "plan.yaml")
+    for given, dtype in ((None, torch.bfloat16), (ModelChoice(dtype="float32"), torch.float32)):
+        judged = tpcal.evaluate(
+            tmp_path / "plan.yaml",
+            model=given,
+            data=tpcal.DataChoice(samples=2),
+            settings=tpcal.EvaluationSettings(out=None),
+        )
+        assert judged.loaded.model.dtype == dtype
 
 
 def test_a_model_is_not_named_where_nothing_is_measured(stored: tpcal.StoredProfile) -> None:

@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[2]
 @click.option("--batch-sizes", default="1,8", show_default=True, help="Batches that are timed.")
 @click.option("--device", help="Device of the model, such as cuda.")
 @click.option("--dtype", help="Precision of the weights, such as bfloat16.")
+@click.option("--batch-size", help="Largest number of samples per run of the model.")
+@click.option("--memory", help="Largest memory on the device, such as 40GB.")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -56,6 +58,8 @@ def main(
     batch_sizes: str,
     device: str | None,
     dtype: str | None,
+    batch_size: str | None,
+    memory: str | None,
     jobs: int,
     results: Path | None,
     dry_run: bool,
@@ -75,6 +79,7 @@ def main(
         tuple(float(budget) for budget in budgets.split(",")),
         data=_options(data=data),
         machine=_options(device=device, dtype=dtype),
+        memory=_options(batch_size=batch_size, memory=memory),
         samples=samples,
         questions=questions,
         batch_sizes=batch_sizes,
@@ -107,7 +112,8 @@ def from_here(folder: Path) -> Path:
 
 def _options(**values: str | None) -> tuple[str, ...]:
     """The options that were given, as of the commands of tpcal."""
-    return tuple(p for name, v in values.items() if v is not None for p in (f"--{name}", v))
+    given = {f"--{name.replace('_', '-')}": value for name, value in values.items()}
+    return tuple(part for flag, v in given.items() if v is not None for part in (flag, v))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ class Settings:
     """Options of the data: ``("--data", "lite")``; without any, the default of the commands."""
     machine: tuple[str, ...] = ()
     """Options of every command that runs the model: ``("--device", "cuda")``."""
+    memory: tuple[str, ...] = ()
+    """Options of every command that shrinks its batches to fit: ``("--memory", "40GB")``."""
     samples: int | None = None
     """Samples of the calibration."""
     questions: int | None = None
@@ -81,7 +83,8 @@ class Step:
 
 def calibration(settings: Settings) -> Step:
     """The first step; all others need its profile."""
-    options = [*settings.data, *settings.machine, *_number("--samples", settings.samples)]
+    options = [*settings.data, *settings.machine, *settings.memory]
+    options += _number("--samples", settings.samples)
     options += ["--merge", settings.merge] if settings.merge else []
     out = str(settings.work / "profiles")
     command = ("calibrate", "--model", settings.model, "--out", out, *options)
@@ -98,8 +101,9 @@ def further(settings: Settings, folder: Path, profile: Profile) -> Iterator[Step
     """
     for budget in settings.budgets:
         plan = settings.plan(budget)
-        options = ("--budget", f"{budget:g}", "--output", str(plan), *settings.machine)
-        yield Step(f"plan at {budget:g}", ("plan", str(folder), *options), plan)
+        options = ("--output", str(plan), *settings.machine, *settings.memory)
+        command = ("plan", str(folder), "--budget", f"{budget:g}", *options)
+        yield Step(f"plan at {budget:g}", command, plan)
     for budget in settings.budgets:
         yield _answers(settings, budget, _published(budget, profile))
     timed = TIMED if TIMED in settings.budgets else min(settings.budgets)
@@ -110,7 +114,7 @@ def further(settings: Settings, folder: Path, profile: Profile) -> Iterator[Step
 def _answers(settings: Settings, budget: float, beside: list[str]) -> Step:
     plan, made = settings.plan(budget), settings.answers(budget)
     controls = ("--control", CONTROLS, "--control-of", str(plan))
-    options = (*settings.machine, *_number("--samples", settings.questions))
+    options = (*settings.machine, *settings.memory, *_number("--samples", settings.questions))
     files = ("--out", str(settings.work), "--output", str(made))
     command = ("eval", "--plan", str(plan), *beside, *controls, *options, *files)
     return Step(f"answers at {budget:g}", command, made, reads=(plan,))

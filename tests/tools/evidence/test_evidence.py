@@ -238,6 +238,18 @@ def test_merging_is_chosen_by_the_calibration_and_has_a_folder_of_its_own(
     assert "merge" not in json.loads((tmp_path / "results/tiny/summary.json").read_text())
 
 
+def test_every_command_that_shrinks_its_batches_gets_the_limits(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.evidence.__main__.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    limits = ["--batch-size", "4", "--memory", "40GB"]
+    assert CliRunner().invoke(main, ["tiny", *limits], catch_exceptions=False).exit_code == 0
+    for command in commands.given:
+        given = {("--batch-size", "4"), ("--memory", "40GB")} & set(pairwise(command))
+        assert len(given) == (2 if command[0] in ("calibrate", "plan", "eval") else 0), command
+
+
 def test_times_are_of_the_plan_and_two_published_schedules(settings: Settings) -> None:
     (times,) = (s for s in further(settings, Path("p"), small_profile()) if s.title == "times")
     plans = [after for word, after in pairwise(times.command) if word == "--plan"]
