@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from test_end_to_end import SIZES, make_model
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tpcal.plans.errors import UsageError
 from tpcal.plans.executor.prompt import read_prompt
@@ -57,6 +58,7 @@ def test_the_examples_of_a_page_print_what_it_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Qwen2VLImageProcessorPil().save_pretrained("qwen")  # images.md limits its resolution
     blocks = _blocks(DOCS / page)
     assert any(language == "python" for language, _ in blocks)
     namespace: dict[str, Any] = {}

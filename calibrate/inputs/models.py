@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tpcal.calibrate.inputs.container_memory import room_of_container
 from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.model_files import ModelFiles, find_model, quiet
 from tpcal.plans import families, hub, temporary_files
@@ -215,7 +216,8 @@ def free_memory() -> dict[int | str, int]:
     from accelerate.utils import get_max_memory
 
     # Where MPS shares the host's memory, accelerate lists it under that name only.
-    return {"cpu" if place == "mps" else place: n for place, n in get_max_memory().items()}
+    free = {"cpu" if place == "mps" else place: n for place, n in get_max_memory().items()}
+    return free | {"cpu": min(free["cpu"], room_of_container())}
 
 
 def device_of(model: Any) -> torch.device:
@@ -259,6 +261,12 @@ def _explained(place: ModelFiles, file: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, TypeError, ImportError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
+        if "custom code" in reason:
+            raise UsageError(
+                f"{place.source} needs Python code of its own. Name the repository of the same "
+                "model for transformers, which often ends in -hf, or add --trust-remote-code if "
+                "you trust the code."
+            ) from error
         if place.is_folder:
             shown = f"{reason[:200]}…" if len(reason) > 200 else reason
             raise UsageError(f"{place.source}: {file} cannot be used. {shown}") from error

@@ -9,6 +9,7 @@ therefore have exactly equal distances, and sums of distances are exact in any o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -132,10 +133,17 @@ class Distances:
         if self._table is not None:
             return self._table.view(-1, self._valid.shape[-1]).index_select(0, pick + self._start)
         result = self._like.new_zeros(self._valid.shape)
-        for b, real in enumerate(self._valid):
-            if real.any():
+        for b, known in enumerate(self._rows):
+            if len(known.lengths if isinstance(known, Directions) else known):  # else all filler
                 result[b] = self.to_all(b, pick[b : b + 1])[0]
         return result
+
+    def alone(self, row: int) -> Distances:
+        """The distances of one row without a table, as of a batch of one."""
+        one, only = copy(self), slice(row, row + 1)
+        one._valid, one._places = self._valid[only], self._places[only]
+        one._rows = self._rows[only]
+        return one
 
     def to_all(self, row: int, picks: Tensor) -> Tensor:
         """[c, N] distances of the tokens with the indices ``picks`` [c] to all tokens of a row."""

@@ -7,12 +7,15 @@ nothing: rows that need fewer picks ignore the last ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tpcal.plans.selectors import _fused
+from tpcal.plans.selectors._cosine import Distances
 from tpcal.plans.selectors.base import within
 
 
@@ -48,6 +51,9 @@ def farthest_first(
         n_picks: [B] int64, number of picks.
         most: At least the largest number of picks of a row; None if it must be read.
     """
+    if isinstance(pairs, Distances) and pairs.table is None and len(first) > 1:
+        given = (first, nearest, candidates, n_picks)
+        return _each_alone(pairs, farthest_first, given)
     n_picks = within(n_picks, candidates)
     n_steps = steps(n_picks, most)
     score = first.masked_fill(~candidates, -math.inf)
@@ -79,6 +85,8 @@ def max_sum(
         n_picks: [B] int64, number of picks, the pivot included.
         most: At least the largest number of picks of a row; None if it must be read.
     """
+    if isinstance(pairs, Distances) and pairs.table is None and len(pivot) > 1:
+        return _each_alone(pairs, max_sum, (pivot, candidates, n_picks))
     n_picks = within(n_picks, candidates)
     n_steps = steps(n_picks, most)
     # far[i] = sum over picks j of d(i, j). Every pick adds one row of distances: O(N) a step
@@ -93,6 +101,18 @@ def max_sum(
         far += pairs.to(picks[-1])
         far.scatter_(-1, picks[-1][:, None], -math.inf)
     return ordered(picks[: max(n_steps, 1)], n_picks)
+
+
+def _each_alone(
+    pairs: Distances, loop: Callable[..., Tensor], given: tuple[Tensor, ...]
+) -> Tensor:
+    """[B, K] picks of a loop over rows without a table, in which every pick costs a product.
+
+    Each row runs alone, so that it takes its own number of steps and not that of the longest row.
+    """
+    rows = zip(*(tensor.split(1) for tensor in given), strict=True)
+    picks = [loop(pairs.alone(b), *row)[0] for b, row in enumerate(rows)]
+    return pad_sequence(picks, batch_first=True, padding_value=-1)
 
 
 def steps(n_picks: Tensor, most: int | None) -> int:

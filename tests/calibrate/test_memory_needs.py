@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from tpcal.calibrate import memory_needs, probe
+from tpcal.calibrate.inputs import container_memory
 from tpcal.calibrate.inputs.batches import encode, prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded, free_memory
 from tpcal.calibrate.inputs.sample import Sample
@@ -81,6 +83,21 @@ def test_memory_that_mps_shares_is_the_hosts(monkeypatch: pytest.MonkeyPatch) ->
     assert free_memory()["cpu"] == 3e9
     monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {0: 1e9, "cpu": 2e9})
     assert free_memory()["cpu"] == 2e9
+
+
+def test_the_limit_of_a_container_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {0: 1e9, "cpu": 64e9})
+    monkeypatch.setattr(container_memory, "ROOT", tmp_path)
+    monkeypatch.setattr(container_memory, "OWN", tmp_path / "own")
+    assert free_memory()["cpu"] == 64e9  # no control groups
+    (tmp_path / "own").write_text("0::/jobs/7\n")
+    (tmp_path / "jobs/7").mkdir(parents=True)
+    assert free_memory()["cpu"] == 64e9
+    for group, limit in (("jobs", "10000"), ("jobs/7", "max")):
+        (tmp_path / group / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / group / "memory.current").write_text("7000\n")
+        (tmp_path / group / "memory.stat").write_text("anon 6000\ninactive_file 500\n")
+    assert free_memory() == {0: 1e9, "cpu": 3500}
 
 
 def test_a_prompt_of_every_group_is_tried(

@@ -105,6 +105,13 @@ def test_a_broken_config_is_one_line(tmp_path: Path, content: str) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_model_with_code_of_its_own_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    config = {"model_type": "own_chat", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"needs Python code of its own\. .* often ends in -hf"):
+        models.load(str(tmp_path), device="cpu")
+
+
 def test_a_model_without_a_processor_is_refused(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((model_folder / "config.json").read_bytes())
     with pytest.raises(UsageError, match=r"processor"):

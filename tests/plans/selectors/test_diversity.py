@@ -38,6 +38,28 @@ def test_max_sum_is_the_textbook_loop(make_row):
     assert order[0].tolist() == picks
 
 
+@pytest.mark.parametrize("rule", ["max_sum", "max_min"])
+def test_a_row_too_long_for_a_table_takes_its_own_number_of_steps(rule, monkeypatch):
+    lengths, n_picks = torch.tensor([60, 33, 0]), torch.tensor([20, 7, 0])
+    x = torch.randn(3, 60, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    valid, pivot = torch.arange(60) < lengths[:, None], torch.tensor([4, 2, 0])
+
+    def picked():
+        pairs = Distances(x, valid)
+        return (
+            max_sum(pairs, pivot, valid, n_picks)
+            if rule == "max_sum"
+            else max_min(pairs, valid, n_picks)
+        )
+
+    expected = picked()
+    monkeypatch.setattr(Distances, "WHOLE", 10)
+    asked, to_all = [], Distances.to_all
+    monkeypatch.setattr(Distances, "to_all", lambda s, *a: asked.append(1) or to_all(s, *a))
+    assert torch.equal(picked(), expected)
+    assert len(asked) == 27
+
+
 def test_max_min_takes_one_of_each_cluster(make_row):
     row = make_row([(4, 5)])
     centres = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
