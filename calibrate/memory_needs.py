@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,6 @@ from tpcal.plans.errors import UsageError
 from tpcal.plans.families import find
 from tpcal.plans.formats import gigabytes
 
-_LOG = logging.getLogger(__name__)
 N_TRIED = 8
 """Number of samples that are encoded to find the longest prompt, beside those with the largest
 images."""
@@ -119,27 +117,6 @@ def of_answers(loaded: Loaded, prompt: LongestPrompt, n_new: int) -> Need:
     cache = kv_bytes(shape, [prompt.n_tokens + n_new] * shape.n_layers)
     one = replace(prompt, n_answer=1)  # the output head runs on one token at a time
     return Need(_pass(shape, one, n_bytes) + cache, 0.0, "")
-
-
-def answers_at_once(
-    loaded: Loaded, samples: Samples, batch_size: int, limit: int | None, n_new: int
-) -> int:
-    """The number of samples to answer together, at most ``batch_size``; logs the memory.
-
-    Args:
-        loaded: The model, on its device.
-        samples: The samples to answer.
-        batch_size: Largest number.
-        limit: As in `arranged`.
-        n_new: Longest answer, in tokens.
-
-    Raises:
-        UsageError: The limit leaves no room for one sample.
-    """
-    need = of_answers(loaded, longest(loaded, samples), n_new)
-    run = arranged(loaded, need, 0, batch_size, limit)
-    _LOG.info("%s", run.said)
-    return run.batch_size
 
 
 def _pass(shape: DecoderShape, prompt: LongestPrompt, n_bytes: int) -> float:

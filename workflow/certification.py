@@ -11,6 +11,7 @@ from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.extras import needs
 from tpcal.plans.plan_names import folder_of
 from tpcal.plans.progress import Progress, silent
+from tpcal.workflow.answer_batches import answers_at_once
 from tpcal.workflow.inputs import plan_model_samples
 from tpcal.workflow.step_settings import CertificationSettings
 
@@ -82,7 +83,6 @@ def certify(
         MissingExtra: ``tpcal[plan]`` is not installed.
         FitError: The plan does not fit the model.
     """
-    from tpcal.calibrate import memory_needs
     from tpcal.planner.certificates.certify import ProofSettings, prove
     from tpcal.planner.certificates.judgement_record import JudgementRecord
 
@@ -97,7 +97,7 @@ def certify(
         loaded,
         samples,
         settings=ProofSettings(
-            batch_size=memory_needs.answers_at_once(
+            batch_size=answers_at_once(
                 loaded, samples, settings.batch_size, settings.memory, length
             ),
             max_new_tokens=length,

@@ -13,6 +13,7 @@ from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.plans.extras import needs
 from tpcal.plans.plan_names import is_preset
 from tpcal.plans.progress import Progress, silent
+from tpcal.workflow.answer_batches import answers_at_once
 from tpcal.workflow.inputs import plans_model_samples
 from tpcal.workflow.step_settings import EvaluationSettings
 
@@ -83,7 +84,6 @@ def evaluate(
         FitError: A plan does not fit the model.
         RunFailed: Out of memory.
     """
-    from tpcal.calibrate import memory_needs
     from tpcal.calibrate.evaluation.answer_cache import AnswerFolder
     from tpcal.calibrate.evaluation.compare import ComparisonSettings, compare_plans
     from tpcal.calibrate.evaluation.generate import InMemory
@@ -104,9 +104,7 @@ def evaluate(
     n_seen, length = count_seen(read, samples), settings.max_new_tokens or samples.answer_tokens
     if not settings.allow_seen:
         refuse_seen(read, samples, EVALUATION)  # before kept answers are forgotten
-    at_once = memory_needs.answers_at_once(
-        loaded, samples, settings.batch_size, settings.memory, length
-    )
+    at_once = answers_at_once(loaded, samples, settings.batch_size, settings.memory, length)
     folder = None
     if out is not None:
         folder = AnswerFolder(out, loaded, samples, length, fresh=settings.fresh)

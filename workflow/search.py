@@ -13,6 +13,7 @@ from tpcal.calibrate.inputs.sample_size import N_CERTIFY
 from tpcal.plans.errors import UsageError
 from tpcal.plans.extras import needs
 from tpcal.plans.progress import Progress, silent
+from tpcal.workflow.answer_batches import answers_at_once
 from tpcal.workflow.profiles import StoredProfile
 from tpcal.workflow.session import PlanningSession
 from tpcal.workflow.step_settings import PlanLimits, PlanningSettings
@@ -294,7 +295,6 @@ class _Search:
 
     def _proven(self, budget: Budget | None) -> Plan:
         """The plan for the budget or the cheapest within the limits, with a certificate."""
-        from tpcal.calibrate.memory_needs import answers_at_once
         from tpcal.planner.certificates.certify import ProofSettings, prove
         from tpcal.planner.certificates.judgement_record import JudgementRecord
 

@@ -21,6 +21,7 @@ from tpcal.calibrate.memory_needs import Need
 from tpcal.calibrate.tape_store import Store
 from tpcal.plans.errors import UsageError
 from tpcal.plans.plan_records import Cut
+from tpcal.workflow.answer_batches import answers_at_once
 
 WORK = 1e6
 NEED = Need(work=WORK, kept=3e6, beyond="on disk")
@@ -136,7 +137,9 @@ def test_the_largest_images_of_every_group_are_tried(
     assert len(tried) <= memory_needs.N_TRIED + 2
 
 
-def test_answers_keep_to_the_limit_with_their_cache(loaded: Loaded, scenes: Samples) -> None:
+def test_answers_keep_to_the_limit_with_their_cache(
+    loaded: Loaded, scenes: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
     prompt = memory_needs.longest(loaded, scenes)
     longer = memory_needs.of_answers(loaded, prompt, 108).work
     need = memory_needs.of_answers(loaded, prompt, 8).work
@@ -146,5 +149,8 @@ def test_answers_keep_to_the_limit_with_their_cache(loaded: Loaded, scenes: Samp
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert longer - need == pytest.approx(100 * held / inputs["input_ids"].shape[1])
     limit = int(weights(loaded) + 2 * 3.5 * need)
-    assert memory_needs.answers_at_once(loaded, scenes, 32, limit, 8) == 3
-    assert memory_needs.answers_at_once(loaded, scenes, 32, None, 8) == 32
+    caplog.set_level("INFO", "tpcal.workflow")  # the command line shows these records
+    assert answers_at_once(loaded, scenes, 32, None, 8) == 32
+    assert not caplog.messages
+    assert answers_at_once(loaded, scenes, 32, limit, 8) == 3
+    assert re.fullmatch(r"Memory: about .* on cpu in batches of 3, .*", *caplog.messages)
