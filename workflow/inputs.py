@@ -260,11 +260,9 @@ def _plans_model_data(
 
 def _n_tokens(loaded: Loaded, samples: Samples) -> int:
     """The number of visual tokens of the first sample."""
-    from tpcal.calibrate.inputs.batches import prompt_inputs
-    from tpcal.plans.families import find
+    from tpcal.calibrate.inputs.batches import n_tokens, prompt_inputs
 
-    inputs = prompt_inputs(loaded.processor, [samples[0]], loaded.model)
-    return int(find(loaded.model).visual_mask(loaded.model, inputs["input_ids"], None).sum())
+    return n_tokens(loaded, prompt_inputs(loaded.processor, [samples[0]], loaded.model))[0][0]
 
 
 def log_source(samples: Samples) -> None:

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from tpcal.calibrate.bench.prompt_sizes import PromptSize
-from tpcal.calibrate.inputs.batches import prompt_inputs
+from tpcal.calibrate.inputs.batches import n_tokens, prompt_inputs
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample
-from tpcal.plans.families import find
 
 WORDS = (
     *("what", "which", "where", "how", "many", "is", "are", "the", "a", "of", "in", "behind"),
@@ -75,12 +73,14 @@ def _fitting(
 
 def _n_text(loaded: Loaded, images: tuple[Image.Image, ...], words: Sequence[str]) -> int:
     sample = Sample("", images, " ".join(words))
-    return _ids(loaded, sample).shape[1] - _n_visual(loaded, sample)
+    return _counts(loaded, sample)[1]
 
 
 def _n_visual(loaded: Loaded, sample: Sample) -> int:
-    return int(find(loaded.model).visual_mask(loaded.model, _ids(loaded, sample), None).sum())
+    return _counts(loaded, sample)[0]
 
 
-def _ids(loaded: Loaded, sample: Sample) -> Tensor:
-    return prompt_inputs(loaded.processor, [sample], loaded.model)["input_ids"]
+def _counts(loaded: Loaded, sample: Sample) -> tuple[int, int]:
+    """Visual and text tokens of a prompt."""
+    visual, text = n_tokens(loaded, prompt_inputs(loaded.processor, [sample], loaded.model))
+    return visual[0], text[0]

@@ -19,9 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tpcal.calibrate.evaluation.generate import n_tokens
 from tpcal.calibrate.evaluation.variants import Applied, Impossible, Variant
-from tpcal.calibrate.inputs.batches import prompt_inputs
+from tpcal.calibrate.inputs.batches import n_tokens, prompt_inputs
 from tpcal.calibrate.inputs.images import as_rgb
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample import Sample

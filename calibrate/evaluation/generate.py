@@ -6,17 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from tpcal.calibrate.evaluation.variants import Variant
 from tpcal.calibrate.inputs.answer_tokens import generate_ids
-from tpcal.calibrate.inputs.batches import prompt_inputs
+from tpcal.calibrate.inputs.batches import n_tokens, prompt_inputs
 from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.plans.executor.handle import Report
-from tpcal.plans.families import find
 from tpcal.plans.plan_records import entering
 
 
@@ -135,11 +133,3 @@ def _records(
     images = report.image_sizes if report and report.grids else [()] * len(ids)
     rows = zip(texts, n_visual, n_text, counts, images, strict=True)
     return [Answered(*row) for row in rows]
-
-
-def n_tokens(loaded: Loaded, prompts: Mapping[str, Tensor]) -> tuple[list[int], list[int]]:
-    """[B] visual tokens, and [B] text tokens of prompts."""
-    with torch.inference_mode():
-        visual = find(loaded.model).visual_mask(loaded.model, prompts["input_ids"], None).sum(1)
-        every = prompts["attention_mask"].sum(1)
-        return visual.tolist(), (every - visual).tolist()

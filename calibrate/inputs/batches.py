@@ -18,7 +18,7 @@ from tpcal.calibrate.inputs.answer_tokens import (
 )
 from tpcal.calibrate.inputs.conversations import Turn
 from tpcal.calibrate.inputs.images import for_processor
-from tpcal.calibrate.inputs.models import device_of
+from tpcal.calibrate.inputs.models import Loaded, device_of
 from tpcal.calibrate.inputs.placeholders import plain_text
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.errors import UsageError, excerpt
@@ -209,6 +209,14 @@ def prompt_inputs(
         ) from error
     inputs.pop("labels", None)  # PaliGemma's processor adds labels, all of them ignored
     return dict(inputs.to(device_of(model), dtype=model.dtype))
+
+
+def n_tokens(loaded: Loaded, prompts: Mapping[str, Tensor]) -> tuple[list[int], list[int]]:
+    """[B] visual tokens, and [B] text tokens of prompts."""
+    with torch.inference_mode():
+        visual = find(loaded.model).visual_mask(loaded.model, prompts["input_ids"], None).sum(1)
+        every = prompts["attention_mask"].sum(1)
+        return visual.tolist(), (every - visual).tolist()
 
 
 def _images(processor: Any, samples: Sequence[Sample]) -> Any:
