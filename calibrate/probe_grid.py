@@ -10,7 +10,16 @@ from tpcal.plans import selectors as registry
 from tpcal.plans.errors import UsageError
 
 DEFAULT_KEEPS = (0.5, 0.25, 0.1, 0.05, 0.0)
-DEFAULT_SELECTORS = ("attention", "balanced", "coverage", "dart", "diversity", "grid", "random")
+DEFAULT_SELECTORS = (
+    "attention",
+    "balanced",
+    "cdpruner",
+    "coverage",
+    "dart",
+    "diversity",
+    "grid",
+    "random",
+)
 """One selector of each kind, and two that look at nothing. The work grows with their number."""
 DEFAULT_PARAMS: Mapping[str, Mapping[str, Any]] = {"coverage": {"attention_power": 1.0}}
 """Parameters with which a selector is probed too, unless selectors are named: with attention it

@@ -142,8 +142,17 @@ def test_the_page_of_selectors_begins_with_a_table_of_all() -> None:
 
 def test_the_readme_tells_of_every_published_schedule() -> None:
     methods = {name.split("-")[0] for name in presets()}
-    assert methods == {"btp", "dart", "todre", "fastv", "pyramiddrop", "divprune", "vtw"}
-    for title in ("BTP", "DART", "ToDRE", "FastV", "PyramidDrop", "DivPrune", "VTW"):
+    assert methods == {
+        "btp",
+        "dart",
+        "todre",
+        "fastv",
+        "pyramiddrop",
+        "divprune",
+        "cdpruner",
+        "vtw",
+    }
+    for title in ("BTP", "DART", "ToDRE", "FastV", "PyramidDrop", "DivPrune", "CDPruner", "VTW"):
         assert title in README
 
 

@@ -25,7 +25,6 @@ from tpcal.plans.selectors import min_layer
 Floats = NDArray[np.float64]
 OURS = "tpcal"
 SINGLE = {
-    "CDPruner": "cdpruner",
     "VisionZip": "visionzip",
     "VisPruner": "vispruner",
     "SparseVLM": "sparsevlm",

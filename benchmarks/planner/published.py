@@ -20,6 +20,7 @@ SCHEDULES = {
     "FastV": "fastv",
     "PyramidDrop": "pyramiddrop",
     "DivPrune": "divprune",
+    "CDPruner": "cdpruner",
     "VTW": "vtw",
 }
 """Presets by the names of their methods in tables."""

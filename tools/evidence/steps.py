@@ -17,6 +17,7 @@ PUBLISHED = (
     "fastv",
     "pyramiddrop",
     "divprune",
+    "cdpruner",
     "vtw",
 )
 """Presets that every plan is compared with, at the plan's budget."""
