@@ -29,7 +29,7 @@ from tpcal.workflow.step_settings import OUT, CalibrationSettings
     type=values.Listed(values.selector),
     metavar="A,B",
     help="Selectors to probe. 'tpcal selectors' lists them.  [default: attention, balanced, "
-    "coverage, dart, diversity, grid, random]",
+    "cdpruner, coverage, dart, diversity, grid, random]",
 )
 @click.option(
     "--keeps",

@@ -30,6 +30,7 @@ from tpcal.calibrate.evaluation.evaluation_results import EvaluationResults
 from tpcal.calibrate.evaluation.shares import MeasuredCost
 from tpcal.calibrate.inputs.model_facts import ModelFacts
 from tpcal.calibrate.inputs.sample_facts import SampleFacts
+from tpcal.calibrate.probe_grid import DEFAULT_KEEPS, DEFAULT_SELECTORS
 from tpcal.calibrate.profile import Probe, Profile, load, save
 from tpcal.cli import cli
 from tpcal.commands.plan import plan as plan_command
@@ -335,6 +336,12 @@ def test_help_names_every_way_to_merge_and_its_price(tpcal: Tpcal) -> None:
     assert "--merge [none|mean|proportional]" in said
     assert "it loses least, and vLLM cannot run it" in said
     assert "[default: none]" in said
+
+
+def test_help_names_what_is_probed_by_default(tpcal: Tpcal) -> None:
+    said = " ".join(tpcal("calibrate", "--help").stdout.split())
+    assert f"[default: {', '.join(DEFAULT_SELECTORS)}]" in said
+    assert f"[default: {', '.join(f'{keep:g}' for keep in DEFAULT_KEEPS)}]" in said
 
 
 def test_show_marks_the_worst_measured_group(tpcal: Tpcal, tmp_path: Path, plan: Plan) -> None:
