@@ -16,6 +16,7 @@ from tpcal.calibrate.inputs.memory_guard import memory_guard
 from tpcal.calibrate.inputs.models import Loaded, device_of
 from tpcal.calibrate.inputs.sample import Sample
 from tpcal.plans.families import find
+from tpcal.plans.kill_switch import refuse_off
 from tpcal.plans.laws import LAWS, Case, Law, Verdict, run
 from tpcal.plans.laws.case import Inputs, token_like
 from tpcal.plans.plan_records import Plan
@@ -50,12 +51,14 @@ def judge(
 
     Raises:
         RunFailed: Out of memory.
+        UsageError: ``TPCAL_OFF`` turns all plans off.
 
     Example:
         >>> from tpcal.calibrate.executor_laws import judge
         >>> from tpcal.calibrate.inputs.models import load
         >>> verdicts = judge(load("embedded"))  # doctest: +SKIP
     """
+    refuse_off()
     verdicts: list[Verdict] = []
     report = progress or (lambda done, total, what: None)
     with memory_guard("The check", "Use --dtype bfloat16, or a device with more memory."):

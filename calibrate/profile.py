@@ -123,13 +123,22 @@ class Profile:
         if measure not in MEASURES:
             raise UsageError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}.")
         values: Array = getattr(self, measure)
-        if group is not None:
-            if group not in self.groups:
-                raise UsageError(
-                    f"No group is called {group!r} in this profile. It has: {listed(self.groups)}."
-                )
-            values = values[self.sample_group == self.groups.index(group)]
-        return values.mean(axis=0, dtype=np.float64)
+        return values[self.members(group)].mean(axis=0, dtype=np.float64)
+
+    def members(self, group: str | None) -> Array:
+        """[n] bool: the samples of a group, or all samples.
+
+        Raises:
+            UsageError: The group is unknown.
+        """
+        if group is None:
+            return np.ones(len(self.sample_group), dtype=bool)
+        if group not in self.groups:
+            raise UsageError(
+                f"No group is called {group!r} in this profile. It has: {listed(self.groups)}."
+            )
+        members: Array = self.sample_group == self.groups.index(group)
+        return members
 
 
 def save(profile: Profile, folder: Path | str) -> None:

@@ -11,7 +11,6 @@ from results_records import (
     cell_of,
     method,
     unpruned,
-    worst_group,
 )
 from results_summary import claims, depth_table, side_by_side
 
@@ -62,7 +61,7 @@ def section(evidence: Evidence) -> str:
         "\n".join(verdict(evidence, budget) for budget in evidence.answers),
         "Loss of dropping all visual tokens before a layer, in nats per answer token; *worst "
         "group* is the group that loses most there:",
-        drop_all_table(evidence.drop_all()),
+        drop_all_table(evidence.drop_all(), evidence.worst_drop_all()),
         f"Times and memory as a ratio to the unpruned model, in {machine.dtype} on "
         f"{machine.device} with {count(machine.threads, 'thread')}, medians of "
         f"{evidence.times.repeats} repeats. Below 1 is better, except for throughput:",
@@ -101,11 +100,11 @@ def verdict(evidence: Evidence, budget: float) -> str:
     )
 
 
-def drop_all_table(curves: Mapping[str, Mapping[int, float]]) -> str:
+def drop_all_table(every: Mapping[int, float], worst: Mapping[int, float]) -> str:
     """All samples, and at each layer the group that loses most."""
-    rows = {"all": curves["all"], "worst group": worst_group(curves)}
-    body = [[name, *(f"{v:.2f}" for v in row.values())] for name, row in rows.items() if row]
-    return table(["before layer", *map(str, curves["all"])], body)
+    rows = {"all": every, "worst group": worst}
+    body = [[name, *(f"{loss:.2f}" for loss in row.values())] for name, row in rows.items()]
+    return table(["before layer", *map(str, every)], body)
 
 
 def times_table(times: BenchResults) -> str:

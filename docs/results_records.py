@@ -93,16 +93,14 @@ class Evidence:
         found = {budget: _lead(results, tests) for budget, results in self.answers.items()}
         return {budget: test for budget, test in found.items() if test is not None}
 
-    def drop_all(self) -> Mapping[str, Mapping[int, float]]:
-        """Loss of dropping all by group, `all` among them, and layer."""
-        curves = self.summary["drop_all"].items()
-        return {group: {int(at): v for at, v in curve.items()} for group, curve in curves}
+    def drop_all(self) -> dict[int, float]:
+        """Loss of dropping all by layer, the mean of all samples."""
+        return {int(at): loss for at, loss in self.summary["drop_all"]["all"].items()}
 
-
-def worst_group(curves: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
-    """At every layer the loss of the group that loses most; empty without groups."""
-    groups = [curve for group, curve in curves.items() if group != "all"]
-    return {at: max(curve[at] for curve in groups) for at in curves["all"]} if groups else {}
+    def worst_drop_all(self) -> dict[int, float]:
+        """The same of the group that loses most at the layer."""
+        groups = self.summary["drop_all"]["groups"].values()
+        return {at: max(curve[str(at)] for curve in groups) for at in self.drop_all()}
 
 
 def load_all(folder: Path) -> list[Evidence]:

@@ -13,7 +13,6 @@ from results_records import (
     method,
     ours,
     unpruned,
-    worst_group,
 )
 
 from tpcal.benchmarks.planner.intervals import NOISE
@@ -122,10 +121,8 @@ def depth_table(found: Sequence[Evidence]) -> str:
     """The drop-all curves of all models at the same relative depths."""
     rows = []
     for evidence in found:
-        curves = evidence.drop_all()
-        rows.append([evidence.title, *_at_depths(evidence, curves["all"])])
-        if worst := worst_group(curves):
-            rows.append(["· its worst group", *_at_depths(evidence, worst)])
+        rows.append([evidence.title, *_at_depths(evidence, evidence.drop_all())])
+        rows.append(["· its worst group", *_at_depths(evidence, evidence.worst_drop_all())])
     return table(["before", *(f"{depth:.0%}" for depth in DEPTHS)], rows)
 
 

@@ -67,12 +67,18 @@ class InputDrift:
             self._ranked_by = size_class
             self._n_seen = reference.n_prompts
             self._earlier = {name: Counter(getattr(reference, name)) for name in NAMES}
-            return
-        for size in reference:
-            self._remember(size)
+        else:
+            for size in reference:
+                self._remember(size)
+        self._needs_images = self._n_seen > 0 and not self._earlier["n_visual"][0]
 
     def record(self, size: RequestSize) -> list[str]:
-        """Takes note of a request; the names of the sizes for which drift is first found now."""
+        """Takes note of a request; the names of the sizes for which drift is first found now.
+
+        A request without images is left out if the reference has none: a plan does nothing to it.
+        """
+        if self._needs_images and not size.n_visual:
+            return []
         found = []
         if self._n_seen >= self._n_reference:
             found = [

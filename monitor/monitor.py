@@ -223,9 +223,7 @@ class Monitor:
 
     def _test_drift(self, sizes: list[RequestSize]) -> None:
         with self._lock:
-            # Every input of a calibration has images, so requests without any are not compared.
-            watched = [s for s in sizes if s.n_visual or not self._is_against_calibration]
-            drifted = [name for size in watched for name in self._drift.record(size)]
+            drifted = [name for size in sizes for name in self._drift.record(size)]
         for name in drifted:
             self._alarm(
                 name,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from queue import Full, Queue
-from threading import Condition, Thread
+from threading import Condition, Thread, current_thread
 
 Job = Callable[[], None]
 
@@ -38,7 +38,8 @@ class InIdleTime:
     """
 
     def __init__(self, max_waiting: int) -> None:
-        self._jobs: Queue[Job | None] = Queue(max_waiting)
+        self._max_waiting = max_waiting
+        self._waiting: deque[Job] = deque()
         self._n_serving = 0
         self._change = Condition()
         self._closed = False
@@ -59,29 +60,34 @@ class InIdleTime:
     def submit(self, job: Job) -> bool:
         """Lets the job wait for idle time; False if too many wait or the queue is closed."""
         with self._change:
-            if self._closed:
+            if self._closed or len(self._waiting) >= self._max_waiting:
                 return False
+            self._waiting.append(job)
+            self._change.notify_all()
             if self._thread is None:
                 self._thread = Thread(target=self._work, name="tpcal-monitor", daemon=True)
                 self._thread.start()
-        try:
-            self._jobs.put_nowait(job)
-        except Full:
-            return False
         return True
 
     def close(self) -> None:
-        """Returns when the jobs that wait are done; later ones are dropped."""
+        """Returns when the jobs that wait are done; later ones are dropped.
+
+        A job that calls it does not wait for itself: the others run after it.
+        """
         with self._change:
             self._closed = True
             self._change.notify_all()
-        if self._thread is not None:
-            self._jobs.put(None)
+        if self._thread is not None and self._thread is not current_thread():
             self._thread.join()
-            self._thread = None
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while True:
             with self._change:
-                self._change.wait_for(lambda: self._n_serving == 0 or self._closed)
+                self._change.wait_for(self._is_due)
+                if not self._waiting:  # the queue is closed
+                    return
+                job = self._waiting.popleft()
             job()
+
+    def _is_due(self) -> bool:
+        return self._closed or (bool(self._waiting) and self._n_serving == 0)

@@ -15,7 +15,7 @@ from tpcal.plans import hub
 from tpcal.plans.errors import excerpt
 from tpcal.plans.formats import MERGE_TEXTS, SCOPE_TEXTS, exact_percent
 from tpcal.plans.model_aliases import ALIASES
-from tpcal.plans.plan_records import OWN, Certificate, Cost, Cut, Loss, Plan
+from tpcal.plans.plan_records import FURTHER, OWN, Certificate, Cost, Cut, Loss, Plan
 from tpcal.plans.yaml_files import dump_yaml
 
 MARK = "made by tpcal"
@@ -139,10 +139,13 @@ def _loss(plan: Plan, loss: Loss) -> Iterator[str]:
         for group in groups
     ]
     titles = ("group of questions", "predicted, nats", "measured, nats", "answers changed")
-    chose = "chose" if plan.provenance.get("measured_on") == OWN else "did not choose"
+    samples = {OWN: " on the samples that chose the cuts", FURTHER: " on others"}
+    where = samples.get(plan.provenance.get("measured_on", ""), "")
+    how = f"Measured with the whole plan{where}" if loss.measured else "Not measured"
     yield (
-        "## Loss\n\nKL divergence from the unpruned model in nats per answer token, measured on "
-        f"samples that {chose} the cuts.\n\n{_table(titles, rows)}\n"
+        "## Loss\n\nKL divergence from the unpruned model in nats per answer token, at most 1 a "
+        "sample. Predicted from single cuts on the samples of the calibration. "
+        f"{how}.\n\n{_table(titles, rows)}\n"
     )
 
 

@@ -135,7 +135,10 @@ have chosen the plan, so that its loss is somewhat too small there."""
 
 @dataclass(frozen=True)
 class Loss:
-    """Deviation from the unpruned model per group: KL(full || pruned), nats per answer token."""
+    """Deviation from the unpruned model per group: KL(full || pruned), nats per answer token.
+
+    A sample counts with at most 1 nat, because its answer is lost at that point.
+    """
 
     predicted: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Loss of each group in nats, predicted from measurements of single cuts."""

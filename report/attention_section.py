@@ -72,8 +72,7 @@ def shares(profile: Profile) -> Chart:
 
 def _means(profile: Profile, group: str) -> Matrix:
     """[3][L] means of the group for turned tokens and both attention masses."""
-    own = np.asarray(profile.sample_group)
-    members = own == profile.groups.index(group) if group != ALL else own >= 0
+    members = profile.members(None if group == ALL else group)
     arrays = (getattr(profile, name)[members] for name, _, _ in SERIES)
     return [[rounded(float(v)) for v in a.mean(axis=0, dtype=np.float64)] for a in arrays]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -91,6 +91,11 @@ def nats_axis(
         tickvals=values,
         ticktext=["safe: " * (value == safe) + f"{value:g}" for value in values],
     )
+
+
+def top_of(losses: Iterable[float | None]) -> float:
+    """The upper end of a `nats_axis` that shows all these losses."""
+    return max(5.0, 1.3 * max((loss for loss in losses if loss is not None), default=0.0))
 
 
 def layer_axis(

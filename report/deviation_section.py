@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tpcal.calibrate.drop_all_depth import SAFE
-from tpcal.report.chart_style import FAINT, HEAT, INK, axis, frame, layer_axis, nats_axis, plain
+from tpcal.report.chart_style import (
+    FAINT,
+    HEAT,
+    INK,
+    axis,
+    frame,
+    layer_axis,
+    nats_axis,
+    plain,
+    top_of,
+)
 from tpcal.report.elements import (
     Chart,
     Control,
@@ -44,7 +55,8 @@ def deviations(material: Material) -> Section:
         _lead(profile, keep),
         "A single cut before a layer leaves a share of the image's tokens, its keep; everything "
         "after it runs on. Global deviation is what the answers lose by it: the KL divergence of "
-        "the next-token distributions, and the share of answers that change. Local "
+        "the next-token distributions, and the share of answers that change. Plans count at most "
+        "1 nat of a sample, because its answer is lost by then; here all is shown. Local "
         "deviation is how far the layer's own output moves.",
         (curves(material, keep), heat_map(material)),
     )
@@ -120,9 +132,9 @@ def curves(material: Material, keep: float) -> Chart:
         line(material, name, layers, values)
         for name, values in zip(lines, views[start], strict=True)
     ]
-    layout = frame(
-        380, xaxis=layer_axis(len(layers)), yaxis=nats_axis(safe=SAFE), shapes=[safe_line()]
-    )
+    of_loss = (lines for key, lines in views.items() if key.startswith("kl|"))
+    losses = nats_axis(high=top_of(chain(*chain(*of_loss))), safe=SAFE)
+    layout = frame(380, xaxis=layer_axis(len(layers)), yaxis=losses, shapes=[safe_line()])
     return Chart(
         "cut-curves",
         "Deviation of one cut, by layer",
@@ -141,7 +153,7 @@ def curves(material: Material, keep: float) -> Chart:
             Control("Highlight", (("", "none"), *((g, g) for g in lines)), "", highlights=True),
         ),
         views,
-        _measure_frames(),
+        _measure_frames(losses),
     )
 
 
@@ -253,13 +265,13 @@ def _selector_control(profile: Profile) -> Control:
     return Control("Selector", ((BEST, "best of each"), *((n, n) for n in names)), BEST)
 
 
-def _measure_frames() -> dict[str, dict[str, Any]]:
+def _measure_frames(losses: dict[str, Any]) -> dict[str, dict[str, Any]]:
     local = axis("relative change of the layer's output", rangemode="tozero")
     flips = axis("answers changed", rangemode="tozero", tickformat=".0%")
     linear: dict[str, Any] = {"type": "linear", "autorange": True, "range": None}
     linear |= {"tickvals": None, "ticktext": None}
     return {
-        "kl": {"yaxis": nats_axis(safe=SAFE), "shapes": [safe_line()]},
+        "kl": {"yaxis": losses, "shapes": [safe_line()]},
         "local": {"yaxis": {**local, **linear}, "shapes": []},
         "flips": {"yaxis": {**flips, **linear}, "shapes": []},
     }

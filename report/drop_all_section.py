@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tpcal.calibrate.drop_all_depth import SAFE, blind_spots, drop_all_curve, safe_depths
 from tpcal.plans.formats import count, nats
-from tpcal.report.chart_style import HEAT, INK, axis, frame, layer_axis, nats_axis, plain
+from tpcal.report.chart_style import HEAT, INK, axis, frame, layer_axis, nats_axis, plain, top_of
 from tpcal.report.deviation_section import ALL, line, safe_line
 from tpcal.report.elements import Chart, HtmlTable, Section, figure, listed, quoted, rounded
 
@@ -125,7 +126,8 @@ def curves(material: Material) -> Chart:
         data.append(line(material, name, list(curve), values))
     layers = list(named[-1][1])
     axes = {"xaxis": layer_axis(profile.model.n_layers, "all tokens dropped just before layer")}
-    layout = frame(340, **axes, yaxis=nats_axis(safe=SAFE), shapes=[safe_line()])
+    losses = nats_axis(high=top_of(chain(*(curve.values() for _, curve in named))), safe=SAFE)
+    layout = frame(340, **axes, yaxis=losses, shapes=[safe_line()])
     rows = tuple((name, *map(nats, curve.values())) for name, curve in named)
     return Chart(
         "drop-all-curves",

@@ -228,8 +228,10 @@ def _as_seen(processor: Any, prompts: Mapping[str, Any]) -> list[Image.Image]:
         pixels = pixels * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
     shades = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     images = [Image.fromarray(values) for values in shades]
-    sizes = prompts.get("image_sizes")  # [n, 2] height and width; the rest is padding
-    if sizes is None or len(sizes) != len(images):
+    # [n, 2] height and width, beyond which there is padding. LLaVA-OneVision gives the originals'
+    # sizes instead, and brings images of a prompt with several to squares.
+    sizes = prompts.get("image_sizes")
+    if sizes is None or len(sizes) != len(images) or "batch_num_images" in prompts:
         return images
     own = torch.as_tensor(sizes).tolist()
     return [image.crop((0, 0, w, h)) for image, (h, w) in zip(images, own, strict=True)]

@@ -39,8 +39,8 @@ def predictions(material: Material) -> Section | None:
         "prediction",
         "Predicted against measured",
         _lead(of_groups, of_plans),
-        "Above the diagonal a plan loses more than single cuts promised, below it less. Losses "
-        f"under {LOWEST:g} nats are drawn at {LOWEST:g}.",
+        "Above the diagonal a plan loses more than single cuts promised, below it less. A sample "
+        f"counts with at most 1 nat. Losses under {LOWEST:g} nats are drawn at {LOWEST:g}.",
         tuple(charts),
         (FEW.format(count(len(of_plans), "plan")),) if 0 < len(of_plans) < FEWEST else (),
         side_by_side=True,

@@ -445,8 +445,13 @@ def test_show_says_from_where_a_group_needs_no_image(tpcal: Tpcal, tmp_path: Pat
 
 def test_show_narrows_a_profile_to_a_group(tpcal: Tpcal, tmp_path: Path) -> None:
     _profile(tmp_path / "p")
+    profile = load(tmp_path / "p")
+    turns = profile.turns * 0 + (profile.members("reading") * 0.75)[:, None]
+    save(replace(profile, turns=turns), tmp_path / "p")
     out = tpcal("show", "p", "--group", "reading", "--measure", "flips").stdout
     assert "answers changed, best selector, reading" in out
+    assert " 75 % " in out  # of turned tokens, too
+    assert " 75 % " not in tpcal("show", "p", "--measure", "flips").stdout
     wrong = tpcal("show", "p", "--group", "smell")
     assert wrong.exit_code == 2
     assert "No group is called 'smell'" in wrong.stderr

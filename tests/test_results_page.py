@@ -128,7 +128,7 @@ def test_the_page_shows_all_models_side_by_side_with_their_drop_all_curves(resul
     ]
     losses = [float(cell) for cell in curves[2][1:]]
     assert losses == sorted(losses, reverse=True)
-    first = load_all(results)[0].drop_all()["all"][0]
+    first = load_all(results)[0].drop_all()[0]
     assert curves[2][1] == f"{first:.2f}"  # before layer 0
 
 

@@ -80,7 +80,8 @@ def deviation_table(profile: Profile, measure: str, group: str | None) -> Table:
     table = table_of(Right("layer"), *columns, *map(Right, extra))
     form = percent if measure == "flips" else nats
     masses = [profile.turns, profile.text_to_visual, profile.visual_to_text]
-    means = [array.mean(axis=0) for array in masses]
+    members = profile.members(group)
+    means = [array[members].mean(axis=0) for array in masses]
     for layer in range(profile.model.n_layers):
         values = [cells.get((layer, keep)) for keep in show_keeps]
         table.add_row(

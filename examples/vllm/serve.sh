@@ -5,7 +5,11 @@
 # the visual tokens from layer 2 on, a quarter from layer 4 on, none from 6 on. Its stages have equal lengths, so that vLLM needs a
 # block table for each and no more.
 set -eu
-if [ $# -lt 2 ]; then
+if [ $# -eq 1 ]; then
+    echo "Usage: $0 [MODEL PLAN [further options of vllm serve]]" >&2
+    exit 2
+fi
+if [ $# -eq 0 ]; then
     export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind HF_HUB_OFFLINE=1
     model=$(python -c 'from tpcal.calibrate.embedded import FOLDER; print(FOLDER)')
     [ -e plan.yaml ] || python -c '

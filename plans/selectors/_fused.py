@@ -38,7 +38,8 @@ def farthest_first(
     """
     from tpcal.plans.selectors import _triton
 
-    return _triton.farthest_first(table, score, nearest, n_picks, n_steps)
+    with torch.cuda.device_of(table):  # Triton launches on the current device
+        return _triton.farthest_first(table, score, nearest, n_picks, n_steps)
 
 
 @torch.library.custom_op("tpcal::max_sum", mutates_args=())
@@ -54,7 +55,8 @@ def max_sum(table: Tensor, pivot: Tensor, far: Tensor, n_picks: Tensor, n_steps:
     """
     from tpcal.plans.selectors import _triton
 
-    return _triton.max_sum(table, pivot, far, n_picks, n_steps)
+    with torch.cuda.device_of(table):  # Triton launches on the current device
+        return _triton.max_sum(table, pivot, far, n_picks, n_steps)
 
 
 @torch.library.custom_op("tpcal::greedy_map", mutates_args=())
@@ -72,7 +74,8 @@ def greedy_map(
     """
     from tpcal.plans.selectors import _triton
 
-    return _triton.greedy_map(table, weight, n_picks, n_steps, least)
+    with torch.cuda.device_of(table):  # Triton launches on the current device
+        return _triton.greedy_map(table, weight, n_picks, n_steps, least)
 
 
 @torch.library.custom_op("tpcal::covering", mutates_args=())
@@ -91,7 +94,8 @@ def covering(
     """
     from tpcal.plans.selectors import _triton
 
-    return _triton.covering(table, covered, picked, gain, n_picks, n_steps)
+    with torch.cuda.device_of(table):  # Triton launches on the current device
+        return _triton.covering(table, covered, picked, gain, n_picks, n_steps)
 
 
 @torch.library.custom_op("tpcal::distinct", mutates_args=())
@@ -104,7 +108,8 @@ def distinct(table: Tensor, n_left: Tensor) -> Tensor:
     """
     from tpcal.plans.selectors import _triton
 
-    return _triton.distinct(table, n_left)
+    with torch.cuda.device_of(table):  # Triton launches on the current device
+        return _triton.distinct(table, n_left)
 
 
 @farthest_first.register_fake

@@ -116,6 +116,13 @@ def test_a_broken_law_ends_with_5(tpcal, model_folder: Path, monkeypatch) -> Non
     assert "Prompt lookup" in drafts
 
 
+def test_no_law_is_judged_while_plans_are_off(tpcal, model_folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TPCAL_OFF", "1")
+    result = tpcal("check", "--deep", "--model", model_folder, "--device", "cpu")
+    assert result.exit_code == 2
+    assert "TPCAL_OFF must not be set while plans are measured" in result.stderr
+
+
 @pytest.mark.parametrize("options", [(), ("--deep", "--engine", "vllm")])
 def test_check_needs_a_plan_or_deep(tpcal, options) -> None:
     result = tpcal("check", *options)

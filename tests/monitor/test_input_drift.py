@@ -102,6 +102,15 @@ def test_drift_from_a_summary_is_found_from_the_first_request_on(n, most):
         assert max(found.values()) < most
 
 
+@pytest.mark.parametrize("summary", [True, False])
+def test_requests_without_images_count_only_beside_a_reference_with_some(summary):
+    text = [RequestSize(0, 0, n % 9) for n in range(60)]
+    for others, names in (([], set()), (text[:1], {"n_visual", "n_images"})):
+        given = [RequestSize(576, 1, n % 9) for n in range(64)] + others
+        drift = InputDrift(InputSizes.of(given) if summary else given, 0, 0.05, 0)
+        assert {name for size in text for name in drift.record(size)} == names
+
+
 def test_sizes_within_a_class_of_a_summary_are_no_drift():
     drift = InputDrift(InputSizes.of([RequestSize(576, 1, 40)] * 64), 0, 0.05, 0)
     assert not any(drift.record(RequestSize(600, 1, 41)) for _ in range(60))

@@ -27,6 +27,21 @@ def test_a_job_waits_until_no_request_is_served():
     shadows.close()
 
 
+def test_a_job_may_close_a_full_queue():
+    shadows, order, closed = InIdleTime(1), [], Event()
+
+    def first():
+        assert shadows.submit(lambda: order.append(2))
+        shadows.close()
+        order.append(1)
+        closed.set()
+
+    assert shadows.submit(first)
+    assert closed.wait(WAIT)
+    shadows.close()
+    assert order == [1, 2]
+
+
 def test_further_jobs_are_dropped_and_a_request_that_fails_is_over():
     shadows, order = InIdleTime(1), []
     started, go_on = Event(), Event()

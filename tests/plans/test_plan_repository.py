@@ -18,6 +18,7 @@ from tpcal.plans.plan_card import card
 from tpcal.plans.plan_file import dump_plan, load_preset
 from tpcal.plans.plan_names import PLAN
 from tpcal.plans.plan_records import (
+    FURTHER,
     OWN,
     Certificate,
     Condition,
@@ -182,9 +183,12 @@ def test_a_card_says_how_tokens_leave_and_what_the_loss_was_measured_on() -> Non
     assert "Every image of a prompt keeps its own share" in text
     assert "less than 0.1 of its attention to the image, and the image less than 0.2" in text
     lost = replace(plan, loss=Loss(measured={"count": 0.1}))
-    assert "samples that did not choose the cuts" in card(lost, "org/plan")
-    own = replace(lost, provenance={"measured_on": OWN})
-    assert "samples that chose the cuts" in card(own, "org/plan")
+    assert "Measured with the whole plan." in card(lost, "org/plan")
+    for samples, said in ((OWN, "the samples that chose the cuts."), (FURTHER, "others.")):
+        known = replace(lost, provenance={"measured_on": samples})
+        assert f"Measured with the whole plan on {said}" in card(known, "org/plan")
+    predicted = replace(plan, loss=Loss(predicted={"count": 0.1}))
+    assert "samples of the calibration. Not measured." in card(predicted, "org/plan")
 
 
 def test_no_name_formats_the_card() -> None:

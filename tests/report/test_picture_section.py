@@ -207,6 +207,24 @@ def test_several_plans_share_samples_and_pictures() -> None:
     assert page.count("<option") == 2
 
 
+def test_images_that_onevision_pads_are_shown_as_squares() -> None:
+    """It pads each of several images to a square: here 4 of 24 rows above and below."""
+    (card,) = shown(
+        loaded("llava_onevision"), SAMPLES.part(1, 2), {"plan": PLAN}, max_new_tokens=1
+    )
+    first, second = map(decoded, card.images)
+    assert first.size == second.size
+    assert first.width == first.height
+    pixels = np.asarray(second, dtype=int)
+    side = len(pixels)
+    edge, middle = side // 12, slice(side // 4, 3 * side // 4)
+    assert np.ptp(pixels[:edge, middle], axis=(0, 1)).max() <= 4  # one colour
+    assert np.ptp(pixels[-edge:, middle], axis=(0, 1)).max() <= 4
+    red = pixels[side // 2, middle, 0]  # red tells the column: all of the picture's width is there
+    assert (np.diff(red) >= 0).all()
+    assert np.ptp(red) > 0.4 * 23 * 8
+
+
 def test_large_pictures_are_made_smaller() -> None:
     samples = Samples.of([Sample("large", (Image.new("RGB", (1200, 600), "red"),), "Which?")])
     (card,) = shown(loaded("llava_next"), samples, {"plan": PLAN}, max_new_tokens=1)

@@ -266,6 +266,18 @@ def test_a_profile_alone_makes_a_page(material: Material) -> None:
     assert "front" in page.charts
 
 
+def test_no_loss_is_outside_its_chart(material: Material) -> None:
+    for largest in (0.5, 7.3):
+        scaled = replace(PROFILE, kl=PROFILE.kl * (largest / PROFILE.kl.max()))
+        charts = Page(html_of(gather(scaled, FOLDER, {}, None))).charts
+        for name in ("cut-curves", "drop-all-curves"):
+            losses = charts[name]
+            top = 10 ** losses["layout"]["yaxis"]["range"][1]
+            drawn = [y for line in losses["data"] for y in line["y"] if y is not None]
+            assert top >= max(drawn)
+            assert top >= 5 * 0.999  # small losses keep the usual axis
+
+
 def test_many_groups_and_plans_stay_apart(material: Material) -> None:
     names = tuple(f"group {i}" for i in range(14))
     many = replace(

@@ -201,7 +201,7 @@ def summary(
         "n_probes": len(profile.probes),
         "drop_all": {
             "all": drop_all_curve(profile),
-            **{group: drop_all_curve(profile, group) for group in profile.groups},
+            "groups": {group: drop_all_curve(profile, group) for group in profile.groups},
         },
         "safe_depth": safe_depths(profile),
         "steps": [
