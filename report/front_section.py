@@ -38,8 +38,8 @@ def fronts(material: Material) -> Section:
         "Each point is a plan: cheaper to the left, closer to the unpruned model below, which has "
         "keep 1 and loses nothing. A quarter of the loss is that of the worst group, the rest is "
         "the mean of all groups; a sample counts with at most 1 nat. Filled marks were measured "
-        "by running the model, hollow ones are predicted from single cuts; controls are single cuts before the decoder that choose "
-        "tokens at random or in a grid.",
+        "by running the model, hollow ones are predicted from single cuts; controls are single "
+        "cuts before the decoder that choose tokens at random or in a grid.",
         (front_chart(material, marks),),
     )
 
