@@ -19,18 +19,24 @@ from tpcal.plans.plan_records import Plan
 _DEFAULT_IMAGE, _DEFAULT_TEXT = 576, 64
 
 
-def config_problems(config: Any, untried: bool) -> list[str]:
+def config_problems(config: Any, untried: bool, videos: str = "") -> list[str]:
     """The reasons why no plan runs on a server with this configuration.
 
     Args:
         config: vLLM's config.
         untried: Leave out what is refused only because no test covers it.
+        videos: What `tpcal.plans.engines.Engine.videos` says of the plan and the model.
     """
-    moved = touchpoints.problems(config.use_v2_model_runner)
-    return [*([] if untried else moved), *_refused(config), *([] if untried else _untried(config))]
+    version = touchpoints.version_problem()
+    return [
+        *([version] if version and not untried else []),
+        *touchpoints.problems(config.use_v2_model_runner),
+        *_refused(config, videos),
+        *([] if untried else _untried(config)),
+    ]
 
 
-def _refused(config: Any) -> Iterator[str]:
+def _refused(config: Any, videos: str) -> Iterator[str]:
     parallel, cache = config.parallel_config, config.cache_config
     options = {
         "--pipeline-parallel-size": parallel.pipeline_parallel_size > 1,
@@ -47,6 +53,7 @@ def _refused(config: Any) -> Iterator[str]:
         "--runner pooling": config.model_config.runner_type != "generate",
         "VLLM_USE_RUST_FRONTEND": touchpoints.has_rust_frontend(),
         "--video-pruning-rate": touchpoints.prunes_videos(config),
+        "--mm-processor-cache-type shm": bool(videos) and touchpoints.hides_videos(config),
         "--disable-hybrid-kv-cache-manager": bool(
             config.scheduler_config.disable_hybrid_kv_cache_manager
         ),
@@ -80,6 +87,11 @@ def _untried(config: Any) -> Iterator[str]:
         yield (
             "--tensor-parallel-size is tried on CPUs, and not on several GPUs. The setting "
             "untried=true tries it all the same."
+        )
+    if backend := touchpoints.untried_attention(config):
+        yield (
+            "--attention-backend must be TRITON_ATTN or FLASH_ATTN, over which plans are tried; "
+            f"got {backend}. The setting untried=true tries it all the same."
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import Counter
 
 from tpcal.integrations.vllm import touchpoints, video_positions
-from tpcal.integrations.vllm.requests import KILL_SWITCH, Requests, n_visual
+from tpcal.integrations.vllm.requests import KILL_SWITCH, Requests, n_visual, problem
 from tpcal.integrations.vllm.server_settings import KEY, received
 
 # Not "vllm:", because vLLM takes all counters of this name away when it makes its own.
@@ -48,6 +48,8 @@ def _arrived(config: Any, request: Any) -> None:
         SEEN.labels(model).inc(n_visual(request))
         SKIPPED.labels(model, KILL_SWITCH).inc()
     elif "text" in own:
+        if found := problem(request):
+            raise ValueError(found)  # which vLLM's servers answer with status 400
         if own["videos"]:
             video_positions.note(config, request)
         count(_requests(own["text"], own["videos"]), request, model)

@@ -39,6 +39,37 @@ class ImageColumns:
         return len(self.ranks)
 
 
+MOST_NUMBERS = 1 << 27
+"""Numbers that the tables of one call of a selector have at most, if it has several images."""
+
+
+def parts(images: Sequence[ImageColumns], width: int) -> list[list[ImageColumns]]:
+    """The images in parts, one for each call of a selector.
+
+    All images of a part are filled up to its longest one, so they have about the same length: the
+    longest one is at most twice as long. A part takes as many as keep its tables small. Rows are
+    chosen alone, so parts change no choice.
+
+    Args:
+        images: The images of a cut.
+        width: Numbers of a state, D.
+    """
+    found: list[list[ImageColumns]] = []
+    for image in sorted(images, key=lambda image: -image.n_alive):
+        if found and _fits(image, found[-1], width):
+            found[-1].append(image)
+        else:
+            found.append([image])
+    return found
+
+
+def _fits(image: ImageColumns, part: Sequence[ImageColumns], width: int) -> bool:
+    n_tokens, every = part[0].n_alive, [*part, image]
+    n_text = max(0 if one.prompt is None else len(one.prompt.places) for one in every)
+    numbers = len(every) * (n_tokens * (n_tokens + width) + n_text * width)
+    return n_tokens <= 2 * image.n_alive and numbers <= MOST_NUMBERS
+
+
 def tokens_of(images: Sequence[ImageColumns], layer: int, states: Tensor) -> tuple[Tokens, Tensor]:
     """What a selector gets, and [B, N] int64 column of each token; filler repeats column 0.
 

@@ -95,7 +95,10 @@ class StageManager(FullAttentionManager):
     def _held(self, request_id: str, num_tokens: int) -> int:
         request, pruning = self.requests[request_id], self.pruning
         spans, first = pruning.pruned(request), pruning.together(request)
-        return n_held(pruning.plan, self.kv_cache_spec.stage, spans, num_tokens, first)
+        # A prompt that enters the first cut with its last chunk gets its blocks with its first
+        # one. If there were none left later, all that it has run would be lost.
+        n_tokens = max(num_tokens, first)
+        return n_held(pruning.plan, self.kv_cache_spec.stage, spans, n_tokens, first)
 
 
 def staged(

@@ -31,7 +31,7 @@ def register() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     plain = EngineArgs.create_engine_config
-    if hasattr(plain, "__wrapped__"):
+    if touchpoints.is_ours(plain):
         return
 
     @wraps(plain)
@@ -51,7 +51,7 @@ def register() -> None:
             counters.count_requests()
         return config
 
-    EngineArgs.create_engine_config = create_engine_config
+    EngineArgs.create_engine_config = touchpoints.ours(create_engine_config)
 
 
 def prepare(config: Any, found: Settings) -> None:
@@ -73,7 +73,7 @@ def prepare(config: Any, found: Settings) -> None:
     found = found.scaled(n_layers, prompt[0])
     plan = found.plan
     found = replace(found, videos=VLLM.videos(plan, type(model).__name__))
-    problems = configuration.config_problems(config, found.untried)
+    problems = configuration.config_problems(config, found.untried, found.videos)
     longest = config.model_config.max_model_len
     problems += configuration.model_problems(plan, model, found.untried, longest)
     if problems:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tpcal.integrations.vllm.image_tokens import ImageColumns, tokens_of
+from tpcal.integrations.vllm.image_tokens import ImageColumns, parts, tokens_of
 from tpcal.integrations.vllm.question import PromptColumns, QuestionReader
 from tpcal.integrations.vllm.ranks import ALONE, Ranks
 from tpcal.integrations.vllm.stages import Chunk
@@ -243,7 +243,9 @@ class PruningStep:
         for image in images:
             stays[image.columns] = False
         if prepared.selector is not None:
-            states = self._choose(prepared, states, [i for i in images if i.n_keep], stays)
+            chosen_from = [image for image in images if image.n_keep]
+            for part in parts(chosen_from, states.hidden.shape[1]):
+                states = self._choose(prepared, states, part, stays)
         ends = np.cumsum([len(places) for places in self._places])[:-1]
         self._places = [
             places[kept] for places, kept in zip(self._places, np.split(stays, ends), strict=True)
@@ -259,8 +261,7 @@ class PruningStep:
     ) -> States:
         """Marks in ``stays`` [m] what the selector keeps; returns the states, merged ones too."""
         selector, cut = prepared.selector, prepared.cut
-        if selector is None or not images:
-            return states
+        assert selector is not None
         full = states.full()
         tokens, columns = tokens_of(images, cut.layer, full)
         prompts = [image.prompt for image in images if image.prompt is not None]

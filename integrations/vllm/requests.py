@@ -13,6 +13,7 @@ from tpcal.integrations.vllm.server_settings import KEY, Settings
 from tpcal.integrations.vllm.stages import Span
 from tpcal.integrations.vllm.support import reads_question
 from tpcal.plans.engines import FRAMES
+from tpcal.plans.errors import excerpt
 from tpcal.plans.plan_records import Plan
 
 NO_IMAGE = "no_image"
@@ -140,6 +141,23 @@ def opted_out(request: Any) -> str | None:
     if params.prompt_logprobs is not None or named is not None:
         return PROMPT_LOGPROBS
     return VIDEO_POSITIONS if asked == VIDEO_POSITIONS else None
+
+
+def problem(request: Any) -> str | None:
+    """Why a server with a plan cannot take a request; None if it can."""
+    params = request.sampling_params
+    asked = (getattr(params, "extra_args", None) or {}).get(KEY)
+    if asked not in (None, "off", VIDEO_POSITIONS):
+        return (
+            f'{KEY} of extra_args, or of vllm_xargs, must be "off", which serves the request '
+            f"unpruned, or be left out; got {excerpt(asked)}."
+        )
+    if getattr(request, "resumable", False):
+        return (
+            "A server with a plan takes no prompts that arrive in parts. Send the whole prompt at "
+            "once, or serve the model without a plan."
+        )
+    return None
 
 
 def note_positions(request: Any) -> None:

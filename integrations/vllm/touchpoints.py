@@ -71,8 +71,12 @@ TOUCHPOINTS = (
     Touchpoint(
         "vllm.v1.engine.input_processor", "InputProcessor.process_inputs", ("request_id", "params")
     ),
-    Touchpoint("vllm.v1.engine", "EngineCoreRequest", ("mm_features", "sampling_params")),
-    Touchpoint("vllm.config", "MultiModalConfig", ("video_pruning_rate",)),
+    Touchpoint(
+        "vllm.v1.engine", "EngineCoreRequest", ("mm_features", "sampling_params", "resumable")
+    ),
+    Touchpoint(
+        "vllm.config", "MultiModalConfig", ("video_pruning_rate", "mm_processor_cache_type")
+    ),
     Touchpoint(
         "vllm.multimodal.inputs",
         "MultiModalFeatureSpec",
@@ -218,21 +222,25 @@ def installed_version() -> str | None:
 
 
 def problems(v2: bool = False) -> list[str]:
-    """What of vLLM is not as it was read, one sentence each; empty if plans can run.
+    """Which parts of vLLM are not as they were read, one sentence each; empty if plans can run.
 
     Args:
         v2: Whether the server uses the V2 model runner.
     """
     points = TOUCHPOINTS + (V2_TOUCHPOINTS if v2 else ())
-    found = [problem for point in points if (problem := point.problem())]
+    return [problem for point in points if (problem := point.problem())]
+
+
+def version_problem() -> str | None:
+    """What to do about a version of vLLM that plans were not tried with; None if they were."""
     installed = installed_version() or "unknown"
-    if not installed.startswith(tuple(f"{minor}." for minor in TRIED)):
-        found.insert(
-            0,
-            f"vLLM must be {' or '.join(f'{minor}.x' for minor in TRIED)}, which plans are tried "
-            f"with; got {installed}. The setting untried=true starts all the same.",
-        )
-    return found
+    if installed.startswith(tuple(f"{minor}." for minor in TRIED)):
+        return None
+    return (
+        f"vLLM must be {' or '.join(f'{minor}.x' for minor in TRIED)}, which plans are tried "
+        f"with; got {installed}. The setting untried=true starts all the same if vLLM's private "
+        "parts that plans need are as they were."
+    )
 
 
 # Attributes of objects exist only in a running server, so that the functions below are their list.
@@ -246,7 +254,7 @@ def after_each_request(call: Callable[[Any, Any], None]) -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
     plain = InputProcessor.process_inputs
-    if hasattr(plain, "__wrapped__"):
+    if is_ours(plain):
         return
 
     @wraps(plain)
@@ -255,7 +263,18 @@ def after_each_request(call: Callable[[Any, Any], None]) -> None:
         call(self.vllm_config, request)
         return request
 
-    InputProcessor.process_inputs = process_inputs
+    InputProcessor.process_inputs = ours(process_inputs)
+
+
+def ours(method: Any) -> Any:
+    """The method, marked as replaced by tpcal; what wraps it has the mark too."""
+    method.tpcal = True
+    return method
+
+
+def is_ours(method: Any) -> bool:
+    """Whether tpcal has replaced the method, perhaps below what others wrapped around it."""
+    return getattr(method, "tpcal", False)
 
 
 def has_rust_frontend() -> bool:
@@ -268,6 +287,12 @@ def has_rust_frontend() -> bool:
 def prunes_videos(config: Any) -> bool:
     """Whether vLLM itself drops tokens of videos before the decoder."""
     return bool(getattr(config.model_config.multimodal_config, "video_pruning_rate", None))
+
+
+def hides_videos(config: Any) -> bool:
+    """Whether the data of videos, and with them their sizes, do not come with requests."""
+    multimodal = config.model_config.multimodal_config
+    return getattr(multimodal, "mm_processor_cache_type", None) == "shm"
 
 
 def video_grid(feature: Any) -> tuple[list[int], float] | None:
@@ -293,6 +318,14 @@ def prefer_v1_runner() -> None:
     GPUs use the V2 runner by default, and all processes of a server decide by this variable.
     """
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+
+def untried_attention(config: Any) -> str | None:
+    """The name of an attention backend whose kernels no plan ran over; None if one did."""
+    backend = config.attention_config.backend
+    if config.parallel_config.worker_cls != GPU_WORKER or backend is None:
+        return None
+    return None if backend.name in ("TRITON_ATTN", "FLASH_ATTN") else str(backend.name)
 
 
 def prefer_tried_attention(config: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tpcal import Cut, Plan
+from tpcal.integrations.vllm.image_tokens import MOST_NUMBERS, ImageColumns, parts
 from tpcal.integrations.vllm.pruning_step import PruningStep, States
-from tpcal.integrations.vllm.question import AttentionShape, QuestionReader
+from tpcal.integrations.vllm.question import AttentionShape, PromptColumns, QuestionReader
 from tpcal.integrations.vllm.stages import Chunk, Span, n_held
 from tpcal.integrations.vllm.support import reads_question
 from tpcal.plans.executor.cutting import prepare
@@ -46,6 +48,29 @@ PLANS = {
     ),
     "text": Plan(cuts=(Cut(layer=0, keep=0.3, selector="cdpruner"),)),
 }
+
+
+def image(n_alive: int, n_prompt: int = 0) -> ImageColumns:
+    ranks = np.arange(n_alive)
+    prompt = PromptColumns(0, np.arange(n_prompt), ()) if n_prompt else None
+    return ImageColumns(ranks, ranks, n_alive, 1, prompt)
+
+
+def test_images_of_other_lengths_are_chosen_from_apart() -> None:
+    given = [image(n) for n in (64, 4096, 100, 64, 2048, 1000)]
+    lengths = [[one.n_alive for one in part] for part in parts(given, HIDDEN)]
+    assert lengths == [[4096, 2048], [1000], [100, 64, 64]]
+
+
+def test_a_call_of_a_selector_has_bounded_tables() -> None:
+    several = parts([image(4096) for _ in range(20)], 3584)
+    assert sum(map(len, several)) == 20
+    assert max(map(len, several)) == MOST_NUMBERS // (4096 * (4096 + 3584)) == 4
+    assert parts([image(20_000)], 3584)  # one image has as many as it needs
+    long = [image(64, n_prompt=8000) for _ in range(50)]
+    assert max(map(len, parts(long, 3584))) == 4
+
+
 SHAPE = AttentionShape(n_heads=2, n_kv_heads=1, scaling=0.5)
 READER = QuestionReader({1: SHAPE, 3: SHAPE})
 
@@ -68,10 +93,10 @@ class Decoder:
     def run(self, chunks: Sequence[Chunk], prompts: Sequence[Tensor]) -> Tensor:
         prepared = prepare(self.plan)
         step = PruningStep(self.plan, prepared, chunks, self.waiting, READER)
-        parts = [p[c.first : c.end] for c, p in zip(chunks, prompts, strict=True)]
+        given = [p[c.first : c.end] for c, p in zip(chunks, prompts, strict=True)]
         positions = torch.cat([torch.arange(c.first, c.end) for c in chunks])
         filler = torch.zeros(2, HIDDEN)  # as engines pad a step
-        hidden, residual = torch.cat([*parts, filler]), None
+        hidden, residual = torch.cat([*given, filler]), None
         positions = torch.cat([positions, torch.zeros(2, dtype=torch.int64)])
         step.adds([positions[:, None].float()] * N_DEEPSTACK)
         for layer in range(N_LAYERS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tpcal import Cut, Plan
 from tpcal.calibrate.embedded import FOLDER
 from tpcal.integrations.vllm import configuration, touchpoints
 from tpcal.integrations.vllm.server_settings import Settings
+from tpcal.plans.engines import WHOLE
 from tpcal.plans.errors import FitError, TpcalError, UsageError
 from tpcal.plans.plan_records import Condition, ModelIdentity
 
@@ -269,6 +271,55 @@ def test_a_gpu_takes_the_attention_that_plans_ran_over_unless_told_otherwise(
     assert config.parallel_config.worker_cls.endswith(".PlanGpuWorker")
     lines = [line for line in caplog.messages if "attention backend" in line]
     assert [said in line for line in lines] == ([True] if said else [])
+
+
+def test_attention_that_no_plan_ran_over_is_untried(tmp_path: Path) -> None:
+    config = _gpu_config(tmp_path, attention_backend="FLASHINFER")
+    (problem,) = configuration.config_problems(config, untried=False)
+    assert "must be TRITON_ATTN or FLASH_ATTN" in problem
+    assert "got FLASHINFER" in problem
+    assert configuration.config_problems(config, untried=True) == []
+
+
+def test_videos_without_sizes_are_refused(tmp_path: Path) -> None:
+    config = _config(PLANS["three cuts"], tmp_path, {"off": True})
+    config.model_config.multimodal_config.mm_processor_cache_type = "shm"
+    (problem,) = configuration.config_problems(config, untried=True, videos=WHOLE)
+    assert problem.startswith("--mm-processor-cache-type shm does not go together with a plan")
+    assert configuration.config_problems(config, untried=True) == []
+
+
+def test_a_version_whose_parts_have_moved_is_refused_however_untried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = touchpoints.Touchpoint("vllm.config", "Missing")
+    monkeypatch.setattr(touchpoints, "TOUCHPOINTS", (gone,))
+    with pytest.raises(FitError, match=r"vllm.config.Missing is gone"):
+        _config(PLANS["three cuts"], tmp_path, {"untried": True})
+
+
+def test_a_plan_starts_although_another_plugin_wraps_the_same_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from tpcal.integrations.vllm import plugin
+
+    plain = EngineArgs.create_engine_config
+    while hasattr(plain, "__wrapped__"):  # vLLM's own, as before any plugin
+        plain = plain.__wrapped__
+
+    @wraps(plain)
+    def other(*args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(EngineArgs, "create_engine_config", other)
+    plugin.register()
+    config = _config(PLANS["three cuts"], tmp_path)
+    assert config.scheduler_config.scheduler_cls.startswith("tpcal.integrations.vllm.scheduler.")
+    ours = EngineArgs.create_engine_config
+    plugin.register()
+    assert EngineArgs.create_engine_config is ours
 
 
 def test_a_cpu_keeps_its_attention(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tpcal import Cut, Plan
 from tpcal.integrations.vllm import video_positions
-from tpcal.integrations.vllm.requests import Requests, n_visual
+from tpcal.integrations.vllm.requests import Requests, n_visual, problem
 from tpcal.integrations.vllm.stages import Span
 from tpcal.plans.engines import FRAMES, VLLM, WHOLE
 
@@ -42,6 +42,21 @@ def _of_named_tokens(*features: Any) -> Any:
     asked = request(*features)
     asked.sampling_params.prompt_logprob_token_ids = [[1, 2]]
     return asked
+
+
+@pytest.mark.parametrize("value", [False, "OFF", {"off": True}, "on"])
+def test_a_mistyped_opting_out_is_an_error(value: Any) -> None:
+    asked = request(IMAGE)
+    assert problem(asked) is None
+    assert problem(request(IMAGE, off=True)) is None
+    asked.sampling_params.extra_args = {"tpcal": value, "other": 1}
+    assert 'must be "off"' in str(problem(asked))
+
+
+def test_a_prompt_in_parts_is_an_error() -> None:
+    asked = request(IMAGE)
+    asked.resumable = True
+    assert "takes no prompts that arrive in parts" in str(problem(asked))
 
 
 IMAGE, VIDEO = _feature("image", 3, 16), _feature("video", 30, 8)
