@@ -82,7 +82,7 @@ def kept(requests: Requests, request: Any) -> Mapping[int, int]:
         requests: What the plan prunes of requests.
         request: A request as the server holds it.
     """
-    plan, spans = requests.plan, requests.pruned(request)
+    plan, spans = requests.plan, requests.pruned(request).spans
     whole = n_visual(request) - sum(span.length for span in spans)
     counts = [plan.counts(span.length) for span in spans]
     return {

@@ -22,7 +22,6 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from tpcal.integrations.vllm.requests import Requests
-from tpcal.integrations.vllm.stages import n_held
 from tpcal.integrations.vllm.touchpoints import block_managers, layer_numbers
 
 
@@ -79,7 +78,7 @@ class StageManager(FullAttentionManager):
         """
         end = self.pruning.prefix_end(request)
         shared = num_tokens if end is None else min(num_tokens, end)
-        if self.pruning.together(request):
+        if self.pruning.pruned(request).together:
             shared = 0
         super().cache_blocks(request, shared, *args, **kwargs)
 
@@ -93,12 +92,10 @@ class StageManager(FullAttentionManager):
         )
 
     def _held(self, request_id: str, num_tokens: int) -> int:
-        request, pruning = self.requests[request_id], self.pruning
-        spans, first = pruning.pruned(request), pruning.together(request)
+        prompt = self.pruning.pruned(self.requests[request_id])
         # A prompt that enters the first cut with its last chunk gets its blocks with its first
         # one. If there were none left later, all that it has run would be lost.
-        n_tokens = max(num_tokens, first)
-        return n_held(pruning.plan, self.kv_cache_spec.stage, spans, n_tokens, first)
+        return prompt.n_held(self.kv_cache_spec.stage, max(num_tokens, prompt.together))
 
 
 def staged(

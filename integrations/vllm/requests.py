@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tpcal.integrations.vllm.server_settings import KEY, Settings
-from tpcal.integrations.vllm.stages import Span
+from tpcal.integrations.vllm.stages import Span, StagedPrompt
 from tpcal.integrations.vllm.support import reads_question
 from tpcal.plans.engines import FRAMES
 from tpcal.plans.errors import excerpt
@@ -27,6 +28,8 @@ VIDEO_POSITIONS = "video_positions"
 """It has a video after which vLLM counts other positions than transformers (`video_positions`)."""
 ENDS_WITH_IMAGE = "ends_with_image"
 """Its last token is visual, and must stay because the answer follows from its state."""
+_KNOWN = "tpcal_pruned"
+"""Attribute of vLLM's records of a request."""
 KILL_SWITCH = "kill_switch"
 """The server runs no plan, because it was told so."""
 
@@ -66,17 +69,24 @@ class Requests:
                 found += _spans(feature.mm_position, self.videos == FRAMES)
         return tuple(sorted(found, key=lambda span: span.start))
 
-    def pruned(self, request: Any) -> tuple[Span, ...]:
-        """Those that the plan prunes, in order."""
-        found = self.spans(request)
-        return () if self._left_alone(request, found) else found
+    def pruned(self, request: Any) -> StagedPrompt:
+        """What the plan prunes of a request.
 
-    def together(self, request: Any) -> int:
-        """Number of the request's first tokens that enter the first cut together.
-
-        This is the length of its prompt if a selector looks at the question, otherwise 0.
+        It is asked several times in every step of a request, so the scheduler's and the runner's
+        records of the request keep it.
         """
-        return n_prompt(request) if self.reads_question and self.pruned(request) else 0
+        known = getattr(request, _KNOWN, None)
+        if known is not None and known[0] is self:
+            found: StagedPrompt = known[1]
+            return found
+        every = self.spans(request)
+        spans = () if self._left_alone(request, every) else every
+        together = n_prompt(request) if spans and self.reads_question else 0
+        first = every[0].start if every else None
+        found = StagedPrompt(self.plan, spans, together, first)
+        with suppress(AttributeError):  # a record that arrives takes no further attributes
+            setattr(request, _KNOWN, (self, found))
+        return found
 
     def unpruned_because(self, request: Any) -> str | None:
         """The reason why nothing of the request is pruned; None if something is."""
@@ -92,8 +102,7 @@ class Requests:
         The keys and values of a place after an image or a video depend on what was pruned. None:
         no limit.
         """
-        found = self.spans(request)
-        return found[0].start if found and self.plan.cuts else None
+        return self.pruned(request).first_visual if self.plan.cuts else None
 
     def _left_alone(self, request: Any, found: Sequence[Span]) -> str | None:
         """The reason why a request is served unpruned, of which a cut could choose from these."""

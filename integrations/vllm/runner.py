@@ -146,7 +146,7 @@ class PlanForward:
         chunks = self._chunks(step)
         gathers = any(chunk.has_visual for chunk in chunks)
         for stage, groups in self._groups.items():
-            fields = StageFields.of(self.plan, stage, chunks)
+            fields = StageFields.of(stage, chunks)
             touchpoints.set_fields(step, context, groups, fields, gathers)
         for gone in set(self._waiting) - set(step.known):
             del self._waiting[gone]
@@ -165,13 +165,7 @@ class PlanForward:
 
     def _chunks(self, step: touchpoints.RunnerStep) -> list[Chunk]:
         return [
-            Chunk(
-                r.request.req_id,
-                self._pruning.pruned(r.request),
-                r.first,
-                r.n_tokens,
-                self._pruning.together(r.request),
-            )
+            Chunk(r.request.req_id, self._pruning.pruned(r.request), r.first, r.n_tokens)
             for r in step.running
         ]
 

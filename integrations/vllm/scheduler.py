@@ -23,7 +23,7 @@ class PlanScheduler(Scheduler):
 
     def add_request(self, request: Any) -> None:
         """Takes a request. A prompt that a selector reads as a whole also runs as a whole."""
-        if self.pruning.together(request):
+        if self.pruning.pruned(request).together:
             request.skip_reading_prefix_cache = True
         super().add_request(request)
 

@@ -18,13 +18,15 @@ visual tokens and a cut that keeps two of four:
 
 What a stage holds therefore follows from the plan, the images and the number of tokens that ran,
 and from nothing else. The scheduler that gives out memory and the model that fills it both ask
-`n_held`, so they cannot disagree, and a request that starts anew leaves nothing to clean up.
+`StagedPrompt.n_held`, so they cannot disagree, and a request that starts anew leaves nothing to
+clean up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -62,35 +64,55 @@ class Span:
         return self.start < place < self.end
 
 
-def n_held(plan: Plan, stage: int, spans: Sequence[Span], n_tokens: int, together: int = 0) -> int:
-    """Number of tokens whose keys and values a layer holds once ``n_tokens`` tokens have run.
-
-    Args:
-        plan: The plan; its cuts have no conditions.
-        stage: Number of the layer's stage, 0..number of cuts.
-        spans: The images of the request that the plan prunes, in order.
-        n_tokens: Number of the request's tokens that have run.
-        together: Number of its first tokens that enter the first cut together: its prompt, if a
-            selector looks at the question, otherwise 0.
+@dataclass(frozen=True)
+class StagedPrompt:
+    """What a plan prunes of the prompt of a request.
 
     Example:
         >>> from tpcal import Cut, Plan
         >>> half = Plan(cuts=(Cut(layer=2, keep=0.5, selector="diversity"),))
-        >>> image = Span(start=1, length=4)
-        >>> [n_held(half, 1, [image], n) for n in range(8)]
+        >>> prompt = StagedPrompt(half, (Span(start=1, length=4),))
+        >>> [prompt.n_held(1, n) for n in range(8)]
         [0, 1, 1, 1, 1, 3, 4, 5]
     """
-    if stage == 0:
-        return n_tokens
-    if n_tokens < together:
-        return 0
-    held = n_tokens
-    for span in spans:
-        if span.end <= n_tokens:
-            held -= span.length - plan.counts(span.length)[stage - 1]
-        else:
-            held -= max(0, n_tokens - span.start)  # these wait
-    return held
+
+    plan: Plan
+    """The plan; its cuts have no conditions."""
+    spans: tuple[Span, ...]
+    """The images of the request that the plan prunes, in order."""
+    together: int = 0
+    """Number of its first tokens that enter the first cut together: its prompt, if a selector
+    looks at the question, otherwise 0."""
+    first_visual: int | None = None
+    """Place of its first token of an image, pruned or not; None if it has no image."""
+
+    def n_held(self, stage: int, n_tokens: int) -> int:
+        """Number of tokens whose keys and values a layer holds once ``n_tokens`` have run.
+
+        Args:
+            stage: Number of the layer's stage, 0..number of cuts.
+            n_tokens: Number of the request's tokens that have run.
+        """
+        if stage == 0:
+            return n_tokens
+        if n_tokens < self.together:
+            return 0
+        if not self.spans or self.spans[-1].end <= n_tokens:
+            return n_tokens - self._dropped[stage - 1]
+        held = n_tokens
+        for span in self.spans:
+            if span.end <= n_tokens:
+                held -= span.length - self.plan.counts(span.length)[stage - 1]
+            else:
+                held -= max(0, n_tokens - span.start)  # these wait
+        return held
+
+    @cached_property
+    def _dropped(self) -> list[int]:
+        """Number of tokens that the cuts up to each one drop. Every step of an answer asks it."""
+        kept = [self.plan.counts(span.length) for span in self.spans]
+        n_visual = sum(span.length for span in self.spans)
+        return [n_visual - sum(counts[i] for counts in kept) for i in range(len(self.plan.cuts))]
 
 
 @dataclass(frozen=True)
@@ -99,14 +121,22 @@ class Chunk:
 
     request: str
     """Id of the request."""
-    spans: tuple[Span, ...]
-    """The images of the request that the plan prunes, in order."""
+    prompt: StagedPrompt
+    """What the plan prunes of the request."""
     first: int
     """Place of the chunk's first token: the number of tokens that have run."""
     n_tokens: int
     """Number of tokens of the chunk."""
-    together: int = 0
-    """Number of the request's first tokens that enter the first cut together."""
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The images of the request that the plan prunes, in order."""
+        return self.prompt.spans
+
+    @property
+    def together(self) -> int:
+        """Number of the request's first tokens that enter the first cut together."""
+        return self.prompt.together
 
     @property
     def end(self) -> int:
@@ -160,16 +190,15 @@ class StageFields:
     """[B] int64 number of tokens that the stage held before."""
 
     @classmethod
-    def of(cls, plan: Plan, stage: int, chunks: Sequence[Chunk]) -> StageFields:
+    def of(cls, stage: int, chunks: Sequence[Chunk]) -> StageFields:
         """The fields of a stage.
 
         Args:
-            plan: The plan.
             stage: Number of the stage.
             chunks: What runs in the step.
         """
-        before = [n_held(plan, stage, c.spans, c.first, c.together) for c in chunks]
-        after = [n_held(plan, stage, c.spans, c.end, c.together) for c in chunks]
+        before = [chunk.prompt.n_held(stage, chunk.first) for chunk in chunks]
+        after = [chunk.prompt.n_held(stage, chunk.end) for chunk in chunks]
         held = np.array(before, dtype=np.int64)
         return cls(np.array(after, dtype=np.int64) - held, held)
 

@@ -16,7 +16,7 @@ from tpcal import Cut, Plan
 from tpcal.integrations.vllm.image_tokens import MOST_NUMBERS, ImageColumns, parts
 from tpcal.integrations.vllm.pruning_step import PruningStep, States
 from tpcal.integrations.vllm.question import AttentionShape, PromptColumns, QuestionReader
-from tpcal.integrations.vllm.stages import Chunk, Span, n_held
+from tpcal.integrations.vllm.stages import Chunk, Span, StagedPrompt
 from tpcal.integrations.vllm.support import reads_question
 from tpcal.plans.executor.cutting import prepare
 
@@ -118,10 +118,7 @@ class Decoder:
         begin = 0
         for chunk in chunks:
             seen = self.seen.setdefault(chunk.request, [[] for _ in range(N_LAYERS)])
-            after, before = (
-                n_held(self.plan, stage, chunk.spans, n, chunk.together)
-                for n in (chunk.end, chunk.first)
-            )
+            after, before = (chunk.prompt.n_held(stage, n) for n in (chunk.end, chunk.first))
             n_new = after - before
             seen[layer].append(positions[begin : begin + n_new])
             begin += n_new
@@ -133,7 +130,7 @@ class Decoder:
 
 def _chunk(plan: Plan, request: str, first: int, end: int) -> Chunk:
     together = LENGTH - 2 if reads_question(plan) else 0  # the last two are answered
-    return Chunk(request, SPANS, first, end - first, together)
+    return Chunk(request, StagedPrompt(plan, SPANS, together), first, end - first)
 
 
 def _whole(plan: Plan, request: str, prompt: Tensor) -> tuple[list[list[int]], Tensor]:
@@ -162,7 +159,7 @@ def test_requests_do_not_see_each_other(name: str) -> None:
     decoder = Decoder(plan)
     for first, end in pairwise([0, 7, 25, LENGTH]):
         chunks = [_chunk(plan, r, first, end) for r in "ab"]
-        decoder.run([*chunks, Chunk("text", (), first, end - first)], prompts)
+        decoder.run([*chunks, Chunk("text", StagedPrompt(plan, ()), first, end - first)], prompts)
     for request, prompt in zip("ab", prompts, strict=False):
         assert decoder.places(request) == _whole(plan, request, prompt)[0]
     assert decoder.places("text") == [list(range(LENGTH))] * N_LAYERS
@@ -172,7 +169,8 @@ def test_tokens_that_leave_become_part_of_the_mean_of_those_that_stay() -> None:
     # Every token has the same direction, so all that leave are merged into the first that stays.
     plan = Plan(merge="mean", cuts=(Cut(layer=0, keep=0.5, selector="grid"), Cut(2, 0.25, "grid")))
     length = torch.arange(1.0, 17)[:, None] * torch.ones(HIDDEN)
-    step = PruningStep(plan, prepare(plan), [Chunk("a", (Span(0, 16),), 0, 17)], {})
+    chunk = Chunk("a", StagedPrompt(plan, (Span(0, 16),)), 0, 17)
+    step = PruningStep(plan, prepare(plan), [chunk], {})
     states = torch.cat([length, torch.zeros(1, HIDDEN)])
     positions, hidden, residual = step.before_layer(0, torch.arange(17), states, None)
     first, rest = [at for at in range(16) if at in positions], sum(range(1, 17))
@@ -194,7 +192,7 @@ def test_images_keep_their_own_share_in_any_company() -> None:
     plan, prompt = PLANS["twice"], _embedded(4)
     places, _ = _whole(plan, "a", prompt)
     alone = Decoder(plan)
-    alone.run([Chunk("a", SPANS[:1], 0, 20)], [prompt[:20]])
+    alone.run([Chunk("a", StagedPrompt(plan, SPANS[:1]), 0, 20)], [prompt[:20]])
     first = [p for p in places[1] if p < 20]
     assert alone.places("a")[1] == first
     assert len([p for p in first if 3 <= p < 19]) == 8
@@ -209,17 +207,17 @@ def test_marks_between_the_tokens_of_an_image_stay() -> None:
 def test_a_request_that_starts_anew_forgets_what_waited() -> None:
     plan, prompt = PLANS["twice"], _embedded(5)
     decoder = Decoder(plan)
-    decoder.run([Chunk("a", SPANS, 0, 10)], [prompt])
+    decoder.run([_chunk(plan, "a", 0, 10)], [prompt])
     assert len(decoder.waiting["a"].hidden) == 7
     decoder.seen.clear()
-    decoder.run([Chunk("a", SPANS, 0, LENGTH)], [prompt])
+    decoder.run([_chunk(plan, "a", 0, LENGTH)], [prompt])
     assert decoder.places("a") == _whole(plan, "a", prompt)[0]
 
 
 def test_a_chunk_inside_an_image_that_never_began_is_refused() -> None:
-    decoder = Decoder(PLANS["twice"])
+    plan = PLANS["twice"]
     with pytest.raises(RuntimeError, match="the tokens before it did not run here"):
-        decoder.run([Chunk("a", SPANS, 10, 20)], [_embedded(6)])
+        Decoder(plan).run([_chunk(plan, "a", 10, 30)], [_embedded(6)])
 
 
 def test_dropped_places_are_zero_in_the_output() -> None:

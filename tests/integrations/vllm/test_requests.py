@@ -68,28 +68,37 @@ ON_IMAGES, ON_VIDEOS, ON_FRAMES = (Requests(PLAN, videos) for videos in ("", WHO
 
 def test_images_and_videos_are_pruned_in_order() -> None:
     asked = request(VIDEO, ROWS, IMAGE)
-    assert ON_VIDEOS.pruned(asked) == (Span(3, 16), Span(20, 6, (3,)), Span(30, 8))
+    assert ON_VIDEOS.pruned(asked).spans == (Span(3, 16), Span(20, 6, (3,)), Span(30, 8))
     assert ON_VIDEOS.unpruned_because(asked) is None
     assert n_visual(asked) == 16 + 8 + 6
 
 
+def test_what_is_pruned_is_found_once_for_each_record_of_a_request() -> None:
+    asked, other = request(IMAGE), request(ROWS)
+    found = ON_IMAGES.pruned(asked)
+    assert ON_IMAGES.pruned(asked) is found
+    assert ON_IMAGES.pruned(other).spans != found.spans
+    question = Requests(Plan(cuts=(Cut(2, 0.5, "cdpruner"),)))
+    assert (found.together, question.pruned(asked).together) == (0, 40)
+
+
 def test_an_image_is_pruned_whatever_stands_beside_it() -> None:
     asked = request(_feature("audio", 30, 5), ROWS)
-    assert ON_IMAGES.pruned(asked) == (Span(20, 6, (3,)),)
+    assert ON_IMAGES.pruned(asked).spans == (Span(20, 6, (3,)),)
     assert ON_IMAGES.unpruned_because(asked) is None
 
 
 def test_an_image_beside_a_video_that_is_not_pruned_is_left_too() -> None:
     asked = request(VIDEO, IMAGE)
-    assert ON_IMAGES.pruned(asked) == ()
+    assert ON_IMAGES.pruned(asked).spans == ()
     assert ON_IMAGES.unpruned_because(asked) == "video"
     assert ON_IMAGES.prefix_end(asked) == 3  # what others put behind the same image was pruned
 
 
 def test_the_steps_of_a_video_are_one_set_or_each_is_its_own() -> None:
-    assert ON_VIDEOS.pruned(request(STEPS)) == (Span(21, 5, (2, 3)),)
-    assert ON_FRAMES.pruned(request(STEPS)) == (Span(21, 2), Span(25, 3))
-    assert ON_FRAMES.pruned(request(ROWS)) == (Span(20, 6, (3,)),)
+    assert ON_VIDEOS.pruned(request(STEPS)).spans == (Span(21, 5, (2, 3)),)
+    assert ON_FRAMES.pruned(request(STEPS)).spans == (Span(21, 2), Span(25, 3))
+    assert ON_FRAMES.pruned(request(ROWS)).spans == (Span(20, 6, (3,)),)
 
 
 def test_other_requests_read_what_stands_before_the_first_image_or_video() -> None:
@@ -100,11 +109,11 @@ def test_other_requests_read_what_stands_before_the_first_image_or_video() -> No
 
 def test_marks_around_an_image_are_text() -> None:
     asked = request(_feature("image", 20, 9, "tvvvvvvtt"))
-    assert ON_IMAGES.pruned(asked) == (Span(21, 6),)
+    assert ON_IMAGES.pruned(asked).spans == (Span(21, 6),)
 
 
 def test_marks_between_the_rows_of_an_image_are_text_too() -> None:
-    (span,) = ON_IMAGES.pruned(request(_feature("image", 20, 9, "tvvtvttvt")))
+    (span,) = ON_IMAGES.pruned(request(_feature("image", 20, 9, "tvvtvttvt"))).spans
     assert (span, span.end) == (Span(21, 4, (2, 4, 5)), 28)
     assert span.places.tolist() == [21, 22, 24, 27]
 
@@ -126,7 +135,7 @@ def test_marks_between_the_rows_of_an_image_are_text_too() -> None:
     ],
 )
 def test_the_reason_why_nothing_is_pruned(asked: Any, reason: str) -> None:
-    assert ON_IMAGES.pruned(asked) == ()
+    assert ON_IMAGES.pruned(asked).spans == ()
     assert ON_IMAGES.unpruned_because(asked) == reason
 
 

@@ -15,7 +15,7 @@ from served import BLOCK, DEVICE, PLANS, SMALL_POOL, Engine, Executor, until_end
 from tpcal import Plan
 from tpcal.calibrate.embedded import EmbeddedSample, samples
 from tpcal.integrations.vllm.image_tokens import ImageColumns, tokens_of
-from tpcal.integrations.vllm.stages import Span, n_held
+from tpcal.integrations.vllm.stages import Span, StagedPrompt
 from tpcal.plans.selectors import create
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usual]
@@ -69,8 +69,8 @@ def test_a_request_holds_the_blocks_of_what_its_stages_hold(engine: Engine) -> N
     stages = [getattr(manager.kv_cache_spec, "stage", 0) for manager in managers]
     n_tokens = request.num_computed_tokens
     image = request.mm_features[0].mm_position
-    spans = [Span(image.offset, image.length)]
-    held = [n_held(PLAN, stage, spans, n_tokens) for stage in stages]
+    prompt = StagedPrompt(PLAN, (Span(image.offset, image.length),))
+    held = [prompt.n_held(stage, n_tokens) for stage in stages]
     assert sorted(stages) == [0, 1, 2, 3]
     assert held[stages.index(3)] == n_tokens - 144
     assert [len(group) for group in ids] == [-(-n // BLOCK) for n in held]
