@@ -54,11 +54,15 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 @pytest.mark.timeout(1200)
 def test_the_example_serves_the_executors_answers(tmp_path: Path) -> None:
     log, plan = tmp_path / "log", tmp_path / "plan.yaml"
-    model = str(tpcal.calibrate.embedded.FOLDER)
-    command = ["sh", str(EXAMPLE / "serve.sh"), model, str(plan), *SMALL]
+    command = ["sh", str(EXAMPLE / "serve.sh")]  # it makes a plan, and serves it on CPUs
+    if ON_GPU:
+        cuts = tpcal.Cut(2, 0.5, "diversity"), tpcal.Cut(4, 0.25, "diversity"), tpcal.Cut(6, 0.0)
+        tpcal.save_plan(tpcal.Plan(name="example", cuts=cuts, scope="image"), plan)
+        command += [str(tpcal.calibrate.embedded.FOLDER), str(plan), *SMALL]
+    own = _environment()
     with (
         log.open("wb") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, env=_environment()) as server,
+        subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file, env=own) as server,
     ):
         try:
             _wait(server, log)
