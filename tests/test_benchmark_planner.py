@@ -66,7 +66,10 @@ def test_differences_are_of_all_questions_and_of_the_worst_groups() -> None:
     overall = overall_difference(one, other, groups, 200)
     assert overall.value == pytest.approx(0.25)
     assert overall.low <= 0.25 <= overall.high
-    assert worst_difference(one, other, groups, 200).value == pytest.approx(0.5 - 0.0)
+    assert worst_difference(one[None], other[None], groups, 200).value == pytest.approx(0.5 - 0.0)
+    # Each of two plans ruins another group: no mean of both shows that.
+    two = np.stack([np.where(groups == g, 0.0, 1.0) for g in np.unique(groups)[:2]])
+    assert worst_difference(two, other[None], groups, 200).value == pytest.approx(0.0)
 
 
 def test_a_verdict_says_how_much_worse_and_never_by_less_than_nothing() -> None:
@@ -191,7 +194,8 @@ def test_the_picture_of_readme_names_every_method_and_draws_what_was_answered(
         Answered(method, budget, budget, right, right) for method in METHODS for budget in BUDGETS
     )
     found = Comparison(("a", "b"), np.array([0, 0, 1, 1]), right[0] | True, answered, {}, {})
-    assert found.by_group(right).tolist() == [1.0, 0.5]
+    assert found.by_group(right).tolist() == [[1.0, 0.5]]
+    assert found.worst(right) == 0.5
     for name in ("a.svg", "b.svg"):
         quality.draw(found, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tpcal.calibrate.evaluation.loss_tests import LossTest
     from tpcal.calibrate.inputs.models import Loaded
     from tpcal.calibrate.inputs.samples import Samples
-    from tpcal.plans.plan_records import Plan
+    from tpcal.plans.plan_records import Loss, Plan
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def verify(
     from tpcal.calibrate.evaluation.loss_tests import loss_tests
 
     name, progress = str(plan), progress or silent
-    recorded = _recorded(name)
+    stated = _recorded(name)
+    recorded = dict(stated.measured)
     found, loaded, samples = plan_model_new_samples(
         name, ModelChoice.of(model), DataChoice.of(data), N_VERIFY, progress
     )
@@ -120,19 +121,19 @@ def verify(
     _refuse_groups(name, recorded, samples)
     _remember(found, loaded, samples)
     losses = _losses(found, loaded, samples, batch_size, progress)
-    tests = loss_tests(losses, samples.sample_groups, recorded)
+    tests = loss_tests(losses, samples.sample_groups, recorded, stated.margin)
     return PlanVerification(name, found, loaded, samples, tests)
 
 
-def _recorded(name: str) -> dict[str, float]:
-    """The measured losses that a plan states; read before the model is loaded."""
+def _recorded(name: str) -> Loss:
+    """What a plan states of its losses, some of it measured; read before the model is loaded."""
     loss = load_plan(name).loss
     if loss is None or not loss.measured:
         raise UsageError(
             f"{name} must state a measured loss (loss.measured) to be verified; got none. Make "
             "it with tpcal plan, without --no-measure, or judge it with tpcal eval."
         )
-    return dict(loss.measured)
+    return loss
 
 
 def _refuse_few(samples: Samples) -> None:

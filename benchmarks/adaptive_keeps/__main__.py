@@ -165,7 +165,7 @@ def judge(name: str, shares: Floats, test: Measured, ladder: Ladder, resamples: 
         float(nats.mean()),
         overall_difference(fixed, nats, test.groups, resamples),
         max(float(nats[test.groups == g].mean()) for g in np.unique(test.groups)),
-        worst_difference(-nats, -fixed, test.groups, resamples),
+        worst_difference(-nats[None], -fixed[None], test.groups, resamples),
         float(changed.mean()),
         overall_difference(fixed_changed, changed, test.groups, resamples),
     )

@@ -77,9 +77,13 @@ class Comparison:
     """tpcal's, by budget and seed."""
 
     def by_group(self, right: NDArray[np.bool_]) -> Floats:
-        """[G] accuracy of every group, the mean of all entries of [R, n]."""
-        mean = right.mean(axis=0)
-        return np.array([mean[self.sample_group == g].mean() for g in range(len(self.groups))])
+        """[R, G] accuracy of every group for each entry of [R, n]."""
+        members = (self.sample_group == g for g in range(len(self.groups)))
+        return np.stack([right[:, at].mean(axis=1) for at in members], axis=1)
+
+    def worst(self, right: NDArray[np.bool_]) -> float:
+        """Accuracy of the worst group: each entry of [R, n] has its own, and they are averaged."""
+        return float(self.by_group(right).min(axis=1).mean())
 
 
 def comparison(work: Work, sizes: Sizes, folders: Folders) -> Comparison:

@@ -100,13 +100,23 @@ def overall_difference(
 def worst_difference(
     one: Floats, other: Floats, groups: NDArray[Any], n_resamples: int
 ) -> Interval:
-    """The smallest group mean of ``one`` minus that of ``other``, over the same questions."""
+    """The smallest group mean of ``one`` minus that of ``other``, over the same questions.
 
-    def difference(drawn: Sequence[NDArray[np.int64]]) -> Floats:
-        worst = [np.min([x[at].mean(axis=-1) for at in drawn], axis=0) for x in (one, other)]
-        return np.asarray(worst[0] - worst[1])
+    Args:
+        one: [R, n] scores of R plans, each of which has a worst group of its own; their smallest
+            means are averaged.
+        other: [S, n] likewise.
+        groups: [n] the group of each question.
+        n_resamples: Number of resamples.
+    """
 
-    return interval(within_groups(difference, groups, n_resamples))
+    def worst(scores: Floats, drawn: Sequence[NDArray[np.int64]]) -> Floats:
+        means = np.min([scores[:, at].mean(axis=-1) for at in drawn], axis=0)  # [R, ...]
+        return np.asarray(means.mean(axis=0))
+
+    return interval(
+        within_groups(lambda drawn: worst(one, drawn) - worst(other, drawn), groups, n_resamples)
+    )
 
 
 def p_paired(one: Floats, other: Floats) -> float:

@@ -25,7 +25,7 @@ def draw(found: Comparison, path: Path) -> None:
     """Two panels, all questions and the worst group, with every line named where it ends."""
     judges: dict[str, Judge] = {
         "all questions": lambda right: float(right.mean()),
-        "the worst group of questions": lambda right: float(found.by_group(right).min()),
+        "the worst group of questions": found.worst,
     }
     with plots.figure(path, len(judges), width=10.0, height=5.2) as panels:
         for panel, (title, judge) in zip(panels, judges.items(), strict=True):

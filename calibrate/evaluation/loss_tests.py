@@ -47,7 +47,10 @@ class LossTest:
 
 
 def loss_tests(
-    losses: Array, sample_groups: Sequence[str], recorded: Mapping[str, float]
+    losses: Array,
+    sample_groups: Sequence[str],
+    recorded: Mapping[str, float],
+    margins: Mapping[str, float] | None = None,
 ) -> tuple[LossTest, ...]:
     """The test of all samples, then those of the groups if there are several.
 
@@ -57,10 +60,12 @@ def loss_tests(
         losses: [n] nats.
         sample_groups: [n] group of each sample.
         recorded: Mean loss in nats of each group, as the plan states it.
+        margins: Half the width of the 95 % interval of these losses; one that is missing is 0,
+            so that the recorded loss counts as exact.
 
     Source:
-        Student 1908, one-sided, for the mean of one sample; the adjustment is `holm`. The recorded
-        loss counts as exact. Losses are not normal.
+        Student 1908, one-sided, for the mean of one sample, whose variance also has that of the
+        recorded loss; the adjustment is `holm`. Losses are not normal.
 
     Example:
         >>> import numpy as np
@@ -73,23 +78,36 @@ def loss_tests(
     """
     own = np.array(sample_groups)
     said = np.array([recorded[group] for group in sample_groups])
+    # A margin is about two standard errors of the recorded loss.
+    errors = {group: (margins or {}).get(group, 0.0) / 2 for group in recorded}
     groups = sorted(set(sample_groups))
     parts = {ALL: np.ones(len(own), bool)}
     if len(groups) > 1:
         parts |= {group: own == group for group in groups}
-    tests = [_test(name, losses[part], said[part]) for name, part in parts.items()]
+    tests = [
+        _test(name, losses[part], said[part], _variance(own[part], errors))
+        for name, part in parts.items()
+    ]
     adjusted = iter(holm([test.p for test in tests if test.p is not None]).tolist())
     return tuple(test if test.p is None else replace(test, p=next(adjusted)) for test in tests)
 
 
-def _test(name: str, losses: Array, recorded: Array) -> LossTest:
-    # t = (mean excess - tolerance) / (s / sqrt(n)) follows Student's distribution with n - 1
-    # degrees of freedom if the true excess is the tolerance; p is the chance of a larger t.
+def _variance(groups: Array, errors: Mapping[str, float]) -> float:
+    """Variance of the recorded mean of samples of these groups [n]."""
+    names, counts = np.unique(groups, return_counts=True)
+    weights = counts / len(groups)
+    return sum((w * errors[name]) ** 2 for name, w in zip(names, weights, strict=True))
+
+
+def _test(name: str, losses: Array, recorded: Array, variance: float) -> LossTest:
+    # t = (mean excess - tolerance) / sqrt(s^2 / n + variance of the recorded mean) follows about
+    # Student's distribution with n - 1 degrees of freedom if the true excess is the tolerance; p
+    # is the chance of a larger t.
     n = len(losses)
     excess = (losses - recorded).astype(np.float64) - TOLERANCE
     p = None
     if n >= LEAST:
-        spread = excess.std(ddof=1) / math.sqrt(n)
+        spread = math.sqrt(excess.var(ddof=1) / n + variance)
         t = excess.mean() / spread if spread > 0 else math.copysign(math.inf, excess.mean())
         p = float(stdtr(n - 1, -t))
     return LossTest(name, n, float(recorded.mean()), float(losses.mean()), p)

@@ -93,11 +93,11 @@ def _group_means(measurer: Measures, kl: Floats, flips: Floats) -> GroupMeans:
         if len(mine):
             losses[group] = float(mine.mean())
             changed[group] = float(flips[own == i].mean())
-            margins[group] = _margin(mine)
+            margins[group] = margin_of(mine)
     return GroupMeans(losses, changed, margins)
 
 
-def _margin(values: Floats) -> float:
+def margin_of(values: Floats) -> float:
     """Half the width of an approximate 95 % interval of the mean of [n] losses."""
     from scipy.special import stdtrit
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from tpcal.calibrate.evaluation.loss_tests import ALL, LEAST, TOLERANCE, loss_tests
@@ -48,3 +49,19 @@ def test_too_few_samples_of_a_group_are_not_tested() -> None:
     assert not count.is_worse
     assert every.is_worse
     assert reading.is_worse
+
+
+def test_a_recorded_loss_that_is_itself_uncertain_proves_less() -> None:
+    """The squares of the standard error of the samples and of half the margin are added."""
+    worse = LOSSES[20:] + 0.4
+    excess = worse - 0.5 - TOLERANCE
+    for margin in (0.0, 0.3):
+        (every,) = loss_tests(worse, GROUPS[20:], RECORDED, {"reading": margin})
+        t = excess.mean() / np.sqrt(excess.var(ddof=1) / 20 + (margin / 2) ** 2)
+        assert every.p == pytest.approx(student.sf(t, 19))
+    # Over all samples, each group's error counts by its share; here no group is tested itself.
+    some, groups = LOSSES[:14] + 1, ["count"] * 7 + ["reading"] * 7
+    every, *_ = loss_tests(some, groups, RECORDED, {"count": 0.2, "reading": 0.6})
+    excess = some - np.repeat([0.3, 0.5], 7) - TOLERANCE
+    t = excess.mean() / np.sqrt(excess.var(ddof=1) / 14 + 0.05**2 + 0.15**2)
+    assert every.p == pytest.approx(student.sf(t, 13))
