@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 
 from tpcal.plans import redaction
-from tpcal.plans.errors import TpcalError
+from tpcal.plans.errors import TpcalError, excerpt
 from tpcal.plans.progress import Progress
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ class Commands(click.Group):
         _show_notes()
         words = list(sys.argv[1:] if args is None else args)
         _TYPED[:] = words
-        extra["obj"] = short_command(words)
         try:
+            _refuse_broken(words)
+            extra["obj"] = short_command(words)
             code = super().main(words, prog_name, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
@@ -115,6 +116,16 @@ class Commands(click.Group):
         for line in lines:
             click.echo(f"tpcal: {redacted(line)}", err=True)
         sys.exit(code)
+
+
+def _refuse_broken(words: Sequence[str]) -> None:
+    """Raises a usage error for a word that no file of a result could hold."""
+    for word in words:
+        if "\x1b" in word or word != word.encode("utf-8", "ignore").decode():
+            raise click.UsageError(
+                f"Arguments must be Unicode text without escape characters; got {excerpt(word)!a}."
+                " Rename the file."
+            )
 
 
 def _leave_pipe() -> NoReturn:

@@ -93,7 +93,10 @@ class Parts:
     def read(self) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
         """Arrays [n, width], NaN for samples that are not done, and [n] bool, which are done.
 
-        A file that cannot be read is deleted, and its samples count as not done.
+        A file that is damaged is deleted, and its samples count as not done.
+
+        Raises:
+            RunFailed: A file cannot be read.
         """
         # Files name the samples they hold, so a run may be continued with another batch size.
         found = {
@@ -104,7 +107,7 @@ class Parts:
         for path in sorted(self._folder.glob("*.safetensors")):
             part = self._read_part(path)
             if part is None:
-                path.unlink()
+                path.unlink(missing_ok=True)
                 continue
             done[part["samples"]] = True
             for name, array in found.items():
@@ -114,8 +117,13 @@ class Parts:
     def _read_part(self, path: Path) -> Arrays | None:
         try:
             part = load(path.read_bytes())
-        except (SafetensorError, OSError):
+        except (SafetensorError, FileNotFoundError):  # the calibration may have ended meanwhile
             return None
+        except OSError as error:
+            raise RunFailed(
+                f"{path} cannot be read: {error.strerror}. Nothing is lost; run the same command "
+                "again."
+            ) from None
         samples = part.get("samples")
         if (
             samples is None

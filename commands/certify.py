@@ -90,11 +90,16 @@ def certify(
         )
     target = output or Path(file)
     refuse_to_overwrite(target, force)
+    before = None if output else target.read_bytes()
     promise = Promise(max_flips, confidence, each_group)
     how = CertificationSettings(batch_size, memory, max_new_tokens)
     with terminal.progress() as report:
         proven = certification.certify(
             file, promise, model=model, data=data, settings=how, progress=report
         )
+    if before is not None and target.read_bytes() != before:
+        terminal.warn(f"{target} has changed meanwhile, so the certified plan is in another file.")
+        target = target.with_name(f"{target.stem}.certified{target.suffix}")
     proven.save(target)
+    terminal.console().print(f"Written to {target}.", highlight=False, markup=False)
     terminal.console().print(Text(certificate_text(proven.certificate)))

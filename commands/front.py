@@ -43,6 +43,8 @@ def front(
     from tpcal.planner.search.front import named
     from tpcal.views.front_view import front_data, front_view
 
+    if as_json and svg:
+        raise click.UsageError("--json prints the front, so --svg cannot be given with it.")
     check_outputs([svg] if svg else [], force)
     stored = load_profile(folder)
     predictor = Predictor(stored.profile)

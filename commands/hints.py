@@ -58,7 +58,7 @@ def after_front(points: Sequence[Point]) -> None:
     """Prints the command that makes a plan from a front that was just searched."""
     cheaper = [p.layer_average_keep for p in points if 0.05 < p.layer_average_keep <= 0.25]
     budget = f"{math.ceil(100 * max(cheaper, default=BUDGET)) / 100:g}"
-    search = _typed(*SEARCH, *MODEL)
+    search = typed(*SEARCH, *MODEL)
     if any("://" in word for word in search):  # the URL of a database may hold a password
         terminal.console().print(f"\nAdd --budget {budget} to this command for a plan.")
     else:
@@ -94,10 +94,10 @@ def _of_model() -> list[str]:
     With --trust-remote-code the name is included, because such a model must be named.
     """
     trusted = click.get_current_context().params.get("trust_remote_code")
-    return _typed(*MODEL, *(("name", "revision") if trusted else ()))
+    return typed(*MODEL, *(("name", "revision") if trusted else ()))
 
 
-def _typed(*names: str) -> list[str]:
+def typed(*names: str) -> list[str]:
     """The options of these names that were typed, with their values."""
     ctx = click.get_current_context()
     words: list[str] = []

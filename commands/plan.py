@@ -9,7 +9,7 @@ import click
 
 from tpcal import terminal
 from tpcal.calibrate.inputs.model_choice import ModelChoice
-from tpcal.commands.hints import after_front, after_plan
+from tpcal.commands.hints import after_front, after_plan, typed
 from tpcal.commands.outputs import refuse_to_overwrite
 from tpcal.options import groups, values
 from tpcal.workflow.step_settings import PlanLimits, PlanningSettings
@@ -109,7 +109,14 @@ def plan(
         limits.check(measure=not no_measure)
     if given is not None and folder is not None:
         raise click.UsageError(f"Only one profile can be given; got {given} and {folder}.")
-    refuse_to_overwrite(output, force)
+    if budget is None and not limits.any:
+        if typed("output", "force"):
+            raise click.UsageError(
+                "Without a budget or a limit the whole front is searched and no plan is written; "
+                "name a budget, or leave out --output and --force."
+            )
+    else:
+        refuse_to_overwrite(output, force)
     how = PlanningSettings(measure=not no_measure, command=terminal.command(), **settings)
     given, screen = given or folder, terminal.console()
     with terminal.progress() as report:

@@ -72,6 +72,8 @@ def _check_scalar(node: Any, event: Any) -> None:
         raise _refused(event, f"numbers must have at most {MAX_DIGITS} digits")
     if not is_unicode(node.value):
         raise _refused(event, "text must be Unicode; got half of a surrogate pair")
+    if "\x1b" in node.value:  # printed, it would command the terminal
+        raise _refused(event, "text must not hold the escape character")
 
 
 def _refused(event: Any, problem: str) -> yaml.YAMLError:

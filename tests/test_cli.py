@@ -338,6 +338,38 @@ def test_help_names_every_way_to_merge_and_its_price(tpcal: Tpcal) -> None:
     assert "[default: none]" in said
 
 
+@pytest.mark.parametrize("word", ["caf\udce9.yaml", "\x1b[2J"])
+def test_names_that_no_file_could_hold_are_refused(tpcal: Tpcal, word: str) -> None:
+    result = tpcal("show", word)
+    assert result.exit_code == 2
+    assert "must be Unicode text without escape characters" in " ".join(result.stderr.split())
+
+
+def test_options_for_a_plan_file_need_a_budget(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal("plan", "--no-measure", "-o", "best.yaml")
+    assert result.exit_code == 2
+    assert "no plan is written" in " ".join(result.stderr.split())
+    (tmp_path / "plan.yaml").write_text("something else")
+    assert tpcal("plan", "--no-measure").exit_code == 0  # nothing is written, so nothing is lost
+
+
+def test_json_and_a_picture_are_not_asked_for_at_once(tpcal: Tpcal, tmp_path: Path) -> None:
+    _profile(tmp_path / "tpcal-out" / "tiny-1")
+    result = tpcal("front", "--json", "--svg", "front.svg")
+    assert result.exit_code == 2
+    assert "--svg cannot be given with it" in result.stderr
+
+
+def test_odd_provenance_of_a_plan_is_no_reason_to_fail(
+    tpcal: Tpcal, tmp_path: Path, plan: Plan
+) -> None:
+    odd = {"front": [1], "weights": [1]}
+    for provenance in (odd, {"front": {"cheaper": [1], "dearer": {"loss": "x"}}}):
+        save_plan(replace(plan, provenance=provenance), tmp_path / "plan.yaml")
+        assert tpcal("show", "plan.yaml").exit_code == 0
+
+
 def test_help_names_what_is_probed_by_default(tpcal: Tpcal) -> None:
     said = " ".join(tpcal("calibrate", "--help").stdout.split())
     assert f"[default: {', '.join(DEFAULT_SELECTORS)}]" in said

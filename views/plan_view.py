@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 OWN_TEXT = "Measured on the samples that chose the plan, so the loss on others is likely larger."
 
 
+_POINT = ("layer_average_keep", "loss")
+"""What the provenance says of a plan on the front."""
+
+
 def plan_view(plan: Plan, *, title: str, n_layers: int | None = None) -> RenderableType:
     """The plan as a chart by layer, its cost, its loss by group and its origin.
 
@@ -174,10 +178,15 @@ def loss_table(loss: Loss) -> Table:
     return table
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A part of the provenance, which may hold anything; empty if it is no mapping."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def limits_line(plan: Plan, loss: Loss) -> list[Text]:
     """The group that limits the plan, and its limits; empty if there is only one group."""
     losses = loss.measured or loss.predicted
-    weights = plan.provenance.get("weights") or {}
+    weights = mapping(plan.provenance.get("weights"))
     words = []
     if len(losses) > 1:
         group = max(losses, key=lambda g: losses[g] * weights.get(g, 1.0))
@@ -202,8 +211,10 @@ def footer(plan: Plan) -> list[RenderableType]:
     lines: list[RenderableType] = []
     if plan.source:
         lines.append(Text(f"Source: {plan.source}", style=QUIET))
-    for name, point in (plan.provenance.get("front") or {}).items():
-        keep, loss = point["layer_average_keep"], point["loss"]
+    for name, point in mapping(plan.provenance.get("front")).items():
+        if not all(isinstance(mapping(point).get(key), int | float) for key in _POINT):
+            continue
+        keep, loss = (point[key] for key in _POINT)
         where = " on the samples of the search" if plan.loss and plan.loss.measured else ""
         lines.append(Text(f"Next {name} on the front: keep {keep:.4f}, {loss:.4g} nats{where}"))
     sizes = read_input_sizes(Reader(), plan.provenance.get(KEY))

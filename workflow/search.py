@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcal.calibrate.inputs.model_choice import ModelChoice
 from tpcal.calibrate.inputs.sample_size import N_CERTIFY
-from tpcal.plans.errors import UsageError
+from tpcal.plans.errors import GuardrailError, UsageError
 from tpcal.plans.extras import needs
 from tpcal.plans.progress import Progress, silent
 from tpcal.workflow.answer_batches import answers_at_once
@@ -260,7 +260,9 @@ class _Search:
             return None
         if self.limits.confidence:
             return None
-        return answer(self._problem(budget), self._search_settings())
+        known = answer(self._problem(budget), self._search_settings())
+        # A limit is about what was measured, so a plan that was only predicted does not answer it.
+        return None if known and self.limits.any and not known.measured else known
 
     def _measured(self, budget: Budget | None, measurers: Mapping[str, Any]) -> Plan:
         """The best plan for the budget, or the cheapest within the limits."""
@@ -280,6 +282,11 @@ class _Search:
 
         assert found.loss is not None
         profile, measured = self.stored.profile, found.loss.measured
+        if self.limits.any and self.settings.measure and found.cuts and not measured:
+            raise GuardrailError(
+                "The plan's loss must be measured to be within the limits, and no plan was "
+                "measured in time. Raise --timeout."
+            )
         losses = measured or found.loss.predicted
         flips = found.loss.changed or Predictor(profile).flips(found.cuts)
         kind = "measured" if measured else "predicted"

@@ -75,10 +75,12 @@ def _beside(found: Comparison, sizes: Sizes) -> dict[tuple[str, float], Beside]:
     keys = [(a.method, a.target) for a in found.answered if a.method != OURS]
     figures, p_values = [], []
     for method, target in keys:
-        every = [_one(_get(found, name, target)).right.astype(float) for name in (OURS, method)]
-        means = [right.mean(axis=0) for right in every]
+        ours, other = (
+            _one(_get(found, name, target)).right.astype(float) for name in (OURS, method)
+        )
         more = found.sample_group, sizes.resamples
-        figures.append((overall_difference(*means, *more), worst_difference(*every, *more)))
+        means = ours.mean(axis=0), other.mean(axis=0)
+        figures.append((overall_difference(*means, *more), worst_difference(ours, other, *more)))
         p_values.append(p_paired(*means))
     adjusted = holm(p_values).tolist()
     return {

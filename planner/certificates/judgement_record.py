@@ -176,11 +176,12 @@ def name_of(plans: Iterable[Plan], weights: str) -> str:
 
 def _locked(file: Path) -> JournalFileSymlinkLock | None:
     """An acquired lock; None if the folder cannot be written."""
-    from optuna.storages.journal import JournalFileSymlinkLock
+    from tpcal.planner.search.storage import lock_of
 
-    lock = JournalFileSymlinkLock(str(file))
+    lock = lock_of(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # the lock is of a file that exists
         lock.acquire()
     except OSError:
         return None

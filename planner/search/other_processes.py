@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -73,7 +74,7 @@ class OtherProcesses:
 
     def _is_gone(self, trial: FrozenTrial) -> bool:
         host, pid = owner_of(trial)
-        if host == socket.gethostname() and not _is_another(int(pid)):
+        if host == _host() and not _is_another(int(pid)):
             return True
         sign = signs_of_life(trial)
         now = time.monotonic()
@@ -84,7 +85,20 @@ class OtherProcesses:
 
 def owner() -> str:
     """Names this process among all that share a study."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    return f"{_host()}:{os.getpid()}"
+
+
+def _host() -> str:
+    """Where this process's number means this process.
+
+    Containers may share the name of a host, and machines that were cloned have one name; each
+    container counts its processes by itself.
+    """
+    names = [socket.gethostname()]
+    with suppress(OSError):  # not on Linux
+        names.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        names.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    return "/".join(names)
 
 
 @contextmanager

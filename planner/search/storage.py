@@ -43,7 +43,7 @@ class _Journal(JournalFileBackend):
     """
 
     def __init__(self, path: str) -> None:
-        self._path, self._own_lock = path, JournalFileSymlinkLock(path)
+        self._path, self._own_lock = path, lock_of(path)
         super().__init__(path, self._own_lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -62,6 +62,15 @@ class _Journal(JournalFileBackend):
                 file.write(lines)
         finally:
             self._own_lock.release()
+
+
+def lock_of(path: str | Path) -> JournalFileSymlinkLock:
+    """Optuna's lock of a file that exists, which a process that was killed holds for 30 s.
+
+    Optuna links to the file, and looks through the link to see how old it is. A relative path
+    would lead elsewhere from there, and every later process would wait without end.
+    """
+    return JournalFileSymlinkLock(os.path.abspath(path))
 
 
 def open_storage(storage: Path | str | BaseStorage | None) -> BaseStorage:

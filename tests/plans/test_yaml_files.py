@@ -103,6 +103,7 @@ def test_names_that_cannot_be_are_one_line(tmp_path: Path) -> None:
         ("a: 1" + ":1" * 400 + ".0", "at most 100 digits"),
         ("<<: {a: 1}", "merge keys"),
         ('a: "\\ud800"', "surrogate"),
+        ('a: "\\e[2J"', "the escape character"),
         ("a: " + "[" * 60 + "]" * 60, "at most 32 deep"),
         ("a: [" + "1," * 30_000 + "]", "more values"),
         ("a: 2024-13-45", "must be plain YAML"),

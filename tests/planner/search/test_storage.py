@@ -13,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from tpcal.planner.search.ledger import open_study
 from tpcal.planner.search.other_processes import measuring
 from tpcal.planner.search.sampler import RepeatableTPE
-from tpcal.planner.search.storage import open_storage
+from tpcal.planner.search.storage import lock_of, open_storage
 from tpcal.plans.errors import UsageError
 
 
@@ -24,6 +24,19 @@ def one_trial(storage: Path | str) -> None:
     with measuring(trial):
         trial.report(0.25, 7)
     study.tell(trial, 0.5)
+
+
+def test_a_lock_that_a_killed_process_left_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna releases it after 30 s, as long as the lock leads to a file, whose age it asks."""
+    monkeypatch.chdir(tmp_path)
+    journal = Path("out/p/study.journal")
+    open_storage(journal)
+    lock_of(journal).acquire()  # and the process dies
+    link = tmp_path / "out/p/study.journal.lock"
+    assert link.is_symlink()
+    assert link.samefile(journal)
 
 
 def test_optuna_reads_our_journal_by_itself(tmp_path: Path) -> None:
