@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tpcal.calibrate.profile import load, newest
 from tpcal.cli import cli
 from tpcal.plans.plan_file import load_plan, save_plan
 from tpcal.plans.plan_records import Cut, ModelIdentity, Plan
+from tpcal.workflow import certification
 
 SIZES = Sizes(
     tower_width=32, tower_layers=1, tower_ffn=32, width=32, layers=4, ffn=32, heads=2, patch=16
@@ -137,6 +139,27 @@ def test_a_certificate_is_proven_and_kept_in_the_plan(tpcal: Tpcal, made: Path) 
     assert "Certified: at most 20 % of the answers change" in result.stdout
     assert "Certified: at most 20 %" in tpcal("show", "proven.yaml").stdout
     assert load_plan(made / "all.yaml").certificate is None
+
+
+def test_a_plan_that_changes_while_it_is_certified_is_not_replaced(
+    tpcal: Tpcal, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(load_plan(made / "plan.yaml"), cuts=(Cut(1, 1.0, "random"),))
+    other = replace(plan, name="another")
+    save_plan(plan, made / "busy.yaml")
+    plain = certification.certify
+
+    def meanwhile(*args: Any, **given: Any) -> Any:
+        save_plan(other, made / "busy.yaml")
+        return plain(*args, **given)
+
+    monkeypatch.setattr(certification, "certify", meanwhile)
+    few = ["--max-flips", "0.3", "--samples", "28", "--max-new-tokens", "1", *BUILT_IN]
+    result = tpcal("certify", "busy.yaml", "--seed", "5", *few)
+    assert result.exit_code == 0, result.stderr
+    assert "busy.yaml has changed meanwhile" in " ".join(result.stderr.split())
+    assert load_plan(made / "busy.yaml") == other
+    assert load_plan(made / "busy.certified.yaml").certificate is not None
 
 
 def test_plans_judged_on_the_same_samples_are_tested_ever_more_strictly(

@@ -17,10 +17,11 @@ from tpcal.calibrate.inputs.models import Loaded
 from tpcal.calibrate.inputs.sample_digests import unpack
 from tpcal.calibrate.inputs.samples import Samples
 from tpcal.calibrate.profile import DRAWN
-from tpcal.plans.errors import FitError, UsageError
+from tpcal.plans.errors import FitError, GuardrailError, UsageError
 from tpcal.plans.plan_records import OWN
 from tpcal.plans.progress import silent
 from tpcal.workflow.session import Drawn, PlanningSession
+from tpcal.workflow.step_settings import PlanLimits
 
 SETTINGS = tpcal.PlanningSettings(n_trials=2)
 SMALL: dict[str, Any] = {
@@ -163,3 +164,17 @@ def test_a_plan_names_the_samples_of_earlier_searches_too(
 
     of_many = seen(replace(SETTINGS, samples=28))
     assert of_many <= seen(SETTINGS)
+
+
+def test_a_limit_is_met_by_what_was_measured_and_not_by_a_prediction(
+    stored: tpcal.StoredProfile, loaded: Loaded
+) -> None:
+    limits = PlanLimits(max_loss=10.0)
+    in_no_time = replace(SETTINGS, timeout=1e-6)
+    with (
+        pytest.warns(UserWarning, match="--timeout"),
+        pytest.raises(GuardrailError, match="no plan was measured in time. Raise --timeout"),
+    ):
+        tpcal.find_plan(stored, 0.3, limits=limits, model=loaded, settings=in_no_time)
+    found = tpcal.find_plan(stored, 0.3, limits=limits, model=loaded, settings=SETTINGS)
+    assert found.plan.loss.measured
