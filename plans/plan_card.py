@@ -140,7 +140,7 @@ def _loss(plan: Plan, loss: Loss) -> Iterator[str]:
     ]
     titles = ("group of questions", "predicted, nats", "measured, nats", "answers changed")
     samples = {OWN: " on the samples that chose the cuts", FURTHER: " on others"}
-    where = samples.get(plan.provenance.get("measured_on", ""), "")
+    where = samples.get(str(plan.provenance.get("measured_on")), "")
     how = f"Measured with the whole plan{where}" if loss.measured else "Not measured"
     yield (
         "## Loss\n\nKL divergence from the unpruned model in nats per answer token, at most 1 a "
