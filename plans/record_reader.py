@@ -10,7 +10,7 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeVar, get_type_hints
 
-from tpcal.plans.yaml_files import MAX_DEPTH, MAX_DIGITS, is_unicode
+from tpcal.plans.yaml_files import MAX_DEPTH, MAX_DIGITS, text_problem
 
 Record = TypeVar("Record")
 MAX_LAYERS = 1_000
@@ -116,8 +116,8 @@ class Reader:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a value is text that can be encoded."""
-    return type(value) is str and is_unicode(value)
+    """Whether a value is text that a file can keep."""
+    return type(value) is str and text_problem(value) is None
 
 
 def _is_number(value: Any, integer: bool) -> bool:

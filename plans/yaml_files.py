@@ -70,14 +70,20 @@ def _check_scalar(node: Any, event: Any) -> None:
         raise _refused(event, "merge keys (<<) are not allowed")
     if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
         raise _refused(event, f"numbers must have at most {MAX_DIGITS} digits")
-    if not is_unicode(node.value):
-        raise _refused(event, "text must be Unicode; got half of a surrogate pair")
-    if "\x1b" in node.value:  # printed, it would command the terminal
-        raise _refused(event, "text must not hold the escape character")
+    if problem := text_problem(node.value):
+        raise _refused(event, f"text must {problem}")
 
 
 def _refused(event: Any, problem: str) -> yaml.YAMLError:
     return yaml.composer.ComposerError(None, None, problem, event.start_mark)
+
+
+def text_problem(text: str) -> str | None:
+    """What the text of a file must and this one does not; None if it can be kept."""
+    if not is_unicode(text):
+        return "be Unicode; got half of a surrogate pair"
+    # Printed, the escape character would command the terminal.
+    return "not hold the escape character" if "\x1b" in text else None
 
 
 def is_unicode(text: str) -> bool:

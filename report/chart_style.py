@@ -93,9 +93,9 @@ def nats_axis(
     )
 
 
-def top_of(losses: Iterable[float | None]) -> float:
-    """The upper end of a `nats_axis` that shows all these losses."""
-    return max(5.0, 1.3 * max((loss for loss in losses if loss is not None), default=0.0))
+def top_of(losses: Iterable[float | None], least: float = 5.0) -> float:
+    """The upper end of a `nats_axis` that shows all these losses, at least ``least``."""
+    return max(least, 1.3 * max((loss for loss in losses if loss is not None), default=0.0))
 
 
 def layer_axis(

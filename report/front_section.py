@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcal.plans.formats import count, nats
 from tpcal.plans.plan_records import Cut
-from tpcal.report.chart_style import FAINT, INK, QUIET, axis, frame, nats_axis, plain
+from tpcal.report.chart_style import FAINT, INK, QUIET, axis, frame, nats_axis, plain, top_of
 from tpcal.report.elements import Chart, HtmlTable, Section, figure, rounded, spoken
 from tpcal.report.front_references import Mark, best_published, controls, presets
 from tpcal.report.label_places import HALF, placed
@@ -55,7 +55,7 @@ def front_chart(material: Material, marks: Sequence[Mark]) -> Chart:
         *(y for _, y in own_places),
     ]
     low = min([v for v in values if v > LOWEST] or [1e-3]) / 2
-    high = 1.3 * max(*values, 0.1)
+    high = top_of(values, 0.13)
     fronts = [material.predicted_front, *([front] if solid else [])]
     lines = [[(p.layer_average_keep, p.loss) for p in line if p.loss > low] for line in fronts]
     where = _names(marks, own_places, lines, low, high)

